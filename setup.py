@@ -1,0 +1,5 @@
+"""Everything that needs no code to say stands in pyproject.toml."""
+
+from setuptools import setup
+
+setup()
