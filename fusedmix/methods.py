@@ -1,0 +1,82 @@
+"""What a method is to a sampler: a row of numbers.
+
+Samplers are operators, and operators take tensors. A module therefore hands them a float64 tensor on the CPU with
+one row per method it may draw (one for CutMix, two for a RandomMix of two) and the columns below. Because it is a
+tensor, a schedule may change α between two steps of a compiled model without a recompilation.
+"""
+
+from __future__ import annotations
+
+import math
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+
+class Method(IntEnum):
+    """A formula of METHODS: which mask follows from λ. The numbers are part of every backend's contract."""
+
+    MIXUP = 0
+    CUTMIX = 1
+    HMIX_RELEASED = 2
+    HMIX_PAPER = 3
+    GMIX_RELEASED = 4
+    GMIX_PAPER = 5
+    SAMPLE_PAIRING = 6
+
+    @property
+    def has_centre(self) -> bool:
+        """Whether the mask has a centre to draw."""
+        return self not in (Method.MIXUP, Method.SAMPLE_PAIRING)
+
+
+class Column(IntEnum):
+    """The columns of a spec."""
+
+    METHOD = 0
+    WEIGHT = 1  # probability of this row, the rows summing to 1
+    P = 2  # probability that the method, once chosen, is applied
+    ALPHA = 3  # λ ~ Beta(α, α); α <= 0 means λ = 1
+    LAM = 4  # λ itself where it is fixed, else NaN
+    LAM_MIN = 5
+    LAM_MAX = 6
+    RATIO = 7  # HMix: the share of the mixing that the box does
+
+
+class Pairing(IntEnum):
+    """How partners are found. ROLL and FLIP are formulas, so a kernel that knows them loads no partner indices."""
+
+    ROLL = 0
+    FLIP = 1
+    RANDOM = 2
+    CROSS_CLASS = 3
+    SAME_CLASS = 4
+
+
+class Per(IntEnum):
+    """How many draws a batch gets."""
+
+    BATCH = 0
+    PAIR = 1
+    SAMPLE = 2
+
+    def draws(self, batch_size: int) -> int:
+        """Number of independent draws for a batch."""
+        return (1, (batch_size + 1) // 2, batch_size)[self]
+
+
+def spec_row(
+    method: Method,
+    *,
+    alpha: float = 1.0,
+    lam: float = math.nan,
+    lam_range: tuple[float, float] = (0.0, 1.0),
+    ratio: float = 1.0,
+) -> Tensor:
+    """One row of a spec: float64, on the CPU whatever the default device."""
+    return torch.tensor(
+        [[float(method), 1.0, 1.0, alpha, lam, lam_range[0], lam_range[1], ratio]],
+        dtype=torch.float64,
+        device="cpu",
+    )

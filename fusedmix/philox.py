@@ -1,0 +1,99 @@
+"""Counter-based random numbers: Philox4x32-10, and what is made of its words.
+
+A draw is a pure function of (seed, logical index, stream, call): no state, no order, no thread ids. So the same
+seed gives the same numbers on every device and however the work is split.
+
+Source: Salmon, Moraes, Dror, Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011.
+All functions work on int64 tensors that hold 32-bit words, because PyTorch's uint32 has no arithmetic.
+"""
+
+from __future__ import annotations
+
+import math
+from enum import IntEnum
+
+from torch import Tensor
+
+_MASK = 0xFFFFFFFF
+_MULTIPLIER = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+
+Words = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+class Stream(IntEnum):
+    """What a counter is used for: the third word of the counter, part of what a seed means. Never renumber."""
+
+    LAM = 0  # call 0 and 1: the four uniforms of λ
+    CENTRE = 1  # words 0, 1, 2: the centre along the last, second to last, third to last axis
+    CHOICE = 2  # words 0-1: which method; words 2-3: whether the batch's p lets the sample be mixed
+    APPLY = 3  # words 0-1: whether the chosen method's own p lets it
+    PARTNER = 4  # words 0-1: the sort key of the random permutation
+    CLASS = 5  # words 0-1: the sort key of a class (index = the class), cross_class
+    SHIFT = 6  # words 0-1 at index 0: the rotation of cross_class
+
+
+def philox4x32(counter: Words, key: tuple[Tensor, Tensor]) -> Words:
+    """Ten rounds of Philox on a counter of four and a key of two 32-bit words (int64 tensors, broadcast)."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        # A product of two 32-bit words may pass 2^63; int64 wraps, and the mask recovers the true upper half.
+        low = c0 * _MULTIPLIER[0]
+        high = c2 * _MULTIPLIER[1]
+        c0, c1, c2, c3 = (
+            ((high >> 32) & _MASK) ^ c1 ^ k0,
+            high & _MASK,
+            ((low >> 32) & _MASK) ^ c3 ^ k1,
+            low & _MASK,
+        )
+        k0 = (k0 + _WEYL[0]) & _MASK
+        k1 = (k1 + _WEYL[1]) & _MASK
+    return c0, c1, c2, c3
+
+
+def words(seed: Tensor, index: Tensor, stream: Stream, call: int = 0) -> Words:
+    """The four words at a logical index.
+
+    Args:
+        seed: int64 scalar, all 64 bits used as the key.
+        index: int64, any shape and value (64 bits): the first half of the counter.
+        stream, call: the second half of the counter.
+    """
+    zero = index * 0
+    counter = (index & _MASK, (index >> 32) & _MASK, zero + int(stream), zero + call)
+    return philox4x32(counter, (seed & _MASK, (seed >> 32) & _MASK))
+
+
+def uniform(high: Tensor, low: Tensor) -> Tensor:
+    """float64 uniform in (0, 1), never 0 or 1 and symmetric about ½, from 52 bits of two words."""
+    bits = (high << 20) | (low >> 12)
+    return (2 * bits + 1).double() * 2.0**-53
+
+
+def below(word: Tensor, n: int) -> Tensor:
+    """Integer uniform in 0..n-1 by multiply-shift; no probability is off by more than 2^-32 (Lemire 2019)."""
+    return (word * n) >> 32
+
+
+def sort_key(high: Tensor, low: Tensor) -> Tensor:
+    """63 bits of two words as a non-negative int64: equal keys, for which order decides, once in 2^63 pairs."""
+    return (high << 31) | (low >> 1)
+
+
+def symmetric_beta(seed: Tensor, index: Tensor, alpha: Tensor) -> Tensor:
+    """Beta(α, α) for every α > 0, exact, without rejection, as float64; α broadcasts against index.
+
+    Y ~ Beta(α+1, α+1) by Ulrich's polar formula (Ulrich, "Computer generation of distributions on the m-sphere",
+    Applied Statistics 33, 1984; Devroye, "Random variate generation in one line of code", 1996):
+    Y = (1 + t)/2, t = cos(2πV) √(1 − U^(2/(2α+1))). Stuart's boost G(α) = G(α+1)·U^(1/α) then takes both gammas
+    that make up Y from α+1 to α. Their ratio is formed from logarithms, so α = 0.01, where U^(1/α) is 1e-100 as
+    often as not, neither underflows nor divides 0 by 0.
+    """
+    u = words(seed, index, Stream.LAM, 0)
+    v = words(seed, index, Stream.LAM, 1)
+    radius = (-((2.0 / (2.0 * alpha + 1.0)) * uniform(u[0], u[1]).log()).expm1()).sqrt()
+    t = radius * (2.0 * math.pi * uniform(u[2], u[3])).cos()
+    boost = (uniform(v[0], v[1]).log() - uniform(v[2], v[3]).log()) / alpha
+    logit = t.log1p() - (-t).log1p() + boost
+    return 1.0 / (1.0 + (-logit).exp())
