@@ -1,0 +1,154 @@
+"""The meaning of every operator, in PyTorch: the oracle that the kernels are tested against. Slow and readable.
+
+Blends are rounded once: the difference of the partners in the compute dtype (float32; float64 for float64 images),
+then w·(a-b) + b as if exact, then the rounding to the image's dtype.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fusedmix import draws
+from fusedmix.checks import class_range
+from fusedmix.draws import PlanTensors, Request
+from fusedmix.formulas import Kind, padded
+from fusedmix.methods import Per
+
+_CHUNK = 1 << 22  # pixels blended at a time: bounds the float64 temporaries to some 100 MB
+
+
+def mask(kind: Tensor, geometry: Tensor, value: Tensor, size: tuple[int, ...]) -> Tensor:
+    """(n, *size) float32 masks from their numbers (fusedmix/formulas.py has the table)."""
+    sides = padded(size)
+    device = kind.device
+
+    def along(axis: int, x: Tensor) -> Tensor:
+        return x.reshape([-1] + [x.shape[1] if a == axis else 1 for a in range(3)])
+
+    inside = torch.ones((), dtype=torch.bool, device=device)
+    gaussian = torch.ones((), dtype=torch.float64, device=device)
+    rate = value[:, :1].double()
+    for axis, side in enumerate(sides):
+        pixel = torch.arange(side, device=device)
+        first, stop = geometry[:, axis, None], geometry[:, axis + 3, None]
+        inside = inside & along(axis, (pixel >= first) & (pixel < stop))
+        gaussian = gaussian * along(axis, (-rate * (pixel - first).double().square()).exp())
+
+    kind = kind.reshape(-1, 1, 1, 1)
+    outer, inner = value[:, 0].reshape(-1, 1, 1, 1), value[:, 1].reshape(-1, 1, 1, 1)
+    m = torch.where(inside & (kind == Kind.BOX), inner, outer)
+    m = torch.where(kind == Kind.GAUSSIAN, gaussian.float(), m)
+    m = torch.where(kind == Kind.GAUSSIAN_COMPLEMENT, (1.0 - gaussian).float(), m)
+    return m.reshape([kind.shape[0], *size])
+
+
+def blend(w: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """w·a + (1-w)·b with float32 weights in [0, 1], rounded once.
+
+    Exactly a where w is 1 or both are equal and exactly b where w is 0, whatever infinities and NaN stand in the
+    other one: a box is a copy. uint8 rounds to nearest, ties to even, and saturates.
+    """
+    compute = torch.float64 if a.dtype == torch.float64 else torch.float32
+    x, y = a.to(compute), b.to(compute)
+    mixed = (w.double() * (x - y).double() + y.double()).to(compute)
+    if a.dtype == torch.uint8:
+        mixed = mixed.round().clamp(0, 255)
+    mixed = torch.where((w == 1) | (a == b), a, mixed.to(a.dtype))
+    return torch.where(w == 0, b, mixed)
+
+
+def mix(
+    x: Tensor,
+    partner: Tensor,
+    kind: Tensor,
+    geometry: Tensor,
+    value: Tensor,
+    ndim: int,
+    pairing: int,
+    per: int,
+) -> Tensor:
+    """M ⊙ x + (1-M) ⊙ x[partner] (Park 2022, eq. 1) in the layout of x; its last `ndim` dims are spatial."""
+    partner, kind, geometry, value = (t.to(x.device) for t in (partner, kind, geometry, value))
+    out = torch.empty_like(x)
+    step = max(1, _CHUNK * x.shape[0] // max(1, x.numel()))
+    for start in range(0, x.shape[0], step):
+        rows = slice(start, start + step)
+        m = _mask_for(x, kind[rows], geometry[rows], value[rows], ndim, per)
+        out[rows] = blend(m, x[rows], x[partner[rows]])
+    return out
+
+
+def mix_(
+    x: Tensor,
+    partner: Tensor,
+    kind: Tensor,
+    geometry: Tensor,
+    value: Tensor,
+    ndim: int,
+    pairing: int,
+    per: int,
+) -> None:
+    """The same, in place."""
+    x.copy_(mix(x, partner, kind, geometry, value, ndim, pairing, per))
+
+
+def mix_adjoint(
+    grad: Tensor,
+    partner: Tensor,
+    kind: Tensor,
+    geometry: Tensor,
+    value: Tensor,
+    ndim: int,
+    pairing: int,
+    per: int,
+) -> Tensor:
+    """The gradient of mix: M_i·g_i + (1-M_j)·g_j with partner(j) = i, rounded once."""
+    partner, kind, geometry, value = (t.to(grad.device) for t in (partner, kind, geometry, value))
+    inverse = torch.empty_like(partner).scatter_(0, partner, torch.arange(partner.shape[0], device=grad.device))
+    out = torch.empty_like(grad)
+    step = max(1, _CHUNK * grad.shape[0] // max(1, grad.numel()))
+    for start in range(0, grad.shape[0], step):
+        i = slice(start, start + step)
+        j = inverse[i]
+        own = _mask_for(grad, kind[i], geometry[i], value[i], ndim, per).double()
+        lent = 1.0 - _mask_for(grad, kind[j], geometry[j], value[j], ndim, per).double()
+        # An overflowed gradient must not turn into NaN where its weight is 0.
+        out[i] = torch.where(own == 0, 0.0, own * grad[i].double()) + torch.where(
+            lent == 0, 0.0, lent * grad[j].double()
+        )
+    return out
+
+
+def mix_labels(labels: Tensor, partner: Tensor, weight: Tensor, num_classes: int, label_smoothing: float) -> Tensor:
+    """(B, K) soft labels w·y + (1-w)·y[partner]: both products rounded, then their sum, as torchvision does.
+
+    In one-hot labels a class outside 0..K-1 is an error on the CPU and a row without a one elsewhere.
+    """
+    partner, weight = partner.to(labels.device), weight.to(labels.device)
+    if labels.ndim == 1:
+        class_range(labels, num_classes)
+        index = torch.arange(num_classes, device=labels.device)
+        y = (labels.long().unsqueeze(1) == index).float()
+    else:
+        y = labels if labels.is_floating_point() else labels.float()
+    if label_smoothing:
+        y = y * (1.0 - label_smoothing) + label_smoothing / num_classes
+    compute = torch.float64 if y.dtype == torch.float64 else torch.float32
+    own = y.to(compute) * weight.to(compute).unsqueeze(1)
+    lent = y[partner].to(compute) * (1.0 - weight).to(compute).unsqueeze(1)
+    return lent.to(y.dtype) + own.to(y.dtype)
+
+
+def sample(request: Request, seed: Tensor, device: torch.device) -> PlanTensors:
+    """Everything random about a batch from Philox (fusedmix/draws.py)."""
+    return draws.device(request, seed, device)
+
+
+def _mask_for(x: Tensor, kind: Tensor, geometry: Tensor, value: Tensor, ndim: int, per: int) -> Tensor:
+    """Masks (n, 1, ..., 1, *S) that broadcast against x; with ndim 0 (constant masks) S is (). n is 1 per batch."""
+    if per == Per.BATCH:
+        kind, geometry, value = kind[:1], geometry[:1], value[:1]
+    size = tuple(x.shape[x.ndim - ndim :])
+    m = mask(kind, geometry, value, size) if ndim else value[:, 0]
+    return m.reshape([kind.shape[0]] + [1] * (x.ndim - 1 - ndim) + list(size))

@@ -1,0 +1,191 @@
+"""Checks of arguments. Each raises before any work is done, naming the argument, what came and what is allowed."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusedmix.plan import MixPlan
+
+IMAGE_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.uint8)
+INTEGER_DTYPES = (
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint8,
+    torch.uint16,
+    torch.uint32,
+    torch.uint64,
+)
+
+
+class InplaceError(ValueError, RuntimeError):
+    """A tensor cannot be mixed in place. (Autograd's own complaints about in-place calls are RuntimeErrors.)"""
+
+
+def names(dtypes: Sequence[torch.dtype]) -> str:
+    """The dtypes as users write them, without the prefix."""
+    return ", ".join(str(d).removeprefix("torch.") for d in dtypes)
+
+
+def number(name: str, x: Any, low: float = -math.inf, high: float = math.inf, *, open_low: bool = False) -> float:
+    """`x` as a float in [low, high], or (low, high] if open_low."""
+    if isinstance(x, bool) or not isinstance(x, numbers.Real):
+        raise TypeError(f"{name} must be a number, but got {x!r} of type {type(x).__name__}.")
+    value = float(x)
+    finite = -math.inf < value < math.inf  # math.isfinite does not take torch.compile's symbolic floats
+    if not finite or not (low < value if open_low else low <= value) or value > high:
+        if math.isinf(low) and math.isinf(high):
+            allowed = "finite"
+        elif math.isinf(high):
+            allowed = f"finite and {'>' if open_low else '>='} {low:g}"
+        else:
+            allowed = f"in {'(' if open_low else '['}{low:g}, {high:g}]"
+        raise ValueError(f"{name} must be {allowed}, but got {x!r}.")
+    return value
+
+
+def integer(name: str, x: Any, low: int, high: int | None = None) -> int:
+    """`x` as an int of at least `low` and at most `high`. Symbolic ints of torch.compile pass as they are."""
+    if isinstance(x, bool) or not isinstance(x, (numbers.Integral, torch.SymInt)):
+        raise TypeError(f"{name} must be an int, but got {x!r} of type {type(x).__name__}.")
+    if x < low or (high is not None and x > high):  # type: ignore[operator]
+        allowed = f">= {low}" if high is None else f"in [{low}, {high}]"
+        raise ValueError(f"{name} must be {allowed}, but got {x!r}.")
+    return x  # type: ignore[return-value]
+
+
+def choice(name: str, x: Any, allowed: Sequence[str]) -> str:
+    """`x`, if it is one of the allowed strings."""
+    if not isinstance(x, str):
+        raise TypeError(f"{name} must be a str, one of {', '.join(allowed)}, but got {x!r}.")
+    if x not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, but got {x!r}.")
+    return x
+
+
+def boolean(name: str, x: Any) -> bool:
+    """`x`, if it is a bool."""
+    if not isinstance(x, bool):
+        raise TypeError(f"{name} must be a bool, but got {x!r} of type {type(x).__name__}.")
+    return x
+
+
+def interval(name: str, x: Any) -> tuple[float, float]:
+    """`x` as (low, high) with 0 <= low <= high <= 1."""
+    if not isinstance(x, Sequence) or isinstance(x, str) or len(x) != 2:
+        raise TypeError(f"{name} must be a pair (low, high) or None, but got {x!r}.")
+    low, high = number(f"{name}[0]", x[0], 0.0, 1.0), number(f"{name}[1]", x[1], 0.0, 1.0)
+    if low > high:
+        raise ValueError(f"{name} must have low <= high, but got {x!r}.")
+    return low, high
+
+
+def sides(name: str, x: Any) -> tuple[int, ...]:
+    """`x` as 1 to 3 spatial sides, each at least 1 pixel."""
+    if not isinstance(x, Sequence) or isinstance(x, str):
+        raise TypeError(f"{name} must be a sequence of 1 to 3 ints, but got {x!r} of type {type(x).__name__}.")
+    if not 1 <= len(x) <= 3:
+        raise ValueError(f"{name} must have 1 to 3 spatial dims, but got {tuple(x)!r}.")
+    return tuple(integer(f"{name}[{i}]", side, 1) for i, side in enumerate(x))
+
+
+def tensor(name: str, x: Any) -> Tensor:
+    """`x`, if it is a tensor."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a tensor, but got {type(x).__name__}.")
+    return x
+
+
+def batch(name: str, x: Any) -> Tensor:
+    """`x`, if it is a tensor with a batch dim and a dtype that can be blended."""
+    tensor(name, x)
+    if x.ndim < 1:
+        raise ValueError(f"{name} must have a batch dim, but got a tensor of shape {tuple(x.shape)}.")
+    if x.dtype not in IMAGE_DTYPES:
+        raise ValueError(f"{name} must have one of the dtypes {names(IMAGE_DTYPES)}, but got {x.dtype}.")
+    return x
+
+
+def labels(x: Any, num_classes: int | None) -> Tensor:
+    """`x`, if it is (B,) integer classes or (B, K) soft labels that fit num_classes."""
+    if not isinstance(x, Tensor):
+        raise ValueError(f"The labels must be a tensor, but got {type(x)} instead.")
+    if x.ndim not in (1, 2):
+        raise ValueError(
+            "labels should be index based with shape (batch_size,) or probability based with shape "
+            f"(batch_size, num_classes), but got a tensor of shape {tuple(x.shape)} instead."
+        )
+    if x.dtype.is_complex:
+        raise ValueError(f"labels must have a real dtype, but got {x.dtype}.")
+    if x.ndim == 1 and x.dtype not in INTEGER_DTYPES:
+        raise ValueError(f"1D labels must have one of the dtypes {names(INTEGER_DTYPES)}, but got {x.dtype}.")
+    if x.ndim == 2 and num_classes is not None and x.shape[1] != num_classes:
+        raise ValueError(
+            "When passing 2D labels, their last dimension must match num_classes, "
+            f"but got {x.shape[1]} != {num_classes}. num_classes may be None for 2D labels."
+        )
+    return x
+
+
+def dense_labels(x: Any, num_classes: int | None) -> int:
+    """The number of classes of dense targets made from labels `x`."""
+    labels(x, num_classes)
+    if x.ndim == 2:
+        return x.shape[1]
+    if num_classes is None:
+        raise ValueError("num_classes must be passed if the labels are index-based (1D), but got None.")
+    return num_classes
+
+
+def same_batch(name: str, x: Tensor, plan: Any) -> None:
+    """Raises unless `plan` is a plan for as many samples as `x` has."""
+    if not isinstance(plan, MixPlan):
+        raise TypeError(f"plan must be a MixPlan, but got {type(plan).__name__}.")
+    if x.shape[0] != plan.batch_size:
+        raise ValueError(
+            f"The batch size of {name} does not match the plan: {x.shape[0]} != {plan.batch_size} "
+            f"({name} has shape {tuple(x.shape)})."
+        )
+
+
+def class_range(labels: Tensor, num_classes: int, name: str = "labels") -> None:
+    """Raises ValueError if a class is outside 0..num_classes-1.
+
+    Always checked on the CPU. On a GPU it would wait for the device, so only if FUSEDMIX_CHECK_LABELS=1 asks for it.
+    Inside a traced graph it would break the graph; operators check when they run.
+    """
+    if torch.compiler.is_compiling() or labels.numel() == 0:
+        return
+    if labels.device.type != "cpu" and os.environ.get("FUSEDMIX_CHECK_LABELS") != "1":
+        return
+    low, high = (int(v) for v in labels.long().aminmax())
+    if low < 0 or high >= num_classes:
+        raise ValueError(
+            f"{name} must be in [0, num_classes) = [0, {num_classes}), but got {low if low < 0 else high}."
+        )
+
+
+def writable(name: str, x: Tensor) -> None:
+    """Raises InplaceError if writing into `x` would give wrong gradients or depend on the order of writes."""
+    if x.requires_grad and torch.is_grad_enabled():
+        raise InplaceError(
+            f"{name} requires grad and cannot be mixed in place while grad is enabled: its old values would be lost "
+            "to autograd. Use fusedmix.mix (inplace=False), or torch.no_grad()."
+        )
+    # Sorted by stride, each dim must step over all that the smaller ones span.
+    span = 0
+    for stride, side in sorted((st, si) for st, si in zip(x.stride(), x.shape, strict=True) if si > 1):
+        if stride <= span and x.numel():
+            raise InplaceError(
+                f"{name} cannot be mixed in place: its memory overlaps itself, shape {tuple(x.shape)} with strides "
+                f"{x.stride()} (from expand or unfold). Use fusedmix.mix (inplace=False) or clone it first."
+            )
+        span += stride * (side - 1)

@@ -1,0 +1,109 @@
+"""The second half: apply a plan to images and labels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusedmix import backends, checks
+from fusedmix.ops import Mix
+from fusedmix.plan import MixPlan
+
+
+def mix(x: Tensor, plan: MixPlan, *, backend: str | None = None) -> Tensor:
+    """Mixes a batch out of place: M ⊙ x + (1-M) ⊙ x[partner] (Park 2022, eq. 1).
+
+    Differentiable any number of times in x; the plan is a constant. Masks and λ are float32 and never pass through the
+    dtype of x. Where M is 1 the result is x bit for bit, where M is 0 the partner.
+
+    Args:
+        x: (B, ..., *plan.size): images, volumes, sequences, videos; contiguous, channels_last or sliced. float32,
+            float16, bfloat16, float64 or uint8 (rounded to nearest, ties to even). If all masks of the plan are
+            constant (MixUp, SamplePairing), any (B, ...).
+        plan: a plan for B samples of that size, on any device.
+        backend: an implementation by name; None chooses (`fusedmix info` shows which).
+
+    Returns:
+        A new tensor of the dtype and the memory format of x.
+
+    Raises:
+        TypeError, ValueError: x or plan is of the wrong type, dtype or shape.
+        BackendError: the backend asked for cannot run here.
+    """
+    operators, masks = _prepare("x", x, plan, backend)
+    if x.requires_grad and torch.is_grad_enabled():
+        return Mix.apply(operators, x, *masks)
+    return operators.mix(x, *masks)
+
+
+def mix_(x: Tensor, plan: MixPlan, *, backend: str | None = None) -> Tensor:
+    """Mixes a batch in place, as `mix` does out of place, and returns it. Bumps the version of x.
+
+    Raises:
+        InplaceError (a ValueError and a RuntimeError): x requires grad while grad is enabled, or its memory overlaps
+            itself (expand, unfold).
+        And what `mix` raises. Nothing has been written then.
+    """
+    operators, masks = _prepare("x", x, plan, backend)
+    checks.writable("x", x)
+    operators.mix_(x, *masks)
+    if not torch.compiler.is_compiling():  # where tracing, PyTorch sees the mutation in the operator's schema
+        torch.autograd.graph.increment_version(x)
+    return x
+
+
+def mix_labels(
+    labels: Tensor,
+    plan: MixPlan,
+    *,
+    num_classes: int | None = None,
+    label_smoothing: float = 0.0,
+    backend: str | None = None,
+) -> Tensor:
+    """Mixes labels into dense soft targets: weight·y + (1-weight)·y[partner] (Park 2022, eq. 1).
+
+    Args:
+        labels: (B,) integer classes in [0, num_classes), of any width; or (B, K) one-hot, soft or multi-hot labels.
+        plan: a plan for B samples, on any device.
+        num_classes: K; may be None for (B, K) labels.
+        label_smoothing: ε in [0, 1]: y becomes (1-ε)·y + ε/K before it is mixed (Szegedy 2016).
+        backend: as in `mix`.
+
+    Returns:
+        (B, K) on the device of the labels: float32, or the labels' own dtype if they are floating point.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong type, dtype or shape; a class is outside [0, num_classes) (on
+            the CPU; elsewhere checked only if the environment variable FUSEDMIX_CHECK_LABELS is 1, because the check
+            waits for the device: without it such a label gives a row without a one).
+    """
+    if num_classes is not None:
+        checks.integer("num_classes", num_classes, 1)
+    classes = checks.dense_labels(labels, num_classes)
+    label_smoothing = checks.number("label_smoothing", label_smoothing, 0.0, 1.0)
+    checks.same_batch("labels", labels, plan)
+    operators = backends.operators(labels.device.type, backend)
+    return operators.mix_labels(labels, plan.partner, plan.weight, classes, label_smoothing)
+
+
+def _prepare(name: str, x: Tensor, plan: MixPlan, backend: str | None) -> tuple[Any, tuple[Any, ...]]:
+    """Checks x against the plan; the operators that serve it and what they take after x."""
+    checks.batch(name, x)
+    checks.same_batch(name, x, plan)
+    ndim = 0 if plan.constant else len(plan.size)
+    if ndim and tuple(x.shape[max(1, x.ndim - ndim) :]) != plan.size:
+        raise ValueError(
+            f"{name} must end in the spatial size of the plan, {plan.size}, but got shape {tuple(x.shape)}."
+        )
+    operators = backends.operators(x.device.type, backend)
+    return operators, (
+        plan.partner,
+        plan.kind,
+        plan.geometry,
+        plan.value,
+        ndim,
+        int(plan.pairing),
+        int(plan.per),
+    )

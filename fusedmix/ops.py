@@ -1,0 +1,184 @@
+"""The operators: schemas, tags, fakes and gradients, once for every backend.
+
+A backend is a module of functions (backends/reference.py has the meaning of each) registered in the namespace
+`fusedmix_<backend>`. What is drawn on the host, and the seeds of what is drawn on the device, come from two operators
+of the namespace `fusedmix`: tagged as random and opaque to torch.compile, so that nothing drawn is frozen into a graph.
+
+Operators neither check nor differentiate: fusedmix/functional.py does both, and enters the autograd.Functions at the
+end of this file only if a gradient is needed (a call through autograd costs several times a plain one).
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusedmix import draws
+from fusedmix.backends import reference
+from fusedmix.draws import PlanTensors, Request
+from fusedmix.methods import Pairing, Per
+
+_REQUEST = "Tensor spec, SymInt batch_size, SymInt[] size, int pairing, int per, float p, Tensor? lam, Tensor? labels"
+_PLAN = "(Tensor partner, Tensor lam, Tensor weight, Tensor kind, Tensor geometry, Tensor value)"
+_MASKS = "Tensor partner, Tensor kind, Tensor geometry, Tensor value, int ndim, int pairing, int per"
+
+# The operators that every backend has.
+_SCHEMAS = {
+    "sample": f"({_REQUEST}, Tensor seed, Device device) -> {_PLAN}",
+    "mask": "(Tensor kind, Tensor geometry, Tensor value, SymInt[] size) -> Tensor",
+    "mix": f"(Tensor x, {_MASKS}) -> Tensor",
+    "mix_": f"(Tensor(a!) x, {_MASKS}) -> ()",
+    "mix_adjoint": f"(Tensor grad, {_MASKS}) -> Tensor",
+    "mix_labels": (
+        "(Tensor labels, Tensor partner, Tensor weight, SymInt num_classes, float label_smoothing) -> Tensor"
+    ),
+}
+_RANDOM = (torch.Tag.pt2_compliant_tag, torch.Tag.nondeterministic_seeded)
+
+
+def _empty_plan(batch_size: int, device: torch.device) -> PlanTensors:
+    def empty(dtype: torch.dtype, *shape: int) -> Tensor:
+        return torch.empty((batch_size, *shape), dtype=dtype, device=device)
+
+    return (
+        empty(torch.int64),
+        empty(torch.float32),
+        empty(torch.float64),
+        empty(torch.int32),
+        empty(torch.int32, 6),
+        empty(torch.float32, 2),
+    )
+
+
+def _fake_sample(*args: Any) -> PlanTensors:
+    return _empty_plan(args[1], args[-1])
+
+
+def _fake_mask(kind: Tensor, geometry: Tensor, value: Tensor, size: tuple[int, ...]) -> Tensor:
+    return value.new_empty((kind.shape[0], *size))
+
+
+def _fake_like(x: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _fake_mix_labels(labels: Tensor, partner: Tensor, weight: Tensor, num_classes: int, _: float) -> Tensor:
+    dtype = labels.dtype if labels.ndim == 2 and labels.is_floating_point() else torch.float32
+    return labels.new_empty((labels.shape[0], num_classes), dtype=dtype)
+
+
+_FAKES: dict[str, Callable[..., Any]] = {
+    "sample": _fake_sample,
+    "mask": _fake_mask,
+    "mix": _fake_like,
+    "mix_": lambda *_: None,
+    "mix_adjoint": _fake_like,
+    "mix_labels": _fake_mix_labels,
+}
+
+
+def _define(backend: str, module: ModuleType) -> torch.library.Library:
+    """Defines every operator in the backend's namespace and registers the module's functions for all devices."""
+    library = torch.library.Library(f"fusedmix_{backend}", "DEF")
+    for name, schema in _SCHEMAS.items():
+        library.define(name + schema, tags=torch.Tag.pt2_compliant_tag)
+        function = getattr(module, name)
+        if name == "sample":
+            function = _with_request(function)
+        library.impl(name, function, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"fusedmix_{backend}::{name}", _FAKES[name], lib=library)
+    return library
+
+
+def _request(*args: Any) -> Request:
+    spec, batch_size, size, pairing, per, p, lam, labels = args
+    return Request(spec, batch_size, tuple(size), Pairing(pairing), Per(per), p, lam, labels)
+
+
+def _with_request(sample: Any) -> Any:
+    return lambda *args: sample(_request(*args[:-2]), *args[-2:])
+
+
+# torch.compile cannot put a generator into a graph, so operators are given its number here.
+_GENERATORS: weakref.WeakValueDictionary[int, torch.Generator] = weakref.WeakValueDictionary()
+
+
+def generator_key(generator: torch.Generator | None) -> int:
+    """The number by which operators know a generator while it lives; 0 for torch's default one."""
+    if generator is None:
+        return 0
+    _GENERATORS[id(generator)] = generator
+    return id(generator)
+
+
+def _generator(key: int) -> torch.Generator | None:
+    return _GENERATORS[key] if key else None
+
+
+def _sample_host(*args: Any) -> PlanTensors:
+    *request, generator, seed = args
+    if seed is not None:
+        return draws.host(_request(*request), torch.Generator("cpu").manual_seed(seed))
+    return draws.host(_request(*request), _generator(generator))
+
+
+def _draw_seed(generator: int, device: torch.device) -> Tensor:
+    return torch.empty((), dtype=torch.int64, device=device).random_(generator=_generator(generator))
+
+
+_HOST = torch.library.Library("fusedmix", "DEF")
+_HOST.define(f"sample_host({_REQUEST}, int generator, SymInt? seed) -> {_PLAN}", tags=_RANDOM)
+_HOST.impl("sample_host", _sample_host, "CompositeExplicitAutograd")
+torch.library.register_fake("fusedmix::sample_host", lambda *args: _empty_plan(args[1], torch.device("cpu")), lib=_HOST)
+_HOST.define("draw_seed(int generator, Device device) -> Tensor", tags=_RANDOM)
+_HOST.impl("draw_seed", _draw_seed, "CompositeExplicitAutograd")
+torch.library.register_fake(
+    "fusedmix::draw_seed", lambda _, device: torch.empty((), dtype=torch.int64, device=device), lib=_HOST
+)
+_REFERENCE = _define("reference", reference)
+
+
+class Mix(torch.autograd.Function):
+    """x̃ is linear in x, so its backward is one operator and the backward of that is mix again."""
+
+    @staticmethod
+    def forward(operators: Any, x: Tensor, *masks: Any) -> Tensor:
+        return operators.mix(x, *masks)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _save(ctx, inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        return None, MixAdjoint.apply(ctx.operators, grad, *ctx.saved_tensors, *ctx.hints), *_NO_GRADIENTS
+
+
+class MixAdjoint(torch.autograd.Function):
+    """The backward of Mix, itself differentiable."""
+
+    @staticmethod
+    def forward(operators: Any, grad: Tensor, *masks: Any) -> Tensor:
+        return operators.mix_adjoint(grad, *masks)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _save(ctx, inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        return None, Mix.apply(ctx.operators, grad, *ctx.saved_tensors, *ctx.hints), *_NO_GRADIENTS
+
+
+_NO_GRADIENTS = (None,) * 7  # partner, kind, geometry, value, ndim, pairing, per
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...]) -> None:
+    ctx.operators, _, *masks = inputs
+    ctx.save_for_backward(*masks[:4])
+    ctx.hints = masks[4:]

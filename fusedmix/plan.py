@@ -1,0 +1,109 @@
+"""The plan: everything drawn for one batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from fusedmix import backends
+from fusedmix.methods import Pairing, Per
+
+
+@dataclass(frozen=True)
+class MixPlan:
+    """Everything drawn for one batch of B samples: who is mixed with whom, by which mask, at which label weight.
+
+    Made by the `sample` method of a mixing module; consumed by `mix`, `mix_`, `mix_labels`, `mix_cross_entropy`.
+    A plan is a pytree whose leaves are its tensors. Masks are not stored: they are computed from at most eight numbers.
+
+    Attributes:
+        partner: (B,) int64, a permutation: sample i is mixed with sample partner[i].
+        lam: (B,) float32, the mixing coefficient λ, the share of the sample itself; 1 for a sample left as it is.
+        weight: (B,) float64, the label weight of the sample itself: the realised mean of its mask (SamplePairing: 1).
+        kind: (B,) int32, the formula of the mask (`fusedmix.formulas.Kind`).
+        geometry: (B, 6) int32, its box or centre.
+        value: (B, 2) float32, its values or rate.
+        size: the spatial sides, 1 to 3 of them, in pixels.
+        pairing: how the partners were found.
+        per: how many draws the batch got.
+        constant: whether every mask is λ everywhere whatever was drawn, so that the plan fits signals of any size.
+        binary: whether every mask is 0 or 1 everywhere whatever was drawn, so that label maps can be mixed by it.
+    """
+
+    partner: Tensor
+    lam: Tensor
+    weight: Tensor
+    kind: Tensor
+    geometry: Tensor
+    value: Tensor
+    size: tuple[int, ...]
+    pairing: Pairing = Pairing.RANDOM
+    per: Per = Per.SAMPLE
+    constant: bool = False
+    binary: bool = False
+
+    @property
+    def batch_size(self) -> int:
+        """B."""
+        return self.partner.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the plan's tensors are. A plan on the CPU serves batches on any device."""
+        return self.partner.device
+
+    def mask(self) -> Tensor:
+        """The masks as (B, *size) float32, weights of the sample itself: for looking and testing."""
+        operators = backends.operators(self.device.type)
+        return operators.mask(self.kind, self.geometry, self.value, self.size)
+
+    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> MixPlan:
+        """The plan with its tensors on `device`; itself if they are there already."""
+        moved = {name: getattr(self, name).to(device, non_blocking=non_blocking) for name in _TENSORS}
+        if all(moved[name] is getattr(self, name) for name in _TENSORS):
+            return self
+        return replace(self, **moved)
+
+
+_TENSORS = ("partner", "lam", "weight", "kind", "geometry", "value")
+_STATIC = tuple(f.name for f in fields(MixPlan) if f.name not in _TENSORS)
+
+
+def _flatten(plan: MixPlan) -> tuple[list[Any], tuple[Any, ...]]:
+    return [getattr(plan, name) for name in _TENSORS], tuple(getattr(plan, name) for name in _STATIC)
+
+
+def _flatten_with_keys(plan: MixPlan) -> tuple[list[tuple[Any, Any]], tuple[Any, ...]]:
+    leaves, context = _flatten(plan)
+    return [(pytree.GetAttrKey(name), leaf) for name, leaf in zip(_TENSORS, leaves, strict=True)], context
+
+
+def _unflatten(leaves: Any, context: tuple[Any, ...]) -> MixPlan:
+    return MixPlan(*leaves, *context)
+
+
+pytree.register_pytree_node(
+    MixPlan,
+    _flatten,
+    _unflatten,
+    serialized_type_name="fusedmix.MixPlan",
+    flatten_with_keys_fn=_flatten_with_keys,
+)
+
+
+class SparseTargets(NamedTuple):
+    """Mixed labels without a (B, K) tensor: the loss is weight·L(·, labels) + (1-weight)·L(·, partner_labels).
+
+    Attributes:
+        labels: the labels as they came, (B,) or (B, K).
+        partner_labels: the labels of the partners, same shape and dtype.
+        weight: (B,) float64, the label weight of the sample itself.
+    """
+
+    labels: Tensor
+    partner_labels: Tensor
+    weight: Tensor
