@@ -1,0 +1,36 @@
+"""fusedmix: Mixup, CutMix, HMix, GMix and their relatives, for images and labels of a batch.
+
+Two halves: modules that sample a plan and apply it (`mix = fusedmix.CutMix(num_classes=1000)`), and functions that
+apply any plan (`fusedmix.mix`, `mix_`, `mix_labels`, `mix_masks`, `mix_cross_entropy`).
+"""
+
+from fusedmix.backends import BackendError
+from fusedmix.checkpointing import checkpoint_contexts
+from fusedmix.checks import InplaceError
+from fusedmix.functional import mix, mix_, mix_labels
+from fusedmix.losses import mix_cross_entropy
+from fusedmix.plan import MixPlan, SparseTargets
+from fusedmix.segmentation import mix_masks
+from fusedmix.transforms import CutMix, GMix, HMix, MixTransform, MixUp, RandomMix, SamplePairing
+from fusedmix.version import __version__
+
+__all__ = [
+    "BackendError",
+    "CutMix",
+    "GMix",
+    "HMix",
+    "InplaceError",
+    "MixPlan",
+    "MixTransform",
+    "MixUp",
+    "RandomMix",
+    "SamplePairing",
+    "SparseTargets",
+    "__version__",
+    "checkpoint_contexts",
+    "mix",
+    "mix_",
+    "mix_cross_entropy",
+    "mix_labels",
+    "mix_masks",
+]

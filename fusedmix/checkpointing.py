@@ -1,0 +1,66 @@
+"""Plans under activation checkpointing: recorded in the forward pass, reused when it is recomputed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from fusedmix.plan import MixPlan
+
+_SOURCE: ContextVar[Callable[[Callable[[], MixPlan]], MixPlan] | None] = ContextVar("fusedmix_plans", default=None)
+
+
+def checkpoint_contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """A `context_fn` for torch.utils.checkpoint that reuses the plans of the forward pass when it is recomputed.
+
+    Needed where the checkpointed function draws plans in a way that PyTorch does not rewind, that is from a `generator`
+    of its own or with preserve_rng_state=False; otherwise PyTorch's rewinding repeats them.
+
+    Example:
+        >>> checkpoint(block, x, use_reentrant=False, context_fn=fusedmix.checkpoint_contexts)
+    """
+    plans: list[MixPlan] = []
+
+    def record(draw: Callable[[], MixPlan]) -> MixPlan:
+        plans.append(draw())
+        return plans[-1]
+
+    @contextmanager
+    def replaying() -> Iterator[None]:
+        recorded = iter(plans)  # anew for every recomputation: retain_graph allows several
+        with _use(lambda draw: next(recorded)):
+            yield
+
+    return _use(record), replaying()
+
+
+def recorded(draw: Callable[[], MixPlan], rewinds: bool) -> MixPlan:
+    """The plan that `draw` makes, or the recorded one where a checkpointed function is being recomputed.
+
+    Raises:
+        RuntimeError: the plan would be drawn anew during a backward pass from a source that PyTorch does not rewind.
+    """
+    source = _SOURCE.get()
+    if source is not None:
+        return source(draw)
+    if not rewinds and torch._C._current_graph_task_id() != -1:
+        raise RuntimeError(
+            "A mixing plan would be drawn again from its own generator while a checkpointed function is recomputed, "
+            "and the gradient would belong to another batch. Pass context_fn=fusedmix.checkpoint_contexts to "
+            "torch.utils.checkpoint.checkpoint, or draw the plan outside with sample()."
+        )
+    return draw()
+
+
+@contextmanager
+def _use(source: Callable[[Callable[[], MixPlan]], MixPlan]) -> Iterator[None]:
+    token = _SOURCE.set(source)
+    try:
+        yield
+    finally:
+        _SOURCE.reset(token)

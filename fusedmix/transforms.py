@@ -1,0 +1,648 @@
+"""The mixing modules: torchvision v2's conventions, with more to choose from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple, TypedDict
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from typing_extensions import Unpack
+
+from fusedmix import backends, checks, ops, structure
+from fusedmix.checkpointing import recorded
+from fusedmix.draws import CPU, PlanTensors
+from fusedmix.functional import mix, mix_, mix_labels
+from fusedmix.methods import Column, Method, Pairing, Per, spec_row
+from fusedmix.plan import MixPlan, SparseTargets
+from fusedmix.segmentation import check_masks, mix_masks
+
+PAIRINGS = tuple(pairing.name.lower() for pairing in Pairing)
+PERS = tuple(per.name.lower() for per in Per)
+_BY_CLASS = (Pairing.CROSS_CLASS, Pairing.SAME_CLASS)
+
+
+class Options(TypedDict, total=False):
+    """The keywords that every mixing module takes. The defaults behave as torchvision.transforms.v2 does.
+
+    Attributes:
+        num_classes: number of classes K; may be None if the labels are (B, K) already.
+        labels_getter: "default" (the second item, or the key "labels"), a function from the sample to its labels, or
+            None if there are no labels.
+        images_getter: None (tv_tensors images and videos, else the first pure tensor that is not the labels), or a
+            function from the sample to its images, a tensor or a sequence of tensors, mixed by one plan.
+        pairing: the partner of sample i. "roll": i-1 (torchvision); "flip": B-1-i (timm); "random": a random
+            permutation; "cross_class", "same_class": a random permutation across or within the classes, as far as
+            there is one ((B, K) labels count as their largest entry).
+        per: how many draws a batch gets. "batch": one; "pair": one for each pair of pairing="flip"; "sample": one each.
+        p: probability that a draw mixes, in [0, 1]. At 1 nothing is drawn for it.
+        label_smoothing: ε in [0, 1], applied to the labels before they are mixed.
+        inplace: whether images and masks are overwritten.
+        sampling: "host": torch's CPU generator, by torchvision's calls in its order; "device": Philox (fusedmix/draws),
+            on the device of the images, seeded by the same generator. None: "device" for per="sample", else "host".
+        generator: where the draws (host) or the seed (device) come from; None: torch's default generator. A generator
+            of one's own is copied into DataLoader workers, which then all draw the same.
+        lam_range: (low, high) in [0, 1], to which a drawn λ is clamped.
+        variant: "released" (the authors' code) or "paper", where the two differ (HMix, GMix). None: the default.
+        backend: an implementation by name; None chooses (`fusedmix info` shows which).
+        targets: "dense": (B, K) soft labels; "sparse": `SparseTargets`, both labels and the weight.
+        mask_classes: None: segmentation label maps stay label maps (CutMix only); K: they become soft one-hot targets.
+        mask_ignore_index: the label of void pixels, whose one-hot target is 0 everywhere; None: there is none.
+    """
+
+    num_classes: int | None
+    labels_getter: structure.Getter | str | None
+    images_getter: structure.Getter | None
+    pairing: str
+    per: str
+    p: float
+    label_smoothing: float
+    inplace: bool
+    sampling: str | None
+    generator: torch.Generator | None
+    lam_range: tuple[float, float] | None
+    variant: str | None
+    backend: str | None
+    targets: str
+    mask_classes: int | None
+    mask_ignore_index: int | None
+
+
+class _Source(NamedTuple):
+    """Where the randomness of a draw comes from: a seed, else a generator (None: torch's default one) with its key."""
+
+    generator: torch.Generator | None
+    key: int
+    seed: int | None
+
+
+_DEFAULTS: Options = {
+    "num_classes": None,
+    "labels_getter": "default",
+    "images_getter": None,
+    "pairing": "roll",
+    "per": "batch",
+    "p": 1.0,
+    "label_smoothing": 0.0,
+    "inplace": False,
+    "sampling": None,
+    "generator": None,
+    "lam_range": None,
+    "variant": None,
+    "backend": None,
+    "targets": "dense",
+    "mask_classes": None,
+    "mask_ignore_index": 255,
+}
+# What belongs to one method rather than to the batch.
+_OF_METHOD = ("lam_range", "variant", "p")
+
+
+class MixTransform(nn.Module):
+    """Base of the mixing modules: takes a batch apart, samples a plan, applies it to images, masks and labels.
+
+    Call it with a batch, in any structure torchvision v2 takes: `images, targets = mix(images, labels)`. It mixes in
+    training and evaluation mode alike, as torchvision's transforms do.
+    """
+
+    _spec: Tensor  # (methods, len(Column)) float64, on the CPU wherever the module goes
+
+    def __init__(self, spec: Tensor, options: Options) -> None:
+        super().__init__()
+        name = type(self).__name__
+        unknown = sorted(set(options) - set(_DEFAULTS))
+        if unknown:
+            raise TypeError(f"{name}() got an unknown keyword {unknown[0]!r}; it takes {', '.join(_DEFAULTS)}.")
+        given: Options = {**_DEFAULTS, **options}
+        self.num_classes = given["num_classes"]
+        self.labels_getter = given["labels_getter"]
+        self.images_getter = given["images_getter"]
+        self.pairing = checks.choice("pairing", given["pairing"], PAIRINGS)
+        self.per = checks.choice("per", given["per"], PERS)
+        self.p = checks.number("p", given["p"], 0.0, 1.0)
+        self.label_smoothing = checks.number("label_smoothing", given["label_smoothing"], 0.0, 1.0)
+        self.inplace = checks.boolean("inplace", given["inplace"])
+        self.sampling = given["sampling"] or ("device" if self.per == "sample" else "host")
+        self.generator = given["generator"]
+        self.backend = given["backend"]
+        self.targets = checks.choice("targets", given["targets"], ("dense", "sparse"))
+        self.mask_classes = given["mask_classes"]
+        self.mask_ignore_index = given["mask_ignore_index"]
+
+        for argument in ("num_classes", "mask_classes"):
+            if given[argument] is not None:
+                checks.integer(argument, given[argument], 1)
+        if self.mask_ignore_index is not None:
+            checks.integer("mask_ignore_index", self.mask_ignore_index, -(2**63), 2**63 - 1)
+        if self.labels_getter not in ("default", None) and not callable(self.labels_getter):
+            raise ValueError(f'labels_getter must be "default", a callable or None, but got {self.labels_getter!r}.')
+        if self.images_getter is not None and not callable(self.images_getter):
+            raise ValueError(f"images_getter must be a callable or None, but got {self.images_getter!r}.")
+        checks.choice("sampling", self.sampling, ("host", "device"))
+        backends.check_name(self.backend)
+        if self.per == "pair" and self.pairing != "flip":
+            raise ValueError(
+                f'per="pair" needs pairing="flip", the only one made of pairs, but got pairing={self.pairing!r}.'
+            )
+        if self.targets == "sparse" and self.label_smoothing:
+            raise ValueError(
+                f'label_smoothing must be 0 with targets="sparse", but got {self.label_smoothing}: '
+                "sparse targets cannot hold it. Pass it to the loss."
+            )
+        self._options = options
+        self._spec = spec
+        self._pairing, self._per = Pairing[self.pairing.upper()], Per[self.per.upper()]
+        methods = {Method(int(m)) for m in spec[:, Column.METHOD].tolist()}
+        self._constant = not any(method.has_centre for method in methods)
+        self._binary = methods == {Method.CUTMIX}
+
+    def sample(
+        self,
+        batch_size: int,
+        size: Sequence[int],
+        *,
+        lam: float | Tensor | None = None,
+        labels: Tensor | None = None,
+        device: torch.device | str | int | None = None,
+        generator: torch.Generator | None = None,
+        seed: int | None = None,
+    ) -> MixPlan:
+        """Draws the plan of a batch.
+
+        Args:
+            batch_size: B >= 0.
+            size: 1 to 3 spatial sides in pixels, (L,), (H, W) or (D, H, W), each at least 1.
+            lam: λ, given instead of drawn: a number, or a tensor () or (B,). In [0, 1] but for methods without a mask
+                (MixUp, SamplePairing), for which any finite value extrapolates.
+            labels: (B,) classes or (B, K), needed by pairing="cross_class" and "same_class" and ignored otherwise.
+            device: where the plan's tensors are to be; None: on the CPU. A plan there serves batches on any device.
+            generator: instead of the module's.
+            seed: makes the draw a pure function of its arguments: an int in [-2^63, 2^64). With sampling="host" it is
+                what torch.manual_seed(seed) followed by the draw would give.
+
+        Raises:
+            TypeError, ValueError: an argument is of the wrong type, shape or range.
+            RuntimeError: sampling="host" while a CUDA graph is captured, which would freeze the draw into the graph.
+        """
+        checks.integer("batch_size", batch_size, 0)
+        size = checks.sides("size", size)
+        given = self._check_lam(lam, batch_size)
+        classes = _classes(labels, batch_size, self.pairing) if self._pairing in _BY_CLASS else None
+        if generator is not None and seed is not None:
+            raise ValueError("seed and generator exclude each other, but got both.")
+        if seed is not None:
+            seed = (checks.integer("seed", seed, -(2**63), 2**64 - 1) + 2**63) % 2**64 - 2**63
+        _check_generator("generator", generator, self.sampling)
+        if generator is None:
+            source = _Source(self._generator, self._generator_key, seed)
+        else:
+            source = _Source(generator, ops.generator_key(generator), None)
+        where = CPU if device is None else torch.device(device)
+
+        request = (
+            self._current_spec(),
+            batch_size,
+            size,
+            int(self._pairing),
+            int(self._per),
+            self.p,
+            given,
+            classes,
+        )
+        draw = self._draw_on_device if self.sampling == "device" else self._draw_on_host
+        static = (
+            size,
+            self._pairing,
+            Per.SAMPLE if given is not None and given.ndim else self._per,
+            self._constant,
+            self._binary,
+        )
+
+        def make() -> MixPlan:
+            return MixPlan(*draw(request, source, where), *static)
+
+        if torch.compiler.is_compiling():
+            return make()
+        return recorded(make, rewinds=seed is not None or source.generator is None)
+
+    def forward(self, *inputs: Any) -> Any:
+        """Mixes a batch of any structure and returns it in the same structure, the labels replaced by mixed ones.
+
+        Raises:
+            TypeError, ValueError: the batch cannot be mixed as it is; nothing has been drawn or written then.
+        """
+        name = type(self).__name__
+        if not inputs:
+            raise TypeError(f"{name}() must be called with a batch, but got no arguments.")
+        sample = inputs if len(inputs) > 1 else inputs[0]
+        parsed = structure.parse(sample, name, self.labels_getter, self.images_getter)
+        leaves, labels = parsed.leaves, parsed.labels
+        if labels is not None:
+            self._check_labels(labels)
+        batch_size, size = self._check_images(parsed)
+
+        device = structure.plain(leaves[parsed.images[0]]).device
+        plan = self.sample(batch_size, size, labels=labels, device=device if self.sampling == "device" else None)
+
+        # The labels first: they may still turn out to be out of range, and nothing may be half-written then.
+        if labels is not None:
+            leaves[parsed.labels_index] = self._mix_targets(labels, plan)
+        for i in parsed.masks:
+            leaves[i] = self._mix_mask(leaves[i], plan)
+        for i in parsed.images:
+            leaves[i] = self._mix_image(leaves[i], plan)
+        return pytree.tree_unflatten(leaves, parsed.spec)
+
+    @property
+    def generator(self) -> torch.Generator | None:
+        """Where the draws or the seeds come from; None: torch's default generator."""
+        return self._generator
+
+    @generator.setter
+    def generator(self, generator: torch.Generator | None) -> None:
+        _check_generator("generator", generator, self.sampling)
+        self._generator = generator
+        self._generator_key = ops.generator_key(generator)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.generator = self._generator  # the copy has a generator, and so a key, of its own
+
+    def extra_repr(self) -> str:
+        shown = {
+            key: getattr(self, key)
+            for key, default in _DEFAULTS.items()
+            if key not in ("lam_range", "variant") and getattr(self, key) != default
+        }
+        if shown.get("sampling") == ("device" if self.per == "sample" else "host"):
+            del shown["sampling"]
+        return ", ".join(f"{key}={value!r}" for key, value in {**self._describe(), **shown}.items())
+
+    def _describe(self) -> dict[str, Any]:
+        """What the subclass adds to the module's repr."""
+        return {}
+
+    def _current_spec(self) -> Tensor:
+        """What to draw from, at this step."""
+        return self._spec
+
+    def _draw_on_host(self, request: tuple[Any, ...], source: _Source, device: torch.device) -> PlanTensors:
+        if not torch.compiler.is_compiling() and _capturing():
+            raise RuntimeError(
+                f'{type(self).__name__}(sampling="host") cannot be captured in a CUDA graph: every replay would '
+                'repeat the one draw. Construct it with sampling="device".'
+            )
+        drawn = torch.ops.fusedmix.sample_host(*request, source.key, source.seed)
+        return drawn if device == CPU else tuple(t.to(device, non_blocking=True) for t in drawn)
+
+    def _draw_on_device(self, request: tuple[Any, ...], source: _Source, device: torch.device) -> PlanTensors:
+        if source.seed is not None:
+            seed = torch.tensor(source.seed, dtype=torch.int64, device=CPU)
+        else:
+            # On the host a seed costs no launch; inside a graph only the device's generator moves between replays.
+            where = device if not torch.compiler.is_compiling() and _capturing() else CPU
+            if source.generator is not None:
+                where = source.generator.device
+            seed = torch.ops.fusedmix.draw_seed(source.key, where)
+        return backends.operators(device.type, self.backend).sample(*request, seed, device)
+
+    def _check_lam(self, lam: Any, batch_size: int) -> Tensor | None:
+        if lam is None:
+            return None
+        low, high = (-math.inf, math.inf) if self._constant else (0.0, 1.0)
+        if not isinstance(lam, Tensor):
+            return torch.tensor(checks.number("lam", lam, low, high), dtype=torch.float32, device=CPU)
+        if lam.shape not in ((), (batch_size,)) or not lam.is_floating_point():
+            raise ValueError(
+                f"lam must be a number or a floating-point tensor of shape () or ({batch_size},), "
+                f"but got {lam.dtype} of shape {tuple(lam.shape)}."
+            )
+        if lam.device.type == "cpu" and not torch.compiler.is_compiling():
+            for value in lam.flatten().tolist():
+                checks.number("lam", value, low, high)
+        return lam.detach()
+
+    def _check_labels(self, labels: Tensor) -> None:
+        if self.targets == "dense":
+            classes: int | None = checks.dense_labels(labels, self.num_classes)
+        else:
+            checks.labels(labels, self.num_classes)
+            classes = self.num_classes
+        if labels.ndim == 1 and classes is not None:
+            checks.class_range(labels, classes)
+
+    def _check_images(self, parsed: structure.Sample) -> tuple[int, tuple[int, ...]]:
+        """Raises unless images and masks fit each other and the labels; their batch and spatial size."""
+        images = [parsed.leaves[i] for i in parsed.images]
+        if not images:
+            raise ValueError("No image or video was found in the sample, which must hold at least one.")
+        batch_size = images[0].shape[0] if parsed.labels is None and images[0].ndim else None
+        if parsed.labels is not None:
+            batch_size = parsed.labels.shape[0]
+        for x in images:
+            dims = structure.expected_dims(x)
+            if x.ndim not in dims:
+                others = f" (or {' or '.join(map(str, dims[1:]))} for pure tensors)" if len(dims) > 1 else ""
+                raise ValueError(
+                    f"Expected a batched input with {dims[0]} dims{others}, but got {x.ndim} dimensions: "
+                    f"shape {tuple(x.shape)}."
+                )
+            checks.batch("images", structure.plain(x))
+            if x.shape[0] != batch_size:
+                raise ValueError(
+                    "The batch size of the image or video does not match the batch size of the labels "
+                    f"or of the other images: {x.shape[0]} != {batch_size}."
+                )
+        sizes = {structure.spatial_size(x) for x in images}
+        if len(sizes) > 1 and not self._constant:
+            raise ValueError(f"Images mixed by one plan must have one spatial size, but got {sorted(sizes)}.")
+        size = structure.spatial_size(images[0])
+        if 0 in size:
+            raise ValueError(f"Images must have at least one pixel, but got the spatial size {size}.")
+        masks = [parsed.leaves[i] for i in parsed.masks]
+        for m in masks:
+            if m.ndim < 1 or m.shape[0] != batch_size:
+                raise ValueError(
+                    f"The batch size of the masks must be that of the images, {batch_size}, "
+                    f"but got shape {tuple(m.shape)}."
+                )
+            check_masks(structure.plain(m), size, self._binary, self.mask_classes)
+        if self.inplace:
+            for name, written in (("images", images), ("masks", masks)):
+                for x in written:
+                    checks.writable(name, structure.plain(x))
+        assert batch_size is not None
+        return batch_size, size
+
+    def _mix_targets(self, labels: Tensor, plan: MixPlan) -> Tensor | SparseTargets:
+        if self.targets == "sparse":
+            return SparseTargets(labels, labels[plan.partner.to(labels.device)], plan.weight.to(labels.device))
+        return mix_labels(
+            labels,
+            plan,
+            num_classes=self.num_classes,
+            label_smoothing=self.label_smoothing,
+            backend=self.backend if labels.device.type == plan.device.type else None,
+        )
+
+    def _mix_image(self, x: Tensor, plan: MixPlan) -> Tensor:
+        if self.inplace:
+            mix_(structure.plain(x), plan, backend=self.backend)
+            return x
+        return structure.like(mix(structure.plain(x), plan, backend=self.backend), x)
+
+    def _mix_mask(self, masks: Tensor, plan: MixPlan) -> Tensor:
+        mixed = mix_masks(
+            structure.plain(masks), plan, num_classes=self.mask_classes, ignore_index=self.mask_ignore_index
+        )
+        if self.inplace and mixed.shape == masks.shape and mixed.dtype == masks.dtype:
+            return masks.copy_(mixed)
+        return structure.like(mixed, masks)
+
+
+class _Method(MixTransform):
+    """A module of one method, by the authors' code or by the paper where the two differ."""
+
+    _formulas: ClassVar[dict[str, Method]]  # by variant
+
+    def __init__(self, options: Options, *, alpha: float = 1.0, ratio: float = 1.0, lam: float = math.nan) -> None:
+        variant, lam_range = options.get("variant"), options.get("lam_range")
+        chosen = checks.choice("variant", "released" if variant is None else variant, tuple(self._formulas))
+        spec = spec_row(
+            self._formulas[chosen],
+            alpha=checks.number("alpha", alpha, 0.0, open_low=True),
+            lam=lam,
+            lam_range=(0.0, 1.0) if lam_range is None else checks.interval("lam_range", lam_range),
+            ratio=checks.number("ratio", ratio, 0.0, 1.0),
+        )
+        super().__init__(spec, options)
+        self.variant = chosen
+        self.lam_range = lam_range
+
+    def _describe(self) -> dict[str, Any]:
+        differ = len(set(self._formulas.values())) > 1
+        return {
+            **({"variant": self.variant} if differ else {}),
+            **({"lam_range": self.lam_range} if self.lam_range is not None else {}),
+        }
+
+
+class _BetaMethod(_Method):
+    """A method whose λ is drawn."""
+
+    @property
+    def alpha(self) -> float:
+        """α of λ ~ Beta(α, α). May be changed between steps, compiled ones too; 0 switches mixing off (λ = 1)."""
+        return float(self._spec[0, Column.ALPHA])
+
+    @alpha.setter
+    def alpha(self, value: float) -> None:
+        self._spec[0, Column.ALPHA] = checks.number("alpha", value, 0.0)
+
+    def _describe(self) -> dict[str, Any]:
+        return {"alpha": self.alpha, **super()._describe()}
+
+
+class MixUp(_BetaMethod):
+    """Mixup: M = λ everywhere, label weight λ (Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018).
+
+    With its defaults it is torchvision.transforms.v2.MixUp, draw for draw.
+
+    Args:
+        alpha: α > 0 of λ ~ Beta(α, α).
+        **options: see `Options`.
+    """
+
+    _formulas = {"released": Method.MIXUP, "paper": Method.MIXUP}  # noqa: RUF012
+
+    def __init__(self, *, alpha: float = 1.0, **options: Unpack[Options]) -> None:
+        super().__init__(options, alpha=alpha)
+
+
+class CutMix(_BetaMethod):
+    """CutMix: a box of the partner, sides √(1-λ) of the image's, clipped to it; label weight 1 - area of the box
+    (Yun et al., "CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features", ICCV 2019).
+
+    With its defaults it is torchvision.transforms.v2.CutMix, draw for draw. The label weight is not Beta(α, α):
+    clipping makes boxes smaller, and at α=1 it averages .68 on 224x224 images.
+
+    Args:
+        alpha: α > 0 of λ ~ Beta(α, α).
+        **options: see `Options`.
+    """
+
+    _formulas = {"released": Method.CUTMIX, "paper": Method.CUTMIX}  # noqa: RUF012
+
+    def __init__(self, *, alpha: float = 1.0, **options: Unpack[Options]) -> None:
+        super().__init__(options, alpha=alpha)
+
+
+class HMix(_BetaMethod):
+    """HMix: a CutMix box that does `ratio` of the mixing, and a Mixup around it that does the rest
+    (Park et al., "A Unified Analysis of Mixed Sample Data Augmentation", NeurIPS 2022).
+
+    variant="released": outside the box M = λ/(1-β), β the share of the clipped box, so the mean of every mask is λ, and
+    so is the label weight. variant="paper": M = λ/(1-(1-λ)·ratio), label weight = the realised mean.
+
+    Args:
+        alpha: α > 0 of λ ~ Beta(α, α).
+        ratio: r in [0, 1]; 0 is Mixup. The authors took .75 on ImageNet and .5 on CIFAR.
+        **options: see `Options`.
+    """
+
+    _formulas = {"released": Method.HMIX_RELEASED, "paper": Method.HMIX_PAPER}  # noqa: RUF012
+
+    def __init__(self, *, alpha: float = 1.0, ratio: float = 0.75, **options: Unpack[Options]) -> None:
+        super().__init__(options, alpha=alpha, ratio=ratio)
+
+    @property
+    def ratio(self) -> float:
+        """The share of the mixing that the box does."""
+        return float(self._spec[0, Column.RATIO])
+
+    def _describe(self) -> dict[str, Any]:
+        return {"ratio": self.ratio, **super()._describe()}
+
+
+class GMix(_BetaMethod):
+    """GMix: a Gaussian around a random pixel in place of the box; label weight = the realised mean of the mask
+    (Park et al., "A Unified Analysis of Mixed Sample Data Augmentation", NeurIPS 2022).
+
+    variant="released": with s = min(λ, 1-λ) and g = exp(-π d²/(s·H·W)), M = g if λ < ½, else 1-g; no label weight then
+    falls into about (.43, .57). variant="paper": M = 1 - exp(-π d²/(2(1-λ)·H·W)).
+
+    Args:
+        alpha: α > 0 of λ ~ Beta(α, α). The authors took 1 on ImageNet and .5 on CIFAR.
+        **options: see `Options`.
+    """
+
+    _formulas = {"released": Method.GMIX_RELEASED, "paper": Method.GMIX_PAPER}  # noqa: RUF012
+
+    def __init__(self, *, alpha: float = 1.0, **options: Unpack[Options]) -> None:
+        super().__init__(options, alpha=alpha)
+
+
+class SamplePairing(_Method):
+    """SamplePairing: the mean of two images with the label of the first (Inoue, "Data Augmentation by Pairing Samples
+    for Images Classification", 2018). λ = ½ is fixed and the label weight is 1.
+
+    Args:
+        **options: see `Options`.
+    """
+
+    _formulas = {"released": Method.SAMPLE_PAIRING, "paper": Method.SAMPLE_PAIRING}  # noqa: RUF012
+
+    def __init__(self, **options: Unpack[Options]) -> None:
+        super().__init__(options, lam=0.5)
+
+
+class RandomMix(MixTransform):
+    """One of several methods, drawn for every batch (or pair, or sample): Stochastic Mixup & CutMix (Park 2022) and
+    every other weighted set.
+
+    With per="batch" it draws as torchvision.transforms.v2.RandomChoice does, then as the method chosen does.
+
+    Args:
+        methods: modules of this package (not RandomMix). α, ratio, variant, lam_range and p are each method's own. What
+            belongs to the whole batch (num_classes, pairing, per, label_smoothing, ...) is taken from `options`; a
+            keyword not given here is taken from the methods that were given it, and these must agree.
+        weights: a non-negative weight for each method; None: equal weights.
+        **options: see `Options`; p is the probability of mixing at all. Without lam_range and variant.
+
+    Raises:
+        ValueError: methods disagree about the batch; weights do not fit.
+        TypeError: something in methods is not a mixing module.
+    """
+
+    methods: Sequence[_Method]
+
+    def __init__(
+        self,
+        methods: Sequence[MixTransform],
+        weights: Sequence[float] | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        if not isinstance(methods, (list, tuple, nn.ModuleList)):
+            raise TypeError(f"methods must be a list or tuple of mixing modules, but got {type(methods).__name__}.")
+        if not methods:
+            raise ValueError("methods must hold at least one mixing module, but got none.")
+        for i, method in enumerate(methods):
+            if not isinstance(method, _Method):
+                raise TypeError(
+                    f"methods[{i}] must be a MixUp, CutMix, HMix, GMix or SamplePairing, "
+                    f"but got {type(method).__name__}."
+                )
+        for keyword in ("lam_range", "variant"):
+            if options.get(keyword) is not None:
+                raise ValueError(f"{keyword} belongs to a method of RandomMix, but got {keyword}={options[keyword]!r}.")
+        shares = _shares(weights, len(methods))
+        super().__init__(torch.cat([method._spec for method in methods]), _agreed(methods, options))
+        self.methods = nn.ModuleList(methods)  # type: ignore[assignment]
+        self.weights = shares
+        self._shares = torch.tensor(shares, dtype=torch.float64, device=CPU)
+        self._ps = torch.tensor([method.p for method in methods], dtype=torch.float64, device=CPU)
+
+    def _current_spec(self) -> Tensor:
+        spec = torch.cat([method._spec for method in self.methods])  # anew: a schedule may have changed an α
+        spec[:, Column.WEIGHT] = self._shares
+        spec[:, Column.P] = self._ps
+        return spec
+
+    def _describe(self) -> dict[str, Any]:
+        return {"weights": self.weights}
+
+
+def _shares(weights: Any, n: int) -> list[float]:
+    """The weights, divided by their sum as v2.RandomChoice divides them."""
+    if weights is None:
+        weights = [1.0] * n
+    if not isinstance(weights, Sequence) or isinstance(weights, str):
+        raise TypeError(f"weights must be a sequence of numbers or None, but got {weights!r}.")
+    if len(weights) != n:
+        raise ValueError(f"weights must have one number for each of the {n} methods, but got {len(weights)}.")
+    for i, weight in enumerate(weights):
+        checks.number(f"weights[{i}]", weight, 0.0)
+    if not sum(weights) > 0:
+        raise ValueError(f"weights must have a positive sum, but got {list(weights)!r}.")
+    return [weight / sum(weights) for weight in weights]
+
+
+def _agreed(methods: Sequence[MixTransform], options: Options) -> Options:
+    """The options of a RandomMix: its own, and what its methods were given and agree on."""
+    agreed: dict[str, Any] = dict(options)
+    for key in _DEFAULTS.keys() - options.keys() - set(_OF_METHOD):
+        values = [method._options[key] for method in methods if key in method._options]  # type: ignore[literal-required]
+        if any(value is not values[0] and value != values[0] for value in values):
+            raise ValueError(
+                f"The methods of RandomMix disagree about {key}: got {values!r}. Pass {key}= to RandomMix."
+            )
+        if values:
+            agreed[key] = values[0]
+    return agreed  # type: ignore[return-value]
+
+
+def _classes(labels: Tensor | None, batch_size: int, pairing: str) -> Tensor:
+    """(B,) int64 classes for pairing by class."""
+    if labels is None:
+        raise ValueError(f"labels must be given for pairing={pairing!r}, but got None.")
+    checks.labels(labels, None)
+    if labels.shape[0] != batch_size:
+        raise ValueError(f"labels must have one entry for each of {batch_size} samples, but got {labels.shape[0]}.")
+    return labels.argmax(1) if labels.ndim == 2 else labels.long()
+
+
+def _check_generator(name: str, generator: Any, sampling: str) -> None:
+    if generator is None:
+        return
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(f"{name} must be a torch.Generator or None, but got {type(generator).__name__}.")
+    if sampling == "host" and generator.device.type != "cpu":
+        raise ValueError(
+            f'{name} must be on the CPU for sampling="host", but got one on {generator.device}. Use sampling="device".'
+        )
+
+
+def _capturing() -> bool:
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
