@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
 if TYPE_CHECKING:
     from fusedmix.plan import MixPlan
 
-_SOURCE: ContextVar[Callable[[Callable[[], MixPlan]], MixPlan] | None] = ContextVar("fusedmix_plans", default=None)
+Draw: TypeAlias = "Callable[[], MixPlan]"
+Source: TypeAlias = "Callable[[Draw], MixPlan]"
+_SOURCE: ContextVar[Source | None] = ContextVar("fusedmix_plans", default=None)
 
 
 def checkpoint_contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
@@ -26,20 +28,18 @@ def checkpoint_contexts() -> tuple[AbstractContextManager[None], AbstractContext
     """
     plans: list[MixPlan] = []
 
-    def record(draw: Callable[[], MixPlan]) -> MixPlan:
+    def record(draw: Draw) -> MixPlan:
         plans.append(draw())
         return plans[-1]
 
-    @contextmanager
-    def replaying() -> Iterator[None]:
-        recorded = iter(plans)  # anew for every recomputation: retain_graph allows several
-        with _use(lambda draw: next(recorded)):
-            yield
+    def replay() -> Source:
+        rest = iter(plans)
+        return lambda draw: next(rest)
 
-    return _use(record), replaying()
+    return _PlansFrom(lambda: record), _PlansFrom(replay)
 
 
-def recorded(draw: Callable[[], MixPlan], rewinds: bool) -> MixPlan:
+def recorded(draw: Draw, rewinds: bool) -> MixPlan:
     """The plan that `draw` makes, or the recorded one where a checkpointed function is being recomputed.
 
     Raises:
@@ -57,10 +57,15 @@ def recorded(draw: Callable[[], MixPlan], rewinds: bool) -> MixPlan:
     return draw()
 
 
-@contextmanager
-def _use(source: Callable[[Callable[[], MixPlan]], MixPlan]) -> Iterator[None]:
-    token = _SOURCE.set(source)
-    try:
-        yield
-    finally:
-        _SOURCE.reset(token)
+class _PlansFrom(AbstractContextManager[None]):
+    """While it is entered, plans come from a source made at entry. It may be entered again: a graph that is retained is
+    recomputed in every backward pass."""
+
+    def __init__(self, make_source: Callable[[], Source]) -> None:
+        self._make_source = make_source
+
+    def __enter__(self) -> None:
+        self._token = _SOURCE.set(self._make_source())
+
+    def __exit__(self, *_: object) -> None:
+        _SOURCE.reset(self._token)

@@ -13,7 +13,7 @@ from fusedmix import backends
 from fusedmix.methods import Pairing, Per
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MixPlan:
     """Everything drawn for one batch of B samples: who is mixed with whom, by which mask, at which label weight.
 

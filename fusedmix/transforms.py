@@ -193,7 +193,8 @@ class MixTransform(nn.Module):
         if generator is not None and seed is not None:
             raise ValueError("seed and generator exclude each other, but got both.")
         if seed is not None:
-            seed = (checks.integer("seed", seed, -(2**63), 2**64 - 1) + 2**63) % 2**64 - 2**63
+            checks.integer("seed", seed, -(2**63), 2**64 - 1)
+            seed = seed - 2**64 if seed >= 2**63 else seed  # the same 64 bits as an int64
         _check_generator("generator", generator, self.sampling)
         if generator is None:
             source = _Source(self._generator, self._generator_key, seed)
@@ -244,11 +245,12 @@ class MixTransform(nn.Module):
         batch_size, size = self._check_images(parsed)
 
         device = structure.plain(leaves[parsed.images[0]]).device
+        backends.operators(device.type, self.backend)  # an error now, not when something has been drawn
         plan = self.sample(batch_size, size, labels=labels, device=device if self.sampling == "device" else None)
 
         # The labels first: they may still turn out to be out of range, and nothing may be half-written then.
         if labels is not None:
-            leaves[parsed.labels_index] = self._mix_targets(labels, plan)
+            leaves[parsed.labels_index] = self._mix_targets(labels, plan, device)
         for i in parsed.masks:
             leaves[i] = self._mix_mask(leaves[i], plan)
         for i in parsed.images:
@@ -376,7 +378,7 @@ class MixTransform(nn.Module):
         assert batch_size is not None
         return batch_size, size
 
-    def _mix_targets(self, labels: Tensor, plan: MixPlan) -> Tensor | SparseTargets:
+    def _mix_targets(self, labels: Tensor, plan: MixPlan, device: torch.device) -> Tensor | SparseTargets:
         if self.targets == "sparse":
             return SparseTargets(labels, labels[plan.partner.to(labels.device)], plan.weight.to(labels.device))
         return mix_labels(
@@ -384,7 +386,8 @@ class MixTransform(nn.Module):
             plan,
             num_classes=self.num_classes,
             label_smoothing=self.label_smoothing,
-            backend=self.backend if labels.device.type == plan.device.type else None,
+            # A backend asked for the images may not exist where the labels are.
+            backend=self.backend if labels.device.type == device.type else None,
         )
 
     def _mix_image(self, x: Tensor, plan: MixPlan) -> Tensor:

@@ -1,0 +1,30 @@
+"""Shared by all tests: small deterministic batches, and one place that lists what is swept."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import fusedmix as fm
+
+METHODS = {
+    "MixUp": fm.MixUp,
+    "CutMix": fm.CutMix,
+    "HMix-released": lambda **kw: fm.HMix(variant="released", ratio=0.5, **kw),
+    "HMix-paper": lambda **kw: fm.HMix(variant="paper", ratio=0.5, **kw),
+    "GMix-released": lambda **kw: fm.GMix(variant="released", **kw),
+    "GMix-paper": lambda **kw: fm.GMix(variant="paper", **kw),
+    "SamplePairing": fm.SamplePairing,
+    "RandomMix": lambda **kw: fm.RandomMix([fm.MixUp(), fm.CutMix(), fm.HMix(), fm.GMix()], **kw),
+}
+
+
+@pytest.fixture(params=METHODS, ids=str)
+def method(request):
+    """A constructor of every method and variant."""
+    return METHODS[request.param]
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)

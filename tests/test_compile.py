@@ -1,0 +1,167 @@
+"""torch.compile: no graph break, and the batches of eager for the same seed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import fusedmix as fm
+
+X = torch.rand(6, 3, 12, 10)
+Y = torch.tensor([0, 1, 2, 3, 4, 4])
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def equal_batches(module, compiled, *batch, steps=3):
+    """Both give the same batches from the same seed, and another one at every step."""
+    runs = []
+    for f in (module, compiled):
+        torch.manual_seed(11)
+        runs.append([f(*(t.clone() for t in batch)) for _ in range(steps)])
+        runs[-1].append(torch.get_rng_state())
+    for eager, traced in zip(*runs, strict=True):
+        for a, b in zip(eager, traced, strict=True):
+            assert torch.equal(a, b)
+    assert not torch.equal(runs[1][0][0], runs[1][1][0]), "the draw is frozen into the graph"
+
+
+@pytest.mark.parametrize("per", ["batch", "sample"])
+@pytest.mark.parametrize("sampling", ["host", "device"])
+def test_every_method(method, sampling, per):
+    mix = method(num_classes=5, sampling=sampling, per=per, pairing="random", p=0.9)
+    equal_batches(mix, torch.compile(mix, fullgraph=True, backend="aot_eager"), X, Y)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"pairing": "cross_class", "sampling": "device"},
+        {"pairing": "same_class"},
+        {"pairing": "flip", "per": "pair"},
+        {"label_smoothing": 0.1},
+        {"inplace": True},
+        {"inplace": True, "sampling": "device"},
+        {"lam_range": (0.2, 0.8)},
+        {"generator": torch.Generator()},
+        {"generator": torch.Generator(), "sampling": "device"},
+    ],
+    ids=str,
+)
+def test_every_option(options):
+    mix = fm.CutMix(num_classes=5, **options)
+    compiled = torch.compile(mix, fullgraph=True, backend="aot_eager")
+    if mix.generator is None:
+        equal_batches(mix, compiled, X, Y)
+    else:
+        batches = []
+        for f in (mix, compiled):
+            mix.generator.manual_seed(2)
+            batches.append(f(X.clone(), Y))
+        assert torch.equal(batches[0][0], batches[1][0])
+
+
+def test_sparse_targets():
+    mix = fm.CutMix(targets="sparse")
+    torch.manual_seed(0)
+    images, targets = mix(X, Y)
+    torch.manual_seed(0)
+    images_, targets_ = torch.compile(mix, fullgraph=True, backend="aot_eager")(X, Y)
+    assert torch.equal(images, images_)
+    assert isinstance(targets_, fm.SparseTargets)
+    assert all(torch.equal(a, b) for a, b in zip(targets, targets_, strict=True))
+
+
+@pytest.mark.parametrize("sampling", ["host", "device"])
+def test_training_step_with_inductor(sampling):
+    """A whole step, forward and backward, through the default compiler."""
+    torch.manual_seed(1)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(320, 5))
+    mix = fm.RandomMix([fm.MixUp(), fm.GMix()], num_classes=5, sampling=sampling)
+
+    def step(x, y):
+        x, targets = mix(x, y)
+        return torch.nn.functional.cross_entropy(model(x), targets)
+
+    def train(step):
+        torch.manual_seed(3)
+        losses = [step(X, Y) for _ in range(2)]
+        return losses, [torch.autograd.grad(loss, tuple(model.parameters())) for loss in losses]
+
+    torch.testing.assert_close(train(torch.compile(step, fullgraph=True)), train(step))
+
+
+def test_gradient_with_inductor():
+    mix = fm.HMix(num_classes=5, per="sample", pairing="random")
+
+    def loss(x):
+        return mix(x, Y)[0].sin().sum()
+
+    x = X.clone().requires_grad_()
+    torch.manual_seed(0)
+    (expected,) = torch.autograd.grad(loss(x), x)
+    torch.manual_seed(0)
+    (got,) = torch.autograd.grad(torch.compile(loss, fullgraph=True)(x), x)
+    torch.testing.assert_close(got, expected)
+
+
+def test_dynamic_shapes():
+    mix = fm.CutMix(num_classes=5, per="sample")
+    compiled = torch.compile(mix, fullgraph=True, dynamic=True)
+    for b, h in ((6, 12), (5, 11), (3, 9)):
+        equal_batches(mix, compiled, torch.rand(b, 3, h, h + 1), torch.arange(b) % 5)
+
+
+def test_the_two_halves():
+    mix = fm.GMix(per="sample")
+
+    def step(x, y, logits, seed):
+        plan = mix.sample(x.shape[0], x.shape[2:], seed=seed)
+        out = fm.mix_(x, plan), fm.mix_labels(y, plan, num_classes=5), fm.mix_cross_entropy(logits, y, plan)
+        return out, plan
+
+    logits = torch.randn(6, 5)
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    for seed in range(3):
+        eager, plan = step(X.clone(), Y, logits, seed)
+        traced, plan_ = compiled(X.clone(), Y, logits, seed)
+        assert isinstance(plan_, fm.MixPlan)
+        assert torch.equal(plan.mask(), plan_.mask())
+        assert all(torch.equal(a, b) for a, b in zip(eager, traced, strict=True))
+
+
+def test_a_plan_is_an_input_like_any_other():
+    mix = fm.CutMix()
+    compiled = torch.compile(fm.mix, fullgraph=True, backend="aot_eager")
+    for seed in range(3):
+        plan = mix.sample(6, (12, 10), seed=seed)
+        assert torch.equal(compiled(X, plan), fm.mix(X, plan))
+
+
+def test_a_schedule_of_alpha_does_not_recompile():
+    mix = fm.MixUp(num_classes=5)
+    graphs = []
+
+    def counting(graph, _):
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(mix, fullgraph=True, backend=counting)
+    for alpha in (1.0, 0.5, 0.25, 0.0):
+        mix.alpha = alpha
+        images, _ = compiled(X, Y)
+    assert len(graphs) == 1
+    assert torch.equal(images, X)  # α = 0 is λ = 1
+
+
+def test_labels_out_of_range_are_found_inside_a_graph():
+    compiled = torch.compile(fm.CutMix(num_classes=4, inplace=True), fullgraph=True, backend="aot_eager")
+    x = X.clone()
+    with pytest.raises(ValueError, match="labels"):
+        compiled(x, Y)
+    assert torch.equal(x, X)

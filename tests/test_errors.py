@@ -1,0 +1,371 @@
+"""Wrong calls: each is a ValueError or TypeError that names the argument, what came and what is allowed, raised before
+anything is drawn or written."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+import fusedmix as fm
+
+X = torch.rand(4, 3, 8, 8)
+Y = torch.tensor([0, 1, 2, 3])
+PLAN = fm.CutMix().sample(4, (8, 8))
+BLENDED = fm.MixUp().sample(4, (8, 8))
+GENERATOR = torch.Generator()
+
+# name: (call, exception, fragments of the message: the argument, what came, what is allowed)
+CONSTRUCTION = {
+    "alpha zero": (lambda: fm.MixUp(alpha=0), ValueError, ("alpha", "0", "> 0")),
+    "alpha negative": (lambda: fm.CutMix(alpha=-1.0), ValueError, ("alpha", "-1.0", "> 0")),
+    "alpha nan": (lambda: fm.GMix(alpha=float("nan")), ValueError, ("alpha", "nan", "finite")),
+    "alpha infinite": (lambda: fm.HMix(alpha=float("inf")), ValueError, ("alpha", "inf", "finite")),
+    "alpha string": (lambda: fm.MixUp(alpha="1"), TypeError, ("alpha", "'1'", "number")),
+    "alpha bool": (lambda: fm.MixUp(alpha=True), TypeError, ("alpha", "True", "number")),
+    "alpha positional": (lambda: fm.MixUp(1.0), TypeError, ("positional",)),
+    "ratio too large": (lambda: fm.HMix(ratio=1.5), ValueError, ("ratio", "1.5", "[0, 1]")),
+    "ratio negative": (lambda: fm.HMix(ratio=-0.1), ValueError, ("ratio", "-0.1", "[0, 1]")),
+    "ratio of CutMix": (lambda: fm.CutMix(ratio=0.5), TypeError, ("ratio", "unknown", "num_classes")),
+    "num_classes zero": (lambda: fm.MixUp(num_classes=0), ValueError, ("num_classes", "0", ">= 1")),
+    "num_classes float": (lambda: fm.MixUp(num_classes=10.0), TypeError, ("num_classes", "10.0", "int")),
+    "num_classes bool": (lambda: fm.MixUp(num_classes=True), TypeError, ("num_classes", "True", "int")),
+    "pairing unknown": (lambda: fm.MixUp(pairing="next"), ValueError, ("pairing", "next", "roll, flip, random")),
+    "pairing None": (lambda: fm.MixUp(pairing=None), TypeError, ("pairing", "None", "roll")),
+    "per unknown": (lambda: fm.MixUp(per="elem"), ValueError, ("per", "elem", "batch, pair, sample")),
+    "pair without flip": (lambda: fm.MixUp(per="pair"), ValueError, ("pair", "roll", "flip")),
+    "p too large": (lambda: fm.MixUp(p=1.01), ValueError, ("p ", "1.01", "[0, 1]")),
+    "p string": (lambda: fm.MixUp(p="half"), TypeError, ("p ", "half", "number")),
+    "label_smoothing negative": (lambda: fm.MixUp(label_smoothing=-0.1), ValueError, ("label_smoothing", "-0.1", "[0")),
+    "label_smoothing sparse": (
+        lambda: fm.MixUp(label_smoothing=0.1, targets="sparse"),
+        ValueError,
+        ("label_smoothing", "0.1", "sparse"),
+    ),
+    "inplace int": (lambda: fm.MixUp(inplace=1), TypeError, ("inplace", "1", "bool")),
+    "sampling unknown": (lambda: fm.MixUp(sampling="gpu"), ValueError, ("sampling", "gpu", "host, device")),
+    "generator a seed": (lambda: fm.MixUp(generator=0), TypeError, ("generator", "int", "torch.Generator")),
+    "lam_range reversed": (lambda: fm.MixUp(lam_range=(0.9, 0.1)), ValueError, ("lam_range", "0.9", "low <= high")),
+    "lam_range outside": (lambda: fm.MixUp(lam_range=(0.0, 1.5)), ValueError, ("lam_range[1]", "1.5", "[0, 1]")),
+    "lam_range a number": (lambda: fm.MixUp(lam_range=0.5), TypeError, ("lam_range", "0.5", "(low, high)")),
+    "variant unknown": (lambda: fm.HMix(variant="official"), ValueError, ("variant", "official", "released, paper")),
+    "backend unknown": (lambda: fm.MixUp(backend="numba"), ValueError, ("backend", "numba", "reference")),
+    "targets unknown": (lambda: fm.MixUp(targets="soft"), ValueError, ("targets", "soft", "dense, sparse")),
+    "labels_getter a string": (lambda: fm.MixUp(labels_getter="y"), ValueError, ("labels_getter", "y", "callable")),
+    "images_getter an int": (lambda: fm.MixUp(images_getter=0), ValueError, ("images_getter", "0", "callable")),
+    "mask_classes zero": (lambda: fm.MixUp(mask_classes=0), ValueError, ("mask_classes", "0", ">= 1")),
+    "mask_ignore_index float": (
+        lambda: fm.MixUp(mask_ignore_index=0.5),
+        TypeError,
+        ("mask_ignore_index", "0.5", "int"),
+    ),
+    "keyword unknown": (lambda: fm.MixUp(classes=3), TypeError, ("classes", "unknown", "num_classes")),
+    "methods empty": (lambda: fm.RandomMix([]), ValueError, ("methods", "none", "at least one")),
+    "methods not a list": (lambda: fm.RandomMix(fm.MixUp()), TypeError, ("methods", "MixUp", "list")),
+    "methods nested": (
+        lambda: fm.RandomMix([fm.RandomMix([fm.MixUp()])]),
+        TypeError,
+        ("methods[0]", "RandomMix", "MixUp"),
+    ),
+    "weights too few": (lambda: fm.RandomMix([fm.MixUp(), fm.CutMix()], [1.0]), ValueError, ("weights", "1", "2")),
+    "weights negative": (lambda: fm.RandomMix([fm.MixUp()], [-1.0]), ValueError, ("weights[0]", "-1.0", ">= 0")),
+    "weights zero": (lambda: fm.RandomMix([fm.MixUp()], [0.0]), ValueError, ("weights", "[0.0]", "positive")),
+    "weights a number": (lambda: fm.RandomMix([fm.MixUp()], 1.0), TypeError, ("weights", "1.0", "sequence")),
+    "methods disagree": (
+        lambda: fm.RandomMix([fm.MixUp(num_classes=3), fm.CutMix(num_classes=4)]),
+        ValueError,
+        ("num_classes", "[3, 4]", "RandomMix"),
+    ),
+    "lam_range of RandomMix": (
+        lambda: fm.RandomMix([fm.MixUp()], lam_range=(0.1, 0.9)),
+        ValueError,
+        ("lam_range", "(0.1, 0.9)", "method"),
+    ),
+}
+
+SAMPLE = {
+    "batch_size negative": (lambda m: m.sample(-1, (8, 8)), ValueError, ("batch_size", "-1", ">= 0")),
+    "batch_size float": (lambda m: m.sample(4.0, (8, 8)), TypeError, ("batch_size", "4.0", "int")),
+    "size an int": (lambda m: m.sample(4, 8), TypeError, ("size", "8", "1 to 3")),
+    "size empty": (lambda m: m.sample(4, ()), ValueError, ("size", "()", "1 to 3")),
+    "size four": (lambda m: m.sample(4, (8, 8, 8, 8)), ValueError, ("size", "(8, 8, 8, 8)", "1 to 3")),
+    "size zero": (lambda m: m.sample(4, (8, 0)), ValueError, ("size[1]", "0", ">= 1")),
+    "size float": (lambda m: m.sample(4, (8.0, 8)), TypeError, ("size[0]", "8.0", "int")),
+    "lam too large": (lambda m: m.sample(4, (8, 8), lam=1.1), ValueError, ("lam", "1.1", "[0, 1]")),
+    "lam nan": (lambda m: m.sample(4, (8, 8), lam=float("nan")), ValueError, ("lam", "nan", "[0, 1]")),
+    "lam string": (lambda m: m.sample(4, (8, 8), lam="0.5"), TypeError, ("lam", "'0.5'", "number")),
+    "lam wrong shape": (lambda m: m.sample(4, (8, 8), lam=torch.ones(3)), ValueError, ("lam", "(3,)", "(4,)")),
+    "lam integers": (lambda m: m.sample(4, (8, 8), lam=torch.ones(4).long()), ValueError, ("lam", "int64", "float")),
+    "lam tensor outside": (
+        lambda m: m.sample(1, (8, 8), lam=torch.tensor([-0.5])),
+        ValueError,
+        ("lam", "-0.5", "[0, 1]"),
+    ),
+    "seed float": (lambda m: m.sample(4, (8, 8), seed=0.5), TypeError, ("seed", "0.5", "int")),
+    "seed too large": (lambda m: m.sample(4, (8, 8), seed=2**64), ValueError, ("seed", str(2**64), "in [")),
+    "seed and generator": (
+        lambda m: m.sample(4, (8, 8), seed=0, generator=GENERATOR),
+        ValueError,
+        ("seed", "generator"),
+    ),
+    "generator a seed": (
+        lambda m: m.sample(4, (8, 8), generator=0),
+        TypeError,
+        ("generator", "int", "torch.Generator"),
+    ),
+}
+
+APPLY = {
+    "x a list": (lambda: fm.mix([X], PLAN), TypeError, ("x ", "list", "tensor")),
+    "x int64": (lambda: fm.mix(X.long(), PLAN), ValueError, ("x ", "int64", "float32, float16, bfloat16")),
+    "x complex": (lambda: fm.mix(X.cfloat(), PLAN), ValueError, ("x ", "complex64", "float32")),
+    "x scalar": (lambda: fm.mix(torch.tensor(1.0), PLAN), ValueError, ("x ", "()", "batch dim")),
+    "x of another batch": (lambda: fm.mix(X[:3], PLAN), ValueError, ("batch size of x", "3 != 4")),
+    "x of another size": (lambda: fm.mix(X[..., :7], PLAN), ValueError, ("x ", "(4, 3, 8, 7)", "(8, 8)")),
+    "x with too few dims": (lambda: fm.mix(X[:, 0, 0], PLAN), ValueError, ("x ", "(4, 8)", "(8, 8)")),
+    "plan a tuple": (lambda: fm.mix(X, tuple(range(6))), TypeError, ("plan", "tuple", "MixPlan")),
+    "plan None in place": (lambda: fm.mix_(X, None), TypeError, ("plan", "NoneType", "MixPlan")),
+    "backend unknown": (lambda: fm.mix(X, PLAN, backend="cupy"), ValueError, ("backend", "cupy", "reference")),
+    "labels float": (lambda: fm.mix_labels(Y.float(), PLAN, num_classes=4), ValueError, ("labels", "float32", "int64")),
+    "labels bool": (lambda: fm.mix_labels(Y.bool(), PLAN, num_classes=4), ValueError, ("labels", "bool", "int64")),
+    "labels complex": (
+        lambda: fm.mix_labels(torch.zeros(4, 4).cfloat(), PLAN),
+        ValueError,
+        ("labels", "complex64", "real"),
+    ),
+    "labels a list": (
+        lambda: fm.mix_labels([0, 1, 2, 3], PLAN, num_classes=4),
+        ValueError,
+        ("labels", "list", "tensor"),
+    ),
+    "labels 3D": (
+        lambda: fm.mix_labels(Y.view(4, 1, 1), PLAN, num_classes=4),
+        ValueError,
+        ("labels", "(4, 1, 1)", "(batch"),
+    ),
+    "labels of another batch": (lambda: fm.mix_labels(Y[:2], PLAN, num_classes=4), ValueError, ("labels", "2 != 4")),
+    "labels of other classes": (
+        lambda: fm.mix_labels(torch.ones(4, 5), PLAN, num_classes=4),
+        ValueError,
+        ("When passing 2D labels", "num_classes", "5 != 4"),
+    ),
+    "labels out of range": (lambda: fm.mix_labels(Y, PLAN, num_classes=3), ValueError, ("labels", "3", "[0, 3)")),
+    "labels negative": (lambda: fm.mix_labels(-Y, PLAN, num_classes=4), ValueError, ("labels", "-3", "[0, 4)")),
+    "num_classes missing": (lambda: fm.mix_labels(Y, PLAN), ValueError, ("num_classes must be passed", "None")),
+    "num_classes string": (lambda: fm.mix_labels(Y, PLAN, num_classes="4"), TypeError, ("num_classes", "'4'", "int")),
+    "label_smoothing too large": (
+        lambda: fm.mix_labels(Y, PLAN, num_classes=4, label_smoothing=2),
+        ValueError,
+        ("label_smoothing", "2", "[0, 1]"),
+    ),
+    "masks a list": (lambda: fm.mix_masks([0], PLAN), TypeError, ("masks", "list", "tensor")),
+    "masks of another size": (
+        lambda: fm.mix_masks(X[..., 1:].long(), PLAN),
+        ValueError,
+        ("masks", "(8, 8)", "(4, 3, 8, 7)"),
+    ),
+    "masks of another batch": (lambda: fm.mix_masks(X[:1].long(), PLAN), ValueError, ("masks", "1 != 4")),
+    "masks with channels": (
+        lambda: fm.mix_masks(X.long(), PLAN, num_classes=2),
+        ValueError,
+        ("label maps", "(4, 3, 8, 8)", "(batch_size, 1"),
+    ),
+    "masks out of range": (
+        lambda: fm.mix_masks(X[:, 0].long() + 9, PLAN, num_classes=2),
+        ValueError,
+        ("masks", "9", "[0, 2)"),
+    ),
+    "masks blended": (
+        lambda: fm.mix_masks(X[:, 0].long(), BLENDED),
+        ValueError,
+        ("masks", "int64", "mask_classes"),
+    ),
+    "masks complex": (lambda: fm.mix_masks(X[:, 0].cfloat(), PLAN), ValueError, ("masks", "complex64", "real")),
+    "logits 3D": (
+        lambda: fm.mix_cross_entropy(X[0], Y, PLAN),
+        ValueError,
+        ("logits", "(3, 8, 8)", "(batch_size, num_classes)"),
+    ),
+    "logits int": (
+        lambda: fm.mix_cross_entropy(torch.ones(4, 4).long(), Y, PLAN),
+        ValueError,
+        ("logits", "int64", "float32"),
+    ),
+    "logits of another batch": (
+        lambda: fm.mix_cross_entropy(torch.ones(3, 4), Y, PLAN),
+        ValueError,
+        ("logits", "3 != 4"),
+    ),
+    "reduction unknown": (
+        lambda: fm.mix_cross_entropy(torch.ones(4, 4), Y, PLAN, reduction="avg"),
+        ValueError,
+        ("reduction", "avg", "mean, sum, none"),
+    ),
+    "loss labels out of range": (
+        lambda: fm.mix_cross_entropy(torch.ones(4, 3), Y, PLAN),
+        ValueError,
+        ("labels", "3", "[0, 3)"),
+    ),
+}
+
+CALL = {
+    "nothing": (lambda m: m(), TypeError, ("batch", "no arguments")),
+    "images only": (lambda m: m(X), ValueError, ("labels should be index based", "(4, 3, 8, 8)")),
+    "labels a string": (lambda m: m(X, "cat"), ValueError, ("default labels_getter", "str")),
+    "two images, no labels key": (lambda m: m({"a": X, "b": X}), ValueError, ("Could not infer", "['a', 'b']")),
+    "no image": (lambda m: m("cat", Y), ValueError, ("No image or video",)),
+    "image 2D": (lambda m: m(X[:, 0, 0], Y), ValueError, ("Expected a batched input with 4 dims", "(4, 8)")),
+    "image int32": (lambda m: m(X.int(), Y), ValueError, ("images", "int32", "float32")),
+    "image without pixels": (lambda m: m(X[..., :0], Y), ValueError, ("pixel", "(8, 0)")),
+    "batches differ": (lambda m: m(X, Y[:3]), ValueError, ("does not match the batch size of the labels", "4 != 3")),
+    "label out of range": (lambda m: m(X, Y + 7), ValueError, ("labels", "10", "[0, 10)")),
+    "label negative": (lambda m: m(X, Y - 1), ValueError, ("labels", "-1", "[0, 10)")),
+    "labels float": (lambda m: m(X, Y.double()), ValueError, ("labels", "float64", "int64")),
+    "labels wider": (lambda m: m(X, torch.ones(4, 11)), ValueError, ("When passing 2D labels", "11 != 10")),
+}
+
+GETTERS = {
+    "labels_getter returns a list": (
+        lambda: fm.MixUp(labels_getter=lambda s: [0], num_classes=9)(X, Y),
+        ValueError,
+        ("labels must be a tensor", "list"),
+    ),
+    "labels_getter returns a copy": (
+        lambda: fm.MixUp(labels_getter=lambda s: s[1].clone(), num_classes=9)(X, Y),
+        ValueError,
+        ("labels_getter", "(4,)", "sample itself"),
+    ),
+    "images_getter returns a copy": (
+        lambda: fm.MixUp(images_getter=lambda s: s[0].clone(), num_classes=9)(X, Y),
+        ValueError,
+        ("images_getter", "(4, 3, 8, 8)", "sample itself"),
+    ),
+    "images_getter returns nothing": (
+        lambda: fm.MixUp(images_getter=lambda s: [], num_classes=9)(X, Y),
+        ValueError,
+        ("images_getter", "list", "tensor"),
+    ),
+    "stacks of two sizes": (
+        lambda: fm.CutMix(images_getter=lambda s: s[::2], num_classes=9)(X, Y, X[..., 1:]),
+        ValueError,
+        ("spatial size", "(8, 7)", "(8, 8)"),
+    ),
+    "stacks of two batches": (
+        lambda: fm.MixUp(images_getter=lambda s: s[::2], num_classes=9)(X, Y, X[1:]),
+        ValueError,
+        ("batch size", "3 != 4"),
+    ),
+    "num_classes missing": (lambda: fm.MixUp()(X, Y), ValueError, ("num_classes must be passed", "None")),
+    "pairing by class without labels": (
+        lambda: fm.MixUp(pairing="cross_class").sample(4, (8, 8)),
+        ValueError,
+        ("labels", "None", "cross_class"),
+    ),
+    "pairing by class of other labels": (
+        lambda: fm.MixUp(pairing="same_class").sample(4, (8, 8), labels=Y[:3]),
+        ValueError,
+        ("labels", "3", "4"),
+    ),
+    "in place on a leaf": (
+        lambda: fm.MixUp(inplace=True, num_classes=9)(X.clone().requires_grad_(), Y),
+        ValueError,
+        ("images", "requires grad", "no_grad"),
+    ),
+    "in place on expanded memory": (
+        lambda: fm.MixUp(inplace=True, num_classes=9)(X[:1].expand(4, 3, 8, 8), Y),
+        ValueError,
+        ("images", "overlaps", "clone"),
+    ),
+}
+
+
+def check(call, exception, fragments):
+    tensors = [(t, t.clone(), t._version) for t in (X, Y, PLAN.partner, PLAN.value)]
+    state, own = torch.get_rng_state(), GENERATOR.get_state()
+    with pytest.raises(exception) as caught:
+        call()
+    message = str(caught.value)
+    for fragment in fragments:
+        assert fragment in message, message
+    assert "Traceback" not in message
+    assert torch.equal(torch.get_rng_state(), state), "something was drawn"
+    assert torch.equal(GENERATOR.get_state(), own), "something was drawn"
+    for tensor, before, version in tensors:
+        assert torch.equal(tensor, before), "something was written"
+        assert tensor._version == version, "something was written"
+
+
+@pytest.mark.parametrize(
+    "case", [*CONSTRUCTION.values(), *APPLY.values(), *GETTERS.values()], ids=[*CONSTRUCTION, *APPLY, *GETTERS]
+)
+def test_wrong_arguments(case):
+    check(*case)
+
+
+@pytest.mark.parametrize("case", SAMPLE.values(), ids=SAMPLE)
+@pytest.mark.parametrize("sampling", ["host", "device"])
+def test_wrong_samples(case, sampling):
+    call, exception, fragments = case
+    check(lambda: call(fm.CutMix(sampling=sampling)), exception, fragments)
+
+
+@pytest.mark.parametrize("case", CALL.values(), ids=CALL)
+@pytest.mark.parametrize("inplace", [False, True])
+def test_wrong_batches(case, inplace):
+    call, exception, fragments = case
+    check(lambda: call(fm.CutMix(num_classes=10, inplace=inplace)), exception, fragments)
+
+
+def test_setting_an_attribute_is_checked_too():
+    mix = fm.MixUp()
+    for value, exception in ((-1.0, ValueError), (float("nan"), ValueError), ("1", TypeError)):
+        with pytest.raises(exception, match="alpha"):
+            mix.alpha = value
+    with pytest.raises(TypeError, match=r"generator.*torch\.Generator"):
+        mix.generator = 3
+    assert mix.alpha == 1.0
+    assert mix.generator is None
+
+
+def test_a_backend_that_cannot_run_says_why():
+    with pytest.raises(fm.BackendError, match=r"'cuda' cannot run on 'cpu' tensors: .+"):
+        fm.mix(X, PLAN, backend="cuda")
+    with pytest.raises(fm.BackendError, match="'triton'"):
+        fm.MixUp(num_classes=4, backend="triton")(X, Y)
+    check(lambda: fm.MixUp(num_classes=4, backend="cpp")(X, Y), fm.BackendError, ("'cpp'", "'cpu'"))
+
+
+def test_the_environment_chooses_a_backend(monkeypatch):
+    monkeypatch.setitem(os.environ, "FUSEDMIX_BACKEND", "reference")
+    assert torch.equal(fm.mix(X, PLAN), fm.mix(X, PLAN, backend="reference"))
+    monkeypatch.setitem(os.environ, "FUSEDMIX_BACKEND", "cuda")
+    with pytest.raises(fm.BackendError, match="'cuda'"):
+        fm.mix(X, PLAN)
+    fm.mix(X, PLAN, backend="reference")  # an argument beats the environment
+    monkeypatch.setitem(os.environ, "FUSEDMIX_BACKEND", "fast")
+    with pytest.raises(ValueError, match=r"FUSEDMIX_BACKEND.*reference.*'fast'"):
+        fm.mix(X, PLAN)
+
+
+def test_the_optional_check_of_labels_on_a_device(monkeypatch):
+    """On a device the range is checked only when asked for: seen through a CPU tensor that names another device."""
+
+    class Elsewhere(torch.Tensor):
+        device = torch.device("cuda")
+
+    from fusedmix.checks import class_range
+
+    labels = torch.tensor([0, 5]).as_subclass(Elsewhere)
+    class_range(labels, 5)
+    monkeypatch.setitem(os.environ, "FUSEDMIX_CHECK_LABELS", "1")
+    with pytest.raises(ValueError, match="labels"):
+        class_range(labels, 5)
+
+
+def test_host_sampling_refuses_capture(monkeypatch):
+    """What a CUDA graph capture looks like to the host sampler; the capture itself needs a GPU."""
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match='sampling="device"'):
+        fm.CutMix(num_classes=10)(X, Y)

@@ -1,0 +1,221 @@
+"""The modules where they are used: copied, pickled, printed, in DataLoader workers, on several ranks, resumed."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils.data import DataLoader, TensorDataset, default_collate
+
+import fusedmix as fm
+
+X, Y = torch.rand(6, 3, 8, 8), torch.tensor([0, 1, 2, 3, 4, 4])
+
+
+def same_batch(a, b, seed=5):
+    batches = []
+    for mix in (a, b):
+        torch.manual_seed(seed)
+        if mix.generator is not None:
+            mix.generator.manual_seed(seed)
+        batches.append(mix(X, Y))
+    return all(torch.equal(s, t) for s, t in zip(*batches, strict=True))
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, copy.copy, lambda m: pickle.loads(pickle.dumps(m))])
+@pytest.mark.parametrize("options", [{}, {"per": "sample"}, {"generator": torch.Generator()}], ids=str)
+def test_copies_draw_the_same(method, duplicate, options):
+    mix = method(num_classes=5, **options)
+    twin = duplicate(mix)
+    assert same_batch(mix, twin)
+    if mix.generator is None:  # whose repr is an address
+        assert repr(twin) == repr(mix)
+
+
+def test_copies_own_their_alpha_and_generator():
+    mix = fm.MixUp(num_classes=5, generator=torch.Generator())
+    twin = copy.deepcopy(mix)
+    twin.alpha = 0.0
+    assert mix.alpha == 1.0
+    state = mix.generator.get_state()
+    twin(X, Y)
+    assert torch.equal(mix.generator.get_state(), state)
+
+
+def test_a_repr_says_what_differs_from_the_defaults():
+    assert repr(fm.CutMix(alpha=0.5, num_classes=10)) == "CutMix(alpha=0.5, num_classes=10)"
+    text = repr(
+        fm.RandomMix([fm.MixUp(p=0.5), fm.HMix(ratio=0.5, variant="paper")], [1, 3], num_classes=10, per="sample")
+    )
+    for part in ("weights=[0.25, 0.75]", "num_classes=10", "per='sample'", "p=0.5", "ratio=0.5", "variant='paper'"):
+        assert part in text
+
+
+def test_modules_have_no_state_to_load():
+    """Nothing random or learned lives in a module, so a checkpoint of a model that holds one stays as it was."""
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), fm.CutMix(num_classes=3), fm.RandomMix([fm.MixUp()]))
+    assert set(model.state_dict()) == {"0.weight", "0.bias"}
+    model.to(torch.float16)
+    assert model[1]._spec.dtype == torch.float64
+
+
+def test_random_mix_follows_a_schedule_of_its_methods():
+    mixup = fm.MixUp(num_classes=5)
+    mix = fm.RandomMix([mixup])
+    mixup.alpha = 0.0
+    assert torch.equal(mix(X, Y)[0], X)
+
+
+def test_random_mix_takes_what_its_methods_agree_on():
+    mix = fm.RandomMix([fm.MixUp(num_classes=5, pairing="flip"), fm.CutMix(num_classes=5), fm.GMix(per="sample")])
+    assert (mix.num_classes, mix.pairing, mix.per, mix.sampling) == (5, "flip", "sample", "device")
+    assert fm.RandomMix([fm.MixUp(num_classes=3), fm.CutMix(num_classes=4)], num_classes=6).num_classes == 6
+
+
+def test_a_plan_is_a_pytree(method):
+    plan = method(per="sample", pairing="random").sample(4, (5, 6), seed=1)
+    leaves, spec = tree_flatten(plan)
+    assert all(isinstance(leaf, torch.Tensor) and leaf.shape[0] == 4 for leaf in leaves)
+    again = tree_unflatten(leaves, spec)
+    assert isinstance(again, fm.MixPlan)
+    assert torch.equal(again.mask(), plan.mask())
+    assert tree_map(torch.clone, plan).size == plan.size
+    assert torch.equal(pickle.loads(pickle.dumps(plan)).mask(), plan.mask())
+    assert (plan.partner.dtype, plan.lam.dtype, plan.weight.dtype) == (torch.int64, torch.float32, torch.float64)
+    assert plan.mask().dtype == torch.float32
+    assert plan.mask().shape == (4, 5, 6)
+
+
+@pytest.mark.parametrize("per", ["batch", "pair", "sample"])
+def test_a_plan_has_the_length_of_its_batch(method, per):
+    for b in (0, 1, 2, 5):
+        plan = method(per=per, pairing="flip").sample(b, (4, 4))
+        for tensor in (plan.partner, plan.lam, plan.weight):
+            assert tensor.shape == (b,)
+        assert plan.mask().shape == (b, 4, 4)
+        if per != "sample" and b:
+            first = plan.mask()[0]
+            assert torch.equal(plan.mask()[plan.partner[0]], first)
+
+
+class Collate:
+    """A collate_fn that mixes; at module level, so that spawned workers can import it."""
+
+    def __init__(self, mix):
+        self.mix = mix
+
+    def __call__(self, samples):
+        return self.mix(*default_collate(samples))
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.parametrize("sampling", ["host", "device"])
+def test_data_loader_workers(context, sampling):
+    """The batches of an epoch differ, they are those of the loader's seed, and two workers draw differently."""
+    data = TensorDataset(
+        torch.arange(24.0).reshape(24, 1, 1, 1).expand(24, 1, 4, 4).contiguous(), torch.zeros(24).long()
+    )
+    collate = Collate(fm.MixUp(num_classes=2, sampling=sampling))
+
+    def epoch(seed):
+        generator = torch.Generator().manual_seed(seed)
+        loader = DataLoader(
+            data, 4, collate_fn=collate, num_workers=2, multiprocessing_context=context, generator=generator
+        )
+        return [images for images, _ in loader]
+
+    def lams(images):
+        # sample i holds the value i, its partner (i-1) mod 4 of the batch: x̃_1 - x_0 = λ
+        return [float(x[1, 0, 0, 0] - 4 * i) for i, x in enumerate(images)]
+
+    first = epoch(0)
+    assert all(torch.equal(a, b) for a, b in zip(first, epoch(0), strict=True))
+    drawn = lams(first)
+    assert len({round(lam, 6) for lam in drawn}) == 6, "two batches were mixed by one draw"
+    assert all(0 <= lam <= 1 for lam in drawn)
+    assert not torch.equal(first[0], epoch(1)[0])
+
+
+def test_resuming_reproduces():
+    mix = fm.RandomMix([fm.MixUp(), fm.CutMix(), fm.GMix()], num_classes=5, per="sample", pairing="random")
+    torch.manual_seed(3)
+    mix(X, Y)
+    checkpoint = torch.get_rng_state()
+    rest = [mix(X, Y) for _ in range(3)]
+    torch.manual_seed(99)
+    torch.set_rng_state(checkpoint)
+    for (a, t), (b, u) in zip(rest, [mix(X, Y) for _ in range(3)], strict=True):
+        assert torch.equal(a, b)
+        assert torch.equal(t, u)
+
+
+RANK = """
+import sys, torch, torch.distributed as dist
+import fusedmix as fm
+
+dist.init_process_group("gloo")
+rank, sampling = dist.get_rank(), sys.argv[1]
+torch.manual_seed(100 + rank)
+x, y = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 3])
+model = torch.nn.parallel.DistributedDataParallel(
+    torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 4)), broadcast_buffers=False
+)
+mix = fm.CutMix(num_classes=4, sampling=sampling, per="sample")
+optimizer = torch.optim.SGD(model.parameters(), 0.1)
+
+def run(steps):
+    seen = []
+    for _ in range(steps):
+        images, targets = mix(x, y)
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(images), targets).backward()
+        optimizer.step()
+        seen.append(images)
+    return torch.stack(seen)
+
+run(1)
+saved = torch.get_rng_state()
+mine = run(2)
+every = [torch.empty_like(mine) for _ in range(2)]
+dist.all_gather(every, mine)
+assert not torch.equal(every[0], every[1]), "two ranks drew the same"
+torch.set_rng_state(saved)
+assert torch.equal(run(2), mine), "resuming drew something else"
+weights = [torch.empty_like(model.module[1].weight) for _ in range(2)]
+dist.all_gather(weights, model.module[1].weight.detach())
+assert torch.equal(weights[0], weights[1])
+dist.destroy_process_group()
+print(f"rank {rank} ok")
+"""
+
+
+@pytest.mark.parametrize("sampling", ["host", "device"])
+def test_two_ranks(tmp_path, sampling):
+    script = tmp_path / "rank.py"
+    script.write_text(textwrap.dedent(RANK))
+    run = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), sampling],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert all(f"rank {rank} ok" in run.stdout for rank in range(2))
+
+
+def test_importing_is_light():
+    """Importing touches no GPU, compiles nothing and imports none of the optional packages."""
+    code = (
+        "import sys, torch; before = set(sys.modules); import fusedmix; new = set(sys.modules) - before;"
+        "bad = [m for m in new if m.split('.')[0] in ('torchvision','timm','triton','matplotlib','sklearn','skimage')];"
+        "assert not bad, bad; assert not torch.cuda.is_initialized()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
