@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fusedmix import backends, checks
-from fusedmix.ops import Mix
+from fusedmix.ops import Mix, differentiable
 from fusedmix.plan import MixPlan
 
 
@@ -33,9 +33,7 @@ def mix(x: Tensor, plan: MixPlan, *, backend: str | None = None) -> Tensor:
         BackendError: the backend asked for cannot run here.
     """
     operators, masks = _prepare("x", x, plan, backend)
-    if x.requires_grad and torch.is_grad_enabled():
-        return Mix.apply(operators, x, *masks)
-    return operators.mix(x, *masks)
+    return differentiable(Mix, operators.mix, operators, x, masks)
 
 
 def mix_(x: Tensor, plan: MixPlan, *, backend: str | None = None) -> Tensor:

@@ -10,10 +10,10 @@ end of this file only if a gradient is needed (a call through autograd costs sev
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -104,47 +104,59 @@ def _with_request(sample: Any) -> Any:
     return lambda *args: sample(_request(*args[:-2]), *args[-2:])
 
 
-# torch.compile cannot put a generator into a graph, so operators are given its number here.
-_GENERATORS: weakref.WeakValueDictionary[int, torch.Generator] = weakref.WeakValueDictionary()
+class GeneratorHandle:
+    """A generator and the number by which operators know it, because torch.compile cannot put a generator into a graph.
 
+    The number is good while the handle lives. A copy of a handle (pickle, deepcopy) is another generator in the same
+    state, with a number of its own.
+    """
 
-def generator_key(generator: torch.Generator | None) -> int:
-    """The number by which operators know a generator while it lives; 0 for torch's default one."""
-    if generator is None:
-        return 0
-    _GENERATORS[id(generator)] = generator
-    return id(generator)
+    _known: ClassVar[dict[int, torch.Generator]] = {}
+    _keys: ClassVar[Iterator[int]] = itertools.count(1)
 
+    def __init__(self, generator: torch.Generator) -> None:
+        self.generator = generator
+        self.key = next(self._keys)
+        self._known[self.key] = generator
 
-def _generator(key: int) -> torch.Generator | None:
-    return _GENERATORS[key] if key else None
+    def __del__(self) -> None:
+        self._known.pop(self.key, None)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return GeneratorHandle, (self.generator,)
+
+    @classmethod
+    def find(cls, key: int) -> torch.Generator | None:
+        """The generator of a handle by its number; 0 is torch's default generator."""
+        return cls._known[key] if key else None
 
 
 def _sample_host(*args: Any) -> PlanTensors:
     *request, generator, seed = args
     if seed is not None:
         return draws.host(_request(*request), torch.Generator("cpu").manual_seed(seed))
-    return draws.host(_request(*request), _generator(generator))
+    return draws.host(_request(*request), GeneratorHandle.find(generator))
 
 
-def _draw_seed(generator: int, device: torch.device) -> Tensor:
-    return torch.empty((), dtype=torch.int64, device=device).random_(generator=_generator(generator))
+def _draw_seed(generator: int, *, device: torch.device) -> Tensor:
+    return torch.empty((), dtype=torch.int64, device=device).random_(generator=GeneratorHandle.find(generator))
 
 
 _HOST = torch.library.Library("fusedmix", "DEF")
 _HOST.define(f"sample_host({_REQUEST}, int generator, SymInt? seed) -> {_PLAN}", tags=_RANDOM)
 _HOST.impl("sample_host", _sample_host, "CompositeExplicitAutograd")
 torch.library.register_fake("fusedmix::sample_host", lambda *args: _empty_plan(args[1], torch.device("cpu")), lib=_HOST)
-_HOST.define("draw_seed(int generator, Device device) -> Tensor", tags=_RANDOM)
+# The device is a keyword because that is where PyTorch looks for the random state that a recomputation rewinds.
+_HOST.define("draw_seed(int generator, *, Device device) -> Tensor", tags=_RANDOM)
 _HOST.impl("draw_seed", _draw_seed, "CompositeExplicitAutograd")
 torch.library.register_fake(
-    "fusedmix::draw_seed", lambda _, device: torch.empty((), dtype=torch.int64, device=device), lib=_HOST
+    "fusedmix::draw_seed", lambda _, *, device: torch.empty((), dtype=torch.int64, device=device), lib=_HOST
 )
 _REFERENCE = _define("reference", reference)
 
 
 class Mix(torch.autograd.Function):
-    """x̃ is linear in x, so its backward is one operator and the backward of that is mix again."""
+    """x̃ is linear in x, so its backward is one operator, and the backward of that is mix again."""
 
     @staticmethod
     def forward(operators: Any, x: Tensor, *masks: Any) -> Tensor:
@@ -156,7 +168,8 @@ class Mix(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        return None, MixAdjoint.apply(ctx.operators, grad, *ctx.saved_tensors, *ctx.hints), *_NO_GRADIENTS
+        masks = (*ctx.saved_tensors, *ctx.hints)
+        return None, differentiable(MixAdjoint, ctx.operators.mix_adjoint, ctx.operators, grad, masks), *_NO_GRADIENTS
 
 
 class MixAdjoint(torch.autograd.Function):
@@ -172,10 +185,20 @@ class MixAdjoint(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        return None, Mix.apply(ctx.operators, grad, *ctx.saved_tensors, *ctx.hints), *_NO_GRADIENTS
+        masks = (*ctx.saved_tensors, *ctx.hints)
+        return None, differentiable(Mix, ctx.operators.mix, ctx.operators, grad, masks), *_NO_GRADIENTS
 
 
 _NO_GRADIENTS = (None,) * 7  # partner, kind, geometry, value, ndim, pairing, per
+
+
+def differentiable(
+    function: type[torch.autograd.Function], operator: Any, operators: Any, x: Tensor, masks: tuple[Any, ...]
+) -> Tensor:
+    """operator(x, *masks), through autograd if the gradient of x is needed: the plain call costs a fraction of that."""
+    if x.requires_grad and torch.is_grad_enabled():
+        return function.apply(operators, x, *masks)
+    return operator(x, *masks)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...]) -> None:

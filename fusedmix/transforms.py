@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple, TypedDict
+from typing import Any, ClassVar, TypedDict
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from typing_extensions import Unpack
 
-from fusedmix import backends, checks, ops, structure
+from fusedmix import backends, checks, structure
 from fusedmix.checkpointing import recorded
 from fusedmix.draws import CPU, PlanTensors
 from fusedmix.functional import mix, mix_, mix_labels
 from fusedmix.methods import Column, Method, Pairing, Per, spec_row
+from fusedmix.ops import GeneratorHandle
 from fusedmix.plan import MixPlan, SparseTargets
 from fusedmix.segmentation import check_masks, mix_masks
 
@@ -68,14 +69,6 @@ class Options(TypedDict, total=False):
     targets: str
     mask_classes: int | None
     mask_ignore_index: int | None
-
-
-class _Source(NamedTuple):
-    """Where the randomness of a draw comes from: a seed, else a generator (None: torch's default one) with its key."""
-
-    generator: torch.Generator | None
-    key: int
-    seed: int | None
 
 
 _DEFAULTS: Options = {
@@ -196,10 +189,7 @@ class MixTransform(nn.Module):
             checks.integer("seed", seed, -(2**63), 2**64 - 1)
             seed = seed - 2**64 if seed >= 2**63 else seed  # the same 64 bits as an int64
         _check_generator("generator", generator, self.sampling)
-        if generator is None:
-            source = _Source(self._generator, self._generator_key, seed)
-        else:
-            source = _Source(generator, ops.generator_key(generator), None)
+        source = self._generator if generator is None else GeneratorHandle(generator)
         where = CPU if device is None else torch.device(device)
 
         request = (
@@ -222,11 +212,11 @@ class MixTransform(nn.Module):
         )
 
         def make() -> MixPlan:
-            return MixPlan(*draw(request, source, where), *static)
+            return MixPlan(*draw(request, source, seed, where), *static)
 
         if torch.compiler.is_compiling():
             return make()
-        return recorded(make, rewinds=seed is not None or source.generator is None)
+        return recorded(make, rewinds=seed is not None or source is None)
 
     def forward(self, *inputs: Any) -> Any:
         """Mixes a batch of any structure and returns it in the same structure, the labels replaced by mixed ones.
@@ -260,17 +250,12 @@ class MixTransform(nn.Module):
     @property
     def generator(self) -> torch.Generator | None:
         """Where the draws or the seeds come from; None: torch's default generator."""
-        return self._generator
+        return None if self._generator is None else self._generator.generator
 
     @generator.setter
     def generator(self, generator: torch.Generator | None) -> None:
         _check_generator("generator", generator, self.sampling)
-        self._generator = generator
-        self._generator_key = ops.generator_key(generator)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self.generator = self._generator  # the copy has a generator, and so a key, of its own
+        self._generator = None if generator is None else GeneratorHandle(generator)
 
     def extra_repr(self) -> str:
         shown = {
@@ -290,25 +275,29 @@ class MixTransform(nn.Module):
         """What to draw from, at this step."""
         return self._spec
 
-    def _draw_on_host(self, request: tuple[Any, ...], source: _Source, device: torch.device) -> PlanTensors:
+    def _draw_on_host(
+        self, request: tuple[Any, ...], source: GeneratorHandle | None, seed: int | None, device: torch.device
+    ) -> PlanTensors:
         if not torch.compiler.is_compiling() and _capturing():
             raise RuntimeError(
                 f'{type(self).__name__}(sampling="host") cannot be captured in a CUDA graph: every replay would '
                 'repeat the one draw. Construct it with sampling="device".'
             )
-        drawn = torch.ops.fusedmix.sample_host(*request, source.key, source.seed)
+        drawn = torch.ops.fusedmix.sample_host(*request, 0 if source is None else source.key, seed)
         return drawn if device == CPU else tuple(t.to(device, non_blocking=True) for t in drawn)
 
-    def _draw_on_device(self, request: tuple[Any, ...], source: _Source, device: torch.device) -> PlanTensors:
-        if source.seed is not None:
-            seed = torch.tensor(source.seed, dtype=torch.int64, device=CPU)
+    def _draw_on_device(
+        self, request: tuple[Any, ...], source: GeneratorHandle | None, seed: int | None, device: torch.device
+    ) -> PlanTensors:
+        if seed is not None:
+            drawn = torch.tensor(seed, dtype=torch.int64, device=CPU)
+        elif source is not None:
+            drawn = torch.ops.fusedmix.draw_seed(source.key, device=source.generator.device)
         else:
             # On the host a seed costs no launch; inside a graph only the device's generator moves between replays.
-            where = device if not torch.compiler.is_compiling() and _capturing() else CPU
-            if source.generator is not None:
-                where = source.generator.device
-            seed = torch.ops.fusedmix.draw_seed(source.key, where)
-        return backends.operators(device.type, self.backend).sample(*request, seed, device)
+            capturing = not torch.compiler.is_compiling() and _capturing()
+            drawn = torch.ops.fusedmix.draw_seed(0, device=device if capturing else CPU)
+        return backends.operators(device.type, self.backend).sample(*request, drawn, device)
 
     def _check_lam(self, lam: Any, batch_size: int) -> Tensor | None:
         if lam is None:

@@ -340,12 +340,22 @@ def test_the_environment_chooses_a_backend(monkeypatch):
     monkeypatch.setitem(os.environ, "FUSEDMIX_BACKEND", "reference")
     assert torch.equal(fm.mix(X, PLAN), fm.mix(X, PLAN, backend="reference"))
     monkeypatch.setitem(os.environ, "FUSEDMIX_BACKEND", "cuda")
-    with pytest.raises(fm.BackendError, match="'cuda'"):
+    with pytest.raises(fm.BackendError, match="FUSEDMIX_BACKEND=cuda"):
         fm.mix(X, PLAN)
     fm.mix(X, PLAN, backend="reference")  # an argument beats the environment
     monkeypatch.setitem(os.environ, "FUSEDMIX_BACKEND", "fast")
-    with pytest.raises(ValueError, match=r"FUSEDMIX_BACKEND.*reference.*'fast'"):
+    with pytest.raises(fm.BackendError, match=r"FUSEDMIX_BACKEND.*reference.*'fast'"):
         fm.mix(X, PLAN)
+
+
+def test_the_report_of_backends_never_raises(monkeypatch):
+    for named in ("", "reference", "cuda", "fast"):
+        monkeypatch.setitem(os.environ, "FUSEDMIX_BACKEND", named)
+        lines = {(line.name, line.device): line for line in fm.backends.report()}
+        assert {name for name, _ in lines} == set(fm.backends.NAMES)
+        assert all(line.reason for line in lines.values())
+        assert lines["reference", "cpu"].works
+        assert lines["reference", "cpu"].chosen == (named in ("", "reference"))
 
 
 def test_the_optional_check_of_labels_on_a_device(monkeypatch):

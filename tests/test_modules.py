@@ -191,6 +191,8 @@ assert torch.equal(run(2), mine), "resuming drew something else"
 weights = [torch.empty_like(model.module[1].weight) for _ in range(2)]
 dist.all_gather(weights, model.module[1].weight.detach())
 assert torch.equal(weights[0], weights[1])
+dist.barrier()  # nobody leaves while the other still talks to it
+del model
 dist.destroy_process_group()
 print(f"rank {rank} ok")
 """
@@ -207,7 +209,7 @@ def test_two_ranks(tmp_path, sampling):
         timeout=240,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    assert run.returncode == 0, run.stderr[-3000:]
+    assert run.returncode == 0, run.stderr
     assert all(f"rank {rank} ok" in run.stdout for rank in range(2))
 
 

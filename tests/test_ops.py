@@ -10,7 +10,7 @@ import torch
 import fusedmix as fm
 from fusedmix import backends
 from fusedmix.methods import Method, Pairing, Per, spec_row
-from fusedmix.ops import generator_key
+from fusedmix.ops import GeneratorHandle
 
 PLAN = fm.RandomMix([fm.MixUp(), fm.CutMix(), fm.HMix(), fm.GMix()], per="sample").sample(5, (6, 7), seed=3)
 MASKS = (PLAN.partner, PLAN.kind, PLAN.geometry, PLAN.value, 2, int(Pairing.ROLL), int(Per.SAMPLE))
@@ -66,9 +66,11 @@ def test_mix_labels(operators, labels):
 def test_draw_seed():
     # What is drawn differs from run to run, so only what does not compare runs is checked.
     checks = ("test_schema", "test_faketensor")
-    torch.library.opcheck(torch.ops.fusedmix.draw_seed.default, (0, torch.device("cpu")), test_utils=checks)
-    generator = torch.Generator().manual_seed(0)
-    drawn = [int(torch.ops.fusedmix.draw_seed(generator_key(generator), torch.device("cpu"))) for _ in range(1000)]
+    torch.library.opcheck(
+        torch.ops.fusedmix.draw_seed.default, (0,), {"device": torch.device("cpu")}, test_utils=checks
+    )
+    handle = GeneratorHandle(torch.Generator().manual_seed(0))
+    drawn = [int(torch.ops.fusedmix.draw_seed(handle.key, device=torch.device("cpu"))) for _ in range(1000)]
     assert len(set(drawn)) == 1000
     # uniform in 0..2^63-1: mean 2^62, standard error 2^63/√(12·1000)
     assert abs(sum(drawn) / 1000 - 2**62) < 4 * 2**63 / math.sqrt(12 * 1000)

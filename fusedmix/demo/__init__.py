@@ -1,0 +1,59 @@
+"""What `fusedmix demo` does: photographs mixed with every method, then short training runs with each.
+
+Importing this needs nothing beyond torch; the packages of the extra `demo` are imported when it runs.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import torch
+
+from fusedmix import backends
+
+# Import name -> name to install
+_PACKAGES = {"matplotlib": "matplotlib", "skimage": "scikit-image", "sklearn": "scikit-learn", "tqdm": "tqdm"}
+SEEDS = 2  # training runs behind every mean; more would not fit into two minutes on two cores
+
+
+def missing_packages() -> list[str]:
+    """The packages that the demo needs and that are not installed here."""
+    return [package for module, package in _PACKAGES.items() if importlib.util.find_spec(module) is None]
+
+
+def run(out: Path, *, seed: int, epochs: int, skip_training: bool) -> list[Path]:
+    """Run the demo, tell what it does, and return the files it wrote into the folder `out`."""
+    from fusedmix.demo.methods import METHODS, mix_with
+    from fusedmix.demo.photos import load_photos
+    from fusedmix.demo.sheet import draw_sheet
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    backend = backends.choose(device)
+    print(f"fusedmix demo: device {device}, backend {backend}, seed {seed}\n")
+
+    images, names = load_photos()
+    print(f"Mixing {len(names)} photographs ({', '.join(names)}), {tuple(images.shape)} {images.dtype}:")
+    mixtures = [mix_with(method, images.to(device), seed=seed) for method in METHODS]
+    for mixture in mixtures:
+        lam, weight = mixture.plan.lam, mixture.plan.weight
+        print(
+            f"  {mixture.method.name:<16} λ {lam.min():.2f} to {lam.max():.2f}, "
+            f"label weights {weight.min():.2f} to {weight.max():.2f}"
+        )
+    written = [out / "methods.png"]
+    draw_sheet(images, names, mixtures, written[0], subtitle=f"backend {backend}, seed {seed}")
+
+    if not skip_training:
+        from fusedmix.demo import results, train
+
+        print(f"\n{train.describe(epochs, SEEDS)}")
+        runs = train.compare(range(seed, seed + SEEDS), epochs, device)
+        rows = results.summarise(runs)
+        print(f"\n{results.as_text(rows)}\n\n{results.caveat(rows)}")
+        written += [out / "training.csv", out / "training.png"]
+        results.write_csv(rows, written[1])
+        results.draw(runs, written[2])
+
+    print("\nWritten:", *(f"  {path}" for path in written), sep="\n")
+    return written

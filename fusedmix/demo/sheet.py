@@ -1,0 +1,119 @@
+"""How the contact sheet is drawn: a row per method, and under every mixed image its mask, its λ and its label."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from fusedmix.demo.methods import Mixture
+from fusedmix.demo.photos import CREDITS
+from fusedmix.version import __version__
+
+# The layout in pixels. At 168 pixels an image the sheet stays below 4 MB and its captions are readable in a README.
+DPI = 100
+MARGIN, GAP = 24, 14
+TITLE, FOOTER = 92, 30
+IMAGE, MASK = 168, 48
+HEADING = 30
+NAMES = 22  # the originals have a name where the mixed images have a mask
+CAPTION = MASK + 6
+ROW_GAP = 20
+INK, FAINT = "#1a1a1a", "#6a6a6a"
+FRAME = 0.57  # grey
+
+
+def sheet_size(columns: int, methods: int) -> tuple[int, int]:
+    """Width and height of the sheet in pixels."""
+    originals = HEADING + IMAGE + NAMES + ROW_GAP
+    mixed = HEADING + IMAGE + CAPTION + ROW_GAP
+    return (
+        2 * MARGIN + columns * IMAGE + (columns - 1) * GAP,
+        TITLE + originals + methods * mixed + FOOTER,
+    )
+
+
+class _Canvas:
+    """A figure whose coordinates are pixels from the top left corner; text stands on its baseline."""
+
+    def __init__(self, width: int, height: int) -> None:
+        self.width, self.height = width, height
+        self.figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
+
+    def text(self, left: float, baseline: float, text: str, pixels: float, color: str = INK, **style: Any) -> None:
+        self.figure.text(
+            left / self.width,
+            1 - baseline / self.height,
+            text,
+            fontsize=pixels * 72 / DPI,
+            color=color,
+            va="baseline",
+            **style,
+        )
+
+    def picture(self, left: int, top: int, side: int, image: Tensor) -> None:
+        """Place (3, H, W) or (H, W) values in [0, 1] as a framed square, pixel for pixel: an axes would resample it."""
+        planes = image if image.ndim == 3 else image[None]
+        square = F.interpolate(planes[None], (side, side), mode="bilinear", antialias=True)[0].clamp(0, 1)
+        framed = F.pad(square[:, 1:-1, 1:-1], (1, 1, 1, 1), value=FRAME).expand(3, -1, -1)
+        self.figure.figimage(framed.permute(1, 2, 0).numpy(), left, self.height - top - side, origin="upper")
+
+
+def _label(weight: float, own: str, partner: str) -> list[str]:
+    return [f"{share:.2f} {name}" for share, name in ((weight, own), (1 - weight, partner)) if share >= 0.005]
+
+
+def draw_sheet(images: Tensor, names: Sequence[str], mixtures: Sequence[Mixture], path: Path, *, subtitle: str) -> None:
+    """Write `images` (B, 3, H, W) in [0, 1] and what became of them to `path`, a PNG."""
+    width, height = sheet_size(len(names), len(mixtures))
+    canvas = _Canvas(width, height)
+    lefts = [MARGIN + i * (IMAGE + GAP) for i in range(len(names))]
+
+    canvas.text(MARGIN, 40, f"{len(names)} photographs, {len(mixtures)} ways to mix them", 24, weight="bold")
+    canvas.text(
+        MARGIN,
+        64,
+        "Each photograph is mixed with the one on its left, the first with the last. "
+        "Small square: the mask, white where the photograph itself shows,",
+        13,
+        FAINT,
+    )
+    canvas.text(
+        MARGIN,
+        82,
+        "black where its partner does. λ is the drawn coefficient; below it stands the mixed label.  "
+        f"fusedmix {__version__}, {subtitle}.",
+        13,
+        FAINT,
+    )
+
+    top = TITLE
+    canvas.text(MARGIN, top + 22, "Originals", 16, weight="bold")
+    top += HEADING
+    for left, name, image in zip(lefts, names, images.cpu(), strict=True):
+        canvas.picture(left, top, IMAGE, image)
+        canvas.text(left + IMAGE / 2, top + IMAGE + 18, name, 14, ha="center")
+    top += IMAGE + NAMES + ROW_GAP
+
+    for mixture in mixtures:
+        plan = mixture.plan.to("cpu")
+        mixed, masks = mixture.images.cpu(), plan.mask()
+        canvas.text(MARGIN, top + 22, mixture.method.name, 16, weight="bold")
+        canvas.text(MARGIN + 170, top + 22, mixture.method.note, 14, FAINT)
+        top += HEADING
+        for i, left in enumerate(lefts):
+            canvas.picture(left, top, IMAGE, mixed[i])
+            canvas.picture(left, top + IMAGE + 6, MASK, masks[i])
+            baseline = top + IMAGE + 17
+            canvas.text(left + MASK + 8, baseline, f"λ = {float(plan.lam[i]):.2f}", 13, FAINT)
+            for line in _label(float(plan.weight[i]), names[i], names[int(plan.partner[i])]):
+                baseline += 18
+                canvas.text(left + MASK + 8, baseline, line, 13)
+        top += IMAGE + CAPTION + ROW_GAP
+
+    canvas.text(MARGIN, top + 12, CREDITS, 12, FAINT)
+    canvas.figure.savefig(path, format="png")
