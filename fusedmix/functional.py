@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fusedmix import backends, checks
+from fusedmix.backends import reference
 from fusedmix.ops import Mix, differentiable
 from fusedmix.plan import MixPlan
 
@@ -60,7 +61,7 @@ def mix_labels(
     label_smoothing: float = 0.0,
     backend: str | None = None,
 ) -> Tensor:
-    """Mixes labels into dense soft targets: weight·y + (1-weight)·y[partner] (Park 2022, eq. 1).
+    """Mixes labels into dense soft targets: weight·y + (1-weight)·y[partner] (Park 2022, eq. 1). Differentiable.
 
     Args:
         labels: (B,) integer classes in [0, num_classes), of any width; or (B, K) one-hot, soft or multi-hot labels.
@@ -83,6 +84,8 @@ def mix_labels(
     label_smoothing = checks.number("label_smoothing", label_smoothing, 0.0, 1.0)
     checks.same_batch("labels", labels, plan)
     operators = backends.operators(labels.device.type, backend)
+    if labels.requires_grad and torch.is_grad_enabled():  # rare enough (distillation) to be left to autograd
+        return reference.mix_labels(labels, plan.partner, plan.weight, classes, label_smoothing)
     return operators.mix_labels(labels, plan.partner, plan.weight, classes, label_smoothing)
 
 

@@ -55,7 +55,9 @@ def parse(sample: Any, name: str, labels_getter: Getter | str | None, images_get
         stacks = [found] if isinstance(found, Tensor) else found
         if not isinstance(stacks, Sequence) or not stacks or not all(isinstance(x, Tensor) for x in stacks):
             raise ValueError(f"images_getter must return a tensor or a sequence of tensors, but got {type(found)}.")
-        images = [_position(leaves, stack, "images_getter") for stack in stacks]
+        images: list[int] = []
+        for stack in stacks:
+            images.append(_position(leaves, stack, "images_getter", taken=images))
     else:
         images = [i for i, kind in enumerate(kinds) if kind in ("image", "video")]
     if not images and labels_index in (tensors := [i for i, kind in enumerate(kinds) if kind == "tensor"]):
@@ -126,10 +128,19 @@ def _kind(leaf: Any) -> str:
     return "unsupported"
 
 
-def _position(leaves: list[Any], tensor: Tensor, getter: str) -> int:
-    for i, leaf in enumerate(leaves):
-        if leaf is tensor:
-            return i
+def map_once(function: Callable[[Tensor], Tensor], leaves: list[Any], positions: list[int]) -> None:
+    """Replaces leaves by what the function makes of them; one tensor at two positions goes through it once."""
+    before = list(leaves)
+    for n, i in enumerate(positions):
+        twins = [j for j in positions[:n] if before[j] is before[i]]
+        leaves[i] = leaves[twins[0]] if twins else function(before[i])
+
+
+def _position(leaves: list[Any], tensor: Tensor, getter: str, taken: Sequence[int] = ()) -> int:
+    """Where the tensor stands among the leaves, elsewhere than at the positions taken if it stands at several."""
+    places = [i for i, leaf in enumerate(leaves) if leaf is tensor]
+    for i in [i for i in places if i not in taken] + places:
+        return i
     raise ValueError(
         f"{getter} must return tensors of the sample itself, but got another one of shape {tuple(tensor.shape)}."
     )

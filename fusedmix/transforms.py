@@ -241,10 +241,8 @@ class MixTransform(nn.Module):
         # The labels first: they may still turn out to be out of range, and nothing may be half-written then.
         if labels is not None:
             leaves[parsed.labels_index] = self._mix_targets(labels, plan, device)
-        for i in parsed.masks:
-            leaves[i] = self._mix_mask(leaves[i], plan)
-        for i in parsed.images:
-            leaves[i] = self._mix_image(leaves[i], plan)
+        structure.map_once(lambda masks: self._mix_mask(masks, plan), leaves, parsed.masks)
+        structure.map_once(lambda images: self._mix_image(images, plan), leaves, parsed.images)
         return pytree.tree_unflatten(leaves, parsed.spec)
 
     @property
@@ -390,7 +388,8 @@ class MixTransform(nn.Module):
             structure.plain(masks), plan, num_classes=self.mask_classes, ignore_index=self.mask_ignore_index
         )
         if self.inplace and mixed.shape == masks.shape and mixed.dtype == masks.dtype:
-            return masks.copy_(mixed)
+            masks.copy_(mixed)
+            return masks
         return structure.like(mixed, masks)
 
 
