@@ -66,10 +66,9 @@ def host(request: Request, generator: torch.Generator | None) -> PlanTensors:
     if per == Per.BATCH and not drawn.applied.all():
         return _realise(request, drawn)
 
-    if spec.shape[0] > 1:
-        chances = spec[:, Column.WEIGHT].float()
-        if n:
-            drawn.choice.copy_(torch.multinomial(chances, n, replacement=n > 1, generator=generator))
+    chances = spec[:, Column.WEIGHT].float()
+    if n and not chances.isnan().any():
+        drawn.choice.copy_(torch.multinomial(chances, n, replacement=n > 1, generator=generator))
     rows = spec[drawn.choice]
     if (rows[:, Column.P] < 1.0).any():
         drawn.applied.logical_and_(_host_uniform(n, generator) < rows[:, Column.P])

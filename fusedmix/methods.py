@@ -35,7 +35,7 @@ class Column(IntEnum):
     """The columns of a spec."""
 
     METHOD = 0
-    WEIGHT = 1  # probability of this row, the rows summing to 1
+    WEIGHT = 1  # probability of this row, the rows summing to 1; NaN where there is no choice, and none is drawn
     P = 2  # probability that the method, once chosen, is applied
     ALPHA = 3  # λ ~ Beta(α, α); α <= 0 means λ = 1
     LAM = 4  # λ itself where it is fixed, else NaN
@@ -76,7 +76,7 @@ def spec_row(
 ) -> Tensor:
     """One row of a spec: float64, on the CPU whatever the default device."""
     return torch.tensor(
-        [[float(method), 1.0, 1.0, alpha, lam, lam_range[0], lam_range[1], ratio]],
+        [[float(method), math.nan, 1.0, alpha, lam, lam_range[0], lam_range[1], ratio]],
         dtype=torch.float64,
         device="cpu",
     )

@@ -19,6 +19,14 @@ METHODS = {
 }
 
 
+def option_id(options):
+    """A test id that is the same in every process: objects by their type, not their address."""
+    return "-".join(
+        f"{key}={value if isinstance(value, str | float | tuple) else type(value).__name__}"
+        for key, value in options.items()
+    )
+
+
 @pytest.fixture(params=METHODS, ids=str)
 def method(request):
     """A constructor of every method and variant."""

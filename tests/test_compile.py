@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import fusedmix as fm
+from conftest import option_id
 
 X = torch.rand(6, 3, 12, 10)
 Y = torch.tensor([0, 1, 2, 3, 4, 4])
@@ -51,7 +52,7 @@ def test_every_method(method, sampling, per):
         {"generator": torch.Generator()},
         {"generator": torch.Generator(), "sampling": "device"},
     ],
-    ids=str,
+    ids=option_id,
 )
 def test_every_option(options):
     mix = fm.CutMix(num_classes=5, **options)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import METHODS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fusedmix as fm
+from conftest import METHODS
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.uint8]
 

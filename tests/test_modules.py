@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 import fusedmix as fm
+from conftest import option_id
 
 X, Y = torch.rand(6, 3, 8, 8), torch.tensor([0, 1, 2, 3, 4, 4])
 
@@ -30,7 +31,7 @@ def same_batch(a, b, seed=5):
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, copy.copy, lambda m: pickle.loads(pickle.dumps(m))])
-@pytest.mark.parametrize("options", [{}, {"per": "sample"}, {"generator": torch.Generator()}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"per": "sample"}, {"generator": torch.Generator()}], ids=option_id)
 def test_copies_draw_the_same(method, duplicate, options):
     mix = method(num_classes=5, **options)
     twin = duplicate(mix)

@@ -58,7 +58,11 @@ def test_mask(operators):
     torch.library.opcheck(operators.mask.default, (PLAN.kind, PLAN.geometry, PLAN.value, [6, 7]))
 
 
-@pytest.mark.parametrize("labels", [LABELS, LABELS.to(torch.uint8), torch.rand(5, 3), torch.rand(5, 3).half()], ids=str)
+@pytest.mark.parametrize(
+    "labels",
+    [LABELS, LABELS.to(torch.uint8), torch.rand(5, 3), torch.rand(5, 3).half()],
+    ids=lambda y: f"{y.dtype}-{y.ndim}D",
+)
 def test_mix_labels(operators, labels):
     torch.library.opcheck(operators.mix_labels.default, (labels, PLAN.partner, PLAN.weight, 3, 0.1))
 

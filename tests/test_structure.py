@@ -93,12 +93,9 @@ def assert_blended(out: Tensor, x: Tensor, plan: fm.MixPlan) -> None:
     assert (out.dtype, out.shape) == (x.dtype, x.shape)
     expected = blended(x, plan)
     compute = torch.float64 if x.dtype == torch.float64 else torch.float32
-    bound = 4 * torch.finfo(compute).eps * (1 + x.as_subclass(Tensor).abs().max().double())
-    if x.is_floating_point():
-        bound = bound + torch.finfo(x.dtype).eps / 2 * expected.abs()
-    else:
-        bound = bound + 0.5
-    assert ((out.as_subclass(Tensor).double() - expected).abs() <= bound).all()
+    computing = 4 * torch.finfo(compute).eps * (1 + x.as_subclass(Tensor).abs().max().double())
+    rounding = torch.finfo(x.dtype).eps / 2 * expected.abs() if x.is_floating_point() else 0.5
+    assert ((out.as_subclass(Tensor).double() - expected).abs() <= computing + rounding).all()
 
 
 def assert_targets(targets: Tensor, y: Tensor, plan: fm.MixPlan) -> None:
