@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import numbers
 import os
@@ -59,7 +60,7 @@ def integer(name: str, x: Any, low: int, high: int | None = None) -> int:
     if x < low or (high is not None and x > high):  # type: ignore[operator]
         allowed = f">= {low}" if high is None else f"in [{low}, {high}]"
         raise ValueError(f"{name} must be {allowed}, but got {x!r}.")
-    return x  # type: ignore[return-value]
+    return x if isinstance(x, (int, torch.SymInt)) else int(x)  # type: ignore[return-value]
 
 
 def choice(name: str, x: Any, allowed: Sequence[str]) -> str:
@@ -97,6 +98,15 @@ def sides(name: str, x: Any) -> tuple[int, ...]:
     return tuple(integer(f"{name}[{i}]", side, 1) for i, side in enumerate(x))
 
 
+def device(name: str, x: Any) -> torch.device:
+    """`x` as a device."""
+    try:
+        return torch.device(x)
+    except (TypeError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{name} must be a device such as 'cpu' or 'cuda:0', but got {x!r}: {reason}") from None
+
+
 def tensor(name: str, x: Any) -> Tensor:
     """`x`, if it is a tensor."""
     if not isinstance(x, Tensor):
@@ -109,6 +119,9 @@ def batch(name: str, x: Any) -> Tensor:
     tensor(name, x)
     if x.ndim < 1:
         raise ValueError(f"{name} must have a batch dim, but got a tensor of shape {tuple(x.shape)}.")
+    if x.layout is not torch.strided or x.is_nested:
+        came = "a nested tensor" if x.is_nested else x.layout
+        raise ValueError(f"{name} must be a dense tensor, but got {came}.")
     if x.dtype not in IMAGE_DTYPES:
         raise ValueError(f"{name} must have one of the dtypes {names(IMAGE_DTYPES)}, but got {x.dtype}.")
     return x
@@ -127,6 +140,8 @@ def labels(x: Any, num_classes: int | None) -> Tensor:
         raise ValueError(f"labels must have a real dtype, but got {x.dtype}.")
     if x.ndim == 1 and x.dtype not in INTEGER_DTYPES:
         raise ValueError(f"1D labels must have one of the dtypes {names(INTEGER_DTYPES)}, but got {x.dtype}.")
+    if x.is_floating_point() and x.dtype not in IMAGE_DTYPES:
+        raise ValueError(f"Soft labels must have one of the dtypes {names(IMAGE_DTYPES[:4])}, but got {x.dtype}.")
     if x.ndim == 2 and num_classes is not None and x.shape[1] != num_classes:
         raise ValueError(
             "When passing 2D labels, their last dimension must match num_classes, "
@@ -177,15 +192,39 @@ def writable(name: str, x: Tensor) -> None:
     """Raises InplaceError if writing into `x` would give wrong gradients or depend on the order of writes."""
     if x.requires_grad and torch.is_grad_enabled():
         raise InplaceError(
-            f"{name} requires grad and cannot be mixed in place while grad is enabled: its old values would be lost "
-            "to autograd. Use fusedmix.mix (inplace=False), or torch.no_grad()."
+            f"{name} cannot be mixed in place while grad is enabled: a tensor that requires grad would lose its old "
+            "values to autograd. Use fusedmix.mix (inplace=False), or torch.no_grad()."
         )
     # Sorted by stride, each dim must step over all that the smaller ones span.
     span = 0
     for stride, side in sorted((st, si) for st, si in zip(x.stride(), x.shape, strict=True) if si > 1):
         if stride <= span and x.numel():
             raise InplaceError(
-                f"{name} cannot be mixed in place: its memory overlaps itself, shape {tuple(x.shape)} with strides "
-                f"{x.stride()} (from expand or unfold). Use fusedmix.mix (inplace=False) or clone it first."
+                f"{name} cannot be mixed in place: its memory overlaps itself, or may: shape {tuple(x.shape)}, "
+                f"strides {x.stride()} (from expand or unfold). Use fusedmix.mix (inplace=False) or clone it first."
             )
         span += stride * (side - 1)
+
+
+def disjoint(name: str, tensors: Sequence[Tensor]) -> None:
+    """Raises InplaceError if two different tensors that are to be written lie in the same bytes: they would be mixed
+    twice. Not seen inside torch.compile, where tensors have no addresses."""
+    if torch.compiler.is_compiling():
+        return
+    distinct = list({id(x): x for x in tensors if x.numel()}.values())
+    for a, b in itertools.combinations(distinct, 2):
+        if _share_memory(a, b):
+            raise InplaceError(f"{name} cannot be mixed in place: two of them share memory. Clone one (inplace=False).")
+
+
+def _share_memory(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors of non-negative strides have an element in common."""
+    if a.device != b.device or a.untyped_storage().data_ptr() != b.untyped_storage().data_ptr():
+        return False
+    if a.element_size() != b.element_size():
+        return True  # one storage read as two dtypes: not worth telling apart
+    # Views of one storage interleave in many harmless ways (two stacks in the channels of one tensor), so look.
+    ends = [x.storage_offset() + sum(s * (n - 1) for s, n in zip(x.stride(), x.shape, strict=True)) for x in (a, b)]
+    touched = torch.zeros(max(ends) + 1, dtype=torch.bool, device="cpu")
+    touched.as_strided(a.shape, a.stride(), a.storage_offset()).fill_(True)
+    return bool(touched.as_strided(b.shape, b.stride(), b.storage_offset()).any())

@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         help="folder for the pictures and the table",
     )
     demo.add_argument("--seed", type=_seed, default=0, help="seed of the contact sheet and first seed of the training")
-    demo.add_argument("--epochs", type=_positive, default=15, metavar="N", help="epochs of each training run")
+    demo.add_argument("--epochs", type=_positive, default=12, metavar="N", help="epochs of each training run")
     demo.add_argument("--skip-training", action="store_true", help="only the contact sheet")
     return parser
 

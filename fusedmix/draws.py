@@ -87,7 +87,7 @@ def host(request: Request, generator: torch.Generator | None) -> PlanTensors:
         assert labels is not None
         seed = torch.empty((), dtype=torch.int64, device=CPU).random_(generator=generator)
         drawn.partner.copy_(partners.by_class(seed, labels.to(CPU), pairing))
-    if any(Method(int(m)).has_centre for m in rows[:, Column.METHOD].unique().tolist()):
+    if _has_centre(rows):
         for axis in range(2, 2 - len(size), -1):
             side = padded(size)[axis]
             drawn.centre[:, axis] = torch.randint(side, (n,), generator=generator, device=CPU)
@@ -101,17 +101,24 @@ def device(request: Request, seed: Tensor, device: torch.device) -> PlanTensors:
     seed = seed.to(device, non_blocking=True)
     spec = spec.to(device, non_blocking=True)
 
-    choice_high, choice_low, p_high, p_low = words(seed, index, Stream.CHOICE)
-    # The last edge is left out: a sum of weights that rounds below 1 must not leave a gap above the last method.
-    edges = spec[:-1, Column.WEIGHT].cumsum(0)
-    choice = torch.searchsorted(edges, uniform(choice_high, choice_low), right=True)
+    # What is certain is not drawn. Nothing else depends on that: every number has a counter of its own.
+    choice = torch.zeros_like(index)
+    applied = torch.ones_like(index, dtype=torch.bool)
+    if request.spec.shape[0] > 1 or p < 1.0:
+        choice_high, choice_low, p_high, p_low = words(seed, index, Stream.CHOICE)
+        # The last edge is left out: a sum of weights that rounds below 1 must leave no gap above the last method.
+        edges = spec[:-1, Column.WEIGHT].cumsum(0)
+        choice = torch.searchsorted(edges, uniform(choice_high, choice_low), right=True)
+        applied = uniform(p_high, p_low) < p
     rows = spec[choice]
-    apply_high, apply_low, _, _ = words(seed, index, Stream.APPLY)
-    applied = (uniform(p_high, p_low) < p) & (uniform(apply_high, apply_low) < rows[:, Column.P])
+    if (request.spec[:, Column.P] < 1.0).any():
+        apply_high, apply_low, _, _ = words(seed, index, Stream.APPLY)
+        applied = applied & (uniform(apply_high, apply_low) < rows[:, Column.P])
 
     alpha, fixed = rows[:, Column.ALPHA], rows[:, Column.LAM]
-    lam = symmetric_beta(seed, index, torch.where(alpha > 0, alpha, 1.0))
-    lam = torch.where(alpha > 0, lam, 1.0)
+    lam = torch.ones_like(alpha)
+    if request.lam is None and request.spec[:, Column.LAM].isnan().any():
+        lam = torch.where(alpha > 0, symmetric_beta(seed, index, torch.where(alpha > 0, alpha, 1.0)), 1.0)
     lam = torch.where(fixed.isnan(), lam, fixed)
 
     if pairing == Pairing.RANDOM:
@@ -123,9 +130,15 @@ def device(request: Request, seed: Tensor, device: torch.device) -> PlanTensors:
         partner = partners.formula(pairing, batch_size, device)
 
     centre = torch.zeros((index.shape[0], 3), dtype=torch.int64, device=device)
-    for axis, word in zip(range(2, 2 - len(size), -1), words(seed, index, Stream.CENTRE), strict=False):
-        centre[:, axis] = below(word, padded(size)[axis])
+    if _has_centre(request.spec):
+        for axis, word in zip(range(2, 2 - len(size), -1), words(seed, index, Stream.CENTRE), strict=False):
+            centre[:, axis] = below(word, padded(size)[axis])
     return _realise(request, Draws(choice, applied, lam.float(), centre, partner))
+
+
+def _has_centre(rows: Tensor) -> bool:
+    """Whether a method of these rows, on the CPU, has a centre to draw."""
+    return any(Method(int(m)).has_centre for m in set(rows[:, Column.METHOD].tolist()))
 
 
 def _host_uniform(n: int, generator: torch.Generator | None) -> Tensor:

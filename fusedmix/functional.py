@@ -48,8 +48,7 @@ def mix_(x: Tensor, plan: MixPlan, *, backend: str | None = None) -> Tensor:
     operators, masks = _prepare("x", x, plan, backend)
     checks.writable("x", x)
     operators.mix_(x, *masks)
-    if not torch.compiler.is_compiling():  # where tracing, PyTorch sees the mutation in the operator's schema
-        torch.autograd.graph.increment_version(x)
+    torch.autograd.graph.increment_version(x)
     return x
 
 

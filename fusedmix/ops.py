@@ -123,12 +123,19 @@ class GeneratorHandle:
         self._known.pop(self.key, None)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return GeneratorHandle, (self.generator,)
+        # As bytes: torch's own way puts the state into shared memory, which spawned workers cannot map.
+        return _restored, (str(self.generator.device), bytes(self.generator.get_state().tolist()))
 
     @classmethod
     def find(cls, key: int) -> torch.Generator | None:
         """The generator of a handle by its number; 0 is torch's default generator."""
         return cls._known[key] if key else None
+
+
+def _restored(device: str, state: bytes) -> GeneratorHandle:
+    generator = torch.Generator(device)
+    generator.set_state(torch.tensor(list(state), dtype=torch.uint8, device="cpu"))
+    return GeneratorHandle(generator)
 
 
 def _sample_host(*args: Any) -> PlanTensors:

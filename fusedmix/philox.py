@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from enum import IntEnum
 
+import torch
 from torch import Tensor
 
 _MASK = 0xFFFFFFFF
@@ -52,13 +53,13 @@ def philox4x32(counter: Words, key: tuple[Tensor, Tensor]) -> Words:
     return c0, c1, c2, c3
 
 
-def words(seed: Tensor, index: Tensor, stream: Stream, call: int = 0) -> Words:
+def words(seed: Tensor, index: Tensor, stream: Stream, call: int | Tensor = 0) -> Words:
     """The four words at a logical index.
 
     Args:
         seed: int64 scalar, all 64 bits used as the key.
         index: int64, any shape and value (64 bits): the first half of the counter.
-        stream, call: the second half of the counter.
+        stream, call: the second half of the counter; several calls broadcast against index.
     """
     zero = index * 0
     counter = (index & _MASK, (index >> 32) & _MASK, zero + int(stream), zero + call)
@@ -90,10 +91,11 @@ def symmetric_beta(seed: Tensor, index: Tensor, alpha: Tensor) -> Tensor:
     that make up Y from α+1 to α. Their ratio is formed from logarithms, so α = 0.01, where U^(1/α) is 1e-100 as
     often as not, neither underflows nor divides 0 by 0.
     """
-    u = words(seed, index, Stream.LAM, 0)
-    v = words(seed, index, Stream.LAM, 1)
-    radius = (-((2.0 / (2.0 * alpha + 1.0)) * uniform(u[0], u[1]).log()).expm1()).sqrt()
-    t = radius * (2.0 * math.pi * uniform(u[2], u[3])).cos()
-    boost = (uniform(v[0], v[1]).log() - uniform(v[2], v[3]).log()) / alpha
+    calls = torch.arange(2, device=index.device).reshape(2, *[1] * max(seed.ndim, index.ndim))
+    a, b, c, d = words(seed, index, Stream.LAM, calls)  # both calls in one evaluation
+    (u, boost_u), (v, boost_v) = uniform(a, b), uniform(c, d)
+    radius = (-((2.0 / (2.0 * alpha + 1.0)) * u.log()).expm1()).sqrt()
+    t = radius * (2.0 * math.pi * v).cos()
+    boost = (boost_u.log() - boost_v.log()) / alpha
     logit = t.log1p() - (-t).log1p() + boost
     return 1.0 / (1.0 + (-logit).exp())

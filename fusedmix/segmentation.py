@@ -21,7 +21,8 @@ def mix_masks(
         num_classes: None: label maps stay label maps, each pixel taking the label of the image it came from; this
             needs a plan whose masks are 0 or 1 (CutMix). K: label maps (B, *size) or (B, 1, *size) become soft one-hot
             targets, as blended pixels need them (MixUp, HMix, GMix).
-        ignore_index: with num_classes, the label of void pixels, whose one-hot target is 0 everywhere.
+        ignore_index: with num_classes, the label of void pixels, whose one-hot target is 0 everywhere; None: there is
+            none, as needed where 255 is a class.
 
     Returns:
         A new tensor of the shape and dtype of `masks`, or (B, K, *size) float32 if num_classes is given.
@@ -31,7 +32,7 @@ def mix_masks(
             num_classes is None; a label is neither in [0, K) nor ignore_index (checked on the CPU).
     """
     checks.same_batch("masks", checks.tensor("masks", masks), plan)
-    check_masks(masks, plan.size, plan.binary, num_classes)
+    check_masks(masks, plan.size, plan.binary, num_classes, ignore_index)
     if masks.is_floating_point():
         return mix(masks, plan)
     if num_classes is None:
@@ -39,13 +40,18 @@ def mix_masks(
         own = own.reshape([masks.shape[0]] + [1] * (masks.ndim - own.ndim) + list(plan.size))
         return torch.where(own, masks, masks[plan.partner.to(masks.device)])
     labels = masks.reshape(masks.shape[0], 1, *plan.size).long()
-    void = torch.zeros_like(labels, dtype=torch.bool) if ignore_index is None else labels == ignore_index
-    checks.class_range(torch.where(void, 0, labels), num_classes, "masks")
+    void = _void(labels, ignore_index)
     classes = torch.arange(num_classes, device=masks.device).reshape(-1, *[1] * len(plan.size))
     return mix(((labels == classes) & ~void).float(), plan)
 
 
-def check_masks(masks: Tensor, size: tuple[int, ...], binary: bool, num_classes: int | None) -> None:
+def _void(labels: Tensor, ignore_index: int | None) -> Tensor:
+    return torch.zeros_like(labels, dtype=torch.bool) if ignore_index is None else labels == ignore_index
+
+
+def check_masks(
+    masks: Tensor, size: tuple[int, ...], binary: bool, num_classes: int | None, ignore_index: int | None
+) -> None:
     """Raises ValueError if `masks` cannot be mixed by masks of that size, binary or not."""
     if tuple(masks.shape[1:][-len(size) :]) != size:
         raise ValueError(
@@ -66,3 +72,6 @@ def check_masks(masks: Tensor, size: tuple[int, ...], binary: bool, num_classes:
             f"label maps must be (batch_size, *size) or (batch_size, 1, *size) to become soft one-hot targets, "
             f"but got shape {tuple(masks.shape)}."
         )
+    elif num_classes is not None:
+        labels = masks.long()
+        checks.class_range(torch.where(_void(labels, ignore_index), 0, labels), num_classes, "masks")

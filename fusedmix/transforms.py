@@ -22,6 +22,7 @@ from fusedmix.segmentation import check_masks, mix_masks
 
 PAIRINGS = tuple(pairing.name.lower() for pairing in Pairing)
 PERS = tuple(per.name.lower() for per in Per)
+_FLOAT32_MAX = torch.finfo(torch.float32).max
 _BY_CLASS = (Pairing.CROSS_CLASS, Pairing.SAME_CLASS)
 
 
@@ -34,14 +35,16 @@ class Options(TypedDict, total=False):
             None if there are no labels.
         images_getter: None (tv_tensors images and videos, else the first pure tensor that is not the labels), or a
             function from the sample to its images, a tensor or a sequence of tensors, mixed by one plan.
-        pairing: the partner of sample i. "roll": i-1 (torchvision); "flip": B-1-i (timm); "random": a random
+        pairing: the partner of sample i. "roll": i-1 (torchvision); "flip": B-1-i (timm, and the default of
+            per="pair"); "random": a random
             permutation; "cross_class", "same_class": a random permutation across or within the classes, as far as
             there is one ((B, K) labels count as their largest entry).
         per: how many draws a batch gets. "batch": one; "pair": one for each pair of pairing="flip"; "sample": one each.
         p: probability that a draw mixes, in [0, 1]. At 1 nothing is drawn for it.
         label_smoothing: ε in [0, 1], applied to the labels before they are mixed.
         inplace: whether images and masks are overwritten.
-        sampling: "host": torch's CPU generator, by torchvision's calls in its order; "device": Philox (fusedmix/draws),
+        sampling: "host": torch's CPU generator, by torchvision's calls in its order (its λ is unreliable for α below
+            .01, where torch's Dirichlet underflows to ½); "device": Philox (fusedmix/draws),
             on the device of the images, seeded by the same generator. None: "device" for per="sample", else "host".
         generator: where the draws (host) or the seed (device) come from; None: torch's default generator. A generator
             of one's own is copied into DataLoader workers, which then all draw the same.
@@ -112,12 +115,15 @@ class MixTransform(nn.Module):
         self.num_classes = given["num_classes"]
         self.labels_getter = given["labels_getter"]
         self.images_getter = given["images_getter"]
-        self.pairing = checks.choice("pairing", given["pairing"], PAIRINGS)
-        self.per = checks.choice("per", given["per"], PERS)
+        self._per = Per[checks.choice("per", given["per"], PERS).upper()]
+        if self._per == Per.PAIR and "pairing" not in options:
+            given["pairing"] = "flip"
+        self._pairing = Pairing[checks.choice("pairing", given["pairing"], PAIRINGS).upper()]
         self.p = checks.number("p", given["p"], 0.0, 1.0)
         self.label_smoothing = checks.number("label_smoothing", given["label_smoothing"], 0.0, 1.0)
         self.inplace = checks.boolean("inplace", given["inplace"])
-        self.sampling = given["sampling"] or ("device" if self.per == "sample" else "host")
+        sampling = given["sampling"]
+        self.sampling = ("device" if self.per == "sample" else "host") if sampling is None else sampling
         self.generator = given["generator"]
         self.backend = given["backend"]
         self.targets = checks.choice("targets", given["targets"], ("dense", "sparse"))
@@ -144,9 +150,9 @@ class MixTransform(nn.Module):
                 f'label_smoothing must be 0 with targets="sparse", but got {self.label_smoothing}: '
                 "sparse targets cannot hold it. Pass it to the loss."
             )
-        self._options = options
+        # A generator is held once, by its handle, which knows how to be copied.
+        self._options = {key: value for key, value in options.items() if key != "generator"}
         self._spec = spec
-        self._pairing, self._per = Pairing[self.pairing.upper()], Per[self.per.upper()]
         methods = {Method(int(m)) for m in spec[:, Column.METHOD].tolist()}
         self._constant = not any(method.has_centre for method in methods)
         self._binary = methods == {Method.CUTMIX}
@@ -179,18 +185,23 @@ class MixTransform(nn.Module):
             TypeError, ValueError: an argument is of the wrong type, shape or range.
             RuntimeError: sampling="host" while a CUDA graph is captured, which would freeze the draw into the graph.
         """
-        checks.integer("batch_size", batch_size, 0)
+        batch_size = checks.integer("batch_size", batch_size, 0)
         size = checks.sides("size", size)
         given = self._check_lam(lam, batch_size)
         classes = _classes(labels, batch_size, self.pairing) if self._pairing in _BY_CLASS else None
         if generator is not None and seed is not None:
             raise ValueError("seed and generator exclude each other, but got both.")
         if seed is not None:
-            checks.integer("seed", seed, -(2**63), 2**64 - 1)
+            seed = checks.integer("seed", seed, -(2**63), 2**64 - 1)
             seed = seed - 2**64 if seed >= 2**63 else seed  # the same 64 bits as an int64
         _check_generator("generator", generator, self.sampling)
+        if generator is not None and torch.compiler.is_compiling():
+            raise ValueError(
+                "generator must be None inside torch.compile, which cannot put one into a graph; "
+                "give it to the module: its own generator is found there."
+            )
         source = self._generator if generator is None else GeneratorHandle(generator)
-        where = CPU if device is None else torch.device(device)
+        where = CPU if device is None else checks.device("device", device)
 
         request = (
             self._current_spec(),
@@ -244,6 +255,16 @@ class MixTransform(nn.Module):
         structure.map_once(lambda masks: self._mix_mask(masks, plan), leaves, parsed.masks)
         structure.map_once(lambda images: self._mix_image(images, plan), leaves, parsed.images)
         return pytree.tree_unflatten(leaves, parsed.spec)
+
+    @property
+    def pairing(self) -> str:
+        """How partners are found; fixed at construction."""
+        return self._pairing.name.lower()
+
+    @property
+    def per(self) -> str:
+        """How many draws a batch gets; fixed at construction."""
+        return self._per.name.lower()
 
     @property
     def generator(self) -> torch.Generator | None:
@@ -300,7 +321,7 @@ class MixTransform(nn.Module):
     def _check_lam(self, lam: Any, batch_size: int) -> Tensor | None:
         if lam is None:
             return None
-        low, high = (-math.inf, math.inf) if self._constant else (0.0, 1.0)
+        low, high = (-_FLOAT32_MAX, _FLOAT32_MAX) if self._constant else (0.0, 1.0)
         if not isinstance(lam, Tensor):
             return torch.tensor(checks.number("lam", lam, low, high), dtype=torch.float32, device=CPU)
         if lam.shape not in ((), (batch_size,)) or not lam.is_floating_point():
@@ -357,11 +378,12 @@ class MixTransform(nn.Module):
                     f"The batch size of the masks must be that of the images, {batch_size}, "
                     f"but got shape {tuple(m.shape)}."
                 )
-            check_masks(structure.plain(m), size, self._binary, self.mask_classes)
+            check_masks(structure.plain(m), size, self._binary, self.mask_classes, self.mask_ignore_index)
         if self.inplace:
             for name, written in (("images", images), ("masks", masks)):
                 for x in written:
                     checks.writable(name, structure.plain(x))
+            checks.disjoint("images and masks", [*images, *masks])
         assert batch_size is not None
         return batch_size, size
 
@@ -573,12 +595,12 @@ class RandomMix(MixTransform):
         self.methods = nn.ModuleList(methods)  # type: ignore[assignment]
         self.weights = shares
         self._shares = torch.tensor(shares, dtype=torch.float64, device=CPU)
-        self._ps = torch.tensor([method.p for method in methods], dtype=torch.float64, device=CPU)
 
     def _current_spec(self) -> Tensor:
-        spec = torch.cat([method._spec for method in self.methods])  # anew: a schedule may have changed an α
+        spec = torch.cat([method._spec for method in self.methods])  # anew: a schedule may have changed an α or a p
         spec[:, Column.WEIGHT] = self._shares
-        spec[:, Column.P] = self._ps
+        for row, method in enumerate(self.methods):
+            spec[row, Column.P] = method.p
         return spec
 
     def _describe(self) -> dict[str, Any]:
@@ -595,8 +617,8 @@ def _shares(weights: Any, n: int) -> list[float]:
         raise ValueError(f"weights must have one number for each of the {n} methods, but got {len(weights)}.")
     for i, weight in enumerate(weights):
         checks.number(f"weights[{i}]", weight, 0.0)
-    if not sum(weights) > 0:
-        raise ValueError(f"weights must have a positive sum, but got {list(weights)!r}.")
+    if not 0 < sum(weights) < math.inf:
+        raise ValueError(f"weights must have a positive, finite sum, but got {list(weights)!r}.")
     return [weight / sum(weights) for weight in weights]
 
 
@@ -604,13 +626,18 @@ def _agreed(methods: Sequence[MixTransform], options: Options) -> Options:
     """The options of a RandomMix: its own, and what its methods were given and agree on."""
     agreed: dict[str, Any] = dict(options)
     for key in _DEFAULTS.keys() - options.keys() - set(_OF_METHOD):
-        values = [method._options[key] for method in methods if key in method._options]  # type: ignore[literal-required]
+        values = [method._options[key] for method in methods if key in method._options]
         if any(value is not values[0] and value != values[0] for value in values):
             raise ValueError(
                 f"The methods of RandomMix disagree about {key}: got {values!r}. Pass {key}= to RandomMix."
             )
         if values:
             agreed[key] = values[0]
+    generators = [method.generator for method in methods if method.generator is not None]
+    if generators and "generator" not in options:
+        if any(generator is not generators[0] for generator in generators):
+            raise ValueError(f"The methods of RandomMix disagree about generator: got {generators!r}. Pass generator=.")
+        agreed["generator"] = generators[0]
     return agreed  # type: ignore[return-value]
 
 
@@ -621,7 +648,9 @@ def _classes(labels: Tensor | None, batch_size: int, pairing: str) -> Tensor:
     checks.labels(labels, None)
     if labels.shape[0] != batch_size:
         raise ValueError(f"labels must have one entry for each of {batch_size} samples, but got {labels.shape[0]}.")
-    return labels.argmax(1) if labels.ndim == 2 else labels.long()
+    if labels.ndim == 1:
+        return labels.long()
+    return (labels if labels.is_floating_point() else labels.long()).argmax(1)
 
 
 def _check_generator(name: str, generator: Any, sampling: str) -> None:

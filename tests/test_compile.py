@@ -144,6 +144,32 @@ def test_a_plan_is_an_input_like_any_other():
         assert torch.equal(compiled(X, plan), fm.mix(X, plan))
 
 
+@pytest.mark.filterwarnings("ignore:Error detected in:UserWarning")  # PyTorch shows where the tensor was saved
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("apply", [lambda x, p: fm.mix_(x, p), lambda x, p: x.mul_(2)], ids=["mix_", "mul_"])
+def test_saved_tensors_notice_the_in_place_call(backend, apply):
+    """As PyTorch's own in-place operators do, instead of a gradient made of what was written over the old values."""
+    plan = fm.CutMix().sample(6, (12, 10), lam=0.3)
+
+    def loss(x, w):
+        out = (w * x).sum()
+        apply(x, plan)
+        return out
+
+    w = torch.rand(6, 3, 12, 10, requires_grad=True)
+    compiled = torch.compile(loss, fullgraph=True, backend=backend)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        compiled(X.clone(), w).backward()
+
+
+def test_a_generator_in_a_graph_is_refused():
+    mix = fm.CutMix()
+    generator = torch.Generator()
+    compiled = torch.compile(lambda: mix.sample(4, (8, 8), generator=generator).lam, fullgraph=True, backend="eager")
+    with pytest.raises(Exception, match=r"generator must be None inside torch\.compile"):
+        compiled()
+
+
 def test_a_schedule_of_alpha_does_not_recompile():
     mix = fm.MixUp(num_classes=5)
     graphs = []

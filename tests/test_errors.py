@@ -7,6 +7,7 @@ import os
 
 import pytest
 import torch
+from torchvision import tv_tensors
 
 import fusedmix as fm
 
@@ -34,7 +35,7 @@ CONSTRUCTION = {
     "pairing unknown": (lambda: fm.MixUp(pairing="next"), ValueError, ("pairing", "next", "roll, flip, random")),
     "pairing None": (lambda: fm.MixUp(pairing=None), TypeError, ("pairing", "None", "roll")),
     "per unknown": (lambda: fm.MixUp(per="elem"), ValueError, ("per", "elem", "batch, pair, sample")),
-    "pair without flip": (lambda: fm.MixUp(per="pair"), ValueError, ("pair", "roll", "flip")),
+    "pair without flip": (lambda: fm.MixUp(per="pair", pairing="roll"), ValueError, ("pair", "roll", "flip")),
     "p too large": (lambda: fm.MixUp(p=1.01), ValueError, ("p ", "1.01", "[0, 1]")),
     "p string": (lambda: fm.MixUp(p="half"), TypeError, ("p ", "half", "number")),
     "label_smoothing negative": (lambda: fm.MixUp(label_smoothing=-0.1), ValueError, ("label_smoothing", "-0.1", "[0")),
@@ -59,6 +60,17 @@ CONSTRUCTION = {
         lambda: fm.MixUp(mask_ignore_index=0.5),
         TypeError,
         ("mask_ignore_index", "0.5", "int"),
+    ),
+    "sampling empty": (lambda: fm.MixUp(sampling=""), ValueError, ("sampling", "''", "host, device")),
+    "weights overflow": (
+        lambda: fm.RandomMix([fm.MixUp(), fm.MixUp()], [1e308, 1e308]),
+        ValueError,
+        ("weights", "1e+308", "finite sum"),
+    ),
+    "methods disagree about generators": (
+        lambda: fm.RandomMix([fm.MixUp(generator=GENERATOR), fm.MixUp(generator=torch.Generator())]),
+        ValueError,
+        ("generator", "torch._C.Generator", "RandomMix"),
     ),
     "keyword unknown": (lambda: fm.MixUp(classes=3), TypeError, ("classes", "unknown", "num_classes")),
     "methods empty": (lambda: fm.RandomMix([]), ValueError, ("methods", "none", "at least one")),
@@ -102,6 +114,7 @@ SAMPLE = {
         ValueError,
         ("lam", "-0.5", "[0, 1]"),
     ),
+    "device unknown": (lambda m: m.sample(4, (8, 8), device="gpu0"), ValueError, ("device", "'gpu0'", "'cuda:0'")),
     "seed float": (lambda m: m.sample(4, (8, 8), seed=0.5), TypeError, ("seed", "0.5", "int")),
     "seed too large": (lambda m: m.sample(4, (8, 8), seed=2**64), ValueError, ("seed", str(2**64), "in [")),
     "seed and generator": (
@@ -120,6 +133,13 @@ APPLY = {
     "x a list": (lambda: fm.mix([X], PLAN), TypeError, ("x ", "list", "tensor")),
     "x int64": (lambda: fm.mix(X.long(), PLAN), ValueError, ("x ", "int64", "float32, float16, bfloat16")),
     "x complex": (lambda: fm.mix(X.cfloat(), PLAN), ValueError, ("x ", "complex64", "float32")),
+    "x sparse": (lambda: fm.mix(X.to_sparse(), PLAN), ValueError, ("x ", "sparse", "dense")),
+    "lam beyond float32": (lambda: fm.MixUp().sample(4, (8, 8), lam=1e300), ValueError, ("lam", "1e+300", "3.4")),
+    "soft labels of eight bits": (
+        lambda: fm.mix_labels(torch.zeros(4, 3).to(torch.float8_e5m2), PLAN),
+        ValueError,
+        ("labels", "float8", "float32, float16"),
+    ),
     "x scalar": (lambda: fm.mix(torch.tensor(1.0), PLAN), ValueError, ("x ", "()", "batch dim")),
     "x of another batch": (lambda: fm.mix(X[:3], PLAN), ValueError, ("batch size of x", "3 != 4")),
     "x of another size": (lambda: fm.mix(X[..., :7], PLAN), ValueError, ("x ", "(4, 3, 8, 7)", "(8, 8)")),
@@ -266,6 +286,18 @@ GETTERS = {
         lambda: fm.MixUp(pairing="same_class").sample(4, (8, 8), labels=Y[:3]),
         ValueError,
         ("labels", "3", "4"),
+    ),
+    "in place on shared memory": (
+        lambda: fm.MixUp(inplace=True, num_classes=9, images_getter=lambda s: s[::2])(X, Y, X[:, 1:]),
+        ValueError,
+        ("images", "share memory", "Clone"),
+    ),
+    "masks out of range": (
+        lambda: fm.MixUp(inplace=True, num_classes=9, mask_classes=3)(
+            tv_tensors.Image(X), Y, tv_tensors.Mask(X[:, 0].long() + 3)
+        ),
+        ValueError,
+        ("masks", "3", "[0, 3)"),
     ),
     "in place on a leaf": (
         lambda: fm.MixUp(inplace=True, num_classes=9)(X.clone().requires_grad_(), Y),

@@ -266,6 +266,16 @@ def test_uint8_rounds_to_nearest():
         assert ((fm.mix(x, plan).double() - exact).abs() <= 0.5 + 1e-4).all()
 
 
+def test_uint8_is_the_nearest_value_everywhere():
+    """All pairs of values: rounding to float32 on the way would miss one in a hundred thousand."""
+    a, b = torch.meshgrid(torch.arange(256), torch.arange(256), indexing="ij")
+    x = torch.stack([a, b]).to(torch.uint8)[:, None]
+    for seed in range(30):
+        plan = fm.MixUp(pairing="flip").sample(2, (256, 256), seed=seed)
+        lam = plan.lam[0].double()
+        assert torch.equal(fm.mix(x, plan)[0, 0], (lam * (a - b) + b).round().to(torch.uint8))
+
+
 def test_extrapolation_saturates_uint8():
     x = torch.tensor([0, 255], dtype=torch.uint8).reshape(2, 1, 1, 1)
     out = fm.mix(x, fm.MixUp().sample(2, (1, 1), lam=1.5))

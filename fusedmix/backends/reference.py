@@ -51,9 +51,8 @@ def blend(w: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """
     compute = torch.float64 if a.dtype == torch.float64 else torch.float32
     x, y = a.to(compute), b.to(compute)
-    mixed = (w.double() * (x - y).double() + y.double()).to(compute)
-    if a.dtype == torch.uint8:
-        mixed = mixed.round().clamp(0, 255)
+    mixed = w.double() * (x - y).double() + y.double()
+    mixed = mixed.round().clamp(0, 255) if a.dtype == torch.uint8 else mixed.to(compute)
     mixed = torch.where((w == 1) | (a == b), a, mixed.to(a.dtype))
     return torch.where(w == 0, b, mixed)
 
