@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fusedmix import backends, checks
 from fusedmix.backends import reference
-from fusedmix.ops import Mix, differentiable
+from fusedmix.ops import differentiable_mix
 from fusedmix.plan import MixPlan
 
 
@@ -34,7 +34,7 @@ def mix(x: Tensor, plan: MixPlan, *, backend: str | None = None) -> Tensor:
         BackendError: the backend asked for cannot run here.
     """
     operators, masks = _prepare("x", x, plan, backend)
-    return differentiable(Mix, operators.mix, operators, x, masks)
+    return differentiable_mix(operators, x, masks)
 
 
 def mix_(x: Tensor, plan: MixPlan, *, backend: str | None = None) -> Tensor:

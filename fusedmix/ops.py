@@ -4,7 +4,7 @@ A backend is a module of functions (backends/reference.py has the meaning of eac
 `fusedmix_<backend>`. What is drawn on the host, and the seeds of what is drawn on the device, come from two operators
 of the namespace `fusedmix`: tagged as random and opaque to torch.compile, so that nothing drawn is frozen into a graph.
 
-Operators neither check nor differentiate: fusedmix/functional.py does both, and enters the autograd.Functions at the
+Operators neither check nor differentiate: fusedmix/functional.py does both, and enters the autograd.Function at the
 end of this file only if a gradient is needed (a call through autograd costs several times a plain one).
 """
 
@@ -162,53 +162,27 @@ torch.library.register_fake(
 _REFERENCE = _define("reference", reference)
 
 
-class Mix(torch.autograd.Function):
-    """x̃ is linear in x, so its backward is one operator, and the backward of that is mix again."""
+class _Mix(torch.autograd.Function):
+    """mix or its adjoint. x̃ is linear in x, so each is the backward of the other."""
 
     @staticmethod
-    def forward(operators: Any, x: Tensor, *masks: Any) -> Tensor:
-        return operators.mix(x, *masks)
+    def forward(operators: Any, adjoint: bool, x: Tensor, *masks: Any) -> Tensor:
+        return (operators.mix_adjoint if adjoint else operators.mix)(x, *masks)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _save(ctx, inputs)
+        ctx.operators, ctx.adjoint, _, *masks = inputs
+        ctx.save_for_backward(*masks[:4])
+        ctx.hints = masks[4:]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         masks = (*ctx.saved_tensors, *ctx.hints)
-        return None, differentiable(MixAdjoint, ctx.operators.mix_adjoint, ctx.operators, grad, masks), *_NO_GRADIENTS
+        return None, None, differentiable_mix(ctx.operators, grad, masks, adjoint=not ctx.adjoint), *[None] * len(masks)
 
 
-class MixAdjoint(torch.autograd.Function):
-    """The backward of Mix, itself differentiable."""
-
-    @staticmethod
-    def forward(operators: Any, grad: Tensor, *masks: Any) -> Tensor:
-        return operators.mix_adjoint(grad, *masks)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _save(ctx, inputs)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        masks = (*ctx.saved_tensors, *ctx.hints)
-        return None, differentiable(Mix, ctx.operators.mix, ctx.operators, grad, masks), *_NO_GRADIENTS
-
-
-_NO_GRADIENTS = (None,) * 7  # partner, kind, geometry, value, ndim, pairing, per
-
-
-def differentiable(
-    function: type[torch.autograd.Function], operator: Any, operators: Any, x: Tensor, masks: tuple[Any, ...]
-) -> Tensor:
-    """operator(x, *masks), through autograd if the gradient of x is needed: the plain call costs a fraction of that."""
+def differentiable_mix(operators: Any, x: Tensor, masks: tuple[Any, ...], adjoint: bool = False) -> Tensor:
+    """mix(x, *masks) or its adjoint, through autograd only if x needs a gradient: the plain call costs a fraction."""
     if x.requires_grad and torch.is_grad_enabled():
-        return function.apply(operators, x, *masks)
-    return operator(x, *masks)
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...]) -> None:
-    ctx.operators, _, *masks = inputs
-    ctx.save_for_backward(*masks[:4])
-    ctx.hints = masks[4:]
+        return _Mix.apply(operators, adjoint, x, *masks)
+    return (operators.mix_adjoint if adjoint else operators.mix)(x, *masks)

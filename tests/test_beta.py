@@ -21,15 +21,6 @@ ALPHAS = [0.3, 0.5, 1.0, 2.0, 8.0]
 SMALL_ALPHAS = [0.01, 0.1, 0.2]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """On a busy machine the threads of many small operations wait for each other: five times as long, measured."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def beta64(alpha: float, seed: int = 1, n: int = N) -> np.ndarray:
     return philox.symmetric_beta(torch.tensor(seed), torch.arange(n), torch.tensor(alpha, dtype=torch.float64)).numpy()
 

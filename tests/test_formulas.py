@@ -81,15 +81,6 @@ MOMENTS = {
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """On a busy machine the threads of many small operations wait for each other: five times as long, measured."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 # ----------------------------------------------------------------------------------------------- written a second time
 
 

@@ -11,29 +11,11 @@ import torch
 from scipy import stats
 
 import fusedmix as fm
+from conftest import INTEGERS
 from fusedmix.formulas import Kind
 
 SAMPLINGS = ["host", "device"]
-INTEGERS = [
-    torch.int8,
-    torch.int16,
-    torch.int32,
-    torch.int64,
-    torch.uint8,
-    torch.uint16,
-    torch.uint32,
-    torch.uint64,
-]
 SIZES = [0, 1, 2, 3, 8, 33, 1000]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """On a busy machine the threads of many small operations wait for each other: five times as long, measured."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def partners(pairing: str, batch_size: int, sampling: str = "host", seed: int = 0, labels=None) -> list[int]:

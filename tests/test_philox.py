@@ -31,15 +31,6 @@ KNOWN_ANSWERS = [
 LAM, CENTRE, CHOICE, APPLY, PARTNER = 0, 1, 2, 3, 4
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """On a busy machine the threads of many small operations wait for each other: five times as long, measured."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def python_philox(counter: tuple[int, ...], key: tuple[int, ...]) -> tuple[int, ...]:
     """Philox4x32-10 on Python's integers, as section 4.3 of the paper writes a round."""
     (c0, c1, c2, c3), (k0, k1) = counter, key

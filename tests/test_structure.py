@@ -18,6 +18,7 @@ from torch.nn.functional import one_hot
 from torchvision import tv_tensors
 
 import fusedmix as fm
+from conftest import INTEGERS
 
 B, K, H, W = 6, 5, 16, 12
 VOID = 255
@@ -579,17 +580,6 @@ def test_boxes_of_signals_and_volumes(size: tuple[int, ...]) -> None:
 
 
 # --- labels ---------------------------------------------------------------------------------------------------------
-
-INTEGERS = (
-    torch.int8,
-    torch.int16,
-    torch.int32,
-    torch.int64,
-    torch.uint8,
-    torch.uint16,
-    torch.uint32,
-    torch.uint64,
-)
 
 
 @pytest.mark.parametrize("dtype", INTEGERS, ids=str)
