@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
+from hypothesis import settings
 
 import fusedmix as fm
+
+# CI asks the same questions every time; a developer's run asks new ones.
+settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    settings.load_profile("ci")
 
 METHODS = {
     "MixUp": fm.MixUp,
