@@ -78,7 +78,7 @@ def mix_labels(
             waits for the device: without it such a label gives a row without a one).
     """
     if num_classes is not None:
-        checks.integer("num_classes", num_classes, 1)
+        num_classes = checks.integer("num_classes", num_classes, 1)
     classes = checks.dense_labels(labels, num_classes)
     label_smoothing = checks.number("label_smoothing", label_smoothing, 0.0, 1.0)
     checks.same_batch("labels", labels, plan)

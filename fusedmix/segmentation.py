@@ -32,6 +32,8 @@ def mix_masks(
             num_classes is None; a label is neither in [0, K) nor ignore_index (checked on the CPU).
     """
     checks.same_batch("masks", checks.tensor("masks", masks), plan)
+    if num_classes is not None:
+        num_classes = checks.integer("num_classes", num_classes, 1)
     check_masks(masks, plan.size, plan.binary, num_classes, ignore_index)
     if masks.is_floating_point():
         return mix(masks, plan)

@@ -53,7 +53,8 @@ class Options(TypedDict, total=False):
         backend: an implementation by name; None chooses (`fusedmix info` shows which).
         targets: "dense": (B, K) soft labels; "sparse": `SparseTargets`, both labels and the weight.
         mask_classes: None: segmentation label maps stay label maps (CutMix only); K: they become soft one-hot targets.
-        mask_ignore_index: the label of void pixels, whose one-hot target is 0 everywhere; None: there is none.
+        mask_ignore_index: the label of void pixels, whose one-hot target is 0 everywhere; None: there is none, which is
+            the default of mask_classes > 255.
     """
 
     num_classes: int | None
@@ -112,7 +113,7 @@ class MixTransform(nn.Module):
         if unknown:
             raise TypeError(f"{name}() got an unknown keyword {unknown[0]!r}; it takes {', '.join(_DEFAULTS)}.")
         given: Options = {**_DEFAULTS, **options}
-        self.num_classes = given["num_classes"]
+        self.num_classes = _count("num_classes", given["num_classes"])
         self.labels_getter = given["labels_getter"]
         self.images_getter = given["images_getter"]
         self._per = Per[checks.choice("per", given["per"], PERS).upper()]
@@ -127,12 +128,11 @@ class MixTransform(nn.Module):
         self.generator = given["generator"]
         self.backend = given["backend"]
         self.targets = checks.choice("targets", given["targets"], ("dense", "sparse"))
-        self.mask_classes = given["mask_classes"]
+        self.mask_classes = _count("mask_classes", given["mask_classes"])
         self.mask_ignore_index = given["mask_ignore_index"]
+        if "mask_ignore_index" not in options and self.mask_classes is not None and self.mask_classes > 255:
+            self.mask_ignore_index = None  # 255 is a class
 
-        for argument in ("num_classes", "mask_classes"):
-            if given[argument] is not None:
-                checks.integer(argument, given[argument], 1)
         if self.mask_ignore_index is not None:
             checks.integer("mask_ignore_index", self.mask_ignore_index, -(2**63), 2**63 - 1)
         if self.labels_getter not in ("default", None) and not callable(self.labels_getter):
@@ -651,6 +651,10 @@ def _classes(labels: Tensor | None, batch_size: int, pairing: str) -> Tensor:
     if labels.ndim == 1:
         return labels.long()
     return (labels if labels.is_floating_point() else labels.long()).argmax(1)
+
+
+def _count(name: str, x: Any) -> int | None:
+    return None if x is None else checks.integer(name, x, 1)
 
 
 def _check_generator(name: str, generator: Any, sampling: str) -> None:

@@ -191,6 +191,11 @@ APPLY = {
         ValueError,
         ("label maps", "(4, 3, 8, 8)", "(batch_size, 1"),
     ),
+    "mask classes zero": (
+        lambda: fm.mix_masks(X[:, 0].long(), PLAN, num_classes=0),
+        ValueError,
+        ("num_classes", "0", ">= 1"),
+    ),
     "masks out of range": (
         lambda: fm.mix_masks(X[:, 0].long() + 9, PLAN, num_classes=2),
         ValueError,

@@ -162,21 +162,26 @@ def test_cross_class_partners_are_anyone_of_another_class(sampling):
     assert (classes != classes[:, :1]).any(1).mean() > 0.5
 
 
-def test_cross_class_meets_every_class_in_uneven_batches():
-    labels = classes_of(6, 3, 2, 1)
-    met = [set() for _ in labels]
-    for seed in range(200):
-        for sample, partner in enumerate(partners("cross_class", 12, "host", seed, labels)):
-            met[sample].add(int(labels[partner]))
-    # The largest class is half of the batch, so that all others must take its samples and it must take all others.
-    assert [met[i] for i in range(12)] == [{0} if label else {1, 2, 3} for label in labels.tolist()]
+def partners_met(labels: torch.Tensor) -> list[set[int]]:
+    """Every partner that each sample has had, over seeds."""
+    drawn = np.array([partners("cross_class", len(labels), "host", seed, labels) for seed in range(200)])
+    return [set(column.tolist()) for column in drawn.T]
 
-    labels = classes_of(4, 3, 3, 2)
-    met = [set() for _ in labels]
-    for seed in range(200):
-        for sample, partner in enumerate(partners("cross_class", 12, "host", seed, labels)):
-            met[sample].add(partner)
-    assert [met[i] for i in range(12)] == [{j for j in range(12) if labels[j] != labels[i]} for i in range(12)]
+
+@pytest.mark.parametrize("counts", [(4, 3, 3, 2), (5, 3, 2, 2)], ids=str)
+def test_cross_class_meets_everyone_in_uneven_batches(counts):
+    """Also the small classes each other: next to a class of 5 in 12, with the classes in a fixed order, they would
+    always be mixed with the same ones."""
+    labels = classes_of(*counts)
+    everyone = [{j for j in range(12) if labels[j] != labels[i]} for i in range(12)]
+    assert partners_met(labels) == everyone
+
+
+def test_cross_class_meets_everyone_that_a_dominant_class_leaves():
+    """A class of half of the batch takes all others as partners, and all others take it."""
+    labels = classes_of(6, 3, 2, 1)
+    first, others = ({j for j in range(12) if bool(labels[j]) == other} for other in (False, True))
+    assert partners_met(labels) == [first if label else others for label in labels.tolist()]
 
 
 # ------------------------------------------------------------------------------------------------------ within classes

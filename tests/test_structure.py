@@ -11,6 +11,7 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -914,3 +915,20 @@ def test_default_device(request: pytest.FixtureRequest, name: str, option: str) 
     assert all(leaf.device.type == "cpu" for leaf in out)
     for got, want in zip(out, expected, strict=True):
         assert torch.equal(got, want)
+
+
+def test_255_is_a_class_where_there_are_more() -> None:
+    maps = torch.full((B, H, W), 255)
+    out, _ = run(build("CutMix", mask_classes=300), tv_tensors.Image(images()), classes(), tv_tensors.Mask(maps))
+    assert torch.equal(out[2][:, 255], torch.ones(B, H, W))
+    out, _ = run(build("CutMix", mask_classes=200), tv_tensors.Image(images()), classes(), tv_tensors.Mask(maps))
+    assert not out[2].any()
+
+
+def test_numpy_numbers_are_numbers() -> None:
+    one, five = np.float32(1.0), np.int64(K)
+    mix = fm.CutMix(alpha=one, num_classes=five, p=one)
+    assert mix(images(), classes())[1].shape == (B, K)
+    plan = mix.sample(np.int64(B), (np.int32(H), np.int32(W)), lam=np.float64(0.5), seed=np.uint64(2**63 + 5))
+    assert torch.equal(plan.mask(), mix.sample(B, (H, W), lam=0.5, seed=2**63 + 5).mask())
+    assert fm.mix_labels(classes(), plan, num_classes=five).shape == (B, K)
