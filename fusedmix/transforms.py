@@ -179,7 +179,7 @@ class MixTransform(nn.Module):
             device: where the plan's tensors are to be; None: on the CPU. A plan there serves batches on any device.
             generator: instead of the module's.
             seed: makes the draw a pure function of its arguments: an int in [-2^63, 2^64). With sampling="host" it is
-                what torch.manual_seed(seed) followed by the draw would give.
+                what torch.manual_seed(seed) followed by the draw would give (torch's CPU generator uses 32 bits of it).
 
         Raises:
             TypeError, ValueError: an argument is of the wrong type, shape or range.
