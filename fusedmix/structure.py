@@ -60,10 +60,8 @@ def parse(sample: Any, name: str, labels_getter: Getter | str | None, images_get
             images.append(_position(leaves, stack, "images_getter", taken=images))
     else:
         images = [i for i, kind in enumerate(kinds) if kind in ("image", "video")]
-    if not images and labels_index in (tensors := [i for i, kind in enumerate(kinds) if kind == "tensor"]):
-        tensors.remove(labels_index)
-    if not images:
-        images = tensors[:1]
+        if not images:
+            images = [i for i, kind in enumerate(kinds) if kind == "tensor" and i != labels_index][:1]
     masks = [i for i, kind in enumerate(kinds) if kind == "mask"]
     return Sample(leaves, spec, images, masks, labels, labels_index)
 

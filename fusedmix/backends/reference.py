@@ -6,6 +6,8 @@ then w·(a-b) + b as if exact, then the rounding to the image's dtype.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -15,7 +17,7 @@ from fusedmix.draws import PlanTensors, Request
 from fusedmix.formulas import Kind, padded
 from fusedmix.methods import Per
 
-_CHUNK = 1 << 22  # pixels blended at a time: bounds the float64 temporaries to some 100 MB
+_CHUNK = 1 << 22  # elements blended at a time: bounds the float64 temporaries to some 100 MB
 
 
 def mask(kind: Tensor, geometry: Tensor, value: Tensor, size: tuple[int, ...]) -> Tensor:
@@ -70,9 +72,7 @@ def mix(
     """M ⊙ x + (1-M) ⊙ x[partner] (Park 2022, eq. 1) in the layout of x; its last `ndim` dims are spatial."""
     partner, kind, geometry, value = (t.to(x.device) for t in (partner, kind, geometry, value))
     out = torch.empty_like(x)
-    step = max(1, _CHUNK * x.shape[0] // max(1, x.numel()))
-    for start in range(0, x.shape[0], step):
-        rows = slice(start, start + step)
+    for rows in _chunks(x):
         m = _mask_for(x, kind[rows], geometry[rows], value[rows], ndim, per)
         out[rows] = blend(m, x[rows], x[partner[rows]])
     return out
@@ -106,9 +106,7 @@ def mix_adjoint(
     partner, kind, geometry, value = (t.to(grad.device) for t in (partner, kind, geometry, value))
     inverse = torch.empty_like(partner).scatter_(0, partner, torch.arange(partner.shape[0], device=grad.device))
     out = torch.empty_like(grad)
-    step = max(1, _CHUNK * grad.shape[0] // max(1, grad.numel()))
-    for start in range(0, grad.shape[0], step):
-        i = slice(start, start + step)
+    for i in _chunks(grad):
         j = inverse[i]
         own = _mask_for(grad, kind[i], geometry[i], value[i], ndim, per).double()
         lent = 1.0 - _mask_for(grad, kind[j], geometry[j], value[j], ndim, per).double()
@@ -142,6 +140,12 @@ def mix_labels(labels: Tensor, partner: Tensor, weight: Tensor, num_classes: int
 def sample(request: Request, seed: Tensor, device: torch.device) -> PlanTensors:
     """Everything random about a batch from Philox (fusedmix/draws.py)."""
     return draws.device(request, seed, device)
+
+
+def _chunks(x: Tensor) -> Iterator[slice]:
+    """The samples of a batch in pieces of about _CHUNK elements, at least one sample each."""
+    step = max(1, _CHUNK * x.shape[0] // max(1, x.numel()))
+    return (slice(start, start + step) for start in range(0, x.shape[0], step))
 
 
 def _mask_for(x: Tensor, kind: Tensor, geometry: Tensor, value: Tensor, ndim: int, per: int) -> Tensor:
