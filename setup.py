@@ -1,5 +1,110 @@
-"""Everything that needs no code to say stands in pyproject.toml."""
+"""Builds the native libraries ahead, where torch can be imported. Everything that needs no code is in pyproject.toml.
 
-from setuptools import setup
+`pip install .` builds nothing: the libraries are built at first use. `pip install --no-build-isolation .` builds cpp,
+and cuda where there is an nvcc for this environment's torch. FUSEDMIX_BUILD=none, =cpp, =cuda or =cpp,cuda says which
+to build; it is an error then if one cannot be. (-v makes pip show what is printed here.)
+"""
 
-setup()
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from types import ModuleType
+
+import setuptools
+from setuptools import Extension, setup
+
+if int(setuptools.__version__.partition(".")[0]) < 77:  # which pip does not look at without build isolation
+    sys.exit(f"fusedmix is built by setuptools>=77, but this is {setuptools.__version__}: pip install -U setuptools")
+
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+
+
+def load_native() -> ModuleType:
+    """fusedmix/backends/native.py, without the package around it."""
+    name = "fusedmix_native"
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / "fusedmix" / "backends" / "native.py")
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def choose() -> tuple[dict[str, str], str]:
+    """The libraries to build, with their files' names, and what to say of one left out."""
+    asked = os.environ.get("FUSEDMIX_BUILD")
+    names = ["cpp", "cuda"] if asked is None else [w for w in asked.replace(",", " ").split() if w != "none"]
+    if not set(names) <= {"cpp", "cuda"}:
+        sys.exit(f"FUSEDMIX_BUILD must be none, cpp, cuda or cpp,cuda, but is {asked!r}.")
+    if native is None:
+        if asked is not None and names:
+            sys.exit(f"FUSEDMIX_BUILD={asked} builds for this environment's torch: pip install --no-build-isolation .")
+        return {}, ""
+    if asked is None and not native.platform_builds():
+        return {}, ""
+    files, left_out = {}, ""
+    for name in names:
+        try:
+            files[name] = native.ahead_file(name, native.ahead_archs() if name == "cuda" else [])
+        except native.BuildError as error:
+            if asked is not None or name == "cpp":
+                sys.exit(f"The {name} library of fusedmix cannot be built: {error}.")
+            left_out = f"NOT built ahead: the cuda library: {error}. (FUSEDMIX_BUILD=cpp,cuda makes that an error.)"
+    return files, left_out
+
+
+native = load_native() if importlib.util.find_spec("torch") else None
+FILES, LEFT_OUT = choose()
+
+
+class BuildLibraries(build_ext):
+    """Each extension is a library of native.LIBRARIES."""
+
+    def run(self) -> None:
+        # Of an earlier build: everything in the build folder goes into the wheel.
+        shutil.rmtree(Path(self.build_lib, "fusedmix", "_native"), ignore_errors=True)
+        super().run()
+        if LEFT_OUT:
+            print("", "*" * 100, LEFT_OUT, "*" * 100, "", sep="\n", flush=True)
+
+    def copy_extensions_to_source(self) -> None:  # of an editable installation
+        folder = Path(__file__).parent / "fusedmix" / "_native"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        super().copy_extensions_to_source()
+
+    def get_ext_filename(self, fullname: str) -> str:
+        *folders, name = fullname.split(".")
+        return str(Path(*folders, FILES[name]))
+
+    def build_extension(self, ext: Extension) -> None:
+        name = ext.name.rpartition(".")[2]
+        target = Path(self.get_ext_fullpath(ext.name)).absolute()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+            try:
+                native.build(name, target, Path(scratch), native.ahead_archs() if name == "cuda" else [])
+            except native.BuildError as error:
+                log = Path(scratch, "build.log")
+                if log.exists():
+                    print(log.read_text(errors="replace"), flush=True)
+                sys.exit(f"The {name} library of fusedmix cannot be built: {error}. (FUSEDMIX_BUILD=none builds none.)")
+
+
+class Wheel(bdist_wheel):
+    """The libraries use the stable ABI of torch and none of Python: one wheel serves every Python."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return ("py3", "none", super().get_tag()[2])
+
+
+setup(
+    ext_modules=[Extension(f"fusedmix._native.{name}", sources=[]) for name in FILES],
+    cmdclass={"build_ext": BuildLibraries, "bdist_wheel": Wheel},
+)

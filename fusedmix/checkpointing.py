@@ -48,13 +48,23 @@ def recorded(draw: Draw, rewinds: bool) -> MixPlan:
     source = _SOURCE.get()
     if source is not None:
         return source(draw)
+    check_rewinds(rewinds)
+    return draw()
+
+
+def recording() -> bool:
+    """Whether plans are being recorded or replayed."""
+    return _SOURCE.get() is not None
+
+
+def check_rewinds(rewinds: bool) -> None:
+    """Raises RuntimeError in a backward pass unless PyTorch rewinds the source of the draws."""
     if not rewinds and torch._C._current_graph_task_id() != -1:
         raise RuntimeError(
             "A mixing plan would be drawn again from its own generator while a checkpointed function is recomputed, "
             "and the gradient would belong to another batch. Pass context_fn=fusedmix.checkpoint_contexts to "
             "torch.utils.checkpoint.checkpoint, or draw the plan outside with sample()."
         )
-    return draw()
 
 
 class _PlansFrom(AbstractContextManager[None]):

@@ -1,7 +1,8 @@
 """Everything random about one batch, drawn by two samplers that share all that follows from the draws.
 
-`host` asks torch's CPU generator by the calls that torchvision makes, in its order, so one seed gives one batch in
-both. `device` computes every number from (seed, logical index) with Philox, on any device, without state.
+The host's asks torch's CPU generator by the calls that torchvision makes, in its order, so one seed gives one batch in
+both. The device's computes every number from (seed, logical index) with Philox, on any device, without state. What
+follows from the numbers is the business of an operator: here `plan`, which the kernels mirror.
 
 Order of the host draws (a step that is certain or not needed is not drawn): p of the module, the method, p of the
 method, λ, the random partners, the centre along the last, second to last, third to last axis. Per batch this is
@@ -11,6 +12,8 @@ all draws.
 
 from __future__ import annotations
 
+import functools
+import math
 from typing import NamedTuple
 
 import torch
@@ -22,6 +25,7 @@ from fusedmix.methods import Column, Method, Pairing, Per
 from fusedmix.philox import Stream, below, symmetric_beta, uniform, words
 
 CPU = torch.device("cpu")
+WIDTH = 6  # numbers of one draw
 
 
 class Request(NamedTuple):
@@ -37,6 +41,14 @@ class Request(NamedTuple):
     labels: Tensor | None  # (B,) int64: the classes, for pairing by class
 
 
+class Source(NamedTuple):
+    """Where the numbers of one batch come from: a seed, or numbers that were drawn already (on the CPU)."""
+
+    seed: Tensor | None  # () int64: everything follows from it, by Philox
+    drawn: Tensor | None  # (n, WIDTH) float64: choice, applied, λ before any clamp, centre z, y, x of each draw
+    partner: Tensor | None  # (B,) int64, with drawn: the partners, where they are not a formula
+
+
 class Draws(NamedTuple):
     """What came out, for each of n draws."""
 
@@ -50,52 +62,100 @@ class Draws(NamedTuple):
 PlanTensors = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-def host(request: Request, generator: torch.Generator | None) -> PlanTensors:
-    """partner, lam, weight, kind, geometry, value of a batch, on the CPU, from torch's CPU generator."""
+def host(request: Request, generator: torch.Generator | None) -> tuple[Tensor, Tensor | None]:
+    """`drawn` and `partner` of a Source, from torch's CPU generator."""
+    if request.per == Per.BATCH:
+        return _host_batch(request, generator)
     spec, batch_size, size, pairing, per, p, lam, labels = request
     n = per.draws(batch_size)
-    drawn = Draws(
-        choice=torch.zeros(n, dtype=torch.int64, device=CPU),
-        applied=torch.ones(n, dtype=torch.bool, device=CPU),
-        lam=torch.ones(n, dtype=torch.float32, device=CPU),
-        centre=torch.zeros((n, 3), dtype=torch.int64, device=CPU),
-        partner=partners.formula(pairing, batch_size, CPU),
-    )
+    drawn = torch.zeros((n, WIDTH), dtype=torch.float64, device=CPU)
+    choice = torch.zeros(n, dtype=torch.int64, device=CPU)
+    applied = torch.ones(n, dtype=torch.bool, device=CPU)
     if p < 1.0:
-        drawn.applied.logical_and_(_host_uniform(n, generator) < p)
-    if per == Per.BATCH and not drawn.applied.all():
-        return _realise(request, drawn)
-
+        applied = applied & (_host_uniform(n, generator) < p)
     chances = spec[:, Column.WEIGHT].float()
     if n and not chances.isnan().any():
-        drawn.choice.copy_(torch.multinomial(chances, n, replacement=n > 1, generator=generator))
-    rows = spec[drawn.choice]
+        choice = torch.multinomial(chances, n, replacement=n > 1, generator=generator)
+    rows = spec[choice]
     if (rows[:, Column.P] < 1.0).any():
-        drawn.applied.logical_and_(_host_uniform(n, generator) < rows[:, Column.P])
-        if per == Per.BATCH and not drawn.applied.all():
-            return _realise(request, drawn)
-
+        applied = applied & (_host_uniform(n, generator) < rows[:, Column.P])
     fixed = rows[:, Column.LAM]
+    drawn[:, 0], drawn[:, 1], drawn[:, 2] = choice, applied, torch.where(fixed.isnan(), 1.0, fixed)
     random = (rows[:, Column.ALPHA] > 0) & fixed.isnan()
-    drawn.lam.copy_(torch.where(fixed.isnan(), 1.0, fixed))
     if lam is None and random.any():
         alpha = rows[random, Column.ALPHA].float()
-        drawn.lam[random] = torch._sample_dirichlet(torch.stack((alpha, alpha), 1), generator=generator)[:, 0]
-    if pairing == Pairing.RANDOM:
-        drawn.partner.copy_(torch.randperm(batch_size, generator=generator, device=CPU))
-    elif pairing in (Pairing.CROSS_CLASS, Pairing.SAME_CLASS):
-        assert labels is not None
-        seed = torch.empty((), dtype=torch.int64, device=CPU).random_(generator=generator)
-        drawn.partner.copy_(partners.by_class(seed, labels.to(CPU), pairing))
+        drawn[random, 2] = torch._sample_dirichlet(torch.stack((alpha, alpha), 1), generator=generator)[:, 0].double()
+    partner = _host_partner(pairing, batch_size, labels, generator)
     if _has_centre(rows):
         for axis in range(2, 2 - len(size), -1):
-            side = padded(size)[axis]
-            drawn.centre[:, axis] = torch.randint(side, (n,), generator=generator, device=CPU)
-    return _realise(request, drawn)
+            drawn[:, 3 + axis] = torch.randint(padded(size)[axis], (n,), generator=generator, device=CPU)
+    return drawn, partner
 
 
-def device(request: Request, seed: Tensor, device: torch.device) -> PlanTensors:
-    """partner, lam, weight, kind, geometry, value of a batch, on `device`, from Philox keyed by `seed`."""
+def _host_batch(request: Request, generator: torch.Generator | None) -> tuple[Tensor, Tensor | None]:
+    """The same for one draw, with numbers in place of tensors: this is every step of a training with the defaults,
+    and twenty operations on tensors of one element would be most of its time on the host."""
+    spec, batch_size, size, pairing, _, p, lam, labels = request
+    drawn = [0.0, 1.0, 1.0, 0.0, 0.0, 0.0]
+
+    def left_alone() -> tuple[Tensor, Tensor | None]:
+        partner = None if pairing.is_formula else partners.formula(pairing, batch_size, CPU)
+        return torch.zeros((1, WIDTH), dtype=torch.float64, device=CPU), partner
+
+    if p < 1.0 and not bool(_host_uniform(1, generator) < p):
+        return left_alone()
+    rows = spec.tolist()
+    choice = 0
+    if not math.isnan(rows[0][Column.WEIGHT]):
+        choice = int(torch.multinomial(spec[:, Column.WEIGHT].float(), 1, generator=generator))
+    row = rows[choice]
+    if row[Column.P] < 1.0 and not bool(_host_uniform(1, generator) < row[Column.P]):
+        return left_alone()
+    drawn[0] = choice
+    if not math.isnan(row[Column.LAM]):
+        drawn[2] = row[Column.LAM]
+    elif row[Column.ALPHA] > 0 and lam is None:
+        drawn[2] = torch._sample_dirichlet(_concentration(row[Column.ALPHA]), generator=generator)[0, 0].item()
+    partner = _host_partner(pairing, batch_size, labels, generator)
+    if Method(int(row[Column.METHOD])).has_centre:
+        for k in range(1, len(size) + 1):
+            drawn[-k] = torch.randint(size[-k], (1,), generator=generator, device=CPU).item()
+    return torch.tensor([drawn], dtype=torch.float64, device=CPU), partner
+
+
+@functools.lru_cache(maxsize=256)
+def _concentration(alpha: float) -> Tensor:
+    return torch.tensor([[alpha, alpha]], dtype=torch.float32, device=CPU)
+
+
+def _host_partner(
+    pairing: Pairing, batch_size: int, labels: Tensor | None, generator: torch.Generator | None
+) -> Tensor | None:
+    if pairing.is_formula:
+        return None
+    if pairing == Pairing.RANDOM:
+        return torch.randperm(batch_size, generator=generator, device=CPU)
+    assert labels is not None
+    seed = torch.empty((), dtype=torch.int64, device=CPU).random_(generator=generator)
+    return partners.by_class(seed, labels.to(CPU), pairing)
+
+
+def plan(request: Request, source: Source, device: torch.device) -> PlanTensors:
+    """partner, lam, weight, kind, geometry, value of a batch: on `device`, or on the CPU for numbers drawn there."""
+    if source.seed is not None:
+        return _realise(request, _from_seed(request, source.seed, device))
+    drawn = source.drawn
+    assert drawn is not None
+    if source.partner is None:
+        partner = partners.formula(request.pairing, request.batch_size, CPU)
+    else:
+        partner = source.partner.clone()  # what an operator returns may not be what it was given
+    choice, centre = drawn[:, 0].long(), drawn[:, 3:].long()
+    return _realise(request, Draws(choice, drawn[:, 1] != 0, drawn[:, 2].float(), centre, partner))
+
+
+def _from_seed(request: Request, seed: Tensor, device: torch.device) -> Draws:
+    """Every number by Philox, on `device`."""
     spec, batch_size, size, pairing, per, p, _, labels = request
     index = torch.arange(per.draws(batch_size), device=device)
     seed = seed.to(device, non_blocking=True)
@@ -133,7 +193,7 @@ def device(request: Request, seed: Tensor, device: torch.device) -> PlanTensors:
     if _has_centre(request.spec):
         for axis, word in zip(range(2, 2 - len(size), -1), words(seed, index, Stream.CENTRE), strict=False):
             centre[:, axis] = below(word, padded(size)[axis])
-    return _realise(request, Draws(choice, applied, lam.float(), centre, partner))
+    return Draws(choice, applied, lam.float(), centre, partner)
 
 
 def _has_centre(rows: Tensor) -> bool:

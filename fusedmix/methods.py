@@ -53,6 +53,11 @@ class Pairing(IntEnum):
     CROSS_CLASS = 3
     SAME_CLASS = 4
 
+    @property
+    def is_formula(self) -> bool:
+        """Whether the partners follow from the batch size alone."""
+        return self in (Pairing.ROLL, Pairing.FLIP)
+
 
 class Per(IntEnum):
     """How many draws a batch gets."""

@@ -1,8 +1,9 @@
 """The operators: schemas, tags, fakes and gradients, once for every backend.
 
-A backend is a module of functions (backends/reference.py has the meaning of each) registered in the namespace
-`fusedmix_<backend>`. What is drawn on the host, and the seeds of what is drawn on the device, come from two operators
-of the namespace `fusedmix`: tagged as random and opaque to torch.compile, so that nothing drawn is frozen into a graph.
+A backend is a set of implementations in the namespace `fusedmix_<backend>`: Python functions, registered here
+(backends/reference.py has the meaning of each), or a shared object that registers its own when it is loaded. What is
+drawn on the host, and the seeds of what is drawn on the device, come from two operators of the namespace `fusedmix`:
+tagged as random and opaque to torch.compile, so that nothing drawn is frozen into a graph.
 
 Operators neither check nor differentiate: fusedmix/functional.py does both, and enters the autograd.Function at the
 end of this file only if a gradient is needed (a call through autograd costs several times a plain one).
@@ -20,22 +21,32 @@ from torch import Tensor
 
 from fusedmix import draws
 from fusedmix.backends import reference
-from fusedmix.draws import PlanTensors, Request
+from fusedmix.draws import PlanTensors, Request, Source
 from fusedmix.methods import Pairing, Per
 
 _REQUEST = "Tensor spec, SymInt batch_size, SymInt[] size, int pairing, int per, float p, Tensor? lam, Tensor? labels"
-_PLAN = "(Tensor partner, Tensor lam, Tensor weight, Tensor kind, Tensor geometry, Tensor value)"
+_SOURCE = "Tensor? seed, Tensor? drawn, Tensor? partner"
+_PLAN = "Tensor partner, Tensor lam, Tensor weight, Tensor kind, Tensor geometry, Tensor value"
 _MASKS = "Tensor partner, Tensor kind, Tensor geometry, Tensor value, int ndim, int pairing, int per"
 
 # The operators that every backend has.
 _SCHEMAS = {
-    "sample": f"({_REQUEST}, Tensor seed, Device device) -> {_PLAN}",
+    "sample": f"({_REQUEST}, {_SOURCE}, Device device) -> ({_PLAN})",
     "mask": "(Tensor kind, Tensor geometry, Tensor value, SymInt[] size) -> Tensor",
     "mix": f"(Tensor x, {_MASKS}) -> Tensor",
     "mix_": f"(Tensor(a!) x, {_MASKS}) -> ()",
     "mix_adjoint": f"(Tensor grad, {_MASKS}) -> Tensor",
     "mix_labels": (
         "(Tensor labels, Tensor partner, Tensor weight, SymInt num_classes, float label_smoothing) -> Tensor"
+    ),
+    # A whole training step: the plan, the images and the dense targets in one call.
+    "mix_batch": (
+        f"(Tensor x, Tensor y, {_REQUEST}, {_SOURCE}, SymInt num_classes, float label_smoothing) -> "
+        f"(Tensor mixed, Tensor targets, {_PLAN})"
+    ),
+    "mix_batch_": (
+        f"(Tensor(a!) x, Tensor y, {_REQUEST}, {_SOURCE}, SymInt num_classes, float label_smoothing) -> "
+        f"(Tensor targets, {_PLAN})"
     ),
 }
 _RANDOM = (torch.Tag.pt2_compliant_tag, torch.Tag.nondeterministic_seeded)
@@ -72,6 +83,14 @@ def _fake_mix_labels(labels: Tensor, partner: Tensor, weight: Tensor, num_classe
     return labels.new_empty((labels.shape[0], num_classes), dtype=dtype)
 
 
+def _fake_mix_batch(x: Tensor, y: Tensor, spec: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    # Drawn numbers make a plan on the CPU, a seed makes one on the device of the images.
+    drawn = args[len(Request._fields)]
+    device = x.device if drawn is None else drawn.device
+    targets = _fake_mix_labels(y, spec, spec, args[-2], args[-1])
+    return (torch.empty_like(x), targets, *_empty_plan(x.shape[0], device))
+
+
 _FAKES: dict[str, Callable[..., Any]] = {
     "sample": _fake_sample,
     "mask": _fake_mask,
@@ -79,20 +98,29 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "mix_": lambda *_: None,
     "mix_adjoint": _fake_like,
     "mix_labels": _fake_mix_labels,
+    "mix_batch": _fake_mix_batch,
+    "mix_batch_": lambda *args: _fake_mix_batch(*args)[1:],
 }
 
 
-def _define(backend: str, module: ModuleType) -> torch.library.Library:
+def _define(backend: str, module: ModuleType | None = None) -> torch.library.Library:
     """Defines every operator in the backend's namespace and registers the module's functions for all devices."""
     library = torch.library.Library(f"fusedmix_{backend}", "DEF")
     for name, schema in _SCHEMAS.items():
         library.define(name + schema, tags=torch.Tag.pt2_compliant_tag)
-        function = getattr(module, name)
-        if name == "sample":
-            function = _with_request(function)
-        library.impl(name, function, "CompositeExplicitAutograd")
         torch.library.register_fake(f"fusedmix_{backend}::{name}", _FAKES[name], lib=library)
+        if module is not None:
+            function = getattr(module, name)
+            start = _START_OF_REQUEST.get(name)
+            library.impl(
+                name,
+                function if start is None else _with_request(function, start),
+                "CompositeExplicitAutograd",
+            )
     return library
+
+
+_START_OF_REQUEST = {"sample": 0, "mix_batch": 2, "mix_batch_": 2}  # its position among the arguments
 
 
 def _request(*args: Any) -> Request:
@@ -100,8 +128,15 @@ def _request(*args: Any) -> Request:
     return Request(spec, batch_size, tuple(size), Pairing(pairing), Per(per), p, lam, labels)
 
 
-def _with_request(sample: Any) -> Any:
-    return lambda *args: sample(_request(*args[:-2]), *args[-2:])
+def _with_request(function: Any, start: int) -> Any:
+    """The operator of a function that takes its request and its source of randomness each as one argument."""
+    stop = start + len(Request._fields)
+
+    def call(*args: Any) -> Any:
+        request, source = _request(*args[start:stop]), Source(*args[stop : stop + 3])
+        return function(*args[:start], request, source, *args[stop + 3 :])
+
+    return call
 
 
 class GeneratorHandle:
@@ -138,28 +173,51 @@ def _restored(device: str, state: bytes) -> GeneratorHandle:
     return GeneratorHandle(generator)
 
 
-def _sample_host(*args: Any) -> PlanTensors:
+def _draw_host(*args: Any) -> tuple[Tensor, Tensor]:
     *request, generator, seed = args
-    if seed is not None:
-        return draws.host(_request(*request), torch.Generator("cpu").manual_seed(seed))
-    return draws.host(_request(*request), GeneratorHandle.find(generator))
+    source = GeneratorHandle.find(generator) if seed is None else torch.Generator("cpu").manual_seed(seed)
+    drawn, partner = draws.host(_request(*request), source)
+    return drawn, torch.empty(0, dtype=torch.int64, device="cpu") if partner is None else partner
+
+
+def _fake_draw_host(*args: Any) -> tuple[Tensor, Tensor]:
+    request = _request(*args[:-2])
+    partners = 0 if request.pairing.is_formula else request.batch_size
+    return (
+        torch.empty((request.per.draws(request.batch_size), draws.WIDTH), dtype=torch.float64, device="cpu"),
+        torch.empty(partners, dtype=torch.int64, device="cpu"),
+    )
 
 
 def _draw_seed(generator: int, *, device: torch.device) -> Tensor:
     return torch.empty((), dtype=torch.int64, device=device).random_(generator=GeneratorHandle.find(generator))
 
 
+def draw_on_host(request: tuple[Any, ...], generator: GeneratorHandle | None, seed: int | None) -> Source:
+    """The numbers of a batch from torch's CPU generator."""
+    key = 0 if generator is None else generator.key
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        drawn, partner = torch.ops.fusedmix.draw_host(*request, key, seed)
+    else:  # what the operator does, without the 15 µs that a Python operator costs
+        drawn, partner = _draw_host(*request, key, seed)
+    return Source(None, drawn, None if Pairing(request[3]).is_formula else partner)
+
+
 _HOST = torch.library.Library("fusedmix", "DEF")
-_HOST.define(f"sample_host({_REQUEST}, int generator, SymInt? seed) -> {_PLAN}", tags=_RANDOM)
-_HOST.impl("sample_host", _sample_host, "CompositeExplicitAutograd")
-torch.library.register_fake("fusedmix::sample_host", lambda *args: _empty_plan(args[1], torch.device("cpu")), lib=_HOST)
+_HOST.define(
+    f"draw_host({_REQUEST}, int generator, SymInt? seed) -> (Tensor drawn, Tensor partner)",
+    tags=_RANDOM,
+)
+_HOST.impl("draw_host", _draw_host, "CompositeExplicitAutograd")
+torch.library.register_fake("fusedmix::draw_host", _fake_draw_host, lib=_HOST)
 # The device is a keyword because that is where PyTorch looks for the random state that a recomputation rewinds.
 _HOST.define("draw_seed(int generator, *, Device device) -> Tensor", tags=_RANDOM)
 _HOST.impl("draw_seed", _draw_seed, "CompositeExplicitAutograd")
 torch.library.register_fake(
     "fusedmix::draw_seed", lambda _, *, device: torch.empty((), dtype=torch.int64, device=device), lib=_HOST
 )
-_REFERENCE = _define("reference", reference)
+# Kept: a library that is collected takes its operators with it.
+_LIBRARIES = [_define("reference", reference), _define("cpp"), _define("cuda")]
 
 
 class _Mix(torch.autograd.Function):

@@ -8,15 +8,14 @@ from typing import Any, ClassVar, TypedDict
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 from typing_extensions import Unpack
 
 from fusedmix import backends, checks, structure
-from fusedmix.checkpointing import recorded
-from fusedmix.draws import CPU, PlanTensors
+from fusedmix.checkpointing import check_rewinds, recorded, recording
+from fusedmix.draws import CPU, Source
 from fusedmix.functional import mix, mix_, mix_labels
 from fusedmix.methods import Column, Method, Pairing, Per, spec_row
-from fusedmix.ops import GeneratorHandle
+from fusedmix.ops import GeneratorHandle, draw_on_host
 from fusedmix.plan import MixPlan, SparseTargets
 from fusedmix.segmentation import check_masks, mix_masks
 
@@ -141,6 +140,7 @@ class MixTransform(nn.Module):
             raise ValueError(f"images_getter must be a callable or None, but got {self.images_getter!r}.")
         checks.choice("sampling", self.sampling, ("host", "device"))
         backends.check_name(self.backend)
+        backends.prepare(self.backend)
         if self.per == "pair" and self.pairing != "flip":
             raise ValueError(
                 f'per="pair" needs pairing="flip", the only one made of pairs, but got pairing={self.pairing!r}.'
@@ -200,34 +200,22 @@ class MixTransform(nn.Module):
                 "generator must be None inside torch.compile, which cannot put one into a graph; "
                 "give it to the module: its own generator is found there."
             )
-        source = self._generator if generator is None else GeneratorHandle(generator)
         where = CPU if device is None else checks.device("device", device)
-
-        request = (
-            self._current_spec(),
-            batch_size,
-            size,
-            int(self._pairing),
-            int(self._per),
-            self.p,
-            given,
-            classes,
-        )
-        draw = self._draw_on_device if self.sampling == "device" else self._draw_on_host
-        static = (
-            size,
-            self._pairing,
-            Per.SAMPLE if given is not None and given.ndim else self._per,
-            self._constant,
-            self._binary,
-        )
+        handle = self._generator if generator is None else GeneratorHandle(generator)
+        request = self._request(batch_size, size, given, classes)
+        per = Per.SAMPLE if given is not None and given.ndim else self._per
+        static = (size, self._pairing, per, self._constant, self._binary)
 
         def make() -> MixPlan:
-            return MixPlan(*draw(request, source, seed, where), *static)
+            source = self._draw(request, handle, seed, where)
+            # A plan of numbers drawn on the host is made on the host.
+            made_on = CPU if source.seed is None else where
+            drawn = self._operators(made_on).sample(*request, *source, made_on)
+            return MixPlan(*drawn, *static).to(where, non_blocking=True)
 
         if torch.compiler.is_compiling():
             return make()
-        return recorded(make, rewinds=seed is not None or source is None)
+        return recorded(make, rewinds=seed is not None or handle is None)
 
     def forward(self, *inputs: Any) -> Any:
         """Mixes a batch of any structure and returns it in the same structure, the labels replaced by mixed ones.
@@ -245,16 +233,46 @@ class MixTransform(nn.Module):
             self._check_labels(labels)
         batch_size, size = self._check_images(parsed)
 
-        device = structure.plain(leaves[parsed.images[0]]).device
-        backends.operators(device.type, self.backend)  # an error now, not when something has been drawn
-        plan = self.sample(batch_size, size, labels=labels, device=device if self.sampling == "device" else None)
+        x = structure.plain(leaves[parsed.images[0]])
+        operators = backends.operators(x.device.type, self.backend)  # an error now, not when something has been drawn
+        if self._in_one_call(x, parsed):
+            assert labels is not None
+            classes = _classes(labels, batch_size, self.pairing) if self._pairing in _BY_CLASS else None
+            request = self._request(batch_size, size, None, classes)
+            if not torch.compiler.is_compiling():
+                check_rewinds(self._generator is None)
+            source = self._draw(request, self._generator, None, x.device)
+            arguments = (labels, *request, *source, self.num_classes or labels.shape[1], self.label_smoothing)
+            if self.inplace:
+                targets = operators.mix_batch_(x, *arguments)[0]
+                torch.autograd.graph.increment_version(x)
+            else:
+                mixed, targets, *_ = operators.mix_batch(x, *arguments)
+                leaves[parsed.images[0]] = structure.like(mixed, leaves[parsed.images[0]])
+            leaves[parsed.labels_index] = targets
+            return parsed.rebuild(leaves)
 
+        plan = self.sample(batch_size, size, labels=labels, device=x.device if self.sampling == "device" else None)
         # The labels first: they may still turn out to be out of range, and nothing may be half-written then.
         if labels is not None:
-            leaves[parsed.labels_index] = self._mix_targets(labels, plan, device)
+            leaves[parsed.labels_index] = self._mix_targets(labels, plan, x.device)
         structure.map_once(lambda masks: self._mix_mask(masks, plan), leaves, parsed.masks)
         structure.map_once(lambda images: self._mix_image(images, plan), leaves, parsed.images)
-        return pytree.tree_unflatten(leaves, parsed.spec)
+        return parsed.rebuild(leaves)
+
+    def _in_one_call(self, x: Tensor, parsed: structure.Sample) -> bool:
+        """Whether images and labels can go through one operator: one stack of images, dense targets beside it, and no
+        gradient, which is the usual step of a training."""
+        labels = parsed.labels
+        return (
+            labels is not None
+            and self.targets == "dense"
+            and len(parsed.images) == 1
+            and not parsed.masks
+            and labels.device == x.device
+            and (torch.compiler.is_compiling() or not recording())
+            and not ((x.requires_grad or labels.requires_grad) and torch.is_grad_enabled())
+        )
 
     @property
     def pairing(self) -> str:
@@ -294,29 +312,33 @@ class MixTransform(nn.Module):
         """What to draw from, at this step."""
         return self._spec
 
-    def _draw_on_host(
-        self, request: tuple[Any, ...], source: GeneratorHandle | None, seed: int | None, device: torch.device
-    ) -> PlanTensors:
-        if not torch.compiler.is_compiling() and _capturing():
-            raise RuntimeError(
-                f'{type(self).__name__}(sampling="host") cannot be captured in a CUDA graph: every replay would '
-                'repeat the one draw. Construct it with sampling="device".'
-            )
-        drawn = torch.ops.fusedmix.sample_host(*request, 0 if source is None else source.key, seed)
-        return drawn if device == CPU else tuple(t.to(device, non_blocking=True) for t in drawn)
+    def _operators(self, device: torch.device) -> Any:
+        """The operators on a device: those of the backend asked for, if it serves that device."""
+        return backends.operators(device.type, backends.where_it_serves(self.backend, device.type))
 
-    def _draw_on_device(
-        self, request: tuple[Any, ...], source: GeneratorHandle | None, seed: int | None, device: torch.device
-    ) -> PlanTensors:
+    def _request(
+        self, batch_size: int, size: tuple[int, ...], lam: Tensor | None, classes: Tensor | None
+    ) -> tuple[Any, ...]:
+        return self._current_spec(), batch_size, size, int(self._pairing), int(self._per), self.p, lam, classes
+
+    def _draw(
+        self, request: tuple[Any, ...], handle: GeneratorHandle | None, seed: int | None, device: torch.device
+    ) -> Source:
+        """The randomness of one batch: numbers from the host's generator, or a seed for a device."""
+        if self.sampling == "host":
+            if not torch.compiler.is_compiling() and _capturing():
+                raise RuntimeError(
+                    f'{type(self).__name__}(sampling="host") cannot be captured in a CUDA graph: every replay would '
+                    'repeat the one draw. Construct it with sampling="device".'
+                )
+            return draw_on_host(request, handle, seed)
         if seed is not None:
-            drawn = torch.tensor(seed, dtype=torch.int64, device=CPU)
-        elif source is not None:
-            drawn = torch.ops.fusedmix.draw_seed(source.key, device=source.generator.device)
-        else:
-            # On the host a seed costs no launch; inside a graph only the device's generator moves between replays.
-            capturing = not torch.compiler.is_compiling() and _capturing()
-            drawn = torch.ops.fusedmix.draw_seed(0, device=device if capturing else CPU)
-        return backends.operators(device.type, self.backend).sample(*request, drawn, device)
+            return Source(torch.tensor(seed, dtype=torch.int64, device=CPU), None, None)
+        if handle is not None:
+            return Source(torch.ops.fusedmix.draw_seed(handle.key, device=handle.generator.device), None, None)
+        # On the host a seed costs no launch; inside a graph only the device's generator moves between replays.
+        capturing = not torch.compiler.is_compiling() and _capturing()
+        return Source(torch.ops.fusedmix.draw_seed(0, device=device if capturing else CPU), None, None)
 
     def _check_lam(self, lam: Any, batch_size: int) -> Tensor | None:
         if lam is None:
@@ -332,7 +354,7 @@ class MixTransform(nn.Module):
         if lam.device.type == "cpu" and not torch.compiler.is_compiling():
             for value in lam.flatten().tolist():
                 checks.number("lam", value, low, high)
-        return lam.detach()
+        return lam.detach().float()
 
     def _check_labels(self, labels: Tensor) -> None:
         if self.targets == "dense":

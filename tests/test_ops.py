@@ -44,14 +44,14 @@ def test_mix(operators, dtype, layout):
 @pytest.mark.parametrize("per", [Per.BATCH, Per.SAMPLE])
 def test_sample(operators, pairing, per):
     seed = torch.tensor(-5)
-    torch.library.opcheck(operators.sample.default, (*request(pairing, per), seed, torch.device("cpu")))
-    torch.library.opcheck(torch.ops.fusedmix.sample_host.default, (*request(pairing, per), 0, 4))
+    torch.library.opcheck(operators.sample.default, (*request(pairing, per), seed, None, None, torch.device("cpu")))
+    torch.library.opcheck(torch.ops.fusedmix.draw_host.default, (*request(pairing, per), 0, 4))
 
 
 @pytest.mark.parametrize("lam", [torch.tensor(0.3), torch.tensor([0.0, 0.2, 0.5, 0.9, 1.0])], ids=["one", "each"])
 def test_sample_given_lam(operators, lam):
-    torch.library.opcheck(operators.sample.default, (*request(lam=lam), torch.tensor(1), torch.device("cpu")))
-    torch.library.opcheck(torch.ops.fusedmix.sample_host.default, (*request(lam=lam), 0, 4))
+    torch.library.opcheck(operators.sample.default, (*request(lam=lam), torch.tensor(1), None, None, torch.device("cpu")))
+    torch.library.opcheck(torch.ops.fusedmix.draw_host.default, (*request(lam=lam), 0, 4))
 
 
 def test_mask(operators):
@@ -82,5 +82,5 @@ def test_draw_seed():
 
 def test_random_operators_are_tagged():
     """Without the tag a compiler may merge two draws into one, or draw again in the backward pass."""
-    for operator in (torch.ops.fusedmix.sample_host.default, torch.ops.fusedmix.draw_seed.default):
+    for operator in (torch.ops.fusedmix.draw_host.default, torch.ops.fusedmix.draw_seed.default):
         assert torch.Tag.nondeterministic_seeded in operator.tags

@@ -7,11 +7,16 @@ variable FUSEDMIX_BACKEND, else the first of the device's list that works.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 from typing import Any, NamedTuple
 
 import torch
 
+from fusedmix.backends import native
+
+_log = logging.getLogger("fusedmix")
 NAMES = ("cuda", "triton", "cpp", "reference")
 _PREFERENCE = {"cpu": ("cpp", "triton", "reference"), "cuda": ("cuda", "triton", "reference")}
 
@@ -37,38 +42,78 @@ def check_name(backend: str | None) -> None:
 
 
 def operators(device_type: str, backend: str | None = None) -> Any:
-    """The namespace of operators for tensors on a device type ("cpu", "cuda", ...).
+    """The namespace of operators for tensors on a device type ("cpu", "cuda", ...), built and loaded if need be.
 
     Raises:
         ValueError: no backend has that name.
         BackendError: the backend asked for cannot run there.
     """
-    return getattr(torch.ops, f"fusedmix_{choose(device_type, backend)}")
+    name = (_chosen_in_trace if torch.compiler.is_compiling() else choose)(device_type, backend)
+    return getattr(torch.ops, f"fusedmix_{name}")
 
 
 def choose(device_type: str, backend: str | None = None) -> str:
-    """The name of the backend that serves a device type.
+    """The name of the backend that serves a device type; chosen once, and again only if FUSEDMIX_BACKEND changes.
 
     An argument must be able to serve that very device type. FUSEDMIX_BACKEND speaks for a whole program, in which
     labels may be on the CPU and images on a GPU: where its backend has no part, the device's own list decides; if it
     works nowhere here, that is an error.
     """
+    key = (device_type, backend, os.environ.get("FUSEDMIX_BACKEND"))
+    name = _chosen.get(key)
+    if name is None:
+        name = _chosen[key] = _choose(*key)
+    return name
+
+
+_chosen: dict[tuple[str, str | None, str | None], str] = {}
+
+
+@torch.compiler.assume_constant_result
+def _chosen_in_trace(device_type: str, backend: str | None) -> str:
+    # Modules choose when they are made: here only what that could not foresee is built, before the graph runs.
+    return choose(device_type, backend)
+
+
+def prepare(backend: str | None) -> None:
+    """Chooses, and so builds, for the devices in use: a module calls it when it is made. Never raises: what cannot
+    run is an error when it is to run."""
+    for device_type in ("cpu", "cuda") if torch.cuda.is_initialized() else ("cpu",):
+        with contextlib.suppress(BackendError):
+            choose(device_type, where_it_serves(backend, device_type))
+
+
+def _choose(device_type: str, backend: str | None, named: str | None) -> str:
     if backend is not None:
         check_name(backend)
-        reason = _why_not(backend, device_type)
+        reason = _start(backend, device_type)
         if reason is not None:
             raise BackendError(f"The backend {backend!r} cannot run on {device_type!r} tensors: {reason}.")
         return backend
-    named = os.environ.get("FUSEDMIX_BACKEND")
     if named:
         if named not in NAMES:
             raise BackendError(f"FUSEDMIX_BACKEND must be one of {', '.join(NAMES)}, but got {named!r}.")
-        reason = _why_not(named, device_type)
+        reason = _start(named, device_type)
         if reason is None:
             return named
         if all(_why_not(named, other) is not None for other in _PREFERENCE):
             raise BackendError(f"FUSEDMIX_BACKEND={named} cannot run on {device_type!r} tensors: {reason}.")
-    return next(name for name in _preference(device_type) if _why_not(name, device_type) is None)
+    passed_over = []
+    for name in _preference(device_type):
+        reason = _start(name, device_type)
+        if reason is None:
+            break
+        passed_over.append(f"{name} ({reason})")
+    if name == "reference" and passed_over:
+        # Once for each device type. Not a warning: programs turn those into errors, and nothing is wrong.
+        _log.warning("mixing %s batches with the slow reference backend, not %s", device_type, ", ".join(passed_over))
+    return name
+
+
+def where_it_serves(backend: str | None, device_type: str) -> str | None:
+    """A backend asked for, or None on a device type that it has no part in (labels or plans on the CPU of images on a
+    GPU)."""
+    return backend if backend in _preference(device_type) else None
 
 
 def report() -> list[Report]:
@@ -97,9 +142,22 @@ def _preference(device_type: str) -> tuple[str, ...]:
 
 
 def _why_not(name: str, device_type: str) -> str | None:
-    """Why a backend cannot serve a device type, or None."""
+    """Why a backend cannot serve a device type, as far as can be said without building it, or None."""
     if name == "reference":
         return None
     if name not in _preference(device_type):
         return f"it does not serve {device_type!r} tensors"
-    return "it is not part of this release"
+    if name == "triton":
+        return "it is not part of this release"
+    return native.why_not("cuda" if name == "cuda" else "cpp")
+
+
+def _start(name: str, device_type: str) -> str | None:
+    """Builds and loads a backend. Why it cannot serve the device type, or None."""
+    reason = _why_not(name, device_type)
+    if reason is None and name in ("cpp", "cuda"):
+        try:
+            native.load("cuda" if name == "cuda" else "cpp")
+        except native.BuildError as error:
+            return str(error)
+    return reason

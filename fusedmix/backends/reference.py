@@ -6,16 +6,17 @@ then w·(a-b) + b as if exact, then the rounding to the image's dtype.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fusedmix import draws
 from fusedmix.checks import class_range
-from fusedmix.draws import PlanTensors, Request
+from fusedmix.draws import PlanTensors, Request, Source
 from fusedmix.formulas import Kind, padded
-from fusedmix.methods import Per
+from fusedmix.methods import Column, Method, Per
 
 _CHUNK = 1 << 22  # elements blended at a time: bounds the float64 temporaries to some 100 MB
 
@@ -129,17 +130,50 @@ def mix_labels(labels: Tensor, partner: Tensor, weight: Tensor, num_classes: int
         y = (labels.long().unsqueeze(1) == index).float()
     else:
         y = labels if labels.is_floating_point() else labels.float()
-    if label_smoothing:
-        y = y * (1.0 - label_smoothing) + label_smoothing / num_classes
     compute = torch.float64 if y.dtype == torch.float64 else torch.float32
+    if label_smoothing:
+        y = (y.to(compute) * (1.0 - label_smoothing) + label_smoothing / num_classes).to(y.dtype)
     own = y.to(compute) * weight.to(compute).unsqueeze(1)
     lent = y[partner].to(compute) * (1.0 - weight).to(compute).unsqueeze(1)
     return lent.to(y.dtype) + own.to(y.dtype)
 
 
-def sample(request: Request, seed: Tensor, device: torch.device) -> PlanTensors:
-    """Everything random about a batch from Philox (fusedmix/draws.py)."""
-    return draws.device(request, seed, device)
+def sample(request: Request, source: Source, device: torch.device) -> PlanTensors:
+    """Everything random about a batch (fusedmix/draws.py)."""
+    return draws.plan(request, source, device)
+
+
+def mix_batch(
+    x: Tensor, y: Tensor, request: Request, source: Source, num_classes: int, label_smoothing: float
+) -> tuple[Tensor, ...]:
+    """A whole step: the mixed images, their dense targets, and the plan."""
+    targets, *plan = _step(x, y, request, source, num_classes, label_smoothing)
+    return mix(x, *_masks(request, plan)), targets, *plan
+
+
+def mix_batch_(
+    x: Tensor, y: Tensor, request: Request, source: Source, num_classes: int, label_smoothing: float
+) -> tuple[Tensor, ...]:
+    """The same, in place: the dense targets and the plan."""
+    targets, *plan = _step(x, y, request, source, num_classes, label_smoothing)
+    mix_(x, *_masks(request, plan))
+    return targets, *plan
+
+
+def _step(
+    x: Tensor, y: Tensor, request: Request, source: Source, num_classes: int, label_smoothing: float
+) -> tuple[Tensor, ...]:
+    """Targets and plan. The targets first: a label out of range must leave the images as they were."""
+    plan = sample(request, source, x.device)
+    return mix_labels(y, plan[0], plan[2], num_classes, label_smoothing), *plan
+
+
+def _masks(request: Request, plan: Sequence[Tensor]) -> tuple[Any, ...]:
+    """What `mix` takes after x."""
+    partner, _, _, kind, geometry, value = plan
+    per = Per.SAMPLE if request.lam is not None and request.lam.ndim else request.per
+    ndim = len(request.size) if any(Method(int(m)).has_centre for m in request.spec[:, Column.METHOD].tolist()) else 0
+    return partner, kind, geometry, value, ndim, int(request.pairing), int(per)
 
 
 def _chunks(x: Tensor) -> Iterator[slice]:

@@ -1,0 +1,143 @@
+// Between tensors and the torch-free code, for both bindings. Only torch's stable ABI: one binary serves every torch from
+// 2.10 on.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <stdexcept>
+#include <tuple>
+#include <vector>
+
+#include "../cpu/mix.h"
+
+namespace fusedmix {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Plan = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+// Contiguous memory of one dtype on a device, straight from the allocator: a dispatched aten::empty costs twice as much.
+inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype, int32_t device_type, int32_t device_index) {
+  int64_t strides[4], step = 1;
+  for (int d = static_cast<int>(sizes.size()) - 1; d >= 0; --d) {
+    strides[d] = step;
+    step *= std::max<int64_t>(1, sizes.begin()[d]);
+  }
+  AtenTensorHandle handle;
+  const auto scalar = static_cast<int32_t>(dtype);
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(sizes.size(), sizes.begin(), strides, scalar, device_type, device_index,
+                                                  &handle));
+  return Tensor(handle);
+}
+
+inline Tensor empty_cpu(std::initializer_list<int64_t> sizes, ScalarType dtype) {
+  return empty(sizes, dtype, aoti_torch_device_type_cpu(), 0);
+}
+
+inline Plan empty_plan(int64_t batch, int32_t device_type, int32_t device_index) {
+  const auto make = [&](std::initializer_list<int64_t> sizes, ScalarType dtype) {
+    return empty(sizes, dtype, device_type, device_index);
+  };
+  return {make({batch}, ScalarType::Long),   make({batch}, ScalarType::Float),  make({batch}, ScalarType::Double),
+          make({batch}, ScalarType::Int),    make({batch, 6}, ScalarType::Int), make({batch, 2}, ScalarType::Float)};
+}
+
+template <class T>
+T* data(const Tensor& t) {
+  return static_cast<T*>(t.mutable_data_ptr());
+}
+template <class T>
+const T* const_data(const Tensor& t) {
+  return static_cast<const T*>(t.const_data_ptr());
+}
+
+inline PlanOut plan_out(const Plan& plan) {
+  const auto& [partner, lam, weight, kind, geometry, value] = plan;
+  return {data<int64_t>(partner), data<float>(lam),        data<double>(weight),
+          data<int32_t>(kind),    data<int32_t>(geometry), data<float>(value)};
+}
+
+inline ElementType element_type(const Tensor& x) {
+  switch (x.scalar_type()) {
+    case ScalarType::Float: return ElementType::kFloat32;
+    case ScalarType::Half: return ElementType::kFloat16;
+    case ScalarType::BFloat16: return ElementType::kBFloat16;
+    case ScalarType::Double: return ElementType::kFloat64;
+    case ScalarType::Byte: return ElementType::kUInt8;
+    default: throw std::invalid_argument("fusedmix: this dtype cannot be blended");
+  }
+}
+
+// A contiguous tensor of that dtype: the plan's and the spec's are; hand-made ones need not be.
+inline Tensor packed(const Tensor& t, ScalarType dtype) {
+  if (t.scalar_type() != dtype) throw std::invalid_argument("fusedmix: a tensor of the plan has the wrong dtype");
+  return t.is_contiguous() ? t : torch::stable::contiguous(t);
+}
+
+// The four tensors of a plan that kernels read, alive as long as the view is used.
+struct PlanTensors {
+  Tensor partner, kind, geometry, value;
+
+  PlanTensors(const Tensor& p, const Tensor& k, const Tensor& g, const Tensor& v)
+      : partner(packed(p, ScalarType::Long)),
+        kind(packed(k, ScalarType::Int)),
+        geometry(packed(g, ScalarType::Int)),
+        value(packed(v, ScalarType::Float)) {}
+
+  PlanView view(int64_t pairing, int64_t per) const {
+    return {const_data<int64_t>(partner), const_data<int32_t>(kind),        const_data<int32_t>(geometry),
+            const_data<float>(value),     static_cast<int32_t>(pairing), per == kPerBatch};
+  }
+};
+
+inline Layout layout_of(const Tensor& src, const Tensor& dst, int64_t spatial) {
+  return make_layout(static_cast<int>(src.dim()), src.sizes().data(), src.strides().data(), dst.strides().data(),
+                     static_cast<int>(spatial));
+}
+
+// What to draw (fusedmix/draws.py, Request), its tensors on the CPU, alive as long as the arguments are used.
+struct Request {
+  Tensor spec;
+  int64_t batch;
+  std::vector<int64_t> size;
+  int64_t pairing, per;
+  double p;
+  std::optional<Tensor> lam, classes, seed, drawn, partner;
+
+  cpu::SampleArgs args() {
+    cpu::SampleArgs a{};
+    spec = packed(spec, ScalarType::Double);
+    a.rows = reinterpret_cast<const MethodRow*>(spec.const_data_ptr());
+    a.methods = static_cast<int32_t>(spec.size(0));
+    a.batch = batch;
+    a.ndim = static_cast<int32_t>(size.size());
+    for (int axis = 0; axis < 3; ++axis) a.size[axis] = axis < 3 - a.ndim ? 1 : size[axis - (3 - a.ndim)];
+    a.pairing = static_cast<int32_t>(pairing);
+    a.per = static_cast<int32_t>(per);
+    a.p = p;
+    if (lam) {
+      lam = packed(*lam, ScalarType::Float);
+      a.lam = const_data<float>(*lam);
+      a.lam_each = lam->dim() == 1;
+    }
+    if (classes) {
+      classes = packed(*classes, ScalarType::Long);
+      a.classes = const_data<int64_t>(*classes);
+    }
+    if (drawn) {
+      drawn = packed(*drawn, ScalarType::Double);
+      a.drawn = const_data<double>(*drawn);
+    }
+    if (partner) {
+      partner = packed(*partner, ScalarType::Long);
+      a.partner = const_data<int64_t>(*partner);
+    }
+    return a;
+  }
+};
+
+}  // namespace fusedmix

@@ -1,0 +1,182 @@
+// The operators of torch.ops.fusedmix_cpp (schemas: fusedmix/ops.py) over csrc/cpu.
+#include <torch/csrc/stable/device.h>
+
+#include "common.h"
+
+namespace fusedmix {
+namespace {
+
+using torch::stable::Device;
+
+cpu::Parallel parallel() {
+  const auto run = [](int64_t n, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context) {
+    TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, n, grain, body, context));
+  };
+  return {run, static_cast<int>(torch::stable::get_num_threads())};
+}
+
+Plan sample_on_cpu(Request request) {
+  cpu::SampleArgs args = request.args();
+  if (request.seed) args.seed = static_cast<uint64_t>(*const_data<int64_t>(*request.seed));
+  Plan plan = empty_plan(request.batch, aoti_torch_device_type_cpu(), 0);
+  cpu::sample(args, plan_out(plan));
+  return plan;
+}
+
+Plan sample(Tensor spec, int64_t batch_size, std::vector<int64_t> size, int64_t pairing, int64_t per, double p,
+            std::optional<Tensor> lam, std::optional<Tensor> labels, std::optional<Tensor> seed,
+            std::optional<Tensor> drawn, std::optional<Tensor> partner, Device) {
+  return sample_on_cpu({spec, batch_size, size, pairing, per, p, lam, labels, seed, drawn, partner});
+}
+
+Tensor mask(Tensor kind, Tensor geometry, Tensor value, std::vector<int64_t> size) {
+  const PlanTensors plan(empty_cpu({0}, ScalarType::Long), kind, geometry, value);
+  int64_t sides[3] = {1, 1, 1};
+  std::copy(size.begin(), size.end(), sides + 3 - size.size());
+  const int64_t n = kind.size(0);
+  std::vector<int64_t> shape{n};
+  shape.insert(shape.end(), size.begin(), size.end());
+  Tensor out = torch::stable::new_empty(value, torch::headeronly::IntHeaderOnlyArrayRef(shape));
+  cpu::masks(plan.view(kRandom, kPerSample), n, sides, data<float>(out), parallel());
+  return out;
+}
+
+void apply(const Tensor& src, const Tensor& dst, const PlanTensors& plan, int64_t ndim, int64_t pairing, int64_t per,
+           bool adjoint = false) {
+  cpu::mix({element_type(src), src.const_data_ptr(), dst.mutable_data_ptr(), layout_of(src, dst, ndim),
+            plan.view(pairing, per), adjoint},
+           parallel());
+}
+
+Tensor mix(Tensor x, Tensor partner, Tensor kind, Tensor geometry, Tensor value, int64_t ndim, int64_t pairing,
+           int64_t per) {
+  Tensor out = torch::stable::empty_like(x);
+  apply(x, out, {partner, kind, geometry, value}, ndim, pairing, per);
+  return out;
+}
+
+void mix_(Tensor x, Tensor partner, Tensor kind, Tensor geometry, Tensor value, int64_t ndim, int64_t pairing,
+          int64_t per) {
+  apply(x, x, {partner, kind, geometry, value}, ndim, pairing, per);
+}
+
+Tensor mix_adjoint(Tensor grad, Tensor partner, Tensor kind, Tensor geometry, Tensor value, int64_t ndim, int64_t pairing,
+                   int64_t per) {
+  Tensor out = torch::stable::empty_like(grad);
+  apply(grad, out, {partner, kind, geometry, value}, ndim, pairing, per, true);
+  return out;
+}
+
+// Labels of an integer type, or soft labels that are not floating point, in the type that the kernels take.
+template <class To>
+void converted(const Tensor& labels, To* out) {
+  const int64_t rows = labels.size(0), columns = labels.dim() == 2 ? labels.size(1) : 1;
+  const int64_t row_step = labels.stride(0), step = labels.dim() == 2 ? labels.stride(1) : 0;
+  const auto copy = [&](auto* in) {
+    for (int64_t i = 0; i < rows; ++i) {
+      for (int64_t k = 0; k < columns; ++k) out[i * columns + k] = static_cast<To>(in[i * row_step + k * step]);
+    }
+  };
+  switch (labels.scalar_type()) {
+    case ScalarType::Long: return copy(const_data<int64_t>(labels));
+    case ScalarType::Int: return copy(const_data<int32_t>(labels));
+    case ScalarType::Short: return copy(const_data<int16_t>(labels));
+    case ScalarType::Char: return copy(const_data<int8_t>(labels));
+    case ScalarType::Byte: return copy(const_data<uint8_t>(labels));
+    case ScalarType::Bool: return copy(const_data<bool>(labels));
+    case ScalarType::UInt16: return copy(const_data<uint16_t>(labels));
+    case ScalarType::UInt32: return copy(const_data<uint32_t>(labels));
+    case ScalarType::UInt64: return copy(const_data<uint64_t>(labels));
+    default: throw std::invalid_argument("fusedmix: labels of this dtype cannot be mixed");
+  }
+}
+
+bool floating(ScalarType type) {
+  return type == ScalarType::Float || type == ScalarType::Half || type == ScalarType::BFloat16 ||
+         type == ScalarType::Double;
+}
+
+Tensor mix_labels(Tensor labels, Tensor partner, Tensor weight, int64_t num_classes, double label_smoothing) {
+  partner = packed(partner, ScalarType::Long);
+  weight = packed(weight, ScalarType::Double);
+  const int64_t batch = labels.size(0);
+  cpu::LabelArgs args{};
+  args.partner = const_data<int64_t>(partner);
+  args.weight = const_data<double>(weight);
+  args.batch = batch;
+  args.num_classes = num_classes;
+  args.smoothing = label_smoothing;
+  std::vector<int64_t> classes;
+  std::vector<float> soft;
+  ScalarType type = ScalarType::Float;
+  if (labels.dim() == 1) {
+    args.classes = const_data<int64_t>(labels);
+    if (labels.scalar_type() != ScalarType::Long || !labels.is_contiguous()) {
+      classes.resize(batch);
+      converted(labels, classes.data());
+      args.classes = classes.data();
+    }
+  } else if (floating(labels.scalar_type())) {
+    type = labels.scalar_type();
+    args.type = element_type(labels);
+    args.soft = labels.const_data_ptr();
+    args.soft_stride = labels.stride(0);
+    args.soft_step = labels.stride(1);
+  } else {
+    soft.resize(batch * num_classes);
+    converted(labels, soft.data());
+    args.soft = soft.data();
+    args.soft_stride = num_classes;
+    args.soft_step = 1;
+  }
+  Tensor targets = empty_cpu({batch, num_classes}, type);
+  args.targets = targets.mutable_data_ptr();
+  if (batch > 0) cpu::mix_labels(args, parallel());
+  return targets;
+}
+
+// The whole step: plan, targets, images. The labels first: one out of range must leave the images as they were.
+std::tuple<Tensor, Plan> step(const Tensor& x, const Tensor& out, const Tensor& y, const Request& request,
+                              int64_t num_classes, double label_smoothing) {
+  Plan plan = sample_on_cpu(request);
+  const auto& [partner, lam, weight, kind, geometry, value] = plan;
+  Tensor targets = mix_labels(y, partner, weight, num_classes, label_smoothing);
+  // One λ for each sample makes the masks differ, whatever the draws were.
+  const int64_t per = request.lam && request.lam->dim() == 1 ? int64_t{kPerSample} : request.per;
+  apply(x, out, {partner, kind, geometry, value}, static_cast<int64_t>(request.size.size()), request.pairing, per);
+  return {targets, plan};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mix_batch(
+    Tensor x, Tensor y, Tensor spec, int64_t batch_size, std::vector<int64_t> size, int64_t pairing, int64_t per, double p,
+    std::optional<Tensor> lam, std::optional<Tensor> labels, std::optional<Tensor> seed, std::optional<Tensor> drawn,
+    std::optional<Tensor> partner, int64_t num_classes, double label_smoothing) {
+  Tensor out = torch::stable::empty_like(x);
+  auto [targets, plan] = step(x, out, y, {spec, batch_size, size, pairing, per, p, lam, labels, seed, drawn, partner},
+                              num_classes, label_smoothing);
+  return std::tuple_cat(std::make_tuple(out, targets), plan);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mix_batch_(
+    Tensor x, Tensor y, Tensor spec, int64_t batch_size, std::vector<int64_t> size, int64_t pairing, int64_t per, double p,
+    std::optional<Tensor> lam, std::optional<Tensor> labels, std::optional<Tensor> seed, std::optional<Tensor> drawn,
+    std::optional<Tensor> partner, int64_t num_classes, double label_smoothing) {
+  auto [targets, plan] = step(x, x, y, {spec, batch_size, size, pairing, per, p, lam, labels, seed, drawn, partner},
+                              num_classes, label_smoothing);
+  return std::tuple_cat(std::make_tuple(targets), plan);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(fusedmix_cpp, CPU, m) {
+  m.impl("sample", TORCH_BOX(&sample));
+  m.impl("mask", TORCH_BOX(&mask));
+  m.impl("mix", TORCH_BOX(&mix));
+  m.impl("mix_", TORCH_BOX(&mix_));
+  m.impl("mix_adjoint", TORCH_BOX(&mix_adjoint));
+  m.impl("mix_labels", TORCH_BOX(&mix_labels));
+  m.impl("mix_batch", TORCH_BOX(&mix_batch));
+  m.impl("mix_batch_", TORCH_BOX(&mix_batch_));
+}
+
+}  // namespace fusedmix

@@ -1,0 +1,155 @@
+// Compiled once for each instruction set, with FUSEDMIX_ISA its name. Plain loops over the shared per-pixel functions:
+// the compiler vectorises them.
+#include "kernels.h"
+
+#include "../include/fusedmix/blend.h"
+
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+// This file is compiled several times: what is not in this namespace must have internal linkage.
+#define FUSEDMIX_CONCAT_(a, b) a##b
+#define FUSEDMIX_CONCAT(a, b) FUSEDMIX_CONCAT_(a, b)
+#define FUSEDMIX_STRING_(a) #a
+#define FUSEDMIX_STRING(a) FUSEDMIX_STRING_(a)
+
+namespace fusedmix::cpu {
+namespace {
+
+constexpr int64_t kChunk = 256;  // elements converted at a time: three buffers of 1 KiB stay in the first-level cache
+
+template <class C, class T>
+inline void widen(C* out, const T* in, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) out[i] = static_cast<C>(to_compute(in[i]));
+}
+
+template <class T>
+inline void narrow(T* out, const Compute<T>* in, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) out[i] = from_compute<T>(in[i]);
+}
+template <>
+inline void narrow<uint8_t>(uint8_t* out, const float* in, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) out[i] = static_cast<uint8_t>(static_cast<int32_t>(in[i]));
+}
+
+#if defined(__F16C__)
+template <>
+inline void widen<float, Half>(float* out, const Half* in, int64_t n) {
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in + i))));
+  }
+  for (; i < n; ++i) out[i] = to_compute(in[i]);
+}
+template <>
+inline void narrow<Half>(Half* out, const float* in, int64_t n) {
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    const __m128i half = _mm256_cvtps_ph(_mm256_loadu_ps(in + i), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i), half);
+  }
+  for (; i < n; ++i) out[i] = from_compute<Half>(in[i]);
+}
+#endif
+
+// One weight for the whole row, or a weight for each element.
+struct One {
+  float w;
+  float operator[](int64_t) const { return w; }
+  One operator+(int64_t) const { return *this; }
+};
+
+// blend() of blend.h without the branches that the caller has taken (One: w is neither 0 nor 1).
+template <class T, class C, class W>
+inline void blend_row(C* out, const C* a, const C* b, int64_t n, W w) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) {
+    const C x = a[i], y = b[i];
+    const float weight = w[i];
+    C mixed;
+    if constexpr (sizeof(T) == 1) {
+      mixed = round_to_byte(weight, x - y, y);
+    } else {
+      mixed = fma(static_cast<C>(weight), x - y, y);
+    }
+    mixed = x == y ? x : mixed;
+    if constexpr (!__is_same(W, One)) {
+      mixed = weight == 1.0f ? x : mixed;
+      mixed = weight == 0.0f ? y : mixed;
+    }
+    out[i] = mixed;
+  }
+}
+
+template <class T, class W>
+void blend(void* out, const void* a, const void* b, int64_t n, W w) {
+  T* o = static_cast<T*>(out);
+  const T *x = static_cast<const T*>(a), *y = static_cast<const T*>(b);
+  if constexpr (__is_same(T, Compute<T>)) {
+    blend_row<T>(o, x, y, n, w);
+  } else {
+    float p[kChunk], q[kChunk];
+    for (int64_t i = 0; i < n; i += kChunk) {
+      const int64_t m = n - i < kChunk ? n - i : kChunk;
+      widen(p, x + i, m);
+      widen(q, y + i, m);
+      blend_row<T>(p, p, q, m, w + i);
+      narrow<T>(o + i, p, m);
+    }
+  }
+}
+
+// In float64 whatever the type, so that the sum of the two products is rounded once: gradients are accumulated.
+template <class T, class W>
+void adjoint(void* out, const void* g, const void* h, int64_t n, W own, W lent) {
+  T* o = static_cast<T*>(out);
+  const T *x = static_cast<const T*>(g), *y = static_cast<const T*>(h);
+  double p[kChunk], q[kChunk];
+  Compute<T> r[kChunk];
+  for (int64_t i = 0; i < n; i += kChunk) {
+    const int64_t m = n - i < kChunk ? n - i : kChunk;
+    widen(p, x + i, m);
+    widen(q, y + i, m);
+    for (int64_t k = 0; k < m; ++k) {
+      const double kept = own[i + k], given = 1.0 - static_cast<double>(lent[i + k]);
+      const double left = kept == 0.0 ? 0.0 : kept * p[k];
+      const double right = given == 0.0 ? 0.0 : given * q[k];
+      r[k] = static_cast<Compute<T>>(left + right);
+    }
+    narrow<T>(o + i, r, m);
+  }
+}
+
+template <class T>
+constexpr RowKernels row_kernels() {
+  return {
+      [](void* out, const void* a, const void* b, int64_t n, float w) { blend<T>(out, a, b, n, One{w}); },
+      [](void* out, const void* a, const void* b, int64_t n, const float* w) { blend<T>(out, a, b, n, w); },
+      [](void* out, const void* g, const void* h, int64_t n, float own, float lent) {
+        adjoint<T>(out, g, h, n, One{own}, One{lent});
+      },
+      [](void* out, const void* g, const void* h, int64_t n, const float* own, const float* lent) {
+        adjoint<T>(out, g, h, n, own, lent);
+      },
+  };
+}
+
+void gaussian(float* out, const float* table, int64_t n, float factor, bool complement) {
+  if (complement) {
+    for (int64_t i = 0; i < n; ++i) out[i] = 1.0f - factor * table[i];
+  } else {
+    for (int64_t i = 0; i < n; ++i) out[i] = factor * table[i];
+  }
+}
+
+}  // namespace
+
+extern const Kernels FUSEDMIX_CONCAT(kernels_, FUSEDMIX_ISA);
+const Kernels FUSEDMIX_CONCAT(kernels_, FUSEDMIX_ISA) = {
+    FUSEDMIX_STRING(FUSEDMIX_ISA),
+    {row_kernels<float>(), row_kernels<Half>(), row_kernels<BFloat16>(), row_kernels<double>(), row_kernels<uint8_t>()},
+    gaussian,
+};
+
+}  // namespace fusedmix::cpu

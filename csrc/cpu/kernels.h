@@ -1,0 +1,29 @@
+// The innermost loops of the CPU backend, one set for each element type, compiled once for each instruction set.
+#pragma once
+
+#include "../include/fusedmix/element.h"
+
+namespace fusedmix::cpu {
+
+// All of n contiguous elements. `out` may be `a`; it overlaps nothing else.
+struct RowKernels {
+  // w·a + (1-w)·b for one w other than 0 and 1.
+  void (*uniform)(void* out, const void* a, const void* b, int64_t n, float w);
+  // For a w each.
+  void (*weighted)(void* out, const void* a, const void* b, int64_t n, const float* w);
+  // own·g + (1-lent)·h, for one weight or for a weight each.
+  void (*adjoint_uniform)(void* out, const void* g, const void* h, int64_t n, float own, float lent);
+  void (*adjoint_weighted)(void* out, const void* g, const void* h, int64_t n, const float* own, const float* lent);
+};
+
+struct Kernels {
+  const char* name;    // of the instruction set
+  RowKernels rows[5];  // by ElementType
+  // out = factor·table, or 1 minus that: a row of a Gaussian mask from the exponentials of its axes.
+  void (*gaussian)(float* out, const float* table, int64_t n, float factor, bool complement);
+};
+
+// The best set for this CPU; FUSEDMIX_ISA in the environment asks for one by name.
+const Kernels& kernels();
+
+}  // namespace fusedmix::cpu

@@ -1,0 +1,73 @@
+// What the CPU backend does, free of torch. The binding (csrc/binding/cpu.cpp) and the tests call these.
+#pragma once
+
+#include "../include/fusedmix/element.h"
+#include "../include/fusedmix/layout.h"
+#include "../include/fusedmix/plan.h"
+#include "../include/fusedmix/sampling.h"
+
+namespace fusedmix::cpu {
+
+// Runs body(begin, end) over pieces of [0, n), on several threads if it likes: torch's pool, or a loop.
+struct Parallel {
+  void (*run)(int64_t n, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context);
+  int threads;
+
+  template <class F>
+  void operator()(int64_t n, int64_t grain, const F& f) const {
+    if (n <= 0) return;
+    if (threads == 1 || n <= grain) return f(int64_t{0}, n);
+    run(n, grain, [](int64_t b, int64_t e, void* c) { (*static_cast<const F*>(c))(b, e); }, const_cast<F*>(&f));
+  }
+};
+
+struct MixArgs {
+  ElementType type;
+  const void* src;
+  void* dst;  // src itself: in place
+  Layout layout;
+  PlanView plan;
+  bool adjoint;  // out of place only
+};
+
+void mix(const MixArgs& args, const Parallel& parallel);
+
+struct LabelArgs {
+  ElementType type;         // of soft labels and targets; kFloat32 for classes
+  const int64_t* classes;   // (B,) or null
+  const void* soft;         // (B, K), rows `soft_stride` elements apart, or null
+  int64_t soft_stride, soft_step;
+  const int64_t* partner;
+  const double* weight;
+  int64_t batch, num_classes;
+  double smoothing;
+  void* targets;  // (B, K)
+};
+
+void mix_labels(const LabelArgs& args, const Parallel& parallel);
+
+// A request of fusedmix/draws.py.
+struct SampleArgs {
+  const MethodRow* rows;
+  int32_t methods;
+  int64_t batch;
+  int32_t ndim;
+  int64_t size[3];  // (z, y, x)
+  int32_t pairing, per;
+  double p;
+  const float* lam;  // given, or null
+  bool lam_each;     // (B,) of them, or one
+  const int64_t* classes;
+  uint64_t seed;
+  // Drawn elsewhere (the host's generator): one row of 6 for each draw, (choice, applied, lam, z, y, x); and the partners,
+  // where they are not a formula. Null: drawn here from the seed.
+  const double* drawn;
+  const int64_t* partner;
+};
+
+void sample(const SampleArgs& args, const PlanOut& out);
+
+// (n, D, H, W) float32 masks.
+void masks(const PlanView& plan, int64_t n, const int64_t* size, float* out, const Parallel& parallel);
+
+}  // namespace fusedmix::cpu

@@ -1,0 +1,104 @@
+// Everything random about a batch. The mirror of fusedmix/draws.py and fusedmix/partners.py.
+#include <numeric>
+#include <vector>
+
+#include "mix.h"
+
+namespace fusedmix::cpu {
+namespace {
+
+// The samples in the order of their keys; equal keys in the order they stand in.
+template <class Key>
+void stable_sort_by(std::vector<int64_t>& order, const Key& key) {
+  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return key(a) < key(b); });
+}
+
+void by_class(const SampleArgs& args, const std::vector<int64_t>& keys, int64_t* partner) {
+  const int64_t n = args.batch;
+  const int64_t* label = args.classes;
+  std::vector<int64_t> order(n);
+  std::iota(order.begin(), order.end(), int64_t{0});
+  stable_sort_by(order, [&](int64_t i) { return keys[i]; });
+  stable_sort_by(order, [&](int64_t i) { return label[i]; });
+  if (args.pairing == kSameClass) {
+    for (int64_t first = 0, stop; first < n; first = stop) {
+      for (stop = first; stop < n && label[order[stop]] == label[order[first]];) ++stop;
+      for (int64_t k = first; k < stop; ++k) partner[order[k]] = order[k + 1 < stop ? k + 1 : first];
+    }
+    return;
+  }
+  int64_t largest = 0;
+  for (int64_t first = 0, stop; first < n; first = stop) {
+    for (stop = first; stop < n && label[order[stop]] == label[order[first]];) ++stop;
+    largest = std::max(largest, stop - first);
+  }
+  stable_sort_by(order, [&](int64_t i) {
+    const Words w = words(args.seed, static_cast<uint64_t>(label[i]), kStreamClass);
+    return sort_key(w.a, w.b);
+  });
+  const int64_t choices = std::max<int64_t>(n - 2 * largest + 1, 1);
+  const Words w = words(args.seed, 0, kStreamShift);
+  const int64_t shift = largest + static_cast<int64_t>(uniform(w.a, w.b) * static_cast<double>(choices));
+  for (int64_t k = 0; k < n; ++k) partner[order[k]] = order[(k + shift) % n];
+}
+
+void partners(const SampleArgs& args, int64_t* partner) {
+  const int64_t n = args.batch;
+  if (args.partner != nullptr) {
+    std::copy(args.partner, args.partner + n, partner);
+  } else if (args.pairing == kRoll || args.pairing == kFlip) {
+    for (int64_t i = 0; i < n; ++i) partner[i] = formula_partner(args.pairing, i, n);
+  } else {
+    std::vector<int64_t> keys(n);
+    for (int64_t i = 0; i < n; ++i) keys[i] = partner_key(args.seed, i);
+    if (args.pairing != kRandom) return by_class(args, keys, partner);
+    std::vector<int64_t> order(n);
+    std::iota(order.begin(), order.end(), int64_t{0});
+    stable_sort_by(order, [&](int64_t i) { return keys[i]; });
+    for (int64_t k = 0; k < n; ++k) partner[order[k]] = k;  // the rank of each sample's key
+  }
+}
+
+Draw drawn_elsewhere(const double* row) {
+  return {static_cast<int32_t>(row[0]), row[1] != 0.0, static_cast<float>(row[2]),
+          {static_cast<int64_t>(row[3]), static_cast<int64_t>(row[4]), static_cast<int64_t>(row[5])}};
+}
+
+}  // namespace
+
+void sample(const SampleArgs& args, const PlanOut& out) {
+  if (args.batch == 0) return;
+  partners(args, out.partner);
+  const bool once = args.per == kPerBatch && !(args.lam != nullptr && args.lam_each);
+  Shape made{};
+  float lam = 0.0f;
+  for (int64_t i = 0; i < args.batch; ++i) {
+    if (i == 0 || !once) {
+      const int64_t at = draw_index(args.per, i, args.batch);
+      const Draw drawn = args.drawn != nullptr
+                             ? drawn_elsewhere(args.drawn + 6 * at)
+                             : draw(args.seed, at, [&](int32_t row) -> const MethodRow& { return args.rows[row]; },
+                                    args.methods, args.p, args.lam == nullptr, args.ndim, args.size);
+      const MethodRow& row = args.rows[drawn.choice];
+      lam = used_lam(row, drawn, args.lam == nullptr ? nullptr : args.lam + (args.lam_each ? i : 0));
+      const int32_t method = drawn.applied ? static_cast<int32_t>(row.method) : kMixUp;
+      made = shape(method, row.ratio, lam, drawn.centre, args.ndim, args.size);
+      if (is_gaussian(made.mask.kind)) {
+        double sums[3];
+        for (int axis = 0; axis < 3; ++axis) sums[axis] = gaussian_sum(made.mask, axis, args.size[axis]);
+        made.weight = gaussian_weight(made.mask, sums, args.size);
+      }
+    }
+    out.lam[i] = lam;
+    out.weight[i] = made.weight;
+    out.kind[i] = made.mask.kind;
+    for (int axis = 0; axis < 3; ++axis) {
+      out.geometry[6 * i + axis] = made.mask.first[axis];
+      out.geometry[6 * i + 3 + axis] = made.mask.stop[axis];
+    }
+    out.value[2 * i] = made.mask.outer;
+    out.value[2 * i + 1] = made.mask.inner;
+  }
+}
+
+}  // namespace fusedmix::cpu

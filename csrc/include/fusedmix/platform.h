@@ -1,0 +1,76 @@
+// What differs between nvcc, g++ and the shim that runs CUDA kernels on the CPU, and nothing else.
+//
+// Mathematics (every other header of this folder) uses FUSEDMIX_HD and the functions of `fm`. Kernels (csrc/cuda/*.cu)
+// also use the second half: no kernel names a CUDA keyword, reads memory or waits but through it, so csrc/shim/ can run
+// the very same source on a CPU, log every byte each block touches and find races.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#define FUSEDMIX_HD __host__ __device__ __forceinline__
+#else
+// Always inlined: csrc/cpu compiles these for several instruction sets, and the linker must not share one copy.
+#define FUSEDMIX_HD inline __attribute__((always_inline))
+#endif
+
+namespace fusedmix {
+
+// One rounding, whatever the compiler would contract.
+FUSEDMIX_HD float fma(float a, float b, float c) {
+#if defined(__CUDA_ARCH__)
+  return __fmaf_rn(a, b, c);
+#else
+  return __builtin_fmaf(a, b, c);
+#endif
+}
+
+FUSEDMIX_HD double fma(double a, double b, double c) {
+#if defined(__CUDA_ARCH__)
+  return __fma_rn(a, b, c);
+#else
+  return __builtin_fma(a, b, c);
+#endif
+}
+
+}  // namespace fusedmix
+
+#if defined(FUSEDMIX_SHIM)
+#include "../../shim/device.h"  // the same names as below, run by fibers
+#elif defined(__CUDACC__)
+
+#define FUSEDMIX_KERNEL(threads) __global__ void __launch_bounds__(threads)
+#define FUSEDMIX_DEVICE __device__ __forceinline__
+// An argument struct by value that may be indexed and pointed to without a copy to local memory.
+#define FUSEDMIX_ARGS(type, name) const __grid_constant__ type name
+#define FUSEDMIX_SHARED(type, name, count) __shared__ type name[count]
+#define FUSEDMIX_UNROLL _Pragma("unroll")
+
+namespace fusedmix::device {
+
+__device__ __forceinline__ uint32_t thread() { return threadIdx.x; }
+__device__ __forceinline__ uint32_t block() { return blockIdx.x; }
+__device__ __forceinline__ uint32_t blocks() { return gridDim.x; }
+// Waits for all threads of the block, and makes what they wrote visible to each other.
+__device__ __forceinline__ void sync() { __syncthreads(); }
+
+// One access of sizeof(T) bytes to global memory (or to the kernel's arguments); p is aligned to alignof(T).
+template <class T>
+__device__ __forceinline__ T load(const T* p) {
+  return *p;
+}
+template <class T>
+__device__ __forceinline__ void store(T* p, T value) {
+  *p = value;
+}
+
+// Starts `kernel` on `blocks` one-dimensional blocks; returns a cudaError_t, 0 if all is well.
+template <class Args>
+inline int launch(void (*kernel)(Args), int64_t blocks, int threads, void* stream, const Args& args) {
+  kernel<<<dim3(static_cast<unsigned>(blocks)), dim3(threads), 0, static_cast<cudaStream_t>(stream)>>>(args);
+  return static_cast<int>(cudaGetLastError());
+}
+
+}  // namespace fusedmix::device
+#endif

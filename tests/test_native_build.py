@@ -1,0 +1,756 @@
+"""How the native libraries are built, cached, shared between processes, and packaged.
+
+The table of sources and flags is the real one; the sources are stubs that compile in no time, and so is torch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import textwrap
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import setuptools
+import torch
+
+REPO = Path(__file__).resolve().parents[1]
+COMPILER = shutil.which("c++") or shutil.which("g++")
+NINJA = shutil.which("ninja", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+
+pytestmark = [
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the stubs are made for Linux"),
+    pytest.mark.skipif(COMPILER is None or NINJA is None, reason="needs a C++ compiler and ninja"),
+]
+needs_setuptools = pytest.mark.skipif(
+    int(setuptools.__version__.partition(".")[0]) < 77, reason="pyproject.toml asks for setuptools>=77"
+)
+
+SOURCES = {
+    "include/fusedmix/answer.h": "#define ANSWER 42\n",
+    "cpu/dispatch.cpp": 'extern "C" int kernel_generic();\nint dispatch() { return kernel_generic(); }\n',
+    "cpu/kernels.cpp": """
+        #include <fusedmix/answer.h>
+        #define JOIN_(a, b) a##b
+        #define JOIN(a, b) JOIN_(a, b)
+        extern "C" int JOIN(kernel_, FUSEDMIX_ISA)() { return ANSWER; }
+        """,
+    "binding/cpu.cpp": """
+        int dispatch();
+        extern "C" __attribute__((visibility("default"))) int answer() { return dispatch(); }
+        """,
+    "cuda/kernels.cu": "#include <fusedmix/answer.h>\nint kernel() { return ANSWER + 1; }\n",
+    "binding/cuda.cpp": """
+        int kernel();
+        extern "C" __attribute__((visibility("default"))) int answer() { return kernel(); }
+        """,
+    "tests/case.cpp": "",
+    "shim/shim.h": "",
+}
+
+TORCH = """
+import ctypes, os
+from pathlib import Path
+from types import SimpleNamespace
+
+__version__ = "2.99.0"
+version = SimpleNamespace(cuda=os.environ.get("STUB_CUDA"))
+capability = eval(os.environ.get("STUB_GPU", "None"))
+cuda = SimpleNamespace(
+    is_available=lambda: capability is not None, device_count=lambda: 1, get_device_capability=lambda index: capability
+)
+ops = SimpleNamespace(load_library=ctypes.CDLL)
+for name in ("libtorch_cpu.so", "libtorch_cuda.so"):
+    ctypes.CDLL(str(Path(__file__).parent / "lib" / name), ctypes.RTLD_GLOBAL)
+"""
+
+CXX = """#!/bin/sh
+echo "c++ $*" >> "$STUB_LOG"
+sleep ${STUB_SLEEP:-0}
+while [ -n "$STUB_HOLD" ] && [ -e "$STUB_HOLD" ]; do sleep 0.1; done
+exec REAL "$@"
+"""
+
+# Takes the flags only nvcc knows out of the command, and has the C++ compiler do the rest.
+NVCC = """#!/bin/sh
+case "$1" in
+--version) echo "Cuda compilation tools, release VERSION, V0"; exit ;;
+--list-gpu-arch) printf 'compute_75\\ncompute_80\\ncompute_90\\ncompute_100\\ncompute_120\\n'; exit ;;
+esac
+echo "nvcc $*" >> "$STUB_LOG"
+for flag; do
+    shift
+    case "$flag" in
+    -gencode=*|-Xcompiler=*|-ccbin=*|--fmad=*|-lineinfo|-cudart=*|-Xlinker=*) ;;
+    *.cu) set -- "$@" -x c++ "$flag" ;;
+    *) set -- "$@" "$flag" ;;
+    esac
+done
+exec REAL -fPIC "$@"
+"""
+
+LOAD = """
+from fusedmix.backends import native
+try:
+    native.load("cpp")
+except native.BuildError as error:
+    print(type(error).__name__, error)
+else:
+    import ctypes
+    print(ctypes.CDLL(str(native._loaded["cpp"])).answer())
+"""
+
+
+def write(root: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(text))
+
+
+def script(path: Path, text: str) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text.replace("REAL", str(COMPILER)))
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def stub_torch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("torch") / "torch"
+    write(folder, {"__init__.py": TORCH, "lib/empty.cpp": "", "include/empty": ""})
+    for name in ("libtorch_cpu.so", "libtorch_cuda.so"):
+        command = [str(COMPILER), "-shared", f"-Wl,-soname,{name}", "-o", name, "empty.cpp"]
+        subprocess.run(command, cwd=folder / "lib", check=True)
+    return folder
+
+
+class Box:
+    """A checkout of its own, with a stub of torch, a compiler that logs what it is called with, and a cache."""
+
+    def __init__(self, root: Path, stub_torch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.root, self.cache, self.log = root, root / "cache", root / "compiler.log"
+        self.csrc = root / "csrc"
+        self.monkeypatch = monkeypatch
+        write(self.csrc, SOURCES)
+        write(root, {"fusedmix/__init__.py": "", "fusedmix/backends/__init__.py": ""})
+        shutil.copy(REPO / "fusedmix" / "version.py", root / "fusedmix")
+        shutil.copy(REPO / "fusedmix" / "backends" / "native.py", root / "fusedmix" / "backends")
+        (root / "torch").symlink_to(stub_torch)
+        for name in list(os.environ):
+            if name.startswith(("FUSEDMIX_", "STUB_", "CUDA", "MAX_JOBS")):
+                monkeypatch.delenv(name)
+        monkeypatch.setenv("CXX", script(root / "bin" / "c++", CXX))
+        monkeypatch.setenv("STUB_LOG", str(self.log))
+        monkeypatch.setenv("FUSEDMIX_CACHE_DIR", str(self.cache))
+        monkeypatch.setenv("PYTHONPATH", str(root))
+        monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")  # an edit within the second must be seen
+
+    def native(self) -> ModuleType:
+        """The module as a new process has it, but in this one."""
+        spec = importlib.util.spec_from_file_location("fresh", REPO / "fusedmix" / "backends" / "native.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        module._PACKAGE = self.root / "fusedmix"
+        stub = importlib.util.spec_from_file_location("stub_torch", self.root / "torch" / "__init__.py")
+        assert stub is not None
+        assert stub.loader is not None
+        module.torch = importlib.util.module_from_spec(stub)
+        stub.loader.exec_module(module.torch)
+        return module
+
+    def calls(self, word: str = "") -> list[str]:
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        return [line for line in lines if word in line]
+
+    def process(self, code: str = LOAD, **environment: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", code],
+            cwd=self.root,
+            env={**os.environ, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def nvcc(self, folder: str, version: str) -> str:
+        return script(self.root / folder / "bin" / "nvcc", NVCC.replace("VERSION", version))
+
+    def wait_for(self, what: Callable[[], object]) -> None:
+        deadline = time.monotonic() + 60
+        while not what():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+@pytest.fixture
+def box(tmp_path: Path, stub_torch: Path, monkeypatch: pytest.MonkeyPatch) -> Box:
+    return Box(tmp_path / "a folder", stub_torch, monkeypatch)
+
+
+def answer(native: ModuleType, name: str = "cpp") -> int:
+    native.load(name)
+    return int(ctypes.CDLL(str(native._loaded[name])).answer())
+
+
+def reason(native: ModuleType, name: str = "cpp") -> str:
+    with pytest.raises(native.BuildError) as caught:
+        native.load(name)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# ---- First use ------------------------------------------------------------------------------------------------------
+
+
+def test_first_use_builds_and_says_so(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
+    native = box.native()
+    assert native.why_not("cpp") is None
+    assert native.status("cpp") == f"will be built at first use (about {native.LIBRARIES['cpp'].takes})"
+    assert not box.calls()
+    assert not box.cache.exists()
+    assert answer(native) == 42
+    first, last = capsys.readouterr().err.splitlines()
+    [folder] = [path for path in box.cache.iterdir() if path.is_dir()]
+    assert first.endswith(f"about {native.LIBRARIES['cpp'].takes}, into {folder}")
+    assert " s" in last
+    assert native.status("cpp") == f"cached: {folder / 'fusedmix_cpp.so'}"
+    for word in (native.platform.machine(), "torch2.99.0", native._hash("cpp")):
+        assert word in folder.name
+
+    native.load("cpp")  # again: nothing happens
+    assert len(box.calls("-shared")) == 1
+    assert capsys.readouterr().err == ""
+
+
+def test_a_cached_library_needs_no_tools(
+    box: Box, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box.native().load("cpp")
+    capsys.readouterr()
+    calls = len(box.calls())
+    monkeypatch.delenv("CXX")
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("FUSEDMIX_JIT", "0")
+    native = box.native()
+    monkeypatch.setattr(native, "subprocess", None)
+    monkeypatch.setattr(native, "_ninja", None)
+    assert native.status("cpp").startswith("cached: ")
+    assert answer(native) == 42
+    assert len(box.calls()) == calls
+    assert capsys.readouterr().err == ""
+
+
+def test_flags_by_instruction_set(box: Box) -> None:
+    native = box.native()
+    native.load("cpp")
+    kernels = box.calls("kernels.cpp")
+    [generic] = [line for line in kernels if "-DFUSEDMIX_ISA=generic" in line]
+    assert "-mavx" not in generic
+    assert all("-ffp-contract=off" in line and "fast" not in line for line in kernels)
+    if native.platform.machine() == "x86_64":
+        [avx2] = [line for line in kernels if "-DFUSEDMIX_ISA=avx2" in line]
+        assert "-mavx2 -mfma -mf16c" in avx2
+        [link] = box.calls("-shared")
+        objects = [word for word in link.split() if word.endswith(".o")]
+        assert avx2.split()[-1] == objects[-1]  # after all that any CPU runs
+
+
+def test_a_changed_header_is_another_library(box: Box) -> None:
+    assert answer(box.native()) == 42
+    write(box.csrc, {"include/fusedmix/answer.h": "#define ANSWER 7\n"})
+    assert box.native().status("cpp").startswith("will be built")
+    assert answer(box.native()) == 7
+    write(box.csrc, SOURCES)
+    assert answer(box.native()) == 42
+    assert len(box.calls("-shared")) == 2
+
+
+def test_a_developer_test_is_no_part_of_a_library(box: Box) -> None:
+    before = box.native()._hash("cpp")
+    write(box.csrc, {"tests/case.cpp": "int main() {}", "cpu/notes.txt": "x", "cuda/kernels.cu": ""})
+    assert box.native()._hash("cpp") == before
+
+
+def test_importing_neither_builds_nor_looks(tmp_path: Path) -> None:
+    code = (
+        "import sys, fusedmix, fusedmix.backends.native\n"
+        "assert 'torch.utils.cpp_extension' not in sys.modules\n"
+        "assert not fusedmix.backends.native._loaded\n"
+    )
+    environment = {**os.environ, "FUSEDMIX_CACHE_DIR": str(tmp_path / "cache")}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_library_on_torchs_stable_abi(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    binding = """
+        #include <torch/csrc/stable/library.h>
+        #include <torch/csrc/stable/tensor.h>
+        torch::stable::Tensor same(torch::stable::Tensor t) { return t; }
+        STABLE_TORCH_LIBRARY_IMPL(fusedmix_test_native_build, CPU, m) { m.impl("same", TORCH_BOX(&same)); }
+        """
+    write(box.csrc, {"binding/cpu.cpp": binding})
+    native = box.native()
+    monkeypatch.setattr(native, "torch", torch)
+    library = torch.library.Library("fusedmix_test_native_build", "DEF")
+    library.define("same(Tensor t) -> Tensor")
+    native.load("cpp")
+    x = torch.arange(3)
+    assert torch.equal(torch.ops.fusedmix_test_native_build.same(x), x)
+
+
+# ---- Many processes -------------------------------------------------------------------------------------------------
+
+
+def test_eight_processes_build_once(box: Box) -> None:
+    started = [box.process(STUB_SLEEP="1") for _ in range(8)]
+    said = [process.communicate(timeout=60) for process in started]
+    assert [out for out, _ in said] == ["42\n"] * 8
+    assert len(box.calls("-shared")) == 1
+    assert len(box.calls("binding/cpu.cpp")) == 1
+    assert sum("building" in err for _, err in said) == 1
+    assert sum("waiting for another process" in err for _, err in said) >= 1
+
+
+def test_processes_that_wait_share_a_failure(box: Box) -> None:
+    write(box.csrc, {"binding/cpu.cpp": "int x = ;\n"})
+    started = [box.process(STUB_SLEEP="2") for _ in range(3)]
+    outs = [process.communicate(timeout=60)[0] for process in started]
+    assert all("error: expected primary-expression" in out and out.count("\n") == 1 for out in outs)
+    assert len(box.calls("binding/cpu.cpp")) == 1
+
+
+def test_a_killed_build_blocks_nobody(box: Box) -> None:
+    hold = box.root / "hold"
+    hold.touch()
+    victim = box.process(STUB_HOLD=str(hold))
+    try:
+        box.wait_for(box.calls)
+        victim.kill()  # it alone: its compilers stay
+        victim.communicate(timeout=60)
+        [left] = box.cache.glob("*.building-*")
+        out, err = box.process().communicate(timeout=60)
+        assert out == "42\n", err
+        assert not left.exists()
+        assert "waiting" not in err
+    finally:
+        hold.unlink()
+        victim.kill()
+    assert not list(box.cache.glob("*.building-*"))
+
+
+# ---- Reasons --------------------------------------------------------------------------------------------------------
+
+
+def test_a_failure_is_remembered(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
+    write(box.csrc, {"cpu/dispatch.cpp": "int dispatch() { return nonsense; }\n"})
+    native = box.native()
+    assert native.why_not("cpp") is None
+    why = reason(native)
+    assert f"{box.csrc}/cpu/dispatch.cpp:1:" in why
+    assert "error: 'nonsense' was not declared" in why
+    [log] = box.cache.glob("*.failed.log")
+    assert str(log) in why
+    assert "FAILED" in log.read_text()
+    assert not list(box.cache.glob("*/fusedmix_cpp.so"))
+
+    calls = len(box.calls())
+    assert reason(native) == why
+    assert native.why_not("cpp") == why
+    assert native.status("cpp") == why
+    assert len(box.calls()) == calls
+    assert capsys.readouterr().err.count("\n") == 1  # that it was building; the caller explains
+
+    again = box.native()  # another process tries again
+    assert again.why_not("cpp") is None
+    assert reason(again) == why
+
+
+def test_a_missing_symbol_is_a_failed_build(box: Box) -> None:
+    write(box.csrc, {"cpu/dispatch.cpp": "int elsewhere();\nint dispatch() { return elsewhere(); }\n"})
+    assert "undefined reference to `elsewhere()'" in reason(box.native())
+
+
+def test_a_library_that_cannot_be_loaded(box: Box) -> None:
+    native = box.native()
+    path, _ = native._cached("cpp")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"\x7fELF")
+    why = reason(native)
+    assert why.startswith(f"{path} cannot be loaded (")
+    assert "delete it" in why
+
+
+def test_jit_forbidden(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FUSEDMIX_JIT", "0")
+    native = box.native()
+    assert "FUSEDMIX_JIT=0" in native.why_not("cpp")
+    for _ in range(2):
+        with pytest.raises(native.JitForbiddenError, match="FUSEDMIX_JIT=0"):
+            native.load("cpp")
+    assert not box.calls()
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"CXX": "", "PATH": ""}, "no C++ compiler is found: install one"),
+        ({"CXX": "no-such-compiler -m64"}, "CXX=no-such-compiler -m64 asks for is not found"),
+        ({"FUSEDMIX_CACHE_DIR": f"{__file__}/cache"}, "cannot be written"),
+        ({"FUSEDMIX_CACHE_DIR": "/proc/no/cache"}, "set FUSEDMIX_CACHE_DIR"),
+    ],
+)
+def test_what_is_missing(box: Box, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], words: str) -> None:
+    native = box.native()
+    monkeypatch.setattr(native, "_ninja", lambda: NINJA)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    if "/proc" not in variables.get("FUSEDMIX_CACHE_DIR", ""):  # root may write there, until it tries
+        assert words in native.why_not("cpp")
+        assert native.status("cpp") == native.why_not("cpp")
+    assert words in reason(native)
+    assert not box.calls()
+
+
+def test_a_cache_of_somebody_else(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    native = box.native()
+    # Root is let in everywhere; shutil.which asks for other rights.
+    monkeypatch.setattr(native.os, "access", lambda _, mode: mode != os.W_OK | os.X_OK)
+    why = f"the cache folder {box.cache} cannot be written (Permission denied): set FUSEDMIX_CACHE_DIR"
+    assert native.why_not("cpp") == why
+    assert reason(native) == why
+
+
+def test_compilers_by_name(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    native = box.native()
+    monkeypatch.setenv("CXX", f"'{os.environ['CXX']}' -m64")
+    assert native._cxx() == [str(box.root / "bin" / "c++"), "-m64"]
+    monkeypatch.delenv("CXX")
+    assert Path(native._cxx()[0]).name in ("c++", "g++")
+
+
+def test_ninja(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    native = box.native()
+    monkeypatch.setitem(sys.modules, "ninja", None)
+    monkeypatch.setenv("PATH", str(Path(str(NINJA)).parent))
+    assert native._ninja() == str(Path(str(NINJA)).absolute())
+    monkeypatch.setenv("PATH", "")
+    assert native.why_not("cpp") == "ninja is not found: pip install ninja"
+    package = ModuleType("ninja")
+    package.BIN_DIR = str(Path(script(box.root / "scripts" / "ninja", "#!/bin/sh")).parent)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "ninja", package)
+    assert native._ninja() == f"{package.BIN_DIR}/ninja"
+
+
+def test_no_home(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    native = box.native()
+    monkeypatch.delenv("FUSEDMIX_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(box.root / "xdg"))
+    assert native._cache_root() == box.root / "xdg" / "fusedmix"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(box.root))
+    assert native._cache_root() == box.root / ".cache" / "fusedmix"
+
+    def homeless(_: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(native.Path, "expanduser", homeless)
+    assert "set FUSEDMIX_CACHE_DIR" in native.why_not("cpp")
+
+
+def test_elsewhere_nothing_is_built(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    native = box.native()
+    monkeypatch.setattr(native.sys, "platform", "win32")
+    assert native.why_not("cpp") == "the native libraries are built on Linux and macOS only"
+
+
+def test_no_sources(box: Box) -> None:
+    (box.csrc / "binding" / "cuda.cpp").unlink()
+    assert box.native().why_not("cuda") == "it is not part of this release"
+    shutil.rmtree(box.csrc)
+    assert "there is no" in box.native().why_not("cpp")
+
+
+@pytest.mark.parametrize(
+    ("said", "line"),
+    [
+        ("a.cu(3): warning #177-D: unused\na.cu(4): error: no\na.cu(5): error: other", "a.cu(4): error: no"),
+        ("nvcc fatal   : Unsupported gpu architecture 'compute_1'", "nvcc fatal   : Unsupported gpu architecture"),
+        ("g++ -o error.o\ng++: fatal error: Killed signal", "g++: fatal error: Killed"),
+        ("/usr/bin/ld: cannot find -lx\ncollect2: error: ld returned 1", "/usr/bin/ld: cannot find -lx"),
+        ("a.h:1: fatal error: cuda_runtime.h: No such file or directory", "lacks its headers: pip install"),
+        ("something\nelse", "else"),
+        ("", "ninja failed"),
+    ],
+)
+def test_the_line_that_explains(box: Box, tmp_path: Path, said: str, line: str) -> None:
+    log = tmp_path / "log"
+    log.write_text(said)
+    found = box.native()._first_error(log)
+    assert line in found
+    assert "\n" not in found
+
+
+# ---- CUDA -----------------------------------------------------------------------------------------------------------
+
+
+def test_cuda_is_built_for_the_gpus_here(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STUB_CUDA", "13.2")
+    monkeypatch.setenv("STUB_GPU", "(9, 0)")
+    monkeypatch.setenv("CUDACXX", box.nvcc("toolkit", "13.0"))
+    native = box.native()
+    assert native.why_not("cuda") is None
+    assert answer(native, "cuda") == 43
+    [kernels] = box.calls("kernels.cu")
+    assert kernels.count("-gencode") == 1
+    assert "-gencode=arch=compute_90,code=sm_90 " in kernels
+    assert "--fmad=false" in kernels
+    [link] = box.calls("-shared")
+    assert "-ltorch_cuda" in link
+    assert link.startswith("nvcc")
+    assert "cuda13.2-sm90" in native.status("cuda")
+
+    monkeypatch.delenv("CUDACXX")
+    monkeypatch.setenv("PATH", "")
+    cached = box.native()
+    assert cached.why_not("cuda") is None
+    assert answer(cached, "cuda") == 43
+
+
+def test_architectures_by_name(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STUB_CUDA", "13.2")
+    monkeypatch.setenv("CUDACXX", box.nvcc("toolkit", "13.0"))
+    native = box.native()
+    assert native.ahead_archs() == ["80", "90", "100", "120+PTX"]
+    assert 'FUSEDMIX_CUDA_ARCHS="90"' in native.status("cuda")  # there is no GPU
+    monkeypatch.setenv("FUSEDMIX_CUDA_ARCHS", "8.0; 9.0a,12.0+ptx")
+    assert native.ahead_archs() == ["80", "90a", "120+PTX"]
+    assert native._gencode(native.ahead_archs(), [80, 90, 120]) == [
+        "-gencode=arch=compute_80,code=sm_80",
+        "-gencode=arch=compute_90a,code=sm_90a",
+        "-gencode=arch=compute_120,code=sm_120",
+        "-gencode=arch=compute_120,code=compute_120",
+    ]
+    assert "sm80.90a.120+PTX" in str(native._cached("cuda")[0])
+    monkeypatch.setenv("FUSEDMIX_CUDA_ARCHS", "Hopper")
+    assert "FUSEDMIX_CUDA_ARCHS must be a list" in reason(native, "cuda")
+
+
+def test_a_gpu_that_torch_cannot_use(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STUB_CUDA", "13.2")
+    monkeypatch.setenv("STUB_GPU", "(9, 0)")
+    native = box.native()
+
+    def forked(_: int) -> tuple[int, int]:
+        raise RuntimeError("Cannot re-initialize CUDA in forked subprocess.\nUse spawn.")
+
+    monkeypatch.setattr(native.torch.cuda, "get_device_capability", forked)
+    assert reason(native, "cuda") == "torch cannot use the GPU: Cannot re-initialize CUDA in forked subprocess."
+
+
+def test_a_gpu_that_nvcc_does_not_know(box: Box) -> None:
+    native = box.native()
+    assert native._gencode(["103", "110"], [80, 90]) == ["-gencode=arch=compute_90,code=compute_90"]
+    with pytest.raises(native.BuildError, match=r"from 8\.0 on, this one is 7\.5"):
+        native._gencode(["75"], [80, 90])
+
+
+@pytest.mark.parametrize(
+    ("built", "gpus", "runs"),
+    [
+        (["80"], ["86"], True),
+        (["80", "90"], ["75"], False),
+        (["80", "90"], ["80", "90"], True),
+        (["80"], ["80", "90"], False),
+        (["80+PTX"], ["90"], True),
+        (["90a"], ["90"], True),
+        (["100", "90a"], ["103"], True),
+        (["120+PTX"], ["100"], False),
+    ],
+)
+def test_which_gpus_a_library_runs_on(box: Box, built: list[str], gpus: list[str], runs: bool) -> None:
+    assert box.native()._runs_on(built, gpus) is runs
+
+
+def test_the_nvcc_that_fits_torch(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FUSEDMIX_CUDA_ARCHS", "90")
+    assert box.native().why_not("cuda") == "this torch was built without CUDA"
+
+    monkeypatch.setenv("STUB_CUDA", "13.2")
+    native = box.native()
+    monkeypatch.setattr(native, "_ninja", lambda: NINJA)
+    monkeypatch.setattr(native, "_pypi_cuda", list)
+    candidates = native._nvcc_candidates
+    monkeypatch.setattr(
+        native, "_nvcc_candidates", lambda: (path for path in candidates() if not path.startswith("/usr/local"))
+    )
+    monkeypatch.setenv("PATH", "")
+    assert native.why_not("cuda") == 'no nvcc is found: pip install "cuda-toolkit[nvcc,cccl]", or set CUDACXX'
+
+    old = box.nvcc("old", "12.4")
+    monkeypatch.setenv("CUDA_HOME", str(box.root / "old"))
+    why = native.why_not("cuda")
+    assert why.startswith(f"nvcc is CUDA 12.4, torch was built for CUDA 13.2 ({old})")
+    assert reason(native, "cuda") == why
+
+    fits = box.nvcc("packages/cu13", "13.3")
+    monkeypatch.setattr(native, "_pypi_cuda", lambda: [box.root / "packages" / "cu13"])
+    assert native._nvcc() == fits
+    monkeypatch.setenv("CUDACXX", old)  # asked for by name: nothing else is tried
+    with pytest.raises(native.BuildError, match=r"CUDA 12\.4"):
+        native._nvcc()
+    monkeypatch.setenv("CUDACXX", script(box.root / "broken", "#!/no/such/interpreter"))
+    with pytest.raises(native.BuildError, match="no nvcc is found"):
+        native._nvcc()
+    monkeypatch.setenv("STUB_CUDA", "12.8")
+    assert "install the CUDA 12.8 toolkit" in box.native().why_not("cuda")
+
+
+def test_pypis_nvcc_finds_the_headers_of_another_environment(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STUB_CUDA", "13.2")
+    monkeypatch.setenv("FUSEDMIX_CUDA_ARCHS", "90")
+    fits = box.nvcc("one/nvidia/cu13", "13.2")
+    (box.root / "two/nvidia/cu13/include").mkdir(parents=True)
+    native = box.native()
+    monkeypatch.setattr(native, "_pypi_cuda", lambda: [box.root / f"{n}/nvidia/cu13" for n in ("one", "two")])
+    native.load("cuda")
+    [kernels] = box.calls("kernels.cu")
+    assert f"-I{box.root}/two/nvidia/cu13/include" in kernels
+    assert native._nvcc() == fits
+
+
+# ---- Ahead ----------------------------------------------------------------------------------------------------------
+
+
+def setup_py(box: Box, *arguments: str, torch_importable: bool = True) -> subprocess.CompletedProcess[str]:
+    """`python setup.py ...` in a copy of the project with the stub's sources."""
+    project = box.root / "project"
+    if not project.exists():
+        skip = shutil.ignore_patterns("__pycache__", "_native")
+        shutil.copytree(REPO / "fusedmix", project / "fusedmix", ignore=skip)
+        for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
+            shutil.copy(REPO / name, project)
+        (project / "csrc").symlink_to(box.csrc)
+    hide = "" if torch_importable else "sys.modules['torch'] = None;"
+    code = f"import runpy, sys; {hide} sys.argv[0] = 'setup.py'; runpy.run_path('setup.py', run_name='__main__')"
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=project, capture_output=True, text=True, timeout=100
+    )
+
+
+@needs_setuptools
+def test_ahead(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = setup_py(box, "build_ext", "--inplace")
+    assert done.returncode == 0, done.stderr
+    assert "NOT built ahead: the cuda library: this torch was built without CUDA" in done.stdout
+    ahead = {line for line in box.calls() if "-shared" not in line}
+
+    project = box.root / "project"
+    [built] = project.glob("fusedmix/_native/*")
+    monkeypatch.setenv("FUSEDMIX_JIT", "0")
+    native = box.native()
+    native._PACKAGE = project / "fusedmix"
+    assert native.status("cpp") == f"built ahead: {built}"
+    assert answer(native) == 42
+    assert not box.cache.exists()
+
+    write(box.csrc, {"include/fusedmix/answer.h": "#define ANSWER 7\n"})
+    stale = box.native()
+    stale._PACKAGE = project / "fusedmix"
+    assert "neither built ahead nor cached" in stale.why_not("cpp")
+    monkeypatch.delenv("FUSEDMIX_JIT")
+    box.log.unlink()
+    assert answer(stale) == 7
+    assert {line for line in box.calls() if "-shared" not in line} == ahead  # one list of sources and flags
+
+
+@needs_setuptools
+def test_ahead_with_cuda(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FUSEDMIX_BUILD", "cuda")
+    monkeypatch.setenv("STUB_CUDA", "13.2")
+    monkeypatch.setenv("CUDACXX", box.nvcc("toolkit", "13.2"))
+    done = setup_py(box, "build_ext", "--inplace")
+    assert done.returncode == 0, done.stderr
+    [built] = (box.root / "project").glob("fusedmix/_native/*")
+    assert built.name.startswith(f"fusedmix_cuda-{os.uname().machine}-cu13-80.90.100.120+PTX-")
+    monkeypatch.delenv("CUDACXX")
+    for gpu, ahead in (("(9, 0)", True), ("(8, 6)", True), ("(7, 5)", False)):
+        monkeypatch.setenv("STUB_GPU", gpu)
+        native = box.native()
+        native._PACKAGE = box.root / "project" / "fusedmix"
+        assert (native._ahead("cuda", check_gpus=True) == built) is ahead
+        assert native.why_not("cuda") is None
+        if ahead:
+            assert answer(native, "cuda") == 43
+    monkeypatch.setenv("STUB_CUDA", "12.8")
+    native = box.native()
+    native._PACKAGE = box.root / "project" / "fusedmix"
+    assert native._ahead("cuda", check_gpus=False) is None
+
+
+@needs_setuptools
+@pytest.mark.parametrize(
+    ("asked", "torch_importable", "words"),
+    [
+        ("cpp,cuda", True, "The cuda library of fusedmix cannot be built: this torch was built without CUDA."),
+        ("cpp", False, "pip install --no-build-isolation ."),
+        ("all", True, "FUSEDMIX_BUILD must be none, cpp, cuda or cpp,cuda, but is 'all'."),
+    ],
+)
+def test_ahead_refused(
+    box: Box, monkeypatch: pytest.MonkeyPatch, asked: str, torch_importable: bool, words: str
+) -> None:
+    monkeypatch.setenv("FUSEDMIX_BUILD", asked)
+    done = setup_py(box, "build_ext", torch_importable=torch_importable)
+    assert done.returncode != 0
+    assert done.stderr.strip().splitlines()[-1].endswith(words)
+    assert not box.calls()
+
+
+@needs_setuptools
+def test_ahead_fails_with_the_compilers_message(box: Box) -> None:
+    write(box.csrc, {"binding/cpu.cpp": "int x = ;\n"})
+    done = setup_py(box, "build_ext")
+    assert done.returncode != 0
+    assert "binding/cpu.cpp:1:9: error: expected primary-expression" in done.stdout
+    assert "The cpp library of fusedmix cannot be built: " in done.stderr
+
+
+@needs_setuptools
+def test_what_wheel_and_sdist_hold(box: Box) -> None:
+    done = setup_py(box, "-q", "bdist_wheel", "sdist", torch_importable=False)
+    assert done.returncode == 0, done.stderr
+    assert not box.calls()
+    [wheel] = (box.root / "project" / "dist").glob("*.whl")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    inside = set(zipfile.ZipFile(wheel).namelist())
+    python = {path.relative_to(REPO).as_posix() for path in REPO.glob("fusedmix/**/*.py")}
+    sources = {f"fusedmix/csrc/{name}" for name in SOURCES if not name.startswith(("tests/", "shim/"))}
+    assert {name for name in inside if ".dist-info/" not in name} == python | sources | {"fusedmix/py.typed"}
+
+    [sdist] = (box.root / "project" / "dist").glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        inside = {name.partition("/")[2] for name in archive.getnames()}
+    assert {f"csrc/{name}" for name in SOURCES} <= inside
+    assert {"setup.py", "pyproject.toml", *python} <= inside
+
+
+def test_every_real_source_is_packaged() -> None:
+    tomllib = pytest.importorskip("tomllib")  # Python 3.11
+    settings = tomllib.loads((REPO / "pyproject.toml").read_text())["tool"]["setuptools"]
+    csrc = REPO / "csrc"
+    packaged = {path for pattern in settings["package-data"]["fusedmix.csrc"] for path in csrc.glob(pattern)}
+    needed = {path for path in csrc.glob("**/*") if path.is_file()}
+    assert {p for p in needed if p.relative_to(csrc).parts[0] not in ("tests", "shim")} == packaged
