@@ -140,4 +140,72 @@ struct Request {
   }
 };
 
+inline void call(const char* name, const char* overload, StableIValue* stack) {
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, overload, stack, TORCH_ABI_VERSION));
+}
+
+// λ and the centre of one draw, from torch's default generator by the calls that torchvision makes, in its order
+// (fusedmix/draws.py, _host_batch, has every case; here is the one that needs no choice and no chance). From Python these
+// three calls and the tensors around them are half of the host's time for a step.
+inline void draw_as_torchvision(const cpu::SampleArgs& args, double* drawn) {
+  using torch::stable::detail::from;
+  using torch::stable::detail::to;
+  const MethodRow& row = args.rows[0];
+  if (args.methods != 1 || args.p < 1.0 || row.p < 1.0 || args.per != kPerBatch || args.pairing > kFlip) {
+    throw std::invalid_argument("fusedmix: this request is drawn elsewhere");
+  }
+  // Kept for good, one of each a thread: making them would cost as much as the draws.
+  static thread_local const Tensor& alphas = *new Tensor(empty_cpu({1, 2}, ScalarType::Float));
+  static thread_local const Tensor& integer = *new Tensor(empty_cpu({1}, ScalarType::Long));
+  std::fill(drawn, drawn + 6, 0.0);
+  drawn[1] = 1.0;
+  drawn[2] = row.lam == row.lam ? row.lam : 1.0;
+  if (!(row.lam == row.lam) && row.alpha > 0.0 && args.lam == nullptr) {
+    std::fill_n(data<float>(alphas), 2, static_cast<float>(row.alpha));
+    StableIValue stack[] = {from(alphas), from(std::nullopt)};
+    call("aten::_sample_dirichlet", "", stack);
+    drawn[2] = *const_data<float>(to<Tensor>(stack[0]));
+  }
+  if (!has_centre(row.method)) return;
+  for (int axis = 2; axis > 2 - args.ndim; --axis) {
+    StableIValue stack[] = {from(integer), from(int64_t{0}), from(std::optional<int64_t>(args.size[axis])),
+                            from(std::nullopt)};
+    call("aten::random_", "from", stack);
+    to<Tensor>(stack[0]);  // the reference that was handed back
+    drawn[3 + axis] = static_cast<double>(*const_data<int64_t>(integer));
+  }
+}
+
+// Everything that fusedmix/checks.py refuses, for an operator that draws: nothing may be drawn for a batch that cannot be
+// mixed. Only that it is refused matters: the caller then asks checks.py for the reason.
+inline void check_step(const Tensor& x, const Tensor& y, const Request& request, bool in_place, int64_t num_classes) {
+  const auto refuse = [] { throw std::invalid_argument("fusedmix: this batch cannot be mixed in one call"); };
+  const int64_t spatial = static_cast<int64_t>(request.size.size());
+  element_type(x);
+  if (spatial < 1 || spatial > 3 || x.dim() < spatial + 1 || x.size(0) != request.batch) refuse();
+  for (int64_t d = 0; d < spatial; ++d) {
+    if (request.size[d] < 1 || x.size(x.dim() - spatial + d) != request.size[d]) refuse();
+  }
+  if (y.dim() < 1 || y.dim() > 2 || y.size(0) != request.batch || num_classes < 1) refuse();
+  if (y.dim() == 2 && y.size(1) != num_classes) refuse();
+  if (!in_place || x.numel() == 0) return;
+  // Sorted by stride, each dim must step over all that the smaller ones span.
+  const auto sizes = x.sizes(), strides = x.strides();
+  int64_t span = 0, last = -1;
+  for (int64_t left = x.dim(); left > 0; --left) {
+    int64_t next = -1;
+    for (int64_t d = 0; d < x.dim(); ++d) {
+      const bool later = strides[d] > last && sizes[d] > 1;
+      if (later && (next < 0 || strides[d] < strides[next])) next = d;
+    }
+    if (next < 0) break;
+    for (int64_t d = 0; d < x.dim(); ++d) {
+      if (d != next && sizes[d] > 1 && strides[d] == strides[next]) refuse();
+    }
+    if (strides[next] <= span) refuse();
+    last = strides[next];
+    span += strides[next] * (sizes[next] - 1);
+  }
+}
+
 }  // namespace fusedmix

@@ -17,6 +17,11 @@ cpu::Parallel parallel() {
 
 Plan sample_on_cpu(Request request) {
   cpu::SampleArgs args = request.args();
+  double drawn[6];
+  if (!request.seed && !request.drawn) {
+    draw_as_torchvision(args, drawn);
+    args.drawn = drawn;
+  }
   if (request.seed) args.seed = static_cast<uint64_t>(*const_data<int64_t>(*request.seed));
   Plan plan = empty_plan(request.batch, aoti_torch_device_type_cpu(), 0);
   cpu::sample(args, plan_out(plan));
@@ -96,6 +101,40 @@ bool floating(ScalarType type) {
          type == ScalarType::Double;
 }
 
+// Classes as int64, in `copy` if they are not so already. Throws if one is out of range.
+const int64_t* classes_of(const Tensor& labels, int64_t num_classes, std::vector<int64_t>& copy) {
+  const int64_t batch = labels.size(0);
+  const int64_t* classes = nullptr;
+  if (labels.scalar_type() == ScalarType::Long && labels.is_contiguous()) {
+    classes = const_data<int64_t>(labels);
+  } else {
+    if (labels.scalar_type() == ScalarType::Bool) throw std::invalid_argument("fusedmix: classes may not be bool");
+    copy.resize(batch);
+    converted(labels, copy.data());
+    classes = copy.data();
+  }
+  for (int64_t i = 0; i < batch; ++i) {
+    if (classes[i] < 0 || classes[i] >= num_classes) {
+      throw std::invalid_argument("labels must be in [0, num_classes) = [0, " + std::to_string(num_classes) +
+                                  "), but got " + std::to_string(classes[i]) + ".");
+    }
+  }
+  return classes;
+}
+
+void check_labels(const Tensor& labels, int64_t num_classes) {
+  std::vector<int64_t> copy;
+  if (labels.dim() == 1) {
+    classes_of(labels, num_classes, copy);
+  } else if (!floating(labels.scalar_type())) {
+    switch (labels.scalar_type()) {
+      case ScalarType::Long: case ScalarType::Int: case ScalarType::Short: case ScalarType::Char: case ScalarType::Byte:
+      case ScalarType::Bool: case ScalarType::UInt16: case ScalarType::UInt32: case ScalarType::UInt64: return;
+      default: throw std::invalid_argument("fusedmix: labels of this dtype cannot be mixed");
+    }
+  }
+}
+
 Tensor mix_labels(Tensor labels, Tensor partner, Tensor weight, int64_t num_classes, double label_smoothing) {
   partner = packed(partner, ScalarType::Long);
   weight = packed(weight, ScalarType::Double);
@@ -110,12 +149,7 @@ Tensor mix_labels(Tensor labels, Tensor partner, Tensor weight, int64_t num_clas
   std::vector<float> soft;
   ScalarType type = ScalarType::Float;
   if (labels.dim() == 1) {
-    args.classes = const_data<int64_t>(labels);
-    if (labels.scalar_type() != ScalarType::Long || !labels.is_contiguous()) {
-      classes.resize(batch);
-      converted(labels, classes.data());
-      args.classes = classes.data();
-    }
+    args.classes = classes_of(labels, num_classes, classes);
   } else if (floating(labels.scalar_type())) {
     type = labels.scalar_type();
     args.type = element_type(labels);
@@ -138,12 +172,20 @@ Tensor mix_labels(Tensor labels, Tensor partner, Tensor weight, int64_t num_clas
 // The whole step: plan, targets, images. The labels first: one out of range must leave the images as they were.
 std::tuple<Tensor, Plan> step(const Tensor& x, const Tensor& out, const Tensor& y, const Request& request,
                               int64_t num_classes, double label_smoothing) {
+  check_step(x, y, request, x.get() == out.get(), num_classes);
+  check_labels(y, num_classes);
   Plan plan = sample_on_cpu(request);
   const auto& [partner, lam, weight, kind, geometry, value] = plan;
   Tensor targets = mix_labels(y, partner, weight, num_classes, label_smoothing);
+  bool constant = true;
+  const Tensor spec = packed(request.spec, ScalarType::Double);
+  for (int64_t i = 0; i < spec.size(0); ++i) {
+    constant = constant && !has_centre(reinterpret_cast<const MethodRow*>(spec.const_data_ptr())[i].method);
+  }
   // One λ for each sample makes the masks differ, whatever the draws were.
   const int64_t per = request.lam && request.lam->dim() == 1 ? int64_t{kPerSample} : request.per;
-  apply(x, out, {partner, kind, geometry, value}, static_cast<int64_t>(request.size.size()), request.pairing, per);
+  const int64_t ndim = constant ? 0 : static_cast<int64_t>(request.size.size());
+  apply(x, out, {partner, kind, geometry, value}, ndim, request.pairing, per);
   return {targets, plan};
 }
 

@@ -24,7 +24,6 @@ namespace {
 constexpr int64_t kTileBytes = 16384, kPairTileBytes = 1 << 18;
 constexpr int64_t kSweepBytes = 4096;  // of a row at a time, in a pair
 constexpr int64_t kCacheLine = 64;
-constexpr int64_t kElementSize[] = {4, 2, 2, 8, 1};
 
 Mask mask_at(const PlanView& plan, int64_t i) {
   const int64_t row = plan.shared ? 0 : i;
@@ -136,7 +135,7 @@ class Mixer {
       : args_(args),
         kernels_(kernels()),
         rows_(kernels_.rows[static_cast<int>(args.type)]),
-        size_(kElementSize[static_cast<int>(args.type)]),
+        size_(element_size(args.type)),
         row_(innermost_row(args.layout)),
         cycles_(args.plan, args.layout.batch),
         in_place_(args.src == args.dst) {
@@ -481,7 +480,7 @@ void mix(const MixArgs& args, const Parallel& parallel) {
   const Layout& layout = args.layout;
   if (layout.batch == 0 || layout.elements == 0) return;
   if (args.src != args.dst) {
-    ask_for_large_pages(args.dst, layout.batch * layout.elements * kElementSize[static_cast<int>(args.type)]);
+    ask_for_large_pages(args.dst, layout.batch * layout.elements * element_size(args.type));
   }
   Mixer(args, parallel);
 }

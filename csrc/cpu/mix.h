@@ -34,7 +34,7 @@ void mix(const MixArgs& args, const Parallel& parallel);
 
 struct LabelArgs {
   ElementType type;         // of soft labels and targets; kFloat32 for classes
-  const int64_t* classes;   // (B,) or null
+  const int64_t* classes;   // (B,), each in [0, num_classes), or null
   const void* soft;         // (B, K), rows `soft_stride` elements apart, or null
   int64_t soft_stride, soft_step;
   const int64_t* partner;

@@ -115,6 +115,13 @@ class Shared {
 
 namespace fusedmix::device {
 
+template <int kBytes>
+struct RawOf {
+  struct alignas(kBytes) type {
+    unsigned char bytes[kBytes];
+  };
+};
+
 inline uint32_t thread() { return shim::running.thread; }
 inline uint32_t block() { return shim::running.block; }
 inline uint32_t blocks() { return shim::running.blocks; }

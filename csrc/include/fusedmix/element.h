@@ -16,6 +16,10 @@ struct BFloat16 {
 
 enum class ElementType : int { kFloat32, kFloat16, kBFloat16, kFloat64, kUInt8 };
 
+constexpr int element_size(ElementType type) {
+  return type == ElementType::kFloat64 ? 8 : (type == ElementType::kFloat32 ? 4 : (type == ElementType::kUInt8 ? 1 : 2));
+}
+
 template <class To, class From>
 FUSEDMIX_HD To bit_cast(From from) {
   static_assert(sizeof(To) == sizeof(From));

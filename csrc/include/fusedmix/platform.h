@@ -49,6 +49,30 @@ FUSEDMIX_HD double fma(double a, double b, double c) {
 
 namespace fusedmix::device {
 
+// What one load or store instruction moves. The built-in vectors: of a struct nvcc may move the members one by one.
+template <int kBytes>
+struct RawOf;
+template <>
+struct RawOf<16> {
+  using type = uint4;
+};
+template <>
+struct RawOf<8> {
+  using type = uint2;
+};
+template <>
+struct RawOf<4> {
+  using type = uint32_t;
+};
+template <>
+struct RawOf<2> {
+  using type = uint16_t;
+};
+template <>
+struct RawOf<1> {
+  using type = uint8_t;
+};
+
 __device__ __forceinline__ uint32_t thread() { return threadIdx.x; }
 __device__ __forceinline__ uint32_t block() { return blockIdx.x; }
 __device__ __forceinline__ uint32_t blocks() { return gridDim.x; }

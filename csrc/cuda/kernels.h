@@ -1,0 +1,94 @@
+// What the CUDA backend launches, free of torch. The binding (csrc/binding/cuda.cpp) and the tests call these; every function
+// that launches returns a cudaError_t, 0 if all is well.
+#pragma once
+
+#include "../include/fusedmix/element.h"
+#include "../include/fusedmix/layout.h"
+#include "../include/fusedmix/plan.h"
+#include "../include/fusedmix/sampling.h"
+
+namespace fusedmix::cuda {
+
+constexpr int kThreads = 128;
+
+// A plan on the host travels inside the kernel's arguments. The pointers of the view are then offsets into `bytes`.
+constexpr int kInlineBytes = 2816;
+struct InlinePlan {
+  alignas(8) char bytes[kInlineBytes];
+};
+
+// Images to mix. src == dst: in place.
+struct Images {
+  ElementType type;
+  const void* src;
+  void* dst;
+  Layout layout;
+  bool adjoint;  // out of place only
+};
+
+// Dense targets to write, (batch, classes) contiguous.
+struct Targets {
+  const void* labels;  // null: no targets
+  int32_t label_type;  // LabelType
+  bool soft;           // (B, K) labels, not (B,) classes
+  int64_t row_stride, step;
+  const double* weight;  // (B,), or one number if weight_shared
+  bool weight_shared;
+  int64_t batch, num_classes;
+  double smoothing;
+  void* out;
+  ElementType out_type;
+};
+enum LabelType : int32_t {
+  kLabelInt64, kLabelInt32, kLabelInt16, kLabelInt8, kLabelUInt8, kLabelUInt16, kLabelUInt32, kLabelUInt64,
+  kLabelFloat, kLabelHalf, kLabelBFloat16, kLabelDouble,
+};
+
+// How a launch goes through the batch; see mix.cu.
+struct Walk {
+  int32_t width;     // elements that a thread moves at a time
+  int64_t columns;   // vectors of that width in a sample
+  int64_t tiles;     // blocks across a sample
+  int64_t units;     // blocks along the batch
+  int64_t span;      // samples, or pairs, of a unit
+  bool heads;        // every span-th sample is a head, at which walks stop
+  int64_t staged_bytes;  // of scratch, for the heads in place
+};
+
+// Chooses for a chip of so many multiprocessors. Throws std::invalid_argument for a batch that no launch can address.
+Walk plan_walk(const Images& images, int32_t pairing, int multiprocessors);
+
+// Copies the heads aside. Only for a walk with staged_bytes > 0, and only if sample() has not done it.
+int stage(const Images& images, const Walk& walk, void* staged, void* stream);
+
+// One launch: the images (null: none) and the targets (labels null: none).
+int mix(const Images* images, const PlanView& plan, const InlinePlan* inline_plan, const Walk& walk, const void* staged,
+        const Targets& targets, void* stream);
+
+// Everything random, from a seed. Pointers are to device memory, but for `rows`.
+struct Sampling {
+  const MethodRow* rows;  // on the host
+  int32_t methods;
+  const MethodRow* device_rows;  // on the device, where `methods` exceeds kInlineRows
+  int64_t batch;
+  int32_t ndim;
+  int64_t size[3];
+  int32_t pairing, per;
+  double p;
+  const float* lam;
+  bool lam_each;
+  const int64_t* classes;
+  const int64_t* seed;  // on the device, or null
+  uint64_t seed_value;  // without one
+  int32_t* scratch;     // 1 number a sample, for kCrossClass
+  PlanOut out;
+};
+constexpr int kInlineRows = 16;
+
+// One launch: the plan, and the heads of a batch that will be mixed in place (images null: none).
+int sample(const Sampling& sampling, const Images* images, const Walk& walk, void* staged, void* stream);
+
+// (n, D, H, W) float32 masks.
+int masks(const PlanView& plan, int64_t n, const int64_t* size, float* out, void* stream);
+
+}  // namespace fusedmix::cuda

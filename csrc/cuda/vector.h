@@ -1,0 +1,159 @@
+// Several elements of a sample that lie together, and one access to them.
+#pragma once
+
+#include "../include/fusedmix/element.h"
+#include "kernels.h"
+
+namespace fusedmix::cuda {
+
+template <class T, int V>
+struct Vec {
+  T v[V];
+};
+
+template <class T, int V>
+FUSEDMIX_DEVICE Vec<T, V> load_vector(const void* at) {
+  using Raw = typename device::RawOf<sizeof(T) * V>::type;
+  const Raw raw = device::load(static_cast<const Raw*>(at));
+  Vec<T, V> value;
+  memcpy(&value, &raw, sizeof(raw));
+  return value;
+}
+
+template <class T, int V>
+FUSEDMIX_DEVICE void store_vector(void* at, const Vec<T, V>& value) {
+  using Raw = typename device::RawOf<sizeof(T) * V>::type;
+  Raw raw;
+  memcpy(&raw, &value, sizeof(raw));
+  device::store(static_cast<Raw*>(at), raw);
+}
+
+// The loops over a sample, the innermost in vectors: what make_layout() found, with the channels of channels_last folded
+// into the axis that they lie along.
+struct Loops {
+  int32_t rank;
+  int32_t row_axis;   // of the innermost dim, -1: all its elements share a pixel
+  int32_t row_inner;  // elements of it that share one
+  bool small;         // column numbers fit 32 bits
+  int64_t columns;    // vectors in a sample
+  int64_t src_batch, dst_batch;
+  Dim dims[kMaxDims];
+};
+
+// Where a thread's vector lies in every sample, and on the mask.
+template <int V>
+struct Place {
+  int64_t src, dst;  // elements from the start of a sample
+  int32_t at[3];     // (z, y, x), but for the row's axis
+  int32_t lane[V];   // the coordinate of each element along the row's axis
+};
+
+template <int V, class Index>
+FUSEDMIX_DEVICE Place<V> place_of(const Loops& loops, Index column) {
+  Place<V> place{0, 0, {0, 0, 0}, {}};
+  Index inner = 0;
+  for (int d = loops.rank - 1; d >= 0; --d) {
+    const Dim& dim = loops.dims[d];
+    const Index size = static_cast<Index>(dim.size);
+    const Index at = column % size;
+    column /= size;
+    place.src += static_cast<int64_t>(at) * dim.src;
+    place.dst += static_cast<int64_t>(at) * dim.dst;
+    if (d == loops.rank - 1) {
+      inner = at * V;
+    } else {
+      FUSEDMIX_UNROLL
+      for (int axis = 0; axis < 3; ++axis) place.at[axis] = dim.axis == axis ? static_cast<int32_t>(at) : place.at[axis];
+    }
+  }
+  if (loops.row_axis >= 0) {
+    int32_t pixel = static_cast<int32_t>(inner / static_cast<Index>(loops.row_inner));
+    int32_t channel = static_cast<int32_t>(inner % static_cast<Index>(loops.row_inner));
+    FUSEDMIX_UNROLL
+    for (int l = 0; l < V; ++l) {
+      place.lane[l] = pixel;
+      const bool full = ++channel == loops.row_inner;
+      pixel += full ? 1 : 0;
+      channel = full ? 0 : channel;
+    }
+  }
+  return place;
+}
+
+template <int V>
+FUSEDMIX_DEVICE Place<V> place_of(const Loops& loops, int64_t column) {
+  // A 64-bit division costs several times a 32-bit one, and there is one for every dim.
+  return loops.small ? place_of<V, uint32_t>(loops, static_cast<uint32_t>(column))
+                     : place_of<V, uint64_t>(loops, static_cast<uint64_t>(column));
+}
+
+// What a mask does to a vector.
+enum Reach : int32_t { kKeep = 0, kTake = 1, kSelect = 2, kBlend = 3 };
+
+FUSEDMIX_DEVICE Reach reach_of(float w) { return w == 1.0f ? kKeep : (w == 0.0f ? kTake : kBlend); }
+
+// The bounds of a box along the row's axis. Selected, not indexed: an index would put the mask into local memory.
+FUSEDMIX_DEVICE int32_t along_row(const int32_t* bounds, int32_t axis) {
+  return axis == 2 ? bounds[2] : (axis == 1 ? bounds[1] : bounds[0]);
+}
+
+template <int V>
+FUSEDMIX_DEVICE bool reaches_row(const Mask& mask, const Place<V>& place, int32_t row_axis) {
+  bool inside = true;
+  FUSEDMIX_UNROLL
+  for (int axis = 0; axis < 3; ++axis) {
+    inside = inside && (axis == row_axis || (place.at[axis] >= mask.first[axis] && place.at[axis] < mask.stop[axis]));
+  }
+  return inside;
+}
+
+template <int V>
+FUSEDMIX_DEVICE Reach reach(const Mask& mask, const Place<V>& place, int32_t row_axis) {
+  if (mask.kind != kBox) return mask.kind == kConstant ? reach_of(mask.outer) : kBlend;
+  if (!reaches_row<V>(mask, place, row_axis)) return reach_of(mask.outer);
+  if (row_axis < 0) return reach_of(mask.inner);
+  // The box is a stretch of the row, and lanes ascend.
+  const int32_t first = along_row(mask.first, row_axis), stop = along_row(mask.stop, row_axis);
+  if (place.lane[0] >= first && place.lane[V - 1] < stop) return reach_of(mask.inner);
+  if (place.lane[V - 1] < first || place.lane[0] >= stop || first >= stop) return reach_of(mask.outer);
+  return mask.outer == 1.0f && mask.inner == 0.0f ? kSelect : kBlend;
+}
+
+template <int V>
+FUSEDMIX_DEVICE void weights(const Mask& mask, const Place<V>& place, int32_t row_axis, float (&w)[V]) {
+  if (is_gaussian(mask.kind)) {
+    float d2 = 0.0f;
+    FUSEDMIX_UNROLL
+    for (int axis = 0; axis < 3; ++axis) d2 += axis == row_axis ? 0.0f : distance2(mask, axis, place.at[axis]);
+    const int32_t centre = along_row(mask.first, row_axis);
+    FUSEDMIX_UNROLL
+    for (int l = 0; l < V; ++l) {
+      const float d = row_axis < 0 ? 0.0f : static_cast<float>(place.lane[l] - centre);
+      w[l] = gaussian(mask.kind, mask.outer, d2 + d * d);
+    }
+    return;
+  }
+  const bool box = mask.kind == kBox && reaches_row<V>(mask, place, row_axis);
+  const int32_t first = along_row(mask.first, row_axis), stop = along_row(mask.stop, row_axis);
+  FUSEDMIX_UNROLL
+  for (int l = 0; l < V; ++l) {
+    const bool inside = box && (row_axis < 0 || (place.lane[l] >= first && place.lane[l] < stop));
+    w[l] = inside ? mask.inner : mask.outer;
+  }
+}
+
+// The mask of a sample; what its kind does not need is not loaded.
+FUSEDMIX_DEVICE Mask load_mask(const PlanView& plan, int64_t i) {
+  const int64_t row = plan.shared ? 0 : i;
+  Mask mask{device::load(plan.kind + row), {0, 0, 0}, {0, 0, 0}, device::load(plan.value + 2 * row), 0.0f};
+  if (mask.kind == kConstant) return mask;
+  FUSEDMIX_UNROLL
+  for (int axis = 0; axis < 3; ++axis) mask.first[axis] = device::load(plan.geometry + 6 * row + axis);
+  if (mask.kind != kBox) return mask;
+  mask.inner = device::load(plan.value + 2 * row + 1);
+  FUSEDMIX_UNROLL
+  for (int axis = 0; axis < 3; ++axis) mask.stop[axis] = device::load(plan.geometry + 6 * row + 3 + axis);
+  return mask;
+}
+
+}  // namespace fusedmix::cuda

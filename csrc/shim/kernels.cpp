@@ -1,0 +1,172 @@
+// The CUDA kernels, run on the CPU, and the per-pixel headers, for pytest. Memory comes as addresses: the caller's tensors.
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+
+#include "../cuda/kernels.h"
+#include "../include/fusedmix/blend.h"
+#include "bind_log.h"
+
+namespace py = pybind11;
+using namespace fusedmix;
+
+namespace {
+
+template <class T>
+T* at(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+cuda::Images images_of(const py::dict& x) {
+  const auto sizes = x["sizes"].cast<std::vector<int64_t>>();
+  const auto src = x["src_strides"].cast<std::vector<int64_t>>(), dst = x["dst_strides"].cast<std::vector<int64_t>>();
+  return {static_cast<ElementType>(x["type"].cast<int>()),
+          at<void>(x["src"].cast<uintptr_t>()),
+          at<void>(x["dst"].cast<uintptr_t>()),
+          make_layout(static_cast<int>(sizes.size()), sizes.data(), src.data(), dst.data(), x["spatial"].cast<int>()),
+          x["adjoint"].cast<bool>()};
+}
+
+PlanView plan_of(const py::dict& p) {
+  return {at<int64_t>(p["partner"].cast<uintptr_t>()), at<int32_t>(p["kind"].cast<uintptr_t>()),
+          at<int32_t>(p["geometry"].cast<uintptr_t>()), at<float>(p["value"].cast<uintptr_t>()), p["pairing"].cast<int32_t>(),
+          p["shared"].cast<bool>()};
+}
+
+py::dict walk_dict(const cuda::Walk& w) {
+  py::dict d;
+  d["width"] = w.width;
+  d["columns"] = w.columns;
+  d["tiles"] = w.tiles;
+  d["units"] = w.units;
+  d["span"] = w.span;
+  d["heads"] = w.heads;
+  d["staged_bytes"] = w.staged_bytes;
+  return d;
+}
+
+cuda::Walk walk_of(const py::dict& d) {
+  return {d["width"].cast<int32_t>(), d["columns"].cast<int64_t>(), d["tiles"].cast<int64_t>(), d["units"].cast<int64_t>(),
+          d["span"].cast<int64_t>(),  d["heads"].cast<bool>(),      d["staged_bytes"].cast<int64_t>()};
+}
+
+// None: no targets.
+cuda::Targets targets_of(const py::object& o) {
+  cuda::Targets t{};
+  if (o.is_none()) return t;
+  const auto d = o.cast<py::dict>();
+  t.labels = at<void>(d["labels"].cast<uintptr_t>());
+  t.label_type = d["label_type"].cast<int32_t>();
+  t.soft = d["soft"].cast<bool>();
+  t.row_stride = d["row_stride"].cast<int64_t>();
+  t.step = d["step"].cast<int64_t>();
+  t.weight = at<double>(d["weight"].cast<uintptr_t>());
+  t.weight_shared = d["weight_shared"].cast<bool>();
+  t.batch = d["batch"].cast<int64_t>();
+  t.num_classes = d["num_classes"].cast<int64_t>();
+  t.smoothing = d["smoothing"].cast<double>();
+  t.out = at<void>(d["out"].cast<uintptr_t>());
+  t.out_type = static_cast<ElementType>(d["out_type"].cast<int>());
+  return t;
+}
+
+// `travelling`: the plan inside the kernel's arguments, as bytes; its addresses are then offsets into them.
+void mix(const py::object& images, const py::dict& plan, const std::optional<py::bytes>& travelling, const py::dict& walk,
+         uintptr_t staged, const py::object& targets) {
+  cuda::Images x{};
+  if (!images.is_none()) x = images_of(images.cast<py::dict>());
+  cuda::InlinePlan inline_plan{};
+  if (travelling) {
+    const std::string bytes = *travelling;
+    if (bytes.size() > sizeof(inline_plan)) throw py::value_error("too large to travel");
+    std::memcpy(inline_plan.bytes, bytes.data(), bytes.size());
+  }
+  cuda::mix(images.is_none() ? nullptr : &x, plan_of(plan), travelling ? &inline_plan : nullptr, walk_of(walk), at<void>(staged),
+            targets_of(targets), nullptr);
+}
+
+void sample(const py::dict& d, const py::object& images, const py::dict& walk, uintptr_t staged) {
+  cuda::Sampling s{};
+  s.rows = at<MethodRow>(d["rows"].cast<uintptr_t>());
+  s.methods = d["methods"].cast<int32_t>();
+  s.device_rows = at<MethodRow>(d["device_rows"].cast<uintptr_t>());
+  s.batch = d["batch"].cast<int64_t>();
+  s.ndim = d["ndim"].cast<int32_t>();
+  const auto size = d["size"].cast<std::array<int64_t, 3>>();
+  std::copy(size.begin(), size.end(), s.size);
+  s.pairing = d["pairing"].cast<int32_t>();
+  s.per = d["per"].cast<int32_t>();
+  s.p = d["p"].cast<double>();
+  s.lam = at<float>(d["lam"].cast<uintptr_t>());
+  s.lam_each = d["lam_each"].cast<bool>();
+  s.classes = at<int64_t>(d["classes"].cast<uintptr_t>());
+  s.seed = at<int64_t>(d["seed"].cast<uintptr_t>());
+  s.seed_value = d["seed_value"].cast<uint64_t>();
+  s.scratch = at<int32_t>(d["scratch"].cast<uintptr_t>());
+  const auto out = d["out"].cast<std::array<uintptr_t, 6>>();
+  s.out = {at<int64_t>(out[0]), at<float>(out[1]), at<double>(out[2]), at<int32_t>(out[3]), at<int32_t>(out[4]), at<float>(out[5])};
+  cuda::Images x{};
+  if (!images.is_none()) x = images_of(images.cast<py::dict>());
+  cuda::sample(s, images.is_none() ? nullptr : &x, walk_of(walk), at<void>(staged), nullptr);
+}
+
+// The per-pixel functions over flat arrays. 16-bit types travel as their bits.
+template <class T, class Bits>
+void bind_element(py::module_& m, const char* name) {
+  const std::string suffix = name;
+  m.def(("blend_" + suffix).c_str(), [](py::array_t<float> w, py::array_t<Bits> a, py::array_t<Bits> b) {
+    py::array_t<Bits> out(w.size());
+    for (py::ssize_t i = 0; i < w.size(); ++i) {
+      const T mixed = blend<T>(w.at(i), bit_cast<T>(a.at(i)), bit_cast<T>(b.at(i)));
+      out.mutable_at(i) = bit_cast<Bits>(mixed);
+    }
+    return out;
+  });
+  m.def(("to_compute_" + suffix).c_str(), [](py::array_t<Bits> x) {
+    py::array_t<Compute<T>> out(x.size());
+    for (py::ssize_t i = 0; i < x.size(); ++i) out.mutable_at(i) = to_compute(bit_cast<T>(x.at(i)));
+    return out;
+  });
+}
+
+template <class T>
+void bind_rounding(py::module_& m, const char* name) {
+  m.def(name, [](py::array_t<float> x) {
+    py::array_t<uint16_t> out(x.size());
+    for (py::ssize_t i = 0; i < x.size(); ++i) out.mutable_at(i) = from_compute<T>(x.at(i)).bits;
+    return out;
+  });
+}
+
+}  // namespace
+
+PYBIND11_MODULE(fusedmix_cuda_shim, m) {
+  shim::bind_log(m);
+  m.def("plan_walk", [](const py::dict& images, int32_t pairing, int multiprocessors) {
+    return walk_dict(cuda::plan_walk(images_of(images), pairing, multiprocessors));
+  });
+  m.def("stage", [](const py::dict& images, const py::dict& walk, uintptr_t staged) {
+    cuda::stage(images_of(images), walk_of(walk), at<void>(staged), nullptr);
+  });
+  m.def("mix", &mix);
+  m.def("sample", &sample);
+  m.def("masks", [](const py::dict& plan, int64_t n, std::array<int64_t, 3> size, uintptr_t out) {
+    cuda::masks(plan_of(plan), n, size.data(), at<float>(out), nullptr);
+  });
+  m.attr("INLINE_BYTES") = cuda::kInlineBytes;
+  m.attr("THREADS") = cuda::kThreads;
+
+  bind_element<float, float>(m, "float32");
+  bind_element<double, double>(m, "float64");
+  bind_element<uint8_t, uint8_t>(m, "uint8");
+  bind_element<Half, uint16_t>(m, "float16");
+  bind_element<BFloat16, uint16_t>(m, "bfloat16");
+  bind_rounding<Half>(m, "round_float16");
+  bind_rounding<BFloat16>(m, "round_bfloat16");
+  m.def("philox", [](std::array<uint32_t, 4> c, uint32_t k0, uint32_t k1) {
+    const Words w = philox4x32({c[0], c[1], c[2], c[3]}, k0, k1);
+    return std::array<uint32_t, 4>{w.a, w.b, w.c, w.d};
+  });
+  m.def("uniform", &uniform);
+  m.def("below", &below);
+  m.def("symmetric_beta", &symmetric_beta);
+}
