@@ -158,8 +158,8 @@ def _from_seed(request: Request, seed: Tensor, device: torch.device) -> Draws:
     """Every number by Philox, on `device`."""
     spec, batch_size, size, pairing, per, p, _, labels = request
     index = torch.arange(per.draws(batch_size), device=device)
-    seed = seed.to(device, non_blocking=True)
-    spec = spec.to(device, non_blocking=True)
+    seed = moved(seed, device)
+    spec = moved(spec, device)
 
     # What is certain is not drawn. Nothing else depends on that: every number has a counter of its own.
     choice = torch.zeros_like(index)
@@ -194,6 +194,11 @@ def _from_seed(request: Request, seed: Tensor, device: torch.device) -> Draws:
         for axis, word in zip(range(2, 2 - len(size), -1), words(seed, index, Stream.CENTRE), strict=False):
             centre[:, axis] = below(word, padded(size)[axis])
     return Draws(choice, applied, lam.float(), centre, partner)
+
+
+def moved(x: Tensor, device: torch.device) -> Tensor:
+    """`x` on a device, without waiting where that is safe: what comes to the CPU must have come when it is read."""
+    return x.to(device, non_blocking=device.type != "cpu")
 
 
 def _has_centre(rows: Tensor) -> bool:

@@ -82,10 +82,26 @@ def mix_labels(
     classes = checks.dense_labels(labels, num_classes)
     label_smoothing = checks.number("label_smoothing", label_smoothing, 0.0, 1.0)
     checks.same_batch("labels", labels, plan)
+    labels = in_range(labels, classes)
     operators = backends.operators(labels.device.type, backend)
+    plan = beside(plan, labels)
     if labels.requires_grad and torch.is_grad_enabled():  # rare enough (distillation) to be left to autograd
         return reference.mix_labels(labels, plan.partner, plan.weight, classes, label_smoothing)
     return operators.mix_labels(labels, plan.partner, plan.weight, classes, label_smoothing)
+
+
+def in_range(labels: Tensor, num_classes: int) -> Tensor:
+    """The labels; ValueError if they are classes and one is outside 0..num_classes-1, inside a graph when it runs."""
+    if labels.ndim == 1 and torch.compiler.is_compiling() and labels.device.type == "cpu":
+        return torch.ops.fusedmix.checked_classes(labels, num_classes)
+    if labels.ndim == 1:
+        checks.class_range(labels, num_classes)
+    return labels
+
+
+def beside(plan: MixPlan, x: Tensor) -> MixPlan:
+    """The plan where operators on x take it: on the device of x, or on the CPU, from where it travels with the launch."""
+    return plan if plan.device == x.device or plan.device.type == "cpu" else plan.to(x.device)
 
 
 def _prepare(name: str, x: Tensor, plan: MixPlan, backend: str | None) -> tuple[Any, tuple[Any, ...]]:
@@ -98,6 +114,7 @@ def _prepare(name: str, x: Tensor, plan: MixPlan, backend: str | None) -> tuple[
             f"{name} must end in the spatial size of the plan, {plan.size}, but got shape {tuple(x.shape)}."
         )
     operators = backends.operators(x.device.type, backend)
+    plan = beside(plan, x)
     return operators, (
         plan.partner,
         plan.kind,

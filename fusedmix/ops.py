@@ -21,6 +21,7 @@ from torch import Tensor
 
 from fusedmix import draws
 from fusedmix.backends import reference
+from fusedmix.checks import class_range
 from fusedmix.draws import PlanTensors, Request, Source
 from fusedmix.methods import Pairing, Per
 
@@ -189,6 +190,11 @@ def _fake_draw_host(*args: Any) -> tuple[Tensor, Tensor]:
     )
 
 
+def _checked_classes(labels: Tensor, num_classes: int) -> Tensor:
+    class_range(labels, num_classes)
+    return labels.clone()
+
+
 def _draw_seed(generator: int, *, device: torch.device) -> Tensor:
     return torch.empty((), dtype=torch.int64, device=device).random_(generator=GeneratorHandle.find(generator))
 
@@ -216,6 +222,11 @@ _HOST.impl("draw_seed", _draw_seed, "CompositeExplicitAutograd")
 torch.library.register_fake(
     "fusedmix::draw_seed", lambda _, *, device: torch.empty((), dtype=torch.int64, device=device), lib=_HOST
 )
+# Inside a graph labels have no values to look at, and the error of a compiled kernel is no ValueError: so the labels go
+# through an operator that looks when it runs.
+_HOST.define("checked_classes(Tensor labels, SymInt num_classes) -> Tensor", tags=torch.Tag.pt2_compliant_tag)
+_HOST.impl("checked_classes", _checked_classes, "CompositeExplicitAutograd")
+torch.library.register_fake("fusedmix::checked_classes", lambda labels, _: torch.empty_like(labels), lib=_HOST)
 # Kept: a library that is collected takes its operators with it.
 _LIBRARIES = [_define("reference", reference), _define("cpp"), _define("cuda")]
 

@@ -12,8 +12,8 @@ from typing_extensions import Unpack
 
 from fusedmix import backends, checks, structure
 from fusedmix.checkpointing import check_rewinds, recorded, recording
-from fusedmix.draws import CPU, Source
-from fusedmix.functional import mix, mix_, mix_labels
+from fusedmix.draws import CPU, Source, moved
+from fusedmix.functional import in_range, mix, mix_, mix_labels
 from fusedmix.methods import Column, Method, Pairing, Per, spec_row
 from fusedmix.ops import GeneratorHandle, draw_on_host
 from fusedmix.plan import MixPlan, SparseTargets
@@ -211,7 +211,7 @@ class MixTransform(nn.Module):
             source = self._draw(request, handle, seed, where)
             # A plan of numbers drawn on the host is made on the host.
             made_on = CPU if source.seed is None else where
-            drawn = self._operators(made_on).sample(*request, *source, made_on)
+            drawn = self._operators(made_on).sample(*self._placed(request, source, made_on), made_on)
             return MixPlan(*drawn, *static).to(where, non_blocking=True)
 
         if torch.compiler.is_compiling():
@@ -247,7 +247,14 @@ class MixTransform(nn.Module):
             if not torch.compiler.is_compiling():
                 check_rewinds(self._generator is None)
             source = self._draw(request, self._generator, None, x.device)
-            arguments = (labels, *request, *source, self.num_classes or labels.shape[1], self.label_smoothing)
+            made_on = CPU if source.seed is None else x.device
+            num_classes = self.num_classes or labels.shape[1]
+            arguments = (
+                in_range(labels, num_classes) if torch.compiler.is_compiling() else labels,
+                *self._placed(request, source, made_on),
+                num_classes,
+                self.label_smoothing,
+            )
             if self.inplace:
                 targets = operators.mix_batch_(x, *arguments)[0]
                 torch.autograd.graph.increment_version(x)
@@ -373,6 +380,16 @@ class MixTransform(nn.Module):
         self, batch_size: int, size: tuple[int, ...], lam: Tensor | None, classes: Tensor | None
     ) -> tuple[Any, ...]:
         return self._current_spec(), batch_size, size, int(self._pairing), int(self._per), self.p, lam, classes
+
+    def _placed(self, request: tuple[Any, ...], source: Source, device: torch.device) -> tuple[Any, ...]:
+        """A request and its source as the operators on `device` take them: tensors beside the plan that they will make, a
+        seed also on the CPU."""
+        *fixed, lam, classes = request
+        lam, classes = (None if t is None else moved(t, device) for t in (lam, classes))
+        seed = source.seed
+        if seed is not None and seed.device.type != "cpu":
+            seed = moved(seed, device)
+        return *fixed, lam, classes, seed, source.drawn, source.partner
 
     def _draw(
         self, request: tuple[Any, ...], handle: GeneratorHandle | None, seed: int | None, device: torch.device
@@ -519,6 +536,7 @@ class _Method(MixTransform):
             and self.targets == "dense"
             and self.labels_getter == "default"
             and self.images_getter is None
+            and not _capturing()
         )
 
     def _describe(self) -> dict[str, Any]:

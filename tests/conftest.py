@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -36,6 +37,16 @@ INTEGERS = (
     torch.uint32,
     torch.uint64,
 )
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--write-agreement",
+        nargs="?",
+        const=str(Path(__file__).with_name("agreement.csv")),
+        metavar="FILE",
+        help="write what tests/test_agreement.py finds into the committed table (or FILE) instead of comparing it",
+    )
 
 
 def option_id(options):

@@ -91,7 +91,9 @@ class Shim:
         blob = b""
         for name, t in sorted(tensors.items(), key=lambda item: -item[1].element_size()):
             found[name] = len(blob)
-            blob += struct.pack(f"{t.numel() * t.element_size()}s", bytes(t.contiguous().view(torch.uint8).flatten().tolist()))
+            blob += struct.pack(
+                f"{t.numel() * t.element_size()}s", bytes(t.contiguous().view(torch.uint8).flatten().tolist())
+            )
         return found, blob
 
     def targets(self, y, classes, smoothing, weight, shared=False):

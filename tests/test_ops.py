@@ -50,7 +50,9 @@ def test_sample(operators, pairing, per):
 
 @pytest.mark.parametrize("lam", [torch.tensor(0.3), torch.tensor([0.0, 0.2, 0.5, 0.9, 1.0])], ids=["one", "each"])
 def test_sample_given_lam(operators, lam):
-    torch.library.opcheck(operators.sample.default, (*request(lam=lam), torch.tensor(1), None, None, torch.device("cpu")))
+    torch.library.opcheck(
+        operators.sample.default, (*request(lam=lam), torch.tensor(1), None, None, torch.device("cpu"))
+    )
     torch.library.opcheck(torch.ops.fusedmix.draw_host.default, (*request(lam=lam), 0, 4))
 
 

@@ -138,6 +138,19 @@ struct Request {
     }
     return a;
   }
+
+  // Whether one draw serves the whole batch. One λ for each sample makes the masks differ, whatever the draws were.
+  bool shared() const { return per == kPerBatch && !(lam && lam->dim() == 1); }
+
+  // How many spatial dims the masks depend on: none if no method of the request has a centre.
+  int64_t spatial() const {
+    const Tensor rows = packed(spec, ScalarType::Double);
+    const auto* row = reinterpret_cast<const MethodRow*>(rows.const_data_ptr());
+    for (int64_t i = 0; i < rows.size(0); ++i) {
+      if (has_centre(row[i].method)) return static_cast<int64_t>(size.size());
+    }
+    return 0;
+  }
 };
 
 inline void call(const char* name, const char* overload, StableIValue* stack) {
@@ -174,6 +187,21 @@ inline void draw_as_torchvision(const cpu::SampleArgs& args, double* drawn) {
     to<Tensor>(stack[0]);  // the reference that was handed back
     drawn[3 + axis] = static_cast<double>(*const_data<int64_t>(integer));
   }
+}
+
+// The plan of a request on the CPU: from a seed, from numbers drawn elsewhere, or drawn here.
+inline Plan sample_on_cpu(Request& request) {
+  cpu::SampleArgs args = request.args();
+  double drawn[6];
+  if (request.seed) {
+    args.seed = static_cast<uint64_t>(*const_data<int64_t>(*request.seed));
+  } else if (!request.drawn) {
+    draw_as_torchvision(args, drawn);
+    args.drawn = drawn;
+  }
+  Plan plan = empty_plan(request.batch, aoti_torch_device_type_cpu(), 0);
+  cpu::sample(args, plan_out(plan));
+  return plan;
 }
 
 // Everything that fusedmix/checks.py refuses, for an operator that draws: nothing may be drawn for a batch that cannot be

@@ -15,23 +15,11 @@ cpu::Parallel parallel() {
   return {run, static_cast<int>(torch::stable::get_num_threads())};
 }
 
-Plan sample_on_cpu(Request request) {
-  cpu::SampleArgs args = request.args();
-  double drawn[6];
-  if (!request.seed && !request.drawn) {
-    draw_as_torchvision(args, drawn);
-    args.drawn = drawn;
-  }
-  if (request.seed) args.seed = static_cast<uint64_t>(*const_data<int64_t>(*request.seed));
-  Plan plan = empty_plan(request.batch, aoti_torch_device_type_cpu(), 0);
-  cpu::sample(args, plan_out(plan));
-  return plan;
-}
-
 Plan sample(Tensor spec, int64_t batch_size, std::vector<int64_t> size, int64_t pairing, int64_t per, double p,
             std::optional<Tensor> lam, std::optional<Tensor> labels, std::optional<Tensor> seed,
             std::optional<Tensor> drawn, std::optional<Tensor> partner, Device) {
-  return sample_on_cpu({spec, batch_size, size, pairing, per, p, lam, labels, seed, drawn, partner});
+  Request request{spec, batch_size, size, pairing, per, p, lam, labels, seed, drawn, partner};
+  return sample_on_cpu(request);
 }
 
 Tensor mask(Tensor kind, Tensor geometry, Tensor value, std::vector<int64_t> size) {
@@ -170,22 +158,15 @@ Tensor mix_labels(Tensor labels, Tensor partner, Tensor weight, int64_t num_clas
 }
 
 // The whole step: plan, targets, images. The labels first: one out of range must leave the images as they were.
-std::tuple<Tensor, Plan> step(const Tensor& x, const Tensor& out, const Tensor& y, const Request& request,
-                              int64_t num_classes, double label_smoothing) {
+std::tuple<Tensor, Plan> step(const Tensor& x, const Tensor& out, const Tensor& y, Request request, int64_t num_classes,
+                              double label_smoothing) {
   check_step(x, y, request, x.get() == out.get(), num_classes);
   check_labels(y, num_classes);
   Plan plan = sample_on_cpu(request);
   const auto& [partner, lam, weight, kind, geometry, value] = plan;
   Tensor targets = mix_labels(y, partner, weight, num_classes, label_smoothing);
-  bool constant = true;
-  const Tensor spec = packed(request.spec, ScalarType::Double);
-  for (int64_t i = 0; i < spec.size(0); ++i) {
-    constant = constant && !has_centre(reinterpret_cast<const MethodRow*>(spec.const_data_ptr())[i].method);
-  }
-  // One λ for each sample makes the masks differ, whatever the draws were.
-  const int64_t per = request.lam && request.lam->dim() == 1 ? int64_t{kPerSample} : request.per;
-  const int64_t ndim = constant ? 0 : static_cast<int64_t>(request.size.size());
-  apply(x, out, {partner, kind, geometry, value}, ndim, request.pairing, per);
+  apply(x, out, {partner, kind, geometry, value}, request.spatial(), request.pairing,
+        request.shared() ? kPerBatch : kPerSample);
   return {targets, plan};
 }
 

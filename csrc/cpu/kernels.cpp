@@ -135,11 +135,11 @@ constexpr RowKernels row_kernels() {
   };
 }
 
-void gaussian(float* out, const float* table, int64_t n, float factor, bool complement) {
+void gaussian(float* out, const float* table, int64_t n, Factors f, bool complement) {
   if (complement) {
-    for (int64_t i = 0; i < n; ++i) out[i] = 1.0f - factor * table[i];
+    for (int64_t i = 0; i < n; ++i) out[i] = 1.0f - f.before * table[i] * f.after * f.last;
   } else {
-    for (int64_t i = 0; i < n; ++i) out[i] = factor * table[i];
+    for (int64_t i = 0; i < n; ++i) out[i] = f.before * table[i] * f.after * f.last;
   }
 }
 

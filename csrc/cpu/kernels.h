@@ -5,6 +5,12 @@
 
 namespace fusedmix::cpu {
 
+// What a row of a separable mask is multiplied with, in this order: the axes before the row's, then those after it. So a
+// pixel's value is (z·y)·x, rounded twice, along whichever axis the row runs.
+struct Factors {
+  float before, after, last;
+};
+
 // All of n contiguous elements. `out` may be `a`; it overlaps nothing else.
 struct RowKernels {
   // w·a + (1-w)·b for one w other than 0 and 1.
@@ -19,8 +25,8 @@ struct RowKernels {
 struct Kernels {
   const char* name;    // of the instruction set
   RowKernels rows[5];  // by ElementType
-  // out = factor·table, or 1 minus that: a row of a Gaussian mask from the exponentials of its axes.
-  void (*gaussian)(float* out, const float* table, int64_t n, float factor, bool complement);
+  // out = factors·table, or 1 minus that: a row of a Gaussian mask from the exponentials of its axes.
+  void (*gaussian)(float* out, const float* table, int64_t n, Factors factors, bool complement);
 };
 
 // The best set for this CPU; FUSEDMIX_ISA in the environment asks for one by name.

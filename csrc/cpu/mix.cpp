@@ -101,13 +101,19 @@ class Tables {
   // Along the row, from element 0.
   const float* row(int64_t mask) const { return values_.get() + offset_[mask] + first_[row_axis_ < 0 ? 0 : row_axis_]; }
 
-  // The product over the axes outside the row.
-  float factor(int64_t mask, const int64_t* at) const {
-    float product = 1.0f;
+  // The axes outside the row; all of them are before it where a row is in one pixel.
+  Factors factors(int64_t mask, const int64_t* at) const {
+    Factors f{1.0f, 1.0f, 1.0f};
     for (int axis = 0; axis < 3; ++axis) {
-      if (axis != row_axis_) product *= values_[offset_[mask] + first_[axis] + at[axis]];
+      if (axis == row_axis_) continue;
+      const float value = values_[offset_[mask] + first_[axis] + at[axis]];
+      if (row_axis_ < 0 || axis < row_axis_) {
+        f.before *= value;
+      } else {
+        (axis == row_axis_ + 1 ? f.after : f.last) = value;
+      }
     }
-    return product;
+    return f;
   }
 
  private:
@@ -314,12 +320,12 @@ class Mixer {
   }
 
   void gaussian_row(int64_t i, const RowAt& row, int64_t begin, int64_t end, float* w) const {
-    const float factor = tables_->factor(table(i), row.at);
+    const Factors factors = tables_->factors(table(i), row.at);
     const bool complement = mask(i).kind == kGaussianComplement;
     if (row_.axis >= 0) {
-      kernels_.gaussian(w, tables_->row(table(i)) + begin, end - begin, factor, complement);
+      kernels_.gaussian(w, tables_->row(table(i)) + begin, end - begin, factors, complement);
     } else {
-      std::fill(w, w + (end - begin), complement ? 1.0f - factor : factor);
+      std::fill(w, w + (end - begin), complement ? 1.0f - factors.before : factors.before);
     }
   }
 
@@ -497,7 +503,7 @@ void masks(const PlanView& plan, int64_t n, const int64_t* size, float* out, con
         for (int64_t y = 0; y < size[1]; ++y, at += size[2]) {
           const int64_t here[3] = {z, y, 0};
           if (is_gaussian(mask.kind)) {
-            kernels().gaussian(at, tables.row(m), size[2], tables.factor(m, here), mask.kind == kGaussianComplement);
+            kernels().gaussian(at, tables.row(m), size[2], tables.factors(m, here), mask.kind == kGaussianComplement);
           } else {
             for (int64_t x = 0; x < size[2]; ++x) at[x] = evaluate(mask, z, y, x);
           }

@@ -69,10 +69,13 @@ def choose(device_type: str, backend: str | None = None) -> str:
 _chosen: dict[tuple[str, str | None, str | None], str] = {}
 
 
-@torch.compiler.assume_constant_result
 def _chosen_in_trace(device_type: str, backend: str | None) -> str:
     # Modules choose when they are made: here only what that could not foresee is built, before the graph runs.
     return choose(device_type, backend)
+
+
+# As torch.compiler.assume_constant_result marks a function; but that imports Dynamo, and with it Triton.
+_chosen_in_trace._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def prepare(backend: str | None) -> None:
@@ -149,6 +152,8 @@ def _why_not(name: str, device_type: str) -> str | None:
         return f"it does not serve {device_type!r} tensors"
     if name == "triton":
         return "it is not part of this release"
+    if name == "cuda" and not torch.cuda.is_available():
+        return "torch finds no GPU"
     return native.why_not("cuda" if name == "cuda" else "cpp")
 
 

@@ -115,9 +115,11 @@ LIBRARIES: dict[Name, Library] = {
             # torch declares its current stream only where USE_CUDA is defined.
             Unit("binding/cuda.cpp", (*_NVCC_FLAGS, *_TORCH_FLAGS, "-DUSE_CUDA")),
             Unit("cuda/*.cu", _NVCC_FLAGS),
+            Unit("cuda/plan_walk.cpp", _NVCC_FLAGS),
+            Unit("cpu/sample.cpp", _NVCC_FLAGS),  # plans that are drawn on the host
         ),
         _NVCC_LINK_FLAGS,
-        ("include/**/*", "cuda/*", "binding/cuda.cpp", "binding/*.h"),
+        ("include/**/*", "cuda/*", "cpu/mix.h", "cpu/sample.cpp", "binding/cuda.cpp", "binding/*.h"),
         "2 min",
     ),
 }

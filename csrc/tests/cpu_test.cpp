@@ -1,0 +1,343 @@
+// The CPU backend (csrc/cpu) against naive loops: mixing, adjoint, masks, targets, and what every sample of a plan obeys.
+#include <algorithm>
+#include <thread>
+
+#include "../cpu/kernels.h"
+#include "../cpu/mix.h"
+#include "naive.h"
+
+namespace fusedmix::test {
+namespace {
+
+// Pieces of a grain each on three threads, as torch's pool would hand them out.
+void on_three_threads(int64_t n, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context) {
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 3; ++t) {
+    threads.emplace_back([=] {
+      for (int64_t begin = t * grain; begin < n; begin += 3 * grain) body(begin, std::min(n, begin + grain), context);
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+constexpr cpu::Parallel kOneThread{nullptr, 1}, kThreeThreads{on_three_threads, 3};
+
+// ---- mixing ----
+
+enum class Way { kInPlace, kOutOfPlace, kAdjoint };
+
+void test_mix(Random& random, ElementType type, const std::vector<int64_t>& shape, Order order, int32_t pairing, Masks masks,
+              bool shared, Way way, const cpu::Parallel& parallel) {
+  const bool adjoint = way == Way::kAdjoint, in_place = way == Way::kInPlace;
+  const bool special = masks != Masks::kGaussian && masks != Masks::kAll && !adjoint;
+  context = format("%s %s of B=%lld, %s, %s, %s%s, %d threads", name_of(type),
+                   adjoint ? "adjoint" : (in_place ? "in place" : "out of place"), static_cast<long long>(shape[0]),
+                   name_of(order), name_of_pairing(pairing), name_of(masks), shared ? " shared" : "", parallel.threads);
+  Batch x(type, shape, order);
+  x.fill(random, special);
+  Batch out = in_place ? x : Batch(type, shape, random.below(2) ? order : Order::kContiguous);
+  const std::vector<char> gaps = out.memory;
+  int64_t size[3];
+  sides_of(x, size);
+  const HostPlan plan = make_plan(random, shape[0], size, pairing, masks, shared);
+  const PlanView view = plan.view();
+  const int spatial = masks == Masks::kConstant && random.below(2) ? 0 : static_cast<int>(x.pixel_dims());
+  const Layout layout = layout_of(in_place ? out : x, out, spatial);
+  cpu::mix({type, in_place ? out.data() : x.data(), out.data(), layout, view, adjoint}, parallel);
+
+  std::vector<int64_t> from(shape[0]);  // whose partner a sample is
+  for (int64_t i = 0; i < shape[0]; ++i) from[plan.partner[i]] = i;
+  std::vector<bool> touched(out.memory.size(), false);
+  const int64_t bytes = element_size(type);
+  for (int64_t n = 0; n < x.elements(); ++n) {
+    int64_t index[8];
+    const int64_t here = x.at(n, index), there = out.at(n);
+    const int64_t i = index[0], other = adjoint ? from[i] : plan.partner[i];
+    int64_t pixel[3] = {0, 0, 0};
+    for (int64_t d = 0; d < x.pixel_dims(); ++d) pixel[3 - x.pixel_dims() + d] = index[2 + d];
+    const double a = read_element(type, x.data(), here);
+    const double b = read_element(type, x.data(), here + (other - i) * x.strides[0]);
+    const double w = naive_mask(view, i, pixel);
+    const bool blurred = is_gaussian_kind(plan.kind[shared ? 0 : i]) || (adjoint && is_gaussian_kind(plan.kind[shared ? 0 : other]));
+    const double want = adjoint ? naive_adjoint(type, w, a, naive_mask(view, other, pixel), b) : naive_blend(type, w, a, b);
+    const double got = read_element(type, out.data(), there);
+    if (blurred ? close(type, got, want) : same(got, want)) {
+      pass();
+    } else {
+      fail(format("sample %lld, pixel (%lld, %lld, %lld): %.17g instead of %.17g", static_cast<long long>(i),
+                  static_cast<long long>(pixel[0]), static_cast<long long>(pixel[1]), static_cast<long long>(pixel[2]), got, want));
+    }
+    std::fill_n(touched.begin() + (out.first + there) * bytes, bytes, true);
+  }
+  bool whole = true;
+  for (size_t k = 0; k < gaps.size(); ++k) whole = whole && (touched[k] || gaps[k] == out.memory[k]);
+  expect(whole, "memory between the elements was written");
+}
+
+void test_mixes() {
+  Random random(1);
+  const std::vector<int64_t> shapes[] = {{7, 3, 5, 9},  {6, 4, 8, 16}, {5, 3, 33}, {4, 2, 3, 5, 6}, {2, 1, 7, 31},
+                                         {1, 3, 4, 4},  {9, 2, 1, 65}, {3, 2, 70, 128}};
+  for (const ElementType type : kTypes) {
+    for (const auto& shape : shapes) {
+      for (const Order order : kOrders) {
+        for (const int32_t pairing : {kRoll, kFlip, kRandom}) {
+          for (const Masks masks : kMasks) {
+            for (const Way way : {Way::kInPlace, Way::kOutOfPlace, Way::kAdjoint}) {
+              if (way == Way::kAdjoint && type == ElementType::kUInt8) continue;
+              test_mix(random, type, shape, order, pairing, masks, random.below(3) == 0, way,
+                       random.below(2) ? kOneThread : kThreeThreads);
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+// What is not a permutation is refused, and nothing has been written then.
+void test_refusal() {
+  context = "partners that are no permutation";
+  Random random(2);
+  const int64_t size[3] = {1, 4, 4};
+  Batch x(ElementType::kFloat32, {4, 3, 4, 4}, Order::kContiguous);
+  x.fill(random, false);
+  const std::vector<char> before = x.memory;
+  for (const std::vector<int64_t>& partner : {std::vector<int64_t>{1, 2, 1, 0}, {0, 1, 2, 4}, {0, 1, 2, -1}, {1, 2, 3, 3}}) {
+    HostPlan plan = make_plan(random, 4, size, kRandom, Masks::kConstant, false);
+    plan.partner = partner;
+    bool refused = false;
+    try {
+      cpu::mix({x.type, x.data(), x.data(), layout_of(x, x, 2), plan.view(), false}, kOneThread);
+    } catch (const std::out_of_range&) {
+      refused = true;
+    }
+    expect(refused && x.memory == before, "not refused, or written to");
+  }
+}
+
+void test_masks() {
+  Random random(3);
+  for (const Masks masks : kMasks) {
+    context = format("the pixels of masks: %s", name_of(masks));
+    const int64_t size[3] = {3, 7, 19}, n = 11;
+    const HostPlan plan = make_plan(random, n, size, kRandom, masks, false);
+    std::vector<float> out(n * size[0] * size[1] * size[2], -1.0f);
+    cpu::masks(plan.view(), n, size, out.data(), random.below(2) ? kOneThread : kThreeThreads);
+    size_t k = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      int64_t at[3];
+      for (at[0] = 0; at[0] < size[0]; ++at[0]) {
+        for (at[1] = 0; at[1] < size[1]; ++at[1]) {
+          for (at[2] = 0; at[2] < size[2]; ++at[2], ++k) {
+            const double want = naive_mask(plan.view(), i, at), error = std::fabs(out[k] - want);
+            expect(error <= (is_gaussian_kind(plan.kind[i]) ? 0x1p-22 : 0.0), "a pixel is off");
+          }
+        }
+      }
+    }
+  }
+}
+
+// ---- targets ----
+
+void test_targets() {
+  Random random(4);
+  for (const int64_t classes : {int64_t{1}, int64_t{7}, int64_t{100}, int64_t{1000}}) {
+    for (const double smoothing : {0.0, 0.1}) {
+      for (const ElementType type : {ElementType::kFloat32, ElementType::kFloat16, ElementType::kBFloat16, ElementType::kFloat64}) {
+        for (const bool soft : {false, true}) {
+          if (!soft && type != ElementType::kFloat32) continue;
+          context = format("%s %s targets of %lld classes, smoothing %g", soft ? "soft" : "dense", name_of(type),
+                           static_cast<long long>(classes), smoothing);
+          const int64_t batch = 9, size[3] = {1, 1, 1};
+          const HostPlan plan = make_plan(random, batch, size, kRandom, Masks::kConstant, false);
+          std::vector<int64_t> labels(batch);
+          for (int64_t& y : labels) y = random.below(classes);
+          labels[1] = labels[0];
+          Batch rows(type, {batch, classes}, Order::kContiguous);
+          rows.strides[0] = classes;
+          rows.fill(random, false);
+          Batch out(type, {batch, classes}, Order::kContiguous);
+          cpu::LabelArgs args{};
+          args.type = type;
+          if (soft) {
+            args.soft = rows.data();
+            args.soft_stride = rows.strides[0];
+            args.soft_step = rows.strides[1];
+          } else {
+            args.classes = labels.data();
+          }
+          args.partner = plan.partner.data();
+          args.weight = plan.weight.data();
+          args.batch = batch;
+          args.num_classes = classes;
+          args.smoothing = smoothing;
+          args.targets = out.data();
+          cpu::mix_labels(args, random.below(2) ? kOneThread : kThreeThreads);
+          const auto label = [&](int64_t i, int64_t k) {
+            return soft ? read_element(type, rows.data(), rows.at(i * classes + k)) : (labels[i] == k ? 1.0 : 0.0);
+          };
+          for (int64_t i = 0; i < batch; ++i) {
+            for (int64_t k = 0; k < classes; ++k) {
+              const double want =
+                  naive_target(type, label(i, k), label(plan.partner[i], k), plan.weight[i], smoothing, classes);
+              expect(same(read_element(type, out.data(), i * classes + k), want), "an entry is off");
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+// ---- sampling ----
+
+struct Sampled {
+  std::vector<int64_t> partner;
+  std::vector<float> lam, value;
+  std::vector<double> weight;
+  std::vector<int32_t> kind, geometry;
+
+  explicit Sampled(const cpu::SampleArgs& args)
+      : partner(args.batch), lam(args.batch), value(2 * args.batch), weight(args.batch), kind(args.batch), geometry(6 * args.batch) {
+    cpu::sample(args, {partner.data(), lam.data(), weight.data(), kind.data(), geometry.data(), value.data()});
+  }
+  PlanView view(int32_t pairing) const { return {partner.data(), kind.data(), geometry.data(), value.data(), pairing, false}; }
+};
+
+MethodRow row_of(Method method, double alpha) {
+  const double ratio = method == kHMixReleased || method == kHMixPaper ? 0.75 : 1.0;
+  return {static_cast<double>(method), std::nan(""), 1.0, alpha, std::nan(""), 0.0, 1.0, ratio};
+}
+
+cpu::SampleArgs request(const MethodRow* row, int64_t batch, int32_t pairing, int32_t per, uint64_t seed) {
+  cpu::SampleArgs args{};
+  args.rows = row;
+  args.methods = 1;
+  args.batch = batch;
+  args.ndim = 2;
+  args.size[0] = 1;
+  args.size[1] = 37;
+  args.size[2] = 50;
+  args.pairing = pairing;
+  args.per = per;
+  args.p = 1.0;
+  args.seed = seed;
+  return args;
+}
+
+// The label weight is the mean of the mask, but for SamplePairing and for released HMix, whose box may be clipped.
+void test_weights() {
+  for (const Method method : {kMixUp, kCutMix, kHMixReleased, kHMixPaper, kGMixReleased, kGMixPaper, kSamplePairing}) {
+    for (const int32_t per : {kPerBatch, kPerPair, kPerSample}) {
+      context = format("plans of method %d, per %d", method, per);
+      const MethodRow row = row_of(method, 1.0);
+      const cpu::SampleArgs args = request(&row, 24, kFlip, per, 5);
+      const Sampled plan(args);
+      const int64_t pixels = args.size[1] * args.size[2];
+      for (int64_t i = 0; i < args.batch; ++i) {
+        double mean = 0.0;
+        int64_t at[3] = {0, 0, 0};
+        for (at[1] = 0; at[1] < args.size[1]; ++at[1]) {
+          for (at[2] = 0; at[2] < args.size[2]; ++at[2]) mean += naive_mask(plan.view(kFlip), i, at);
+        }
+        mean /= static_cast<double>(pixels);
+        const double want = method == kSamplePairing ? 1.0 : mean;
+        expect(std::fabs(plan.weight[i] - want) < 1e-6, "the label weight is not the mean of the mask");
+        expect(plan.lam[i] >= 0.0f && plan.lam[i] <= 1.0f, "lam outside [0, 1]");
+        const int64_t j = args.batch - 1 - i;
+        const int64_t twin = per == kPerBatch ? 0 : (per == kPerPair ? std::min(i, j) : i);
+        expect(plan.lam[i] == plan.lam[twin] && plan.weight[i] == plan.weight[twin], "samples of one draw differ");
+        expect(plan.partner[i] == j, "flip is not flip");
+      }
+      expect(per == kPerBatch || method == kSamplePairing || plan.lam[0] != plan.lam[1], "samples share a draw");
+    }
+  }
+}
+
+void test_partners() {
+  const MethodRow row = row_of(kMixUp, 1.0);
+  Random random(6);
+  for (int round = 0; round < 200; ++round) {
+    const int64_t batch = 1 + random.below(40), classes = 1 + random.below(6);
+    std::vector<int64_t> labels(batch);
+    for (int64_t& label : labels) label = random.below(classes);
+    std::vector<int64_t> members(classes, 0);
+    for (const int64_t label : labels) ++members[label];
+    const int64_t largest = *std::max_element(members.begin(), members.end());
+    for (const int32_t pairing : {kRoll, kFlip, kRandom, kCrossClass, kSameClass}) {
+      context = format("partners by %s, B=%lld", name_of_pairing(pairing), static_cast<long long>(batch));
+      cpu::SampleArgs args = request(&row, batch, pairing, kPerSample, random.next());
+      args.classes = labels.data();
+      const Sampled plan(args);
+      std::vector<int64_t> sorted = plan.partner;
+      std::sort(sorted.begin(), sorted.end());
+      int64_t across = 0;
+      for (int64_t i = 0; i < batch; ++i) {
+        const int64_t j = plan.partner[i];
+        expect(sorted[i] == i, "not a permutation");
+        if (pairing == kRoll) expect(j == (i + batch - 1) % batch, "roll is not roll");
+        if (pairing == kSameClass) {
+          expect(labels[i] == labels[j], "a partner of another class");
+          expect(i != j || members[labels[i]] == 1, "its own partner in a class of several");
+        }
+        across += labels[i] != labels[j] ? 1 : 0;
+      }
+      // Outside the largest class everyone finds another class; inside it, as many as there are others.
+      if (pairing == kCrossClass) expect(across >= std::min(batch, 2 * (batch - largest)), "partners of the same class");
+    }
+  }
+}
+
+// λ of Beta(α, α): mean 1/2, variance 1/(4(2α+1)); five standard errors.
+void test_moments() {
+  for (const double alpha : {0.05, 0.2, 1.0, 4.0}) {
+    context = format("moments of lam, alpha %g", alpha);
+    const MethodRow row = row_of(kMixUp, alpha);
+    const int64_t n = 100000;
+    const Sampled plan(request(&row, n, kRoll, kPerSample, 7));
+    double mean = 0.0, square = 0.0;
+    for (const float lam : plan.lam) mean += lam / static_cast<double>(n);
+    for (const float lam : plan.lam) square += (lam - 0.5) * (lam - 0.5) / static_cast<double>(n);
+    const double variance = 1.0 / (4.0 * (2.0 * alpha + 1.0));
+    expect(std::fabs(mean - 0.5) < 5.0 * std::sqrt(variance / static_cast<double>(n)), "the mean is off");
+    // (λ-1/2)² lies in [0, 1/4], so its variance is at most variance·(1/4 - variance).
+    const double error = std::sqrt(variance * (0.25 - variance) / static_cast<double>(n));
+    expect(std::fabs(square - variance) < 5.0 * error, "the variance is off");
+  }
+}
+
+// Numbers drawn elsewhere are used as they are.
+void test_drawn() {
+  context = "numbers drawn elsewhere";
+  const MethodRow row = row_of(kCutMix, 1.0);
+  cpu::SampleArgs args = request(&row, 5, kRandom, kPerBatch, 0);
+  const double drawn[6] = {0.0, 1.0, 0.3, 0.0, 20.0, 10.0};
+  const int64_t partner[5] = {4, 2, 1, 0, 3};
+  args.drawn = drawn;
+  args.partner = partner;
+  const Sampled plan(args);
+  // √0.7 of 37 and 50: 30.96 and 41.8, halved 15 and 20, around (20, 10), clipped to the image.
+  const int32_t box[6] = {0, 5, 0, 1, 35, 30};
+  for (int64_t i = 0; i < 5; ++i) {
+    expect(plan.partner[i] == partner[i] && plan.lam[i] == 0.3f && plan.kind[i] == kBox, "partner, lam or kind");
+    expect(std::equal(box, box + 6, plan.geometry.begin() + 6 * i), "box");
+    expect(std::fabs(plan.weight[i] - (1.0 - 30.0 * 30.0 / (37.0 * 50.0))) < 1e-6, "weight");
+  }
+}
+
+}  // namespace
+}  // namespace fusedmix::test
+
+int main() {
+  using namespace fusedmix::test;
+  test_mixes();
+  test_refusal();
+  test_masks();
+  test_targets();
+  test_weights();
+  test_partners();
+  test_moments();
+  test_drawn();
+  return summary(("fusedmix_cpu_test (" + std::string(fusedmix::cpu::kernels().name) + ")").c_str());
+}

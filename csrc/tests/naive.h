@@ -1,0 +1,85 @@
+// What mixing means, written down once more: plain loops in float64 over single elements, sharing nothing with csrc/include
+// but the names of the kinds.
+#pragma once
+
+#include <cmath>
+
+#include "batch.h"
+
+namespace fusedmix::test {
+
+// A number rounded to an element type, to nearest even.
+inline double round_to(ElementType type, double value) {
+  if (type == ElementType::kFloat64 || !std::isfinite(value)) return value;
+  if (type == ElementType::kUInt8) return std::nearbyint(std::min(255.0, std::max(0.0, value)));
+  const bool half = type == ElementType::kFloat16;
+  const int digits = type == ElementType::kFloat32 ? 24 : (half ? 11 : 8), least = half ? -24 : (digits == 24 ? -149 : -133);
+  const double largest = type == ElementType::kFloat32 ? 0x1.fffffep127 : (half ? 65504.0 : 0x1.fep127);
+  int exponent = 0;
+  std::frexp(value, &exponent);
+  const double step = std::ldexp(1.0, std::max(exponent - digits, least));
+  const double rounded = std::nearbyint(value / step) * step;
+  return std::fabs(rounded) > largest ? std::copysign(std::numeric_limits<double>::infinity(), rounded) : rounded;
+}
+
+inline bool is_gaussian_kind(int32_t kind) { return kind == kGaussian || kind == kGaussianComplement; }
+
+// M of sample i at a pixel.
+inline double naive_mask(const PlanView& plan, int64_t i, const int64_t* pixel) {
+  const int64_t row = plan.shared ? 0 : i;
+  const double outer = plan.value[2 * row], inner = plan.value[2 * row + 1];
+  const int32_t* first = plan.geometry + 6 * row;
+  if (plan.kind[row] == kConstant) return outer;
+  if (plan.kind[row] == kBox) {
+    bool inside = true;
+    for (int axis = 0; axis < 3; ++axis) inside = inside && pixel[axis] >= first[axis] && pixel[axis] < first[3 + axis];
+    return inside ? inner : outer;
+  }
+  double d2 = 0.0;
+  for (int axis = 0; axis < 3; ++axis) d2 += std::pow(static_cast<double>(pixel[axis] - first[axis]), 2.0);
+  const double g = std::exp(-outer * d2);
+  return plan.kind[row] == kGaussian ? g : 1.0 - g;
+}
+
+inline bool same(double a, double b) { return a == b || (std::isnan(a) && std::isnan(b)); }
+
+// How far an element may be off where the mask is a Gaussian: the mask by 2^-22 (times |a-b| <= 8; 255 for bytes), the
+// element by one place. `blurred` also allows for adjoints that round between their two products.
+inline bool close(ElementType type, double got, double want, bool blurred = false) {
+  if (same(got, want)) return true;
+  if (type == ElementType::kUInt8) return std::fabs(got - want) <= 1.0;
+  const double places[] = {0x1p-22, 0x1p-10, 0x1p-7, 0x1p-22, 0.0};
+  const double place = type == ElementType::kFloat64 && blurred ? 0x1p-50 : places[static_cast<int>(type)];
+  const double mask = type == ElementType::kFloat64 && blurred ? 0x1p-49 : 0x1p-19;
+  return std::fabs(got - want) <= mask + place * std::fabs(want);
+}
+
+// One element of w·a + (1-w)·b as the reference rounds it: the difference, then the sum with an exact product.
+inline double naive_blend(ElementType type, double w, double a, double b) {
+  if (w == 0.0) return b;
+  if (w == 1.0 || a == b) return a;
+  if (type == ElementType::kUInt8) return round_to(type, w * (a - b) + b);  // exact in float64
+  if (type == ElementType::kFloat64) return std::fma(w, a - b, b);
+  const auto difference = static_cast<float>(a - b);
+  return round_to(type, std::fma(static_cast<float>(w), difference, static_cast<float>(b)));
+}
+
+// own·g + (1-lent)·h in float64, rounded to float32 and then to the type; a weight of 0 takes nothing.
+inline double naive_adjoint(ElementType type, double own, double g, double lent, double h) {
+  const double given = 1.0 - lent;
+  const double sum = (own == 0.0 ? 0.0 : own * g) + (given == 0.0 ? 0.0 : given * h);
+  return type == ElementType::kFloat64 ? sum : round_to(type, static_cast<float>(sum));
+}
+
+// One entry of a target, as torchvision rounds it: both products, then the sum.
+inline double naive_target(ElementType type, double y, double partner, double weight, double smoothing, int64_t classes) {
+  const auto compute = [&](double x) { return type == ElementType::kFloat64 ? x : static_cast<double>(static_cast<float>(x)); };
+  const auto rounded = [&](double x) { return round_to(type, compute(x)); };
+  const auto smooth = [&](double v) {
+    if (smoothing == 0.0) return v;
+    return rounded(compute(v * compute(1.0 - smoothing)) + compute(smoothing / static_cast<double>(classes)));
+  };
+  return rounded(rounded(smooth(partner) * compute(1.0 - weight)) + rounded(smooth(y) * compute(weight)));
+}
+
+}  // namespace fusedmix::test

@@ -1,0 +1,508 @@
+"""Every backend agrees with the reference, for every method, per, pairing, dtype and layout: tests/agreement.csv.
+
+The table has a line for each combination, written by the tests that checked it:
+
+    pytest tests/test_agreement.py --write-agreement
+
+A run compares the committed lines with its own for the backends that run here, and keeps those of the others. Every
+call through torch must have been exactly one call of the operator asked for: a fallback is a failure.
+
+What is allowed, with the exact value taken in twice float64's precision from the difference of the partners, which is
+rounded to the compute dtype (float32; float64 for float64 images), and from the backend's own mask:
+
+    plans               partners, kinds, geometry, values and λ equal; label weights to 1e-13
+    masks               constants and boxes equal, Gaussians to 4·2⁻²⁴
+    blends, w = 1       the sample, w = 0 the partner, both of them where they are equal: bit for bit
+      uint8             the nearest integer, ties to even
+      float32, float64  half a unit in the last place
+      float16, bfloat16 and half a unit of float32, to which the blend is rounded first
+      infinities, NaN   as IEEE arithmetic on the same formula has them
+    adjoints            the same, and half a unit of each of the two products (in float64; for CUDA in the compute dtype)
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import itertools
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import fusedmix as fm
+from conftest import METHODS
+from fusedmix import backends
+from fusedmix.backends import reference
+from fusedmix.formulas import Kind
+from fusedmix.methods import Pairing, Per
+from fusedmix.plan import MixPlan
+
+try:
+    import shim_build
+
+    NO_SHIM = shim_build.missing()
+except ImportError as error:  # fcntl: not on Windows
+    NO_SHIM = str(error)
+
+TABLE = Path(__file__).with_name("agreement.csv")
+COMPARED = ("partner", "lam", "kind", "geometry", "value")  # of two plans: equal
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.uint8)
+DRAWS = [
+    *itertools.product(("batch", "sample"), ("roll", "flip", "random", "cross_class", "same_class")),
+    ("pair", "flip"),
+]
+BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+PRECISION = {torch.float16: 11, torch.bfloat16: 8, torch.float32: 24, torch.float64: 53}  # in bits
+
+
+# ---- What is swept ---------------------------------------------------------------------------------------------------
+
+
+class Case(NamedTuple):
+    shape: tuple[int, ...]
+    spatial: int = 2
+    lam: float | None = None
+    any_bits: bool = False  # infinities, NaN, subnormal numbers: whatever a dtype can hold
+    shimmed: bool = False  # also for the kernels that run in the shim, which is slow
+
+
+CASES = (
+    Case((5, 3, 7, 9), shimmed=True),
+    Case((2, 3, 16, 32)),
+    Case((1, 2, 5, 4)),
+    Case((0, 3, 4, 4)),
+    Case((7, 4, 33), 1),
+    Case((3, 2, 5, 4, 6), 3, shimmed=True),
+    Case((3, 2, 3, 5, 7)),  # a video: time is not a dim of the mask
+    Case((3, 3, 37, 61)),
+    Case((4, 2, 6, 5), lam=0.0),
+    Case((4, 2, 6, 5), lam=1.0),
+    Case((3, 2, 6, 5), lam=2.0**-30),
+    Case((6, 2, 5, 8), any_bits=True, shimmed=True),
+)
+
+
+def contiguous(x):
+    return x.clone()
+
+
+def channels_last(x):
+    return x.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def sliced(x):
+    """Every second element of every dim of a larger tensor."""
+    large = x.new_full([2 * n + 1 for n in x.shape], 99)
+    return large[(slice(1, None, 2),) * x.ndim].copy_(x)
+
+
+def cropped(x):
+    """A part of a larger tensor that starts at no multiple of anything."""
+    sides = [n + 3 for n in x.shape]
+    large = x.new_full([1 + math.prod(sides)], 99)[1:].view(sides)
+    return large[tuple(slice(1, 1 + n) for n in x.shape)].copy_(x)
+
+
+def transposed(x):
+    """The first spatial dim is the innermost in memory."""
+    turned = (0, 1, *reversed(range(2, x.ndim)))
+    return x.permute(turned).clone(memory_format=torch.contiguous_format).permute(turned)
+
+
+LAYOUTS = (contiguous, channels_last, sliced, cropped, transposed)
+
+
+class Key(NamedTuple):
+    """A line of the table, but for what was found."""
+
+    method: str
+    per: str
+    pairing: str
+    dtype: str
+    layout: str
+    backend: str
+
+
+class Found(NamedTuple):
+    cases: str  # operator calls that were checked
+    pixels: str  # values in their results
+    agree: str
+
+
+def name_of(dtype):
+    return str(dtype).removeprefix("torch.")
+
+
+def keys(backend):
+    """Every line of a backend, in the order of the table."""
+    for method, (per, pairing), dtype, layout in itertools.product(METHODS, DRAWS, DTYPES, LAYOUTS):
+        yield Key(method, per, pairing, name_of(dtype), layout.__name__, backend)
+
+
+# ---- The backends ----------------------------------------------------------------------------------------------------
+
+
+class Ran(TorchDispatchMode):
+    """While it is entered, what torch is asked to do is the operators that are expected and nothing else."""
+
+    def __init__(self, *expected):
+        super().__init__()
+        self.expected = list(expected)
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+    def __exit__(self, kind, *rest):
+        super().__exit__(kind, *rest)
+        if kind is None:
+            assert self.seen == self.expected
+
+
+class Operators:
+    """A backend, by its operators in torch."""
+
+    def __init__(self, name, device="cpu", one_rounding=True, float64_adjoint=True):
+        self.name = name
+        self.device = torch.device(device)
+        self.one_rounding = one_rounding  # or a product is rounded before it is added
+        self.float64_adjoint = float64_adjoint  # or its products are rounded to the compute dtype
+
+    @property
+    def operators(self):
+        return backends.operators(self.device.type, self.name)  # built by the first test, not when tests are collected
+
+    def takes(self, case):
+        return True
+
+    def sample(self, request, seed):
+        return self._ran("sample", *request, torch.tensor(seed), None, None, self.device)
+
+    def mask(self, plan):
+        return self._ran("mask", plan.kind, plan.geometry, plan.value, plan.size)
+
+    def mix(self, x, plan):
+        with Ran(f"fusedmix_{self.name}::mix"):
+            return fm.mix(x, plan, backend=self.name)
+
+    def mix_(self, x, plan):
+        with Ran(f"fusedmix_{self.name}::mix_"):
+            assert fm.mix_(x, plan, backend=self.name) is x
+
+    def mix_adjoint(self, grad, plan):
+        return self._ran("mix_adjoint", grad, *masks_of(plan))
+
+    def _ran(self, operator, *args):
+        function = getattr(self.operators, operator)
+        with Ran(f"fusedmix_{self.name}::{operator}"):
+            return function(*args)
+
+
+class Shimmed:
+    """The source of the CUDA kernels, run on the CPU by the shim."""
+
+    name, device = "cuda (on the CPU)", torch.device("cpu")
+    one_rounding, float64_adjoint = True, False
+
+    @functools.cached_property
+    def shim(self):
+        from shim_backend import Shim
+
+        return Shim()
+
+    def takes(self, case):
+        return case.shimmed
+
+    def sample(self, request, seed):
+        return self._launched(self.shim.sample, *request, torch.tensor(seed))
+
+    def mask(self, plan):
+        return self._launched(self.shim.mask, plan.kind, plan.geometry, plan.value, list(plan.size))
+
+    def mix(self, x, plan):
+        return self._launched(self.shim.mix, x, *masks_of(plan))
+
+    def mix_(self, x, plan):
+        self._launched(self.shim.mix_, x, *masks_of(plan))
+
+    def mix_adjoint(self, grad, plan):
+        return self._launched(self.shim.mix_adjoint, grad, *masks_of(plan))
+
+    def _launched(self, operator, *args):
+        result = operator(*args)
+        launches = self.shim.module.launches()
+        assert launches
+        assert not any(launch["error"] for launch in launches)
+        return result
+
+
+def backends_here():
+    works = {(line.name, line.device) for line in backends.report() if line.works}
+    yield Operators("reference", one_rounding=False)  # PyTorch has no fma, which only float64 needs
+    if ("cpp", "cpu") in works:
+        yield Operators("cpp")
+    if ("cuda", "cuda") in works:
+        yield Operators("cuda", "cuda", float64_adjoint=False)
+    if NO_SHIM is None:
+        yield Shimmed()
+
+
+BACKENDS = list(backends_here())
+each_backend = pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)
+
+
+def masks_of(plan):
+    """What `mix` takes after x."""
+    ndim = 0 if plan.constant else len(plan.size)
+    return plan.partner, plan.kind, plan.geometry, plan.value, ndim, int(plan.pairing), int(plan.per)
+
+
+# ---- What is expected ------------------------------------------------------------------------------------------------
+
+
+def compute_of(dtype):
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def two_sum(p, q):
+    """p + q and what its rounding lost (Knuth)."""
+    s = p + q
+    t = s - p
+    return s, (p - (s - t)) + (q - t)
+
+
+def halves(x):
+    """float64 as a sum of two numbers of at most 27 bits."""
+    high = (x.view(torch.int64) >> 27 << 27).view(torch.float64)
+    return high, x - high
+
+
+def exact_sum(*products):
+    """The sum of products of float64 pairs, as a float64 and what its rounding lost, to some 100 bits."""
+    total = lost = torch.zeros((), dtype=torch.float64, device=products[0][0].device)
+    for p, q in products:
+        for part in (a * b for a in halves(p) for b in halves(q)):
+            total, error = two_sum(total, part)
+            lost = lost + error
+    return two_sum(total, lost)
+
+
+def half_unit(exact, dtype):
+    """Half a unit in the last place of `dtype` at a value."""
+    bits = PRECISION[dtype]
+    smallest = max(math.frexp(torch.finfo(dtype).tiny)[1] - bits, -1021)
+    exponent = (exact.frexp().exponent.long() - bits).clamp_min(smallest) - 1
+    return (exponent + 1023 << 52).view(torch.float64)
+
+
+def alike(a, b):
+    """Where two tensors have the same bits, or both a NaN."""
+    same = a.contiguous().view(BITS[a.element_size()]) == b.contiguous().view(BITS[b.element_size()])
+    return same | ((a != a) & (b != b))
+
+
+class Expected:
+    """A result: where it is certain, and elsewhere its exact value and how far from that it may be."""
+
+    def __init__(self, rounded, certain, products, one_rounding, products_in):
+        dtype = rounded.dtype
+        self.rounded = rounded
+        exact, self.lost = self.exact = exact_sum(*products)
+        if dtype == torch.uint8:
+            whole = exact.round()
+            whole = torch.where((exact - exact.floor() == 0.5) & (self.lost > 0), exact.ceil(), whole)
+            whole = torch.where((exact - exact.floor() == 0.5) & (self.lost < 0), exact.floor(), whole)
+            self.certain = torch.ones_like(certain)
+            self.rounded = torch.where(certain, rounded, whole.clamp(0, 255).to(torch.uint8))
+            return
+        self.certain = certain | ~rounded.isfinite()
+        allowed = half_unit(exact, dtype)
+        if compute_of(dtype) != dtype:
+            allowed = allowed + half_unit(exact, torch.float32)
+        if not one_rounding:
+            for p, q in products:
+                allowed = allowed + torch.finfo(products_in).eps / 2 * (p * q).abs()
+        self.allowed = allowed * (1 + 2.0**-28)  # what is computed in float64 is rounded to it first
+
+    def holds(self, out):
+        if out.dtype != self.rounded.dtype or out.shape != self.rounded.shape:
+            return False
+        if out.dtype == torch.uint8:
+            return torch.equal(out, self.rounded)
+        error = ((out.double() - self.exact[0]) - self.lost).abs()
+        return bool(torch.where(self.certain, alike(out, self.rounded), error <= self.allowed).all())
+
+
+def over_batch(mask, x, size):
+    """(B, *size) in the shape of x."""
+    return mask.reshape(mask.shape[0], *[1] * (x.ndim - 1 - len(size)), *size).expand(x.shape)
+
+
+def expected_mix(x, w, plan, backend):
+    a, b = x, x[plan.partner]
+    compute = compute_of(x.dtype)
+    difference = (a.to(compute) - b.to(compute)).double()
+    products = ((w.double(), difference), (b.double(), torch.ones_like(difference)))
+    certain = (w == 0) | (w == 1) | (a == b)
+    return Expected(reference.blend(w, a, b), certain, products, backend.one_rounding, torch.float64)
+
+
+def expected_adjoint(grad, w, plan, backend):
+    back = plan.partner.argsort()
+    own, lent = w.double(), 1.0 - w[back].double()
+    g, h = grad.double(), grad[back].double()
+    sum_of = torch.where(own == 0, 0.0, own * g) + torch.where(lent == 0, 0.0, lent * h)
+    rounded = sum_of.to(compute_of(grad.dtype)).to(grad.dtype)
+    # A weight of 0 takes nothing, not even an infinity.
+    g, h = torch.where(own == 0, 0.0, g), torch.where(lent == 0, 0.0, h)
+    products_in = torch.float64 if backend.float64_adjoint else compute_of(grad.dtype)
+    return Expected(rounded, torch.zeros_like(own, dtype=torch.bool), ((own, g), (lent, h)), False, products_in)
+
+
+def values(case, dtype, seed):
+    generator = torch.Generator().manual_seed(seed)
+    if dtype == torch.uint8:
+        x = torch.randint(0, 256, case.shape, dtype=dtype, generator=generator)
+    elif case.any_bits:
+        bits = BITS[dtype.itemsize]
+        info = torch.iinfo(bits)
+        return torch.randint(info.min, info.max, case.shape, dtype=bits, generator=generator).view(dtype)
+    else:
+        x = (3 * torch.randn(case.shape, dtype=torch.float64, generator=generator)).to(dtype)
+    x[..., :1] = 7  # equal in all samples
+    return x
+
+
+# ---- The table -------------------------------------------------------------------------------------------------------
+
+
+class Table:
+    """The committed lines; and those of this run, where it is to write them."""
+
+    def __init__(self, path):
+        self.path = path
+        self.lines = {}
+        if path.exists():
+            with path.open(newline="", encoding="utf-8") as file:
+                columns, *lines = csv.reader(file)
+            assert columns == [*Key._fields, *Found._fields]
+            n = len(Key._fields)
+            self.lines = {Key(*line[:n]): Found(*line[n:]) for line in lines}
+            assert len(self.lines) == len(lines)
+
+    def write(self):
+        order = ["reference", "cpp", *sorted({key.backend for key in self.lines} - {"reference", "cpp"})]
+        with self.path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow([*Key._fields, *Found._fields])
+            for key in (key for backend in order for key in keys(backend)):
+                if key in self.lines:
+                    writer.writerow([*key, *self.lines[key]])
+
+
+@pytest.fixture(scope="module")
+def table(request):
+    path = request.config.getoption("--write-agreement")
+    table = Table(Path(path) if path else TABLE)
+    if path and hasattr(request.config, "workerinput"):
+        pytest.fail("--write-agreement needs all lines in one process: run without -n")
+    yield table
+    if path:
+        table.write()
+
+
+def pairs_classes(pairing):
+    return pairing in ("cross_class", "same_class")
+
+
+@each_backend
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("per", "pairing"), DRAWS)
+def test_agreement(table, request, backend, method, per, pairing):
+    module = METHODS[method](per=per, pairing=pairing, sampling="device", backend="reference")
+    calls, pixels = {}, {}
+
+    def count(dtype, layout, out):
+        key = Key(method, per, pairing, name_of(dtype), layout.__name__, backend.name)
+        calls[key] = calls.get(key, 0) + 1
+        pixels[key] = pixels.get(key, 0) + out.numel()
+        return key, case
+
+    for number, case in enumerate(CASES):
+        if not backend.takes(case):
+            continue
+        plan = plan_of(module, case, number, backend)
+        w = mask_of(plan, backend)
+        for dtype in DTYPES:
+            x = values(case, dtype, number).to(backend.device)
+            mixed = expected_mix(x, over_batch(w, x, plan.size), plan, backend)
+            for layout in LAYOUTS:
+                given = layout(x)
+                out = backend.mix(given, plan)
+                where = count(dtype, layout, out)
+                assert mixed.holds(out), where
+                assert alike(given, x).all(), where
+                assert out.stride() == torch.empty_like(given).stride(), where
+                # In place: the same, and nothing beside it.
+                memory = given if given._base is None else given._base
+                before = memory.clone()
+                backend.mix_(given, plan)
+                count(dtype, layout, out)
+                assert alike(given, out).all(), where
+                given.copy_(x)
+                assert alike(memory, before).all(), where
+            if dtype == torch.uint8:
+                continue
+            grad = values(case, dtype, number + 100).to(backend.device)
+            lent = expected_adjoint(grad, over_batch(w, grad, plan.size), plan, backend)
+            for layout in LAYOUTS:
+                out = backend.mix_adjoint(layout(grad), plan)
+                assert lent.holds(out), count(dtype, layout, out)
+                count(dtype, layout, out)
+
+    found = {key: Found(str(calls[key]), str(pixels[key]), "yes") for key in calls}
+    if request.config.getoption("--write-agreement"):
+        table.lines.update(found)
+    else:
+        committed = {key: table.lines.get(key) for key in found}
+        assert committed == found, "stale: pytest tests/test_agreement.py --write-agreement"
+
+
+def plan_of(module, case, seed, backend):
+    """The reference's plan, which the backend must draw as well."""
+    size, batch = case.shape[len(case.shape) - case.spatial :], case.shape[0]
+    classes = torch.arange(batch) % 3
+    plan = module.sample(batch, size, lam=case.lam, labels=classes, seed=seed)
+    lam = None if case.lam is None else torch.tensor(case.lam)
+    request = module._request(batch, size, lam, classes if pairs_classes(module.pairing) else None)
+    drawn = MixPlan(*(t.cpu() for t in backend.sample(request, seed)), size)
+    for name in COMPARED:
+        assert torch.equal(getattr(drawn, name), getattr(plan, name)), name
+    assert ((drawn.weight - plan.weight).abs() <= 1e-13).all()
+    return plan.to(backend.device)
+
+
+def mask_of(plan, backend):
+    """The backend's masks, which must be the reference's."""
+    w = backend.mask(plan)
+    expected = reference.mask(plan.kind, plan.geometry, plan.value, plan.size)
+    assert w.dtype == torch.float32
+    assert w.shape == expected.shape
+    gaussian = (plan.kind >= Kind.GAUSSIAN).reshape(-1, *[1] * len(plan.size))
+    allowed = torch.where(gaussian, 4 * 2.0**-24, 0.0)
+    assert ((w - expected).abs() <= allowed).all()
+    return w
+
+
+def test_the_table_has_a_line_for_every_combination(table, request):
+    """And no other: of every backend that runs here, and of every other one that has been run anywhere."""
+    if request.config.getoption("--write-agreement"):
+        pytest.skip("being written")
+    named = dict.fromkeys([*(backend.name for backend in BACKENDS), *(key.backend for key in table.lines)])
+    wanted = {key for name in named for key in keys(name)}
+    assert table.lines.keys() == wanted, "stale: pytest tests/test_agreement.py --write-agreement"
