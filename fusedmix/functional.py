@@ -100,7 +100,7 @@ def in_range(labels: Tensor, num_classes: int) -> Tensor:
 
 
 def beside(plan: MixPlan, x: Tensor) -> MixPlan:
-    """The plan where operators on x take it: on the device of x, or on the CPU, from where it travels with the launch."""
+    """The plan where operators on x take it: beside x, or on the CPU, from where it travels with the launch."""
     return plan if plan.device == x.device or plan.device.type == "cpu" else plan.to(x.device)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from fusedmix import backends
+from fusedmix.backends import native
 from fusedmix.version import __version__
 
 
@@ -72,14 +73,15 @@ def report() -> str:
         ("platform", platform.platform()),
         ("CPU", _cpu()),
         *(("GPU", gpu) for gpu in _gpus()),
-        *((tool, shutil.which(tool) or "not on PATH") for tool in ("c++", "nvcc", "ninja")),
+        *native.tools(),
+        *((f"{name} library", native.status(name)) for name in native.LIBRARIES),
     ]
     width = shutil.get_terminal_size((100, 24)).columns
     rows = [
         (b.name, b.device, "yes" if b.works else "no", "yes" if b.chosen else "no", b.reason) for b in backends.report()
     ]
     return (
-        "\n".join(f"{name:<13}{value}" for name, value in facts)
+        "\n".join(f"{name:<14}{value}" for name, value in facts)
         + "\n\n"
         + table(("backend", "device", "works", "chosen", "reason"), rows, width)
     )

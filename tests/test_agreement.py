@@ -50,6 +50,7 @@ except ImportError as error:  # fcntl: not on Windows
 
 TABLE = Path(__file__).with_name("agreement.csv")
 COMPARED = ("partner", "lam", "kind", "geometry", "value")  # of two plans: equal
+OPERATORS = ("sample", "mask", "mix", "mix_", "mix_adjoint", "mix_labels", "mix_batch", "mix_batch_")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.uint8)
 DRAWS = [
     *itertools.product(("batch", "sample"), ("roll", "flip", "random", "cross_class", "same_class")),
@@ -67,22 +68,22 @@ class Case(NamedTuple):
     spatial: int = 2
     lam: float | None = None
     any_bits: bool = False  # infinities, NaN, subnormal numbers: whatever a dtype can hold
-    shimmed: bool = False  # also for the kernels that run in the shim, which is slow
+    thorough: bool = False  # in all layouts, and also for the kernels that run in the shim, which is slow
 
 
 CASES = (
-    Case((5, 3, 7, 9), shimmed=True),
+    Case((5, 3, 7, 9), thorough=True),
     Case((2, 3, 16, 32)),
     Case((1, 2, 5, 4)),
     Case((0, 3, 4, 4)),
     Case((7, 4, 33), 1),
-    Case((3, 2, 5, 4, 6), 3, shimmed=True),
+    Case((3, 2, 5, 4, 6), 3, thorough=True),
     Case((3, 2, 3, 5, 7)),  # a video: time is not a dim of the mask
     Case((3, 3, 37, 61)),
     Case((4, 2, 6, 5), lam=0.0),
     Case((4, 2, 6, 5), lam=1.0),
     Case((3, 2, 6, 5), lam=2.0**-30),
-    Case((6, 2, 5, 8), any_bits=True, shimmed=True),
+    Case((6, 2, 5, 8), any_bits=True, thorough=True),
 )
 
 
@@ -114,6 +115,11 @@ def transposed(x):
 
 
 LAYOUTS = (contiguous, channels_last, sliced, cropped, transposed)
+
+
+def layouts_of(number):
+    """In which layouts a case is swept: all of them, or two, other ones than the case before."""
+    return LAYOUTS if CASES[number].thorough else (LAYOUTS[number % 5], LAYOUTS[(number + 2) % 5])
 
 
 class Key(NamedTuple):
@@ -216,7 +222,7 @@ class Shimmed:
         return Shim()
 
     def takes(self, case):
-        return case.shimmed
+        return case.thorough
 
     def sample(self, request, seed):
         return self._launched(self.shim.sample, *request, torch.tensor(seed))
@@ -441,7 +447,7 @@ def test_agreement(table, request, backend, method, per, pairing):
         for dtype in DTYPES:
             x = values(case, dtype, number).to(backend.device)
             mixed = expected_mix(x, over_batch(w, x, plan.size), plan, backend)
-            for layout in LAYOUTS:
+            for layout in layouts_of(number):
                 given = layout(x)
                 out = backend.mix(given, plan)
                 where = count(dtype, layout, out)
@@ -460,7 +466,7 @@ def test_agreement(table, request, backend, method, per, pairing):
                 continue
             grad = values(case, dtype, number + 100).to(backend.device)
             lent = expected_adjoint(grad, over_batch(w, grad, plan.size), plan, backend)
-            for layout in LAYOUTS:
+            for layout in layouts_of(number):
                 out = backend.mix_adjoint(layout(grad), plan)
                 assert lent.holds(out), count(dtype, layout, out)
                 count(dtype, layout, out)
@@ -497,6 +503,100 @@ def mask_of(plan, backend):
     allowed = torch.where(gaussian, 4 * 2.0**-24, 0.0)
     assert ((w - expected).abs() <= allowed).all()
     return w
+
+
+# ---- What the sweep is too coarse for --------------------------------------------------------------------------------
+
+
+def all_pairs():
+    """(2, 1, 256, 256) uint8: sample 0 beside sample 1 holds every pair of values."""
+    value = torch.arange(256, dtype=torch.uint8)
+    return torch.stack((value.expand(256, 256), value.expand(256, 256).T)).unsqueeze(1)
+
+
+def near(w):
+    """A weight and its neighbours in float32."""
+    w = torch.tensor(w)
+    return [float(v) for v in (w.nextafter(torch.tensor(-1.0)), w, w.nextafter(torch.tensor(2.0))) if 0 <= v <= 1]
+
+
+@each_backend
+@pytest.mark.parametrize("near_to", [0.5, 0.25, 0.375, 0.96875, 1 / 510, 1 / 3, 2.0**-24, 1.0, 0.0])
+def test_bytes_round_to_nearest_even(backend, near_to):
+    """Every pair of bytes, at weights where many blends fall on a half or just beside it."""
+    x = all_pairs().to(backend.device)
+    for lam in near(near_to):
+        plan = fm.MixUp(pairing="flip").sample(2, (256, 256), lam=lam).to(backend.device)
+        assert float(plan.lam[0]) == lam
+        w = over_batch(backend.mask(plan), x, plan.size)
+        assert expected_mix(x, w, plan, backend).holds(backend.mix(x, plan))
+
+
+@each_backend
+def test_bytes_round_to_nearest_even_under_a_gaussian(backend):
+    x = all_pairs().to(backend.device)
+    for seed in range(2 if isinstance(backend, Shimmed) else 20):
+        plan = fm.GMix(per="sample", pairing="flip").sample(2, (256, 256), seed=seed).to(backend.device)
+        w = over_batch(mask_of(plan, backend), x, plan.size)
+        assert expected_mix(x, w, plan, backend).holds(backend.mix(x, plan))
+
+
+@each_backend
+@pytest.mark.parametrize("method", METHODS)
+def test_the_adjoint_is_the_adjoint(backend, method):
+    """<mix(x), g> = <x, mix_adjoint(g)>, summed exactly."""
+    plan = METHODS[method](per="sample", pairing="random").sample(5, (6, 7), seed=8).to(backend.device)
+    x, grad = (values(Case((5, 2, 6, 7)), torch.float64, seed).to(backend.device) for seed in (1, 2))
+    left = [*(backend.mix(x, plan) * grad).flatten().tolist(), *(-x * backend.mix_adjoint(grad, plan)).flatten().tolist()]
+    assert abs(math.fsum(left)) <= 2.0**-50 * math.fsum(map(abs, left))
+
+
+@each_backend
+@pytest.mark.parametrize("method", METHODS)
+def test_gradients(backend, method):
+    """Of both orders, and by the backend's own operators."""
+    if isinstance(backend, Shimmed):
+        pytest.skip("the shim has no autograd")
+    plan = METHODS[method](per="sample", pairing="random").sample(3, (3, 4), seed=5)
+    x = values(Case((3, 2, 3, 4)), torch.float64, 0).to(backend.device).requires_grad_()
+    mix = functools.partial(fm.mix, plan=plan, backend=backend.name)
+    assert torch.autograd.gradcheck(mix, x)
+    assert torch.autograd.gradgradcheck(mix, x)
+    ran = Ran()
+    with pytest.raises(AssertionError), ran:
+        torch.autograd.grad(mix(x).sum(), x)
+    ours = [name for name in ran.seen if name.startswith("fusedmix")]
+    assert ours == [f"fusedmix_{backend.name}::mix", f"fusedmix_{backend.name}::mix_adjoint"]
+
+
+def test_another_backend_is_noticed(monkeypatch):
+    plan = fm.MixUp().sample(2, (4, 4), seed=0)
+    x = torch.rand(2, 1, 4, 4)
+    found = torch.ops.fusedmix_reference
+    monkeypatch.setattr(backends, "operators", lambda *_: found)
+    for call in (
+        lambda backend: backend.mask(plan),
+        lambda backend: backend.mix(x, plan),
+        lambda backend: backend.mix_(x, plan),
+        lambda backend: backend.mix_adjoint(x, plan),
+    ):
+        call(Operators("reference"))
+        with pytest.raises(AssertionError):
+            call(Operators("cpp"))
+
+
+@each_backend
+def test_operators_have_kernels_of_their_own(backend):
+    """One for the backend's device, and none that the dispatcher could fall back to."""
+    if isinstance(backend, Shimmed):
+        pytest.skip("the shim is no backend")
+    plain = backend.name == "reference"
+    for name in OPERATORS:
+        overload = getattr(backend.operators, name).default
+        has = functools.partial(torch._C._dispatch_has_kernel_for_dispatch_key, overload.name())
+        assert has("CompositeExplicitAutograd") == plain
+        assert not has("CompositeImplicitAutograd")
+        assert has(backend.device.type.upper()) != plain
 
 
 def test_the_table_has_a_line_for_every_combination(table, request):

@@ -189,12 +189,23 @@ inline void draw_as_torchvision(const cpu::SampleArgs& args, double* drawn) {
   }
 }
 
+// The seed of a request. One without elements stands for a seed that is drawn here, from torch's default generator, as
+// torch.ops.fusedmix.draw_seed would.
+inline uint64_t seed_value(const Tensor& seed) {
+  if (seed.numel() > 0) return static_cast<uint64_t>(*const_data<int64_t>(seed));
+  static thread_local const Tensor& drawn = *new Tensor(empty_cpu({1}, ScalarType::Long));
+  StableIValue stack[] = {torch::stable::detail::from(drawn), torch::stable::detail::from(std::nullopt)};
+  call("aten::random_", "", stack);
+  torch::stable::detail::to<Tensor>(stack[0]);
+  return static_cast<uint64_t>(*const_data<int64_t>(drawn));
+}
+
 // The plan of a request on the CPU: from a seed, from numbers drawn elsewhere, or drawn here.
 inline Plan sample_on_cpu(Request& request) {
   cpu::SampleArgs args = request.args();
   double drawn[6];
   if (request.seed) {
-    args.seed = static_cast<uint64_t>(*const_data<int64_t>(*request.seed));
+    args.seed = seed_value(*request.seed);
   } else if (!request.drawn) {
     draw_as_torchvision(args, drawn);
     args.drawn = drawn;

@@ -266,7 +266,7 @@ cuda::Sampling sampling_of(const Target& target, Request& request, const Plan& p
   if (request.seed->is_cuda()) {
     s.seed = const_data<int64_t>(*request.seed);
   } else {
-    s.seed_value = static_cast<uint64_t>(*const_data<int64_t>(*request.seed));
+    s.seed_value = seed_value(*request.seed);
   }
   if (args.pairing == kCrossClass) {
     kept.push_back(target.empty({args.batch}, ScalarType::Int));

@@ -60,7 +60,7 @@ void test_mix(Random& random, ElementType type, const std::vector<int64_t>& shap
     const bool blurred = is_gaussian_kind(plan.kind[shared ? 0 : i]) || (adjoint && is_gaussian_kind(plan.kind[shared ? 0 : other]));
     const double want = adjoint ? naive_adjoint(type, w, a, naive_mask(view, other, pixel), b) : naive_blend(type, w, a, b);
     const double got = read_element(type, out.data(), there);
-    if (blurred ? close(type, got, want) : same(got, want)) {
+    if (blurred ? close(type, got, want, false) : same(got, want)) {
       pass();
     } else {
       fail(format("sample %lld, pixel (%lld, %lld, %lld): %.17g instead of %.17g", static_cast<long long>(i),

@@ -43,15 +43,14 @@ inline double naive_mask(const PlanView& plan, int64_t i, const int64_t* pixel) 
 
 inline bool same(double a, double b) { return a == b || (std::isnan(a) && std::isnan(b)); }
 
-// How far an element may be off where the mask is a Gaussian: the mask by 2^-22 (times |a-b| <= 8; 255 for bytes), the
-// element by one place. `blurred` also allows for adjoints that round between their two products.
-inline bool close(ElementType type, double got, double want, bool blurred = false) {
+// Whether an element is as near as rounding lets it be: where the mask is a Gaussian, which may be off by 2^-22 (times
+// |a-b| <= 8; 255 for bytes), or where the mask is exact but the sum of two products was rounded on the way (adjoints).
+inline bool close(ElementType type, double got, double want, bool exact_mask) {
   if (same(got, want)) return true;
   if (type == ElementType::kUInt8) return std::fabs(got - want) <= 1.0;
-  const double places[] = {0x1p-22, 0x1p-10, 0x1p-7, 0x1p-22, 0.0};
-  const double place = type == ElementType::kFloat64 && blurred ? 0x1p-50 : places[static_cast<int>(type)];
-  const double mask = type == ElementType::kFloat64 && blurred ? 0x1p-49 : 0x1p-19;
-  return std::fabs(got - want) <= mask + place * std::fabs(want);
+  const bool tight = type == ElementType::kFloat64 && exact_mask;
+  const double places[] = {0x1p-22, 0x1p-10, 0x1p-7, tight ? 0x1p-50 : 0x1p-22, 0.0};
+  return std::fabs(got - want) <= (tight ? 0x1p-49 : 0x1p-19) + places[static_cast<int>(type)] * std::fabs(want);
 }
 
 // One element of w·a + (1-w)·b as the reference rounds it: the difference, then the sum with an exact product.

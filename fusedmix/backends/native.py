@@ -28,7 +28,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -608,6 +608,18 @@ def load(name: Name) -> None:
             _failed[name] = error
             raise
         _loaded[name] = path
+
+
+def tools() -> list[tuple[str, str]]:
+    """What a build here would use, or why there is none, for `fusedmix info`."""
+
+    def found(look: Callable[[], str]) -> str:
+        try:
+            return look()
+        except BuildError as error:
+            return str(error)
+
+    return [("c++", found(lambda: shlex.join(_cxx()))), ("nvcc", found(_nvcc)), ("ninja", found(_ninja))]
 
 
 def status(name: Name) -> str:

@@ -1,0 +1,449 @@
+// The CUDA kernels (csrc/cuda) against the CPU backend (csrc/cpu), both free of torch, on a GPU or on the shim:
+//
+//   fusedmix_cuda_test [--large] [--raw]
+//
+// Small batches, so that it is quick under compute-sanitizer too; --large adds batches of real size. --raw leaves outputs
+// uninitialised, for initcheck to find what is read before it is written; without it they are filled, so that stale
+// memory does not pass for a result. Exit status: 0 all is well, 1 something is wrong, 77 there is no GPU.
+#include <algorithm>
+#include <map>
+#include <memory>
+
+#include "../cpu/mix.h"
+#include "../cuda/kernels.h"
+#include "device_memory.h"
+#include "naive.h"
+
+namespace fusedmix::test {
+namespace {
+
+constexpr cpu::Parallel kOneThread{nullptr, 1};
+bool raw = false;
+std::map<std::string, int64_t> paths;  // how often each way through the kernels was taken
+
+void compare(ElementType type, const std::vector<char>& got, const std::vector<char>& want, bool exact, bool exact_mask,
+             const char* what) {
+  const int64_t size = element_size(type);
+  for (int64_t k = 0; k < static_cast<int64_t>(want.size()) / size; ++k) {
+    if (std::memcmp(&got[k * size], &want[k * size], size) == 0) {
+      pass();
+      continue;
+    }
+    const double a = read_element(type, got.data(), k), b = read_element(type, want.data(), k);
+    if (exact ? same(a, b) : close(type, a, b, exact_mask)) {
+      pass();
+    } else {
+      fail(format("%s, element %lld: %.17g instead of %.17g", what, static_cast<long long>(k), a, b));
+    }
+  }
+}
+
+// ---- plans ----
+
+// A plan where kernels find it: on the device, or inside the kernel's arguments, its pointers offsets into them.
+struct PlacedPlan {
+  PlanView view{};
+  const double* weight = nullptr;
+  cuda::InlinePlan bytes{};
+  bool travels = false;
+  std::vector<std::unique_ptr<DeviceBuffer>> kept;
+
+  PlacedPlan(const HostPlan& plan, bool inside) {
+    view.pairing = plan.pairing;
+    view.shared = plan.shared;
+    const size_t rows = plan.shared ? 1 : plan.partner.size();
+    size_t used = 0;
+    travels = inside && rows * 48 + plan.partner.size() * 8 <= sizeof(bytes.bytes);
+    const auto place = [&](const auto& values, size_t n, auto& pointer) {
+      using T = typename std::decay_t<decltype(values)>::value_type;
+      if (travels) {
+        std::memcpy(bytes.bytes + used, values.data(), n * sizeof(T));
+        pointer = reinterpret_cast<const T*>(used);
+        used += n * sizeof(T);
+      } else {
+        kept.push_back(std::make_unique<DeviceBuffer>(values.data(), n * sizeof(T), false));
+        pointer = kept.back()->template as<T>();
+      }
+    };
+    place(plan.weight, plan.shared ? 1 : plan.weight.size(), weight);
+    if (plan.pairing > kFlip) place(plan.partner, plan.partner.size(), view.partner);
+    place(plan.value, 2 * rows, view.value);
+    place(plan.geometry, 6 * rows, view.geometry);
+    place(plan.kind, rows, view.kind);
+    ++paths[travels ? "plan inside the arguments" : "plan on the device"];
+  }
+  const cuda::InlinePlan* inline_plan() const { return travels ? &bytes : nullptr; }
+};
+
+bool has_gaussian(const HostPlan& plan) {
+  return std::any_of(plan.kind.begin(), plan.kind.end(), [](int32_t kind) { return is_gaussian_kind(kind); });
+}
+
+// ---- targets ----
+
+// Labels, and the targets that they should give.
+struct Labels {
+  cuda::Targets targets{};
+  std::vector<char> want;
+  std::unique_ptr<DeviceBuffer> labels, out;
+
+  // `type` is a cuda::LabelType. Rows of soft labels lie apart.
+  Labels(Random& random, int32_t type, bool soft, int64_t batch, int64_t classes, double smoothing, const HostPlan& plan) {
+    const bool floating = type >= cuda::kLabelFloat;
+    constexpr ElementType floats[] = {ElementType::kFloat32, ElementType::kFloat16, ElementType::kBFloat16, ElementType::kFloat64};
+    constexpr int widths[] = {8, 4, 2, 1, 1, 2, 4, 8};
+    const ElementType out_type = floating ? floats[type - cuda::kLabelFloat] : ElementType::kFloat32;
+    const int64_t columns = soft ? classes : 1, stride = columns + (soft ? 3 : 0);
+    const int64_t bytes = floating ? element_size(out_type) : widths[type];
+    std::vector<char> memory(batch * stride * bytes, 0);
+    std::vector<int64_t> as_classes(batch);
+    Batch rows(out_type, {batch, columns}, Order::kContiguous);  // the same as the CPU backend takes them
+    if (floating) rows.fill(random, false);
+    for (int64_t i = 0; i < batch; ++i) {
+      as_classes[i] = random.below(std::min<int64_t>(classes, 127));
+      for (int64_t k = 0; k < columns; ++k) {
+        char* to = &memory[(i * stride + k) * bytes];
+        const int64_t number = soft ? random.below(3) : as_classes[i];
+        const auto as_float = static_cast<float>(number);
+        char* row = rows.memory.data() + (i * columns + k) * element_size(out_type);
+        std::memcpy(to, floating ? static_cast<const void*>(row) : &number, bytes);  // the low bytes
+        if (!floating) std::memcpy(row, &as_float, sizeof(as_float));
+      }
+    }
+    Batch made(out_type, {batch, classes}, Order::kContiguous);
+    const std::vector<double> weight(plan.shared ? std::vector<double>(batch, plan.weight[0]) : plan.weight);
+    cpu::mix_labels({out_type, soft ? nullptr : as_classes.data(), soft ? rows.data() : nullptr, columns, 1, plan.partner.data(),
+                     weight.data(), batch, classes, smoothing, made.data()},
+                    kOneThread);
+    want = made.memory;
+    labels = std::make_unique<DeviceBuffer>(memory, false);
+    out = raw ? std::make_unique<DeviceBuffer>(want.size()) : std::make_unique<DeviceBuffer>(std::vector<char>(want.size(), '\x55'));
+    targets = {labels->as<void>(), type,    soft,      stride,           soft ? 1 : 0, nullptr, plan.shared,
+               batch,              classes, smoothing, out->as<void>(), out_type};
+  }
+  void verify() const { compare(targets.out_type, out->values<char>(), want, true, true, "targets"); }
+};
+
+void test_targets() {
+  Random random(1);
+  const int64_t size[3] = {1, 1, 1};
+  for (int32_t type = cuda::kLabelInt64; type <= cuda::kLabelDouble; ++type) {
+    for (const bool soft : {false, true}) {
+      if (!soft && type >= cuda::kLabelFloat) continue;
+      for (const int64_t classes : {int64_t{1}, int64_t{10}, int64_t{151}}) {
+        for (const double smoothing : {0.0, 0.1}) {
+          context = format("%s targets, label type %d, %lld classes, smoothing %g", soft ? "soft" : "dense", type,
+                           static_cast<long long>(classes), smoothing);
+          const int64_t batch = 1 + random.below(20);
+          const auto pairing = static_cast<int32_t>(random.below(3));
+          const HostPlan plan = make_plan(random, batch, size, pairing, Masks::kConstant, random.below(2) == 0);
+          PlacedPlan placed(plan, random.below(2) == 0);
+          Labels labels(random, type, soft, batch, classes, smoothing, plan);
+          labels.targets.weight = placed.weight;
+          check(cuda::mix(nullptr, placed.view, placed.inline_plan(), cuda::Walk{}, nullptr, labels.targets, nullptr));
+          labels.verify();
+        }
+      }
+    }
+  }
+}
+
+// ---- images ----
+
+enum class Way { kInPlace, kOutOfPlace, kAdjoint };
+
+struct Case {
+  ElementType type;
+  std::vector<int64_t> shape;
+  Order order;
+  int32_t pairing;
+  Masks masks;
+  bool shared;
+  Way way;
+  int multiprocessors;
+};
+
+void count_paths(const cuda::Images& images, const cuda::Walk& walk, int32_t pairing) {
+  const int bytes = walk.width * element_size(images.type);
+  ++paths[bytes == 16 ? "16 bytes at a time" : (walk.width == 1 ? "an element at a time" : "4 bytes at a time")];
+  if (pairing == kFlip) {
+    ++paths["pairs"];
+  } else {
+    ++paths[walk.staged_bytes > 0 ? "heads, staged" : (walk.heads ? "heads" : "no heads")];
+  }
+  if (images.adjoint) ++paths["adjoint"];
+}
+
+void test_mix(Random& random, const Case& c) {
+  const bool adjoint = c.way == Way::kAdjoint, in_place = c.way == Way::kInPlace;
+  const int64_t batch = c.shape[0];
+  context = format("%s %s of B=%lld, %s, %s, %s%s, %d multiprocessors", name_of(c.type),
+                   adjoint ? "adjoint" : (in_place ? "in place" : "out of place"), static_cast<long long>(batch),
+                   name_of(c.order), name_of_pairing(c.pairing), name_of(c.masks), c.shared ? " shared" : "", c.multiprocessors);
+  Batch x(c.type, c.shape, c.order);
+  x.fill(random, !adjoint && c.masks != Masks::kGaussian && c.masks != Masks::kAll);
+  Batch want = in_place ? x : Batch(c.type, c.shape, random.below(2) ? c.order : Order::kContiguous);
+  int64_t size[3];
+  sides_of(x, size);
+  const HostPlan plan = make_plan(random, batch, size, c.pairing, c.masks, c.shared);
+  const int spatial = c.masks == Masks::kConstant && random.below(2) ? 0 : static_cast<int>(x.pixel_dims());
+  const Layout layout = layout_of(in_place ? want : x, want, spatial);
+
+  const DeviceBuffer src(x.memory, in_place);
+  std::unique_ptr<DeviceBuffer> out;
+  const bool gaps = want.memory.size() != static_cast<size_t>(want.elements() * element_size(c.type));
+  if (!in_place) out = raw && !gaps ? std::make_unique<DeviceBuffer>(want.memory.size()) : std::make_unique<DeviceBuffer>(want.memory);
+  const DeviceBuffer& dst = in_place ? src : *out;
+  const auto begin = [&](const DeviceBuffer& buffer, const Batch& b) { return buffer.as<char>() + b.first * element_size(c.type); };
+  const cuda::Images images{c.type, begin(src, x), begin(dst, want), layout, adjoint};
+
+  cpu::mix({c.type, in_place ? want.data() : x.data(), want.data(), layout, plan.view(), adjoint}, kOneThread);
+  const cuda::Walk walk = cuda::plan_walk(images, c.pairing, c.multiprocessors);
+  count_paths(images, walk, c.pairing);
+  PlacedPlan placed(plan, random.below(2) == 0);
+  std::unique_ptr<Labels> labels;  // in the same launch
+  cuda::Targets targets{};
+  if (!adjoint && random.below(2)) {
+    labels = std::make_unique<Labels>(random, static_cast<int32_t>(random.below(8)), false, batch, 10, 0.1, plan);
+    labels->targets.weight = placed.weight;
+    targets = labels->targets;
+  }
+  const DeviceBuffer staged(walk.staged_bytes);
+  if (walk.staged_bytes > 0) check(cuda::stage(images, walk, staged.as<void>(), nullptr));
+  const void* heads = walk.staged_bytes > 0 ? staged.as<void>() : nullptr;
+  check(cuda::mix(&images, placed.view, placed.inline_plan(), walk, heads, targets, nullptr));
+  const bool exact_mask = !has_gaussian(plan);
+  compare(c.type, dst.values<char>(), want.memory, exact_mask && !adjoint, exact_mask, "images");
+  if (labels != nullptr) labels->verify();
+}
+
+constexpr Way kWays[] = {Way::kInPlace, Way::kOutOfPlace, Way::kAdjoint};
+
+void test_mixes() {
+  Random random(2);
+  // Rows of whole 16-byte vectors, of whole 4-byte ones, and odd ones; sequences, volumes; a pair and a single sample.
+  const std::vector<int64_t> shapes[] = {{23, 3, 6, 16}, {9, 3, 5, 12}, {17, 3, 7, 9},    {6, 3, 33},
+                                         {4, 2, 3, 5, 8}, {2, 1, 4, 8},  {1, 3, 4, 4}};
+  for (const ElementType type : kTypes) {
+    for (const auto& shape : shapes) {
+      for (const Order order : kOrders) {
+        for (const int32_t pairing : {kRoll, kFlip, kRandom}) {
+          for (const Way way : kWays) {
+            if (way == Way::kAdjoint && type == ElementType::kUInt8) continue;
+            const Masks masks = kMasks[random.below(5)];
+            test_mix(random, {type, shape, order, pairing, masks, random.below(3) == 0, way, random.below(2) ? 1 : 132});
+          }
+        }
+      }
+    }
+  }
+}
+
+// More samples than a block has threads, in one unit.
+void test_long_batches() {
+  Random random(3);
+  for (const int32_t pairing : {kRoll, kFlip, kRandom}) {
+    for (const Way way : kWays) {
+      const ElementType type = way == Way::kOutOfPlace ? ElementType::kBFloat16 : ElementType::kFloat32;
+      test_mix(random, {type, {300, 1, 32, 33}, Order::kContiguous, pairing, Masks::kAll, false, way, 1});
+    }
+  }
+}
+
+void test_large() {
+  Random random(4);
+  for (const std::vector<int64_t>& shape : {std::vector<int64_t>{64, 3, 224, 224}, {33, 3, 97, 101}, {512, 3, 32, 32}}) {
+    for (const ElementType type : kTypes) {
+      for (const Order order : {Order::kContiguous, Order::kChannelsLast, Order::kSliced}) {
+        for (const int32_t pairing : {kRoll, kFlip, kRandom}) {
+          const Way way = kWays[type == ElementType::kUInt8 ? random.below(2) : random.below(3)];
+          test_mix(random, {type, shape, order, pairing, kMasks[random.below(5)], random.below(2) == 0, way, multiprocessors()});
+        }
+      }
+    }
+  }
+}
+
+void test_masks() {
+  Random random(5);
+  for (const Masks masks : kMasks) {
+    context = format("masks: %s", name_of(masks));
+    const int64_t size[3] = {2, 5, 19}, n = 7, pixels = n * 2 * 5 * 19;
+    const HostPlan plan = make_plan(random, n, size, kRandom, masks, false);
+    const PlacedPlan placed(plan, false);
+    std::vector<char> want(pixels * sizeof(float), '\x55');
+    const auto out = raw ? std::make_unique<DeviceBuffer>(want.size()) : std::make_unique<DeviceBuffer>(want);
+    cpu::masks(plan.view(), n, size, reinterpret_cast<float*>(want.data()), kOneThread);
+    check(cuda::masks(placed.view, n, size, out->as<float>(), nullptr));
+    compare(ElementType::kFloat32, out->values<char>(), want, !has_gaussian(plan), true, "mask");
+  }
+}
+
+// ---- sampling ----
+
+MethodRow row_of(int method, double weight, double alpha) {
+  return {static_cast<double>(method), weight, 1.0, alpha, method == kSamplePairing ? 0.5 : std::nan(""), 0.0, 1.0, 0.75};
+}
+
+struct Drawing {
+  std::vector<MethodRow> rows;
+  int64_t batch;
+  int ndim;
+  int32_t pairing, per;
+  double p;
+  bool given;  // λ
+  bool on_device;  // the seed
+};
+
+// The plan from the kernel, checked against the CPU's; then, with images, those mixed by it after heads that the same launch
+// staged.
+void test_sample(Random& random, const Drawing& d, ElementType type, bool with_images) {
+  context = format("plan of %zu methods, B=%lld, %d-D, %s, per %d, p=%g%s", d.rows.size(), static_cast<long long>(d.batch), d.ndim,
+                   name_of_pairing(d.pairing), d.per, d.p, d.given ? ", lam given" : "");
+  const int64_t n = d.batch;
+  const std::vector<int64_t> sides[] = {{48}, {12, 20}, {4, 6, 8}};
+  std::vector<int64_t> shape{n, 3};
+  shape.insert(shape.end(), sides[d.ndim - 1].begin(), sides[d.ndim - 1].end());
+  Batch x(type, shape, Order::kContiguous);
+  x.fill(random, false);
+  std::vector<float> lam(n);
+  for (float& value : lam) value = static_cast<float>(random.uniform());
+  std::vector<int64_t> classes(n);
+  for (int64_t& label : classes) label = random.below(4);
+  cpu::SampleArgs args{};
+  args.rows = d.rows.data();
+  args.methods = static_cast<int32_t>(d.rows.size());
+  args.batch = n;
+  args.ndim = d.ndim;
+  sides_of(x, args.size);
+  args.pairing = d.pairing;
+  args.per = d.per;
+  args.p = d.p;
+  args.lam = d.given ? lam.data() : nullptr;
+  args.lam_each = d.given;
+  args.classes = classes.data();
+  args.seed = random.next();
+  HostPlan want;
+  want.partner.resize(n);
+  want.kind.resize(n);
+  want.geometry.resize(6 * n);
+  want.value.resize(2 * n);
+  want.weight.resize(n);
+  std::vector<float> want_lam(n);
+  cpu::sample(args, {want.partner.data(), want_lam.data(), want.weight.data(), want.kind.data(), want.geometry.data(), want.value.data()});
+
+  const DeviceBuffer device_lam(lam, false), device_classes(classes, false), seed(&args.seed, 8, false), rows(d.rows, false);
+  const DeviceBuffer scratch(4 * n), partner(8 * n), out_lam(4 * n), weight(8 * n), kind(4 * n), geometry(24 * n), value(8 * n);
+  cuda::Sampling s{};
+  s.rows = d.rows.data();
+  s.methods = args.methods;
+  s.device_rows = args.methods > cuda::kInlineRows ? rows.as<MethodRow>() : nullptr;
+  s.batch = n;
+  s.ndim = d.ndim;
+  std::copy(args.size, args.size + 3, s.size);
+  s.pairing = d.pairing;
+  s.per = d.per;
+  s.p = d.p;
+  s.lam = d.given ? device_lam.as<float>() : nullptr;
+  s.lam_each = d.given;
+  s.classes = device_classes.as<int64_t>();
+  s.seed = d.on_device ? seed.as<int64_t>() : nullptr;
+  s.seed_value = d.on_device ? 0 : args.seed;
+  s.scratch = scratch.as<int32_t>();
+  s.out = {partner.as<int64_t>(), out_lam.as<float>(),     weight.as<double>(),
+           kind.as<int32_t>(),    geometry.as<int32_t>(), value.as<float>()};
+
+  const DeviceBuffer images_memory(x.memory);
+  const cuda::Images images{type, images_memory.as<void>(), images_memory.as<void>(), layout_of(x, x, d.ndim), false};
+  const cuda::Walk walk = with_images ? cuda::plan_walk(images, d.pairing, 132) : cuda::Walk{};
+  const DeviceBuffer staged(walk.staged_bytes);
+  if (walk.staged_bytes > 0) ++paths["heads staged by the sampler"];
+  check(cuda::sample(s, with_images ? &images : nullptr, walk, staged.as<void>(), nullptr));
+
+  HostPlan got;
+  got.partner = partner.values<int64_t>();
+  got.kind = kind.values<int32_t>();
+  got.geometry = geometry.values<int32_t>();
+  got.value = value.values<float>();
+  got.weight = weight.values<double>();
+  const std::vector<float> got_lam = out_lam.values<float>();
+  got.pairing = d.pairing;
+  expect(got.partner == want.partner, "partners differ");
+  expect(got.kind == want.kind, "kinds differ");
+  expect(got.geometry == want.geometry, "boxes or centres differ");
+  for (int64_t i = 0; i < n; ++i) {
+    const auto near = [](double a, double b, double relative) { return std::fabs(a - b) <= relative * std::fabs(b); };
+    expect(near(got_lam[i], want_lam[i], 0x1p-23), "lam differs");
+    expect(near(got.value[2 * i], want.value[2 * i], 1e-6) && got.value[2 * i + 1] == want.value[2 * i + 1], "values differ");
+    expect(std::fabs(got.weight[i] - want.weight[i]) <= 1e-6, "weights differ");
+  }
+  if (!with_images) return;
+  cpu::mix({type, x.data(), x.data(), images.layout, got.view(), false}, kOneThread);
+  const PlanView view{s.out.partner, s.out.kind, s.out.geometry, s.out.value, d.pairing, false};
+  check(cuda::mix(&images, view, nullptr, walk, walk.staged_bytes > 0 ? staged.as<void>() : nullptr, cuda::Targets{}, nullptr));
+  compare(type, images_memory.values<char>(), x.memory, !has_gaussian(got), true, "images mixed by it");
+}
+
+void test_samples(bool large) {
+  Random random(6);
+  std::vector<MethodRow> all, many;
+  for (int method = kMixUp; method <= kSamplePairing; ++method) all.push_back(row_of(method, 1.0 / 7.0, 1.0));
+  for (int i = 0; i < cuda::kInlineRows + 4; ++i) many.push_back(row_of(i % 7, 1.0 / (cuda::kInlineRows + 4), 0.3));
+  for (const int32_t pairing : {kRoll, kFlip, kRandom, kCrossClass, kSameClass}) {
+    for (const int32_t per : {kPerBatch, kPerPair, kPerSample}) {
+      for (int ndim = 1; ndim <= 3; ++ndim) {
+        const int64_t batch = 1 + random.below(large ? 700 : 40);
+        test_sample(random, {all, batch, ndim, pairing, per, 0.8, random.below(4) == 0, random.below(2) == 0}, ElementType::kFloat32,
+                    random.below(2) == 0);
+      }
+    }
+    test_sample(random, {many, 150, 2, pairing, kPerSample, 1.0, false, true}, ElementType::kUInt8, true);
+  }
+  for (const MethodRow& row : all) {
+    const auto pairing = static_cast<int32_t>(random.below(5));
+    test_sample(random, {{row}, 33, 2, pairing, kPerSample, 1.0, false, false}, ElementType::kBFloat16, true);
+  }
+}
+
+// A way that no case takes is not tested, whatever the checks say.
+void expect_all_paths() {
+  context = "the ways taken";
+  for (const char* path : {"16 bytes at a time", "4 bytes at a time", "an element at a time", "pairs", "heads, staged", "heads",
+                           "no heads", "adjoint", "plan inside the arguments", "plan on the device", "heads staged by the sampler"}) {
+    std::printf("  %-30s %lld\n", path, static_cast<long long>(paths[path]));
+    if (paths[path] == 0) fail(std::string("no case took: ") + path);
+  }
+}
+
+}  // namespace
+}  // namespace fusedmix::test
+
+int main(int count, char** words) {
+  using namespace fusedmix::test;
+  bool large = false;
+  for (int i = 1; i < count; ++i) {
+    const std::string word = words[i];
+    if (word != "--large" && word != "--raw") {
+      std::printf("usage: fusedmix_cuda_test [--large] [--raw]\n");
+      return 2;
+    }
+    (word == "--large" ? large : raw) = true;
+  }
+  const std::string reason = no_device();
+  if (!reason.empty()) {
+    std::printf("fusedmix_cuda_test: no GPU: %s\n", reason.c_str());
+    return 77;
+  }
+  try {
+    test_targets();
+    test_mixes();
+    test_long_batches();
+    test_masks();
+    test_samples(large);
+    if (large) test_large();
+    expect_all_paths();
+  } catch (const std::exception& error) {
+    fail(error.what());
+  }
+  return summary(("fusedmix_cuda_test on " + device_name()).c_str());
+}

@@ -1,0 +1,206 @@
+"""What only a GPU can show: graphs, streams, devices, memory. benchmarks/gpu_suite.py runs these with everything else.
+
+The kernels' results are compared with the reference elsewhere (test_agreement.py), on every device there is.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import fusedmix as fm
+from fusedmix import backends
+from fusedmix.ops import GeneratorHandle
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+BACKENDS = ("cuda",)
+REPLAYS = 100
+
+
+def batch(n=8, classes=10, size=(16, 16), dtype=torch.float32):
+    generator = torch.Generator("cuda").manual_seed(1)
+    x = torch.rand((n, 3, *size), generator=generator, device="cuda").to(dtype)
+    return x, torch.arange(n, device="cuda") % classes
+
+
+def kernels_of(graph):
+    """How many kernels a captured graph launches."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        graph.replay()
+        torch.cuda.synchronize()
+    return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profiler.events())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("pairing", ["roll", "flip", "random"])
+@pytest.mark.parametrize("per", ["batch", "sample"])
+def test_every_replay_mixes_anew_and_as_eager_would(backend, inplace, pairing, per):
+    x, y = batch()
+    mix = fm.CutMix(
+        num_classes=10, sampling="device", per=per, pairing=pairing, inplace=inplace, backend=backend, alpha=1.0
+    )
+    static = x.clone()
+    warm = torch.cuda.Stream()
+    warm.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(warm):
+        mix(static.clone(), y)
+    torch.cuda.current_stream().wait_stream(warm)
+
+    # A twin of the generator tells which seed each replay will draw.
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        images, targets = mix(static, y)
+    assert kernels_of(graph) <= 3
+    torch.cuda.manual_seed(7)
+    seen, expected_seeds = set(), []
+    seeds = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(seeds):
+        drawn = torch.ops.fusedmix.draw_seed(0, device=x.device)
+    torch.cuda.manual_seed(7)
+    for _ in range(REPLAYS):
+        seeds.replay()
+        expected_seeds.append(int(drawn))
+    torch.cuda.manual_seed(7)
+    for seed in expected_seeds:
+        static.copy_(x)
+        graph.replay()
+        plan = mix.sample(x.shape[0], x.shape[2:], device="cuda", seed=seed)
+        assert torch.equal(images, fm.mix(x, plan, backend=backend))
+        assert torch.equal(targets, fm.mix_labels(y, plan, num_classes=10, backend=backend))
+        seen.add(plan.geometry.cpu().numpy().tobytes() + plan.partner.cpu().numpy().tobytes())
+    assert len(set(expected_seeds)) == REPLAYS
+    assert len(seen) >= REPLAYS - 1  # two seeds may draw the same small box
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_host_sampling_cannot_be_captured(backend):
+    x, y = batch()
+    mix = fm.CutMix(num_classes=10, backend=backend)
+    mix(x, y)
+    with pytest.raises(RuntimeError, match='sampling="device"'), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        mix(x, y)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_plan_too_large_for_the_arguments_cannot_be_captured(backend):
+    x, _ = batch(n=512, size=(4, 4))
+    plan = fm.CutMix(per="sample", pairing="random").sample(512, (4, 4), seed=1)
+    fm.mix(x, plan, backend=backend)
+    with pytest.raises(RuntimeError, match=r"plan\.to"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        fm.mix(x, plan, backend=backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("per", ["batch", "sample"])
+def test_the_current_stream_is_used(backend, per):
+    """Work on another stream is ordered by events, and a plan on the host outlives the call that sent it."""
+    x, _ = batch(n=256, size=(64, 64))
+    mix = fm.MixUp(per=per, pairing="random", sampling="host")
+    side = torch.cuda.Stream()
+    for seed in range(20):
+        plan = mix.sample(256, (64, 64), seed=seed)
+        expected = fm.mix(x.cpu(), plan, backend="reference")
+        work = torch.zeros_like(x)
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            torch.cuda._sleep(2_000_000)  # what would be seen if the kernel ran on the default stream
+            work.copy_(x)
+            fm.mix_(work, plan, backend=backend)
+            del plan
+        torch.cuda.current_stream().wait_stream(side)
+        torch.testing.assert_close(work.cpu(), expected, rtol=0, atol=2**-23)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_another_device_than_the_current_one(backend):
+    x, y = (t.to("cuda:1") for t in batch())
+    mix = fm.CutMix(num_classes=10, per="sample", backend=backend)
+    images, targets = mix(x, y)
+    assert images.device == targets.device == x.device
+    assert torch.cuda.current_device() == 0
+    plan = mix.sample(8, (16, 16), seed=3, device="cuda:1")
+    assert plan.device == x.device
+    torch.testing.assert_close(fm.mix(x, plan).cpu(), fm.mix(x.cpu(), plan.to("cpu")), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("pairing", ["roll", "flip", "random"])
+@pytest.mark.parametrize("shape", [(64, 3, 128, 128), (512, 3, 32, 32)], ids=str)
+def test_extra_memory_in_place(backend, pairing, shape):
+    x, y = batch(n=shape[0], size=shape[2:])
+    mix = fm.GMix(num_classes=100, pairing=pairing, per="sample", inplace=True, backend=backend)
+    mix(x, y)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    _, targets = mix(x, y)
+    torch.cuda.synchronize()
+    extra = torch.cuda.max_memory_allocated() - before
+    plan = 128 * shape[0]  # bytes, rounded up generously by the allocator below
+    assert extra <= targets.nbytes + max(2**20, x.nbytes // 16) + plan + 16 * 512
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_more_than_2_to_the_31_elements(backend):
+    elements = 2**31 + 2**28
+    if torch.cuda.mem_get_info()[0] < 4 * elements:
+        pytest.skip("needs 10 GB of free memory")
+    n = elements // 2**20
+    x = torch.empty((n, 1, 1024, 1024), dtype=torch.uint8, device="cuda")
+    x.copy_((torch.arange(n, device="cuda") % 251).to(torch.uint8).reshape(n, 1, 1, 1))
+    plan = fm.CutMix(alpha=1.0).sample(n, (1024, 1024), lam=0.25, seed=5)
+    fm.mix_(x, plan, backend=backend)
+    z0, y0, x0, _, y1, x1 = plan.geometry[0].tolist()
+    assert z0 == 0
+    for i in (0, 1, n // 2, n - 1):
+        own, partner = i % 251, int(plan.partner[i]) % 251
+        expected = torch.full((1024, 1024), own, dtype=torch.uint8, device="cuda")
+        expected[y0:y1, x0:x1] = partner
+        assert torch.equal(x[i, 0], expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_compiled_equals_eager(backend, mode):
+    x, y = batch()
+    mix = fm.CutMix(num_classes=10, per="sample", backend=backend)
+    compiled = torch.compile(mix, fullgraph=True, mode=mode)
+    runs = []
+    for f in (mix, compiled):
+        torch.manual_seed(3)
+        runs.append([tuple(t.clone() for t in f(x, y)) for _ in range(4)])
+    for eager, traced in zip(*runs, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(eager, traced, strict=True))
+    assert not torch.equal(runs[1][0][0], runs[1][1][0])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_same_seed_gives_the_same_plan_as_on_the_cpu(backend):
+    for name in ("MixUp", "CutMix", "HMix", "GMix"):
+        for pairing in ("roll", "flip", "random", "cross_class", "same_class"):
+            mix = getattr(fm, name)(per="sample", pairing=pairing, backend=None)
+            labels = torch.randint(0, 7, (100,), generator=torch.Generator().manual_seed(1))
+            here = mix.sample(100, (33, 57), seed=11, labels=labels)
+            there = mix.sample(100, (33, 57), seed=11, labels=labels.cuda(), device="cuda").to("cpu")
+            assert torch.equal(here.partner, there.partner), (name, pairing)
+            assert torch.equal(here.kind, there.kind)
+            assert torch.equal(here.geometry, there.geometry)
+            torch.testing.assert_close(here.lam, there.lam, rtol=2**-23, atol=0)
+            torch.testing.assert_close(here.weight, there.weight, rtol=0, atol=1e-6)
+
+
+def test_a_generator_on_the_device_seeds_a_plan_anywhere():
+    handle = GeneratorHandle(torch.Generator("cuda").manual_seed(5))
+    mix = fm.MixUp(sampling="device", generator=handle.generator)
+    first, second = mix.sample(4, (8, 8)), mix.sample(4, (8, 8), device="cuda")
+    assert first.device.type == "cpu"
+    assert second.device.type == "cuda"
+    assert not torch.equal(first.lam, second.lam.cpu())
+
+
+def test_the_choice_on_a_gpu():
+    assert backends.choose("cuda") in ("cuda", "triton")
