@@ -63,7 +63,7 @@ struct Target {
 
 // A plan where a kernel can read it: the tensors themselves, or those on the host packed into the kernel's arguments, or
 // into one copy if they are too large for that.
-class Plan4Kernel {
+class LaunchPlan {
  public:
   PlanView view{};
   const double* weight = nullptr;
@@ -71,7 +71,7 @@ class Plan4Kernel {
   const cuda::InlinePlan* inline_plan() const { return travels_ ? &inline_ : nullptr; }
 
   // Any of the tensors may be null: not read.
-  Plan4Kernel(const Target& target, const Tensor* partner, const Tensor* kind, const Tensor* geometry, const Tensor* value,
+  LaunchPlan(const Target& target, const Tensor* partner, const Tensor* kind, const Tensor* geometry, const Tensor* value,
               const Tensor* weight_tensor, int64_t pairing, bool shared, bool one_weight) {
     view.pairing = static_cast<int32_t>(pairing);
     view.shared = shared;
@@ -149,7 +149,7 @@ void apply(const Tensor& src, const Tensor& dst, const Tensor& partner, const Te
            const Tensor& value, int64_t ndim, int64_t pairing, int64_t per, bool adjoint = false) {
   if (src.numel() == 0) return;
   const Target target(src.get_device_index());
-  const Plan4Kernel plan(target, &partner, &kind, &geometry, &value, nullptr, pairing, per == kPerBatch, false);
+  const LaunchPlan plan(target, &partner, &kind, &geometry, &value, nullptr, pairing, per == kPerBatch, false);
   const cuda::Images images = images_of(src, dst, ndim, adjoint);
   const cuda::Walk walk = cuda::plan_walk(images, static_cast<int32_t>(pairing), target.multiprocessors());
   const Tensor staged = scratch(target, walk);
@@ -179,7 +179,7 @@ Tensor mix_adjoint(Tensor grad, Tensor partner, Tensor kind, Tensor geometry, Te
 
 Tensor mask(Tensor kind, Tensor geometry, Tensor value, std::vector<int64_t> size) {
   const Target target(kind.get_device_index());
-  const Plan4Kernel plan(target, nullptr, &kind, &geometry, &value, nullptr, kRoll, false, false);
+  const LaunchPlan plan(target, nullptr, &kind, &geometry, &value, nullptr, kRoll, false, false);
   int64_t sides[3] = {1, 1, 1};
   std::copy(size.begin(), size.end(), sides + 3 - size.size());
   std::vector<int64_t> shape{kind.size(0)};
@@ -211,7 +211,7 @@ int32_t label_type(ScalarType type) {
 }
 
 // Targets to write, and the tensor that will hold them.
-std::pair<cuda::Targets, Tensor> targets_of(const Target& target, const Tensor& y, const Plan4Kernel& plan,
+std::pair<cuda::Targets, Tensor> targets_of(const Target& target, const Tensor& y, const LaunchPlan& plan,
                                             int64_t num_classes, double label_smoothing) {
   cuda::Targets t{};
   t.label_type = label_type(y.scalar_type());
@@ -233,7 +233,7 @@ std::pair<cuda::Targets, Tensor> targets_of(const Target& target, const Tensor& 
 
 Tensor mix_labels(Tensor labels, Tensor partner, Tensor weight, int64_t num_classes, double label_smoothing) {
   const Target target(labels.get_device_index());
-  const Plan4Kernel plan(target, &partner, nullptr, nullptr, nullptr, &weight, kRandom, false, false);
+  const LaunchPlan plan(target, &partner, nullptr, nullptr, nullptr, &weight, kRandom, false, false);
   const auto [targets, out] = targets_of(target, labels, plan, num_classes, label_smoothing);
   check(cuda::mix(nullptr, plan.view, plan.inline_plan(), cuda::Walk{}, nullptr, targets, target.stream));
   return out;
@@ -317,7 +317,7 @@ std::tuple<Tensor, Plan> step(const Tensor& x, const Tensor& out, const Tensor& 
   }
   const auto& [partner, lam, weight, kind, geometry, value] = made;
   const bool shared = request.shared();
-  const Plan4Kernel plan(target, &partner, &kind, &geometry, &value, &weight, request.pairing, shared, shared);
+  const LaunchPlan plan(target, &partner, &kind, &geometry, &value, &weight, request.pairing, shared, shared);
   const auto [targets, dense] = targets_of(target, y, plan, num_classes, label_smoothing);
   check(cuda::mix(some ? &images : nullptr, plan.view, plan.inline_plan(), walk, heads, targets, target.stream));
   return {dense, made};
