@@ -323,7 +323,8 @@ class MixTransform(nn.Module):
                 torch.autograd.graph.increment_version(x)
                 return type(sample)((x, targets))
             return type(sample)(operators.mix_batch.default(*arguments)[:2])
-        except (RuntimeError, NotImplementedError):  # refused; or, in a process that got the module by pickle, not loaded
+        except (RuntimeError, ValueError):
+            # Refused (which error that is depends on torch's version), or not loaded where the module was unpickled.
             return None
 
     def _plain(self) -> bool:

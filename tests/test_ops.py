@@ -12,52 +12,81 @@ from fusedmix import backends
 from fusedmix.methods import Method, Pairing, Per, spec_row
 from fusedmix.ops import GeneratorHandle
 
-PLAN = fm.RandomMix([fm.MixUp(), fm.CutMix(), fm.HMix(), fm.GMix()], per="sample").sample(5, (6, 7), seed=3)
-MASKS = (PLAN.partner, PLAN.kind, PLAN.geometry, PLAN.value, 2, int(Pairing.ROLL), int(Per.SAMPLE))
+HERE = [(line.name, line.device) for line in backends.report() if line.works and line.name in ("cpp", "cuda")]
 SPEC = torch.cat([spec_row(Method.CUTMIX, alpha=0.5), spec_row(Method.SAMPLE_PAIRING, lam=0.5)])
 LABELS = torch.tensor([0, 1, 1, 0, 2])
+CPU = torch.device("cpu")
 
 
-def request(pairing=Pairing.RANDOM, per=Per.SAMPLE, p=0.7, lam=None):
-    return SPEC, 5, [6, 7], int(pairing), int(per), p, lam, LABELS
+class Operators:
+    """The namespace of a backend, and where its tensors are."""
+
+    def __init__(self, name, device):
+        self.name, self.device = name, torch.device(device)
+        self.namespace = backends.operators(device, name)
+
+    def check(self, name, *args):
+        """opcheck, with the tensors that an operator mixes or looks up on the backend's device."""
+        torch.library.opcheck(getattr(self.namespace, name).default, args)
+
+    def plan(self):
+        module = fm.RandomMix([fm.MixUp(), fm.CutMix(), fm.HMix(), fm.GMix()], per="sample")
+        return module.sample(5, (6, 7), seed=3).to(self.device)
+
+    def masks(self):
+        plan = self.plan()
+        return plan.partner, plan.kind, plan.geometry, plan.value, 2, int(Pairing.ROLL), int(Per.SAMPLE)
 
 
-@pytest.fixture(params=[name for name in backends.NAMES if name == "reference"])
+@pytest.fixture(scope="module", params=[("reference", "cpu"), *HERE], ids="-".join)
 def operators(request):
-    """The namespace of every backend that runs on the CPU here."""
-    return backends.operators("cpu", request.param)
+    """Those of every backend that runs here."""
+    return Operators(*request.param)
+
+
+def request(pairing=Pairing.RANDOM, per=Per.SAMPLE, p=0.7, lam=None, spec=SPEC):
+    return spec, 5, [6, 7], int(pairing), int(per), p, lam, LABELS
+
+
+def drawn(*args):
+    """What the host draws for a request: the arguments of a source."""
+    numbers, partner = torch.ops.fusedmix.draw_host(*args, 0, 4)
+    return None, numbers, partner if len(partner) else None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8], ids=str)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
 def test_mix(operators, dtype, layout):
-    x = (torch.rand(5, 3, 6, 14) * 255).to(dtype)[..., ::2]
+    x = (torch.rand(5, 3, 6, 14) * 255).to(operators.device, dtype)[..., ::2]
     if layout != "sliced":
         x = x.contiguous(memory_format=torch.channels_last if layout == "channels_last" else torch.contiguous_format)
-    torch.library.opcheck(operators.mix.default, (x, *MASKS))
-    torch.library.opcheck(operators.mix_.default, (x, *MASKS))
+    operators.check("mix", x, *operators.masks())
+    operators.check("mix_", x, *operators.masks())
     if dtype != torch.uint8:
-        torch.library.opcheck(operators.mix_adjoint.default, (x, *MASKS))
+        operators.check("mix_adjoint", x, *operators.masks())
 
 
 @pytest.mark.parametrize("pairing", Pairing)
 @pytest.mark.parametrize("per", [Per.BATCH, Per.SAMPLE])
 def test_sample(operators, pairing, per):
-    seed = torch.tensor(-5)
-    torch.library.opcheck(operators.sample.default, (*request(pairing, per), seed, None, None, torch.device("cpu")))
-    torch.library.opcheck(torch.ops.fusedmix.draw_host.default, (*request(pairing, per), 0, 4))
+    operators.check("sample", *request(pairing, per), torch.tensor(-5), None, None, operators.device)
+    operators.check("sample", *request(pairing, per), *drawn(*request(pairing, per)), CPU)
+
+
+def test_sample_of_pairs(operators):
+    operators.check("sample", *request(Pairing.FLIP, Per.PAIR), torch.tensor(-5), None, None, operators.device)
+    operators.check("sample", *request(Pairing.FLIP, Per.PAIR), *drawn(*request(Pairing.FLIP, Per.PAIR)), CPU)
 
 
 @pytest.mark.parametrize("lam", [torch.tensor(0.3), torch.tensor([0.0, 0.2, 0.5, 0.9, 1.0])], ids=["one", "each"])
 def test_sample_given_lam(operators, lam):
-    torch.library.opcheck(
-        operators.sample.default, (*request(lam=lam), torch.tensor(1), None, None, torch.device("cpu"))
-    )
-    torch.library.opcheck(torch.ops.fusedmix.draw_host.default, (*request(lam=lam), 0, 4))
+    operators.check("sample", *request(lam=lam), torch.tensor(1), None, None, operators.device)
+    operators.check("sample", *request(lam=lam), *drawn(*request(lam=lam)), CPU)
 
 
 def test_mask(operators):
-    torch.library.opcheck(operators.mask.default, (PLAN.kind, PLAN.geometry, PLAN.value, [6, 7]))
+    plan = operators.plan()
+    operators.check("mask", plan.kind, plan.geometry, plan.value, [6, 7])
 
 
 @pytest.mark.parametrize(
@@ -66,20 +95,48 @@ def test_mask(operators):
     ids=lambda y: f"{y.dtype}-{y.ndim}D",
 )
 def test_mix_labels(operators, labels):
-    torch.library.opcheck(operators.mix_labels.default, (labels, PLAN.partner, PLAN.weight, 3, 0.1))
+    plan = operators.plan()
+    operators.check("mix_labels", labels.to(operators.device), plan.partner, plan.weight, 3, 0.1)
+
+
+@pytest.mark.parametrize("operator", ["mix_batch", "mix_batch_"])
+@pytest.mark.parametrize(
+    ("dtype", "labels", "asked"),
+    [
+        (torch.float32, LABELS, {}),
+        (torch.float32, LABELS, {"pairing": Pairing.ROLL, "per": Per.BATCH, "p": 1.0}),
+        (torch.uint8, torch.rand(5, 3), {"pairing": Pairing.FLIP, "per": Per.PAIR}),
+        (torch.bfloat16, LABELS.short(), {"lam": torch.tensor([0.0, 0.2, 0.5, 0.9, 1.0])}),
+        (torch.float32, torch.rand(5, 3).half(), {"spec": spec_row(Method.MIXUP)}),
+    ],
+    ids=["float32", "float32-batch", "uint8-soft-pair", "bfloat16-lam", "constant-float16-labels"],
+)
+def test_mix_batch(operators, operator, dtype, labels, asked):
+    x = (torch.rand(5, 3, 6, 7) * 255).to(operators.device, dtype)
+    labels = labels.to(operators.device)
+    arguments = (x, labels, *request(**asked))
+    operators.check(operator, *arguments, torch.tensor(7), None, None, 3, 0.1)
+    operators.check(operator, *arguments, *drawn(*request(**asked)), 3, 0.1)
+
+
+@pytest.mark.parametrize("per", Per)
+@pytest.mark.parametrize("pairing", Pairing)
+def test_draw_host(pairing, per):
+    if per == Per.PAIR and pairing != Pairing.FLIP:
+        pytest.skip("not made of pairs")
+    for lam in (None, torch.tensor(0.3), torch.tensor([0.0, 0.2, 0.5, 0.9, 1.0])):
+        torch.library.opcheck(torch.ops.fusedmix.draw_host.default, (*request(pairing, per, lam=lam), 0, 4))
 
 
 def test_draw_seed():
     # What is drawn differs from run to run, so only what does not compare runs is checked.
     checks = ("test_schema", "test_faketensor")
-    torch.library.opcheck(
-        torch.ops.fusedmix.draw_seed.default, (0,), {"device": torch.device("cpu")}, test_utils=checks
-    )
+    torch.library.opcheck(torch.ops.fusedmix.draw_seed.default, (0,), {"device": CPU}, test_utils=checks)
     handle = GeneratorHandle(torch.Generator().manual_seed(0))
-    drawn = [int(torch.ops.fusedmix.draw_seed(handle.key, device=torch.device("cpu"))) for _ in range(1000)]
-    assert len(set(drawn)) == 1000
+    seeds = [int(torch.ops.fusedmix.draw_seed(handle.key, device=CPU)) for _ in range(1000)]
+    assert len(set(seeds)) == 1000
     # uniform in 0..2^63-1: mean 2^62, standard error 2^63/√(12·1000)
-    assert abs(sum(drawn) / 1000 - 2**62) < 4 * 2**63 / math.sqrt(12 * 1000)
+    assert abs(sum(seeds) / 1000 - 2**62) < 4 * 2**63 / math.sqrt(12 * 1000)
 
 
 def test_random_operators_are_tagged():

@@ -57,14 +57,15 @@ void test_mix(Random& random, ElementType type, const std::vector<int64_t>& shap
     const double a = read_element(type, x.data(), here);
     const double b = read_element(type, x.data(), here + (other - i) * x.strides[0]);
     const double w = naive_mask(view, i, pixel);
-    const bool blurred = is_gaussian_kind(plan.kind[shared ? 0 : i]) || (adjoint && is_gaussian_kind(plan.kind[shared ? 0 : other]));
+    const int32_t kind = plan.kind[shared ? 0 : i], other_kind = plan.kind[shared ? 0 : other];
+    const bool blurred = is_gaussian_kind(kind) || (adjoint && is_gaussian_kind(other_kind));
     const double want = adjoint ? naive_adjoint(type, w, a, naive_mask(view, other, pixel), b) : naive_blend(type, w, a, b);
     const double got = read_element(type, out.data(), there);
     if (blurred ? close(type, got, want, false) : same(got, want)) {
       pass();
     } else {
-      fail(format("sample %lld, pixel (%lld, %lld, %lld): %.17g instead of %.17g", static_cast<long long>(i),
-                  static_cast<long long>(pixel[0]), static_cast<long long>(pixel[1]), static_cast<long long>(pixel[2]), got, want));
+      fail(format("element %lld, of sample %lld: %.17g instead of %.17g", static_cast<long long>(n), static_cast<long long>(i),
+                  got, want));
     }
     std::fill_n(touched.begin() + (out.first + there) * bytes, bytes, true);
   }
@@ -144,9 +145,9 @@ void test_targets() {
   Random random(4);
   for (const int64_t classes : {int64_t{1}, int64_t{7}, int64_t{100}, int64_t{1000}}) {
     for (const double smoothing : {0.0, 0.1}) {
-      for (const ElementType type : {ElementType::kFloat32, ElementType::kFloat16, ElementType::kBFloat16, ElementType::kFloat64}) {
+      for (const ElementType type : kTypes) {
         for (const bool soft : {false, true}) {
-          if (!soft && type != ElementType::kFloat32) continue;
+          if (type == ElementType::kUInt8 || (!soft && type != ElementType::kFloat32)) continue;
           context = format("%s %s targets of %lld classes, smoothing %g", soft ? "soft" : "dense", name_of(type),
                            static_cast<long long>(classes), smoothing);
           const int64_t batch = 9, size[3] = {1, 1, 1};
@@ -199,7 +200,12 @@ struct Sampled {
   std::vector<int32_t> kind, geometry;
 
   explicit Sampled(const cpu::SampleArgs& args)
-      : partner(args.batch), lam(args.batch), value(2 * args.batch), weight(args.batch), kind(args.batch), geometry(6 * args.batch) {
+      : partner(args.batch),
+        lam(args.batch),
+        value(2 * args.batch),
+        weight(args.batch),
+        kind(args.batch),
+        geometry(6 * args.batch) {
     cpu::sample(args, {partner.data(), lam.data(), weight.data(), kind.data(), geometry.data(), value.data()});
   }
   PlanView view(int32_t pairing) const { return {partner.data(), kind.data(), geometry.data(), value.data(), pairing, false}; }

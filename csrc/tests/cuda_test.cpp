@@ -38,6 +38,11 @@ void compare(ElementType type, const std::vector<char>& got, const std::vector<c
   }
 }
 
+// Memory for an output: as it is on the host, or uninitialised.
+std::unique_ptr<DeviceBuffer> output(const std::vector<char>& filled, bool gaps = false) {
+  return raw && !gaps ? std::make_unique<DeviceBuffer>(filled.size()) : std::make_unique<DeviceBuffer>(filled);
+}
+
 // ---- plans ----
 
 // A plan where kernels find it: on the device, or inside the kernel's arguments, its pointers offsets into them.
@@ -90,9 +95,8 @@ struct Labels {
   // `type` is a cuda::LabelType. Rows of soft labels lie apart.
   Labels(Random& random, int32_t type, bool soft, int64_t batch, int64_t classes, double smoothing, const HostPlan& plan) {
     const bool floating = type >= cuda::kLabelFloat;
-    constexpr ElementType floats[] = {ElementType::kFloat32, ElementType::kFloat16, ElementType::kBFloat16, ElementType::kFloat64};
     constexpr int widths[] = {8, 4, 2, 1, 1, 2, 4, 8};
-    const ElementType out_type = floating ? floats[type - cuda::kLabelFloat] : ElementType::kFloat32;
+    const ElementType out_type = floating ? kTypes[type - cuda::kLabelFloat] : ElementType::kFloat32;
     const int64_t columns = soft ? classes : 1, stride = columns + (soft ? 3 : 0);
     const int64_t bytes = floating ? element_size(out_type) : widths[type];
     std::vector<char> memory(batch * stride * bytes, 0);
@@ -112,13 +116,13 @@ struct Labels {
     }
     Batch made(out_type, {batch, classes}, Order::kContiguous);
     const std::vector<double> weight(plan.shared ? std::vector<double>(batch, plan.weight[0]) : plan.weight);
-    cpu::mix_labels({out_type, soft ? nullptr : as_classes.data(), soft ? rows.data() : nullptr, columns, 1, plan.partner.data(),
-                     weight.data(), batch, classes, smoothing, made.data()},
-                    kOneThread);
+    const cpu::LabelArgs args{out_type, soft ? nullptr : as_classes.data(), soft ? rows.data() : nullptr, columns, 1,
+                              plan.partner.data(), weight.data(), batch, classes, smoothing, made.data()};
+    cpu::mix_labels(args, kOneThread);
     want = made.memory;
     labels = std::make_unique<DeviceBuffer>(memory, false);
-    out = raw ? std::make_unique<DeviceBuffer>(want.size()) : std::make_unique<DeviceBuffer>(std::vector<char>(want.size(), '\x55'));
-    targets = {labels->as<void>(), type,    soft,      stride,           soft ? 1 : 0, nullptr, plan.shared,
+    out = output(std::vector<char>(want.size(), '\x55'));
+    targets = {labels->as<void>(), type,    soft,      stride,          soft ? 1 : 0, nullptr, plan.shared,
                batch,              classes, smoothing, out->as<void>(), out_type};
   }
   void verify() const { compare(targets.out_type, out->values<char>(), want, true, true, "targets"); }
@@ -179,7 +183,8 @@ void test_mix(Random& random, const Case& c) {
   const int64_t batch = c.shape[0];
   context = format("%s %s of B=%lld, %s, %s, %s%s, %d multiprocessors", name_of(c.type),
                    adjoint ? "adjoint" : (in_place ? "in place" : "out of place"), static_cast<long long>(batch),
-                   name_of(c.order), name_of_pairing(c.pairing), name_of(c.masks), c.shared ? " shared" : "", c.multiprocessors);
+                   name_of(c.order), name_of_pairing(c.pairing), name_of(c.masks), c.shared ? " shared" : "",
+                   c.multiprocessors);
   Batch x(c.type, c.shape, c.order);
   x.fill(random, !adjoint && c.masks != Masks::kGaussian && c.masks != Masks::kAll);
   Batch want = in_place ? x : Batch(c.type, c.shape, random.below(2) ? c.order : Order::kContiguous);
@@ -192,10 +197,10 @@ void test_mix(Random& random, const Case& c) {
   const DeviceBuffer src(x.memory, in_place);
   std::unique_ptr<DeviceBuffer> out;
   const bool gaps = want.memory.size() != static_cast<size_t>(want.elements() * element_size(c.type));
-  if (!in_place) out = raw && !gaps ? std::make_unique<DeviceBuffer>(want.memory.size()) : std::make_unique<DeviceBuffer>(want.memory);
+  if (!in_place) out = output(want.memory, gaps);
   const DeviceBuffer& dst = in_place ? src : *out;
-  const auto begin = [&](const DeviceBuffer& buffer, const Batch& b) { return buffer.as<char>() + b.first * element_size(c.type); };
-  const cuda::Images images{c.type, begin(src, x), begin(dst, want), layout, adjoint};
+  const int64_t size_of = element_size(c.type);
+  const cuda::Images images{c.type, src.as<char>() + x.first * size_of, dst.as<char>() + want.first * size_of, layout, adjoint};
 
   cpu::mix({c.type, in_place ? want.data() : x.data(), want.data(), layout, plan.view(), adjoint}, kOneThread);
   const cuda::Walk walk = cuda::plan_walk(images, c.pairing, c.multiprocessors);
@@ -257,7 +262,8 @@ void test_large() {
       for (const Order order : {Order::kContiguous, Order::kChannelsLast, Order::kSliced}) {
         for (const int32_t pairing : {kRoll, kFlip, kRandom}) {
           const Way way = kWays[type == ElementType::kUInt8 ? random.below(2) : random.below(3)];
-          test_mix(random, {type, shape, order, pairing, kMasks[random.below(5)], random.below(2) == 0, way, multiprocessors()});
+          const Masks masks = kMasks[random.below(5)];
+          test_mix(random, {type, shape, order, pairing, masks, random.below(2) == 0, way, multiprocessors()});
         }
       }
     }
@@ -272,7 +278,7 @@ void test_masks() {
     const HostPlan plan = make_plan(random, n, size, kRandom, masks, false);
     const PlacedPlan placed(plan, false);
     std::vector<char> want(pixels * sizeof(float), '\x55');
-    const auto out = raw ? std::make_unique<DeviceBuffer>(want.size()) : std::make_unique<DeviceBuffer>(want);
+    const auto out = output(want);
     cpu::masks(plan.view(), n, size, reinterpret_cast<float*>(want.data()), kOneThread);
     check(cuda::masks(placed.view, n, size, out->as<float>(), nullptr));
     compare(ElementType::kFloat32, out->values<char>(), want, !has_gaussian(plan), true, "mask");
@@ -298,8 +304,8 @@ struct Drawing {
 // The plan from the kernel, checked against the CPU's; then, with images, those mixed by it after heads that the same launch
 // staged.
 void test_sample(Random& random, const Drawing& d, ElementType type, bool with_images) {
-  context = format("plan of %zu methods, B=%lld, %d-D, %s, per %d, p=%g%s", d.rows.size(), static_cast<long long>(d.batch), d.ndim,
-                   name_of_pairing(d.pairing), d.per, d.p, d.given ? ", lam given" : "");
+  context = format("plan of %zu methods, B=%lld, %d-D, %s, per %d, p=%g%s", d.rows.size(), static_cast<long long>(d.batch),
+                   d.ndim, name_of_pairing(d.pairing), d.per, d.p, d.given ? ", lam given" : "");
   const int64_t n = d.batch;
   const std::vector<int64_t> sides[] = {{48}, {12, 20}, {4, 6, 8}};
   std::vector<int64_t> shape{n, 3};
@@ -330,10 +336,12 @@ void test_sample(Random& random, const Drawing& d, ElementType type, bool with_i
   want.value.resize(2 * n);
   want.weight.resize(n);
   std::vector<float> want_lam(n);
-  cpu::sample(args, {want.partner.data(), want_lam.data(), want.weight.data(), want.kind.data(), want.geometry.data(), want.value.data()});
+  cpu::sample(args, {want.partner.data(), want_lam.data(), want.weight.data(), want.kind.data(), want.geometry.data(),
+                     want.value.data()});
 
   const DeviceBuffer device_lam(lam, false), device_classes(classes, false), seed(&args.seed, 8, false), rows(d.rows, false);
-  const DeviceBuffer scratch(4 * n), partner(8 * n), out_lam(4 * n), weight(8 * n), kind(4 * n), geometry(24 * n), value(8 * n);
+  const DeviceBuffer scratch(4 * n), partner(8 * n), out_lam(4 * n), weight(8 * n);
+  const DeviceBuffer kind(4 * n), geometry(24 * n), value(8 * n);
   cuda::Sampling s{};
   s.rows = d.rows.data();
   s.methods = args.methods;
@@ -374,13 +382,15 @@ void test_sample(Random& random, const Drawing& d, ElementType type, bool with_i
   for (int64_t i = 0; i < n; ++i) {
     const auto near = [](double a, double b, double relative) { return std::fabs(a - b) <= relative * std::fabs(b); };
     expect(near(got_lam[i], want_lam[i], 0x1p-23), "lam differs");
-    expect(near(got.value[2 * i], want.value[2 * i], 1e-6) && got.value[2 * i + 1] == want.value[2 * i + 1], "values differ");
+    expect(near(got.value[2 * i], want.value[2 * i], 1e-6), "values differ");
+    expect(got.value[2 * i + 1] == want.value[2 * i + 1], "values inside differ");
     expect(std::fabs(got.weight[i] - want.weight[i]) <= 1e-6, "weights differ");
   }
   if (!with_images) return;
   cpu::mix({type, x.data(), x.data(), images.layout, got.view(), false}, kOneThread);
   const PlanView view{s.out.partner, s.out.kind, s.out.geometry, s.out.value, d.pairing, false};
-  check(cuda::mix(&images, view, nullptr, walk, walk.staged_bytes > 0 ? staged.as<void>() : nullptr, cuda::Targets{}, nullptr));
+  const void* heads = walk.staged_bytes > 0 ? staged.as<void>() : nullptr;
+  check(cuda::mix(&images, view, nullptr, walk, heads, cuda::Targets{}, nullptr));
   compare(type, images_memory.values<char>(), x.memory, !has_gaussian(got), true, "images mixed by it");
 }
 
@@ -393,8 +403,8 @@ void test_samples(bool large) {
     for (const int32_t per : {kPerBatch, kPerPair, kPerSample}) {
       for (int ndim = 1; ndim <= 3; ++ndim) {
         const int64_t batch = 1 + random.below(large ? 700 : 40);
-        test_sample(random, {all, batch, ndim, pairing, per, 0.8, random.below(4) == 0, random.below(2) == 0}, ElementType::kFloat32,
-                    random.below(2) == 0);
+        const bool given = random.below(4) == 0, on_device = random.below(2) == 0, with_images = random.below(2) == 0;
+        test_sample(random, {all, batch, ndim, pairing, per, 0.8, given, on_device}, ElementType::kFloat32, with_images);
       }
     }
     test_sample(random, {many, 150, 2, pairing, kPerSample, 1.0, false, true}, ElementType::kUInt8, true);
@@ -408,8 +418,9 @@ void test_samples(bool large) {
 // A way that no case takes is not tested, whatever the checks say.
 void expect_all_paths() {
   context = "the ways taken";
-  for (const char* path : {"16 bytes at a time", "4 bytes at a time", "an element at a time", "pairs", "heads, staged", "heads",
-                           "no heads", "adjoint", "plan inside the arguments", "plan on the device", "heads staged by the sampler"}) {
+  for (const char* path :
+       {"16 bytes at a time", "4 bytes at a time", "an element at a time", "pairs", "heads, staged", "heads", "no heads",
+        "adjoint", "plan inside the arguments", "plan on the device", "heads staged by the sampler"}) {
     std::printf("  %-30s %lld\n", path, static_cast<long long>(paths[path]));
     if (paths[path] == 0) fail(std::string("no case took: ") + path);
   }

@@ -26,7 +26,8 @@ inline void check(int) {}  // the shim throws
 class DeviceBuffer {
  public:
   explicit DeviceBuffer(size_t bytes) : DeviceBuffer(nullptr, bytes, true) {}  // not initialised
-  DeviceBuffer(const void* host, size_t bytes, bool writable = true) : bytes_(bytes), name_("buffer " + std::to_string(++made)) {
+  DeviceBuffer(const void* host, size_t bytes, bool writable = true)
+      : bytes_(bytes), name_("buffer " + std::to_string(++made)) {
     memory_ = static_cast<char*>(std::aligned_alloc(256, (bytes + 255) / 256 * 256 + 256));
     if (memory_ == nullptr) throw std::bad_alloc();
     if (host != nullptr) std::memcpy(memory_, host, bytes);
