@@ -40,7 +40,7 @@ FUSEDMIX_DEVICE PlanView resolve(const PlanView& plan, const InlinePlan& bytes) 
 }
 
 template <class T>
-constexpr int kAhead = sizeof(T) == 1 ? 4 : 8;  // 16 bytes of uint8 are 16 blends: more would not fit the registers
+constexpr int kAhead = sizeof(T) == 1 ? 4 : 8;  // 16 bytes of uint8 are 16 blends: 8 times that are 260 KB of code
 
 template <class T, int V, bool kAdjoint>
 FUSEDMIX_KERNEL(kThreads) mix_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
@@ -163,9 +163,9 @@ FUSEDMIX_KERNEL(kThreads) mix_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
           float kept[V], lent[V];
           weights_at(visit[u].sample, kept);
           weights_at(carried, lent);
-          Vec<T, V> out;
+          Vec<T, V> out{};
           FUSEDMIX_UNROLL
-          for (int l = 0; l < V; ++l) out.v[l] = blend_adjoint<T>(kept[l], partner.v[l], lent[l], own.v[l]);
+          for (int l = 0; l < V; ++l) out.set(l, blend_adjoint<T>(kept[l], partner.get(l), lent[l], own.get(l)));
           store_vector<T, V>(target(visit[u].sample), out);
         } else {
           if (carried_reach == kKeep) {
@@ -175,12 +175,13 @@ FUSEDMIX_KERNEL(kThreads) mix_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
             if (carried_reach != kTake) {
               float w[V];
               weights_at(carried, w);
+              out = Vec<T, V>{};
               FUSEDMIX_UNROLL
-              for (int l = 0; l < V; ++l) out.v[l] = blend<T>(w[l], own.v[l], partner.v[l]);
+              for (int l = 0; l < V; ++l) out.set(l, blend<T>(w[l], own.get(l), partner.get(l)));
               if (carried_reach == kSelect && in_place) {
                 FUSEDMIX_UNROLL
                 for (int l = 0; l < V; ++l) {
-                  if (w[l] == 0.0f) store_vector<T, 1>(target(carried) + l * kSize, Vec<T, 1>{{partner.v[l]}});
+                  if (w[l] == 0.0f) device::store(reinterpret_cast<T*>(target(carried) + l * kSize), partner.get(l));
                 }
               }
             }

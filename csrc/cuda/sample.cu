@@ -170,7 +170,8 @@ FUSEDMIX_DEVICE void sample_block(const SampleArgs& args, int64_t block) {
       const Draw drawn = draw(seed, draw_index(s.per, i, s.batch), row_at, s.methods, s.p, s.lam == nullptr, s.ndim, s.size);
       const MethodRow row = row_at(drawn.choice);
       const float given = s.lam == nullptr ? 0.0f : device::load(s.lam + (s.lam_each ? i : 0));
-      const float lam = used_lam(row, drawn, s.lam == nullptr ? nullptr : &given);
+      // Not by a pointer that may be either: `given` would have to lie on a stack.
+      const float lam = s.lam == nullptr ? used_lam(row, drawn, nullptr) : used_lam(row, drawn, &given);
       const int32_t method = drawn.applied ? static_cast<int32_t>(row.method) : static_cast<int32_t>(kMixUp);
       made = shape(method, row.ratio, lam, drawn.centre, s.ndim, s.size);
       if (s.pairing <= kFlip) device::store(s.out.partner + i, formula_partner(s.pairing, i, s.batch));

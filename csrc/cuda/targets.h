@@ -40,7 +40,7 @@ template <class T>
 FUSEDMIX_DEVICE void write_targets(const Targets& t, const PlanView& plan, int64_t block) {
   const Smoothing<T> smooth(t.smoothing, t.num_classes);
   const int64_t total = t.batch * t.num_classes;
-  FUSEDMIX_UNROLL
+  // Not unrolled: this is in every kernel, in every type, and would be half of what there is to compile.
   for (int64_t n = 0; n < kTargetsPerThread; ++n) {
     const int64_t at = (block * kTargetsPerThread + n) * kThreads + device::thread();
     if (at >= total) return;

@@ -1,21 +1,37 @@
 // Several elements of a sample that lie together, and one access to them.
 #pragma once
 
+#include <type_traits>
+
 #include "../include/fusedmix/element.h"
 #include "kernels.h"
 
 namespace fusedmix::cuda {
 
+// Elements of less than 4 bytes stay packed in words until they are used. Apart, each would take a register of its own, and
+// with 216 of them (uint8) two blocks would fit on a multiprocessor, not three.
 template <class T, int V>
 struct Vec {
-  T v[V];
+  static constexpr int kPerWord = sizeof(T) < 4 ? 4 / static_cast<int>(sizeof(T)) : 1;
+  using Word = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
+  using Bits = std::conditional_t<sizeof(T) == 1, uint8_t, std::conditional_t<sizeof(T) == 2, uint16_t, Word>>;
+  Word words[(V + kPerWord - 1) / kPerWord];
+
+  FUSEDMIX_DEVICE T get(int l) const { return bit_cast<T>(static_cast<Bits>(words[l / kPerWord] >> shift(l))); }
+  // Once for each element, of a vector of zeros.
+  FUSEDMIX_DEVICE void set(int l, T value) {
+    words[l / kPerWord] |= static_cast<Word>(bit_cast<Bits>(value)) << shift(l);
+  }
+
+ private:
+  static FUSEDMIX_DEVICE int shift(int l) { return l % kPerWord * static_cast<int>(8 * sizeof(T)); }
 };
 
 template <class T, int V>
 FUSEDMIX_DEVICE Vec<T, V> load_vector(const void* at) {
   using Raw = typename device::RawOf<sizeof(T) * V>::type;
   const Raw raw = device::load(static_cast<const Raw*>(at));
-  Vec<T, V> value;
+  Vec<T, V> value{};
   memcpy(&value, &raw, sizeof(raw));
   return value;
 }

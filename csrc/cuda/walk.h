@@ -27,16 +27,21 @@ FUSEDMIX_DEVICE int64_t partner_of(const PlanView& plan, int64_t i, int64_t batc
   return plan.pairing <= kFlip ? formula_partner(plan.pairing, i, batch) : device::load(plan.partner + i);
 }
 
+// In 32 bits, which samples fit: a division of 64 costs several times as much, and there is one for every step.
+FUSEDMIX_DEVICE bool is_head(const WalkArgs& walk, int64_t i) {
+  return walk.heads && static_cast<uint32_t>(i) % static_cast<uint32_t>(walk.span) == 0;
+}
+
 // Whether a walk begins at sample c.
 FUSEDMIX_DEVICE bool begins(const WalkArgs& walk, const PlanView& plan, int64_t c) {
   int64_t j = partner_of(plan, c, walk.batch);
   if (walk.skip_fixed && j == c) return false;
   if (plan.pairing == kFlip) return c <= j;
-  if (walk.heads && c % walk.span == 0) return true;
+  if (is_head(walk, c)) return true;
   if (plan.pairing == kRoll) return c == 0 && !walk.heads;
   // The smallest of its cycle, if the cycle has no head. Half of all samples know after one step, few after many.
   while (j != c) {
-    if (j < c || (walk.heads && j % walk.span == 0)) return false;
+    if (j < c || is_head(walk, j)) return false;
     j = partner_of(plan, j, walk.batch);
   }
   return true;
@@ -75,7 +80,7 @@ struct Walker {
       return {Visit::kBegin, static_cast<int32_t>(first)};
     }
     const int64_t j = partner_of(plan, at, walk.batch);
-    if (walk.heads && j % walk.span == 0 && plan.pairing != kFlip) {
+    if (plan.pairing != kFlip && is_head(walk, j)) {
       at = -1;
       return {Visit::kStaged, static_cast<int32_t>(j)};
     }

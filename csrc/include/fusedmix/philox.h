@@ -70,7 +70,7 @@ FUSEDMIX_HD double symmetric_beta(uint64_t seed, uint64_t index, double alpha) {
   const double u = uniform(first.a, first.b), v = uniform(first.c, first.d);
   const double boost_u = uniform(second.a, second.b), boost_v = uniform(second.c, second.d);
   const double radius = sqrt(-expm1((2.0 / (2.0 * alpha + 1.0)) * log(u)));
-  const double t = radius * cos(2.0 * 3.141592653589793 * v);
+  const double t = radius * cos_turns(v);
   const double logit = log1p(t) - log1p(-t) + (log(boost_u) - log(boost_v)) / alpha;
   return 1.0 / (1.0 + exp(-logit));
 }

@@ -34,13 +34,24 @@ FUSEDMIX_HD double fma(double a, double b, double c) {
 #endif
 }
 
+// cos(2πx). On a GPU cos() itself has a path for large arguments that takes a stack.
+FUSEDMIX_HD double cos_turns(double x) {
+#if defined(__CUDA_ARCH__)
+  return cospi(2.0 * x);
+#else
+  return cos(2.0 * 3.141592653589793 * x);
+#endif
+}
+
 }  // namespace fusedmix
 
 #if defined(FUSEDMIX_SHIM)
 #include "../../shim/device.h"  // the same names as below, run by fibers
 #elif defined(__CUDACC__)
 
-#define FUSEDMIX_KERNEL(threads) __global__ void __launch_bounds__(threads)
+// Three blocks of 128 threads at least must fit on a multiprocessor (csrc/cuda/mix_kernel.h). Without that number ptxas aims at
+// some more, and for it spills a few bytes of the kernels that need few registers.
+#define FUSEDMIX_KERNEL(threads) __global__ void __launch_bounds__(threads, 3)
 #define FUSEDMIX_DEVICE __device__ __forceinline__
 // An argument struct by value that may be indexed and pointed to without a copy to local memory.
 #define FUSEDMIX_ARGS(type, name) const __grid_constant__ type name
