@@ -160,7 +160,7 @@ void apply(const Tensor& src, const Tensor& dst, const Tensor& partner, const Te
 
 Tensor mix(Tensor x, Tensor partner, Tensor kind, Tensor geometry, Tensor value, int64_t ndim, int64_t pairing,
            int64_t per) {
-  Tensor out = torch::stable::empty_like(x);
+  Tensor out = new_like(x);
   apply(x, out, partner, kind, geometry, value, ndim, pairing, per);
   return out;
 }
@@ -172,7 +172,7 @@ void mix_(Tensor x, Tensor partner, Tensor kind, Tensor geometry, Tensor value, 
 
 Tensor mix_adjoint(Tensor grad, Tensor partner, Tensor kind, Tensor geometry, Tensor value, int64_t ndim, int64_t pairing,
                    int64_t per) {
-  Tensor out = torch::stable::empty_like(grad);
+  Tensor out = new_like(grad);
   apply(grad, out, partner, kind, geometry, value, ndim, pairing, per, true);
   return out;
 }
@@ -327,7 +327,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mix_b
     Tensor x, Tensor y, Tensor spec, int64_t batch_size, std::vector<int64_t> size, int64_t pairing, int64_t per, double p,
     std::optional<Tensor> lam, std::optional<Tensor> labels, std::optional<Tensor> seed, std::optional<Tensor> drawn,
     std::optional<Tensor> partner, int64_t num_classes, double label_smoothing) {
-  Tensor out = torch::stable::empty_like(x);
+  Tensor out = new_like(x);
   auto [targets, plan] = step(x, out, y, {spec, batch_size, size, pairing, per, p, lam, labels, seed, drawn, partner},
                               num_classes, label_smoothing);
   return std::tuple_cat(std::make_tuple(out, targets), plan);
