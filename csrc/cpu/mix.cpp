@@ -24,6 +24,7 @@ namespace {
 constexpr int64_t kTileBytes = 16384, kPairTileBytes = 1 << 18;
 constexpr int64_t kSweepBytes = 4096;  // of a row at a time, in a pair
 constexpr int64_t kCacheLine = 64;
+constexpr int64_t kWorthAThread = 32768;  // elements
 
 Mask mask_at(const PlanView& plan, int64_t i) {
   const int64_t row = plan.shared ? 0 : i;
@@ -170,7 +171,9 @@ class Mixer {
       tile_ = row_.length;
     }
     tiles_ = pieces_ * ((row_count_ + rows_per_tile_ - 1) / rows_per_tile_);
-    parallel(tiles_, 1, [&](int64_t begin, int64_t end) {
+    // Below some 32768 elements, torch's own measure, waking threads takes longer than the work.
+    const int64_t in_a_tile = std::max<int64_t>(1, layout.batch * layout.elements / tiles_);
+    parallel(tiles_, std::max<int64_t>(1, kWorthAThread / in_a_tile), [&](int64_t begin, int64_t end) {
       Scratch scratch(*this);
       for (int64_t t = begin; t < end; ++t) {
         place(t, scratch);

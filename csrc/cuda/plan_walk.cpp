@@ -12,8 +12,6 @@ namespace {
 constexpr int64_t kBlocksEach = 8;
 constexpr int64_t kScratchLeast = 1 << 20;  // bytes that staging may always use
 constexpr int64_t kScratchShare = 16;       // or this part of the batch
-// Out of place nothing is staged, but every head is read by two units.
-constexpr int64_t kShortestSpan = 8;
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -55,7 +53,9 @@ Walk plan_walk(const Images& images, int32_t pairing, int multiprocessors) {
   }
   const bool in_place = images.src == images.dst;
   const int64_t scratch = std::max(kScratchLeast, layout.batch * sample_bytes / kScratchShare);
-  const int64_t most = in_place ? scratch / std::max<int64_t>(1, sample_bytes) : layout.batch / kShortestSpan;
+  // Out of place nothing is staged, but two units read every head. Where that is many of the samples the batch is small (spans
+  // below 8: less than 128 KiB for each multiprocessor), and in the L2 cache the second time.
+  const int64_t most = in_place ? scratch / std::max<int64_t>(1, sample_bytes) : layout.batch;
   const int64_t units = std::min({wanted, most, layout.batch / 2});
   if (units <= 1) {
     walk.span = layout.batch;

@@ -1,0 +1,1 @@
+"""Measurements of fusedmix beside its peers. Every file in results/ names the command, the machine and the commit."""

@@ -1,0 +1,170 @@
+"""What gpu_mix measures on one shape and dtype: fusedmix's calls, copies and peers, each checked before it is timed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import fusedmix as fm
+from benchmarks import peers
+from benchmarks.common import Timing, dtype_name, interleave
+from benchmarks.device_timing import Clones, Replays, finish
+from fusedmix import backends as fused_backends
+from fusedmix.ops import draw_on_host
+
+METHODS: dict[str, Callable[..., fm.MixTransform]] = {
+    "MixUp": fm.MixUp,
+    "HMix": fm.HMix,
+    "GMix": fm.GMix,
+    "CutMix": fm.CutMix,
+}
+PERS = ("batch", "sample")
+
+
+@dataclass
+class Entry:
+    """A row, and what it times: a call on clone k."""
+
+    row: Timing
+    call: Callable[[int], Any]
+
+
+class Batch:
+    """Everything that is measured on one shape and dtype."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, classes: int) -> None:
+        self.device, self.dtype, self.shape, self.classes = device, dtype, shape, classes
+        self.clones = Clones(shape, dtype, device)
+        self.y = torch.randint(classes, (shape[0],), device=device)
+
+    def row(self, call: str, method: str, **more: Any) -> Timing:
+        shape = "x".join(map(str, self.shape))
+        row = Timing("device", "fusedmix", call, method, dtype=dtype_name(self.dtype), shape=shape)
+        return replace(row, **more)
+
+    def plan(self, method: str, pairing: str, per: str) -> fm.MixPlan:
+        """On the device. Half of the batch per batch, and for boxes; else as drawn."""
+        lam = 0.5 if per == "batch" or method == "CutMix" else None
+        module = METHODS[method](pairing=pairing, per=per)
+        return module.sample(self.shape[0], self.shape[2:], lam=lam, seed=1, device=self.device)
+
+    def each(self, call: Callable[..., Any], *more: Any, **options: Any) -> Callable[[int], Any]:
+        """A call on clone k."""
+        return lambda k: call(self.clones.x[k], *more, **options)
+
+    def same(self, mixed: Tensor, expected: Tensor) -> None:
+        """Raises unless two results differ by a few roundings at most (peers round both products and their sum)."""
+        allowed = 4 * torch.finfo(self.dtype).eps * float(expected.abs().max())
+        torch.testing.assert_close(mixed, expected, rtol=0.0, atol=allowed)
+
+    def plans(self, methods: dict[str, Any], backend: str, labels: bool) -> Iterator[Entry]:
+        """A plan on the device, applied in place; with `labels` to these too."""
+        x = self.clones.x[0]
+
+        def mix_both(x: Tensor, plan: fm.MixPlan) -> Tensor:
+            fm.mix_(x, plan, backend=backend)
+            return fm.mix_labels(self.y, plan, num_classes=self.classes, backend=backend)
+
+        for method in methods:
+            for pairing in ("roll", "flip"):
+                for per in PERS:
+                    plan = self.plan(method, pairing, per)
+                    share = 1.0 - float(plan.weight.mean()) if method == "CutMix" else 1.0
+                    more = {"backend": backend, "pairing": pairing, "per": per, "inplace": True, "share": share}
+                    self.same(fm.mix(x, plan, backend=backend), fm.mix(x, plan, backend="reference"))
+                    if labels:
+                        yield Entry(self.row("mix_ + mix_labels", method, **more), self.each(mix_both, plan))
+                    else:
+                        yield Entry(self.row("mix_", method, **more), self.each(fm.mix_, plan, backend=backend))
+
+    def out_of_place(self, backend: str) -> Iterator[Entry]:
+        for method in ("MixUp", "CutMix"):
+            plan = self.plan(method, "roll", "batch")
+            row = self.row("mix", method, backend=backend, pairing="roll", per="batch")
+            yield Entry(row, self.each(fm.mix, plan, backend=backend))
+
+    def steps(self, backend: str) -> Iterator[Entry]:
+        """Images and targets by the one operator that modules call, of numbers drawn before: without the sampler."""
+        operators = fused_backends.operators(self.device.type, backend)
+        for method in METHODS:
+            for pairing in ("roll", "flip"):
+                module = METHODS[method](pairing=pairing)
+                request = module._request(self.shape[0], self.shape[2:], None, None)
+                source = draw_on_host(request, None, 1)
+                row = self.row("step", method, backend=backend, pairing=pairing, per="batch", inplace=True)
+                step = self.each(operators.mix_batch_, self.y, *request, *source, self.classes, 0.0)
+                yield Entry(row, step)
+
+    def modules(self, backend: str) -> Iterator[Entry]:
+        """Whole calls, the sampler included: every replay draws anew."""
+        for method in peers.TORCHVISION:
+            for inplace in (True, False):
+                for per in PERS:
+                    options = {"per": per, "inplace": inplace, "sampling": "device", "backend": backend}
+                    mix = METHODS[method](num_classes=self.classes, **options)
+                    row = self.row("module", method, backend=backend, pairing="roll", per=per, inplace=inplace)
+                    yield Entry(row, self.each(mix, self.y))
+
+    def torchvision(self) -> Iterator[Entry]:
+        x, y = self.clones.x[0], self.y
+        for method, module in peers.TORCHVISION.items():
+            mix, ours = module(num_classes=self.classes), METHODS[method](num_classes=self.classes)
+            results = []
+            for candidate in (ours, mix):
+                torch.manual_seed(0)
+                results.append(candidate(x, y))
+            self.same(results[0][0], results[1][0])
+            torch.testing.assert_close(results[0][1], results[1][1], rtol=0.0, atol=0.0)
+            row = self.row("module", method, provider="torchvision", pairing="roll", per="batch")
+            yield Entry(row, self.each(mix, self.y))
+
+    def compiled(self) -> Iterator[Entry]:
+        """torch.compile of the same mathematics: no labels, λ and box on the device."""
+        for method, functions in (("MixUp", (peers.mixup, peers.mixup_)), ("CutMix", (peers.cutmix, peers.cutmix_))):
+            plan = self.plan(method, "roll", "batch")
+            given = plan.lam[0].clone() if method == "MixUp" else plan.geometry[0, [1, 2, 4, 5]]
+            self.same(functions[0](self.clones.x[0], given), fm.mix(self.clones.x[0], plan))
+            for call, function in zip(("mix", "mix_"), functions, strict=True):
+                row = self.row(call, method, provider="torch.compile", pairing="roll", per="batch")
+                row.inplace = call == "mix_"
+                yield Entry(row, self.each(peers.compiled(function, self.device), given))
+
+    def copies(self, shares: set[float]) -> Iterator[Entry]:
+        total = self.clones.x[0].numel()
+        for share in shares:
+            n = max(16, int(share * total) // 16 * 16)
+            out, x = ([t.flatten()[:n] for t in clones] for clones in (self.clones.out, self.clones.x))
+            for name, copy in peers.copies(self.device).items():
+                row = self.row("copy", name, provider="triton" if name == "triton" else "torch", share=share)
+                yield Entry(row, partial(_copy, copy, out, x))
+
+    def measure(self, entries: list[Entry], rounds: int) -> list[Timing]:
+        entries += self.copies({entry.row.share for entry in entries} | {1.0})
+        starts = {}
+        for n, entry in enumerate(entries):
+            replays = Replays(entry.call, self.clones, self.device, must_capture=entry.row.provider == "fusedmix")
+            entry.row.measure = replays.measure
+            starts[n] = replays.start
+        interleave(starts, 2, lambda: finish(self.device))
+        for n, times in interleave(starts, rounds, lambda: finish(self.device)).items():
+            entries[n].row.record(times)
+        rows = [entry.row for entry in entries]
+        for row in rows:
+            row.bytes = int(2 * row.share * self.clones.bytes)
+            row.copy_ratio = row.median_us / ceiling(rows, row)
+        return rows
+
+
+def _copy(copy: peers.Copy, out: list[Tensor], x: list[Tensor], k: int) -> None:
+    copy(out[k], x[k])
+
+
+def ceiling(rows: list[Timing], row: Timing) -> float:
+    """Microseconds of the fastest copy of as many bytes."""
+    same = (row.dtype, row.shape, row.share)
+    return min(r.median_us for r in rows if r.call == "copy" and (r.dtype, r.shape, r.share) == same)

@@ -1,0 +1,171 @@
+"""The benchmarks run, on tiny batches, and write what they say they write. Their figures are not looked at."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import fusedmix as fm
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # benchmarks is no part of what is installed
+
+from benchmarks import common, gpu_targets  # noqa: E402
+
+ENVIRONMENT = {"device", "driver", "torch", "cuda", "triton", "commit", "date"}
+TIMING = {"measure", "provider", "call", "method", "backend", "pairing", "per", "inplace", "dtype", "shape", "share"}
+SUMMARY = {"bytes", "median_us", "p20_us", "p80_us", "least_us", "repeats", "copy_ratio"}
+CHECK = {"what", "value", "limit", "unit", "at_least", "met"}
+
+
+def run(module, *arguments, **environment):
+    """The output of a benchmark in a process of its own, by the reference backend unless told otherwise."""
+    env = {**os.environ, "FUSEDMIX_BACKEND": "reference", "OMP_NUM_THREADS": "1", **environment}
+    command = [sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def rows(path, columns):
+    with path.open() as file:
+        found = list(csv.DictReader(file))
+    assert found
+    assert set(found[0]) == columns | ENVIRONMENT
+    assert all(row["device"] and row["torch"] == torch.__version__ and row["commit"] == "abc" for row in found)
+    return found
+
+
+# ---- helpers ----
+
+
+def test_everything_is_measured_once_a_round():
+    said, finished = [], []
+
+    def measure(key):
+        def start():
+            said.append(key)
+            return lambda: float(len(finished))
+
+        return start
+
+    times = common.interleave({key: measure(key) for key in "abc"}, 5, lambda: finished.append(len(said)))
+    assert finished == [3, 6, 9, 12, 15]
+    assert all(sorted(said[i : i + 3]) == list("abc") for i in range(0, 15, 3))
+    assert len({tuple(said[i : i + 3]) for i in range(0, 15, 3)}) > 1  # not always in the same order
+    assert times == {key: [1.0, 2.0, 3.0, 4.0, 5.0] for key in "abc"}  # read when the round was over
+
+
+def test_summary_of_times():
+    row = common.Timing("wall", "torch", "copy")
+    row.record([float(x) for x in range(10, 0, -1)])
+    assert (row.median_us, row.p20_us, row.p80_us, row.least_us, row.repeats) == (5.5, 3.0, 9.0, 1.0, 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("NVIDIA H200", "h200"), ("NVIDIA A100-SXM4-80GB", "a100-sxm4"), ("NVIDIA GeForce RTX 4090", "rtx-4090")],
+)
+def test_files_are_named_after_the_device(name, expected):
+    assert common.slug(name) == expected
+
+
+def test_checks():
+    assert common.Check("a", 1.0, 1.0, "x").met
+    assert not common.Check("a", 1.01, 1.0, "x").met
+    assert common.Check("a", 2.0, 1.8, "x", at_least=True).met
+    assert not common.Check("a", 1.7, 1.8, "x", at_least=True).met
+    table = common.targets_table([common.Check("a", 1.0, 1.0, "x"), common.Check("b", 2.0, 1.0, "x")])
+    assert table.count("FAIL") == 1
+    assert table.endswith("1 of 2 targets met")
+
+
+def test_environment():
+    found = common.environment(torch.device("cpu"), "abc")
+    assert set(found) >= ENVIRONMENT
+    assert found["commit"] == "abc"
+    assert found["fusedmix"] == fm.__version__
+    assert json.loads(json.dumps(found)) == found
+
+
+def large_rows(fused_us):
+    """Rows of one shape: a copy of 100 µs, torchvision at 450, torch.compile at 100 and 210."""
+    common_fields = {"method": "MixUp", "pairing": "roll", "per": "batch"}
+    fused = [
+        common.Timing("device", "fusedmix", "mix_", inplace=True, **common_fields),
+        common.Timing("device", "fusedmix", "mix", **common_fields),
+        common.Timing("device", "fusedmix", "module", inplace=True, **common_fields),
+        common.Timing("device", "fusedmix", "mix_", "CutMix", pairing="flip", per="sample", inplace=True, share=0.5),
+    ]
+    for row, us in zip(fused, fused_us, strict=True):
+        row.median_us, row.copy_ratio = us, us / (100.0 * row.share)
+    peers = [
+        common.Timing("device", "torchvision", "module", **common_fields),
+        common.Timing("device", "torch.compile", "mix", **common_fields),
+        common.Timing("device", "torch.compile", "mix_", inplace=True, **common_fields),
+    ]
+    for row, us in zip(peers, (450.0, 100.0, 210.0), strict=True):
+        row.median_us = us
+    return fused + peers
+
+
+@pytest.mark.parametrize(
+    ("fused_us", "missed"),
+    [
+        ((109.0, 104.0, 112.0, 65.0), []),
+        ((111.0, 104.0, 112.0, 65.0), ["in place"]),
+        ((120.0, 104.0, 112.0, 65.0), ["in place", "faster than torch.compile"]),
+        ((109.0, 106.0, 112.0, 65.0), ["out of place"]),
+        ((109.0, 104.0, 113.0, 65.0), ["faster than torchvision"]),
+        ((109.0, 104.0, 112.0, 66.0), ["in place, 50% of the batch"]),
+    ],
+)
+def test_targets_of_a_gpu(fused_us, missed):
+    checks = gpu_targets.targets(large_rows(fused_us), large=True)
+    assert len(checks) == 5
+    said = [check.what for check in checks if not check.met]
+    assert len(said) == len(missed)
+    assert all(what.endswith(end) for what, end in zip(said, missed, strict=True))
+
+
+# ---- scripts ----
+
+
+def test_cpu_mix(tmp_path):
+    pytest.importorskip("torchvision")
+    said = run("cpu_mix", "--quick", "--threads", 1, "--commit", "abc", "--out", tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"cpu-mix.csv", "cpu-targets.csv", "cpu-environment.json"}
+    timed = rows(tmp_path / "cpu-mix.csv", TIMING | SUMMARY)
+    assert {row["provider"] for row in timed} == {"fusedmix", "torch", "torchvision"}
+    assert {row["call"] for row in timed} == {"copy", "clone", "mix_", "mix", "module"}
+    assert {row["method"] for row in timed if row["call"] == "mix_"} == {"MixUp", "HMix", "GMix", "CutMix"}
+    assert all(float(row["median_us"]) > 0 for row in timed)
+    checks = rows(tmp_path / "cpu-targets.csv", CHECK)
+    assert f"of {len(checks)} targets met" in said
+    environment = json.loads((tmp_path / "cpu-environment.json").read_text())
+    assert set(environment["import"]) == {"torch_s", "added_by_fusedmix_s"}
+
+
+def test_first_use(tmp_path):
+    # The libraries that other tests built: how long building takes is not the question here.
+    from fusedmix.backends import native
+
+    if native.why_not("cpp") is not None:
+        pytest.skip(str(native.why_not("cpp")))
+    run(
+        "first_use", "--quick", "--device", "cpu", "--cache", native._cache_root(), "--commit", "abc", "--out", tmp_path
+    )
+    found = json.loads((tmp_path / "cpu-first-use.json").read_text())
+    assert set(found) == {"first_process", "second_process", "import", "environment"}
+    for process in (found["first_process"], found["second_process"]):
+        steps = ["started", "torch imported", "fusedmix imported", "backends ready", "first batch"]
+        seconds = [process[f"{step}_s"] for step in steps]
+        assert seconds == sorted(seconds)
+        assert set(process["loading_s"]) == {"cpp"}
