@@ -10,6 +10,7 @@ import torch
 from hypothesis import settings
 
 import fusedmix as fm
+from fusedmix.backends import native
 
 # CI asks the same questions every time; a developer's run asks new ones.
 settings.register_profile("ci", derandomize=True)
@@ -39,13 +40,19 @@ INTEGERS = (
 )
 
 
+# Why a compiled backend cannot run here, or None. Nothing is built for that: one that should build and does not must
+# fail the tests, not skip them.
+NO_CPP = native.why_not("cpp")
+NO_CUDA = native.why_not("cuda") if torch.cuda.is_available() else "torch finds no GPU"
+
+
 def pytest_addoption(parser):
     parser.addoption(
         "--write-agreement",
         nargs="?",
         const=str(Path(__file__).with_name("agreement.csv")),
         metavar="FILE",
-        help="write what tests/test_agreement.py finds into the committed table (or FILE) instead of comparing it",
+        help="write the table with what tests/test_agreement.py finds (to FILE) instead of comparing the two",
     )
 
 

@@ -8,11 +8,16 @@ import pytest
 import torch
 
 import fusedmix as fm
+from conftest import NO_CPP, NO_CUDA
 from fusedmix import backends
 from fusedmix.methods import Method, Pairing, Per, spec_row
 from fusedmix.ops import GeneratorHandle
 
-HERE = [(line.name, line.device) for line in backends.report() if line.works and line.name in ("cpp", "cuda")]
+HERE = [
+    ("reference", "cpu"),
+    *([("cpp", "cpu")] if NO_CPP is None else []),
+    *([("cuda", "cuda")] if NO_CUDA is None else []),
+]
 SPEC = torch.cat([spec_row(Method.CUTMIX, alpha=0.5), spec_row(Method.SAMPLE_PAIRING, lam=0.5)])
 LABELS = torch.tensor([0, 1, 1, 0, 2])
 CPU = torch.device("cpu")
@@ -38,20 +43,26 @@ class Operators:
         return plan.partner, plan.kind, plan.geometry, plan.value, 2, int(Pairing.ROLL), int(Per.SAMPLE)
 
 
-@pytest.fixture(scope="module", params=[("reference", "cpu"), *HERE], ids="-".join)
+@pytest.fixture(scope="module", params=HERE, ids="-".join)
 def operators(request):
     """Those of every backend that runs here."""
     return Operators(*request.param)
 
 
-def request(pairing=Pairing.RANDOM, per=Per.SAMPLE, p=0.7, lam=None, spec=SPEC):
-    return spec, 5, [6, 7], int(pairing), int(per), p, lam, LABELS
+def request(device=CPU, pairing=Pairing.RANDOM, per=Per.SAMPLE, p=0.7, lam=None, spec=SPEC):
+    """A request of which the plan is made on a device: λ and the classes are there, the spec never."""
+    return spec, 5, [6, 7], int(pairing), int(per), p, lam if lam is None else lam.to(device), LABELS.to(device)
 
 
-def drawn(*args):
-    """What the host draws for a request: the arguments of a source."""
-    numbers, partner = torch.ops.fusedmix.draw_host(*args, 0, 4)
-    return None, numbers, partner if len(partner) else None
+def from_host(**asked):
+    """A request and, as its source, what the host draws for it: its plan is made on the CPU."""
+    numbers, partner = torch.ops.fusedmix.draw_host(*request(**asked), 0, 4)
+    return *request(**asked), None, numbers, partner if len(partner) else None
+
+
+def from_seed(device, seed, **asked):
+    """A request and a seed: its plan is made on the device."""
+    return *request(device, **asked), torch.tensor(seed), None, None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8], ids=str)
@@ -69,19 +80,32 @@ def test_mix(operators, dtype, layout):
 @pytest.mark.parametrize("pairing", Pairing)
 @pytest.mark.parametrize("per", [Per.BATCH, Per.SAMPLE])
 def test_sample(operators, pairing, per):
-    operators.check("sample", *request(pairing, per), torch.tensor(-5), None, None, operators.device)
-    operators.check("sample", *request(pairing, per), *drawn(*request(pairing, per)), CPU)
+    operators.check("sample", *from_seed(operators.device, -5, pairing=pairing, per=per), operators.device)
+
+
+@pytest.mark.parametrize(
+    ("pairing", "per"),
+    [
+        (Pairing.ROLL, Per.BATCH),
+        (Pairing.FLIP, Per.PAIR),
+        (Pairing.RANDOM, Per.SAMPLE),
+        (Pairing.CROSS_CLASS, Per.BATCH),
+    ],
+)
+def test_sample_from_the_host(operators, pairing, per):
+    operators.check("sample", *from_host(pairing=pairing, per=per), CPU)
 
 
 def test_sample_of_pairs(operators):
-    operators.check("sample", *request(Pairing.FLIP, Per.PAIR), torch.tensor(-5), None, None, operators.device)
-    operators.check("sample", *request(Pairing.FLIP, Per.PAIR), *drawn(*request(Pairing.FLIP, Per.PAIR)), CPU)
+    asked = from_seed(operators.device, -5, pairing=Pairing.FLIP, per=Per.PAIR)
+    operators.check("sample", *asked, operators.device)
 
 
 @pytest.mark.parametrize("lam", [torch.tensor(0.3), torch.tensor([0.0, 0.2, 0.5, 0.9, 1.0])], ids=["one", "each"])
 def test_sample_given_lam(operators, lam):
-    operators.check("sample", *request(lam=lam), torch.tensor(1), None, None, operators.device)
-    operators.check("sample", *request(lam=lam), *drawn(*request(lam=lam)), CPU)
+    operators.check("sample", *from_seed(operators.device, 1, lam=lam), operators.device)
+    operators.check("sample", *from_host(lam=lam), CPU)
+    torch.library.opcheck(torch.ops.fusedmix.draw_host.default, (*request(lam=lam), 0, 4))
 
 
 def test_mask(operators):
@@ -114,18 +138,41 @@ def test_mix_labels(operators, labels):
 def test_mix_batch(operators, operator, dtype, labels, asked):
     x = (torch.rand(5, 3, 6, 7) * 255).to(operators.device, dtype)
     labels = labels.to(operators.device)
-    arguments = (x, labels, *request(**asked))
-    operators.check(operator, *arguments, torch.tensor(7), None, None, 3, 0.1)
-    operators.check(operator, *arguments, *drawn(*request(**asked)), 3, 0.1)
+    operators.check(operator, x, labels, *from_seed(operators.device, 7, **asked), 3, 0.1)
+    operators.check(operator, x, labels, *from_host(**asked), 3, 0.1)
 
 
-@pytest.mark.parametrize("per", Per)
+@pytest.mark.parametrize("operator", ["mix_batch", "mix_batch_"])
+@pytest.mark.parametrize(
+    ("spec", "per", "seed"),
+    [
+        (spec_row(Method.CUTMIX), Per.BATCH, None),
+        (SPEC, Per.SAMPLE, torch.empty(0, dtype=torch.int64)),  # draw a seed
+    ],
+    ids=["as-torchvision", "a-seed"],
+)
+def test_mix_batch_that_draws(operators, operator, spec, per, seed):
+    """The compiled backends draw by themselves where they are asked to. Two runs differ, so none are compared."""
+    if operators.name == "reference":
+        pytest.skip("numbers come to it drawn")
+    x, labels = torch.rand(5, 3, 6, 7, device=operators.device), LABELS.to(operators.device)
+    asked = (spec, 5, [6, 7], int(Pairing.ROLL), int(per), 1.0, None, None, seed, None, None)
+    checks = ("test_schema", "test_faketensor")
+    overload = getattr(operators.namespace, operator).default
+    torch.library.opcheck(overload, (x, labels, *asked, 3, 0.1), test_utils=checks)
+
+
 @pytest.mark.parametrize("pairing", Pairing)
+@pytest.mark.parametrize("per", [Per.BATCH, Per.SAMPLE])
 def test_draw_host(pairing, per):
-    if per == Per.PAIR and pairing != Pairing.FLIP:
-        pytest.skip("not made of pairs")
-    for lam in (None, torch.tensor(0.3), torch.tensor([0.0, 0.2, 0.5, 0.9, 1.0])):
-        torch.library.opcheck(torch.ops.fusedmix.draw_host.default, (*request(pairing, per, lam=lam), 0, 4))
+    torch.library.opcheck(torch.ops.fusedmix.draw_host.default, (*request(pairing=pairing, per=per), 0, 4))
+
+
+@pytest.mark.parametrize(
+    "labels", [LABELS, LABELS.to(torch.uint8), torch.rand(5, 3)], ids=lambda y: f"{y.dtype}-{y.ndim}D"
+)
+def test_checked_classes(labels):
+    torch.library.opcheck(torch.ops.fusedmix.checked_classes.default, (labels, 3))
 
 
 def test_draw_seed():

@@ -6,6 +6,7 @@
 // sample of a cycle is kept aside, for the last one. Tiles do not depend on each other: threads take different ones.
 #include "mix.h"
 
+#include <atomic>
 #include <cstring>
 #include <memory>
 #include <vector>
@@ -24,6 +25,7 @@ namespace {
 constexpr int64_t kTileBytes = 16384, kPairTileBytes = 1 << 18;
 constexpr int64_t kSweepBytes = 4096;  // of a row at a time, in a pair
 constexpr int64_t kCacheLine = 64;
+constexpr int64_t kTilesEach = 16;  // for each thread, at least
 constexpr int64_t kWorthAThread = 32768;  // elements
 
 Mask mask_at(const PlanView& plan, int64_t i) {
@@ -158,9 +160,10 @@ class Mixer {
 
     row_count_ = 1;
     for (int d = 0; d < row_.outer_rank; ++d) row_count_ *= layout.dims[d].size;
-    // Every thread gets several tiles, unless they would be shorter than a cache line or two.
+    // Threads take the next tile when they are done with one: a box makes some of them empty. So there are several for each,
+    // unless they would be shorter than a cache line or two.
     const int64_t most = (cycles_.longest() <= 2 ? kPairTileBytes : kTileBytes) / size_, least = 128 / size_;
-    const int64_t fair = (layout.elements + 4 * parallel.threads - 1) / (4 * parallel.threads);
+    const int64_t fair = (layout.elements + kTilesEach * parallel.threads - 1) / (kTilesEach * parallel.threads);
     tile_ = std::max(least, std::min(most, fair));
     if (row_.length >= tile_) {
       rows_per_tile_ = 1;
@@ -171,16 +174,19 @@ class Mixer {
       tile_ = row_.length;
     }
     tiles_ = pieces_ * ((row_count_ + rows_per_tile_ - 1) / rows_per_tile_);
+    std::atomic<int64_t> next{0};
     // Below some 32768 elements, torch's own measure, waking threads takes longer than the work.
-    const int64_t in_a_tile = std::max<int64_t>(1, layout.batch * layout.elements / tiles_);
-    parallel(tiles_, std::max<int64_t>(1, kWorthAThread / in_a_tile), [&](int64_t begin, int64_t end) {
+    const bool alone = layout.batch * layout.elements < kWorthAThread;
+    parallel(alone ? 1 : parallel.threads, 1, [&](int64_t begin, int64_t end) {
       Scratch scratch(*this);
-      for (int64_t t = begin; t < end; ++t) {
-        place(t, scratch);
-        if (args_.adjoint) {
-          adjoint_tile(scratch);
-        } else {
-          mix_tile(scratch);
+      for (; begin < end; ++begin) {
+        for (int64_t t = next++; t < tiles_; t = next++) {
+          place(t, scratch);
+          if (args_.adjoint) {
+            adjoint_tile(scratch);
+          } else {
+            mix_tile(scratch);
+          }
         }
       }
     });
