@@ -1,0 +1,306 @@
+"""What nvcc makes of the CUDA kernels, for every architecture that is built ahead: no GPU is needed to read it.
+
+No kernel has a stack or spills registers, three blocks of each fit on a multiprocessor, and the kernels that most
+batches get move images 128 bits at a time. nvcc is the one that builds the backend, with the flags that build it. What
+it said is kept by a hash of all that goes into it, in the folder of the shim's modules (shim_build.py).
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import os
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from fusedmix.backends import native
+
+shim_build = pytest.importorskip("shim_build")  # fcntl: not on Windows
+
+THREADS = 128  # of a block
+BLOCKS = 3  # that must fit on a multiprocessor
+REGISTERS = 65536 // (THREADS * BLOCKS) // 8 * 8  # of each thread: they are handed out by eights
+STEMS = ("mix", "mix_bfloat16", "mix_float16", "mix_float32", "mix_float64", "mix_uint8", "sample")
+
+# The element types by their names in C++: bytes, and how many elements a thread may move at a time.
+TYPES = {
+    "f": (4, (4, 1)),
+    "NS_4HalfE": (2, (8, 2, 1)),
+    "NS_8BFloat16E": (2, (8, 2, 1)),
+    "d": (8, (2, 1)),
+    "h": (1, (16, 4, 1)),
+}
+
+
+class Mix(NamedTuple):
+    """An instance of mix_kernel."""
+
+    type: str
+    width: int
+    adjoint: bool
+
+    @property
+    def size(self):
+        return TYPES[self.type][0]
+
+
+MIXES = [
+    Mix(name, width, adjoint)
+    for name, (_, widths) in TYPES.items()
+    for width in widths
+    for adjoint in ((False, True) if name != "h" else (False,))
+]
+WIDEST = [mix for mix in MIXES if mix.width * mix.size == 16]
+
+
+def mix_of(symbol):
+    """Which instance a symbol is, or None."""
+    found = re.search(r"10mix_kernelI(\w+?)Li(\d+)ELb([01])EE", symbol)
+    return found and Mix(found[1], int(found[2]), found[3] == "1")
+
+
+# ---- compiling ------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def tools():
+    """nvcc and the host compiler, or why there are none."""
+    try:
+        return native._nvcc(), native._cxx()
+    except native.BuildError as error:
+        return str(error)
+
+
+def architectures():
+    nvcc, _ = tools()
+    known = native._known_archs(nvcc)
+    return [arch for arch in native._AHEAD_ARCHS if int(arch) in known]
+
+
+def command_for(source, flags):
+    """As native.build() has it, with the sizes of everything and without the host's half."""
+    nvcc, cxx = tools()
+    csrc = native._sources()
+    command = [nvcc, *flags, *native._gencode(architectures(), native._known_archs(nvcc))]
+    command += [f"-I{csrc / 'include'}", f"-I{csrc}"]
+    if len(cxx) == 1:
+        command.append(f"-ccbin={cxx[0]}")
+    if any(Path(nvcc).is_relative_to(folder) for folder in native._pypi_cuda()):
+        command += [f"-I{folder / 'include'}" for folder in native._pypi_cuda()]
+    return [*command, "-Xptxas=-v", "--keep", "-fatbin", str(source)]
+
+
+def compiled(source, flags):
+    """What nvcc says of a file: {architecture: {kernel: report}}, from the cache or anew."""
+    command = command_for(source, flags)
+    headers = sorted(path for folder in ("include", "cuda") for path in (native._sources() / folder).rglob("*.h"))
+    parts = [native._output(command[0], "--version"), repr(command), *(path.read_text() for path in headers)]
+    key = shim_build._hash(*parts, source.read_text(), *map(inspect.getsource, (report_of, accesses_of)))
+    kept = shim_build.cache() / f"ptx-{source.stem}-{key}.json"
+    if not kept.exists():
+        with tempfile.TemporaryDirectory(dir=shim_build.cache()) as scratch:
+            run = [*command, "--keep-dir", scratch, "-o", str(Path(scratch, "out.fatbin"))]
+            done = subprocess.run(run, capture_output=True, text=True)
+            assert done.returncode == 0, f"{' '.join(run)}\n{done.stdout}{done.stderr}"
+            report = report_of(done.stdout + done.stderr, [path.read_text() for path in Path(scratch).glob("*.ptx")])
+            partial = Path(scratch, "report.json")
+            partial.write_text(json.dumps(report))
+            partial.replace(kept)
+    return json.loads(kept.read_text())
+
+
+def report_of(said, ptx):
+    found = {}
+    entry = re.compile(
+        r"Compiling entry function '(\w+)' for 'sm_(\d+)'.*?"
+        r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers",
+        re.DOTALL,
+    )
+    for match in entry.finditer(said):
+        symbol, arch = match[1], match[2]
+        stack, stores, loads, registers = map(int, match.groups()[2:])
+        sizes = {"stack": stack, "spilled": stores + loads, "registers": registers}
+        found.setdefault(arch, {})[symbol] = sizes
+    for text in ptx:
+        arch = re.search(r"^\.target sm_(\d+)", text, re.MULTILINE)[1]
+        if arch not in found:
+            continue
+        code = re.sub(r"//[^\n]*", "", text.partition(".section")[0])
+        for symbol, body in re.findall(r"\.entry\s+(\w+)\(.*?\)[^{]*\{(.*?)\n\}", code, re.DOTALL):
+            found[arch][symbol] |= {"local": bool(re.search(r"\.local\b", body)), "accesses": accesses_of(body)}
+        # Functions that were not inlined count as every kernel's.
+        if re.search(r"\.func\b", code) and re.search(r"\.local\b", code):
+            for report in found[arch].values():
+                report["local"] = True
+    return found
+
+
+def accesses_of(body):
+    """How many instructions access so many bytes of global or generic memory: {"ld 16": 8, ...}."""
+    accesses = Counter()
+    for operation, modifiers in re.findall(r"\b(ld|st)((?:\.[\w:]+)+)\s", body):
+        words = modifiers.strip(".").split(".")
+        if {"param", "shared", "const", "local"} & {word.partition("::")[0] for word in words}:
+            continue
+        vector = next((int(word[1:]) for word in words if re.fullmatch(r"v\d", word)), 1)
+        bits = int(re.sub(r"\D", "", words[-1]))
+        accesses[f"{operation} {vector * bits // 8}"] += 1
+    return dict(accesses)
+
+
+@pytest.fixture(scope="module")
+def reports():
+    """{file: {architecture: {kernel: report}}}. Some minutes where nothing is cached."""
+    if isinstance(tools(), str):
+        assert not os.environ.get("CI"), f"CI must compile the kernels: {tools()}"
+        pytest.skip(tools())
+    units = [unit for unit in native._translation_units("cuda") if unit[0].suffix == ".cu"]
+    units.sort(key=lambda unit: ("float16" not in unit[0].stem, unit[0].stem))  # the slowest first
+    with ThreadPoolExecutor(2) as pool:
+        made = pool.map(lambda unit: compiled(*unit), units)
+        return dict(zip((source.stem for source, _ in units), made, strict=True))
+
+
+@pytest.fixture
+def kernels(reports):
+    """(architecture, kernel, report) of all."""
+    return [
+        (arch, symbol, report)
+        for of_file in reports.values()
+        for arch, of_arch in of_file.items()
+        for symbol, report in of_arch.items()
+    ]
+
+
+# ---- what it must be ------------------------------------------------------------------------------------------------
+
+
+def test_everything_is_compiled(reports):
+    """Every file, for every architecture; every instance of the kernel that mixes, once."""
+    assert sorted(reports) == sorted(STEMS)
+    for of_file in reports.values():
+        assert sorted(of_file) == sorted(architectures())
+    assert {"80", "90"} <= set(architectures())
+    for arch in architectures():
+        symbols = [symbol for of_file in reports.values() for symbol in of_file[arch]]
+        assert sorted(filter(None, map(mix_of, symbols))) == sorted(MIXES)
+        others = [symbol for symbol in symbols if mix_of(symbol) is None]
+        for name in ("stage_kernel", "mask_kernel", "sample_kernel"):
+            assert sum(name in symbol for symbol in others) == 1
+        assert len(others) == 3
+
+
+def test_nothing_is_on_a_stack(kernels):
+    for arch, symbol, report in kernels:
+        assert report["stack"] == 0, (arch, symbol)
+        assert report["spilled"] == 0, (arch, symbol)
+        assert not report["local"], (arch, symbol)
+
+
+def test_three_blocks_fit(kernels):
+    assert REGISTERS <= 255
+    for arch, symbol, report in kernels:
+        assert report["registers"] <= REGISTERS, (arch, symbol)
+
+
+def counted(accesses, operation):
+    return Counter({int(key.split()[1]): n for key, n in accesses.items() if key.startswith(operation)})
+
+
+def test_images_move_128_bits_at_a_time(reports):
+    """In the widest kernel of each type, forwards and adjoint.
+
+    All kernels hold the same code for targets, and kernels with as many loads under way the same code for plans: what
+    is in all of them is no access to an image. Beyond that the widest kernels have loads of 16 bytes, stores of 16
+    bytes, and (not the adjoint) those that write the elements of a partly boxed vector one by one.
+    """
+    for arch in architectures():
+        mixes = {
+            mix_of(symbol): report["accesses"]
+            for of_file in reports.values()
+            for symbol, report in of_file[arch].items()
+            if mix_of(symbol)
+        }
+        under_way = {mix[::2]: counted(mixes[mix], "ld")[16] for mix in WIDEST}  # by type and adjoint
+        for mix in WIDEST:
+            n = under_way[mix[::2]]
+            alike = [a for m, a in mixes.items() if m.adjoint == mix.adjoint and under_way[m[::2]] == n]
+            loads = beyond(mixes[mix], alike, "ld")
+            assert loads == {16: n}, (arch, mix)
+            stores = beyond(mixes[mix], mixes.values(), "st")
+            assert stores.pop(16) >= n // 2, (arch, mix)
+            assert stores.keys() == (set() if mix.adjoint else {mix.size}), (arch, mix)
+            assert stores.get(mix.size, 0) <= n * mix.width, (arch, mix)
+            # 48 KiB on a multiprocessor keep an H200 busy. uint8 has half of that, and twice the arithmetic.
+            assert n * 16 * THREADS * BLOCKS >= (24 if mix.size == 1 else 48) * 1024
+
+
+def counted(accesses, operation):
+    return {int(key.split()[1]): n for key, n in accesses.items() if key.startswith(operation)}
+
+
+def beyond(accesses, others, operation):
+    """The accesses of one kernel that not all of the others have: {bytes: number}."""
+    everyones = [counted(other, operation) for other in others]
+    more = {n: k - min(other.get(n, 0) for other in everyones) for n, k in counted(accesses, operation).items()}
+    return {n: k for n, k in more.items() if k}
+
+
+def test_heads_are_staged_128_bits_at_a_time(kernels):
+    for _, symbol, report in kernels:
+        if "stage_kernel" in symbol:
+            assert report["accesses"] == {f"{operation} {n}": 1 for operation in ("ld", "st") for n in (1, 2, 4, 8, 16)}
+
+
+# ---- the tests can fail ---------------------------------------------------------------------------------------------
+
+
+def test_reports_of_what_is_wrong():
+    """A spill, a stack, narrow accesses: as ptxas and PTX say it."""
+    said = """
+ptxas info    : Compiling entry function 'one' for 'sm_90'
+ptxas info    : Function properties for one
+    8 bytes stack frame, 4 bytes spill stores, 12 bytes spill loads
+ptxas info    : Used 64 registers, used 1 barriers, 8 bytes cumulative stack size
+ptxas info    : Compiling entry function 'two' for 'sm_90'
+ptxas info    : Function properties for two
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 32 registers, used 0 barriers
+"""
+    ptx = """
+.version 9.0
+.target sm_90
+.visible .entry one(
+	.param .align 8 .b8 one_param_0[80]
+)
+.maxntid 128
+{
+	.local .align 4 .b8 	__local_depot0[4];
+	ld.param.u64 	%rd1, [one_param_0];
+	@%p1 ld.global.nc.L1::no_allocate.v4.u32 	{%r1, %r2, %r3, %r4}, [%rd1];
+	ld.v2.f64 	{%fd1, %fd2}, [%rd2];
+	st.local.f32 	[%rd3], %f1;
+	st.global.u8 	[%rd4], %rs1;
+	st.shared.u32 	[%rd5], %r1;
+}
+.visible .entry two(
+	.param .u64 two_param_0
+)
+{
+	st.b64 	[%rd4], %rd5;
+}
+"""
+    assert report_of(said, [ptx]) == {
+        "90": {
+            "one": {"stack": 8, "spilled": 16, "registers": 64, "local": True, "accesses": {"ld 16": 2, "st 1": 1}},
+            "two": {"stack": 0, "spilled": 0, "registers": 32, "local": False, "accesses": {"st 8": 1}},
+        }
+    }
