@@ -211,10 +211,6 @@ def test_three_blocks_fit(kernels):
         assert report["registers"] <= REGISTERS, (arch, symbol)
 
 
-def counted(accesses, operation):
-    return Counter({int(key.split()[1]): n for key, n in accesses.items() if key.startswith(operation)})
-
-
 def test_images_move_128_bits_at_a_time(reports):
     """In the widest kernel of each type, forwards and adjoint.
 
