@@ -541,6 +541,17 @@ def test_bytes_round_to_nearest_even_under_a_gaussian(backend):
 
 
 @each_backend
+@pytest.mark.parametrize("variant", ["released", "paper"])
+@pytest.mark.parametrize("size", [(300_001,), (4099, 3), (2, 3001, 20)], ids=str)
+def test_long_gaussians(backend, variant, size):
+    """The error of a mask may not grow with the distance from its centre."""
+    if isinstance(backend, Shimmed):
+        size = tuple(min(side, 5000) for side in size)
+    plan = fm.GMix(per="sample", variant=variant, alpha=0.3).sample(8, size, seed=1).to(backend.device)
+    mask_of(plan, backend)
+
+
+@each_backend
 @pytest.mark.parametrize("method", METHODS)
 def test_a_weight_of_zero_takes_no_infinity(backend, method):
     """Not even at the one pixel of a Gaussian, or of its complement, that is its centre."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -34,7 +35,8 @@ def test_csrc_passes_its_own_tests():
     shim_build = pytest.importorskip("shim_build")  # fcntl: not on Windows
     import fcntl
 
-    folder = shim_build.cache() / "cmake"
+    # CMake ties a build to its sources' folder: one for each checkout.
+    folder = shim_build.cache() / f"cmake-{hashlib.sha256(str(ROOT).encode()).hexdigest()[:8]}"
     with (shim_build.cache() / "cmake.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # other workers build there too
         ninja = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={native._ninja()}"]

@@ -27,6 +27,7 @@ constexpr int64_t kSweepBytes = 4096;  // of a row at a time, in a pair
 constexpr int64_t kCacheLine = 64;
 constexpr int64_t kTilesEach = 16;  // for each thread, at least
 constexpr int64_t kWorthAThread = 32768;  // elements
+constexpr int64_t kAnchor = 1024;  // pixels
 
 Mask mask_at(const PlanView& plan, int64_t i) {
   const int64_t row = plan.shared ? 0 : i;
@@ -114,8 +115,9 @@ class Tables {
   }
 
  private:
-  // From the centre outwards, exp(-r(d+1)²) = exp(-rd²)·q and the next q = q·exp(-2r): two exponentials an axis. In float64
-  // that is off by no more than some 2^-53 a step, and what it makes is rounded to float32.
+  // From the centre outwards, exp(-r(d+1)²) = exp(-rd²)·q and the next q = q·exp(-2r): two exponentials for kAnchor pixels.
+  // After d steps from an anchor that is off by up to d²·2^-53 of itself, as the error of the first q is raised to the d²;
+  // anchors keep it below 2^-33, and what is made of it is rounded to float32.
   static void along(const Mask& mask, int axis, int64_t side, int64_t repeat, float* out) {
     const double rate = mask.outer, centre = mask.first[axis];
     const auto set = [&](int64_t c, double g) {
@@ -126,9 +128,14 @@ class Tables {
       return;
     }
     const int64_t at = mask.first[axis], reach = std::max(at, side - 1 - at);
-    double g = 1.0, q = std::exp(-rate);
-    const double step = q * q;
+    const double step = std::exp(-2.0 * rate);
+    double g = 1.0, q = 1.0;
     for (int64_t d = 0; d <= reach; ++d, g *= q, q *= step) {
+      if (d % kAnchor == 0) {
+        const double x = static_cast<double>(d);
+        g = std::exp(-rate * (x * x));
+        q = std::exp(-rate * (2.0 * x + 1.0));
+      }
       if (g < 1e-60) g = q = 0.0;  // far below what float32 holds
       if (at + d < side) set(at + d, g);
       if (at - d >= 0) set(at - d, g);
