@@ -61,24 +61,35 @@ struct One {
 };
 
 // blend() of blend.h without the branches that the caller has taken (One: w is neither 0 nor 1).
+template <class T, class W, class C>
+inline C blend_one(float w, C x, C y) {
+  C mixed;
+  if constexpr (sizeof(T) == 1) {
+    mixed = round_to_byte(w, x - y, y);
+  } else {
+    mixed = fma(static_cast<C>(w), x - y, y);
+  }
+  mixed = x == y ? x : mixed;
+  if constexpr (!__is_same(W, One)) {
+    mixed = w == 1.0f ? x : mixed;
+    mixed = w == 0.0f ? y : mixed;
+  }
+  return mixed;
+}
+
 template <class T, class C, class W>
 inline void blend_row(C* out, const C* a, const C* b, int64_t n, W w) {
 #pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) out[i] = blend_one<T, W>(w[i], a[i], b[i]);
+}
+
+template <class T, class C, class W>
+inline void pair_row(C* out, C* out_b, const C* a, const C* b, int64_t n, W w, W w_b) {
+#pragma GCC ivdep
   for (int64_t i = 0; i < n; ++i) {
     const C x = a[i], y = b[i];
-    const float weight = w[i];
-    C mixed;
-    if constexpr (sizeof(T) == 1) {
-      mixed = round_to_byte(weight, x - y, y);
-    } else {
-      mixed = fma(static_cast<C>(weight), x - y, y);
-    }
-    mixed = x == y ? x : mixed;
-    if constexpr (!__is_same(W, One)) {
-      mixed = weight == 1.0f ? x : mixed;
-      mixed = weight == 0.0f ? y : mixed;
-    }
-    out[i] = mixed;
+    out[i] = blend_one<T, W>(w[i], x, y);
+    out_b[i] = blend_one<T, W>(w_b[i], y, x);
   }
 }
 
@@ -96,6 +107,25 @@ void blend(void* out, const void* a, const void* b, int64_t n, W w) {
       widen(q, y + i, m);
       blend_row<T>(p, p, q, m, w + i);
       narrow<T>(o + i, p, m);
+    }
+  }
+}
+
+template <class T, class W>
+void blend_pair(void* out, void* out_b, const void* a, const void* b, int64_t n, W w, W w_b) {
+  T *o = static_cast<T*>(out), *o_b = static_cast<T*>(out_b);
+  const T *x = static_cast<const T*>(a), *y = static_cast<const T*>(b);
+  if constexpr (__is_same(T, Compute<T>)) {
+    pair_row<T>(o, o_b, x, y, n, w, w_b);
+  } else {
+    float p[kChunk], q[kChunk];
+    for (int64_t i = 0; i < n; i += kChunk) {
+      const int64_t m = n - i < kChunk ? n - i : kChunk;
+      widen(p, x + i, m);
+      widen(q, y + i, m);
+      pair_row<T>(p, q, p, q, m, w + i, w_b + i);
+      narrow<T>(o + i, p, m);
+      narrow<T>(o_b + i, q, m);
     }
   }
 }
@@ -126,6 +156,12 @@ constexpr RowKernels row_kernels() {
   return {
       [](void* out, const void* a, const void* b, int64_t n, float w) { blend<T>(out, a, b, n, One{w}); },
       [](void* out, const void* a, const void* b, int64_t n, const float* w) { blend<T>(out, a, b, n, w); },
+      [](void* out, void* out_b, const void* a, const void* b, int64_t n, float w, float w_b) {
+        blend_pair<T>(out, out_b, a, b, n, One{w}, One{w_b});
+      },
+      [](void* out, void* out_b, const void* a, const void* b, int64_t n, const float* w, const float* w_b) {
+        blend_pair<T>(out, out_b, a, b, n, w, w_b);
+      },
       [](void* out, const void* g, const void* h, int64_t n, float own, float lent) {
         adjoint<T>(out, g, h, n, One{own}, One{lent});
       },

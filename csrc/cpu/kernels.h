@@ -11,12 +11,15 @@ struct Factors {
   float before, after, last;
 };
 
-// All of n contiguous elements. `out` may be `a`; it overlaps nothing else.
+// All of n contiguous elements. `out` may be `a` and `out_b` may be `b`; they overlap nothing else.
 struct RowKernels {
   // w·a + (1-w)·b for one w other than 0 and 1.
   void (*uniform)(void* out, const void* a, const void* b, int64_t n, float w);
   // For a w each.
   void (*weighted)(void* out, const void* a, const void* b, int64_t n, const float* w);
+  // Two samples that are each other's partners, read once: out = w·a + (1-w)·b and out_b = w_b·b + (1-w_b)·a.
+  void (*pair_uniform)(void* out, void* out_b, const void* a, const void* b, int64_t n, float w, float w_b);
+  void (*pair_weighted)(void* out, void* out_b, const void* a, const void* b, int64_t n, const float* w, const float* w_b);
   // own·g + (1-lent)·h, for one weight or for a weight each.
   void (*adjoint_uniform)(void* out, const void* g, const void* h, int64_t n, float own, float lent);
   void (*adjoint_weighted)(void* out, const void* g, const void* h, int64_t n, const float* own, const float* lent);

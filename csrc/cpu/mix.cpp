@@ -24,8 +24,10 @@ namespace {
 // streams at a time, and the longer the streams the better.
 constexpr int64_t kTileBytes = 16384, kPairTileBytes = 1 << 18;
 constexpr int64_t kSweepBytes = 4096;  // of a row at a time, in a pair
+constexpr int64_t kRowsAhead = 4;      // that are asked for before their turn, in a pair
+constexpr int64_t kAheadBytes = 1024;  // of a stretch of a row
 constexpr int64_t kCacheLine = 64;
-constexpr int64_t kTilesEach = 16;  // for each thread, at least
+constexpr int64_t kTilesEach = 8;  // for each thread, at least
 constexpr int64_t kWorthAThread = 32768;  // elements
 constexpr int64_t kAnchor = 1024;  // pixels
 
@@ -360,15 +362,18 @@ class Mixer {
     }
   }
 
+  // The mask of sample i along a span in which it is `value`, or varies where that is negative.
+  void weights(int64_t i, const RowAt& row, const Span& span, float value, float* w) const {
+    if (value < 0.0f) {
+      gaussian_row(i, row, span.begin, span.end, w);
+    } else {
+      std::fill(w, w + (span.end - span.begin), value);
+    }
+  }
+
   // The mask of sample i along a row; element k goes to w[k].
   void mask_row(int64_t i, const RowAt& row, const Cut& cut, float* w) const {
-    for_spans(cut, row, [&](const Span& span) {
-      if (is_gaussian(cut.mask->kind)) {
-        gaussian_row(i, row, span.begin, span.end, w + span.begin);
-      } else {
-        std::fill(w + span.begin, w + span.end, span.w);
-      }
-    });
+    for_spans(cut, row, [&](const Span& span) { weights(i, row, span, span.w, w + span.begin); });
   }
 
   // Keeps what a sample with this cut will need of its partner `first`: where its mask lets anything of it through.
@@ -387,9 +392,10 @@ class Mixer {
     const char* base = src(next, row);
     for_spans(cut, row, [&](const Span& span) {
       if (span.w == 1.0f) return;
-      const char* stop = base + span.end * row_.src_step * size_;
+      const char* stop = base + std::min(span.end * row_.src_step * size_, span.begin * row_.src_step * size_ + kAheadBytes);
       for (const char* at = base + span.begin * row_.src_step * size_; at < stop; at += kCacheLine) {
         __builtin_prefetch(at, 0, 3);
+        asm volatile("" : : "r"(at));  // else gcc finds that this function does nothing, and drops every call of it
       }
     });
   }
@@ -423,13 +429,60 @@ class Mixer {
       const int64_t end = std::min(s.end, begin + step);
       const Cut cut_i = cut(i, begin, end), cut_j = cut(j, begin, end);
       if (untouched(cut_i, s) && untouched(cut_j, s)) continue;
+      const bool alike = args_.plan.shared || (cut_i.n == 0 && cut_j.n == 0);
       char* kept = s.saved.get() - begin * size_;
-      for (const RowAt& row : s.rows) {
+      for (size_t r = 0; r < s.rows.size(); ++r) {
+        const RowAt& row = s.rows[r];
+        if (r + kRowsAhead < s.rows.size()) {
+          prefetch(i, s.rows[r + kRowsAhead], cut_j);
+          prefetch(j, s.rows[r + kRowsAhead], cut_i);
+        }
+        if (alike) {
+          mix_row_pair(i, j, row, cut_i, cut_j, s);
+          continue;
+        }
         if (in_place_) save(i, row, cut_j, kept);
         mix_row(i, row, cut_i, src(j, row), row_.src_step, s);
         mix_row(j, row, cut_j, in_place_ ? kept : src(i, row), in_place_ ? 1 : row_.src_step, s);
       }
     }
+  }
+
+  // A row of both, whose masks have the same spans.
+  void mix_row_pair(int64_t i, int64_t j, const RowAt& row, const Cut& cut_i, const Cut& cut_j, Scratch& s) const {
+    for_spans(cut_i, row, [&](const Span& span) {
+      const float w_i = span.w, w_j = args_.plan.shared ? w_i : cut_j.outside.w;
+      if (in_place_ && w_i == 1.0f && w_j == 1.0f) return;
+      const int64_t length = span.end - span.begin;
+      const char* a = read(src(i, row), row_.src_step, span.begin, span.end, s.lane.get() + tile_ * size_);
+      const char* b = read(src(j, row), row_.src_step, span.begin, span.end, s.lane.get() + 2 * tile_ * size_);
+      const bool packed = row_.dst_step == 1;
+      char* to_i = dst(i, row) + span.begin * row_.dst_step * size_;
+      char* to_j = dst(j, row) + span.begin * row_.dst_step * size_;
+      char *target_i = packed ? to_i : s.lane.get(), *target_j = packed ? to_j : s.lane.get() + tile_ * size_;
+      if (w_i == 0.0f && w_j == 0.0f) {
+        if (in_place_ && packed) {
+          std::swap_ranges(to_i, to_i + length * size_, to_j);
+        } else {
+          copy_strided(to_i, row_.dst_step, b, 1, length);
+          copy_strided(to_j, row_.dst_step, a, 1, length);
+        }
+        return;
+      }
+      const auto plain = [](float w) { return w > 0.0f && w < 1.0f; };
+      if (plain(w_i) && plain(w_j)) {
+        rows_.pair_uniform(target_i, target_j, a, b, length, w_i, w_j);
+      } else {
+        float *w = s.w.get(), *w_b = w + tile_;
+        weights(i, row, span, w_i, w);
+        weights(j, row, span, w_j, w_b);
+        rows_.pair_weighted(target_i, target_j, a, b, length, w, w_b);
+      }
+      if (!packed) {
+        copy_strided(to_i, row_.dst_step, target_i, 1, length);
+        copy_strided(to_j, row_.dst_step, target_j, 1, length);
+      }
+    });
   }
 
   void mix_cycle(const int64_t* first, const int64_t* stop, Scratch& s) const {
