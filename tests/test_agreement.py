@@ -17,7 +17,7 @@ rounded to the compute dtype (float32; float64 for float64 images), and from the
       float32, float64  half a unit in the last place
       float16, bfloat16 and half a unit of float32, to which the blend is rounded first
       infinities, NaN   as IEEE arithmetic on the same formula has them
-    adjoints            the same, and half a unit of each of the two products, of float64 (CUDA: of the compute dtype)
+    adjoints            the same, and half a unit of each of the two products, of float64
 """
 
 from __future__ import annotations
@@ -174,11 +174,10 @@ class Ran(TorchDispatchMode):
 class Operators:
     """A backend, by its operators in torch."""
 
-    def __init__(self, name, device="cpu", one_rounding=True, float64_adjoint=True):
+    def __init__(self, name, device="cpu", one_rounding=True):
         self.name = name
         self.device = torch.device(device)
         self.one_rounding = one_rounding  # or a product is rounded before it is added
-        self.float64_adjoint = float64_adjoint  # or its products are rounded to the compute dtype
 
     @property
     def operators(self):
@@ -216,7 +215,7 @@ class Shimmed:
     """The source of the CUDA kernels, run on the CPU by the shim."""
 
     name, device = "cuda (on the CPU)", torch.device("cpu")
-    one_rounding, float64_adjoint = True, False
+    one_rounding = True
 
     @functools.cached_property
     def shim(self):
@@ -255,7 +254,7 @@ def backends_here():
     if NO_CPP is None:
         yield Operators("cpp")
     if NO_CUDA is None:
-        yield Operators("cuda", "cuda", float64_adjoint=False)
+        yield Operators("cuda", "cuda")
     if NO_SHIM is None:
         yield Shimmed()
 
@@ -317,7 +316,7 @@ def alike(a, b):
 class Expected:
     """A result: where it is certain, and elsewhere its exact value and how far from that it may be."""
 
-    def __init__(self, rounded, certain, products, one_rounding, products_in):
+    def __init__(self, rounded, certain, products, one_rounding):
         dtype = rounded.dtype
         self.rounded = rounded
         exact, self.lost = self.exact = exact_sum(*products)
@@ -334,7 +333,7 @@ class Expected:
             allowed = allowed + half_unit(exact, torch.float32)
         if not one_rounding:
             for p, q in products:
-                allowed = allowed + torch.finfo(products_in).eps / 2 * (p * q).abs()
+                allowed = allowed + torch.finfo(torch.float64).eps / 2 * (p * q).abs()
         self.allowed = allowed * (1 + 2.0**-28)  # what is computed in float64 is rounded to it first
 
     def holds(self, out):
@@ -357,10 +356,10 @@ def expected_mix(x, w, plan, backend):
     difference = (a.to(compute) - b.to(compute)).double()
     products = ((w.double(), difference), (b.double(), torch.ones_like(difference)))
     certain = (w == 0) | (w == 1) | (a == b)
-    return Expected(reference.blend(w, a, b), certain, products, backend.one_rounding, torch.float64)
+    return Expected(reference.blend(w, a, b), certain, products, backend.one_rounding)
 
 
-def expected_adjoint(grad, w, plan, backend):
+def expected_adjoint(grad, w, plan):
     back = plan.partner.argsort()
     own, lent = w.double(), 1.0 - w[back].double()
     g, h = grad.double(), grad[back].double()
@@ -368,8 +367,7 @@ def expected_adjoint(grad, w, plan, backend):
     rounded = sum_of.to(compute_of(grad.dtype)).to(grad.dtype)
     # A weight of 0 takes nothing, not even an infinity.
     g, h = torch.where(own == 0, 0.0, g), torch.where(lent == 0, 0.0, h)
-    products_in = torch.float64 if backend.float64_adjoint else compute_of(grad.dtype)
-    return Expected(rounded, torch.zeros_like(own, dtype=torch.bool), ((own, g), (lent, h)), False, products_in)
+    return Expected(rounded, torch.zeros_like(own, dtype=torch.bool), ((own, g), (lent, h)), False)
 
 
 def values(case, dtype, seed):
@@ -464,7 +462,7 @@ def test_agreement(table, request, backend, method, per, pairing):
             if dtype == torch.uint8:
                 continue
             grad = values(case, dtype, number + 100).to(backend.device)
-            lent = expected_adjoint(grad, over_batch(w, grad, plan.size), plan, backend)
+            lent = expected_adjoint(grad, over_batch(w, grad, plan.size), plan)
             for layout in layouts_of(number):
                 out = backend.mix_adjoint(layout(grad), plan)
                 assert lent.holds(out), count(dtype, layout, out)
@@ -562,7 +560,7 @@ def test_a_weight_of_zero_takes_no_infinity(backend, method):
         plan = METHODS[method](per="sample", pairing="flip").sample(4, (5, 6), seed=seed).to(backend.device)
         w = over_batch(mask_of(plan, backend), x, plan.size)
         assert expected_mix(x, w, plan, backend).holds(backend.mix(x, plan))
-        assert expected_adjoint(x, w, plan, backend).holds(backend.mix_adjoint(x, plan))
+        assert expected_adjoint(x, w, plan).holds(backend.mix_adjoint(x, plan))
 
 
 @each_backend

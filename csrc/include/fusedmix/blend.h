@@ -34,13 +34,14 @@ FUSEDMIX_HD uint8_t blend<uint8_t>(float w, uint8_t a, uint8_t b) {
 }
 
 // The adjoint: own·g + (1-lent_weight)·h, a gradient that flows back into its own sample and one lent to its partner. A
-// weight of 0 takes nothing, not even an infinity.
+// weight of 0 takes nothing, not even an infinity. In float64 whatever the type, so that the sum of the two products is
+// rounded once: gradients are accumulated.
 template <class T>
 FUSEDMIX_HD T blend_adjoint(float own, T g, float lent_weight, T h) {
-  using C = Compute<T>;
-  const C lent = C{1} - static_cast<C>(lent_weight);
-  const C kept = own == 0.0f ? C{0} : static_cast<C>(own) * to_compute(g);
-  return from_compute<T>(lent == C{0} ? kept : fma(lent, to_compute(h), kept));
+  const double lent = 1.0 - static_cast<double>(lent_weight);
+  const double kept = own == 0.0f ? 0.0 : static_cast<double>(own) * static_cast<double>(to_compute(g));
+  const double given = lent == 0.0 ? 0.0 : lent * static_cast<double>(to_compute(h));
+  return from_compute<T>(static_cast<Compute<T>>(kept + given));
 }
 
 }  // namespace fusedmix
