@@ -289,15 +289,24 @@ class Mixer {
     return made;
   }
 
-  // Calls f with the spans of one row.
-  template <class F>
-  void for_spans(const Cut& cut, const RowAt& row, const F& f) const {
+  struct Spans {
+    const Span* at;
+    int n;
+  };
+
+  // The spans of one row.
+  Spans spans(const Cut& cut, const RowAt& row) const {
     bool inside = cut.n > 0;
     for (int axis = 0; axis < 3; ++axis) {
       inside = inside && (axis == row_.axis || in_box(*cut.mask, axis, row.at[axis]));
     }
-    if (!inside) return f(cut.outside);
-    for (int k = 0; k < cut.n; ++k) f(cut.inside[k]);
+    return inside ? Spans{cut.inside, cut.n} : Spans{&cut.outside, 1};
+  }
+
+  template <class F>
+  void for_spans(const Cut& cut, const RowAt& row, const F& f) const {
+    const Spans found = spans(cut, row);
+    for (int k = 0; k < found.n; ++k) f(found.at[k]);
   }
 
   // Row element k of a row that starts at `base`: contiguous memory as it is, other memory gathered into `lane`.
@@ -429,60 +438,49 @@ class Mixer {
       const int64_t end = std::min(s.end, begin + step);
       const Cut cut_i = cut(i, begin, end), cut_j = cut(j, begin, end);
       if (untouched(cut_i, s) && untouched(cut_j, s)) continue;
-      const bool alike = args_.plan.shared || (cut_i.n == 0 && cut_j.n == 0);
-      char* kept = s.saved.get() - begin * size_;
       for (size_t r = 0; r < s.rows.size(); ++r) {
-        const RowAt& row = s.rows[r];
         if (r + kRowsAhead < s.rows.size()) {
           prefetch(i, s.rows[r + kRowsAhead], cut_j);
           prefetch(j, s.rows[r + kRowsAhead], cut_i);
         }
-        if (alike) {
-          mix_row_pair(i, j, row, cut_i, cut_j, s);
-          continue;
+        // The stretches in which both masks are one number, or vary.
+        Spans of_i = spans(cut_i, s.rows[r]), of_j = spans(cut_j, s.rows[r]);
+        for (Span both{begin, begin, 0.0f}; both.begin < end; both.begin = both.end) {
+          both.end = std::min(of_i.at->end, of_j.at->end);
+          mix_span_pair(i, j, s.rows[r], both, of_i.at->w, of_j.at->w, s);
+          of_i.at += of_i.at->end == both.end;
+          of_j.at += of_j.at->end == both.end;
         }
-        if (in_place_) save(i, row, cut_j, kept);
-        mix_row(i, row, cut_i, src(j, row), row_.src_step, s);
-        mix_row(j, row, cut_j, in_place_ ? kept : src(i, row), in_place_ ? 1 : row_.src_step, s);
       }
     }
   }
 
-  // A row of both, whose masks have the same spans.
-  void mix_row_pair(int64_t i, int64_t j, const RowAt& row, const Cut& cut_i, const Cut& cut_j, Scratch& s) const {
-    for_spans(cut_i, row, [&](const Span& span) {
-      const float w_i = span.w, w_j = args_.plan.shared ? w_i : cut_j.outside.w;
-      if (in_place_ && w_i == 1.0f && w_j == 1.0f) return;
-      const int64_t length = span.end - span.begin;
-      const char* a = read(src(i, row), row_.src_step, span.begin, span.end, s.lane.get() + tile_ * size_);
-      const char* b = read(src(j, row), row_.src_step, span.begin, span.end, s.lane.get() + 2 * tile_ * size_);
-      const bool packed = row_.dst_step == 1;
-      char* to_i = dst(i, row) + span.begin * row_.dst_step * size_;
-      char* to_j = dst(j, row) + span.begin * row_.dst_step * size_;
-      char *target_i = packed ? to_i : s.lane.get(), *target_j = packed ? to_j : s.lane.get() + tile_ * size_;
-      if (w_i == 0.0f && w_j == 0.0f) {
-        if (in_place_ && packed) {
-          std::swap_ranges(to_i, to_i + length * size_, to_j);
-        } else {
-          copy_strided(to_i, row_.dst_step, b, 1, length);
-          copy_strided(to_j, row_.dst_step, a, 1, length);
-        }
-        return;
-      }
-      const auto plain = [](float w) { return w > 0.0f && w < 1.0f; };
-      if (plain(w_i) && plain(w_j)) {
-        rows_.pair_uniform(target_i, target_j, a, b, length, w_i, w_j);
-      } else {
-        float *w = s.w.get(), *w_b = w + tile_;
-        weights(i, row, span, w_i, w);
-        weights(j, row, span, w_j, w_b);
-        rows_.pair_weighted(target_i, target_j, a, b, length, w, w_b);
-      }
-      if (!packed) {
-        copy_strided(to_i, row_.dst_step, target_i, 1, length);
-        copy_strided(to_j, row_.dst_step, target_j, 1, length);
-      }
-    });
+  void mix_span_pair(int64_t i, int64_t j, const RowAt& row, const Span& span, float w_i, float w_j, Scratch& s) const {
+    if (in_place_ && w_i == 1.0f && w_j == 1.0f) return;
+    const int64_t length = span.end - span.begin;
+    const char* a = read(src(i, row), row_.src_step, span.begin, span.end, s.lane.get() + tile_ * size_);
+    const char* b = read(src(j, row), row_.src_step, span.begin, span.end, s.lane.get() + 2 * tile_ * size_);
+    const bool packed = row_.dst_step == 1;
+    char* to_i = dst(i, row) + span.begin * row_.dst_step * size_;
+    char* to_j = dst(j, row) + span.begin * row_.dst_step * size_;
+    if (packed && in_place_ && w_i == 0.0f && w_j == 0.0f) {
+      std::swap_ranges(to_i, to_i + length * size_, to_j);
+      return;
+    }
+    char *target_i = packed ? to_i : s.lane.get(), *target_j = packed ? to_j : s.lane.get() + tile_ * size_;
+    const auto plain = [](float w) { return w > 0.0f && w < 1.0f; };
+    if (plain(w_i) && plain(w_j)) {
+      rows_.pair_uniform(target_i, target_j, a, b, length, w_i, w_j);
+    } else {
+      float *w = s.w.get(), *w_b = w + tile_;
+      weights(i, row, span, w_i, w);
+      weights(j, row, span, w_j, w_b);
+      rows_.pair_weighted(target_i, target_j, a, b, length, w, w_b);
+    }
+    if (!packed) {
+      copy_strided(to_i, row_.dst_step, target_i, 1, length);
+      copy_strided(to_j, row_.dst_step, target_j, 1, length);
+    }
   }
 
   void mix_cycle(const int64_t* first, const int64_t* stop, Scratch& s) const {
