@@ -89,7 +89,11 @@ def _cpu() -> str:
 
 def _commit() -> str:
     commit = _output("git", "rev-parse", "--short=12", "HEAD")
-    return f"{commit}{'-dirty' if _output('git', 'status', '--porcelain') else ''}" if commit else "unknown"
+    return (
+        f"{commit}{'-dirty' if _output('git', 'status', '--porcelain', '--', '.', ':!benchmarks/results') else ''}"
+        if commit
+        else "unknown"
+    )
 
 
 def _output(*command: str) -> str:

@@ -36,3 +36,11 @@ def test_examples():
     smooth = torch.nn.functional.cross_entropy(namespace["logits"], namespace["t"])
     assert smooth.isfinite()
     assert namespace["loss"].isfinite()
+
+
+@pytest.mark.skipif(not README.exists(), reason="an installed package comes without its README")
+def test_its_tables_are_what_the_committed_results_say():
+    from benchmarks.tables import filled
+
+    text = README.read_text(encoding="utf-8")
+    assert filled(text) == text, "python -m benchmarks.tables"
