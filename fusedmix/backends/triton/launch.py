@@ -1,0 +1,65 @@
+"""Launching Triton kernels: what is compiled once is launched without Triton's own search for it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from typing import Any
+
+import torch
+
+from fusedmix.backends.triton.numbers import INTERPRETED
+
+WARPS = 4
+
+
+class Kernel:
+    """A kernel and what has been compiled of it.
+
+    Triton's launcher finds the compiled kernel by looking at every argument, which takes about as long as everything
+    else that a call does. Here it is found by a key of the caller's, which must hold all that Triton specialises on: the
+    constants, the element types, and which pointers are multiples of 16. Kernels are declared so that nothing else is.
+    """
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+        self._compiled: dict[Any, Any] = {}
+
+    def __call__(self, programs: int, arguments: tuple[Any, ...], constants: tuple[Any, ...], device: torch.device) -> None:
+        """Launches on the current stream of a device; on the CPU, runs in Triton's interpreter."""
+        if programs == 0:
+            return
+        if INTERPRETED:
+            self.function[(programs,)](*arguments, *constants)
+            return
+        with on(device):
+            key = (device.index, constants, *map(_specialised_on, arguments))
+            compiled = self._compiled.get(key)
+            if compiled is None:
+                self._compiled[key] = self.function[(programs,)](
+                    *arguments, *constants, num_warps=WARPS, enable_fp_fusion=False
+                )
+            else:
+                compiled[(programs, 1, 1)](*arguments, *constants)
+
+
+def _specialised_on(argument: Any) -> Any:
+    """What a kernel is compiled for: of a tensor its type and its alignment, of numbers how wide they are."""
+    if isinstance(argument, torch.Tensor):
+        return argument.dtype, argument.data_ptr() % 16 == 0
+    if isinstance(argument, tuple):
+        return tuple(map(_specialised_on, argument))
+    return -(1 << 31) <= argument < 1 << 31 if isinstance(argument, int) else float
+
+
+def on(device: torch.device) -> Any:
+    """Makes a GPU the current one, if it is not."""
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        return contextlib.nullcontext()
+    return torch.cuda.device(device)
+
+
+@functools.lru_cache(maxsize=64)
+def multiprocessors(device: torch.device) -> int:
+    """Of a GPU; in the interpreter, few enough that tests see batches that are cut into units."""
+    return 2 if INTERPRETED else torch.cuda.get_device_properties(device).multi_processor_count

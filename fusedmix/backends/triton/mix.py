@@ -1,0 +1,600 @@
+"""Masks, blends and their adjoint: the kernels, and how they are launched.
+
+M ⊙ x + (1-M) ⊙ x[partner] (Park, Yun, Chun, "A Unified Analysis of Mixed Sample Data Augmentation", NeurIPS 2022, eq. 1),
+the meaning being fusedmix/backends/reference.py, `mix` and `mix_adjoint`.
+
+A program owns N vectors of V elements, at the same place of every sample, in one unit of the batch. It follows the cycles
+of the permutation: out[i] needs x[i] and x[p(i)]; then out[p(i)] needs x[p(i)], which it still holds, and x[p(p(i))]. So
+every sample is read once and written once, in place too: only the first of a cycle is kept, for the last. The sample
+after next is on its way while one is blended.
+
+Where samples are small, programs are few. So every `span`-th sample is a head, at which walks begin and stop. In place
+the walk that begins at a head overwrites it before the one that stops there has read it, and heads are copied aside by an
+earlier launch (`stage`).
+
+V elements are 16 bytes wherever the memory allows. What is asked of a vector (is its sample needed? its partner?) is
+decided for the vector, [N, 1], never for an element, so that accesses stay 16 bytes wide: in place a box is widened to
+whole vectors, the elements around it being written back as they were read.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fusedmix.backends.triton.launch import Kernel, multiprocessors
+from fusedmix.backends.triton.numbers import fma, from_compute, nearest_even, spread, to_compute
+from fusedmix.formulas import padded
+from fusedmix.methods import Pairing, Per
+
+# ---- One pixel -------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def blend(w, a, b):
+    """w·(a-b) + b rounded once; exactly a where w = 1 or a = b, and b where w = 0, whatever stands in the other."""
+    x, y = to_compute(a), to_compute(b)
+    if a.dtype == tl.uint8:
+        # To the nearest integer, ties to even, as if the sum were exact: rounding it to float32 may move it onto a tie, and
+        # then the sign of what was lost says which way to go.
+        total = fma(w, x - y, y)
+        lost = fma(w, x - y, y - total)
+        whole = nearest_even(total)
+        error = total - whole
+        whole = tl.where((error == 0.5) & (lost > 0.0), whole + 1.0, whole)
+        whole = tl.where((error == -0.5) & (lost < 0.0), whole - 1.0, whole)
+        mixed = tl.minimum(tl.maximum(whole, 0.0), 255.0).to(tl.uint8)
+    else:
+        mixed = from_compute(fma(w.to(x.dtype), x - y, y), a.dtype)
+    mixed = tl.where((w == 1.0) | (x == y), a, mixed)
+    return tl.where(w == 0.0, b, mixed)
+
+
+@triton.jit
+def blend_adjoint(own, g, lent, h):
+    """own·g + (1-lent)·h in float64, rounded once to the compute type; a weight of 0 takes nothing."""
+    own, lent = own.to(tl.float64), 1.0 - lent.to(tl.float64)
+    kept = tl.where(own == 0.0, 0.0, own * g.to(tl.float64))
+    given = tl.where(lent == 0.0, 0.0, lent * h.to(tl.float64))
+    total = kept + given
+    if g.dtype == tl.float64:
+        out = total
+    else:
+        out = from_compute(total.to(tl.float32), g.dtype)
+    return out
+
+
+@triton.jit
+def inside(c, first, stop):
+    return (c >= first) & (c < stop)
+
+
+@triton.jit
+def evaluate(m, z, y, x):
+    """M at pixels: fusedmix/formulas.py has the table of kinds. `m` is (kind, first z y x, stop z y x, outer, inner)."""
+    kind, z0, y0, x0, z1, y1, x1, outer, inner = m
+    if kind >= 2:
+        dz, dy, dx = (z - z0).to(tl.float32), (y - y0).to(tl.float32), (x - x0).to(tl.float32)
+        # One exponential of the whole distance; the distance is exact up to 4096 pixels.
+        g = tl.exp(-outer * (dz * dz + dy * dy + dx * dx))
+        w = tl.where(kind == 2, g, 1.0 - g)
+    else:
+        boxed = inside(z, z0, z1) & inside(y, y0, y1) & inside(x, x0, x1)
+        w = tl.where(boxed & spread(kind == 1, boxed), inner, outer)
+    return w
+
+
+@triton.jit
+def numbers_of(i, kind, geometry, value, given, MASKS: tl.constexpr):
+    """The mask of sample i: from the arguments (MASKS 2), from row 0 of the plan (1), or from row i (0)."""
+    if MASKS == 2:
+        m = given
+    else:
+        row = i if MASKS == 0 else i * 0
+        g = geometry + row * 6
+        m = (
+            tl.load(kind + row),
+            tl.load(g),
+            tl.load(g + 1),
+            tl.load(g + 2),
+            tl.load(g + 3),
+            tl.load(g + 4),
+            tl.load(g + 5),
+            tl.load(value + row * 2),
+            tl.load(value + row * 2 + 1),
+        )
+    return m
+
+
+# ---- A vector --------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def place(column, sizes, strides, RANK: tl.constexpr):
+    """Where the vectors [N, 1] of a sample begin, in vectors."""
+    offset = tl.zeros_like(column)
+    rest = column
+    for back in tl.static_range(RANK):
+        if back == RANK - 1:
+            offset += rest * strides[0]
+        else:
+            offset += (rest % sizes[RANK - 1 - back]) * strides[RANK - 1 - back]
+            rest = rest // sizes[RANK - 1 - back]
+    return offset
+
+
+@triton.jit
+def coordinates(column, lane, sizes, AXES: tl.constexpr, RANK: tl.constexpr, V: tl.constexpr, INNER: tl.constexpr):
+    """(z, y, x) of the elements `lane` of every vector; those of the axis along the row differ within a vector."""
+    z, y, x = tl.zeros_like(column), tl.zeros_like(column), tl.zeros_like(column)
+    rest = column
+    for back in tl.static_range(RANK):
+        c = rest % sizes[RANK - 1 - back]
+        rest = rest // sizes[RANK - 1 - back]
+        if back == 0:
+            c = (c * V + lane) // INNER
+        if AXES[RANK - 1 - back] == 0:
+            z = c
+        if AXES[RANK - 1 - back] == 1:
+            y = c
+        if AXES[RANK - 1 - back] == 2:
+            x = c
+    return z, y, x
+
+
+@triton.jit
+def needs(m, low, high, live, PLANE: tl.constexpr):
+    """Which vectors [N, 1] need their own sample (some weight is not 0) and which its partner (some weight is not 1).
+    `low` and `high` are the coordinates of their first and last elements."""
+    kind, z0, y0, x0, z1, y1, x1, outer, inner = m
+    own, lent = live & spread(outer != 0.0, live), live & spread(outer != 1.0, live)
+    if not PLANE:
+        zl, yl, xl = low
+        zh, yh, xh = high
+        some = spread(kind == 1, live) & (zl < z1) & (zh >= z0) & (yl < y1) & (yh >= y0) & (xl < x1) & (xh >= x0)
+        whole = some & (zl >= z0) & (zh < z1) & (yl >= y0) & (yh < y1) & (xl >= x0) & (xh < x1)
+        varies = live & spread(kind >= 2, live)
+        own = varies | (own & ~whole) | (live & some & spread(inner != 0.0, live))
+        lent = varies | (lent & ~whole) | (live & some & spread(inner != 1.0, live))
+    return own, lent
+
+
+# ---- A walk ----------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def partner_of(i, partner, batch, PAIRING: tl.constexpr):
+    if PAIRING == 0:
+        j = tl.where(i == 0, batch - 1, i - 1)
+    elif PAIRING == 1:
+        j = batch - 1 - i
+    else:
+        j = tl.load(partner + i)
+    return j
+
+
+@triton.jit
+def is_head(i, span, HEADS: tl.constexpr):
+    if HEADS:
+        head = i % span == 0
+    else:
+        head = i != i
+    return head
+
+
+@triton.jit
+def starts(base, end, partner, span, HEADS: tl.constexpr, IN_PLACE: tl.constexpr):
+    """At which of the 64 samples from `base` a walk begins, as bits: at heads, and at the smallest sample of a cycle
+    without one. Half of all samples know after one step, few after many."""
+    lane = tl.arange(0, 64).to(tl.int64)
+    c = base + lane
+    valid = c < end
+    j = tl.load(partner + c, mask=valid, other=0)
+    if IN_PLACE:  # nothing happens to a sample that is its own partner
+        valid = valid & (j != c)
+    begins = valid & is_head(c, span, HEADS)
+    unknown = valid & ~begins
+    while tl.max(unknown.to(tl.int32), axis=0) > 0:
+        begins = begins | (unknown & (j == c))
+        unknown = unknown & (j > c) & ~is_head(j, span, HEADS)
+        j = tl.load(partner + j, mask=unknown, other=0)
+    return tl.sum(tl.where(begins, tl.full([64], 1, tl.int64) << lane, 0), axis=0)
+
+
+@triton.jit(
+    do_not_specialize=["given", "sizes", "src_strides", "dst_strides", "src_batch", "dst_batch", "columns", "tiles", "batch", "span"],
+    do_not_specialize_on_alignment=["partner", "kind", "geometry", "value"],
+)
+def mix_kernel(
+    src,
+    dst,
+    staged,
+    partner,
+    kind,
+    geometry,
+    value,
+    given,
+    sizes,
+    src_strides,
+    dst_strides,
+    src_batch,
+    dst_batch,
+    columns,
+    tiles,
+    batch,
+    span,
+    PAIRING: tl.constexpr,
+    MASKS: tl.constexpr,
+    PLANE: tl.constexpr,
+    HEADS: tl.constexpr,
+    IN_PLACE: tl.constexpr,
+    ADJOINT: tl.constexpr,
+    AXES: tl.constexpr,
+    RANK: tl.constexpr,
+    INNER: tl.constexpr,
+    V: tl.constexpr,
+    N: tl.constexpr,
+):
+    """The batch, or the adjoint of that, in one launch."""
+    program = tl.program_id(0).to(tl.int64)
+    unit, tile = program // tiles, program % tiles
+    column = (tile * N + tl.arange(0, N))[:, None]
+    live = column < columns
+    lane = tl.arange(0, V)[None, :]
+    source = src + (place(column, sizes, src_strides, RANK) * V + lane)
+    target = dst + (place(column, sizes, dst_strides, RANK) * V + lane)
+    aside = staged + (column * V + lane)
+    z, y, x = coordinates(column, lane, sizes, AXES, RANK, V, INNER)
+    low = coordinates(column, 0, sizes, AXES, RANK, V, INNER)
+    high = coordinates(column, V - 1, sizes, AXES, RANK, V, INNER)
+
+    begin = unit * span
+    end = tl.minimum(begin + span, (batch + 1) // 2 if PAIRING == 1 else batch)
+    if PAIRING == 0:  # one walk, from the head
+        end = begin + 1
+    bits = begin * 0
+    for c in range(begin, end):
+        if PAIRING > 1:
+            if (c - begin) % 64 == 0:
+                bits = starts(c, end, partner, span, HEADS, IN_PLACE)
+            goes = ((bits >> ((c - begin) % 64)) & 1) != 0
+        elif IN_PLACE:
+            goes = partner_of(c, partner, batch, PAIRING) != c
+        else:
+            goes = c >= 0
+        if goes:
+            # Samples i, j = p(i) and k = p(j): i is written, j at hand, k asked for. Before the first there is no i.
+            own, lent = needs(numbers_of(c, kind, geometry, value, given, MASKS), low, high, live, PLANE)
+            # In place the first is lost to the last, unless it is kept, or left as it is.
+            held = own
+            if ADJOINT:
+                held = live
+            elif IN_PLACE:
+                held = own | lent
+            first = tl.load(source + c * src_batch, mask=held, other=0)
+            i, j = c * 0 - 1, c
+            a, b = first, first
+            lent_i, lent_j = lent, lent
+            last = c < 0  # whether the walk stops at j
+            more = c >= 0
+            while more:
+                k = partner_of(j, partner, batch, PAIRING)
+                head = is_head(k, span, HEADS)
+                stops = head | (k == c)
+                own_k, lent_k = needs(numbers_of(k, kind, geometry, value, given, MASKS), low, high, live, PLANE)
+                wanted = live & spread(~last, live)
+                if not ADJOINT:
+                    wanted = wanted & (lent_j | (own_k & spread(~stops, live)))
+                if HEADS and IN_PLACE:
+                    if head:
+                        ahead = tl.load(aside + k // span * (columns * V), mask=wanted, other=0)
+                    else:
+                        ahead = tl.load(source + k * src_batch, mask=wanted & ~(held & spread(k == c, live)), other=0)
+                else:
+                    ahead = tl.load(source + k * src_batch, mask=wanted & ~(held & spread(k == c, live)), other=0)
+                if k == c and not head:
+                    ahead = tl.where(held, first, ahead)
+
+                if i >= 0:
+                    w = evaluate(numbers_of(i, kind, geometry, value, given, MASKS), z, y, x)
+                    w = tl.broadcast_to(w, a.shape)
+                    if ADJOINT:  # the gradient of j: its own, and what i lent
+                        w_j = evaluate(numbers_of(j, kind, geometry, value, given, MASKS), z, y, x)
+                        w_j = tl.broadcast_to(w_j, a.shape)
+                        tl.store(target + j * dst_batch, blend_adjoint(w_j, b, w, a), mask=live)
+                    elif IN_PLACE:
+                        tl.store(target + i * dst_batch, blend(w, a, b), mask=lent_i)
+                    else:
+                        tl.store(target + i * dst_batch, blend(w, a, b), mask=live)
+                more = ~last
+                i, a, lent_i = j, b, lent_j
+                j, b, lent_j = k, ahead, lent_k
+                last = stops
+
+
+@triton.jit
+def stage(program, src, staged, sizes, strides, batch_stride, columns, tiles, span, RANK: tl.constexpr, V: tl.constexpr, N: tl.constexpr):
+    """One tile of one head, copied aside."""
+    head, tile = program // tiles, program % tiles
+    column = (tile * N + tl.arange(0, N))[:, None]
+    lane = tl.arange(0, V)[None, :]
+    source = src + (place(column, sizes, strides, RANK) * V + lane)
+    value = tl.load(source + head * span * batch_stride, mask=column < columns, other=0)
+    tl.store(staged + head * columns * V + (column * V + lane), value, mask=column < columns)
+
+
+@triton.jit(do_not_specialize=["sizes", "strides", "batch_stride", "columns", "tiles", "span"])
+def stage_kernel(src, staged, sizes, strides, batch_stride, columns, tiles, span, RANK: tl.constexpr, V: tl.constexpr, N: tl.constexpr):
+    """The heads of a batch, copied aside before it is mixed in place."""
+    program = tl.program_id(0).to(tl.int64)
+    stage(program, src, staged, sizes, strides, batch_stride, columns, tiles, span, RANK, V, N)
+
+
+@triton.jit(
+    do_not_specialize=["depth", "height", "width", "total"],
+    do_not_specialize_on_alignment=["kind", "geometry", "value"],
+)
+def mask_kernel(out, kind, geometry, value, depth, height, width, total, N: tl.constexpr):
+    """Masks written out, for looking at: (n, depth, height, width)."""
+    at = tl.program_id(0).to(tl.int64) * N + tl.arange(0, N)
+    x, y, z = at % width, at // width % height, at // width // height % depth
+    i = tl.minimum(at, total - 1) // width // height // depth
+    g = geometry + i * 6
+    z0, y0, x0 = tl.load(g), tl.load(g + 1), tl.load(g + 2)
+    z1, y1, x1 = tl.load(g + 3), tl.load(g + 4), tl.load(g + 5)
+    kinds, outer, inner = tl.load(kind + i), tl.load(value + i * 2), tl.load(value + i * 2 + 1)
+    dz, dy, dx = (z - z0).to(tl.float32), (y - y0).to(tl.float32), (x - x0).to(tl.float32)
+    g = tl.exp(-outer * (dz * dz + dy * dy + dx * dx))
+    boxed = (kinds == 1) & inside(z, z0, z1) & inside(y, y0, y1) & inside(x, x0, x1)
+    w = tl.where(kinds == 2, g, tl.where(kinds == 3, 1.0 - g, tl.where(boxed, inner, outer)))
+    tl.store(out + at, w, mask=at < total)
+
+
+# ---- How a launch goes through a batch -------------------------------------------------------------------------------
+
+_SCRATCH_LEAST = 1 << 20  # bytes that staging may always use
+_SCRATCH_SHARE = 16  # or this part of the batch
+# Vectors of a program, 128 threads: with 4 a thread, 8 KiB are asked for while as many are blended, and five programs fit a
+# multiprocessor of an H200, which needs 48 KiB on their way. Where that leaves multiprocessors idle, fewer.
+_BLOCKS = (512, 256, 128)
+_PROGRAMS_EACH = 8  # for each multiprocessor
+
+
+class Walk(NamedTuple):
+    """How a launch goes through a batch. Strides are in vectors but for the batch's, which are in elements."""
+
+    sizes: tuple[int, ...]
+    src_strides: tuple[int, ...]
+    dst_strides: tuple[int, ...]
+    src_batch: int
+    dst_batch: int
+    columns: int  # vectors of a sample
+    tiles: int  # programs across a sample
+    batch: int
+    span: int
+    units: int  # programs along the batch
+    heads: int  # samples at which walks stop; 0: at none
+    staged: int  # elements of scratch
+    constants: tuple[Any, ...]  # AXES, RANK, INNER, V, N
+
+
+@functools.lru_cache(maxsize=4096)
+def plan_walk(
+    shape: tuple[int, ...],
+    src: tuple[int, ...],
+    dst: tuple[int, ...],
+    item: int,
+    address: int,
+    spatial: int,
+    pairing: int,
+    in_place: bool,
+    chips: int,
+) -> Walk:
+    """For a batch of that shape and those strides, its elements of `item` bytes, its memory beginning at multiples of
+    `address` bytes, on so many multiprocessors. The last `spatial` dims are the axes that masks depend on."""
+    batch, ndim = shape[0], len(shape)
+    # As csrc/include/fusedmix/layout.h: sorted by stride, dims behind each other merged.
+    dims = [
+        (shape[d], src[d], dst[d], 2 - (ndim - 1 - d) if ndim - 1 - d < spatial else -1)
+        for d in range(1, ndim)
+        if shape[d] != 1
+    ]
+    dims.sort(key=lambda dim: (-dim[2], -dim[1]))
+    merged: list[tuple[int, int, int, int]] = []
+    for size, s, t, axis in dims:
+        if merged and axis < 0 and merged[-1][3] < 0 and merged[-1][1:3] == (s * size, t * size):
+            merged[-1] = (merged[-1][0] * size, s, t, -1)
+        else:
+            merged.append((size, s, t, axis))
+    merged = merged or [(1, 1, 1, -1)]
+    # The row: the innermost dim, with the one above it where its elements share a pixel (the channels of channels_last).
+    inner = 1
+    if len(merged) > 1 and merged[-1][3] < 0 <= merged[-2][3]:
+        size, s, t, _ = merged[-1]
+        if merged[-2][1:3] == (s * size, t * size):
+            inner = size
+            merged[-2:] = [(merged[-2][0] * size, s, t, merged[-2][3])]
+    length, s, t, axis = merged[-1]
+    width = 1
+    if s == t == 1:
+        for wide in (16 // item, 4 // item):
+            rest = [length, src[0], dst[0], *(stride for dim in merged[:-1] for stride in dim[1:3])]
+            if wide > 1 and address % (wide * item) == 0 and all(n % wide == 0 for n in rest):
+                width = wide
+                break
+    merged[-1] = (length // width, s * width, t * width, axis)
+    sizes, src_strides, dst_strides, axes = zip(*merged, strict=True)
+    columns = 1
+    for size in sizes:
+        columns *= size
+
+    def across(block: int) -> int:
+        return -(-columns // block)
+
+    most = batch // 2 if pairing == Pairing.FLIP else batch
+    block = next((n for n in _BLOCKS if across(n) * max(1, most // 8) >= chips), _BLOCKS[-1])
+    tiles = across(block)
+    wanted = max(1, -(-_PROGRAMS_EACH * chips // max(1, tiles)))
+    span, units, heads, staged = batch, min(batch, 1), 0, 0
+    if pairing == Pairing.FLIP:
+        pairs = (batch + 1) // 2
+        span = max(1, pairs // wanted)
+        units = -(-pairs // span)
+    else:
+        sample_bytes = columns * width * item
+        if in_place:
+            most = max(_SCRATCH_LEAST, batch * sample_bytes // _SCRATCH_SHARE) // max(1, sample_bytes)
+        units = min(wanted, most, batch // 2)
+        if units <= 1:
+            units = min(batch, 1)
+        else:
+            span = -(-batch // units)
+            units = heads = -(-batch // span)
+            staged = units * columns * width if in_place else 0
+    return Walk(
+        sizes,
+        tuple(stride // width for stride in src_strides),
+        tuple(stride // width for stride in dst_strides),
+        src[0],
+        dst[0],
+        columns,
+        tiles,
+        batch,
+        span,
+        units,
+        heads,
+        staged,
+        (axes, len(sizes), inner, width, block),
+    )
+
+
+def walk_of(src: Tensor, dst: Tensor, spatial: int, pairing: int) -> Walk:
+    """The walk through a batch: `dst` is `src` in place."""
+    address = (src.data_ptr() | dst.data_ptr()) & 15 or 16
+    address &= -address
+    return plan_walk(
+        tuple(src.shape),
+        src.stride(),
+        dst.stride(),
+        src.element_size(),
+        address,
+        spatial,
+        pairing,
+        src.data_ptr() == dst.data_ptr(),
+        multiprocessors(src.device),
+    )
+
+
+_mix = Kernel(mix_kernel)
+_stage = Kernel(stage_kernel)
+_mask = Kernel(mask_kernel)
+_NOTHING_GIVEN = (0, 0, 0, 0, 0, 0, 0, 0.0, 0.0)
+_MASK_BLOCK = 1024
+
+
+def numbers_given(kind: Tensor, geometry: Tensor, value: Tensor) -> tuple[Any, ...]:
+    """The numbers of the first mask of a plan on the CPU, as arguments."""
+    return (int(kind[0]), *geometry[0].tolist(), *value[0].tolist())
+
+
+def apply(
+    src: Tensor,
+    dst: Tensor,
+    masks: Sequence[Any],
+    *,
+    adjoint: bool = False,
+    staged: Tensor | None = None,
+    by_value: bool | None = None,
+) -> None:
+    """Mixes `src` into `dst`, which may be `src` itself.
+
+    Args:
+        masks: partner, kind, geometry, value, ndim, pairing, per: what the operators take after x.
+        staged: the heads, if they have been copied aside.
+        by_value: whether one mask for the batch travels in the arguments; None: if it is on the CPU and src is not.
+    """
+    if src.numel() == 0:
+        return
+    partner, kind, geometry, value, ndim, pairing, per = masks
+    walk = walk_of(src, dst, ndim, pairing)
+    in_place = src.data_ptr() == dst.data_ptr()
+    given, mode = _NOTHING_GIVEN, 1 if per == Per.BATCH else 0
+    elsewhere = kind.device != src.device
+    if mode == 1 and (elsewhere if by_value is None else by_value):
+        given, mode = numbers_given(kind, geometry, value), 2
+        kind = geometry = value = src  # not read
+    elif elsewhere:
+        kind, geometry, value = brought(src.device, kind, geometry, value)
+    kind, geometry, value = (t.contiguous() if t is not src else t for t in (kind, geometry, value))
+    if pairing <= Pairing.FLIP:
+        partner = src
+    else:
+        (partner,) = brought(src.device, partner)
+        partner = partner.contiguous()
+    heads = walk.heads > 0
+    if walk.staged and staged is None:
+        staged = stage_heads(src, walk)
+    _mix(
+        walk.tiles * walk.units,
+        (
+            src,
+            dst,
+            src if staged is None else staged,
+            partner,
+            kind,
+            geometry,
+            value,
+            given,
+            walk.sizes,
+            walk.src_strides,
+            walk.dst_strides,
+            walk.src_batch,
+            walk.dst_batch,
+            walk.columns,
+            walk.tiles,
+            walk.batch,
+            walk.span,
+        ),
+        (min(pairing, 2), mode, ndim == 0, heads, in_place, adjoint, *walk.constants),
+        src.device,
+    )
+
+
+def stage_heads(src: Tensor, walk: Walk) -> Tensor:
+    """The heads of a batch, copied aside."""
+    staged = src.new_empty(walk.staged)
+    _, rank, _, width, block = walk.constants
+    arguments = (src, staged, walk.sizes, walk.src_strides, walk.src_batch, walk.columns, walk.tiles, walk.span)
+    _stage(walk.tiles * walk.heads, arguments, (rank, width, block), src.device)
+    return staged
+
+
+def brought(device: torch.device, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Parts of a plan on a device.
+
+    Raises:
+        RuntimeError: they are on the CPU while a CUDA graph is captured, which would keep them for ever.
+    """
+    if all(t.device == device for t in tensors):
+        return tensors
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "fusedmix: a plan on the CPU cannot be captured in a CUDA graph, but for one mask for the whole batch and "
+            "partners by roll or flip. Move it first: plan.to(device)."
+        )
+    return tuple(t.to(device, non_blocking=True) for t in tensors)
+
+
+def write_masks(kind: Tensor, geometry: Tensor, value: Tensor, size: Sequence[int]) -> Tensor:
+    """(n, *size) float32 masks."""
+    out = value.new_empty((kind.shape[0], *size))
+    parts = (kind.contiguous(), geometry.contiguous(), value.contiguous())
+    total = out.numel()
+    _mask(-(-total // _MASK_BLOCK), (out, *parts, *padded(tuple(size)), total), (_MASK_BLOCK,), out.device)
+    return out

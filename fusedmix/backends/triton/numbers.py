@@ -1,0 +1,134 @@
+"""What the Triton kernels share: arithmetic that rounds once, Philox, and numbers that travel as bits.
+
+No kernel relies on the compiler contracting a product and a sum into one operation, or on its not doing so: what is to
+be rounded once is a tl.fma, and everything is launched with enable_fp_fusion=False.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import triton
+import triton.language as tl
+from triton import knobs
+
+# Whether kernels run in Triton's interpreter, in NumPy on the CPU (TRITON_INTERPRET=1 when this module is imported).
+INTERPRETED = bool(knobs.runtime.interpret)
+_INTERPRETED = tl.constexpr(INTERPRETED)
+
+
+def bits(x: float) -> int:
+    """A float64 as an argument: Triton passes Python floats as float32."""
+    return struct.unpack("<q", struct.pack("<d", x))[0]
+
+
+@triton.jit
+def from_bits(x):
+    """The float64 of `bits`."""
+    return x.to(tl.int64).to(tl.float64, bitcast=True)
+
+
+@triton.jit
+def fma(x, y, z):
+    """x·y + z, rounded once."""
+    if _INTERPRETED and x.dtype == tl.float32:
+        # The interpreter's own rounds twice. In float64 the product is exact, and so but for one case in 2^29 is the sum.
+        exact = x.to(tl.float64) * y.to(tl.float64) + z.to(tl.float64)
+        rounded = exact.to(tl.float32)
+    else:
+        rounded = tl.fma(x, y, z)
+    return rounded
+
+
+@triton.jit
+def nearest_even(x):
+    """The nearest integer to a float32 of at most 2^22, ties to even: adding 1.5·2^23 leaves no place for a fraction."""
+    return (x + 12582912.0) - 12582912.0
+
+
+@triton.jit
+def spread(condition, like):
+    """A scalar condition as a block of the shape of `like`. (Left to itself the interpreter spreads the numbers that were
+    compared, not the truth.)"""
+    return tl.where(condition, tl.full(like.shape, 1, tl.int32), tl.full(like.shape, 0, tl.int32)) != 0
+
+
+@triton.jit
+def to_compute(x):
+    """In the type that blends are computed in: float64 for float64, else float32."""
+    if x.dtype == tl.float64:
+        wide = x
+    else:
+        wide = x.to(tl.float32)
+    return wide
+
+
+@triton.jit
+def from_compute(x, dtype: tl.constexpr):
+    """Rounded to an element type, to nearest even."""
+    if _INTERPRETED and dtype == tl.bfloat16:
+        # The interpreter would cut the lower bits off.
+        whole = x.to(tl.uint32, bitcast=True)
+        rounded = ((whole + 0x7FFF + ((whole >> 16) & 1)) >> 16) << 16
+        narrow = tl.where(x == x, rounded, whole).to(tl.float32, bitcast=True).to(dtype)
+    else:
+        narrow = x.to(dtype)
+    return narrow
+
+
+# ---- Random numbers: the mirror of fusedmix/philox.py, which has the sources -----------------------------------------
+
+
+@triton.jit
+def words(seed, index, STREAM: tl.constexpr, CALL: tl.constexpr):
+    """The four words at a logical index (int64), as uint32."""
+    low = (index & 0xFFFFFFFF).to(tl.uint32)
+    high = ((index >> 32) & 0xFFFFFFFF).to(tl.uint32)
+    return tl.philox(seed, low, high, low * 0 + STREAM, low * 0 + CALL)
+
+
+@triton.jit
+def uniform(high, low):
+    """float64 in (0, 1), never 0 or 1 and symmetric about ½, from 52 bits of two words."""
+    whole = (high.to(tl.int64) << 20) | (low >> 12).to(tl.int64)
+    return (2 * whole + 1).to(tl.float64) * 1.1102230246251565e-16
+
+
+@triton.jit
+def below(word, n):
+    """Integer uniform in 0..n-1 by multiply-shift."""
+    return (word.to(tl.int64) * n) >> 32
+
+
+@triton.jit
+def sort_key(high, low):
+    """63 bits of two words as a non-negative int64."""
+    return (high.to(tl.int64) << 31) | (low >> 1).to(tl.int64)
+
+
+@triton.jit
+def expm1(x):
+    """exp(x) - 1 of float64, to a few units in the last place (Kahan): what exp lost near 1, its logarithm lost too."""
+    y = tl.exp(x)
+    lost = tl.where((y == 1.0) | (y == 0.0), 1.0, tl.log(tl.where(y == 0.0, 1.0, y)))
+    return tl.where(y == 1.0, x, tl.where(y == 0.0, -1.0, (y - 1.0) * x / tl.where(lost == 0.0, 1.0, lost)))
+
+
+@triton.jit
+def log1p(x):
+    """log(1 + x) of float64, to a few units in the last place (Kahan)."""
+    y = 1.0 + x
+    lost = y - 1.0
+    return tl.where(lost == 0.0, x, tl.log(y) * (x / tl.where(lost == 0.0, 1.0, lost)))
+
+
+@triton.jit
+def symmetric_beta(seed, index, alpha):
+    """Beta(α, α) as float64: Ulrich's polar formula for α + 1, Stuart's boost down to α, in logarithms."""
+    a, b, c, d = words(seed, index, 0, 0)
+    e, f, g, h = words(seed, index, 0, 1)
+    u, v, boost_u, boost_v = uniform(a, b), uniform(c, d), uniform(e, f), uniform(g, h)
+    radius = tl.sqrt(-expm1((2.0 / (2.0 * alpha + 1.0)) * tl.log(u)))
+    t = radius * tl.cos(6.283185307179586 * v)
+    logit = log1p(t) - log1p(-t) + (tl.log(boost_u) - tl.log(boost_v)) / alpha
+    return 1.0 / (1.0 + tl.exp(-logit))
