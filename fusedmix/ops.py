@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from fusedmix import draws
-from fusedmix.backends import reference
+from fusedmix.backends import reference, triton
 from fusedmix.checks import class_range
 from fusedmix.draws import PlanTensors, Request, Source
 from fusedmix.methods import Pairing, Per
@@ -228,7 +228,7 @@ _HOST.define("checked_classes(Tensor labels, SymInt num_classes) -> Tensor", tag
 _HOST.impl("checked_classes", _checked_classes, "CompositeExplicitAutograd")
 torch.library.register_fake("fusedmix::checked_classes", lambda labels, _: torch.empty_like(labels), lib=_HOST)
 # Kept: a library that is collected takes its operators with it.
-_LIBRARIES = [_define("reference", reference), _define("cpp"), _define("cuda")]
+_LIBRARIES = [_define("reference", reference), _define("triton", triton), _define("cpp"), _define("cuda")]
 
 
 class _Mix(torch.autograd.Function):

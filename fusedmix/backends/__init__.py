@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fusedmix.backends import native
+from fusedmix.backends import native, triton
 
 _log = logging.getLogger("fusedmix")
 NAMES = ("cuda", "triton", "cpp", "reference")
-_PREFERENCE = {"cpu": ("cpp", "triton", "reference"), "cuda": ("cuda", "triton", "reference")}
+# On the CPU Triton runs in its interpreter: slower than anything, for tests, and never chosen unasked.
+_PREFERENCE = {"cpu": ("cpp", "reference", "triton"), "cuda": ("cuda", "triton", "reference")}
 
 
 class BackendError(RuntimeError):
@@ -151,7 +152,7 @@ def _why_not(name: str, device_type: str) -> str | None:
     if name not in _preference(device_type):
         return f"it does not serve {device_type!r} tensors"
     if name == "triton":
-        return "it is not part of this release"
+        return triton.why_not(device_type)
     if name == "cuda" and not torch.cuda.is_available():
         return "torch finds no GPU"
     return native.why_not("cuda" if name == "cuda" else "cpp")

@@ -1,1 +1,152 @@
-"""The operators in Triton: for GPUs without a CUDA compiler, and a second implementation to compare the first with."""
+"""The operators in Triton: for GPUs without a CUDA compiler, and a second implementation to compare the first with.
+
+Every function here is the operator of the same name in fusedmix/backends/reference.py, which has the meaning. The
+kernels are in mix_kernel.py, labels_kernel.py and sample_kernel.py.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sysconfig
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusedmix.checks import class_range
+from fusedmix.draws import PlanTensors, Request, Source
+from fusedmix.methods import Column, Method, Per
+
+
+def why_not(device_type: str) -> str | None:
+    """Why these operators cannot serve a device type, or None. Does not import Triton."""
+    if find_spec("triton") is None:
+        return "triton is not installed"
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if device_type == "cpu":
+        return (
+            None if interpreted else "it serves CPU tensors only in Triton's interpreter, for tests: TRITON_INTERPRET=1"
+        )
+    if not torch.cuda.is_available():
+        return "torch finds no GPU"
+    if interpreted:
+        return None
+    compiler = os.environ.get("CC")
+    if shutil.which(compiler) is None if compiler else not any(map(shutil.which, ("gcc", "clang"))):
+        return f"Triton builds its launcher with a C compiler, and there is no {compiler or 'gcc or clang'}"
+    if not Path(sysconfig.get_paths()["include"], "Python.h").exists():
+        return "Triton builds its launcher with the headers of Python, and they are not installed (python3-dev)"
+    return None
+
+
+def mask(kind: Tensor, geometry: Tensor, value: Tensor, size: tuple[int, ...]) -> Tensor:
+    """(n, *size) float32 masks."""
+    from fusedmix.backends.triton.mix_kernel import write_masks
+
+    return write_masks(kind, geometry, value, size)
+
+
+def mix(x: Tensor, *masks: Any) -> Tensor:
+    """M ⊙ x + (1-M) ⊙ x[partner] in the layout of x."""
+    from fusedmix.backends.triton.mix_kernel import apply
+
+    out = torch.empty_like(x)
+    apply(x, out, masks)
+    return out
+
+
+def mix_(x: Tensor, *masks: Any) -> None:
+    """The same, in place."""
+    from fusedmix.backends.triton.mix_kernel import apply
+
+    apply(x, x, masks)
+
+
+def mix_adjoint(grad: Tensor, *masks: Any) -> Tensor:
+    """The gradient of mix: M_i·g_i + (1-M_j)·g_j with partner(j) = i."""
+    from fusedmix.backends.triton.mix_kernel import apply
+
+    out = torch.empty_like(grad)
+    apply(grad, out, masks, adjoint=True)
+    return out
+
+
+def mix_labels(labels: Tensor, partner: Tensor, weight: Tensor, num_classes: int, label_smoothing: float) -> Tensor:
+    """(B, K) soft labels."""
+    from fusedmix.backends.triton import labels_kernel as targets
+
+    if labels.ndim == 1:
+        class_range(labels, num_classes)
+    return targets.mix(labels, partner, weight, num_classes, label_smoothing)
+
+
+def sample(request: Request, source: Source, device: torch.device) -> PlanTensors:
+    """Everything random about a batch."""
+    if source.seed is None:
+        return _from_the_host(request, source)
+    from fusedmix.backends.triton.sample_kernel import sample as from_seed
+
+    return from_seed(request, source.seed, _indexed(device), None, None)[0]
+
+
+def mix_batch(
+    x: Tensor, y: Tensor, request: Request, source: Source, num_classes: int, label_smoothing: float
+) -> tuple[Tensor, ...]:
+    """A whole step: the mixed images, their dense targets, and the plan."""
+    out = torch.empty_like(x)
+    return out, *_step(x, out, y, request, source, num_classes, label_smoothing)
+
+
+def mix_batch_(
+    x: Tensor, y: Tensor, request: Request, source: Source, num_classes: int, label_smoothing: float
+) -> tuple[Tensor, ...]:
+    """The same, in place: the dense targets and the plan."""
+    return _step(x, x, y, request, source, num_classes, label_smoothing)
+
+
+def _step(
+    x: Tensor, out: Tensor, y: Tensor, request: Request, source: Source, num_classes: int, label_smoothing: float
+) -> tuple[Tensor, ...]:
+    from fusedmix.backends.triton import labels_kernel as targets
+    from fusedmix.backends.triton.mix_kernel import apply, walk_of
+    from fusedmix.backends.triton.sample_kernel import sample as from_seed
+
+    if y.ndim == 1:  # a label out of range must leave the images as they were
+        class_range(y, num_classes)
+    ndim = len(request.size) if any(Method(int(m)).has_centre for m in request.spec[:, Column.METHOD].tolist()) else 0
+    staged = None
+    if source.seed is None:
+        plan = _from_the_host(request, source)
+    else:
+        walk = walk_of(x, out, ndim, request.pairing) if x.numel() else None
+        plan, staged = from_seed(request, source.seed, x.device, x, walk)
+    partner, _, weight, kind, geometry, value = plan
+    per = Per.SAMPLE if request.lam is not None and request.lam.ndim else request.per
+    one_weight = per == Per.BATCH
+    dense = targets.mix(y, partner, weight, num_classes, label_smoothing, request.pairing, one_weight)
+    apply(x, out, (partner, kind, geometry, value, ndim, request.pairing, per), staged=staged)
+    return dense, *plan
+
+
+def _from_the_host(request: Request, source: Source) -> PlanTensors:
+    """The plan of numbers that were drawn on the host, by the CPU's own backend."""
+    from fusedmix import backends
+
+    operators = backends.operators("cpu")
+    spec, batch_size, size, pairing, per, p, lam, labels = request
+    lam, labels = (None if t is None else t.cpu() for t in (lam, labels))
+    arguments = (spec, batch_size, size, int(pairing), int(per), p, lam, labels, *source, torch.device("cpu"))
+    return operators.sample(*arguments)
+
+
+def _indexed(device: torch.device) -> torch.device:
+    """A device with its number: "cuda" is the current one."""
+    return (
+        torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" and device.index is None else device
+    )
+
+
+__all__ = ["mask", "mix", "mix_", "mix_adjoint", "mix_batch", "mix_batch_", "mix_labels", "sample", "why_not"]

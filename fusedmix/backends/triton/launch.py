@@ -17,15 +17,17 @@ class Kernel:
     """A kernel and what has been compiled of it.
 
     Triton's launcher finds the compiled kernel by looking at every argument, which takes about as long as everything
-    else that a call does. Here it is found by a key of the caller's, which must hold all that Triton specialises on: the
-    constants, the element types, and which pointers are multiples of 16. Kernels are declared so that nothing else is.
+    else that a call does. Here it is found by a key that holds all that Triton specialises on: the constants, the
+    element types, and which pointers are multiples of 16. Kernels are declared so that nothing else is.
     """
 
     def __init__(self, function: Any) -> None:
         self.function = function
         self._compiled: dict[Any, Any] = {}
 
-    def __call__(self, programs: int, arguments: tuple[Any, ...], constants: tuple[Any, ...], device: torch.device) -> None:
+    def __call__(
+        self, programs: int, arguments: tuple[Any, ...], constants: tuple[Any, ...], device: torch.device
+    ) -> None:
         """Launches on the current stream of a device; on the CPU, runs in Triton's interpreter."""
         if programs == 0:
             return

@@ -32,7 +32,7 @@ def from_bits(x):
 def fma(x, y, z):
     """x·y + z, rounded once."""
     if _INTERPRETED and x.dtype == tl.float32:
-        # The interpreter's own rounds twice. In float64 the product is exact, and so but for one case in 2^29 is the sum.
+        # The interpreter's rounds twice. In float64 the product is exact, and so is the sum, but for one case in 2^29.
         exact = x.to(tl.float64) * y.to(tl.float64) + z.to(tl.float64)
         rounded = exact.to(tl.float32)
     else:
@@ -42,14 +42,14 @@ def fma(x, y, z):
 
 @triton.jit
 def nearest_even(x):
-    """The nearest integer to a float32 of at most 2^22, ties to even: adding 1.5·2^23 leaves no place for a fraction."""
+    """The nearest integer to a float32 up to 2^22, ties to even: adding 1.5·2^23 leaves no place for a fraction."""
     return (x + 12582912.0) - 12582912.0
 
 
 @triton.jit
 def spread(condition, like):
-    """A scalar condition as a block of the shape of `like`. (Left to itself the interpreter spreads the numbers that were
-    compared, not the truth.)"""
+    """A scalar condition as a block of the shape of `like`. (Left to itself the interpreter spreads the numbers that
+    were compared, not the truth.)"""
     return tl.where(condition, tl.full(like.shape, 1, tl.int32), tl.full(like.shape, 0, tl.int32)) != 0
 
 

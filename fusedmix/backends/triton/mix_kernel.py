@@ -1,15 +1,15 @@
 """Masks, blends and their adjoint: the kernels, and how they are launched.
 
-M ⊙ x + (1-M) ⊙ x[partner] (Park, Yun, Chun, "A Unified Analysis of Mixed Sample Data Augmentation", NeurIPS 2022, eq. 1),
-the meaning being fusedmix/backends/reference.py, `mix` and `mix_adjoint`.
+M ⊙ x + (1-M) ⊙ x[partner] (Park, Yun, Chun, "A Unified Analysis of Mixed Sample Data Augmentation", NeurIPS 2022,
+eq. 1); the meaning is fusedmix/backends/reference.py, `mix` and `mix_adjoint`.
 
-A program owns N vectors of V elements, at the same place of every sample, in one unit of the batch. It follows the cycles
-of the permutation: out[i] needs x[i] and x[p(i)]; then out[p(i)] needs x[p(i)], which it still holds, and x[p(p(i))]. So
-every sample is read once and written once, in place too: only the first of a cycle is kept, for the last. The sample
-after next is on its way while one is blended.
+A program owns N vectors of V elements, at the same place of every sample, in one unit of the batch. It follows the
+cycles of the permutation: out[i] needs x[i] and x[p(i)]; then out[p(i)] needs x[p(i)], which it still holds, and
+x[p(p(i))]. So every sample is read once and written once, in place too: only the first of a cycle is kept, for the
+last. The sample after next is on its way while one is blended.
 
 Where samples are small, programs are few. So every `span`-th sample is a head, at which walks begin and stop. In place
-the walk that begins at a head overwrites it before the one that stops there has read it, and heads are copied aside by an
+the walk that begins at a head overwrites it before the one that stops there has read it: heads are copied aside by an
 earlier launch (`stage`).
 
 V elements are 16 bytes wherever the memory allows. What is asked of a vector (is its sample needed? its partner?) is
@@ -41,8 +41,8 @@ def blend(w, a, b):
     """w·(a-b) + b rounded once; exactly a where w = 1 or a = b, and b where w = 0, whatever stands in the other."""
     x, y = to_compute(a), to_compute(b)
     if a.dtype == tl.uint8:
-        # To the nearest integer, ties to even, as if the sum were exact: rounding it to float32 may move it onto a tie, and
-        # then the sign of what was lost says which way to go.
+        # To the nearest integer, ties to even, as if the sum were exact: rounding it to float32 may move it onto a tie,
+        # and then the sign of what was lost says which way to go.
         total = fma(w, x - y, y)
         lost = fma(w, x - y, y - total)
         whole = nearest_even(total)
@@ -77,7 +77,7 @@ def inside(c, first, stop):
 
 @triton.jit
 def evaluate(m, z, y, x):
-    """M at pixels: fusedmix/formulas.py has the table of kinds. `m` is (kind, first z y x, stop z y x, outer, inner)."""
+    """M at pixels, of m = (kind, first z y x, stop z y x, outer, inner); fusedmix/formulas.py has the kinds."""
     kind, z0, y0, x0, z1, y1, x1, outer, inner = m
     if kind >= 2:
         dz, dy, dx = (z - z0).to(tl.float32), (y - y0).to(tl.float32), (x - x0).to(tl.float32)
@@ -208,7 +208,18 @@ def starts(base, end, partner, span, HEADS: tl.constexpr, IN_PLACE: tl.constexpr
 
 
 @triton.jit(
-    do_not_specialize=["given", "sizes", "src_strides", "dst_strides", "src_batch", "dst_batch", "columns", "tiles", "batch", "span"],
+    do_not_specialize=[
+        "given",
+        "sizes",
+        "src_strides",
+        "dst_strides",
+        "src_batch",
+        "dst_batch",
+        "columns",
+        "tiles",
+        "batch",
+        "span",
+    ],
     do_not_specialize_on_alignment=["partner", "kind", "geometry", "value"],
 )
 def mix_kernel(
@@ -277,7 +288,7 @@ def mix_kernel(
                 held = live
             elif IN_PLACE:
                 held = own | lent
-            first = tl.load(source + c * src_batch, mask=held, other=0)
+            first = tl.load(source + c * src_batch * V, mask=held, other=0)
             i, j = c * 0 - 1, c
             a, b = first, first
             lent_i, lent_j = lent, lent
@@ -295,9 +306,11 @@ def mix_kernel(
                     if head:
                         ahead = tl.load(aside + k // span * (columns * V), mask=wanted, other=0)
                     else:
-                        ahead = tl.load(source + k * src_batch, mask=wanted & ~(held & spread(k == c, live)), other=0)
+                        ahead = tl.load(
+                            source + k * src_batch * V, mask=wanted & ~(held & spread(k == c, live)), other=0
+                        )
                 else:
-                    ahead = tl.load(source + k * src_batch, mask=wanted & ~(held & spread(k == c, live)), other=0)
+                    ahead = tl.load(source + k * src_batch * V, mask=wanted & ~(held & spread(k == c, live)), other=0)
                 if k == c and not head:
                     ahead = tl.where(held, first, ahead)
 
@@ -307,30 +320,55 @@ def mix_kernel(
                     if ADJOINT:  # the gradient of j: its own, and what i lent
                         w_j = evaluate(numbers_of(j, kind, geometry, value, given, MASKS), z, y, x)
                         w_j = tl.broadcast_to(w_j, a.shape)
-                        tl.store(target + j * dst_batch, blend_adjoint(w_j, b, w, a), mask=live)
+                        tl.store(target + j * dst_batch * V, blend_adjoint(w_j, b, w, a), mask=live)
                     elif IN_PLACE:
-                        tl.store(target + i * dst_batch, blend(w, a, b), mask=lent_i)
+                        tl.store(target + i * dst_batch * V, blend(w, a, b), mask=lent_i)
                     else:
-                        tl.store(target + i * dst_batch, blend(w, a, b), mask=live)
-                more = ~last
+                        tl.store(target + i * dst_batch * V, blend(w, a, b), mask=live)
+                more = ~last  # type: ignore[assignment]
                 i, a, lent_i = j, b, lent_j
                 j, b, lent_j = k, ahead, lent_k
                 last = stops
 
 
 @triton.jit
-def stage(program, src, staged, sizes, strides, batch_stride, columns, tiles, span, RANK: tl.constexpr, V: tl.constexpr, N: tl.constexpr):
+def stage(
+    program,
+    src,
+    staged,
+    sizes,
+    strides,
+    batch_stride,
+    columns,
+    tiles,
+    span,
+    RANK: tl.constexpr,
+    V: tl.constexpr,
+    N: tl.constexpr,
+):
     """One tile of one head, copied aside."""
     head, tile = program // tiles, program % tiles
     column = (tile * N + tl.arange(0, N))[:, None]
     lane = tl.arange(0, V)[None, :]
     source = src + (place(column, sizes, strides, RANK) * V + lane)
-    value = tl.load(source + head * span * batch_stride, mask=column < columns, other=0)
+    value = tl.load(source + head * span * batch_stride * V, mask=column < columns, other=0)
     tl.store(staged + head * columns * V + (column * V + lane), value, mask=column < columns)
 
 
 @triton.jit(do_not_specialize=["sizes", "strides", "batch_stride", "columns", "tiles", "span"])
-def stage_kernel(src, staged, sizes, strides, batch_stride, columns, tiles, span, RANK: tl.constexpr, V: tl.constexpr, N: tl.constexpr):
+def stage_kernel(
+    src,
+    staged,
+    sizes,
+    strides,
+    batch_stride,
+    columns,
+    tiles,
+    span,
+    RANK: tl.constexpr,
+    V: tl.constexpr,
+    N: tl.constexpr,
+):
     """The heads of a batch, copied aside before it is mixed in place."""
     program = tl.program_id(0).to(tl.int64)
     stage(program, src, staged, sizes, strides, batch_stride, columns, tiles, span, RANK, V, N)
@@ -360,14 +398,15 @@ def mask_kernel(out, kind, geometry, value, depth, height, width, total, N: tl.c
 
 _SCRATCH_LEAST = 1 << 20  # bytes that staging may always use
 _SCRATCH_SHARE = 16  # or this part of the batch
-# Vectors of a program, 128 threads: with 4 a thread, 8 KiB are asked for while as many are blended, and five programs fit a
-# multiprocessor of an H200, which needs 48 KiB on their way. Where that leaves multiprocessors idle, fewer.
+# Elements of a program at most: its 128 threads hold 16 of each of four samples and their weights in some 130
+# registers, and 8 KiB of float32 are asked for while as many are blended. Where that leaves multiprocessors idle, fewer.
+_MOST_ELEMENTS = 2048
 _BLOCKS = (512, 256, 128)
 _PROGRAMS_EACH = 8  # for each multiprocessor
 
 
 class Walk(NamedTuple):
-    """How a launch goes through a batch. Strides are in vectors but for the batch's, which are in elements."""
+    """How a launch goes through a batch. Strides are in vectors, so that a kernel knows that all are multiples of V."""
 
     sizes: tuple[int, ...]
     src_strides: tuple[int, ...]
@@ -413,7 +452,7 @@ def plan_walk(
         else:
             merged.append((size, s, t, axis))
     merged = merged or [(1, 1, 1, -1)]
-    # The row: the innermost dim, with the one above it where its elements share a pixel (the channels of channels_last).
+    # The row: the innermost dim, with the one above it where its elements share a pixel (channels_last).
     inner = 1
     if len(merged) > 1 and merged[-1][3] < 0 <= merged[-2][3]:
         size, s, t, _ = merged[-1]
@@ -438,7 +477,8 @@ def plan_walk(
         return -(-columns // block)
 
     most = batch // 2 if pairing == Pairing.FLIP else batch
-    block = next((n for n in _BLOCKS if across(n) * max(1, most // 8) >= chips), _BLOCKS[-1])
+    blocks = [n for n in _BLOCKS if n * width <= _MOST_ELEMENTS]
+    block = next((n for n in blocks if across(n) * max(1, most // 8) >= chips), blocks[-1])
     tiles = across(block)
     wanted = max(1, -(-_PROGRAMS_EACH * chips // max(1, tiles)))
     span, units, heads, staged = batch, min(batch, 1), 0, 0
@@ -461,8 +501,8 @@ def plan_walk(
         sizes,
         tuple(stride // width for stride in src_strides),
         tuple(stride // width for stride in dst_strides),
-        src[0],
-        dst[0],
+        src[0] // width,
+        dst[0] // width,
         columns,
         tiles,
         batch,

@@ -1,0 +1,130 @@
+"""Dense targets: w·y + (1-w)·y[partner], both products rounded and then their sum, as torchvision rounds them.
+
+The meaning is fusedmix/backends/reference.py, `mix_labels`.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fusedmix.backends.triton.launch import Kernel
+from fusedmix.backends.triton.mix_kernel import brought, partner_of
+from fusedmix.backends.triton.numbers import bits, from_bits, from_compute
+from fusedmix.methods import Pairing
+
+_BLOCK = 512
+
+
+@triton.jit
+def label(labels, i, k, row_stride, step, keep, add, live, SOFT: tl.constexpr, SMOOTH: tl.constexpr, T: tl.constexpr):
+    """Entry k of the label of sample i, one-hot where it is a class, smoothed: y·(1-ε) + ε/K (Szegedy 2016)."""
+    if SOFT:
+        y = tl.load(labels + i * row_stride + k * step, mask=live, other=0).to(keep.dtype)
+    else:
+        y = (tl.load(labels + i * row_stride, mask=live, other=0).to(tl.int64) == k).to(keep.dtype)
+    if SMOOTH:
+        y = from_compute(y * keep + add, T).to(keep.dtype)
+    return y
+
+
+@triton.jit(
+    do_not_specialize=["row_stride", "step", "given", "keep", "add", "batch", "classes"],
+    do_not_specialize_on_alignment=["labels", "partner", "weight"],
+)
+def labels_kernel(
+    out,
+    labels,
+    partner,
+    weight,
+    row_stride,
+    step,
+    given,
+    keep,
+    add,
+    batch,
+    classes,
+    PAIRING: tl.constexpr,
+    WEIGHTS: tl.constexpr,
+    SOFT: tl.constexpr,
+    SMOOTH: tl.constexpr,
+    V: tl.constexpr,
+    N: tl.constexpr,
+):
+    """Targets (batch, classes). WEIGHTS: one each (0), row 0 for all (1), from the arguments (2)."""
+    column = (tl.program_id(0).to(tl.int64) * N + tl.arange(0, N))[:, None]
+    at = column * V + tl.arange(0, V)[None, :]
+    live = column * V < batch.to(tl.int64) * classes
+    i, k = at // classes, at % classes
+    i = tl.minimum(i, batch - 1)
+    j = partner_of(i, partner, batch, PAIRING)
+    T: tl.constexpr = out.dtype.element_ty
+    C: tl.constexpr = tl.float64 if T == tl.float64 else tl.float32
+    if WEIGHTS == 2:
+        w = from_bits(given)
+    elif WEIGHTS == 1:
+        w = tl.load(weight)
+    else:
+        w = tl.load(weight + i)
+    own, lent = w.to(C), (1.0 - w).to(C)
+    keep_, add_ = from_bits(keep).to(C), from_bits(add).to(C)
+    y = label(labels, i, k, row_stride, step, keep_, add_, live, SOFT, SMOOTH, T)
+    other = label(labels, j, k, row_stride, step, keep_, add_, live, SOFT, SMOOTH, T)
+    left, right = from_compute(other * lent, T), from_compute(y * own, T)
+    tl.store(out + at, from_compute(left.to(C) + right.to(C), T), mask=live)
+
+
+_labels = Kernel(labels_kernel)
+_UNSIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64, torch.bool: torch.uint8}
+
+
+def mix(
+    labels: Tensor,
+    partner: Tensor,
+    weight: Tensor,
+    num_classes: int,
+    label_smoothing: float,
+    pairing: int = Pairing.RANDOM,
+    one_weight: bool = False,
+) -> Tensor:
+    """(B, K) targets on the device of the labels.
+
+    Args:
+        pairing: by which the partners are found; RANDOM loads them, whatever they are.
+        one_weight: whether all samples have the weight of the first.
+    """
+    soft = labels.ndim == 2
+    batch = labels.shape[0]
+    dtype = labels.dtype if soft and labels.is_floating_point() else torch.float32
+    out = labels.new_empty((batch, num_classes), dtype=dtype)
+    total = batch * num_classes
+    if total == 0:
+        return out
+    if soft and labels.dtype in (torch.uint16, torch.uint32, torch.uint64):
+        labels = labels.float()
+    elif labels.dtype in _UNSIGNED and labels.dtype != torch.bool:
+        # A class has the same bits either way, or is out of range either way.
+        labels = labels.view(_UNSIGNED[labels.dtype]) if labels.element_size() == 8 else labels.long()
+    elif labels.dtype == torch.bool:
+        labels = labels.view(torch.uint8)
+    given, mode = 0, 1 if one_weight else 0
+    if one_weight and weight.device != labels.device:
+        given, mode, weight = bits(float(weight[0])), 2, labels
+    else:
+        weight = brought(labels.device, weight)[0].contiguous()
+    if pairing <= Pairing.FLIP:
+        partner = labels
+    else:
+        partner = brought(labels.device, partner)[0].contiguous()
+    width = 4 if total % 4 == 0 else 1
+    keep, add = bits(1.0 - label_smoothing), bits(label_smoothing / num_classes)
+    step = labels.stride(1) if soft else 0
+    _labels(
+        -(-total // (_BLOCK * width)),
+        (out, labels, partner, weight, labels.stride(0), step, given, keep, add, batch, num_classes),
+        (min(pairing, 2), mode, soft, label_smoothing != 0, width, _BLOCK),
+        labels.device,
+    )
+    return out
