@@ -399,7 +399,7 @@ def mask_kernel(out, kind, geometry, value, depth, height, width, total, N: tl.c
 _SCRATCH_LEAST = 1 << 20  # bytes that staging may always use
 _SCRATCH_SHARE = 16  # or this part of the batch
 # Elements of a program at most: its 128 threads hold 16 of each of four samples and their weights in some 130
-# registers, and 8 KiB of float32 are asked for while as many are blended. Where that leaves multiprocessors idle, fewer.
+# registers, and 8 KiB of float32 are asked for while as many are blended. Fewer where multiprocessors would be idle.
 _MOST_ELEMENTS = 2048
 _BLOCKS = (512, 256, 128)
 _PROGRAMS_EACH = 8  # for each multiprocessor

@@ -320,8 +320,8 @@ def sample_kernel(
                     total = tl.zeros([S], tl.float64)
                     for start in range(0, side, T):
                         pixel = start + tl.arange(0, T)
-                        d = (pixel[None, :] - centre[:, None]).to(tl.float64)
-                        g = tl.exp(-rate.to(tl.float64)[:, None] * (d * d))
+                        distance = (pixel[None, :] - centre[:, None]).to(tl.float64)
+                        g = tl.exp(-rate.to(tl.float64)[:, None] * (distance * distance))
                         total += tl.sum(tl.where((pixel < side)[None, :], g, 0.0), axis=1)
                     mean = mean * total / side.to(tl.float64)
                 complement = ~released | (x >= 0.5)
