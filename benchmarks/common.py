@@ -111,7 +111,9 @@ def _output(*command: str) -> str:
 class Timing:
     """One row: what was called, on what, and how long it took."""
 
-    measure: str  # device: time on the GPU; wall: of the call; host: of the call on a tiny batch, without the work
+    # device: time on the GPU; wall: of the call; host: of the call on a tiny batch, without the work; first process: of
+    # the first calls, what they compile included; later process: the same where it has been compiled
+    measure: str
     provider: str  # fusedmix, torchvision, torch.compile, torch, triton
     call: str  # mix_, mix, mix_ + mix_labels, step (images and targets in one operator), module, copy, clone
     method: str = ""

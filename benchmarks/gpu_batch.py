@@ -1,8 +1,12 @@
-"""What gpu_mix measures on one shape and dtype: fusedmix's calls, copies and peers, each checked before it is timed."""
+"""What gpu_mix measures on one shape and dtype: fusedmix's calls by every backend on the same tensors, copies, peers.
+
+Each is checked before it is timed, and what fails is noted and left out.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -32,13 +36,35 @@ class Entry:
 
     row: Timing
     call: Callable[[int], Any]
+    check: Callable[[], None] | None = None  # raises if the call does something else than it should
+
+
+@contextlib.contextmanager
+def noting(failed: list[str], what: str) -> Iterator[None]:
+    """Notes an error in place of raising it: one backend or peer that is broken stops no other."""
+    try:
+        yield
+    except Exception as error:
+        failed.append(f"{what}: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
 
 
 class Batch:
-    """Everything that is measured on one shape and dtype."""
+    """Everything that is measured on one shape and dtype.
 
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, classes: int) -> None:
-        self.device, self.dtype, self.shape, self.classes = device, dtype, shape, classes
+    Attributes:
+        failed: what could not be measured, and why.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        device: torch.device,
+        classes: int,
+        backends: Sequence[str],
+    ) -> None:
+        self.device, self.dtype, self.shape, self.classes, self.backends = device, dtype, shape, classes, backends
+        self.failed: list[str] = []
         self.clones = Clones(shape, dtype, device)
         self.y = torch.randint(classes, (shape[0],), device=device)
 
@@ -48,9 +74,10 @@ class Batch:
         return replace(row, **more)
 
     def plan(self, method: str, pairing: str, per: str) -> fm.MixPlan:
-        """On the device. Half of the batch per batch, and for boxes; else as drawn."""
+        """On the device, by none of the backends that are measured. Half of the batch per batch, and for boxes; else as
+        drawn."""
         lam = 0.5 if per == "batch" or method == "CutMix" else None
-        module = METHODS[method](pairing=pairing, per=per)
+        module = METHODS[method](pairing=pairing, per=per, backend="reference")
         return module.sample(self.shape[0], self.shape[2:], lam=lam, seed=1, device=self.device)
 
     def each(self, call: Callable[..., Any], *more: Any, **options: Any) -> Callable[[int], Any]:
@@ -62,77 +89,90 @@ class Batch:
         allowed = 4 * torch.finfo(self.dtype).eps * float(expected.abs().max())
         torch.testing.assert_close(mixed, expected, rtol=0.0, atol=allowed)
 
-    def plans(self, methods: dict[str, Any], backend: str, labels: bool) -> Iterator[Entry]:
+    def plans(self, labels: bool) -> Iterator[Entry]:
         """A plan on the device, applied in place; with `labels` to these too."""
-        x = self.clones.x[0]
 
-        def mix_both(x: Tensor, plan: fm.MixPlan) -> Tensor:
+        def mix_both(x: Tensor, plan: fm.MixPlan, backend: str) -> Tensor:
             fm.mix_(x, plan, backend=backend)
             return fm.mix_labels(self.y, plan, num_classes=self.classes, backend=backend)
 
-        for method in methods:
+        call, function = ("mix_ + mix_labels", mix_both) if labels else ("mix_", fm.mix_)
+        for method in METHODS:
             for pairing in ("roll", "flip"):
                 for per in PERS:
                     plan = self.plan(method, pairing, per)
                     share = 1.0 - float(plan.weight.mean()) if method == "CutMix" else 1.0
-                    more = {"backend": backend, "pairing": pairing, "per": per, "inplace": True, "share": share}
-                    self.same(fm.mix(x, plan, backend=backend), fm.mix(x, plan, backend="reference"))
-                    if labels:
-                        yield Entry(self.row("mix_ + mix_labels", method, **more), self.each(mix_both, plan))
-                    else:
-                        yield Entry(self.row("mix_", method, **more), self.each(fm.mix_, plan, backend=backend))
+                    more = {"pairing": pairing, "per": per, "inplace": True, "share": share}
+                    for backend in self.backends:
+                        row = self.row(call, method, backend=backend, **more)
+                        check = partial(self.as_reference, plan, backend)
+                        yield Entry(row, self.each(function, plan, backend=backend), check)
 
-    def out_of_place(self, backend: str) -> Iterator[Entry]:
+    def as_reference(self, plan: fm.MixPlan, backend: str) -> None:
+        """Raises unless a backend applies a plan in place as the reference does."""
+        x = self.clones.x[0]
+        self.same(fm.mix_(x.clone(), plan, backend=backend), fm.mix(x, plan, backend="reference"))
+
+    def out_of_place(self) -> Iterator[Entry]:
         for method in ("MixUp", "CutMix"):
             plan = self.plan(method, "roll", "batch")
-            row = self.row("mix", method, backend=backend, pairing="roll", per="batch")
-            yield Entry(row, self.each(fm.mix, plan, backend=backend))
+            for backend in self.backends:
+                row = self.row("mix", method, backend=backend, pairing="roll", per="batch")
+                yield Entry(row, self.each(fm.mix, plan, backend=backend))
 
-    def steps(self, backend: str) -> Iterator[Entry]:
+    def steps(self) -> Iterator[Entry]:
         """Images and targets by the one operator that modules call, of numbers drawn before: without the sampler."""
-        operators = fused_backends.operators(self.device.type, backend)
         for method in METHODS:
             for pairing in ("roll", "flip"):
                 module = METHODS[method](pairing=pairing)
                 request = module._request(self.shape[0], self.shape[2:], None, None)
                 source = draw_on_host(request, None, 1)
-                row = self.row("step", method, backend=backend, pairing=pairing, per="batch", inplace=True)
-                step = self.each(operators.mix_batch_, self.y, *request, *source, self.classes, 0.0)
-                yield Entry(row, step)
+                for backend in self.backends:
+                    operators = fused_backends.operators(self.device.type, backend)
+                    row = self.row("step", method, backend=backend, pairing=pairing, per="batch", inplace=True)
+                    step = self.each(operators.mix_batch_, self.y, *request, *source, self.classes, 0.0)
+                    yield Entry(row, step)
 
-    def modules(self, backend: str) -> Iterator[Entry]:
+    def modules(self) -> Iterator[Entry]:
         """Whole calls, the sampler included: every replay draws anew."""
         for method in peers.TORCHVISION:
             for inplace in (True, False):
                 for per in PERS:
-                    options = {"per": per, "inplace": inplace, "sampling": "device", "backend": backend}
-                    mix = METHODS[method](num_classes=self.classes, **options)
-                    row = self.row("module", method, backend=backend, pairing="roll", per=per, inplace=inplace)
-                    yield Entry(row, self.each(mix, self.y))
+                    options = {"per": per, "inplace": inplace, "sampling": "device"}
+                    for backend in self.backends:
+                        mix = METHODS[method](num_classes=self.classes, backend=backend, **options)
+                        row = self.row("module", method, backend=backend, pairing="roll", per=per, inplace=inplace)
+                        yield Entry(row, self.each(mix, self.y), partial(self.as_torchvision, method, backend))
+
+    def as_torchvision(self, method: str, backend: str) -> None:
+        """Raises unless a module makes the batch that torchvision's makes."""
+        results = []
+        for module, options in ((METHODS[method], {"backend": backend}), (peers.TORCHVISION[method], {})):
+            torch.manual_seed(0)
+            results.append(module(num_classes=self.classes, **options)(self.clones.x[0], self.y))
+        self.same(results[0][0], results[1][0])
+        torch.testing.assert_close(results[0][1], results[1][1], rtol=0.0, atol=0.0)
 
     def torchvision(self) -> Iterator[Entry]:
-        x, y = self.clones.x[0], self.y
         for method, module in peers.TORCHVISION.items():
-            mix, ours = module(num_classes=self.classes), METHODS[method](num_classes=self.classes)
-            results = []
-            for candidate in (ours, mix):
-                torch.manual_seed(0)
-                results.append(candidate(x, y))
-            self.same(results[0][0], results[1][0])
-            torch.testing.assert_close(results[0][1], results[1][1], rtol=0.0, atol=0.0)
             row = self.row("module", method, provider="torchvision", pairing="roll", per="batch")
-            yield Entry(row, self.each(mix, self.y))
+            yield Entry(row, self.each(module(num_classes=self.classes), self.y))
 
     def compiled(self) -> Iterator[Entry]:
         """torch.compile of the same mathematics: no labels, λ and box on the device."""
         for method, functions in (("MixUp", (peers.mixup, peers.mixup_)), ("CutMix", (peers.cutmix, peers.cutmix_))):
             plan = self.plan(method, "roll", "batch")
             given = plan.lam[0].clone() if method == "MixUp" else plan.geometry[0, [1, 2, 4, 5]]
-            self.same(functions[0](self.clones.x[0], given), fm.mix(self.clones.x[0], plan))
             for call, function in zip(("mix", "mix_"), functions, strict=True):
                 row = self.row(call, method, provider="torch.compile", pairing="roll", per="batch")
                 row.inplace = call == "mix_"
-                yield Entry(row, self.each(peers.compiled(function, self.device), given))
+                check = partial(self.same_mathematics, functions[0], given, plan)
+                yield Entry(row, self.each(peers.compiled(function, self.device), given), check)
+
+    def same_mathematics(self, function: Callable[..., Tensor], given: Tensor, plan: fm.MixPlan) -> None:
+        """Raises unless a peer, before it is compiled, applies a plan as the reference does."""
+        x = self.clones.x[0]
+        self.same(function(x, given), fm.mix(x, plan, backend="reference"))
 
     def copies(self, shares: set[float]) -> Iterator[Entry]:
         total = self.clones.x[0].numel()
@@ -147,13 +187,20 @@ class Batch:
         entries += self.copies({entry.row.share for entry in entries} | {1.0})
         starts = {}
         for n, entry in enumerate(entries):
-            replays = Replays(entry.call, self.clones, self.device, must_capture=entry.row.provider == "fusedmix")
-            entry.row.measure = replays.measure
-            starts[n] = replays.start
+            row = entry.row
+            with noting(
+                self.failed, f"{row.backend or row.provider}: {row.call} {row.method}, {row.dtype} {row.shape}"
+            ):
+                if entry.check is not None:
+                    entry.check()
+                replays = Replays(entry.call, self.clones, self.device, must_capture=row.provider == "fusedmix")
+                row.measure = replays.measure
+                starts[n] = replays.start
         interleave(starts, 2, lambda: finish(self.device))
-        for n, times in interleave(starts, rounds, lambda: finish(self.device)).items():
-            entries[n].row.record(times)
-        rows = [entry.row for entry in entries]
+        times = interleave(starts, rounds, lambda: finish(self.device))
+        rows = [entries[n].row for n in starts]
+        for n, row in zip(starts, rows, strict=True):
+            row.record(times[n])
         for row in rows:
             row.bytes = int(2 * row.share * self.clones.bytes)
             row.copy_ratio = row.median_us / ceiling(rows, row)

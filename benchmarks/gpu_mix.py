@@ -1,11 +1,12 @@
 """Mixing on a GPU, against a vectorised copy, torchvision and torch.compile of the same mathematics.
 
-    python -m benchmarks.gpu_mix [--backends cuda] [--out benchmarks/results] [--commit SHA] [--dry-run]
+    python -m benchmarks.gpu_mix [--backends cuda,triton] [--out benchmarks/results] [--commit SHA] [--dry-run]
 
 256x3x224x224 and 512x3x32x32, float32 and bfloat16. Time on the device: several calls in a CUDA graph, over clones of
 the batch that outgrow the cache, their data restored before every replay; everything once a round, in an order drawn
 anew. Ratios are to the fastest copy of as many bytes in the same run. Before they are timed, plans are applied once and
-compared with the reference, modules with torchvision's. Writes <gpu>-mix.csv, <gpu>-targets.csv and
+compared with the reference, modules with torchvision's; what fails then, or in a backend's first calls, is left out and
+said. Writes <gpu>-mix.csv, <gpu>-targets.csv and
 <gpu>-environment.json. Exit status 1: a target is missed or was not measured; 2: there is no GPU. --dry-run: tiny
 batches on the CPU.
 """
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor
 
 import fusedmix as fm
-from benchmarks import peers
+from benchmarks import gpu_first, peers
 from benchmarks.common import (
     RESULTS,
     Check,
@@ -39,39 +40,45 @@ from benchmarks.common import (
     write_json,
 )
 from benchmarks.device_timing import extra_memory, finish
-from benchmarks.gpu_batch import METHODS, Batch, Entry
-from benchmarks.gpu_targets import targets
+from benchmarks.gpu_batch import METHODS, Batch, noting
+from benchmarks.gpu_targets import host_targets, targets
 from fusedmix import backends as fused_backends
 
 LARGE, SMALL = (256, 3, 224, 224), (512, 3, 32, 32)
+DRY = (6, 3, 8, 16)
 CLASSES: dict[tuple[int, ...], int] = {LARGE: 1000, SMALL: 100}
 
 
-def measure_host(device: torch.device, backend: str, loops: int) -> list[Timing]:
-    """What calls cost the host, on a batch so small that the device keeps up."""
-    tiny = Batch((32, 3, 8, 8), torch.float32, device, 10)
+def measure_host(device: torch.device, backends: list[str], loops: int) -> tuple[list[Timing], list[str]]:
+    """What calls cost the host, on a batch so small that the device keeps up; and what could not be measured."""
+    tiny = Batch((32, 3, 8, 8), torch.float32, device, 10, backends)
     x, y = tiny.clones.x[0], tiny.y
     plan = tiny.plan("CutMix", "roll", "batch")
     masks = (plan.partner, plan.kind, plan.geometry, plan.value, 2, int(plan.pairing), int(plan.per))
-    operators = fused_backends.operators(device.type, backend)
-    calls: list[tuple[str, str, str, Callable[[], Any]]] = [
-        ("fusedmix", "operator mix_", "CutMix", lambda: operators.mix_(x, *masks)),
-        ("fusedmix", "mix_", "CutMix", lambda: fm.mix_(x, plan, backend=backend)),
-        ("fusedmix", "mix_labels", "CutMix", lambda: fm.mix_labels(y, plan, num_classes=10, backend=backend)),
-    ]
-    for method, peer in peers.TORCHVISION.items():
-        for sampling in ("host", "device"):
-            mix = METHODS[method](num_classes=10, inplace=True, sampling=sampling, backend=backend)
-            calls.append(("fusedmix", f"module, sampling={sampling}", method, partial(mix, x, y)))
-        calls.append(("torchvision", "module", method, partial(peer(num_classes=10), x, y)))
+    calls: list[tuple[str, str, str, Callable[[], Any]]] = []
+    for backend in backends:
+        operators = fused_backends.operators(device.type, backend)
+        calls += [
+            (backend, "operator mix_", "CutMix", partial(operators.mix_, x, *masks)),
+            (backend, "mix_", "CutMix", partial(fm.mix_, x, plan, backend=backend)),
+            (backend, "mix_labels", "CutMix", partial(fm.mix_labels, y, plan, num_classes=10, backend=backend)),
+        ]
+        for method in peers.TORCHVISION:
+            for sampling in ("host", "device"):
+                mix = METHODS[method](num_classes=10, inplace=True, sampling=sampling, backend=backend)
+                calls.append((backend, f"module, sampling={sampling}", method, partial(mix, x, y)))
+    calls += [("", "module", method, partial(peer(num_classes=10), x, y)) for method, peer in peers.TORCHVISION.items()]
     rows = []
-    for provider, call, method, function in calls:
-        row = tiny.row(call, method, measure="host", provider=provider, pairing="roll", per="batch", inplace=True)
-        row.backend, row.inplace = (backend, True) if provider == "fusedmix" else ("", False)
-        function()
-        row.record(host_microseconds(function, loops, finish=lambda: finish(device)))
-        rows.append(row)
-    return rows
+    for backend, call, method, function in calls:
+        row = tiny.row(
+            call, method, measure="host", backend=backend, pairing="roll", per="batch", inplace=bool(backend)
+        )
+        row.provider = "fusedmix" if backend else "torchvision"
+        with noting(tiny.failed, f"{backend or row.provider}: {call} {method}, time on the host"):
+            function()
+            row.record(host_microseconds(function, loops, finish=lambda: finish(device)))
+            rows.append(row)
+    return rows, tiny.failed
 
 
 def measure_memory(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, backend: str) -> list[Check]:
@@ -89,40 +96,40 @@ def measure_memory(shape: tuple[int, ...], dtype: torch.dtype, device: torch.dev
 
 
 def run(given: Namespace, device: torch.device) -> tuple[list[Timing], list[Check], list[str]]:
-    """All rows and checks, and what there was no time for."""
+    """All rows and checks, and what was not measured, with the reason."""
     deadline = time.monotonic() + given.budget
     rounds, loops = (2, 2) if given.dry_run else (given.rounds, 40)
-    rows: list[Timing] = []
+    first_shape = DRY if given.dry_run else LARGE
+    rows, broken = gpu_first.measure(given.backends, device, first_shape)
+    left_out = [f"{backend}: {reason}" for backend, reason in broken.items()]
+    backends = [backend for backend in given.backends if backend not in broken]
     checks: list[Check] = []
-    left_out = []
     for shape in (LARGE, SMALL):
         for dtype in (torch.float32, torch.bfloat16):
             name = f"{dtype_name(dtype)} {'x'.join(map(str, shape))}"
             if time.monotonic() > deadline:
-                left_out.append(name)
+                left_out.append(f"{name}: no time was left")
                 continue
-            batch = Batch((6, 3, 8, 16) if given.dry_run else shape, dtype, device, CLASSES[shape])
-            entries: list[Entry] = []
-            for backend in given.backends:
-                entries += batch.plans(METHODS, backend, labels=shape == SMALL)
-                entries += [*batch.out_of_place(backend), *batch.steps(backend), *batch.modules(backend)]
+            batch = Batch(DRY if given.dry_run else shape, dtype, device, CLASSES[shape], backends)
+            entries = [*batch.plans(labels=shape == SMALL), *batch.out_of_place(), *batch.steps(), *batch.modules()]
             entries += [*batch.torchvision(), *(batch.compiled() if shape == LARGE else ())]
             found = batch.measure(entries, rounds)
+            left_out += batch.failed
             checks += targets(found, large=shape == LARGE)
             rows += found
             del batch, entries
             if device.type == "cuda":
                 torch.cuda.empty_cache()
-                for backend in given.backends:
-                    checks += measure_memory(shape, dtype, device, backend)
-    for backend in given.backends:
-        rows += measure_host(device, backend, loops)
-    return rows, checks, left_out
+                for backend in backends:
+                    with noting(left_out, f"{backend}: memory, {name}"):
+                        checks += measure_memory(shape, dtype, device, backend)
+    host, failed = measure_host(device, backends, loops)
+    return [*rows, *host], [*checks, *host_targets(host)], [*left_out, *failed]
 
 
 def main() -> int:
     arguments = parser(__doc__)
-    arguments.add_argument("--backends", type=lambda words: words.split(","), help="default: the one that is chosen")
+    arguments.add_argument("--backends", type=lambda words: words.split(","), help="default: cuda,triton")
     arguments.add_argument("--rounds", type=int, default=60)
     arguments.add_argument("--budget", type=float, default=150.0, help="seconds after which no shape is begun")
     arguments.add_argument("--dry-run", action="store_true", help="tiny batches on the CPU; writes only to --out")
@@ -131,7 +138,7 @@ def main() -> int:
         print("gpu_mix: torch finds no GPU (--dry-run shows on the CPU that it runs)")
         return 2
     device = torch.device("cpu" if given.dry_run else "cuda")
-    given.backends = given.backends or [fused_backends.choose(device.type)]
+    given.backends = given.backends or ([fused_backends.choose(device.type)] if given.dry_run else ["cuda", "triton"])
     rows, checks, left_out = run(given, device)
 
     env = environment(device, given.commit)
@@ -151,15 +158,15 @@ def main() -> int:
                     "yes" if r.inplace else "no",
                     *(r.pairing, r.per, r.dtype, r.shape),
                     *(f"{t:.2f}" for t in (r.median_us, r.p20_us, r.p80_us)),
-                    f"{r.copy_ratio:.2f}" if r.copy_ratio else "host",
+                    f"{r.copy_ratio:.2f}" if r.copy_ratio else r.measure,
                 )
                 for r in rows
             ],
         )
     )
     print(f"\n{targets_table(checks)}")
-    for name in left_out:
-        print(f"no time was left for {name}")
+    for what in left_out:
+        print(f"not measured: {what}")
     return 0 if given.dry_run or (not left_out and all(check.met for check in checks)) else 1
 
 

@@ -2,13 +2,15 @@
 
     python -m benchmarks.gpu_suite [--commit SHA] [--out benchmarks/results] [--stages build,tests,...] [--dry-run]
 
-A stage that fails or runs out of time does not stop the others; a table at the end says how each went. Writes
+A stage that fails or runs out of time does not stop the others, nor does a backend that is broken or cannot be had stop
+the other one; a table at the end says how each went. The tests of triton are a stage of their own. Writes
 <gpu>-suite.json beside the files of first_use and gpu_mix. Exit status 0: every stage that could run passed; 1: one did
 not; 2: there is no GPU. --dry-run: on the CPU, what can run there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -29,19 +31,22 @@ from typing import Any
 import torch
 
 from benchmarks.common import RESULTS, ROOT, environment, markdown, parser, slug, write_json
+from fusedmix.backends import native
 
 TOTAL = 480.0  # seconds
 # Seconds that a stage may take, in the order in which they run: what is measured before what takes longest to check.
 BUDGETS = {
     "build": 150.0,
     "kernels": 120.0,
-    "benchmark": 200.0,
-    "tests": 220.0,
+    "benchmark": 220.0,
+    "tests": 180.0,
+    "triton": 120.0,
     "memcheck": 60.0,
     "racecheck": 60.0,
     "initcheck": 60.0,
     "synccheck": 60.0,
 }
+_GRACE = 5.0  # seconds to write a report in, for what has been interrupted
 SANITIZER = ("memcheck", "racecheck", "initcheck", "synccheck")
 
 
@@ -74,7 +79,7 @@ class Suite:
                 continue
             stage = Stage(name)
             stages.append(stage)
-            left = min(budget, self.ends - time.monotonic())
+            left = min(budget, self.ends - time.monotonic() - _GRACE)
             if left < 5:
                 stage.detail = "no time was left"
                 continue
@@ -90,12 +95,16 @@ class Suite:
     # ---- stages
 
     def _build(self, stage: Stage, limit: float) -> None:
+        if self._lacks_cuda(stage):
+            return
         options = ["--quick", "--device", self.device.type, "--cache", str(self.folder / "cache")]
         output = self._command(stage, [sys.executable, "-m", "benchmarks.first_use", *options, *self._files()], limit)
         loaded = re.search(r'"loading_s": \{([^}]*)\}', output)
         stage.detail = " ".join(loaded[1].replace('"', "").split()) + " (s)" if loaded else ""
 
     def _kernels(self, stage: Stage, limit: float) -> None:
+        if self._lacks_cuda(stage):
+            return
         shim = ["--shim"] if self.given.dry_run else []
         begin = time.monotonic()
         command = [sys.executable, "-m", "benchmarks.kernel_test", str(self.folder / "kernels"), *shim]
@@ -110,23 +119,44 @@ class Suite:
 
     def _benchmark(self, stage: Stage, limit: float) -> None:
         dry = ["--dry-run"] if self.given.dry_run else ["--budget", str(limit * 0.75)]
-        output = self._command(stage, [sys.executable, "-m", "benchmarks.gpu_mix", *dry, *self._files()], limit)
+        ends = time.monotonic() + limit
+        command = [sys.executable, "-m", "benchmarks.gpu_mix", *self._files()]
+        output = self._command(stage, [*command, *dry], limit)
+        lost = stage.output
+        for backend in () if self.given.dry_run else ("cuda", "triton"):
+            # A kernel that fails may take the process with it, and all that was measured: then each by itself.
+            left = ends - time.monotonic()
+            if stage.result == "pass" or "targets met" in output or left < 60:
+                break
+            alone = ["--backends", backend, "--budget", str(left * 0.75)]
+            output = self._command(stage, [*command, *alone], left)
+            stage.result, stage.output = "fail", [*lost, f"again, {backend} alone:", *stage.output]
         (self.folder / "benchmark.txt").write_text(output)
         met = re.search(r"\d+ of \d+ targets met", output)
         stage.detail = met[0] if met else ""
         if stage.result != "pass":
-            stage.output = [line for line in output.splitlines() if "FAIL" in line or "no time" in line] or stage.output
+            missed = [line for line in output.splitlines() if "FAIL" in line or line.startswith("not measured")]
+            stage.output = missed or stage.output
 
     def _tests(self, stage: Stage, limit: float) -> None:
-        report = self.folder / "tests.xml"
-        workers = min(8, os.cpu_count() or 1)
+        self._pytest(stage, limit, "not triton")
+
+    def _triton(self, stage: Stage, limit: float) -> None:
+        # Apart from the others: compiling takes long, and a kernel that fails may take later tests with it.
+        self._pytest(stage, limit, "triton")
+
+    def _pytest(self, stage: Stage, limit: float, which: str) -> None:
+        report = self.folder / f"{stage.name}.xml"
+        workers = min(12, os.cpu_count() or 1)
         parallel = ["-n", str(workers)] if workers > 1 and find_spec("xdist") else []
-        command = [sys.executable, "-m", "pytest", self.given.tests, "-q", "-p", "no:cacheprovider", *parallel]
-        self._command(stage, [*command, f"--junitxml={report}"], limit)
+        command = [sys.executable, "-m", "pytest", self.given.tests, "-q", "-k", which, "-p", "no:cacheprovider"]
+        self._command(stage, [*command, *parallel, f"--junitxml={report}"], limit)
         if report.exists():
-            self.tests = summarise(report)
-            counts = ", ".join(f"{n} {word}" for word, n in self.tests["counts"].items() if n)
-            stage.detail = f"{counts}, {workers if parallel else 1} workers"
+            self.tests[stage.name] = found = summarise(report)
+            counts = ", ".join(f"{n} {word}" for word, n in found["counts"].items() if n)
+            # pytest reports what was interrupted in the middle as passed.
+            unfinished = ", at most as many of them unfinished" if stage.result == "timeout" else ""
+            stage.detail = f"{counts}, {workers if parallel else 1} workers{unfinished}"
 
     def _sanitize(self, stage: Stage, limit: float) -> None:
         tool = sanitizer()
@@ -142,6 +172,12 @@ class Suite:
         if "not supported" in output and "SUMMARY: 0 errors" not in output:
             stage.result, stage.detail = "not run", "compute-sanitizer does not support the device here"
 
+    def _lacks_cuda(self, stage: Stage) -> bool:
+        """Whether the backend `cuda` cannot be had here, which is then said: the other one still is."""
+        reason = None if self.given.dry_run else native.why_not("cuda")
+        stage.detail = reason or ""
+        return reason is not None
+
     # ---- processes
 
     def _files(self) -> list[str]:
@@ -150,7 +186,11 @@ class Suite:
 
     def _command(self, stage: Stage, command: Sequence[str], limit: float) -> str:
         """Runs a command in a session of its own, so that all of it can be ended, and notes how it went."""
-        env = {**os.environ, "FUSEDMIX_CACHE_DIR": str(self.folder / "cache"), "PYTHONUNBUFFERED": "1"}
+        caches = {
+            "FUSEDMIX_CACHE_DIR": str(self.folder / "cache"),
+            "TRITON_CACHE_DIR": str(self.folder / "triton-cache"),
+        }
+        env = {**os.environ, **caches, "PYTHONUNBUFFERED": "1"}
         log = self.folder / f"{stage.name}.log"
         with log.open("w") as file:
             process = subprocess.Popen(
@@ -159,7 +199,11 @@ class Suite:
             try:
                 stage.result = "pass" if process.wait(max(limit, 1.0)) == 0 else "fail"
             except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
+                os.killpg(process.pid, signal.SIGINT)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(_GRACE)
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
                 stage.result = "timeout"
         output = log.read_text(errors="replace").replace(f"{ROOT}{os.sep}", "")

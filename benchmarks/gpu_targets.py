@@ -1,4 +1,4 @@
-"""What the CUDA backend promises, from the rows of gpu_mix for one shape and dtype."""
+"""What the backends of a GPU promise, from the rows of gpu_mix: beside copies, torch.compile, each other."""
 
 from __future__ import annotations
 
@@ -9,12 +9,23 @@ BOX, BOX_EXTRA = 1.25, 3.0  # times the copy of the box's bytes, and microsecond
 TORCHVISION = {("MixUp", True): 4.0, ("MixUp", False): 4.0, ("CutMix", True): 5.0, ("CutMix", False): 2.0}  # in place?
 COMPILED_OUT, COMPILED_IN = 1.05, 1.8
 SMALL_STEP = 8.0  # microseconds: CIFAR-sized images and 100 classes
+BESIDE_CUDA = 1.15  # triton: times the same call of cuda
+HOST = 40.0  # microseconds, triton: `mix_` and whole calls of modules on a tiny batch
 
 
 def targets(rows: list[Timing], large: bool) -> list[Check]:
     """The checks of one shape and dtype: of ImageNet's size, or of CIFAR's."""
     ours = [row for row in rows if row.provider == "fusedmix"]
     return _large(rows, ours) if large else _small(ours)
+
+
+def host_targets(rows: list[Timing]) -> list[Check]:
+    """The checks of what calls cost the host."""
+    return [
+        Check(f"{row.backend}: {row.method}, {row.call}, least time on the host", row.least_us, HOST, "us")
+        for row in rows
+        if row.backend == "triton" and (row.call == "mix_" or row.call.startswith("module"))
+    ]
 
 
 def _name(row: Timing) -> str:
@@ -24,24 +35,44 @@ def _name(row: Timing) -> str:
 def _large(rows: list[Timing], ours: list[Timing]) -> list[Check]:
     checks = []
     for row in ours:
-        if row.call == "mix_" and row.method != "CutMix":
-            checks.append(Check(f"{_name(row)}, in place", row.copy_ratio, BLEND, "x copy"))
-        if row.call == "mix_" and row.method == "CutMix":
-            limit = BOX * row.median_us / row.copy_ratio + BOX_EXTRA
-            checks.append(Check(f"{_name(row)}, in place, {row.share:.0%} of the batch", row.median_us, limit, "us"))
+        checks += _beside_cuda(row, ours) if row.backend == "triton" else _beside_copies(row, rows)
         for peer in rows:
             alike = (peer.method, peer.per) == (row.method, row.per)
             if peer.provider == "torchvision" and row.call == "module" and alike:
                 what = f"{_name(row)}, {'in' if row.inplace else 'out of'} place, faster than torchvision"
                 limit = TORCHVISION[row.method, row.inplace]
                 checks.append(Check(what, peer.median_us / row.median_us, limit, "x", at_least=True))
-            same_call = (peer.call, peer.pairing) == (row.call, row.pairing)
-            if peer.provider == "torch.compile" and alike and same_call and row.inplace:
-                what = f"{_name(row)}, in place, faster than torch.compile"
-                checks.append(Check(what, peer.median_us / row.median_us, COMPILED_IN, "x", at_least=True))
-            if peer.provider == "torch.compile" and alike and same_call and not row.inplace:
-                what = f"{_name(row)}, out of place"
-                checks.append(Check(what, row.median_us / peer.median_us, COMPILED_OUT, "x torch.compile"))
+    return checks
+
+
+def _beside_cuda(row: Timing, ours: list[Timing]) -> list[Check]:
+    """In place, the same call on the same tensors in the same run."""
+    same = (row.call, row.method, row.pairing, row.per)
+    return [
+        Check(f"{_name(row)}, in place", row.median_us / twin.median_us, BESIDE_CUDA, "x cuda")
+        for twin in ours
+        if row.call == "mix_" and twin.backend == "cuda" and same == (twin.call, twin.method, twin.pairing, twin.per)
+    ]
+
+
+def _beside_copies(row: Timing, rows: list[Timing]) -> list[Check]:
+    """Beside copies of as many bytes, and the same mathematics by torch.compile."""
+    checks = []
+    if row.call == "mix_" and row.method != "CutMix":
+        checks.append(Check(f"{_name(row)}, in place", row.copy_ratio, BLEND, "x copy"))
+    if row.call == "mix_" and row.method == "CutMix":
+        limit = BOX * row.median_us / row.copy_ratio + BOX_EXTRA
+        checks.append(Check(f"{_name(row)}, in place, {row.share:.0%} of the batch", row.median_us, limit, "us"))
+    same = (row.call, row.method, row.pairing, row.per)
+    for peer in rows:
+        if peer.provider != "torch.compile" or same != (peer.call, peer.method, peer.pairing, peer.per):
+            continue
+        if row.inplace:
+            what = f"{_name(row)}, in place, faster than torch.compile"
+            checks.append(Check(what, peer.median_us / row.median_us, COMPILED_IN, "x", at_least=True))
+        else:
+            what = f"{_name(row)}, out of place"
+            checks.append(Check(what, row.median_us / peer.median_us, COMPILED_OUT, "x torch.compile"))
     return checks
 
 
@@ -50,5 +81,5 @@ def _small(ours: list[Timing]) -> list[Check]:
     return [
         Check(f"{_name(row)}, {row.call}", row.median_us, SMALL_STEP, "us of GPU time")
         for row in ours
-        if row.call == "step" or (row.call == "mix_ + mix_labels" and row.per == "sample")
+        if row.backend != "triton" and (row.call == "step" or (row.call == "mix_ + mix_labels" and row.per == "sample"))
     ]

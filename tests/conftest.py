@@ -10,7 +10,12 @@ import torch
 from hypothesis import settings
 
 import fusedmix as fm
-from fusedmix.backends import native
+from fusedmix.backends import native, triton
+
+# Without a GPU Triton's kernels run in its interpreter: before anything imports them.
+TRITON_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if TRITON_DEVICE == "cpu":
+    os.environ["TRITON_INTERPRET"] = "1"
 
 # CI asks the same questions every time; a developer's run asks new ones.
 settings.register_profile("ci", derandomize=True)
@@ -44,6 +49,34 @@ INTEGERS = (
 # fail the tests, not skip them.
 NO_CPP = native.why_not("cpp")
 NO_CUDA = native.why_not("cuda") if torch.cuda.is_available() else "torch finds no GPU"
+NO_TRITON = triton.why_not(TRITON_DEVICE)
+
+
+def _patch_triton_once():
+    """The interpreter prepares triton.language for NumPy at every call of a kernel and of every function in it, which takes
+    half of the time: here once for the whole process."""
+    from triton.runtime import interpreter
+
+    class Done:
+        def restore(self):
+            pass
+
+    prepare, done = interpreter._patch_lang, set()
+
+    def once(function):
+        names = frozenset(
+            n for n, module in function.__globals__.items() if getattr(module, "__package__", "") == "triton.language"
+        )
+        if names not in done:
+            prepare(function)
+            done.add(names)
+        return Done()
+
+    interpreter._patch_lang = once
+
+
+if NO_TRITON is None and TRITON_DEVICE == "cpu":
+    _patch_triton_once()
 
 
 def pytest_addoption(parser):

@@ -17,7 +17,7 @@ import fusedmix as fm
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # benchmarks is no part of what is installed
 
-from benchmarks import common, gpu_targets  # noqa: E402
+from benchmarks import common, gpu_batch, gpu_first, gpu_targets  # noqa: E402
 
 ENVIRONMENT = {"device", "driver", "torch", "cuda", "triton", "commit", "date"}
 TIMING = {"measure", "provider", "call", "method", "backend", "pairing", "per", "inplace", "dtype", "shape", "share"}
@@ -95,17 +95,24 @@ def test_environment():
     assert json.loads(json.dumps(found)) == found
 
 
-def large_rows(fused_us):
-    """Rows of one shape: a copy of 100 µs, torchvision at 450, torch.compile at 100 and 210."""
-    common_fields = {"method": "MixUp", "pairing": "roll", "per": "batch"}
+def fused_rows(backend, fused_us):
+    """Rows of one shape, where a copy takes 100 µs."""
+    common_fields = {"method": "MixUp", "pairing": "roll", "per": "batch", "backend": backend}
+    box = {"pairing": "flip", "per": "sample", "backend": backend}
     fused = [
         common.Timing("device", "fusedmix", "mix_", inplace=True, **common_fields),
         common.Timing("device", "fusedmix", "mix", **common_fields),
         common.Timing("device", "fusedmix", "module", inplace=True, **common_fields),
-        common.Timing("device", "fusedmix", "mix_", "CutMix", pairing="flip", per="sample", inplace=True, share=0.5),
+        common.Timing("device", "fusedmix", "mix_", "CutMix", inplace=True, share=0.5, **box),
     ]
     for row, us in zip(fused, fused_us, strict=True):
         row.median_us, row.copy_ratio = us, us / (100.0 * row.share)
+    return fused
+
+
+def peer_rows():
+    """Rows of the same shape: torchvision at 450 µs, torch.compile at 100 and 210."""
+    common_fields = {"method": "MixUp", "pairing": "roll", "per": "batch"}
     peers = [
         common.Timing("device", "torchvision", "module", **common_fields),
         common.Timing("device", "torch.compile", "mix", **common_fields),
@@ -113,7 +120,7 @@ def large_rows(fused_us):
     ]
     for row, us in zip(peers, (450.0, 100.0, 210.0), strict=True):
         row.median_us = us
-    return fused + peers
+    return peers
 
 
 @pytest.mark.parametrize(
@@ -128,11 +135,66 @@ def large_rows(fused_us):
     ],
 )
 def test_targets_of_a_gpu(fused_us, missed):
-    checks = gpu_targets.targets(large_rows(fused_us), large=True)
+    checks = gpu_targets.targets([*fused_rows("cuda", fused_us), *peer_rows()], large=True)
     assert len(checks) == 5
     said = [check.what for check in checks if not check.met]
     assert len(said) == len(missed)
     assert all(what.endswith(end) for what, end in zip(said, missed, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("triton_us", "missed"),
+    [
+        ((114.0, 900.0, 112.0, 57.0), []),
+        ((116.0, 900.0, 112.0, 57.0), ["MixUp roll, per batch,  , in place"]),
+        ((114.0, 900.0, 113.0, 58.0), ["faster than torchvision", "CutMix flip, per sample,  , in place"]),
+    ],
+)
+def test_targets_of_triton_beside_cuda(triton_us, missed):
+    rows = [*fused_rows("triton", triton_us), *fused_rows("cuda", (100.0, 104.0, 112.0, 50.0)), *peer_rows()]
+    checks = [check for check in gpu_targets.targets(rows, large=True) if check.what.startswith("triton: ")]
+    assert len(checks) == 3
+    said = [check.what for check in checks if not check.met]
+    assert len(said) == len(missed)
+    assert all(what.endswith(end) for what, end in zip(said, missed, strict=True))
+    assert all(check.met for check in gpu_targets.targets(rows, large=True) if not check.what.startswith("triton: "))
+
+
+def test_targets_of_triton_where_there_is_no_cuda():
+    checks = gpu_targets.targets([*fused_rows("triton", (114.0, 900.0, 112.0, 57.0)), *peer_rows()], large=True)
+    assert [check.what.rpartition(", ")[2] for check in checks] == ["faster than torchvision"]
+
+
+def test_targets_on_the_host():
+    rows = [common.Timing("host", "fusedmix", call, "CutMix", "triton") for call in ("mix_", "module, x", "mix_labels")]
+    rows.append(common.Timing("host", "fusedmix", "mix_", "CutMix", "cuda"))
+    for row, least in zip(rows, (39.0, 41.0, 99.0, 99.0), strict=True):
+        row.record([least, 500.0, 600.0])
+    assert [(check.value, check.met) for check in gpu_targets.host_targets(rows)] == [(39.0, True), (41.0, False)]
+
+
+def test_what_fails_is_noted_and_the_rest_is_measured():
+    batch = gpu_batch.Batch((2, 3, 4, 4), torch.float32, torch.device("cpu"), 10, ["reference"])
+
+    def broken(*_):
+        raise RuntimeError("no such kernel\nand much more")
+
+    def entry(backend, call, check=None):
+        return gpu_batch.Entry(batch.row("mix_", "MixUp", backend=backend), call, check)
+
+    works = lambda k: batch.clones.x[k].neg_()  # noqa: E731
+    entries = [entry("a", broken), entry("b", works, broken), entry("c", works)]
+    assert [row.backend for row in batch.measure(entries, 1) if row.call != "copy"] == ["c"]
+    assert batch.failed == [f"{name}: mix_ MixUp, float32 2x3x4x4: RuntimeError: no such kernel" for name in "ab"]
+
+
+def test_a_backend_that_does_not_start():
+    rows, broken = gpu_first.measure(("reference", "cuda"), torch.device("cpu"), (2, 3, 4, 4))
+    assert {row.backend for row in rows} == {"reference"}
+    assert len(rows) == 8
+    assert all(row.median_us > 0 for row in rows)
+    assert set(broken) == {"cuda"}
+    assert "does not serve 'cpu' tensors" in broken["cuda"]
 
 
 # ---- scripts ----

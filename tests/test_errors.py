@@ -365,11 +365,14 @@ def test_setting_an_attribute_is_checked_too():
     assert mix.generator is None
 
 
-def test_a_backend_that_cannot_run_says_why():
+def test_a_backend_that_cannot_run_says_why(monkeypatch):
     with pytest.raises(fm.BackendError, match=r"'cuda' cannot run on 'cpu' tensors: .+"):
         fm.mix(X, PLAN, backend="cuda")
-    with pytest.raises(fm.BackendError, match="'triton'"):
-        fm.MixUp(num_classes=4, backend="triton")(X, Y)
+    with monkeypatch.context() as patch:
+        patch.delenv("TRITON_INTERPRET", raising=False)
+        patch.setattr(fm.backends, "_chosen", {})
+        with pytest.raises(fm.BackendError, match="'triton' cannot run on 'cpu' tensors: .+TRITON_INTERPRET=1"):
+            fm.MixUp(num_classes=4, backend="triton")(X, Y)
     check(lambda: fm.backends.choose("cuda", "cpp"), fm.BackendError, ("'cpp'", "'cuda'"))
 
 

@@ -27,6 +27,8 @@ def test_passes(): pass
 
 def test_fails(): assert False
 
+def test_of_triton(): pass
+
 @pytest.mark.skip(reason="an older peer")
 def test_is_skipped(): pass
 """
@@ -40,7 +42,14 @@ def test_dry_run(tmp_path):
     done = subprocess.run(
         [
             *(sys.executable, "-m", "benchmarks.gpu_suite", "--dry-run", "--commit", "abc"),
-            *("--stages", "benchmark,tests,memcheck", "--tests", str(tmp_path / "test_some.py"), "--out", str(out)),
+            *(
+                "--stages",
+                "benchmark,tests,triton,memcheck",
+                "--tests",
+                str(tmp_path / "test_some.py"),
+                "--out",
+                str(out),
+            ),
         ],
         cwd=ROOT,
         env=env,
@@ -57,21 +66,24 @@ def test_dry_run(tmp_path):
     assert {name: stage["result"] for name, stage in stages.items()} == {
         "benchmark": "pass",
         "tests": "fail",
+        "triton": "pass",
         "memcheck": "not run",
     }
     assert "targets met" in stages["benchmark"]["detail"]
     assert any("test_fails" in line for line in stages["tests"]["output"])
-    assert found["tests"]["counts"] == {"passed": 1, "failed": 1, "errors": 0, "skipped": 1}
-    assert [name.rpartition("::")[2] for name in found["tests"]["failed"]] == ["test_fails"]
-    assert found["tests"]["skipped"] == {"an older peer": 1}
+    tests = found["tests"]["tests"]
+    assert tests["counts"] == {"passed": 1, "failed": 1, "errors": 0, "skipped": 1}
+    assert [name.rpartition("::")[2] for name in tests["failed"]] == ["test_fails"]
+    assert tests["skipped"] == {"an older peer": 1}
+    assert found["tests"]["triton"]["counts"] == {"passed": 1, "failed": 0, "errors": 0, "skipped": 0}
     for stage in stages.values():
         assert f"| {stage['name']}" in done.stdout
 
     timed = rows(out / "dry-run-mix.csv", TIMING | SUMMARY)
     assert {row["provider"] for row in timed} == {"fusedmix", "torch", "torchvision", "torch.compile"}
     assert {row["dtype"] for row in timed} == {"float32", "bfloat16"}
-    assert {row["measure"] for row in timed} == {"wall", "host"}
-    assert all(float(row["copy_ratio"]) > 0 for row in timed if row["measure"] != "host")
+    assert {row["measure"] for row in timed} == {"wall", "host", "first process", "later process"}
+    assert all(float(row["copy_ratio"]) > 0 for row in timed if row["measure"] == "wall")
     limits = {row["limit"] for row in rows(out / "dry-run-targets.csv", CHECK)}
     assert limits >= {"1.1", "1.05", "1.8", "2", "4", "5", "8"}
 
@@ -112,6 +124,45 @@ def test_a_stage_that_fails_keeps_the_end_of_its_output(suite):
     assert stage.result == "fail"
     assert stage.output == [str(i) for i in range(60, 100)]
     assert output.startswith("csrc/a.cu")
+
+
+def test_a_stage_that_is_interrupted_leaves_its_report(suite, tmp_path):
+    stage = gpu_suite.Stage("tests")
+    (tmp_path / "test_slow.py").write_text("import time\n\ndef test_a(): pass\n\ndef test_b(): time.sleep(600)\n")
+    suite.given.tests = str(tmp_path / "test_slow.py")
+    suite._pytest(stage, 15, "test")
+    assert stage.result == "timeout"
+    assert suite.tests["tests"]["counts"]["passed"] in (1, 2)  # pytest reports what was interrupted as passed
+    assert stage.detail.endswith("unfinished")
+
+
+def test_without_nvcc_the_stages_of_cuda_say_so(suite, monkeypatch):
+    monkeypatch.setattr(gpu_suite.native, "why_not", lambda name: f"no compiler for {name}")
+    suite.given.dry_run = False
+    for run in (suite._build, suite._kernels):
+        stage = gpu_suite.Stage("build")
+        run(stage, 60)
+        assert (stage.result, stage.detail) == ("not run", "no compiler for cuda")
+
+
+@pytest.mark.parametrize("alone", ["cuda", "triton"])
+def test_a_lost_benchmark_is_run_again_for_each_backend(suite, monkeypatch, alone):
+    """The process ends without a result, unless one backend is left alone."""
+    ran = []
+
+    def command(stage, words, limit):
+        ran.append(words[words.index("--backends") + 1] if "--backends" in words else "both")
+        stage.result = "pass" if ran[-1] == alone else "fail"
+        stage.output = [] if stage.result == "pass" else [f"{ran[-1]} died"]
+        return "7 of 7 targets met" if stage.result == "pass" else "CUDA error"
+
+    monkeypatch.setattr(suite, "_command", command)
+    suite.given.dry_run = False
+    stage = gpu_suite.Stage("benchmark")
+    suite._benchmark(stage, 200)
+    assert ran == (["both", "cuda"] if alone == "cuda" else ["both", "cuda", "triton"])
+    assert (stage.result, stage.detail) == ("fail", "7 of 7 targets met")
+    assert stage.output[0] == "both died"
 
 
 def test_nothing_is_begun_when_time_is_up(suite):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import fusedmix as fm
-from conftest import NO_CPP, NO_CUDA
+from conftest import NO_CPP, NO_CUDA, NO_TRITON, TRITON_DEVICE
 from fusedmix import backends
 from fusedmix.methods import Method, Pairing, Per, spec_row
 from fusedmix.ops import GeneratorHandle
@@ -17,6 +17,7 @@ HERE = [
     ("reference", "cpu"),
     *([("cpp", "cpu")] if NO_CPP is None else []),
     *([("cuda", "cuda")] if NO_CUDA is None else []),
+    *([("triton", TRITON_DEVICE)] if NO_TRITON is None else []),
 ]
 SPEC = torch.cat([spec_row(Method.CUTMIX, alpha=0.5), spec_row(Method.SAMPLE_PAIRING, lam=0.5)])
 LABELS = torch.tensor([0, 1, 1, 0, 2])

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fusedmix import draws
 from fusedmix.checks import class_range
 from fusedmix.draws import PlanTensors, Request, Source
 from fusedmix.methods import Column, Method, Per
@@ -89,7 +90,7 @@ def sample(request: Request, source: Source, device: torch.device) -> PlanTensor
         return _from_the_host(request, source)
     from fusedmix.backends.triton.sample_kernel import sample as from_seed
 
-    return from_seed(request, source.seed, _indexed(device), None, None)[0]
+    return from_seed(request, _drawn(source.seed), _indexed(device), None, None)[0]
 
 
 def mix_batch(
@@ -122,7 +123,7 @@ def _step(
         plan = _from_the_host(request, source)
     else:
         walk = walk_of(x, out, ndim, request.pairing) if x.numel() else None
-        plan, staged = from_seed(request, source.seed, x.device, x, walk)
+        plan, staged = from_seed(request, _drawn(source.seed), x.device, x, walk)
     partner, _, weight, kind, geometry, value = plan
     per = Per.SAMPLE if request.lam is not None and request.lam.ndim else request.per
     one_weight = per == Per.BATCH
@@ -132,14 +133,21 @@ def _step(
 
 
 def _from_the_host(request: Request, source: Source) -> PlanTensors:
-    """The plan of numbers that were drawn on the host, by the CPU's own backend."""
+    """The plan of numbers that were drawn on the host, or are drawn now, by the CPU's own backend."""
     from fusedmix import backends
 
     operators = backends.operators("cpu")
+    if source.drawn is None:
+        source = Source(None, *draws.host(request, None))
     spec, batch_size, size, pairing, per, p, lam, labels = request
     lam, labels = (None if t is None else t.cpu() for t in (lam, labels))
     arguments = (spec, batch_size, size, int(pairing), int(per), p, lam, labels, *source, torch.device("cpu"))
     return operators.sample(*arguments)
+
+
+def _drawn(seed: Tensor) -> Tensor:
+    """The seed; one without elements stands for a seed that is drawn here."""
+    return seed if seed.numel() else torch.empty((), dtype=torch.int64, device="cpu").random_()
 
 
 def _indexed(device: torch.device) -> torch.device:

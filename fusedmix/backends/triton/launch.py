@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import statistics
+import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -32,7 +35,10 @@ class Kernel:
         if programs == 0:
             return
         if INTERPRETED:
-            self.function[(programs,)](*arguments, *constants)
+            import numpy as np
+
+            with np.errstate(all="ignore"):  # IEEE arithmetic, as on a GPU: infinities are not news
+                self.function[(programs,)](*arguments, *constants)
             return
         with on(device):
             key = (device.index, constants, *map(_specialised_on, arguments))
@@ -65,3 +71,22 @@ def on(device: torch.device) -> Any:
 def multiprocessors(device: torch.device) -> int:
     """Of a GPU; in the interpreter, few enough that tests see batches that are cut into units."""
     return 2 if INTERPRETED else torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def milliseconds(call: Callable[[], None], device: torch.device, repeats: int = 10) -> float:
+    """The median time of a call."""
+    times = []
+    for _ in range(repeats):
+        if device.type == "cuda":
+            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            with on(device):
+                start.record()
+                call()
+                stop.record()
+                stop.synchronize()
+            times.append(start.elapsed_time(stop))
+        else:
+            begin = time.perf_counter()
+            call()
+            times.append((time.perf_counter() - begin) * 1e3)
+    return statistics.median(times)

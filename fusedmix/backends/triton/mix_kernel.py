@@ -20,6 +20,7 @@ whole vectors, the elements around it being written back as they were read.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -28,7 +29,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fusedmix.backends.triton.launch import Kernel, multiprocessors
+from fusedmix.backends.triton.launch import Kernel, milliseconds, multiprocessors
 from fusedmix.backends.triton.numbers import fma, from_compute, nearest_even, spread, to_compute
 from fusedmix.formulas import padded
 from fusedmix.methods import Pairing, Per
@@ -302,16 +303,16 @@ def mix_kernel(
                 wanted = live & spread(~last, live)
                 if not ADJOINT:
                     wanted = wanted & (lent_j | (own_k & spread(~stops, live)))
+                home = k == c
                 if HEADS and IN_PLACE:
+                    home = home & ~head
                     if head:
                         ahead = tl.load(aside + k // span * (columns * V), mask=wanted, other=0)
                     else:
-                        ahead = tl.load(
-                            source + k * src_batch * V, mask=wanted & ~(held & spread(k == c, live)), other=0
-                        )
+                        ahead = tl.load(source + k * src_batch * V, mask=wanted & ~(held & spread(home, live)), other=0)
                 else:
-                    ahead = tl.load(source + k * src_batch * V, mask=wanted & ~(held & spread(k == c, live)), other=0)
-                if k == c and not head:
+                    ahead = tl.load(source + k * src_batch * V, mask=wanted & ~(held & spread(home, live)), other=0)
+                if home:
                     ahead = tl.where(held, first, ahead)
 
                 if i >= 0:
@@ -434,9 +435,11 @@ def plan_walk(
     pairing: int,
     in_place: bool,
     chips: int,
+    tuned: int | None = None,
 ) -> Walk:
     """For a batch of that shape and those strides, its elements of `item` bytes, its memory beginning at multiples of
-    `address` bytes, on so many multiprocessors. The last `spatial` dims are the axes that masks depend on."""
+    `address` bytes, on so many multiprocessors. The last `spatial` dims are the axes that masks depend on. `tuned`: how
+    many vectors a program owns, if that has been measured."""
     batch, ndim = shape[0], len(shape)
     # As csrc/include/fusedmix/layout.h: sorted by stride, dims behind each other merged.
     dims = [
@@ -478,7 +481,8 @@ def plan_walk(
 
     most = batch // 2 if pairing == Pairing.FLIP else batch
     blocks = [n for n in _BLOCKS if n * width <= _MOST_ELEMENTS]
-    block = next((n for n in blocks if across(n) * max(1, most // 8) >= chips), blocks[-1])
+    enough = (n for n in blocks if across(n) * max(1, most // 8) >= chips)
+    block = tuned or next(enough, blocks[-1])
     tiles = across(block)
     wanted = max(1, -(-_PROGRAMS_EACH * chips // max(1, tiles)))
     span, units, heads, staged = batch, min(batch, 1), 0, 0
@@ -516,19 +520,41 @@ def plan_walk(
 
 def walk_of(src: Tensor, dst: Tensor, spatial: int, pairing: int) -> Walk:
     """The walk through a batch: `dst` is `src` in place."""
+    batch = _batch(src, dst, spatial, pairing)
+    return plan_walk(*batch, _tuned.get((src.device, *batch)))
+
+
+def _batch(src: Tensor, dst: Tensor, spatial: int, pairing: int) -> tuple[Any, ...]:
+    """What a walk depends on: the arguments of plan_walk."""
     address = (src.data_ptr() | dst.data_ptr()) & 15 or 16
-    address &= -address
-    return plan_walk(
-        tuple(src.shape),
-        src.stride(),
-        dst.stride(),
-        src.element_size(),
-        address,
-        spatial,
-        pairing,
-        src.data_ptr() == dst.data_ptr(),
-        multiprocessors(src.device),
-    )
+    in_place = src.data_ptr() == dst.data_ptr()
+    strides = (src.stride(), dst.stride())
+    chips = multiprocessors(src.device)
+    return tuple(src.shape), *strides, src.element_size(), address & -address, spatial, pairing, in_place, chips
+
+
+# ---- Tuning, if FUSEDMIX_TRITON_AUTOTUNE=1: the heuristic's choice against the others --------------------------------
+
+_tuned: dict[Any, int | None] = {}
+
+
+def tune(src: Tensor, dst: Tensor, masks: Sequence[Any], adjoint: bool) -> None:
+    """Measures, once for a kind of batch, how many vectors a program had best own: on copies of the batch."""
+    key = (src.device, *_batch(src, dst, masks[4], masks[5]))
+    if key in _tuned or (src.is_cuda and torch.cuda.is_current_stream_capturing()):
+        return
+    given = torch.empty_like(src).copy_(src)
+    out = given if src.data_ptr() == dst.data_ptr() else torch.empty_like(dst)
+    if (given.stride(), out.stride()) != (src.stride(), dst.stride()):
+        _tuned[key] = None  # a batch with gaps, which copies don't have
+        return
+    width = walk_of(src, dst, masks[4], masks[5]).constants[3]
+    times = {}
+    for block in (n for n in _BLOCKS if n * width <= _MOST_ELEMENTS):
+        _tuned[key] = block
+        apply(given, out, masks, adjoint=adjoint)  # compiles
+        times[block] = milliseconds(lambda: apply(given, out, masks, adjoint=adjoint), src.device)
+    _tuned[key] = min(times, key=lambda block: times[block])
 
 
 _mix = Kernel(mix_kernel)
@@ -562,6 +588,8 @@ def apply(
     if src.numel() == 0:
         return
     partner, kind, geometry, value, ndim, pairing, per = masks
+    if "FUSEDMIX_TRITON_AUTOTUNE" in os.environ:
+        tune(src, dst, masks, adjoint)
     walk = walk_of(src, dst, ndim, pairing)
     in_place = src.data_ptr() == dst.data_ptr()
     given, mode = _NOTHING_GIVEN, 1 if per == Per.BATCH else 0

@@ -34,6 +34,13 @@ _KEYS = 64  # compared with them at a time
 
 
 @triton.jit
+def seed_of(seed, seeded, seed_value):
+    """The seed, from memory if it is `seeded`. Not a constant: a plain call, whose seed is on the CPU, compiles what a
+    graph then captures with its seed in memory."""
+    return tl.load(seed, mask=seeded != 0, other=0) + seed_value.to(tl.int64)
+
+
+@triton.jit
 def draw_index(i, batch, PER: tl.constexpr):
     """Which draw a sample takes its numbers from."""
     if PER == 2:
@@ -129,12 +136,12 @@ def next_of_class(seed, i, classes, batch, S: tl.constexpr, T: tl.constexpr):
     return tl.where(next_at == 0x7FFFFFFFFFFFFFFF, least_at, next_at)
 
 
-@triton.jit(do_not_specialize=["seed_value", "batch"], do_not_specialize_on_alignment=["seed", "classes"])
+@triton.jit(do_not_specialize=["seeded", "seed_value", "batch"], do_not_specialize_on_alignment=["seed", "classes"])
 def circle_kernel(
-    order, spot, members, seed, seed_value, classes, batch, SEEDED: tl.constexpr, S: tl.constexpr, T: tl.constexpr
+    order, spot, members, seed, seeded, seed_value: tl.int64, classes, batch, S: tl.constexpr, T: tl.constexpr
 ):
     """The classes on a circle, for pairing across them: who is where, where each is, and how large its class is."""
-    key = tl.load(seed) if SEEDED else seed_value.to(tl.int64)
+    key = seed_of(seed, seeded, seed_value)
     i = (tl.program_id(0) * S + tl.arange(0, S)).to(tl.int64)
     count, size = ranks(key, i, classes, batch, True, S, T)
     tl.store(order + count, i, mask=i < batch)
@@ -144,7 +151,7 @@ def circle_kernel(
 
 @triton.jit(
     do_not_specialize=[
-        "seed_value", "batch", "depth", "height", "width", "p", "programs",
+        "seeded", "seed_value", "batch", "depth", "height", "width", "p", "programs",
         "sizes", "strides", "batch_stride", "columns", "tiles", "span",
     ],
     do_not_specialize_on_alignment=["seed", "classes", "given"],
@@ -158,7 +165,8 @@ def sample_kernel(
     values,
     spec,
     seed,
-    seed_value,
+    seeded,
+    seed_value: tl.int64,
     given,
     classes,
     order,
@@ -168,7 +176,7 @@ def sample_kernel(
     depth,
     height,
     width,
-    p,
+    p: tl.int64,
     programs,
     src,
     staged,
@@ -183,7 +191,6 @@ def sample_kernel(
     CENTRES: tl.constexpr,
     GAUSSIANS: tl.constexpr,
     LAM: tl.constexpr,
-    SEEDED: tl.constexpr,
     PAIRING: tl.constexpr,
     PER: tl.constexpr,
     NDIM: tl.constexpr,
@@ -200,9 +207,7 @@ def sample_kernel(
     else:
         i = program * S + tl.arange(0, S)
         live = i < batch
-        key = seed_value.to(tl.int64)
-        if SEEDED:
-            key = tl.load(seed)
+        key = seed_of(seed, seeded, seed_value)
 
         # Partners.
         if PAIRING == 0:
@@ -391,8 +396,8 @@ def sample(
     order = spot = members = nothing
     if pairing == Pairing.CROSS_CLASS:
         order, spot, members = (empty(torch.int64) for _ in range(3))
-        arguments = (order, spot, members, key, seed_value, classes, batch)
-        _circle(-(-batch // _SAMPLES), arguments, (seeded, _SAMPLES, _KEYS), device)
+        arguments = (order, spot, members, key, int(seeded), seed_value, classes, batch)
+        _circle(-(-batch // _SAMPLES), arguments, (_SAMPLES, _KEYS), device)
     given = plan[1] if lam is None else lam.to(device, torch.float32).contiguous()
     programs = -(-batch // _SAMPLES)
     heads: tuple[object, ...] = (plan[0], plan[0], (1,), (1,), 0, 0, 1, 1)
@@ -407,6 +412,7 @@ def sample(
             *plan,
             rows,
             key,
+            int(seeded),
             seed_value,
             given,
             classes,
@@ -425,7 +431,6 @@ def sample(
             any(m.has_centre for m in methods),
             bool(methods & {Method.GMIX_RELEASED, Method.GMIX_PAPER}),
             0 if lam is None else 1 + lam.ndim,
-            seeded,
             int(pairing),
             int(per),
             len(size),

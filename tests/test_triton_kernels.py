@@ -1,0 +1,783 @@
+"""The Triton kernels without a GPU: which bytes they touch, what they are compiled to, and how they are launched.
+
+In the interpreter a log (triton_log.py) says which program reads and writes which byte. Compiled code is made and read
+by processes of their own (triton_compiled.py), because this one has the kernels interpreted.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import fusedmix as fm
+from conftest import METHODS, NO_TRITON, TRITON_DEVICE
+from fusedmix import philox
+from fusedmix.backends import reference
+from fusedmix.draws import Request, Source
+from fusedmix.formulas import Kind
+from fusedmix.methods import Pairing, Per
+
+pytest.importorskip("triton")
+pytest.importorskip("shim_build")  # of test_cuda_kernels: fcntl, not on Windows
+
+import triton
+import triton.language as tl
+
+from fusedmix.backends import triton as backend
+from fusedmix.backends.triton import labels_kernel, launch, mix_kernel, sample_kernel
+from fusedmix.backends.triton.numbers import (
+    below,
+    expm1,
+    fma,
+    from_compute,
+    log1p,
+    nearest_even,
+    sort_key,
+    symmetric_beta,
+    uniform,
+    words,
+)
+from test_cuda_kernels import (
+    DTYPES,
+    FLOATS,
+    H200,
+    LAYOUTS,
+    MIB,
+    SHAPES,
+    alike,
+    assert_mixed,
+    name_of,
+    plan_for,
+    round_product_sum,
+    values,
+)
+from triton_log import Launch, bytes_of, elements_of, logged
+
+CPU = torch.device("cpu")
+DRAWS = [*itertools.product(("batch", "sample"), ("roll", "flip", "random")), ("pair", "flip")]
+interpreted = pytest.mark.skipif(
+    TRITON_DEVICE != "cpu" or NO_TRITON is not None,
+    reason=NO_TRITON or "with a GPU here the kernels are compiled, not interpreted",
+)
+
+
+# ---- which bytes: images --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def chip(monkeypatch):
+    """Sets how many multiprocessors there are, or cuts batches into units of so many samples."""
+
+    def of(multiprocessors=None, span=None):
+        if multiprocessors is not None:
+            monkeypatch.setattr(mix_kernel, "multiprocessors", lambda device: multiprocessors)
+        if span is not None:
+            walk_of = mix_kernel.walk_of
+            monkeypatch.setattr(mix_kernel, "walk_of", lambda *of: cut(walk_of(*of), span, of[0] is of[1]))
+
+    return of
+
+
+def cut(walk, span, in_place):
+    """A walk in units of so many samples, with heads."""
+    units = -(-walk.batch // span)
+    heads = units if units > 1 else 0
+    staged = heads * walk.columns * walk.constants[3] if in_place else 0
+    return walk._replace(span=span, units=units, heads=heads, staged=staged)
+
+
+def mixed(x, masks, in_place=True, adjoint=False, **options):
+    """What was launched, the result, and the walk."""
+    out = x if in_place else torch.empty_like(x)
+    with logged() as launches:
+        mix_kernel.apply(x, out, masks, adjoint=adjoint, **options)
+    return launches, out, mix_kernel.walk_of(x, out, masks[4], masks[5])
+
+
+def by_vector(flags, x, walk):
+    """Whether any element of its vector has a flag, for every element of x."""
+    vector = elements_of(x) // (walk.constants[3] * x.element_size())
+    _, vector = np.unique(vector, return_inverse=True)
+    vector = vector.reshape(x.shape)
+    found = np.bincount(vector.ravel(), weights=flags.numpy().ravel()) > 0
+    return torch.from_numpy(found[vector])
+
+
+def weights(x, masks):
+    """Of every element."""
+    m = reference._mask_for(x, *masks[1:5], masks[6])
+    return m.expand(x.shape) if m.shape[0] == x.shape[0] else m[:1].expand(x.shape)
+
+
+def assert_one_pass(launches, x, out, masks, walk, adjoint=False):
+    """No race, nothing foreign touched; every byte read once and written once, but for heads and what needs neither.
+
+    Of a sample itself there is nothing to read where its weight is 0, of its partner where it is 1; a Gaussian is taken
+    to be neither anywhere. In place nothing happens where the weight is 1, and where a sample is its own partner.
+    """
+    in_place, partner, names = out is x, masks[0], [of.kernel for of in launches]
+    assert names == (["stage_kernel"] if walk.staged else []) + ["mix_kernel"]
+    for of in launches:
+        assert len(of.races()) == 0
+    mix = launches[-1]
+    staged = mix.arguments["staged"]
+    plan = [t for t in masks[:4] if torch.is_tensor(t)]
+    assert len(mix.outside([x, *plan, staged], [out])) == 0
+
+    def each(of_samples):
+        return of_samples.view(-1, *[1] * (x.ndim - 1)).expand(x.shape)
+
+    w = weights(x, masks)
+    kind = masks[1][:1].expand(len(x)) if masks[6] == Per.BATCH else masks[1]
+    varies = each((kind >= Kind.GAUSSIAN) & (masks[4] > 0))
+    own, lent = (by_vector(w != constant, x, walk) | varies for constant in (0, 1))
+    lent_to = lent[partner.argsort()]  # by the sample whose partner this is
+    moves = each(partner != torch.arange(len(x)))
+    heads = torch.arange(len(x)) % walk.span == 0 if walk.heads else torch.zeros(len(x), dtype=torch.bool)
+    heads = each(heads)
+
+    reads, (_, writes) = mix.counts(x)[0], mix.counts(out)
+    if in_place:
+        assert torch.equal(writes, (lent & moves).long())
+        assert (reads <= ((lent | lent_to) & moves)).all()
+        assert (reads >= (((own & lent) | (lent_to & ~heads)) & moves)).all()
+    else:
+        assert (writes == 1).all()
+        assert not mix.counts(x)[1].any()
+        assert not mix.counts(out)[0].any()
+        needed = torch.ones_like(own) if adjoint else own | lent_to
+        assert (reads >= needed).all()
+        assert (reads <= needed * (1 + heads.long())).all()
+    if walk.staged:
+        stage = launches[0]
+        assert torch.equal(stage.counts(x)[0], heads.long())
+        assert len(stage.outside([x], [staged])) == 0
+        assert (stage.counts(staged)[1] == 1).all()
+        assert (mix.counts(staged)[0] <= 1).all()
+        assert staged.numel() == walk.heads * x[0].numel()
+        assert staged.nbytes <= max(MIB, x.nbytes // 16)
+
+
+@interpreted
+@pytest.mark.parametrize(("per", "pairing"), DRAWS)
+@pytest.mark.parametrize("name", ["MixUp", "CutMix", "HMix-paper", "GMix-released"])
+def test_one_pass(chip, name, per, pairing):
+    """In place, out of place and adjoint. Shapes, types, layouts and the number of multiprocessors alternate."""
+    turn = itertools.count(DRAWS.index((per, pairing)) * 5 + list(METHODS).index(name))
+    shapes = (*SHAPES, ((9, 3, 16, 16), 2), ((70, 2, 4, 4), 2), ((1, 1, 3, 3), 2), ((2, 3, 5, 5), 2), ((3, 3, 8, 8), 2))
+    with_heads = 0
+    for shape, spatial in shapes:
+        i = next(turn)
+        chip(multiprocessors=(H200, 2, H200, 1)[i % 4])
+        masks = plan_for(METHODS[name], shape, spatial, per, pairing, seed=i)
+        dtype = DTYPES[i % 5]
+        before = values(shape, dtype, seed=i)
+        w = weights(before, masks)
+        x = LAYOUTS[i % len(LAYOUTS)](before)
+        launches, out, walk = mixed(x, masks, in_place=False)
+        assert_one_pass(launches, x, out, masks, walk)
+        with_heads += walk.heads > 0
+        if dtype in FLOATS:
+            launches, grad, walk = mixed(x, masks, in_place=False, adjoint=True)
+            assert_one_pass(launches, x, grad, masks, walk, adjoint=True)
+        launches, _, walk = mixed(x, masks, by_value=i % 2 == 0)
+        assert_one_pass(launches, x, x, masks, walk)
+        assert alike(x.contiguous(), out.contiguous())
+        if dtype != torch.float64 and not name.startswith(
+            "GMix"
+        ):  # Gaussians differ from the reference's in the last place
+            assert_mixed(out, before, w, masks[0])
+    assert (with_heads > 0) == (pairing != "flip")
+
+
+def cycles(*lengths, seed=0):
+    """A permutation of cycles of these lengths."""
+    order = torch.randperm(sum(lengths), generator=torch.Generator().manual_seed(seed))
+    partner = torch.empty_like(order)
+    for members in order.split(lengths):
+        partner[members] = members.roll(1)
+    return partner
+
+
+@interpreted
+@pytest.mark.parametrize("span", [1, 4, 7, 69, 70])
+def test_cycles_of_every_kind(chip, span):
+    """Fixed points, pairs, long cycles, cycles with no head, one, several; more samples of a unit than 64."""
+    chip(span=span)
+    for i, lengths in enumerate(([1] * 70, [70], [2] * 35, [1, 2, 3, 64], [30, 20, 10, 5, 3, 1, 1], [69, 1])):
+        name = ("MixUp", "CutMix")[i % 2]
+        masks = (cycles(*lengths, seed=i), *plan_for(METHODS[name], (70, 1, 4, 4), 2, "sample", "random", seed=i)[1:])
+        before = values((70, 1, 4, 4), torch.float32)
+        w = weights(before, masks)
+        x = before.clone()
+        launches, out, walk = mixed(x, masks, in_place=False)
+        assert walk.heads == (-(-70 // span) if span < 70 else 0)
+        assert_one_pass(launches, x, out, masks, walk)
+        assert_mixed(out, before, w, masks[0])
+        launches, out, walk = mixed(x, masks, in_place=False, adjoint=True)
+        assert_one_pass(launches, x, out, masks, walk, adjoint=True)
+        assert alike(out, reference.mix_adjoint(x, *masks))
+        launches, _, walk = mixed(x, masks)
+        assert_one_pass(launches, x, x, masks, walk)
+        assert_mixed(x, before, w, masks[0])
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+@pytest.mark.parametrize("pairing", ["roll", "flip", "random"])
+def test_a_box_in_place_touches_only_its_vectors(chip, pairing, dtype):
+    """Of 16 bytes; no vector where the box is empty."""
+    chip(multiprocessors=H200)
+    shape = (9, 3, 8, 32)
+    for first_y, first_x, stop_y, stop_x in ((1, 3, 7, 21), (0, 16, 8, 32), (2, 5, 3, 6), (2, 5, 2, 9), (2, 5, 4, 5)):
+        plan = fm.CutMix(pairing=pairing, sampling="device").sample(9, shape[2:], seed=1)
+        geometry = torch.tensor([0, first_y, first_x, 1, stop_y, stop_x], dtype=torch.int32).expand(9, 6).contiguous()
+        masks = (
+            plan.partner,
+            torch.ones_like(plan.kind),
+            geometry,
+            torch.tensor([[1.0, 0.0]] * 9),
+            2,
+            plan.pairing,
+            plan.per,
+        )
+        x = values(shape, dtype)
+        launches, _, walk = mixed(x, masks)
+        assert walk.constants[3] * x.element_size() == 16
+        columns = range(first_x * x.element_size() // 16, -(-stop_x * x.element_size() // 16))
+        boxed = torch.zeros(shape, dtype=torch.int64)
+        if stop_x > first_x:
+            wide = 16 // x.element_size()
+            boxed[:, :, first_y:stop_y, columns.start * wide : columns.stop * wide] = 1
+        boxed[plan.partner == torch.arange(9)] = 0
+        for count in launches[-1].counts(x):
+            assert torch.equal(count, boxed)
+
+
+# ---- which bytes: everything else -----------------------------------------------------------------------------------
+
+
+def assert_written_once(of, readable, written):
+    assert len(of.races()) == 0
+    assert len(of.outside(readable, written)) == 0
+    for t in written:
+        assert (of.counts(t)[1] == 1).all()
+
+
+@interpreted
+@pytest.mark.parametrize("pairing", Pairing, ids=lambda pairing: pairing.name.lower())
+def test_samplers_share_nothing(pairing):
+    """Every number of a plan is written once, by programs of which none reads what another one writes."""
+    for n, per, lam in ((1, "batch", None), (40, "sample", None), (33, "sample", torch.linspace(0, 1, 33))):
+        mix = METHODS["RandomMix"](per=per, pairing=pairing.name.lower(), sampling="device", p=0.7)
+        labels = torch.arange(n) * 5 % 7
+        request = Request(*mix._request(n, (8, 8), lam, labels if pairing > Pairing.RANDOM else None))
+        seed, x = torch.tensor(n), torch.rand(n, 3, 8, 8)
+        walk = mix_kernel.walk_of(x, x, 2, pairing)
+        with logged() as launches:
+            plan, staged = sample_kernel.sample(request, seed, CPU, x, walk)
+        *circle, sample = launches
+        of = sample.arguments
+        scratch = [of[name] for name in ("order", "spot", "members")]
+        assert [c.kernel for c in circle] == (["circle_kernel"] if pairing == Pairing.CROSS_CLASS else [])
+        for c in circle:
+            assert_written_once(c, [labels, seed], scratch)
+        assert (staged is None) == (walk.staged == 0)
+        assert (walk.heads > 0) == (pairing != Pairing.FLIP and n > 3)
+        given = () if lam is None else (lam,)
+        readable = [of["spec"], seed, labels, x, *given, *(scratch if circle else ())]
+        assert_written_once(sample, readable, [*plan, *(() if staged is None else (staged,))])
+
+
+@interpreted
+@pytest.mark.parametrize(("n", "classes"), [(1, 1), (3, 5), (7, 400), (2, 1023)])
+def test_targets_are_written_once(n, classes):
+    partner, weight = torch.arange(n).roll(1), torch.linspace(0, 1, n, dtype=torch.float64)
+    for labels in (torch.arange(n) % classes, torch.rand(n, 2 * classes)[:, ::2].bfloat16()):
+        for pairing, one_weight in itertools.product((Pairing.ROLL, Pairing.FLIP, Pairing.RANDOM), (False, True)):
+            with logged() as launches:
+                out = labels_kernel.mix(labels, partner, weight, classes, 0.1, pairing, one_weight)
+            (of,) = launches
+            assert_written_once(of, [labels, partner, weight], [out])
+
+
+@interpreted
+@pytest.mark.parametrize("size", [(1,), (37,), (5, 7), (32, 32), (3, 17, 29)])
+def test_masks_are_written_once(size):
+    plan = METHODS["RandomMix"](per="sample", sampling="device").sample(3, size, seed=0)
+    with logged() as launches:
+        out = mix_kernel.write_masks(plan.kind, plan.geometry, plan.value, size)
+    (of,) = launches
+    assert_written_once(of, [plan.kind, plan.geometry, plan.value], [out])
+
+
+@interpreted
+def test_a_step_stages_heads_with_its_plan():
+    """In place no launch is spent on staging where a plan is drawn as well."""
+    mix = METHODS["CutMix"](per="sample", pairing="random", num_classes=4, sampling="device")
+    request = Request(*mix._request(9, (8, 8), None, None))
+    x, y = torch.rand(9, 3, 8, 8), torch.arange(9) % 4
+    source = Source(torch.tensor(3), None, None)
+    expected = reference.mix_batch(x, y, request, source, 4, 0.0)
+    with logged() as launches:
+        backend.mix_batch_(x, y, request, source, 4, 0.0)
+    assert [of.kernel for of in launches] == ["sample_kernel", "labels_kernel", "mix_kernel"]
+    assert launches[-1].arguments["staged"].data_ptr() != x.data_ptr()
+    assert not any(len(of.races()) for of in launches)
+    assert torch.equal(x, expected[0])
+
+
+# ---- which bytes: the log can fail ----------------------------------------------------------------------------------
+
+
+def test_races_in_a_log():
+    """Of accesses as [(address, program)]."""
+
+    def races(read, written):
+        arrays = (tuple(np.array(of, np.int64).reshape(-1, 2).T) for of in (read, written))
+        return Launch("", 2, {}, *arrays).races().tolist()
+
+    assert races([], []) == []
+    assert races([(8, 0), (8, 1)], [(9, 0), (9, 0)]) == []
+    assert races([(8, 0), (9, 0)], [(9, 0), (8, 0)]) == []
+    assert races([(8, 1), (9, 0)], [(8, 0), (7, 1)]) == [8]
+    assert races([], [(8, 0), (9, 1), (8, 1)]) == [8]
+
+
+@interpreted
+@pytest.mark.parametrize("pairing", ["roll", "random"])
+def test_heads_that_are_not_staged_are_a_race(chip, pairing):
+    """The same launch with the batch itself in the place of the scratch; and units that walk past their heads."""
+    chip(span=1)
+    masks = plan_for(METHODS["MixUp"], (9, 1, 8, 8), 2, "batch", pairing)
+    x = values((9, 1, 8, 8), torch.float32)
+    launches, *_ = mixed(x, masks, staged=x)
+    assert len(launches) == 1
+    assert len(launches[0].races()) >= x[0].nbytes
+    if pairing == "roll":
+        walk = mix_kernel.walk_of(x, x, 0, masks[5])._replace(heads=0, staged=0)
+        with pytest.MonkeyPatch.context() as patch, logged() as launches:
+            patch.setattr(mix_kernel, "walk_of", lambda *_: walk)
+            mix_kernel.apply(x, x, masks)
+        assert np.isin(bytes_of(x), launches[0].races()).all()
+
+
+@interpreted
+def test_what_is_outside_is_seen():
+    x, other = torch.rand(4, 1, 4, 4), torch.rand(4, 1, 4, 4)
+    launches, out, _ = mixed(x, plan_for(METHODS["MixUp"], x.shape, 2, "batch", "roll"), in_place=False)
+    assert len(launches[-1].outside([x], [out])) == 0
+    assert np.array_equal(launches[-1].outside([other], [out]), np.sort(bytes_of(x)))
+    assert len(launches[-1].outside([x, out], [other])) == out.nbytes
+
+
+# ---- compiled code --------------------------------------------------------------------------------------------------
+
+
+def compiler(*arguments, folder):
+    """tests/triton_compiled.py, which must not interpret."""
+    script = Path(__file__).with_name("triton_compiled.py")
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(folder), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, script, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
+def printed(process):
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    return json.loads(out)
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """{architecture: [(launch, kernel, report)]}."""
+    archs = ("90", "80", "100")
+    running = [compiler("compile", arch, folder=tmp_path_factory.mktemp(f"sm{arch}")) for arch in archs]
+    return dict(zip(archs, map(printed, running), strict=True))
+
+
+def of_kernel(compiled, *names):
+    return [(arch, *of) for arch, made in compiled.items() for of in made if of[1] in names]
+
+
+def test_images_move_128_bits_at_a_time(compiled):
+    """All that is loaded less of at a time is the plan: partners (8 bytes) and the numbers of masks (4 bytes). There is
+    none where these are formulas and arguments, and elsewhere as much for every element type."""
+    narrow = {}
+    for arch, launched, kernel, report in of_kernel(compiled, "mix_kernel", "stage_kernel"):
+        name, _, dtype = launched.partition(": ")
+        loads, stores = ({k: n for k, n in report["accesses"].items() if k.startswith(of)} for of in ("ld", "st"))
+        assert stores.keys() == {"st 16"}, (arch, launched)
+        assert loads.pop("ld 16") >= stores["st 16"], (arch, launched)
+        assert loads.keys() <= {"ld 4", "ld 8"}, (arch, launched)
+        if kernel == "stage_kernel" or "random" not in name:
+            assert not loads, (arch, launched)
+        narrow.setdefault((arch == "80", name), {})[dtype] = loads
+    for by_type in narrow.values():
+        assert len({json.dumps(loads, sort_keys=True) for loads in by_type.values()}) == 1, by_type
+    kinds = {of[1].partition(": ")[2] for of in of_kernel({"90": compiled["90"]}, "mix_kernel")}
+    assert kinds == set(map(str, DTYPES))
+
+
+def test_nothing_is_on_a_stack(compiled):
+    """But in the sampler: libdevice's cosine of float64 keeps 40 bytes there, to reduce large arguments, which no angle
+    below 2π has."""
+    for arch, launched, kernel, report in of_kernel(compiled, *(of[1] for of in compiled["90"])):
+        assert report["stack"] == (40 if kernel == "sample_kernel" else 0), (arch, launched, kernel)
+        assert report["local"] == 0, (arch, launched, kernel)
+    names = {of[1] for of in compiled["90"]}
+    assert names == {f"{of}_kernel" for of in ("mix", "stage", "sample", "circle", "labels", "mask")}
+
+
+def test_roots_are_rounded_correctly(compiled):
+    found = {root for _, _, _, report in of_kernel(compiled, "sample_kernel") for root in report["sqrt"]}
+    assert found == {"sqrt.rn.f64"}
+
+
+# ---- launching ------------------------------------------------------------------------------------------------------
+
+
+def test_what_triton_specialises_on_is_in_the_key(tmp_path):
+    """Whatever the launcher takes for the same, Triton does; what Triton compiles anew for a reason, the launcher does.
+
+    Numbers of 64 bits, other types, other alignment of the images: these are such reasons. Otherwise numbers that are
+    drawn anew at every step, and where they lie, must not be."""
+    found = printed(compiler("keys", folder=tmp_path))
+    assert {kernel for kernel, _, _ in found} == {
+        f"{of}_kernel" for of in ("mix", "stage", "sample", "circle", "labels", "mask")
+    }
+    wrong = set()
+    for kernel, parameter, pairs in found:
+        by_key = {}
+        for launchers, tritons in pairs:
+            by_key.setdefault(launchers, set()).add(tritons)
+        if any(len(tritons) > 1 for tritons in by_key.values()):
+            wrong.add((kernel, parameter))
+        if parameter in ("src", "dst", "out", "staged"):
+            assert len({tritons for _, tritons in pairs}) > 4, (kernel, parameter)
+        if parameter in ("seed_value", "p", "batch", "span", "columns", "total"):
+            assert len({tritons for _, tritons in pairs}) == 2, (kernel, parameter)
+    assert not wrong
+
+
+def test_launches(monkeypatch):
+    """Compiled once for a key, then called with the kernel's parameters in their order."""
+    calls = []
+
+    class Compiled:
+        def __getitem__(self, grid):
+            return lambda *arguments: calls.append(("launched", grid, arguments))
+
+    class Function:
+        def __getitem__(self, grid):
+            return lambda *arguments, **options: calls.append(("compiled", grid, arguments, options)) or Compiled()
+
+    monkeypatch.setattr(launch, "INTERPRETED", False)
+    kernel = launch.Kernel(Function())
+    x = torch.zeros(8)
+    kernel(0, (x, 1), (True,), CPU)
+    assert calls == []
+    options = {"num_warps": launch.WARPS, "enable_fp_fusion": False}
+    kernel(3, (x, 1, (4, 5)), (True, 7), CPU)
+    kernel(5, (x, 2, (4, 5)), (True, 7), CPU)
+    kernel(6, (x, 2, (4, 5)), (False, 7), CPU)
+    kernel(7, (x, 2**31, (4, 5)), (True, 7), CPU)
+    kernel(8, (x[1:], 2, (4, 5)), (True, 7), CPU)
+    kernel(9, (x.int(), 2, (4, 5)), (True, 7), CPU)
+    assert [call[:2] for call in calls] == [
+        ("compiled", (3,)),
+        ("launched", (5, 1, 1)),
+        *(("compiled", (n,)) for n in (6, 7, 8, 9)),
+    ]
+    assert calls[0][2:] == ((x, 1, (4, 5), True, 7), options)
+    assert calls[1][2] == (x, 2, (4, 5), True, 7)
+
+
+@interpreted
+def test_every_kernel_gets_all_of_its_parameters():
+    """The arguments first, then the constants, as many as there are of each."""
+    seen = {}
+    call = launch.Kernel.__call__
+
+    def note(kernel, programs, arguments, constants, device):
+        seen[kernel.function.__name__] = kernel.function, arguments, constants
+        call(kernel, programs, arguments, constants, device)
+
+    x, y = torch.rand(9, 3, 8, 8), torch.arange(9) % 4
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launch.Kernel, "__call__", note)
+        mix = fm.CutMix(per="sample", pairing="cross_class", num_classes=4, sampling="device", backend="triton")
+        mix(x, y)
+        plan = mix.sample(9, (8, 8), seed=0, labels=y)
+        plan.mask()
+        fm.mix_(x, plan, backend="triton")
+        backend.mask(plan.kind, plan.geometry, plan.value, (8, 8))
+    assert len(seen) == 6
+    for function, arguments, constants in seen.values():
+        kinds = [annotation is tl.constexpr or annotation == "tl.constexpr" for annotation in annotations(function)]
+        assert kinds == [False] * len(arguments) + [True] * len(constants)
+
+
+def annotations(function):
+    return [function.fn.__annotations__.get(name) for name in function.arg_names]
+
+
+# ---- where it can run -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def gpu(monkeypatch, tmp_path):
+    """As if there were one, a compiler and Python's headers."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name, folder in (("gcc", "bin"), ("Python.h", "include")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).touch(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"include": str(tmp_path / "include")})
+    assert backend.why_not("cuda") is None
+    return tmp_path
+
+
+def assert_refused(device_type, *words):
+    reason = backend.why_not(device_type)
+    assert reason is not None
+    assert len(reason.splitlines()) == 1
+    assert all(word in reason for word in words), reason
+
+
+def test_needs_triton(monkeypatch, gpu):
+    monkeypatch.setattr(backend, "find_spec", lambda name: None)
+    assert_refused("cuda", "triton is not installed")
+    assert_refused("cpu", "triton is not installed")
+
+
+def test_on_the_cpu_it_is_interpreted(monkeypatch, gpu):
+    assert_refused("cpu", "TRITON_INTERPRET=1")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert backend.why_not("cpu") is None
+
+
+def test_needs_a_gpu_or_the_cpu(monkeypatch, gpu):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert_refused("cuda", "no GPU")
+
+
+def test_needs_a_c_compiler(monkeypatch, gpu):
+    monkeypatch.setenv("CC", "no-such-compiler")
+    assert_refused("cuda", "no-such-compiler")
+    monkeypatch.setenv("CC", "gcc")
+    assert backend.why_not("cuda") is None
+    monkeypatch.delenv("CC")
+    monkeypatch.setenv("PATH", "")
+    assert_refused("cuda", "C compiler", "gcc or clang")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert backend.why_not("cuda") is None
+
+
+def test_needs_pythons_headers(gpu):
+    (gpu / "include" / "Python.h").unlink()
+    assert_refused("cuda", "headers", "python3-dev")
+
+
+def command(*arguments, **environment):
+    environment = {**{k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}, **environment}
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment)
+
+
+@pytest.mark.parametrize("interpret", [True, False], ids=["interpreted", "compiled"])
+def test_info_says_whether_it_is_active(interpret):
+    """The two lines of fusedmix info that are about it."""
+    done = command(
+        "-m",
+        "fusedmix.cli",
+        "info",
+        FUSEDMIX_BACKEND="triton",
+        CUDA_VISIBLE_DEVICES="",
+        **{"TRITON_INTERPRET": "1"} if interpret else {},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    line = next(line for line in done.stdout.splitlines() if re.match(r"triton +cpu ", line))
+    if interpret:
+        assert re.match(r"triton +cpu +yes +yes +FUSEDMIX_BACKEND", line)
+    else:
+        assert re.match(r"triton +cpu +no +no +", line)
+        assert "TRITON_INTERPRET=1" in " ".join(done.stdout.split())
+
+
+def test_asked_for_where_it_cannot_run():
+    program = """
+import torch, fusedmix as fm
+x = torch.zeros(2, 1, 4, 4)
+try:
+    fm.mix(x, fm.MixUp().sample(2, (4, 4)), backend="triton")
+except fm.BackendError as error:
+    print(error)
+"""
+    done = command("-c", program)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"'triton'.*'cpu' tensors: .*TRITON_INTERPRET=1", done.stdout)
+
+
+# ---- numbers: on a GPU too ------------------------------------------------------------------------------------------
+
+runs = pytest.mark.skipif(NO_TRITON is not None, reason=str(NO_TRITON))
+EPS = 2.0**-53  # half a unit in the last place of 1
+
+
+@triton.jit
+def fma_kernel(x, y, z, out, N: tl.constexpr):
+    i = tl.arange(0, N)
+    tl.store(out + i, fma(tl.load(x + i), tl.load(y + i), tl.load(z + i)))
+
+
+@triton.jit
+def nearest_kernel(x, out, N: tl.constexpr):
+    i = tl.arange(0, N)
+    tl.store(out + i, nearest_even(tl.load(x + i)))
+
+
+@triton.jit
+def narrow_kernel(x, out, N: tl.constexpr):
+    i = tl.arange(0, N)
+    tl.store(out + i, from_compute(tl.load(x + i), out.dtype.element_ty))
+
+
+@triton.jit
+def logarithms_kernel(x, of_expm1, of_log1p, N: tl.constexpr):
+    i = tl.arange(0, N)
+    tl.store(of_expm1 + i, expm1(tl.load(x + i)))
+    tl.store(of_log1p + i, log1p(tl.load(x + i)))
+
+
+@triton.jit
+def draws_kernel(
+    seed, index, n, whole, of_uniform, of_below, of_key, STREAM: tl.constexpr, CALL: tl.constexpr, N: tl.constexpr
+):
+    i = tl.arange(0, N)
+    a, b, c, d = words(tl.load(seed), tl.load(index + i), STREAM, CALL)
+    tl.store(whole + i, a.to(tl.int64))
+    tl.store(whole + N + i, b.to(tl.int64))
+    tl.store(whole + 2 * N + i, c.to(tl.int64))
+    tl.store(whole + 3 * N + i, d.to(tl.int64))
+    tl.store(of_uniform + i, uniform(a, b))
+    tl.store(of_below + i, below(c, n))
+    tl.store(of_key + i, sort_key(c, d))
+
+
+@triton.jit
+def beta_kernel(seed, index, alpha, out, N: tl.constexpr):
+    i = tl.arange(0, N)
+    tl.store(out + i, symmetric_beta(tl.load(seed), tl.load(index + i), tl.load(alpha + i)))
+
+
+def run(kernel, *arguments):
+    """Of tensors, the first 4096 elements of each: what the kernel wrote is in place."""
+    there = [a.to(TRITON_DEVICE) if torch.is_tensor(a) else a for a in arguments]
+    kernel[(1,)](*there, enable_fp_fusion=False)
+    for here, a in zip(arguments, there, strict=True):
+        if torch.is_tensor(here):
+            here.copy_(a)
+
+
+@runs
+def test_fma_rounds_once():
+    """Random numbers, and those of which the sum cancels all but what the product lost."""
+    x, y, z = torch.randn(3, 4096)
+    z[::2] = -(x * y)[::2]
+    out = torch.empty(4096)
+    run(fma_kernel, x, y, z, out, 4096)
+    assert alike(out, round_product_sum(x, y, z, torch.float32))
+    assert out[::2].count_nonzero() > 1000
+    for i in range(0, 4096, 64):
+        exact = Fraction(x[i].item()) * Fraction(y[i].item()) + Fraction(z[i].item())
+        above, below = (torch.nextafter(out[i], torch.tensor(s * math.inf)).item() for s in (1, -1))
+        assert abs(Fraction(out[i].item()) - exact) <= min(abs(Fraction(of) - exact) for of in (above, below))
+
+
+@runs
+def test_nearest_even():
+    x = torch.cat([torch.arange(-1024, 1024) + 0.5, torch.randn(2047) * 300, torch.tensor([2.0**22 - 0.5])])
+    out = torch.empty(4096)
+    run(nearest_kernel, x, out, 4096)
+    assert torch.equal(out, x.round())
+
+
+@runs
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=name_of)
+def test_narrowing_rounds_as_torch_does(dtype):
+    """Every exponent, ties, subnormal numbers, infinities and NaN, whatever bits of it are set."""
+    bits = torch.randint(-(2**31), 2**31, (4096,)).to(torch.int32)
+    bits[:1024] = (bits[:1024] & ~0xFFFF) | 0x8000  # ties of bfloat16
+    bits[1024:2048] = (bits[1024:2048] & ~0x1FFF) | 0x1000  # and of float16
+    bits[2048:2060] = torch.tensor(
+        [0, -(2**31), 1, 0x7FFF, 0x8000, 0x8001, 0x7F800000, -0x800000, 0x7F7FFFFF, 0x7FC00000, 0x7F800001, 0x7FFFFFFF]
+    )
+    x = bits.view(torch.float32)
+    out = torch.empty(4096, dtype=dtype)
+    run(narrow_kernel, x, out, 4096)
+    expected = x.to(dtype)
+    assert torch.equal(out.isnan(), expected.isnan())
+    assert alike(out[~x.isnan()], expected[~x.isnan()])
+
+
+@runs
+def test_logarithms_near_one():
+    """Within four units in the last place of the C library's."""
+    x = torch.cat([10.0 ** torch.linspace(-300, -0.01, 1024, dtype=torch.float64), torch.rand(1024).double() * 20])
+    x = torch.cat([x, -x.clamp(max=1 - 2**-30) * (1 - torch.rand(2048) / 4).double()])
+    of_expm1, of_log1p = torch.empty(2, 4096, dtype=torch.float64)
+    run(logarithms_kernel, x, of_expm1, of_log1p, 4096)
+    for of, found in ((math.expm1, of_expm1), (math.log1p, of_log1p)):
+        expected = torch.tensor([of(v) for v in x.tolist()], dtype=torch.float64)
+        assert ((found - expected).abs() <= 8 * EPS * expected.abs()).all(), of
+
+
+@runs
+@pytest.mark.parametrize("seed", [0, 1, 2**63 - 1, -(2**63), -12345678901])
+def test_draws_are_those_of_the_reference(seed):
+    index = torch.cat(
+        [torch.arange(4080), torch.tensor([-1, -(2**63), 2**63 - 1, 2**32, 2**32 - 1, 2**31] * 2), torch.arange(4)]
+    )
+    seed = torch.tensor(seed)
+    for stream in philox.Stream:
+        whole, of_uniform = torch.empty(4, 4096, dtype=torch.int64), torch.empty(4096, dtype=torch.float64)
+        of_below, of_key = torch.empty(2, 4096, dtype=torch.int64)
+        run(draws_kernel, seed, index, 2**31 - 1, whole, of_uniform, of_below, of_key, int(stream), stream % 2, 4096)
+        a, b, c, d = philox.words(seed, index, stream, stream % 2)
+        assert torch.equal(whole, torch.stack((a, b, c, d)))
+        assert torch.equal(of_uniform, philox.uniform(a, b))
+        assert torch.equal(of_below, philox.below(c, 2**31 - 1))
+        assert torch.equal(of_key, philox.sort_key(c, d))
+
+
+@runs
+def test_symmetric_beta():
+    """Both halves: 1 - λ is as good as λ. An error in the logarithms is divided by α, and is the relative error of λ."""
+    index, seed = torch.arange(4096), torch.tensor(7)
+    alpha = torch.logspace(-2, math.log10(8), 4096, dtype=torch.float64)
+    out = torch.empty(4096, dtype=torch.float64)
+    run(beta_kernel, seed, index, alpha, out, 4096)
+    expected = philox.symmetric_beta(seed, index, alpha)
+    print(
+        ((out - expected) / expected).abs().nan_to_num(0).max(),
+        ((out - expected) / expected).abs().nan_to_num(0)[alpha > 0.1].max(),
+    )
+    assert ((out - expected).abs() <= 1e-13 * expected).all()
+    assert torch.equal(out.float(), expected.float())

@@ -1,0 +1,224 @@
+"""What Triton makes of the kernels for a GPU, without one: a program for processes in which it does not interpret them.
+
+`python tests/triton_compiled.py compile 90` compiles whatever would be launched, with the arguments of the launch and as
+Triton's own binder specialises them, and prints a report on each kernel. `... keys` prints what Triton compiles anew for
+arguments that differ, and what fusedmix/backends/triton/launch.py does.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import create_function_from_signature
+
+import fusedmix as fm
+from fusedmix.backends.triton import labels_kernel, launch, mix_kernel, sample_kernel
+from fusedmix.draws import Request
+
+H200 = 132  # multiprocessors
+CPU = torch.device("cpu")
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.uint8)
+LARGE, SMALL = (256, 3, 224, 224), (512, 3, 32, 32)
+# Name: method, per, pairing, in place, adjoint, whether the mask travels in the arguments, shape, channels_last
+MIXES = {
+    "in place, roll, constant": (fm.MixUp, "batch", "roll", True, False, True, LARGE, False),
+    "in place, flip, box": (fm.CutMix, "batch", "flip", True, False, True, LARGE, False),
+    "in place, random, boxes": (fm.CutMix, "sample", "random", True, False, False, SMALL, False),
+    "out of place, roll, Gaussian": (fm.GMix, "batch", "roll", False, False, True, SMALL, True),
+    "out of place, random, Gaussians": (fm.GMix, "sample", "random", False, False, False, LARGE, False),
+    "adjoint, flip, Gaussian": (fm.GMix, "batch", "flip", False, True, True, LARGE, False),
+    "adjoint, random, boxes": (fm.CutMix, "sample", "random", False, True, False, LARGE, False),
+}
+
+
+class Launches(list):
+    """(function, arguments, constants) of every launch, none of which takes place."""
+
+    def __enter__(self):
+        self.call, self.chip = launch.Kernel.__call__, mix_kernel.multiprocessors
+        launch.Kernel.__call__ = lambda kernel, programs, arguments, constants, device: self.append(
+            (kernel.function, arguments, constants)
+        )
+        mix_kernel.multiprocessors = lambda device: H200
+        return self
+
+    def __exit__(self, *_):
+        launch.Kernel.__call__, mix_kernel.multiprocessors = self.call, self.chip
+
+
+def mixing(dtype, make, per, pairing, in_place, adjoint, by_value, shape, channels_last):
+    """What is launched to mix a batch. Its memory is only asked for."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    x = torch.empty(shape, dtype=dtype, memory_format=layout)
+    out = x if in_place else torch.empty_like(x)
+    plan = make(per=per, pairing=pairing, sampling="device").sample(shape[0], shape[2:], seed=0)
+    ndim = 0 if plan.constant else 2
+    masks = plan.partner, plan.kind, plan.geometry, plan.value, ndim, plan.pairing, plan.per
+    with Launches() as launches:
+        mix_kernel.apply(x, out, masks, adjoint=adjoint, by_value=by_value)
+    return launches
+
+
+def sampling(pairing, per="sample", size=(32, 32)):
+    """What is launched to draw a plan, which stages the heads of a batch by the way, and to make its targets."""
+    mix = fm.RandomMix([fm.MixUp(), fm.HMix(), fm.GMix()], per=per, pairing=pairing, sampling="device", p=0.5)
+    labels = torch.arange(SMALL[0])
+    request = Request(*mix._request(SMALL[0], size, None, labels if "class" in pairing else None))
+    x = torch.empty(SMALL)
+    with Launches() as launches:
+        walk = mix_kernel.walk_of(x, x, 2, request.pairing)
+        plan, _ = sample_kernel.sample(request, torch.tensor(0), CPU, x, walk)
+        labels_kernel.mix(labels, plan[0], plan[2], 1000, 0.1, request.pairing, per == "batch")
+    return launches
+
+
+def others():
+    """What is launched for soft labels, and for masks to look at."""
+    weight, partner = torch.ones(64, dtype=torch.float64), torch.arange(64)
+    kind, geometry, value = (
+        torch.zeros(64, *n, dtype=t) for n, t in (((), torch.int32), ((6,), torch.int32), ((2,), torch.float32))
+    )
+    with Launches() as launches:
+        for dtype in (torch.float32, torch.bfloat16, torch.float64, torch.int32):
+            labels_kernel.mix(torch.ones(64, 1001, dtype=dtype), partner, weight, 1001, 0.1)
+        mix_kernel.write_masks(kind, geometry, value, (224, 224))
+    return launches
+
+
+# ---- compiling ------------------------------------------------------------------------------------------------------
+
+
+def specialised(backend, function, arguments, constants):
+    """What Triton's launcher would compile for: every argument's type and what is known of it."""
+    binder = create_function_from_signature(function.signature, function.params, backend)
+    return binder(*arguments, *constants)[:2]
+
+
+def compiled(target, function, arguments, constants):
+    backend = make_backend(target)
+    options = {"num_warps": launch.WARPS, "enable_fp_fusion": False}
+    bound, specialisation = specialised(backend, function, arguments, constants)
+    parsed, signature, constexprs, attrs = function._pack_args(backend, options, bound, specialisation, options)
+    source = ASTSource(function, signature, constexprs, attrs)
+    return triton.compile(source, target=target, options=parsed.__dict__)
+
+
+def report(kernel):
+    """Accesses as {"ld 16": 4}, the sizes that cuobjdump finds in the binary, and instructions that round."""
+    from test_ptx import accesses_of
+
+    ptx = re.sub(r"//[^\n]*", "", kernel.asm["ptx"])
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        said = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
+    sizes = {name.lower(): int(n) for name, n in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", said.stdout)}
+    return sizes | {"accesses": accesses_of(ptx), "sqrt": re.findall(r"\bsqrt\S*", ptx)}
+
+
+def compile_all(arch):
+    """[which launch, kernel, report]. For sm_90 every element type in several kernels, for others in one."""
+    target = GPUTarget("cuda", arch, 32)
+    backend = make_backend(target)
+    found, seen = [], set()
+
+    def add(name, launches):
+        for function, arguments, constants in launches:
+            source = function, repr(specialised(backend, function, arguments, constants)[1])
+            if source not in seen:
+                seen.add(source)
+                found.append([name, function.__name__, report(compiled(target, function, arguments, constants))])
+
+    for turn, (name, case) in enumerate(MIXES.items()):
+        for i, dtype in enumerate(DTYPES):
+            if (i + turn) % (2 if arch == 90 else 5) == 0 and (
+                dtype.is_floating_point or not name.startswith("adjoint")
+            ):
+                add(f"{name}: {dtype}", mixing(dtype, *case))
+    add("volumes", sampling("cross_class", size=(8, 32, 32)))
+    if arch == 90:
+        add("roll", sampling("roll", per="batch"))
+        add("flip", sampling("flip"))
+        add("signals", sampling("random", size=(400,)))
+        add("same_class", sampling("same_class"))
+        add("others", others())
+    return found
+
+
+# ---- what is compiled anew ------------------------------------------------------------------------------------------
+
+
+def instead_of(argument):
+    """Other arguments in the place of one."""
+    if isinstance(argument, tuple):
+        for i, part in enumerate(argument):
+            for other in instead_of(part):
+                yield (*argument[:i], other, *argument[i + 1 :])
+    elif isinstance(argument, torch.Tensor):
+        for dtype in (argument.dtype, torch.int32, torch.float32, torch.uint8):
+            memory = torch.empty(64, dtype=dtype)
+            yield from (memory, memory[16:], memory[1:])
+    elif isinstance(argument, float):
+        yield from (0.0, 0.5, 1.0, 16.0)
+    else:
+        yield from (0, 1, 2, 15, 16, 17, -16, 2**31 - 1, -(2**31), 2**31, 2**32, -(2**31) - 1, 2**40, 2**62)
+
+
+class Recorded:
+    """In the place of a kernel: which of all that was compiled ran last."""
+
+    def __init__(self):
+        self.compilations, self.last = 0, None
+
+    def __getitem__(self, grid):
+        def compile_anew(*arguments, **options):
+            number = self.last = self.compilations
+            self.compilations += 1
+
+            class Compiled:
+                def __getitem__(_, grid):
+                    def run(*arguments):
+                        self.last = number
+
+                    return run
+
+            return Compiled()
+
+        return compile_anew
+
+
+def keys():
+    """[kernel, parameter, [[what the launcher takes, what Triton takes] of each argument in its place]], as numbers."""
+    backend = make_backend(GPUTarget("cuda", 90, 32))
+    launches = sampling("cross_class") + others()
+    for case in MIXES.values():
+        launches += mixing(torch.float32, *case)
+    found = []
+    for function, arguments, constants in launches:
+        recorded = Recorded()
+        kernel = launch.Kernel(recorded)
+        tritons = {}
+        for i, argument in enumerate(arguments):
+            pairs = []
+            for other in (argument, *instead_of(argument)):
+                others_ = (*arguments[:i], other, *arguments[i + 1 :])
+                kernel(1, others_, constants, CPU)
+                source = repr(specialised(backend, function, others_, constants)[1])
+                pairs.append((recorded.last, tritons.setdefault(source, len(tritons))))
+            found.append([function.__name__, function.arg_names[i], pairs])
+    return found
+
+
+if __name__ == "__main__":
+    json.dump(compile_all(int(sys.argv[2])) if sys.argv[1] == "compile" else keys(), sys.stdout)
