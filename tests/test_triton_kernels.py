@@ -55,7 +55,6 @@ from test_cuda_kernels import (
     H200,
     LAYOUTS,
     MIB,
-    SHAPES,
     alike,
     assert_mixed,
     name_of,
@@ -170,17 +169,32 @@ def assert_one_pass(launches, x, out, masks, walk, adjoint=False):
         assert staged.nbytes <= max(MIB, x.nbytes // 16)
 
 
+TRAFFIC = ("MixUp", "CutMix", "HMix-paper", "GMix-released")
+# (B, C, *S), and how many of the dims are spatial: 9 of 192 vectors, which are two programs, small and odd ones
+TRAFFIC_SHAPES = (
+    ((9, 3, 16, 16), 2),
+    ((3, 3, 5, 7), 2),
+    ((2, 3, 16, 16), 2),
+    ((1, 2, 4, 8), 2),
+    ((7, 5, 31), 1),
+    ((5, 2, 3, 5, 8), 3),
+    ((4, 2, 3, 6, 4), 2),
+    ((3, 3, 8, 8), 2),
+    ((9, 4, 1, 16), 2),
+    ((2, 1, 1, 1), 2),
+    ((6, 3, 7, 21), 2),
+)
+
+
 @interpreted
 @pytest.mark.parametrize(("per", "pairing"), DRAWS)
-@pytest.mark.parametrize("name", ["MixUp", "CutMix", "HMix-paper", "GMix-released"])
+@pytest.mark.parametrize("name", TRAFFIC)
 def test_one_pass(chip, name, per, pairing):
     """In place, out of place and adjoint. Shapes, types, layouts and the number of multiprocessors alternate."""
-    turn = itertools.count(DRAWS.index((per, pairing)) * 5 + list(METHODS).index(name))
-    shapes = (*SHAPES, ((9, 3, 16, 16), 2), ((70, 2, 4, 4), 2), ((1, 1, 3, 3), 2), ((2, 3, 5, 5), 2), ((3, 3, 8, 8), 2))
-    with_heads = 0
-    for shape, spatial in shapes:
-        i = next(turn)
-        chip(multiprocessors=(H200, 2, H200, 1)[i % 4])
+    turn = DRAWS.index((per, pairing)) * 4 + TRAFFIC.index(name)
+    for i in range(3 * turn, 3 * turn + 3):
+        shape, spatial = TRAFFIC_SHAPES[i % len(TRAFFIC_SHAPES)]
+        chip(multiprocessors=(H200, 2)[i % 2])
         masks = plan_for(METHODS[name], shape, spatial, per, pairing, seed=i)
         dtype = DTYPES[i % 5]
         before = values(shape, dtype, seed=i)
@@ -188,7 +202,6 @@ def test_one_pass(chip, name, per, pairing):
         x = LAYOUTS[i % len(LAYOUTS)](before)
         launches, out, walk = mixed(x, masks, in_place=False)
         assert_one_pass(launches, x, out, masks, walk)
-        with_heads += walk.heads > 0
         if dtype in FLOATS:
             launches, grad, walk = mixed(x, masks, in_place=False, adjoint=True)
             assert_one_pass(launches, x, grad, masks, walk, adjoint=True)
@@ -199,7 +212,7 @@ def test_one_pass(chip, name, per, pairing):
             "GMix"
         ):  # Gaussians differ from the reference's in the last place
             assert_mixed(out, before, w, masks[0])
-    assert (with_heads > 0) == (pairing != "flip")
+        assert walk.heads == 0 if pairing == "flip" or shape[0] < 4 else walk.heads > 1
 
 
 def cycles(*lengths, seed=0):
@@ -211,27 +224,41 @@ def cycles(*lengths, seed=0):
     return partner
 
 
-@interpreted
-@pytest.mark.parametrize("span", [1, 4, 7, 69, 70])
-def test_cycles_of_every_kind(chip, span):
-    """Fixed points, pairs, long cycles, cycles with no head, one, several; more samples of a unit than 64."""
-    chip(span=span)
-    for i, lengths in enumerate(([1] * 70, [70], [2] * 35, [1, 2, 3, 64], [30, 20, 10, 5, 3, 1, 1], [69, 1])):
-        name = ("MixUp", "CutMix")[i % 2]
-        masks = (cycles(*lengths, seed=i), *plan_for(METHODS[name], (70, 1, 4, 4), 2, "sample", "random", seed=i)[1:])
-        before = values((70, 1, 4, 4), torch.float32)
-        w = weights(before, masks)
-        x = before.clone()
-        launches, out, walk = mixed(x, masks, in_place=False)
-        assert walk.heads == (-(-70 // span) if span < 70 else 0)
-        assert_one_pass(launches, x, out, masks, walk)
-        assert_mixed(out, before, w, masks[0])
-        launches, out, walk = mixed(x, masks, in_place=False, adjoint=True)
+def assert_mixes(lengths, name, seed, per="sample", adjoint=True):
+    """Out of place, adjoint and in place, by a permutation of cycles of these lengths. The walk."""
+    shape = (sum(lengths), 1, 4, 4)
+    masks = (cycles(*lengths, seed=seed), *plan_for(METHODS[name], shape, 2, per, "random", seed=seed)[1:])
+    before = values(shape, torch.float32, seed=seed)
+    w = weights(before, masks)
+    x = before.clone()
+    launches, out, walk = mixed(x, masks, in_place=False)
+    assert_one_pass(launches, x, out, masks, walk)
+    assert_mixed(out, before, w, masks[0])
+    if adjoint:
+        launches, out, _ = mixed(x, masks, in_place=False, adjoint=True)
         assert_one_pass(launches, x, out, masks, walk, adjoint=True)
         assert alike(out, reference.mix_adjoint(x, *masks))
-        launches, _, walk = mixed(x, masks)
-        assert_one_pass(launches, x, x, masks, walk)
-        assert_mixed(x, before, w, masks[0])
+    launches, _, of_place = mixed(x, masks)
+    assert_one_pass(launches, x, x, masks, of_place)
+    assert_mixed(x, before, w, masks[0])
+    return walk
+
+
+@interpreted
+@pytest.mark.parametrize("span", [1, 4, 7, 13])
+def test_cycles_of_every_kind(chip, span):
+    """Fixed points, pairs, long cycles; cycles with no head, one, several."""
+    chip(span=span)
+    for seed, lengths in enumerate(([1] * 13, [13], [2] * 6 + [1], [1, 2, 3, 7], [12, 1], [5, 4, 2, 1, 1])):
+        walk = assert_mixes(lengths, ("MixUp", "CutMix")[seed % 2], seed)
+        assert walk.heads == (-(-13 // span) if span < 13 else 0)
+
+
+@interpreted
+@pytest.mark.parametrize("span", [65, 70])
+def test_more_samples_in_a_unit_than_begin_at_a_time(chip, span):
+    chip(span=span)
+    assert_mixes([1, 2, 3, 64], "CutMix", 0, adjoint=False)
 
 
 @interpreted
@@ -269,6 +296,12 @@ def test_a_box_in_place_touches_only_its_vectors(chip, pairing, dtype):
 # ---- which bytes: everything else -----------------------------------------------------------------------------------
 
 
+def drawing(mix, n, lam, labels):
+    """What a module asks the sampler for."""
+    request = Request(*mix._request(n, (8, 8), lam, labels))
+    return request._replace(pairing=Pairing(request.pairing), per=Per(request.per))
+
+
 def assert_written_once(of, readable, written):
     assert len(of.races()) == 0
     assert len(of.outside(readable, written)) == 0
@@ -283,7 +316,7 @@ def test_samplers_share_nothing(pairing):
     for n, per, lam in ((1, "batch", None), (40, "sample", None), (33, "sample", torch.linspace(0, 1, 33))):
         mix = METHODS["RandomMix"](per=per, pairing=pairing.name.lower(), sampling="device", p=0.7)
         labels = torch.arange(n) * 5 % 7
-        request = Request(*mix._request(n, (8, 8), lam, labels if pairing > Pairing.RANDOM else None))
+        request = drawing(mix, n, lam, labels if pairing > Pairing.RANDOM else None)
         seed, x = torch.tensor(n), torch.rand(n, 3, 8, 8)
         walk = mix_kernel.walk_of(x, x, 2, pairing)
         with logged() as launches:
@@ -327,7 +360,7 @@ def test_masks_are_written_once(size):
 def test_a_step_stages_heads_with_its_plan():
     """In place no launch is spent on staging where a plan is drawn as well."""
     mix = METHODS["CutMix"](per="sample", pairing="random", num_classes=4, sampling="device")
-    request = Request(*mix._request(9, (8, 8), None, None))
+    request = drawing(mix, 9, None, None)
     x, y = torch.rand(9, 3, 8, 8), torch.arange(9) % 4
     source = Source(torch.tensor(3), None, None)
     expected = reference.mix_batch(x, y, request, source, 4, 0.0)
@@ -377,10 +410,11 @@ def test_heads_that_are_not_staged_are_a_race(chip, pairing):
 @interpreted
 def test_what_is_outside_is_seen():
     x, other = torch.rand(4, 1, 4, 4), torch.rand(4, 1, 4, 4)
-    launches, out, _ = mixed(x, plan_for(METHODS["MixUp"], x.shape, 2, "batch", "roll"), in_place=False)
+    masks = plan_for(METHODS["MixUp"], x.shape, 2, "batch", "roll")
+    launches, out, _ = mixed(x, masks, in_place=False, by_value=True)
     assert len(launches[-1].outside([x], [out])) == 0
     assert np.array_equal(launches[-1].outside([other], [out]), np.sort(bytes_of(x)))
-    assert len(launches[-1].outside([x, out], [other])) == out.nbytes
+    assert np.array_equal(launches[-1].outside([x, out], [other]), np.sort(bytes_of(out)))
 
 
 # ---- compiled code --------------------------------------------------------------------------------------------------
@@ -470,7 +504,7 @@ def test_what_triton_specialises_on_is_in_the_key(tmp_path):
         if parameter in ("src", "dst", "out", "staged"):
             assert len({tritons for _, tritons in pairs}) > 4, (kernel, parameter)
         if parameter in ("seed_value", "p", "batch", "span", "columns", "total"):
-            assert len({tritons for _, tritons in pairs}) == 2, (kernel, parameter)
+            assert len({tritons for _, tritons in pairs}) <= 2, (kernel, parameter)  # 32 or 64 bits
     assert not wrong
 
 
@@ -642,25 +676,25 @@ EPS = 2.0**-53  # half a unit in the last place of 1
 
 
 @triton.jit
-def fma_kernel(x, y, z, out, N: tl.constexpr):
+def fma_kernel(x, y, z, out, N: tl.constexpr):  # noqa: N803
     i = tl.arange(0, N)
     tl.store(out + i, fma(tl.load(x + i), tl.load(y + i), tl.load(z + i)))
 
 
 @triton.jit
-def nearest_kernel(x, out, N: tl.constexpr):
+def nearest_kernel(x, out, N: tl.constexpr):  # noqa: N803
     i = tl.arange(0, N)
     tl.store(out + i, nearest_even(tl.load(x + i)))
 
 
 @triton.jit
-def narrow_kernel(x, out, N: tl.constexpr):
+def narrow_kernel(x, out, N: tl.constexpr):  # noqa: N803
     i = tl.arange(0, N)
     tl.store(out + i, from_compute(tl.load(x + i), out.dtype.element_ty))
 
 
 @triton.jit
-def logarithms_kernel(x, of_expm1, of_log1p, N: tl.constexpr):
+def logarithms_kernel(x, of_expm1, of_log1p, N: tl.constexpr):  # noqa: N803
     i = tl.arange(0, N)
     tl.store(of_expm1 + i, expm1(tl.load(x + i)))
     tl.store(of_log1p + i, log1p(tl.load(x + i)))
@@ -668,7 +702,16 @@ def logarithms_kernel(x, of_expm1, of_log1p, N: tl.constexpr):
 
 @triton.jit
 def draws_kernel(
-    seed, index, n, whole, of_uniform, of_below, of_key, STREAM: tl.constexpr, CALL: tl.constexpr, N: tl.constexpr
+    seed,
+    index,
+    n,
+    whole,
+    of_uniform,
+    of_below,
+    of_key,
+    STREAM: tl.constexpr,  # noqa: N803
+    CALL: tl.constexpr,  # noqa: N803
+    N: tl.constexpr,  # noqa: N803
 ):
     i = tl.arange(0, N)
     a, b, c, d = words(tl.load(seed), tl.load(index + i), STREAM, CALL)
@@ -682,7 +725,7 @@ def draws_kernel(
 
 
 @triton.jit
-def beta_kernel(seed, index, alpha, out, N: tl.constexpr):
+def beta_kernel(seed, index, alpha, out, N: tl.constexpr):  # noqa: N803
     i = tl.arange(0, N)
     tl.store(out + i, symmetric_beta(tl.load(seed), tl.load(index + i), tl.load(alpha + i)))
 
@@ -690,7 +733,8 @@ def beta_kernel(seed, index, alpha, out, N: tl.constexpr):
 def run(kernel, *arguments):
     """Of tensors, the first 4096 elements of each: what the kernel wrote is in place."""
     there = [a.to(TRITON_DEVICE) if torch.is_tensor(a) else a for a in arguments]
-    kernel[(1,)](*there, enable_fp_fusion=False)
+    with np.errstate(all="ignore"):
+        kernel[(1,)](*there, enable_fp_fusion=False)
     for here, a in zip(arguments, there, strict=True):
         if torch.is_tensor(here):
             here.copy_(a)
@@ -769,7 +813,7 @@ def test_draws_are_those_of_the_reference(seed):
 
 @runs
 def test_symmetric_beta():
-    """Both halves: 1 - λ is as good as λ. An error in the logarithms is divided by α, and is the relative error of λ."""
+    """From α = .01, where most draws are below 1e-100, to 8."""
     index, seed = torch.arange(4096), torch.tensor(7)
     alpha = torch.logspace(-2, math.log10(8), 4096, dtype=torch.float64)
     out = torch.empty(4096, dtype=torch.float64)

@@ -1,8 +1,8 @@
-"""What Triton makes of the kernels for a GPU, without one: a program for processes in which it does not interpret them.
+"""What Triton makes of the kernels for a GPU, without one: a program for processes that do not interpret them.
 
-`python tests/triton_compiled.py compile 90` compiles whatever would be launched, with the arguments of the launch and as
-Triton's own binder specialises them, and prints a report on each kernel. `... keys` prints what Triton compiles anew for
-arguments that differ, and what fusedmix/backends/triton/launch.py does.
+`python tests/triton_compiled.py compile 90` compiles whatever would be launched, with the arguments of the launch and
+as Triton's own binder specialises them, and prints a report on each kernel. `... keys` prints what Triton compiles anew
+for arguments that differ, and what fusedmix/backends/triton/launch.py does.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 import triton
@@ -183,15 +182,12 @@ class Recorded:
 
     def __getitem__(self, grid):
         def compile_anew(*arguments, **options):
-            number = self.last = self.compilations
-            self.compilations += 1
+            recorded, number = self, self.compilations
+            self.last, self.compilations = number, number + 1
 
             class Compiled:
-                def __getitem__(_, grid):
-                    def run(*arguments):
-                        self.last = number
-
-                    return run
+                def __getitem__(self, grid):
+                    return lambda *arguments: setattr(recorded, "last", number)
 
             return Compiled()
 

@@ -1,7 +1,7 @@
 """Who reads and writes which byte: a log of Triton's interpreter.
 
-The interpreter runs the programs of a launch one after another, and so hides that one reads what another writes. The log
-holds every access of every program, as the kernels' own arithmetic addresses it, and finds that.
+The interpreter runs the programs of a launch one after another, and so hides that one reads what another writes. The
+log holds every access of every program, as the kernels' own arithmetic addresses it, and finds that.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fusedmix.backends.triton.launch import Kernel
 from fusedmix.backends.triton.mix_kernel import brought, partner_of
-from fusedmix.backends.triton.numbers import bits, from_bits, from_compute
+from fusedmix.backends.triton.numbers import bits, from_bits, from_compute, to_compute
 from fusedmix.methods import Pairing
 
 _BLOCK = 512
@@ -22,11 +22,11 @@ _BLOCK = 512
 def label(labels, i, k, row_stride, step, keep, add, live, SOFT: tl.constexpr, SMOOTH: tl.constexpr, T: tl.constexpr):
     """Entry k of the label of sample i, one-hot where it is a class, smoothed: y·(1-ε) + ε/K (Szegedy 2016)."""
     if SOFT:
-        y = tl.load(labels + i * row_stride + k * step, mask=live, other=0).to(keep.dtype)
+        y = to_compute(tl.load(labels + i * row_stride + k * step, mask=live, other=0)).to(keep.dtype)
     else:
         y = (tl.load(labels + i * row_stride, mask=live, other=0).to(tl.int64) == k).to(keep.dtype)
     if SMOOTH:
-        y = from_compute(y * keep + add, T).to(keep.dtype)
+        y = to_compute(from_compute(y * keep + add, T))
     return y
 
 
@@ -73,7 +73,7 @@ def labels_kernel(
     y = label(labels, i, k, row_stride, step, keep_, add_, live, SOFT, SMOOTH, T)
     other = label(labels, j, k, row_stride, step, keep_, add_, live, SOFT, SMOOTH, T)
     left, right = from_compute(other * lent, T), from_compute(y * own, T)
-    tl.store(out + at, from_compute(left.to(C) + right.to(C), T), mask=live)
+    tl.store(out + at, from_compute(to_compute(left) + to_compute(right), T), mask=live)
 
 
 _labels = Kernel(labels_kernel)

@@ -61,8 +61,8 @@ def blend(w, a, b):
 def blend_adjoint(own, g, lent, h):
     """own·g + (1-lent)·h in float64, rounded once to the compute type; a weight of 0 takes nothing."""
     own, lent = own.to(tl.float64), 1.0 - lent.to(tl.float64)
-    kept = tl.where(own == 0.0, 0.0, own * g.to(tl.float64))
-    given = tl.where(lent == 0.0, 0.0, lent * h.to(tl.float64))
+    kept = tl.where(own == 0.0, 0.0, own * to_compute(g).to(tl.float64))
+    given = tl.where(lent == 0.0, 0.0, lent * to_compute(h).to(tl.float64))
     total = kept + given
     if g.dtype == tl.float64:
         out = total

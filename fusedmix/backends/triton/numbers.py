@@ -58,6 +58,9 @@ def to_compute(x):
     """In the type that blends are computed in: float64 for float64, else float32."""
     if x.dtype == tl.float64:
         wide = x
+    elif _INTERPRETED and x.dtype == tl.bfloat16:
+        # The interpreter knows no subnormal bfloat16.
+        wide = (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
     else:
         wide = x.to(tl.float32)
     return wide
@@ -69,8 +72,8 @@ def from_compute(x, dtype: tl.constexpr):
     if _INTERPRETED and dtype == tl.bfloat16:
         # The interpreter would cut the lower bits off.
         whole = x.to(tl.uint32, bitcast=True)
-        rounded = ((whole + 0x7FFF + ((whole >> 16) & 1)) >> 16) << 16
-        narrow = tl.where(x == x, rounded, whole).to(tl.float32, bitcast=True).to(dtype)
+        rounded = tl.where(x == x, (whole + 0x7FFF + ((whole >> 16) & 1)) >> 16, (whole >> 16) | 0x40)
+        narrow = rounded.to(tl.uint16).to(dtype, bitcast=True)
     else:
         narrow = x.to(dtype)
     return narrow
