@@ -150,9 +150,10 @@ def coordinates(column, lane, sizes, AXES: tl.constexpr, RANK: tl.constexpr, V: 
 
 
 @triton.jit
-def needs(m, low, high, live, PLANE: tl.constexpr):
-    """Which vectors [N, 1] need their own sample (some weight is not 0) and which its partner (some weight is not 1).
-    `low` and `high` are the coordinates of their first and last elements."""
+def needs(m, low, high, live, PLANE: tl.constexpr, IN_PLACE: tl.constexpr):
+    place nothing happens to a vector that takes nothing of the partner. `low` and `high` are the coordinates of its
+    first and its last element."""
+    first and last elements."""
     kind, z0, y0, x0, z1, y1, x1, outer, inner = m
     own, lent = live & spread(outer != 0.0, live), live & spread(outer != 1.0, live)
     if not PLANE:
@@ -163,6 +164,8 @@ def needs(m, low, high, live, PLANE: tl.constexpr):
         varies = live & spread(kind >= 2, live)
         own = varies | (own & ~whole) | (live & some & spread(inner != 0.0, live))
         lent = varies | (lent & ~whole) | (live & some & spread(inner != 1.0, live))
+    if IN_PLACE:
+        own = own & lent
     return own, lent
 
 
@@ -282,13 +285,13 @@ def mix_kernel(
             goes = c >= 0
         if goes:
             # Samples i, j = p(i) and k = p(j): i is written, j at hand, k asked for. Before the first there is no i.
-            own, lent = needs(numbers_of(c, kind, geometry, value, given, MASKS), low, high, live, PLANE)
+            own, lent = needs(numbers_of(c, kind, geometry, value, given, MASKS), low, high, live, PLANE, IN_PLACE)
             # In place the first is lost to the last, unless it is kept, or left as it is.
             held = own
             if ADJOINT:
                 held = live
             elif IN_PLACE:
-                held = own | lent
+                held = lent
             first = tl.load(source + c * src_batch * V, mask=held, other=0)
             i, j = c * 0 - 1, c
             a, b = first, first
@@ -299,7 +302,9 @@ def mix_kernel(
                 k = partner_of(j, partner, batch, PAIRING)
                 head = is_head(k, span, HEADS)
                 stops = head | (k == c)
-                own_k, lent_k = needs(numbers_of(k, kind, geometry, value, given, MASKS), low, high, live, PLANE)
+                own_k, lent_k = needs(
+                    numbers_of(k, kind, geometry, value, given, MASKS), low, high, live, PLANE, IN_PLACE
+                )
                 wanted = live & spread(~last, live)
                 if not ADJOINT:
                     wanted = wanted & (lent_j | (own_k & spread(~stops, live)))
