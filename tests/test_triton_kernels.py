@@ -471,15 +471,19 @@ def test_images_move_128_bits_at_a_time(compiled):
 
 
 def test_nothing_is_on_a_stack(compiled):
-    """But in the sampler: libdevice's cosine of float64 keeps 40 bytes there, to reduce large arguments, which no angle
-    """But in the sampler: libdevice's cosine of float64 keeps 40 bytes there, to reduce large arguments, and an angle is
-    below 2π. (Triton 3.6 also spills some 500 bytes of it, which later ones do not: one launch, of few programs.)"""
-    for arch, launched, kernel, report in of_kernel(compiled, *(of[1] for of in compiled["90"])):
-        allowed = 0 if kernel != "sample_kernel" else of_sampler
-        assert allowed is None or report["stack"] == allowed, (arch, launched, kernel)
-        assert report["local"] == 0, (arch, launched, kernel)
+    """But in the sampler: libdevice's cosine of float64 keeps 40 bytes there, to reduce large arguments.
+
+    Not asked of Triton 3.6, whose compilers spill the sampler (500 bytes) and, on one architecture, 8 bytes of a mix.
+    """
     names = {of[1] for of in compiled["90"]}
     assert names == {f"{of}_kernel" for of in ("mix", "stage", "sample", "circle", "labels", "mask")}
+    if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9):
+        pytest.skip(f"Triton {triton.__version__}")
+    wrong = []
+    for arch, launched, kernel, report in of_kernel(compiled, *names):
+        if report["stack"] != (40 if kernel == "sample_kernel" else 0) or report["local"]:
+            wrong.append((arch, launched, kernel, report))
+    assert not wrong
 
 
 def test_roots_are_rounded_correctly(compiled):

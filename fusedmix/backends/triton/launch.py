@@ -56,7 +56,8 @@ def _specialised_on(argument: Any) -> Any:
     if isinstance(argument, torch.Tensor):
         return argument.dtype, argument.data_ptr() % 16 == 0
     if isinstance(argument, tuple):
-        return tuple(map(_specialised_on, argument))
+        # Into tuples Triton's do_not_specialize does not reach.
+        return tuple((_specialised_on(part), part == 1, part % 16 == 0) for part in argument)
     return -(1 << 31) <= argument < 1 << 31 if isinstance(argument, int) else float
 
 

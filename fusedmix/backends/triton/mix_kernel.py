@@ -151,15 +151,17 @@ def coordinates(column, lane, sizes, AXES: tl.constexpr, RANK: tl.constexpr, V: 
 
 @triton.jit
 def needs(m, low, high, live, PLANE: tl.constexpr, IN_PLACE: tl.constexpr):
-    place nothing happens to a vector that takes nothing of the partner. `low` and `high` are the coordinates of its
-    first and its last element."""
-    first and last elements."""
+    """Which vectors [N, 1] need their own sample (some weight is not 0) and which its partner (some weight is not 1).
+    In place nothing happens to a vector that takes nothing of the partner.
+
+    `low` and `high` are the coordinates of the first and last elements."""
     kind, z0, y0, x0, z1, y1, x1, outer, inner = m
     own, lent = live & spread(outer != 0.0, live), live & spread(outer != 1.0, live)
     if not PLANE:
         zl, yl, xl = low
         zh, yh, xh = high
-        some = spread(kind == 1, live) & (zl < z1) & (zh >= z0) & (yl < y1) & (yh >= y0) & (xl < x1) & (xh >= x0)
+        filled = (kind == 1) & (z0 < z1) & (y0 < y1) & (x0 < x1)
+        some = spread(filled, live) & (zl < z1) & (zh >= z0) & (yl < y1) & (yh >= y0) & (xl < x1) & (xh >= x0)
         whole = some & (zl >= z0) & (zh < z1) & (yl >= y0) & (yh < y1) & (xl >= x0) & (xh < x1)
         varies = live & spread(kind >= 2, live)
         own = varies | (own & ~whole) | (live & some & spread(inner != 0.0, live))
@@ -213,7 +215,15 @@ def starts(base, end, partner, span, HEADS: tl.constexpr, IN_PLACE: tl.constexpr
 
 @triton.jit(
     do_not_specialize=[
-        "given",
+        "kind_given",
+        "z0",
+        "y0",
+        "x0",
+        "z1",
+        "y1",
+        "x1",
+        "outer",
+        "inner",
         "sizes",
         "src_strides",
         "dst_strides",
@@ -234,7 +244,15 @@ def mix_kernel(
     kind,
     geometry,
     value,
-    given,
+    kind_given,
+    z0,
+    y0,
+    x0,
+    z1,
+    y1,
+    x1,
+    outer,
+    inner,
     sizes,
     src_strides,
     dst_strides,
@@ -257,6 +275,7 @@ def mix_kernel(
     N: tl.constexpr,
 ):
     """The batch, or the adjoint of that, in one launch."""
+    given = (kind_given, z0, y0, x0, z1, y1, x1, outer, inner)
     program = tl.program_id(0).to(tl.int64)
     unit, tile = program // tiles, program % tiles
     column = (tile * N + tl.arange(0, N))[:, None]
@@ -485,7 +504,8 @@ def plan_walk(
         return -(-columns // block)
 
     most = batch // 2 if pairing == Pairing.FLIP else batch
-    blocks = [n for n in _BLOCKS if n * width <= _MOST_ELEMENTS]
+    most_elements = _MOST_ELEMENTS if item < 8 else _MOST_ELEMENTS // 4  # float64 takes two registers each
+    blocks = [n for n in _BLOCKS if n * width <= most_elements]
     enough = (n for n in blocks if across(n) * max(1, most // 8) >= chips)
     block = tuned or next(enough, blocks[-1])
     tiles = across(block)
@@ -593,7 +613,7 @@ def apply(
     if src.numel() == 0:
         return
     partner, kind, geometry, value, ndim, pairing, per = masks
-    if "FUSEDMIX_TRITON_AUTOTUNE" in os.environ:
+    if os.environ.get("FUSEDMIX_TRITON_AUTOTUNE") == "1" and staged is None:
         tune(src, dst, masks, adjoint)
     walk = walk_of(src, dst, ndim, pairing)
     in_place = src.data_ptr() == dst.data_ptr()
@@ -623,7 +643,7 @@ def apply(
             kind,
             geometry,
             value,
-            given,
+            *given,
             walk.sizes,
             walk.src_strides,
             walk.dst_strides,
