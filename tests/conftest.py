@@ -53,8 +53,8 @@ NO_TRITON = triton.why_not(TRITON_DEVICE)
 
 
 def _patch_triton_once():
-    """The interpreter prepares triton.language for NumPy at every call of a kernel and of every function in it, which takes
-    half of the time: here once for the whole process."""
+    """The interpreter prepares triton.language for NumPy at every call of a kernel and of every function in it, which
+    takes half of the time: here once for the whole process."""
     from triton.runtime import interpreter
 
     class Done:

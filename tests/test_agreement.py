@@ -641,7 +641,8 @@ def test_operators_have_kernels_of_their_own(backend):
         overload = getattr(backend.operators, name).default
         has = functools.partial(torch._C._dispatch_has_kernel_for_dispatch_key, overload.name())
         assert not has("CompositeImplicitAutograd")
-        # Those of the reference and of Triton are Python and serve every device; so may what has no tensor on the backend's device.
+        # Those of the reference and of Triton are Python and serve every device; so may what has no tensor on the
+        # backend's device.
         assert has("CompositeExplicitAutograd") != has(backend.device.type.upper())
         assert has("CompositeExplicitAutograd") or backend.name not in ("reference", "triton")
 

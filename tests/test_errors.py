@@ -371,7 +371,7 @@ def test_a_backend_that_cannot_run_says_why(monkeypatch):
     with monkeypatch.context() as patch:
         patch.delenv("TRITON_INTERPRET", raising=False)
         patch.setattr(fm.backends, "_chosen", {})
-        with pytest.raises(fm.BackendError, match="'triton' cannot run on 'cpu' tensors: .+TRITON_INTERPRET=1"):
+        with pytest.raises(fm.BackendError, match=r"'triton' cannot run on 'cpu' tensors: .+TRITON_INTERPRET=1"):
             fm.MixUp(num_classes=4, backend="triton")(X, Y)
     check(lambda: fm.backends.choose("cuda", "cpp"), fm.BackendError, ("'cpp'", "'cuda'"))
 
