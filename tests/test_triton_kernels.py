@@ -834,3 +834,54 @@ def test_symmetric_beta():
     )
     assert ((out - expected).abs() <= 1e-13 * expected).all()
     assert torch.equal(out.float(), expected.float())
+
+
+# ---- tuning ---------------------------------------------------------------------------------------------------------
+
+
+@interpreted
+@pytest.mark.parametrize(
+    ("layout", "in_place"), [("contiguous", False), ("misaligned", True), ("gaps", True), ("channels_last", True)]
+)
+def test_autotuning_measures_the_batch_as_it_is(monkeypatch, chip, layout, in_place):
+    """Every size is tried once, on memory laid out as the batch; the fastest serves every later call, also where the
+    heads are copied aside by the launch that draws; nothing is drawn from torch's generator, and no pixel differs."""
+    chip(multiprocessors=3)
+    shape, item = (4, 2, 8, 24), 4
+    x = torch.rand(shape)
+    if layout == "misaligned":
+        x = torch.rand(x.numel() + 1)[1:].view(shape)
+    elif layout == "gaps":
+        x = torch.rand(4, 2, 8, 28)[..., :24]
+    elif layout == "channels_last":
+        x = x.contiguous(memory_format=torch.channels_last)
+    y, before = torch.arange(4), x.clone()
+    tried, walks = [], []
+
+    def milliseconds(call, device):
+        tried.append(list(mix_kernel._tuned.values())[-1])
+        call()
+        return {512: 2.0, 256: 1.0, 128: 3.0}[tried[-1]]
+
+    plan_walk = mix_kernel.plan_walk
+    monkeypatch.setattr(mix_kernel, "plan_walk", lambda *of: walks.append(plan_walk(*of)) or walks[-1])
+    monkeypatch.setattr(mix_kernel, "milliseconds", milliseconds)
+    monkeypatch.setattr(mix_kernel, "_tuned", {})
+    monkeypatch.setenv("FUSEDMIX_TRITON_AUTOTUNE", "1")
+    state = torch.get_rng_state()
+    step = fm.CutMix(num_classes=4, per="sample", backend="triton", sampling="device", inplace=in_place)
+    torch.manual_seed(1)
+    out = step(x, y)[0]
+    torch.manual_seed(1)
+    width = 1 if layout == "misaligned" else 16 // item
+    assert tried == [n for n in (512, 256, 128) if n * width <= 2048]
+    assert len(mix_kernel._tuned) == 1  # what was measured is of the same kind
+    assert walks[-1].constants[4] == 256 and walks[-1].heads > 1
+    assert (walks[-1].staged > 0) == in_place
+    wanted = fm.CutMix(num_classes=4, per="sample", backend="reference", sampling="device")(before, y)[0]
+    assert torch.equal(out, wanted)
+    torch.set_rng_state(state)
+    x.copy_(before)
+    tried.clear()
+    step(x, y)
+    assert not tried

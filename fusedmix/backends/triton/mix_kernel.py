@@ -448,6 +448,12 @@ class Walk(NamedTuple):
     constants: tuple[Any, ...]  # AXES, RANK, INNER, V, N
 
 
+def _blocks(item: int, width: int) -> list[int]:
+    """How many vectors a program may own."""
+    most = _MOST_ELEMENTS if item < 8 else _MOST_ELEMENTS // 4  # float64 takes two registers each
+    return [n for n in _BLOCKS if n * width <= most]
+
+
 @functools.lru_cache(maxsize=4096)
 def plan_walk(
     shape: tuple[int, ...],
@@ -504,8 +510,7 @@ def plan_walk(
         return -(-columns // block)
 
     most = batch // 2 if pairing == Pairing.FLIP else batch
-    most_elements = _MOST_ELEMENTS if item < 8 else _MOST_ELEMENTS // 4  # float64 takes two registers each
-    blocks = [n for n in _BLOCKS if n * width <= most_elements]
+    blocks = _blocks(item, width)
     enough = (n for n in blocks if across(n) * max(1, most // 8) >= chips)
     block = tuned or next(enough, blocks[-1])
     tiles = across(block)
@@ -545,41 +550,45 @@ def plan_walk(
 
 def walk_of(src: Tensor, dst: Tensor, spatial: int, pairing: int) -> Walk:
     """The walk through a batch: `dst` is `src` in place."""
-    batch = _batch(src, dst, spatial, pairing)
-    return plan_walk(*batch, _tuned.get((src.device, *batch)))
-
-
-def _batch(src: Tensor, dst: Tensor, spatial: int, pairing: int) -> tuple[Any, ...]:
-    """What a walk depends on: the arguments of plan_walk."""
     address = (src.data_ptr() | dst.data_ptr()) & 15 or 16
     in_place = src.data_ptr() == dst.data_ptr()
-    strides = (src.stride(), dst.stride())
-    chips = multiprocessors(src.device)
-    return tuple(src.shape), *strides, src.element_size(), address & -address, spatial, pairing, in_place, chips
+    batch = (
+        *(tuple(src.shape), src.stride(), dst.stride(), src.element_size(), address & -address),
+        *(spatial, pairing, in_place, multiprocessors(src.device)),
+    )
+    key = (src.device, *batch)
+    if os.environ.get("FUSEDMIX_TRITON_AUTOTUNE") == "1" and key not in _tuned and src.numel():
+        if not (src.is_cuda and torch.cuda.is_current_stream_capturing()):
+            _tune(key, src, dst, spatial, pairing)
+    return plan_walk(*batch, _tuned.get(key))
 
 
-# ---- Tuning, if FUSEDMIX_TRITON_AUTOTUNE=1: the heuristic's choice against the others --------------------------------
-
-_tuned: dict[Any, int | None] = {}
+_tuned: dict[Any, int] = {}
 
 
-def tune(src: Tensor, dst: Tensor, masks: Sequence[Any], adjoint: bool) -> None:
-    """Measures, once for a kind of batch, how many vectors a program had best own: on copies of the batch."""
-    key = (src.device, *_batch(src, dst, masks[4], masks[5]))
-    if key in _tuned or (src.is_cuda and torch.cuda.is_current_stream_capturing()):
-        return
-    given = torch.empty_like(src).copy_(src)
-    out = given if src.data_ptr() == dst.data_ptr() else torch.empty_like(dst)
-    if (given.stride(), out.stride()) != (src.stride(), dst.stride()):
-        _tuned[key] = None  # a batch with gaps, which copies don't have
-        return
-    width = walk_of(src, dst, masks[4], masks[5]).constants[3]
+def _tune(key: Any, src: Tensor, dst: Tensor, spatial: int, pairing: int) -> None:
+    """Measures, once for a kind of batch, how many vectors a program had best own: on memory laid out as the batch,
+    mixed half and half."""
+    x = _laid_out_as(src)
+    out = x if src.data_ptr() == dst.data_ptr() else _laid_out_as(dst)
+    batch = src.shape[0]
+    partner = torch.randperm(batch, generator=torch.Generator().manual_seed(0)).to(src.device)
+    kind, geometry = (torch.zeros(shape, dtype=torch.int32, device=src.device) for shape in ((batch,), (batch, 6)))
+    value = torch.full((batch, 2), 0.5, device=src.device)
+    masks = (partner, kind, geometry, value, spatial, pairing, Per.SAMPLE)
     times = {}
-    for block in (n for n in _BLOCKS if n * width <= _MOST_ELEMENTS):
+    for block in _blocks(src.element_size(), plan_walk(*key[1:]).constants[3]):
         _tuned[key] = block
-        apply(given, out, masks, adjoint=adjoint)  # compiles
-        times[block] = milliseconds(lambda: apply(given, out, masks, adjoint=adjoint), src.device)
+        apply(x, out, masks)  # compiles
+        times[block] = milliseconds(lambda: apply(x, out, masks), src.device)
     _tuned[key] = min(times, key=lambda block: times[block])
+
+
+def _laid_out_as(t: Tensor) -> Tensor:
+    """Zeros in memory of their own: the shape, strides and alignment of t."""
+    extent = 1 + sum((n - 1) * stride for n, stride in zip(t.shape, t.stride(), strict=True))
+    shift = t.data_ptr() % 16 // t.element_size()
+    return t.new_zeros(extent + shift).as_strided(t.shape, t.stride(), shift)
 
 
 _mix = Kernel(mix_kernel)
@@ -613,8 +622,6 @@ def apply(
     if src.numel() == 0:
         return
     partner, kind, geometry, value, ndim, pairing, per = masks
-    if os.environ.get("FUSEDMIX_TRITON_AUTOTUNE") == "1" and staged is None:
-        tune(src, dst, masks, adjoint)
     walk = walk_of(src, dst, ndim, pairing)
     in_place = src.data_ptr() == dst.data_ptr()
     given, mode = _NOTHING_GIVEN, 1 if per == Per.BATCH else 0
