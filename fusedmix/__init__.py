@@ -11,12 +11,13 @@ from fusedmix.functional import mix, mix_, mix_labels
 from fusedmix.losses import mix_cross_entropy
 from fusedmix.plan import MixPlan, SparseTargets
 from fusedmix.segmentation import mix_masks
-from fusedmix.transforms import CutMix, GMix, HMix, MixTransform, MixUp, RandomMix, SamplePairing
+from fusedmix.transforms import CutMix, FMix, GMix, HMix, MixTransform, MixUp, RandomMix, SamplePairing
 from fusedmix.version import __version__
 
 __all__ = [
     "BackendError",
     "CutMix",
+    "FMix",
     "GMix",
     "HMix",
     "InplaceError",

@@ -123,4 +123,5 @@ def _prepare(name: str, x: Tensor, plan: MixPlan, backend: str | None) -> tuple[
         ndim,
         int(plan.pairing),
         int(plan.per),
+        plan.pixels,
     )

@@ -12,6 +12,7 @@ end of this file only if a gradient is needed (a call through autograd costs sev
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any, ClassVar
@@ -19,7 +20,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fusedmix import draws
+from fusedmix import draws, fourier
 from fusedmix.backends import reference, triton
 from fusedmix.checks import class_range
 from fusedmix.draws import PlanTensors, Request, Source
@@ -28,12 +29,21 @@ from fusedmix.methods import Pairing, Per
 _REQUEST = "Tensor spec, SymInt batch_size, SymInt[] size, int pairing, int per, float p, Tensor? lam, Tensor? labels"
 _SOURCE = "Tensor? seed, Tensor? drawn, Tensor? partner"
 _PLAN = "Tensor partner, Tensor lam, Tensor weight, Tensor kind, Tensor geometry, Tensor value"
-_MASKS = "Tensor partner, Tensor kind, Tensor geometry, Tensor value, int ndim, int pairing, int per"
+# `pixels` are those of Fourier masks (fusedmix/fourier.py), if there may be any.
+_MASKS = (
+    "Tensor partner, Tensor kind, Tensor geometry, Tensor value, int ndim, int pairing, int per, Tensor? pixels=None"
+)
 
 # The operators that every backend has.
 _SCHEMAS = {
     "sample": f"({_REQUEST}, {_SOURCE}, Device device) -> ({_PLAN})",
-    "mask": "(Tensor kind, Tensor geometry, Tensor value, SymInt[] size) -> Tensor",
+    "mask": (
+        "(Tensor kind, Tensor geometry, Tensor value, SymInt[] size, int per=2, Tensor? pixels=None) -> Tensor"
+    ),
+    "fourier": (
+        "(Tensor spec, Tensor kind, Tensor geometry, Tensor value, Tensor seed, SymInt[] size, int per, int draws, "
+        "bool soft) -> Tensor"
+    ),
     "mix": f"(Tensor x, {_MASKS}) -> Tensor",
     "mix_": f"(Tensor(a!) x, {_MASKS}) -> ()",
     "mix_adjoint": f"(Tensor grad, {_MASKS}) -> Tensor",
@@ -71,8 +81,17 @@ def _fake_sample(*args: Any) -> PlanTensors:
     return _empty_plan(args[1], args[-1])
 
 
-def _fake_mask(kind: Tensor, geometry: Tensor, value: Tensor, size: tuple[int, ...]) -> Tensor:
+def _fake_mask(kind: Tensor, geometry: Tensor, value: Tensor, size: tuple[int, ...], *_: Any) -> Tensor:
     return value.new_empty((kind.shape[0], *size))
+
+
+def _fake_fourier(
+    spec: Tensor, kind: Tensor, geometry: Tensor, value: Tensor, seed: Tensor, size: Any, per: int, _: int, soft: bool
+) -> Tensor:
+    n = fourier.rows(per, kind.shape[0])
+    if soft:
+        return kind.new_empty((n, math.prod(size)), dtype=torch.int16)
+    return kind.new_empty((n, fourier.words_per_mask(size)))
 
 
 def _fake_like(x: Tensor, *_: Any) -> Tensor:
@@ -95,6 +114,7 @@ def _fake_mix_batch(x: Tensor, y: Tensor, spec: Tensor, *args: Any) -> tuple[Ten
 _FAKES: dict[str, Callable[..., Any]] = {
     "sample": _fake_sample,
     "mask": _fake_mask,
+    "fourier": _fake_fourier,
     "mix": _fake_like,
     "mix_": lambda *_: None,
     "mix_adjoint": _fake_like,
@@ -241,12 +261,14 @@ class _Mix(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.operators, ctx.adjoint, _, *masks = inputs
-        ctx.save_for_backward(*masks[:4])
-        ctx.hints = masks[4:]
+        *tensors, ndim, pairing, per, pixels = masks
+        ctx.save_for_backward(*tensors, pixels)
+        ctx.hints = ndim, pairing, per
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        masks = (*ctx.saved_tensors, *ctx.hints)
+        *tensors, pixels = ctx.saved_tensors
+        masks = (*tensors, *ctx.hints, pixels)
         return None, None, differentiable_mix(ctx.operators, grad, masks, adjoint=not ctx.adjoint), *[None] * len(masks)
 
 

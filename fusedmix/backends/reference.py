@@ -16,13 +16,21 @@ from fusedmix import draws
 from fusedmix.checks import class_range
 from fusedmix.draws import PlanTensors, Request, Source
 from fusedmix.formulas import Kind, padded
+from fusedmix.fourier import draw_of, masks, unpack
 from fusedmix.methods import Column, Method, Per
 
 _CHUNK = 1 << 22  # elements blended at a time: bounds the float64 temporaries to some 100 MB
 
 
-def mask(kind: Tensor, geometry: Tensor, value: Tensor, size: tuple[int, ...]) -> Tensor:
-    """(n, *size) float32 masks from their numbers (fusedmix/formulas.py has the table)."""
+def mask(
+    kind: Tensor,
+    geometry: Tensor,
+    value: Tensor,
+    size: tuple[int, ...],
+    per: int = Per.SAMPLE,
+    pixels: Tensor | None = None,
+) -> Tensor:
+    """(n, *size) float32 masks from their numbers (fusedmix/formulas.py has the table), and from their pixels."""
     sides = padded(size)
     device = kind.device
 
@@ -43,7 +51,26 @@ def mask(kind: Tensor, geometry: Tensor, value: Tensor, size: tuple[int, ...]) -
     m = torch.where(inside & (kind == Kind.BOX), inner, outer)
     m = torch.where(kind == Kind.GAUSSIAN, gaussian.float(), m)
     m = torch.where(kind == Kind.GAUSSIAN_COMPLEMENT, (1.0 - gaussian).float(), m)
-    return m.reshape([kind.shape[0], *size])
+    m = m.reshape([kind.shape[0], *size])
+    if pixels is not None and kind.shape[0]:
+        row = draw_of(torch.arange(kind.shape[0], device=device), per, kind.shape[0])
+        m = torch.where(kind.reshape([-1] + [1] * len(size)) >= Kind.FOURIER_RELEASED, unpack(pixels, tuple(size))[row], m)
+    return m
+
+
+def fourier(
+    spec: Tensor,
+    kind: Tensor,
+    geometry: Tensor,
+    value: Tensor,
+    seed: Tensor,
+    size: tuple[int, ...],
+    per: int,
+    draws: int,
+    soft: bool,
+) -> Tensor:
+    """The pixels of the Fourier masks of a plan (fusedmix/fourier.py)."""
+    return masks(spec, kind, geometry, value, seed, tuple(size), per, draws, soft)
 
 
 def blend(w: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -69,13 +96,14 @@ def mix(
     ndim: int,
     pairing: int,
     per: int,
+    pixels: Tensor | None = None,
 ) -> Tensor:
     """M ⊙ x + (1-M) ⊙ x[partner] (Park 2022, eq. 1) in the layout of x; its last `ndim` dims are spatial."""
-    partner, kind, geometry, value = (t.to(x.device) for t in (partner, kind, geometry, value))
+    partner = partner.to(x.device)
     out = torch.empty_like(x)
-    for rows in _chunks(x):
-        m = _mask_for(x, kind[rows], geometry[rows], value[rows], ndim, per)
-        out[rows] = blend(m, x[rows], x[partner[rows]])
+    for i in _chunks(x):
+        m = _masks_of(i, x, kind, geometry, value, ndim, per, pixels)
+        out[i] = blend(m, x[i], x[partner[i]])
     return out
 
 
@@ -88,9 +116,10 @@ def mix_(
     ndim: int,
     pairing: int,
     per: int,
+    pixels: Tensor | None = None,
 ) -> None:
     """The same, in place."""
-    x.copy_(mix(x, partner, kind, geometry, value, ndim, pairing, per))
+    x.copy_(mix(x, partner, kind, geometry, value, ndim, pairing, per, pixels))
 
 
 def mix_adjoint(
@@ -102,15 +131,16 @@ def mix_adjoint(
     ndim: int,
     pairing: int,
     per: int,
+    pixels: Tensor | None = None,
 ) -> Tensor:
     """The gradient of mix: M_i·g_i + (1-M_j)·g_j with partner(j) = i, rounded once."""
-    partner, kind, geometry, value = (t.to(grad.device) for t in (partner, kind, geometry, value))
+    partner = partner.to(grad.device)
     inverse = torch.empty_like(partner).scatter_(0, partner, torch.arange(partner.shape[0], device=grad.device))
     out = torch.empty_like(grad)
     for i in _chunks(grad):
         j = inverse[i]
-        own = _mask_for(grad, kind[i], geometry[i], value[i], ndim, per).double()
-        lent = 1.0 - _mask_for(grad, kind[j], geometry[j], value[j], ndim, per).double()
+        own = _masks_of(i, grad, kind, geometry, value, ndim, per, pixels).double()
+        lent = 1.0 - _masks_of(j, grad, kind, geometry, value, ndim, per, pixels).double()
         # An overflowed gradient must not turn into NaN where its weight is 0.
         out[i] = torch.where(own == 0, 0.0, own * grad[i].double()) + torch.where(
             lent == 0, 0.0, lent * grad[j].double()
@@ -172,20 +202,26 @@ def _masks(request: Request, plan: Sequence[Tensor]) -> tuple[Any, ...]:
     """What `mix` takes after x."""
     partner, _, _, kind, geometry, value = plan
     per = Per.SAMPLE if request.lam is not None and request.lam.ndim else request.per
-    ndim = len(request.size) if any(Method(int(m)).has_centre for m in request.spec[:, Column.METHOD].tolist()) else 0
+    constant = all(Method(int(m)).is_constant for m in request.spec[:, Column.METHOD].tolist())
+    ndim = 0 if constant else len(request.size)
     return partner, kind, geometry, value, ndim, int(request.pairing), int(per)
 
 
-def _chunks(x: Tensor) -> Iterator[slice]:
+def _chunks(x: Tensor) -> Iterator[Tensor]:
     """The samples of a batch in pieces of about _CHUNK elements, at least one sample each."""
     step = max(1, _CHUNK * x.shape[0] // max(1, x.numel()))
-    return (slice(start, start + step) for start in range(0, x.shape[0], step))
+    return iter(torch.arange(x.shape[0], device=x.device).split(step)) if x.shape[0] else iter(())
 
 
-def _mask_for(x: Tensor, kind: Tensor, geometry: Tensor, value: Tensor, ndim: int, per: int) -> Tensor:
-    """Masks (n, 1, ..., 1, *S) that broadcast against x; with ndim 0 (constant masks) S is (). n is 1 per batch."""
-    if per == Per.BATCH:
-        kind, geometry, value = kind[:1], geometry[:1], value[:1]
+def _masks_of(
+    i: Tensor, x: Tensor, kind: Tensor, geometry: Tensor, value: Tensor, ndim: int, per: int, pixels: Tensor | None
+) -> Tensor:
+    """Masks (n, 1, ..., 1, *S) of samples i that broadcast against x[i]; with ndim 0 (constant masks) S is (). Of a batch
+    that shares one n is 1."""
+    row = i[:1] * 0 if per == Per.BATCH else i
+    kind, geometry, value = (t.to(x.device)[row] for t in (kind, geometry, value))
+    if pixels is not None:
+        pixels = pixels.to(x.device)[draw_of(row, per, x.shape[0])]
     size = tuple(x.shape[x.ndim - ndim :])
-    m = mask(kind, geometry, value, size) if ndim else value[:, 0]
-    return m.reshape([kind.shape[0]] + [1] * (x.ndim - 1 - ndim) + list(size))
+    m = mask(kind, geometry, value, size, Per.SAMPLE, pixels) if ndim else value[:, 0]
+    return m.reshape([row.shape[0]] + [1] * (x.ndim - 1 - ndim) + list(size))

@@ -50,6 +50,13 @@ def mask(kind: Tensor, geometry: Tensor, value: Tensor, size: tuple[int, ...]) -
     return write_masks(kind, geometry, value, size)
 
 
+def fourier(*arguments: Any) -> Tensor:
+    """The pixels of the Fourier masks of a plan."""
+    from fusedmix.backends.triton.fourier_kernel import masks
+
+    return masks(*arguments)
+
+
 def mix(x: Tensor, *masks: Any) -> Tensor:
     """M ⊙ x + (1-M) ⊙ x[partner] in the layout of x."""
     from fusedmix.backends.triton.mix_kernel import apply
@@ -157,4 +164,4 @@ def _indexed(device: torch.device) -> torch.device:
     )
 
 
-__all__ = ["mask", "mix", "mix_", "mix_adjoint", "mix_batch", "mix_batch_", "mix_labels", "sample", "why_not"]
+__all__ = ["fourier", "mask", "mix", "mix_", "mix_adjoint", "mix_batch", "mix_batch_", "mix_labels", "sample", "why_not"]
