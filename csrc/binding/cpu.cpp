@@ -22,41 +22,72 @@ Plan sample(Tensor spec, int64_t batch_size, std::vector<int64_t> size, int64_t 
   return sample_on_cpu(request);
 }
 
-Tensor mask(Tensor kind, Tensor geometry, Tensor value, std::vector<int64_t> size) {
-  const PlanTensors plan(empty_cpu({0}, ScalarType::Long), kind, geometry, value);
-  int64_t sides[3] = {1, 1, 1};
-  std::copy(size.begin(), size.end(), sides + 3 - size.size());
+Tensor mask(Tensor kind, Tensor geometry, Tensor value, std::vector<int64_t> size, int64_t per, std::optional<Tensor> pixels) {
+  const PlanTensors plan(empty_cpu({0}, ScalarType::Long), kind, geometry, value, pixels);
+  int64_t sides[3];
+  to_sides(size, 0, static_cast<int64_t>(size.size()), sides);
   const int64_t n = kind.size(0);
   std::vector<int64_t> shape{n};
   shape.insert(shape.end(), size.begin(), size.end());
   Tensor out = torch::stable::new_empty(value, torch::headeronly::IntHeaderOnlyArrayRef(shape));
-  cpu::masks(plan.view(kRandom, kPerSample), n, sides, data<float>(out), parallel());
+  PlanView view = plan.view(kRandom, per, sides);
+  view.shared = false;  // a mask is written for every sample
+  cpu::masks(view, n, sides, data<float>(out), parallel());
+  return out;
+}
+
+Tensor fourier(Tensor spec, Tensor kind, Tensor geometry, Tensor value, Tensor seed, std::vector<int64_t> size, int64_t per,
+               int64_t draws, bool soft) {
+  const Tensor rows = packed(spec, ScalarType::Double);
+  const PlanTensors plan(empty_cpu({0}, ScalarType::Long), kind, geometry, value);
+  cpu::FourierArgs a{};
+  a.rows = reinterpret_cast<const MethodRow*>(rows.const_data_ptr());
+  a.methods = static_cast<int32_t>(rows.size(0));
+  a.ndim = static_cast<int32_t>(size.size());
+  to_sides(size, 0, a.ndim, a.size);
+  a.batch = kind.size(0);
+  a.per = static_cast<int32_t>(per);
+  a.draws = static_cast<int32_t>(draws);
+  a.seed = seed.numel() > 0 ? static_cast<uint64_t>(*const_data<int64_t>(seed)) : 0;
+  a.kind = const_data<int32_t>(plan.kind);
+  a.geometry = const_data<int32_t>(plan.geometry);
+  a.value = const_data<float>(plan.value);
+  const int64_t pixels = a.size[0] * a.size[1] * a.size[2], n = mask_rows(per, a.batch);
+  const Tensor out = soft ? empty_cpu({n, pixels}, ScalarType::Short) : empty_cpu({n, (pixels + 31) / 32}, ScalarType::Int);
+  if (soft) {
+    a.levels = data<uint16_t>(out);
+  } else {
+    a.bits = data<uint32_t>(out);
+  }
+  cpu::fourier(a, parallel());
   return out;
 }
 
 void apply(const Tensor& src, const Tensor& dst, const PlanTensors& plan, int64_t ndim, int64_t pairing, int64_t per,
            bool adjoint = false) {
+  int64_t sides[3];
+  to_sides(src.sizes(), src.dim() - ndim, ndim, sides);
   cpu::mix({element_type(src), src.const_data_ptr(), dst.mutable_data_ptr(), layout_of(src, dst, ndim),
-            plan.view(pairing, per), adjoint},
+            plan.view(pairing, per, sides), adjoint},
            parallel());
 }
 
 Tensor mix(Tensor x, Tensor partner, Tensor kind, Tensor geometry, Tensor value, int64_t ndim, int64_t pairing,
-           int64_t per) {
+           int64_t per, std::optional<Tensor> pixels) {
   Tensor out = new_like(x);
-  apply(x, out, {partner, kind, geometry, value}, ndim, pairing, per);
+  apply(x, out, {partner, kind, geometry, value, pixels}, ndim, pairing, per);
   return out;
 }
 
 void mix_(Tensor x, Tensor partner, Tensor kind, Tensor geometry, Tensor value, int64_t ndim, int64_t pairing,
-          int64_t per) {
-  apply(x, x, {partner, kind, geometry, value}, ndim, pairing, per);
+          int64_t per, std::optional<Tensor> pixels) {
+  apply(x, x, {partner, kind, geometry, value, pixels}, ndim, pairing, per);
 }
 
 Tensor mix_adjoint(Tensor grad, Tensor partner, Tensor kind, Tensor geometry, Tensor value, int64_t ndim, int64_t pairing,
-                   int64_t per) {
+                   int64_t per, std::optional<Tensor> pixels) {
   Tensor out = new_like(grad);
-  apply(grad, out, {partner, kind, geometry, value}, ndim, pairing, per, true);
+  apply(grad, out, {partner, kind, geometry, value, pixels}, ndim, pairing, per, true);
   return out;
 }
 
@@ -194,6 +225,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mix_batch_(
 STABLE_TORCH_LIBRARY_IMPL(fusedmix_cpp, CPU, m) {
   m.impl("sample", TORCH_BOX(&sample));
   m.impl("mask", TORCH_BOX(&mask));
+  m.impl("fourier", TORCH_BOX(&fourier));
   m.impl("mix", TORCH_BOX(&mix));
   m.impl("mix_", TORCH_BOX(&mix_));
   m.impl("mix_adjoint", TORCH_BOX(&mix_adjoint));

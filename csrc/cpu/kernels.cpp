@@ -3,8 +3,9 @@
 #include "kernels.h"
 
 #include "../include/fusedmix/blend.h"
+#include "../include/fusedmix/fourier.h"
 
-#if defined(__F16C__)
+#if defined(__F16C__) || defined(__AVX__)
 #include <immintrin.h>
 #endif
 
@@ -179,6 +180,136 @@ void gaussian(float* out, const float* table, int64_t n, Factors f, bool complem
   }
 }
 
+// ---- Fourier masks ----
+
+// Several floats in a register. Cast to, never passed to or returned from a function: how that is done depends on the
+// instruction set.
+typedef float Lanes __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
+#if defined(__FMA__)
+#define FUSEDMIX_LANES_FMA(a, b, c) reinterpret_cast<Lanes>(_mm256_fmadd_ps(a, b, c))
+#else
+#define FUSEDMIX_LANES_FMA(a, b, c) ((a) * (b) + (c))
+#endif
+#define FUSEDMIX_LANES_AT(p) (*reinterpret_cast<Lanes*>(p))
+#define FUSEDMIX_CONST_LANES_AT(p) (*reinterpret_cast<const Lanes*>(p))
+
+void noise_row(float* out, int64_t n, uint64_t seed, uint64_t index, uint32_t call) {
+  float *a = out, *b = out + n, *mirrored_a = out + 2 * n, *mirrored_b = out + 3 * n;
+#pragma GCC ivdep
+  for (int64_t k = 0; k < n; ++k) {
+    const Words w = words(seed, index, kStreamNoise, call + static_cast<uint32_t>(k));
+    const Pair one = normals(w.a, w.b), other = normals(w.c, w.d);
+    a[k] = one.a;
+    b[k] = one.b;
+    mirrored_a[k] = other.a;
+    mirrored_b[k] = other.b;
+  }
+}
+
+// Along the columns: R + iI = Σ_ky C·e^{iθ}, for y and height - y from the same sums.
+void plane_columns(const Plane& p) {
+  const int64_t stop = p.height / 2 + 1;
+  float *real = p.rows, *imaginary = p.rows + p.height * p.nx;
+  for (int64_t y = 0; y < stop; ++y) {
+    const int64_t mirrored = y == 0 ? 0 : p.height - y;
+    for (int64_t x = 0; x < p.nx; x += kLanes) {
+      Lanes even_r{}, odd_r{}, even_i{}, odd_i{};
+      for (int64_t k = 0; k < p.ny; ++k) {
+        const Lanes c = Lanes{} + p.cos_y[k * stop + y], s = Lanes{} + p.sin_y[k * stop + y];
+        const int64_t at = k * p.nx + x;
+        even_r = FUSEDMIX_LANES_FMA(FUSEDMIX_CONST_LANES_AT(p.sum_a + at), c, even_r);
+        odd_r = FUSEDMIX_LANES_FMA(FUSEDMIX_CONST_LANES_AT(p.difference_b + at), s, odd_r);
+        even_i = FUSEDMIX_LANES_FMA(FUSEDMIX_CONST_LANES_AT(p.sum_b + at), c, even_i);
+        odd_i = FUSEDMIX_LANES_FMA(FUSEDMIX_CONST_LANES_AT(p.difference_a + at), s, odd_i);
+      }
+      FUSEDMIX_LANES_AT(real + y * p.nx + x) = even_r - odd_r;
+      FUSEDMIX_LANES_AT(imaginary + y * p.nx + x) = even_i + odd_i;
+      if (mirrored == y || mirrored >= p.height) continue;
+      FUSEDMIX_LANES_AT(real + mirrored * p.nx + x) = even_r + odd_r;
+      FUSEDMIX_LANES_AT(imaginary + mirrored * p.nx + x) = even_i - odd_i;
+    }
+  }
+}
+
+// Along kRows rows from y: Σ_kx R·cos θ - I·sin θ, for x and width - x from the same sums.
+template <int kRows>
+void plane_rows(const Plane& p, int64_t y) {
+  const float *real = p.rows + y * p.nx, *imaginary = p.rows + (p.height + y) * p.nx;
+  float* out = p.out + y * p.width;
+  for (int64_t x = 0; x < p.half; x += kLanes) {
+    Lanes even[kRows] = {}, odd[kRows] = {};
+    for (int64_t k = 0; k < p.nx; ++k) {
+      const Lanes c = FUSEDMIX_CONST_LANES_AT(p.cos_x + k * p.half + x), s = FUSEDMIX_CONST_LANES_AT(p.sin_x + k * p.half + x);
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; ++r) {
+        even[r] = FUSEDMIX_LANES_FMA(Lanes{} + real[r * p.nx + k], c, even[r]);
+        odd[r] = FUSEDMIX_LANES_FMA(Lanes{} + imaginary[r * p.nx + k], s, odd[r]);
+      }
+    }
+    const int64_t n = p.width / 2 + 1 - x < kLanes ? p.width / 2 + 1 - x : kLanes;
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+      float ahead[kLanes], behind[kLanes];
+      FUSEDMIX_LANES_AT(ahead) = even[r] - odd[r];
+      FUSEDMIX_LANES_AT(behind) = even[r] + odd[r];
+      float* row = out + r * p.width;
+      for (int64_t l = 0; l < n; ++l) row[x + l] = ahead[l];
+      for (int64_t l = x == 0 ? 1 : 0; l < n; ++l) {
+        if (2 * (x + l) != p.width) row[p.width - x - l] = behind[l];
+      }
+    }
+  }
+}
+
+void plane(const Plane& p) {
+  plane_columns(p);
+  int64_t y = 0;
+  for (; y + 4 <= p.height; y += 4) plane_rows<4>(p, y);
+  for (; y < p.height; ++y) plane_rows<1>(p, y);
+}
+
+void above(uint32_t* bits, const float* v, int64_t n, float threshold) {
+  for (int64_t q = 0; q < n; q += 32) {
+    uint32_t word = 0;
+    const int64_t m = n - q < 32 ? n - q : 32;
+#if defined(__AVX__)
+    if (m == 32) {
+      const __m256 t = _mm256_set1_ps(threshold);
+      for (int l = 0; l < 32; l += 8) {
+        const __m256 over = _mm256_cmp_ps(_mm256_loadu_ps(v + q + l), t, _CMP_GT_OQ);
+        word |= static_cast<uint32_t>(_mm256_movemask_ps(over)) << l;
+      }
+      bits[q / 32] = word;
+      continue;
+    }
+#endif
+    for (int64_t l = 0; l < m; ++l) word |= static_cast<uint32_t>(v[q + l] > threshold) << l;
+    bits[q / 32] = word;
+  }
+}
+
+int64_t bracket(const float* v, int64_t n, float low, float high, int32_t* found, int64_t most, int64_t* found_count) {
+  constexpr int64_t kBlock = 64;
+  int64_t over = 0, count = 0;
+  for (int64_t q = 0; q < n; q += kBlock) {
+    const int64_t m = n - q < kBlock ? n - q : kBlock;
+    int32_t here = 0, reached = 0;
+    for (int64_t l = 0; l < m; ++l) {
+      here += v[q + l] > high ? 1 : 0;
+      reached += v[q + l] >= low ? 1 : 0;
+    }
+    over += here;
+    if (here == reached) continue;
+    for (int64_t l = 0; l < m; ++l) {
+      if (!(v[q + l] >= low) || v[q + l] > high) continue;
+      if (count < most) found[count] = static_cast<int32_t>(q + l);
+      ++count;
+    }
+  }
+  *found_count = count;
+  return over;
+}
+
 }  // namespace
 
 extern const Kernels FUSEDMIX_CONCAT(kernels_, FUSEDMIX_ISA);
@@ -186,6 +317,7 @@ const Kernels FUSEDMIX_CONCAT(kernels_, FUSEDMIX_ISA) = {
     FUSEDMIX_STRING(FUSEDMIX_ISA),
     {row_kernels<float>(), row_kernels<Half>(), row_kernels<BFloat16>(), row_kernels<double>(), row_kernels<uint8_t>()},
     gaussian,
+    {noise_row, plane, above, bracket},
 };
 
 }  // namespace fusedmix::cpu

@@ -142,9 +142,9 @@ def mix_adjoint(
         own = _masks_of(i, grad, kind, geometry, value, ndim, per, pixels).double()
         lent = 1.0 - _masks_of(j, grad, kind, geometry, value, ndim, per, pixels).double()
         # An overflowed gradient must not turn into NaN where its weight is 0.
-        out[i] = torch.where(own == 0, 0.0, own * grad[i].double()) + torch.where(
-            lent == 0, 0.0, lent * grad[j].double()
-        )
+        kept = torch.where(own == 0, 0.0, own * grad[i].double())
+        given = torch.where(lent == 0, 0.0, lent * grad[j].double())
+        out[i] = (kept + given).to(grad.dtype)
     return out
 
 

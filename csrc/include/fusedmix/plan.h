@@ -1,7 +1,7 @@
 // The tensors of a plan as a kernel sees them: fusedmix/plan.py's, in its order.
 #pragma once
 
-#include "mask.h"
+#include "pixels.h"
 
 namespace fusedmix {
 
@@ -12,6 +12,7 @@ struct PlanView {
   const float* value;       // 2 a sample
   int32_t pairing;          // Pairing: the partners of kRoll and kFlip need no loads
   bool shared;              // one draw for the whole batch: row 0 serves everyone
+  Pixels pixels;            // of Fourier masks
 };
 
 // Where a sampler writes.
