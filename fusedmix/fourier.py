@@ -81,14 +81,14 @@ def amplitudes(size: tuple[int, ...], variant: str, decay_power: float, cutoff: 
             entries = torch.arange(len(along[axis])) % size[axis + 1]
             squares = squares + other[entries].square().reshape([-1 if a == axis else 1 for a in range(len(size))])
         imaginary = squares + size[0] ** -2
-        factor = torch.where(doubled, 2.0, 1.0)
+        factor = torch.where(doubled, torch.full_like(last, 2.0), 1.0)
     else:
         squares = torch.zeros((), dtype=torch.float64)
         for axis, k in enumerate(along):
             f = torch.tensor(list(k), dtype=torch.float64) / size[axis]
             squares = squares + f.square().reshape([-1 if a == axis else 1 for a in range(len(size))])
         imaginary = squares
-        factor = torch.where(doubled, math.sqrt(2.0), 1.0)
+        factor = torch.where(doubled, torch.full_like(last, math.sqrt(2.0)), 1.0)
     real, imaginary = ((s.sqrt() * max(size)).clamp_min(1.0) ** -decay_power for s in (squares, imaginary))
     return factor * real, factor * imaginary
 

@@ -29,8 +29,11 @@ METHODS = {
     "HMix-paper": lambda **kw: fm.HMix(variant="paper", ratio=0.5, **kw),
     "GMix-released": lambda **kw: fm.GMix(variant="released", **kw),
     "GMix-paper": lambda **kw: fm.GMix(variant="paper", **kw),
+    "FMix-released": lambda **kw: fm.FMix(variant="released", **kw),
+    "FMix-paper": lambda **kw: fm.FMix(variant="paper", **kw),
+    "FMix-soft": lambda **kw: fm.FMix(max_soft=0.3, **kw),
     "SamplePairing": fm.SamplePairing,
-    "RandomMix": lambda **kw: fm.RandomMix([fm.MixUp(), fm.CutMix(), fm.HMix(), fm.GMix()], **kw),
+    "RandomMix": lambda **kw: fm.RandomMix([fm.MixUp(), fm.CutMix(), fm.HMix(), fm.GMix(), fm.FMix()], **kw),
 }
 
 INTEGERS = (
