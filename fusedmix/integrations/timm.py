@@ -1,7 +1,22 @@
 """timm's Mixup and FastCollateMixup by one changed import: `from fusedmix.integrations.timm import Mixup`.
 
 Signature, attributes and batches are those of timm.data (1.0.31): the same seed of NumPy's global generator gives the
-same boxes, targets and images, and leaves the generator in the same state. timm itself is not needed.
+same boxes, targets and images (up to the rounding of a blend), and leaves the generator in the same state. timm itself
+is not needed.
+
+```python
+from fusedmix.integrations.timm import Mixup  # before: from timm.data import Mixup
+from timm.loss import SoftTargetCrossEntropy
+
+mixup = Mixup(mixup_alpha=0.8, cutmix_alpha=1.0, mode="elem", num_classes=1000)
+criterion = SoftTargetCrossEntropy()
+for images, labels in loader:
+    images, targets = mixup(images, labels)  # images in place; targets: float32 (B, 1000)
+    loss = criterion(model(images), targets)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+```
 
 What is different, each where timm gives a wrong result or none:
 
