@@ -382,6 +382,17 @@ class MixTransform(nn.Module):
         return self._per.name.lower()
 
     @property
+    def enabled(self) -> bool:
+        """Whether batches are mixed. May be changed between steps, compiled ones too: False leaves every batch as it
+        is (λ = 1), whatever α, p and the method are."""
+        return bool((self._spec[:, Column.P] > 0).any())
+
+    @enabled.setter
+    def enabled(self, value: bool) -> None:
+        # A number in the spec, as α is: a flag of Python would be a guard of every compiled step.
+        self._spec[:, Column.P] = float(checks.boolean("enabled", value))
+
+    @property
     def generator(self) -> torch.Generator | None:
         """Where the draws or the seeds come from; None: torch's default generator."""
         return None if self._generator is None else self._generator.generator
@@ -548,6 +559,7 @@ class _Method(MixTransform):
     """A module of one method, by the authors' code or by the paper where the two differ."""
 
     _formulas: ClassVar[dict[str, Method]]  # by variant
+    _in_sets: ClassVar[bool] = True  # whether RandomMix may hold it
 
     _default_variant = "released"
 
@@ -790,7 +802,7 @@ class RandomMix(MixTransform):
         if not methods:
             raise ValueError("methods must hold at least one mixing module, but got none.")
         for i, method in enumerate(methods):
-            if not isinstance(method, _Method):
+            if not isinstance(method, _Method) or not method._in_sets:
                 raise TypeError(
                     f"methods[{i}] must be a MixUp, CutMix, HMix, GMix, FMix or SamplePairing, "
                     f"but got {type(method).__name__}."
@@ -807,8 +819,9 @@ class RandomMix(MixTransform):
     def _current_spec(self) -> Tensor:
         spec = torch.cat([method._spec for method in self.methods])  # anew: a schedule may have changed an α or a p
         spec[:, Column.WEIGHT] = self._shares
+        spec[:, Column.P] *= self._spec[:, Column.P]  # each `enabled` or not, and so is the set
         for row, method in enumerate(self.methods):
-            spec[row, Column.P] = method.p
+            spec[row, Column.P] *= method.p
         return spec
 
     def _describe(self) -> dict[str, Any]:
