@@ -4,12 +4,19 @@ Two halves: modules that sample a plan and apply it (`mix = fusedmix.CutMix(num_
 apply any plan (`fusedmix.mix`, `mix_`, `mix_labels`, `mix_masks`, `mix_cross_entropy`).
 """
 
-from fusedmix.backends import BackendError
+from fusedmix.backends import BackendError  # first: the rest imports it from the middle of a circle
+
+# isort: split
+
+from fusedmix import schedules
 from fusedmix.checkpointing import checkpoint_contexts
 from fusedmix.checks import InplaceError
+from fusedmix.embeddings import EmbedMix, mix_embeddings
 from fusedmix.functional import mix, mix_, mix_labels
+from fusedmix.hooks import MixHandle, attach, attached
 from fusedmix.losses import mix_cross_entropy
 from fusedmix.plan import MixPlan, SparseTargets
+from fusedmix.regression import mix_targets
 from fusedmix.segmentation import mix_masks
 from fusedmix.transforms import CutMix, FMix, GMix, HMix, MixTransform, MixUp, RandomMix, SamplePairing
 from fusedmix.version import __version__
@@ -17,10 +24,12 @@ from fusedmix.version import __version__
 __all__ = [
     "BackendError",
     "CutMix",
+    "EmbedMix",
     "FMix",
     "GMix",
     "HMix",
     "InplaceError",
+    "MixHandle",
     "MixPlan",
     "MixTransform",
     "MixUp",
@@ -28,10 +37,15 @@ __all__ = [
     "SamplePairing",
     "SparseTargets",
     "__version__",
+    "attach",
+    "attached",
     "checkpoint_contexts",
     "mix",
     "mix_",
     "mix_cross_entropy",
+    "mix_embeddings",
     "mix_labels",
     "mix_masks",
+    "mix_targets",
+    "schedules",
 ]
