@@ -6,8 +6,8 @@ follows from the numbers is the business of an operator: here `plan`, which the 
 
 Order of the host draws (a step that is certain or not needed is not drawn): p of the module, the method, p of the
 method, λ, FMix's swap of λ, the random partners, the centre along the last, second to last, third to last axis, FMix's
-coin, the seed of its noise. Per batch this is what v2.RandomApply, v2.RandomChoice, v2.MixUp and v2.CutMix draw; per pair
-and per sample each step is one call for all draws.
+coin, the seed of its noise. Per batch this is what v2.RandomApply, v2.RandomChoice, v2.MixUp and v2.CutMix draw; per
+pair and per sample each step is one call for all draws.
 """
 
 from __future__ import annotations
@@ -138,8 +138,8 @@ def _host_batch(request: Request, generator: torch.Generator | None) -> tuple[Te
 
 
 def _swapped(lam: Tensor, chance: Tensor) -> Tensor:
-    """λ ~ Beta(α+1, α) from λ ~ Beta(α, α): its density is 2λ times as large, and 1-λ is as likely as λ. So λ is kept with
-    probability λ, and turned into 1-λ otherwise."""
+    """λ ~ Beta(α+1, α) from λ ~ Beta(α, α): its density is 2λ times as large, and 1-λ is as likely as λ. So λ is kept
+    with probability λ, and turned into 1-λ otherwise."""
     return torch.where(chance < lam, lam, 1.0 - lam)
 
 

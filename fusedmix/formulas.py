@@ -14,8 +14,9 @@ A mask is one of six kinds, each with at most eight numbers:
     FOURIER_RELEASED      number, soft, -                    decay, -             by the rank of the pixel's grey value
     FOURIER               number, soft, -                    decay, cutoff        by the rank of the pixel's grey value
 
-d² is the squared distance to the centre in pixels. Of a Fourier mask (FMix) these numbers say which grey image it is made
-of and how many pixels are 1; its pixels themselves are made of them, and stored, by fusedmix/fourier.py. Signals with fewer than three spatial dims have leading sides of 1.
+d² is the squared distance to the centre in pixels. Of a Fourier mask (FMix) these numbers say which grey image it is
+made of and how many pixels are 1; its pixels themselves are made of them, and stored, by fusedmix/fourier.py. Signals
+with fewer than three spatial dims have leading sides of 1.
 """
 
 from __future__ import annotations

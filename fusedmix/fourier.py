@@ -1,24 +1,25 @@
 """FMix's masks: grey images of Fourier noise, of which the largest pixels are 1 (Harris, Marcu, Painter, Niranjan,
 Prügel-Bennett, Hare, "FMix: Enhancing Mixed Sample Data Augmentation", 2020).
 
-A grey image is G(z, y, x) = Σ_k [a_k cos θ - b_k sin θ], θ = 2π(kz·z/D + ky·y/H + kx·x/W): k in half of the spectrum, which
-is all there is to a real image; a_k and b_k normal, of a standard deviation that falls with the frequency f = |k| (cycles
-per pixel) as f^-decay, and not below the frequency of one cycle along the longest side.
+A grey image is G(z, y, x) = Σ_k [a_k cos θ - b_k sin θ], θ = 2π(kz·z/D + ky·y/H + kx·x/W): k in half of the spectrum,
+which is all there is to a real image; a_k and b_k normal, of a standard deviation that falls with the frequency f = |k|
+(cycles per pixel) as f^-decay, and not below the frequency of one cycle along the longest side.
 
-* `paper`: isotropic. It is Re ifft(Z·amplitude) of independent complex Z on the whole spectrum; folding it in half doubles
-  the variance of each pair k, -k, hence √2 but for the columns kx = 0 and kx = W/2, which hold both.
-* `released`: the published code indexes the wrong axis of its noise array. So only kx = 0 and 1 occur, and what stands at
-  row ky has the amplitude of a frequency along the next axis (METHODS: verified against the code).
+* `paper`: isotropic. It is Re ifft(Z·amplitude) of independent complex Z on the whole spectrum; folding it in half
+  doubles the variance of each pair k, -k, hence √2 but for the columns kx = 0 and kx = W/2, which hold both.
+* `released`: the published code indexes the wrong axis of its noise array. So only kx = 0 and 1 occur, and what stands
+  at row ky has the amplitude of a frequency along the next axis (METHODS: verified against the code).
 
 How it is computed. At decay 3 almost all of the image is in its first few frequencies, so instead of a fast Fourier
-transform of everything there are two (in 3-D three) small sums, axis by axis: along the rows for every kx, then along the
-columns for every row, with 2·(2K+1)·K·H + 2·2K·H·W products for K frequencies. Frequencies above `cutoff` cycles along the
-longest side are left out; that is part of the definition, the same on every backend. With 32 of the 112 of 224 pixels and
-decay 3 some .018 % of the pixels differ from those of the whole spectrum. And no backend needs a library for it.
+transform of everything there are two (in 3-D three) small sums, axis by axis: along the rows for every kx, then along
+the columns for every row, with 2·(2K+1)·K·H + 2·2K·H·W products for K frequencies. Frequencies above `cutoff` cycles
+along the longest side are left out; that is part of the definition, the same on every backend. With 32 of the 112 of
+224 pixels and decay 3 some .018 % of the pixels differ from those of the whole spectrum. And no backend needs a library
+for it.
 
-The noise is a pure function of (seed, mask, frequency), whatever the size and the cut-off: an image of other sides has the
-same low frequencies. The rank of a pixel decides whether it is 1, not its value: the `number` largest are, and of equal
-ones the first. Masks are kept as bits; with a soft edge as 16-bit levels, M = level / 65535.
+The noise is a pure function of (seed, mask, frequency), whatever the size and the cut-off: an image of other sides has
+the same low frequencies. The rank of a pixel decides whether it is 1, not its value: the `number` largest are, and of
+equal ones the first. Masks are kept as bits; with a soft edge as 16-bit levels, M = level / 65535.
 """
 
 from __future__ import annotations
@@ -60,9 +61,11 @@ def frequencies(size: tuple[int, ...], variant: str, cutoff: float = math.inf) -
     return (*leading, range(most[-1] + 1))
 
 
-def amplitudes(size: tuple[int, ...], variant: str, decay_power: float, cutoff: float = math.inf) -> tuple[Tensor, Tensor]:
-    """The standard deviations of a_k and b_k, float64, over the product of `frequencies`, with f in cycles along the longest
-    side: that of the slowest wave is one.
+def amplitudes(
+    size: tuple[int, ...], variant: str, decay_power: float, cutoff: float = math.inf
+) -> tuple[Tensor, Tensor]:
+    """The standard deviations of a_k and b_k, float64, over the product of `frequencies`, with f in cycles along the
+    longest side: that of the slowest wave is one.
 
     Args:
         size: 1 to 3 sides in pixels.
@@ -140,8 +143,9 @@ def grey(seed: Tensor, index: Tensor, size: tuple[int, ...], variant: str, decay
 
 
 def levels(grey: Tensor, number: Tensor, soft: Tensor) -> Tensor:
-    """(n, S) int64 levels of 0..LEVELS from (n, S) grey values: LEVELS for the `number` largest, of equal ones the first, 0
-    for the rest. With `soft` s > 0 the level falls linearly over the ranks number-s to number+s-1, from LEVELS to 0."""
+    """(n, S) int64 levels of 0..LEVELS from (n, S) grey values: LEVELS for the `number` largest, of equal ones the
+    first, 0 for the rest. With `soft` s > 0 the level falls linearly over the ranks number-s to number+s-1, from LEVELS
+    to 0."""
     pixels = grey.shape[1]
     order = grey.argsort(dim=1, descending=True, stable=True)
     rank = torch.empty_like(order).scatter_(1, order, torch.arange(pixels, device=grey.device).expand_as(order))
@@ -197,7 +201,8 @@ def masks(
         kind, geometry, value: (B,), (B, 6), (B, 2): the plan.
         seed: () or (1,) int64: of the noise.
         size: 1 to 3 spatial sides.
-        per: how many masks the batch has: row i of the result is that of sample i ("batch": of all, "pair": of i, B-1-i).
+        per: how many masks the batch has: row i of the result is that of sample i ("batch": of all, "pair": of i and
+            B-1-i).
         draws: which noise each has: that of its draw.
         soft: whether levels are wanted.
 

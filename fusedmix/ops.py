@@ -37,9 +37,7 @@ _MASKS = (
 # The operators that every backend has.
 _SCHEMAS = {
     "sample": f"({_REQUEST}, {_SOURCE}, Device device) -> ({_PLAN})",
-    "mask": (
-        "(Tensor kind, Tensor geometry, Tensor value, SymInt[] size, int per=2, Tensor? pixels=None) -> Tensor"
-    ),
+    "mask": ("(Tensor kind, Tensor geometry, Tensor value, SymInt[] size, int per=2, Tensor? pixels=None) -> Tensor"),
     "fourier": (
         "(Tensor spec, Tensor kind, Tensor geometry, Tensor value, Tensor seed, SymInt[] size, int per, int draws, "
         "bool soft) -> Tensor"

@@ -18,8 +18,8 @@ class MixPlan:
     """Everything drawn for one batch of B samples: who is mixed with whom, by which mask, at which label weight.
 
     Made by the `sample` method of a mixing module; consumed by `mix`, `mix_`, `mix_labels`, `mix_cross_entropy`.
-    A plan is a pytree whose leaves are its tensors. Masks are not stored but computed from at most eight numbers, except
-    FMix's, of which a bit is stored for each pixel.
+    A plan is a pytree whose leaves are its tensors. Masks are not stored but computed from at most eight numbers,
+    except FMix's, of which a bit is stored for each pixel.
 
     Attributes:
         partner: (B,) int64, a permutation: sample i is mixed with sample partner[i].
@@ -33,8 +33,8 @@ class MixPlan:
         per: how many draws the batch got.
         constant: whether every mask is λ everywhere whatever was drawn, so that the plan fits signals of any size.
         binary: whether every mask is 0 or 1 everywhere whatever was drawn, so that label maps can be mixed by it.
-        pixels: what FMix's masks are, which no formula gives: (n, ceil(S / 32)) int32 with a bit for each of S pixels, or
-            (n, S) int16 levels of 1/65535 where they are soft (`fusedmix.fourier`); n is 1, (B+1)//2 or B by `per`.
+        pixels: what FMix's masks are, which no formula gives: (n, ceil(S / 32)) int32 with a bit for each of S pixels,
+            or (n, S) int16 levels of 1/65535 where they are soft (`fusedmix.fourier`); n is 1, (B+1)//2 or B by `per`.
             None: no mask of the plan needs any.
     """
 

@@ -685,23 +685,25 @@ class GMix(_BetaMethod):
 
 class FMix(_BetaMethod):
     """FMix: the partner where a random low-frequency image is low; as many pixels as λ says, whatever their shape
-    (Harris et al., "FMix: Enhancing Mixed Sample Data Augmentation", 2020). Label weight = the realised mean of the mask.
+    (Harris et al., "FMix: Enhancing Mixed Sample Data Augmentation", 2020). Label weight = the realised mean of the
+    mask.
 
     The grey image is Fourier noise whose amplitude falls with the frequency f as f^-decay_power, drawn by Philox from a
     seed with every sampling. Its ⌊λS⌋ or ⌈λS⌉ largest pixels of S are the sample's, either with probability ½.
 
-    variant="paper": isotropic masks. variant="released": those of the published code, which indexes the wrong axis of its
-    noise, so that they hold only horizontal frequencies 0 and 1, and a row changes sides twice at most.
+    variant="paper": isotropic masks. variant="released": those of the published code, which indexes the wrong axis of
+    its noise, so that they hold only horizontal frequencies 0 and 1, and a row changes sides twice at most.
 
     Args:
         alpha: α > 0 of λ ~ Beta(α, α).
         decay_power: δ >= 0.
-        max_soft: s in [0, ½]: around the edge the mask falls linearly from 1 to 0 over ⌊S·min(s, λ, 1-λ)⌋ pixels on either
-            side, in the order of their grey values.
+        max_soft: s in [0, ½]: around the edge the mask falls linearly from 1 to 0 over ⌊S·min(s, λ, 1-λ)⌋ pixels on
+            either side, in the order of their grey values.
         reformulate: λ ~ Beta(α+1, α), and the label weight is 1: the loss uses the first label only.
-        cutoff: the highest frequency of the "paper" variant, in cycles along the longest side: frequencies above it along
-            an axis are left out on every backend. None: 32 from decay_power 3 on, where .018 % of the pixels of a 224x224
-            mask differ from those of the whole spectrum; below, the whole spectrum (for which any large number asks too).
+        cutoff: the highest frequency of the "paper" variant, in cycles along the longest side: frequencies above it
+            along an axis are left out on every backend. None: 32 from decay_power 3 on, where .018 % of the pixels of a
+            224x224 mask differ from those of the whole spectrum; below, the whole spectrum (for which any large number
+            asks too).
         **options: see `Options`; `variant` is "paper" by default.
     """
 

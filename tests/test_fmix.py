@@ -21,7 +21,22 @@ from fusedmix.formulas import Kind
 from fusedmix.philox import Stream, words
 
 VARIANTS = ("paper", "released")
-SIZES = [(1,), (2,), (9,), (1000,), (1, 1), (1, 6), (2, 2), (7, 2), (32, 32), (33, 70), (64, 17), (1, 2, 3), (5, 4, 7), (8, 9, 10)]
+SIZES = [
+    (1,),
+    (2,),
+    (9,),
+    (1000,),
+    (1, 1),
+    (1, 6),
+    (2, 2),
+    (7, 2),
+    (32, 32),
+    (33, 70),
+    (64, 17),
+    (1, 2, 3),
+    (5, 4, 7),
+    (8, 9, 10),
+]
 BACKENDS = [
     "reference",
     pytest.param("cpp", marks=pytest.mark.skipif(NO_CPP is not None, reason=str(NO_CPP))),
@@ -289,7 +304,9 @@ def test_masks_of_every_size(backend, variant, soft):
 @each_backend
 def test_rows_of_the_released_masks_turn_twice_at_most(backend):
     size = (12, 16) if interpreted(backend) else (40, 52)
-    _, masks = masks_by(backend, fm.FMix(per="sample", variant="released"), 4 if interpreted(backend) else 50, size, seed=6)
+    _, masks = masks_by(
+        backend, fm.FMix(per="sample", variant="released"), 4 if interpreted(backend) else 50, size, seed=6
+    )
     assert ((masks != masks.roll(1, 2)).sum(2) <= 2).all()
 
 
@@ -384,7 +401,12 @@ def test_one_lam_for_each_sample_of_a_batch():
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_among_other_methods(variant):
     """In a RandomMix each sample has the mask of its method; of FMix with other parameters too."""
-    methods = [fm.CutMix(), fm.FMix(variant=variant), fm.MixUp(), fm.FMix(variant=variant, decay_power=1.0, max_soft=0.5)]
+    methods = [
+        fm.CutMix(),
+        fm.FMix(variant=variant),
+        fm.MixUp(),
+        fm.FMix(variant=variant, decay_power=1.0, max_soft=0.5),
+    ]
     module = fm.RandomMix(methods, per="sample", pairing="random", num_classes=40)
     plan = module.sample(40, (24, 31), seed=7)
     masks = plan.mask()

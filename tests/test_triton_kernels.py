@@ -876,7 +876,8 @@ def test_autotuning_measures_the_batch_as_it_is(monkeypatch, chip, layout, in_pl
     width = 1 if layout == "misaligned" else 16 // item
     assert tried == [n for n in (512, 256, 128) if n * width <= 2048]
     assert len(mix_kernel._tuned) == 1  # what was measured is of the same kind
-    assert walks[-1].constants[4] == 256 and walks[-1].heads > 1
+    assert walks[-1].constants[4] == 256
+    assert walks[-1].heads > 1
     assert (walks[-1].staged > 0) == in_place
     wanted = fm.CutMix(num_classes=4, per="sample", backend="reference", sampling="device")(before, y)[0]
     assert torch.equal(out, wanted)

@@ -54,7 +54,9 @@ def mask(
     m = m.reshape([kind.shape[0], *size])
     if pixels is not None and kind.shape[0]:
         row = draw_of(torch.arange(kind.shape[0], device=device), per, kind.shape[0])
-        m = torch.where(kind.reshape([-1] + [1] * len(size)) >= Kind.FOURIER_RELEASED, unpack(pixels, tuple(size))[row], m)
+        m = torch.where(
+            kind.reshape([-1] + [1] * len(size)) >= Kind.FOURIER_RELEASED, unpack(pixels, tuple(size))[row], m
+        )
     return m
 
 
@@ -216,8 +218,8 @@ def _chunks(x: Tensor) -> Iterator[Tensor]:
 def _masks_of(
     i: Tensor, x: Tensor, kind: Tensor, geometry: Tensor, value: Tensor, ndim: int, per: int, pixels: Tensor | None
 ) -> Tensor:
-    """Masks (n, 1, ..., 1, *S) of samples i that broadcast against x[i]; with ndim 0 (constant masks) S is (). Of a batch
-    that shares one n is 1."""
+    """Masks (n, 1, ..., 1, *S) of samples i that broadcast against x[i]; with ndim 0 (constant masks) S is (). Of a
+    batch that shares one n is 1."""
     row = i[:1] * 0 if per == Per.BATCH else i
     kind, geometry, value = (t.to(x.device)[row] for t in (kind, geometry, value))
     if pixels is not None:

@@ -164,4 +164,15 @@ def _indexed(device: torch.device) -> torch.device:
     )
 
 
-__all__ = ["fourier", "mask", "mix", "mix_", "mix_adjoint", "mix_batch", "mix_batch_", "mix_labels", "sample", "why_not"]
+__all__ = [
+    "fourier",
+    "mask",
+    "mix",
+    "mix_",
+    "mix_adjoint",
+    "mix_batch",
+    "mix_batch_",
+    "mix_labels",
+    "sample",
+    "why_not",
+]

@@ -557,9 +557,9 @@ def walk_of(src: Tensor, dst: Tensor, spatial: int, pairing: int) -> Walk:
         *(spatial, pairing, in_place, multiprocessors(src.device)),
     )
     key = (src.device, *batch)
-    if os.environ.get("FUSEDMIX_TRITON_AUTOTUNE") == "1" and key not in _tuned and src.numel():
-        if not (src.is_cuda and torch.cuda.is_current_stream_capturing()):
-            _tune(key, src, dst, spatial, pairing)
+    tunes = os.environ.get("FUSEDMIX_TRITON_AUTOTUNE") == "1" and key not in _tuned and src.numel() > 0
+    if tunes and not (src.is_cuda and torch.cuda.is_current_stream_capturing()):
+        _tune(key, src, dst, spatial, pairing)
     return plan_walk(*batch, _tuned.get(key))
 
 
