@@ -21,6 +21,7 @@ from fusedmix.plan import MixPlan
 from fusedmix.transforms import _BY_CLASS, MixTransform
 
 _KEPT = 64  # forward passes whose plans are kept for backward passes that recompute them
+_SEVERAL = "fusedmix.attach: which layer is mixed decides what the graph is; attach to the compiled model instead."
 _WRAPPERS = ("module", "_orig_mod")  # of DistributedDataParallel and torch.compile
 
 
@@ -210,7 +211,11 @@ class MixHandle:
             self._last = None
         self._active = step
         if len(self._layers) > 1:
-            step.drawn = self._draw_layer()
+            if torch.compiler.is_compiling():
+                torch._dynamo.graph_break(msg=_SEVERAL)
+                step.drawn = self._draw_layer_uncompiled()
+            else:
+                step.drawn = self._draw_layer()
         if self._layers[step.drawn] is not None:
             return None
         if self._inputs is not None:
@@ -262,9 +267,6 @@ class MixHandle:
     def _mixes(self, step: _Step, module: nn.Module) -> bool:
         return self._layers[step.drawn] is module and (self._all or step.plan is None)
 
-    @torch.compiler.disable(
-        reason="Which layer is mixed decides what the graph is: attach to the compiled model instead."
-    )
     def _draw_layer(self) -> int:
         generator = self.mix.generator
         device = CPU if generator is None else generator.device
@@ -273,6 +275,8 @@ class MixHandle:
             return int(torch.randint(len(self._layers), (), generator=generator, device=device))
 
         return recorded(draw, rewinds=generator is None)
+
+    _draw_layer_uncompiled = torch._disable_dynamo(_draw_layer)  # torch.compiler.disable would import the compiler here
 
     def _mix_named(self, step: _Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The arguments of the model with those mixed that `inputs` names."""
