@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from pathlib import Path
 
@@ -90,6 +91,11 @@ def pytest_addoption(parser):
         metavar="FILE",
         help="write the table with what tests/test_agreement.py finds (to FILE) instead of comparing the two",
     )
+
+
+def required(name):
+    """The library that a test is about. Where it is absent the test is skipped, but fails in CI."""
+    return importlib.import_module(name) if os.environ.get("CI") else pytest.importorskip(name)
 
 
 def option_id(options):

@@ -1,1 +1,1 @@
-"""Mixing in the trainers that people use: one module for each, imported only by those who name it."""
+"""One import per trainer."""
