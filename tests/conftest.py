@@ -11,6 +11,7 @@ import torch
 from hypothesis import settings
 
 import fusedmix as fm
+from case_counts import pytest_runtest_logreport, pytest_sessionfinish, pytest_terminal_summary  # noqa: F401
 from fusedmix.backends import native, triton
 
 # Without a GPU Triton's kernels run in its interpreter: before anything imports them.
