@@ -322,7 +322,7 @@ def test_equal_values_are_ranked_by_their_place(soft):
 
 @each_backend
 def test_ties_do_not_change_the_count(backend):
-    """A steep decay leaves one wave along an axis: columns of equal pixels, and waves so small that float32 has none."""
+    """A steep decay leaves one wave along an axis: columns of equal pixels, and waves too small for float32."""
     size = (16, 12)
     module = fm.FMix(per="sample", decay_power=60.0)
     plan, masks = masks_by(backend, module, 12, size, lam=torch.linspace(0, 1, 12), seed=3)
