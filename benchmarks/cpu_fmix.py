@@ -3,9 +3,9 @@
     python -m benchmarks.cpu_fmix [--out benchmarks/results] [--quick]
 
 A mask of ours is one of 256 (64 from 224x224 on) drawn by one call of `sample`, plan included; each of theirs is a
-call. Before anything is timed the two are compared: as many ones, and boundaries as long on average. Then whole calls of
-`mix_` with a plan drawn for each, against MixUp in place. Prints a Markdown table and writes cpu-fmix.csv and
-cpu-fmix-targets.csv. Exit status 1: a target is missed.
+call. Before anything is timed the two are compared: as many ones, and boundaries as long on average. Then whole calls
+of modules in place, draws and masks included. Prints a Markdown table and writes cpu-fmix.csv and cpu-fmix-targets.csv.
+Exit status 1: a target is missed.
 """
 
 from __future__ import annotations

@@ -54,6 +54,32 @@ def cpu_mix() -> str:
     )
 
 
+def cpu_fmix() -> str:
+    """Times of FMix's masks on a CPU, beside the NumPy pipeline."""
+    rows = _rows("cpu-fmix.csv")
+    masks = {(row["provider"], row["shape"]): float(row["median_us"]) for row in rows if row["call"] == "mask"}
+    shapes = [row["shape"] for row in rows if row["call"] == "mask" and row["provider"] == "fusedmix"]
+    lines = [
+        (
+            shape.replace("x", "×"),
+            f"{masks['fusedmix', shape]:.0f}",
+            f"{masks['numpy', shape]:.0f}",
+            f"{masks['numpy', shape] / masks['fusedmix', shape]:.0f}",
+        )
+        for shape in shapes
+    ]
+    table = markdown(("µs a mask, one thread", "fusedmix", "NumPy", "ratio"), lines)
+    steps = {(row["method"], row["per"]): row for row in rows if row["call"] == "module"}
+    times = ", ".join(
+        f"{method} {float(steps[method, 'sample']['median_us']) / 1e3:.0f} ms" for method in ("MixUp", "CutMix", "FMix")
+    )
+    shape = steps["FMix", "sample"]["shape"].replace("x", "×")
+    return (
+        f"{table}\n\nA whole step in place on {shape} float32, per sample, 2 threads: {times}.\n"
+        f"{_source('python -m benchmarks.cpu_fmix', rows[0])}\n"
+    )
+
+
 def first_use() -> str:
     """From `pip install` to the first mixed batch."""
     found = json.loads((RESULTS / "cpu-first-use.json").read_text())
@@ -77,7 +103,7 @@ def first_use() -> str:
     return f"{table}\n\n{_source('python -m benchmarks.first_use --pip', found['environment'])}\n"
 
 
-TABLES: dict[str, Callable[[], str]] = {"cpu-mix": cpu_mix, "first-use": first_use}
+TABLES: dict[str, Callable[[], str]] = {"cpu-mix": cpu_mix, "cpu-fmix": cpu_fmix, "first-use": first_use}
 
 
 def _after(process: dict[str, float], step: str, before: str) -> float:
