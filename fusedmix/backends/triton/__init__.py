@@ -1,7 +1,7 @@
 """The operators in Triton: for GPUs without a CUDA compiler, and a second implementation to compare the first with.
 
 Every function here is the operator of the same name in fusedmix/backends/reference.py, which has the meaning. The
-kernels are in mix_kernel.py, labels_kernel.py and sample_kernel.py.
+kernels are in mix_kernel.py, labels_kernel.py, sample_kernel.py and fourier_kernel.py.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ def why_not(device_type: str) -> str | None:
     return None
 
 
-def mask(kind: Tensor, geometry: Tensor, value: Tensor, size: tuple[int, ...]) -> Tensor:
-    """(n, *size) float32 masks."""
+def mask(kind: Tensor, geometry: Tensor, value: Tensor, size: tuple[int, ...], *stored: Any) -> Tensor:
+    """(n, *size) float32 masks, from their numbers and from what is stored of them."""
     from fusedmix.backends.triton.mix_kernel import write_masks
 
-    return write_masks(kind, geometry, value, size)
+    return write_masks(kind, geometry, value, size, *stored)
 
 
 def fourier(*arguments: Any) -> Tensor:
@@ -124,7 +124,9 @@ def _step(
 
     if y.ndim == 1:  # a label out of range must leave the images as they were
         class_range(y, num_classes)
-    ndim = len(request.size) if any(Method(int(m)).has_centre for m in request.spec[:, Column.METHOD].tolist()) else 0
+    ndim = (
+        len(request.size) if any(not Method(int(m)).is_constant for m in request.spec[:, Column.METHOD].tolist()) else 0
+    )
     staged = None
     if source.seed is None:
         plan = _from_the_host(request, source)
