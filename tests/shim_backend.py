@@ -135,6 +135,15 @@ class Shim:
         self.watch("staged", staged, initialised=False)
         return staged
 
+    def pixels(self, pixels, size, per, batch):
+        """Stored masks, as a part of a plan; nothing for None."""
+        if pixels is None:
+            return {}
+        self.watch("pixels", pixels, writable=False)
+        bits = pixels.dtype == torch.int32
+        found = {"bits": pixels.data_ptr() if bits else 0, "levels": 0 if bits else pixels.data_ptr()}
+        return {"pixels": found | {"stride": pixels.shape[1], "side": padded(size), "per": int(per), "batch": batch}}
+
     def plan(self, partner, kind, geometry, value, pairing, shared, weight=None, travels=False):
         """The plan's addresses, and the bytes that travel with the kernel; None for what no kernel will read.
 
@@ -180,12 +189,50 @@ class Shim:
 
     # ---- applying a plan
 
-    def mask(self, kind, geometry, value, size):
+    def mask(self, kind, geometry, value, size, per=Per.SAMPLE, pixels=None):
         out = torch.full((kind.shape[0], *size), math.nan)
         self.forget()
         plan, _ = self.plan(None, kind, geometry, value, Pairing.ROLL, shared=False)
+        plan |= self.pixels(pixels, size, per, kind.shape[0])
         self.watch("out", out, initialised=False)
         self.module.masks(plan, kind.shape[0], padded(size), out.data_ptr())
+        return out
+
+    def fourier(self, spec, kind, geometry, value, seed, size, per, draws, soft, most_scratch=24 * 2**20):
+        self.forget()
+        n, pixels = (Per(per).draws(kind.shape[0]) if kind.shape[0] else 0), math.prod(size)
+        out = torch.full((n, pixels), -77, dtype=torch.int16) if soft else torch.full((n, -(-pixels // 32)), -77).int()
+        self.watch("pixels", out, initialised=False)
+        for name, t in (("kind", kind), ("geometry", geometry), ("value", value)):
+            self.watch(name, t, writable=False)
+        by_number = isinstance(seed, int)
+        if not by_number:
+            self.watch("seed", seed, writable=False)
+        request = {
+            "rows": spec.data_ptr(),
+            "methods": spec.shape[0],
+            "ndim": len(size),
+            "size": padded(size),
+            "batch": kind.shape[0],
+            "per": int(per),
+            "draws": int(draws),
+            "seed": 0 if by_number else seed.data_ptr(),
+            "seed_value": seed % 2**64 if by_number else 0,
+            "kind": kind.data_ptr(),
+            "geometry": geometry.data_ptr(),
+            "value": value.data_ptr(),
+            "bits": 0 if soft else out.data_ptr(),
+            "levels": out.data_ptr() if soft else 0,
+            "scratch": 0,
+            "most_scratch": most_scratch,
+        }
+        nbytes = self.module.fourier(request)
+        self.scratch_bytes = nbytes
+        if nbytes:
+            scratch = torch.empty(nbytes + 16, dtype=torch.uint8)
+            scratch = scratch[-scratch.data_ptr() % 16 :][:nbytes]
+            self.watch("scratch", scratch, initialised=False)
+            self.module.fourier(request | {"scratch": scratch.data_ptr()})
         return out
 
     def mix(self, x, *masks, **how):
@@ -212,6 +259,7 @@ class Shim:
         ndim,
         pairing,
         per,
+        pixels=None,
         *,
         adjoint=False,
         travels=False,
@@ -233,6 +281,7 @@ class Shim:
         if src is not dst:
             self.watch("out", dst, initialised=False)
         plan, blob = self.plan(partner, kind, geometry, value, pairing, shared=int(per) == Per.BATCH, travels=travels)
+        plan |= self.pixels(pixels, src.shape[src.ndim - ndim :], per, kind.shape[0])
         images = self.images(src, dst, ndim, adjoint)
         self.walk = walk = self.plan_walk(images, int(pairing), span, heads)
         scratch = self.scratch(walk) if staged else None

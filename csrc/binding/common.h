@@ -103,12 +103,6 @@ void to_sides(const Sizes& sizes, int64_t first, int64_t count, int64_t* sides) 
   for (int64_t axis = 0; axis < 3; ++axis) sides[axis] = axis < 3 - count ? 1 : sizes[first + axis - (3 - count)];
 }
 
-// How many masks are stored for a batch.
-inline int64_t mask_rows(int64_t per, int64_t batch) {
-  if (batch == 0) return 0;
-  return per == kPerBatch ? 1 : (per == kPerPair ? (batch + 1) / 2 : batch);
-}
-
 // Masks that are stored: those of `batch` samples, of those sides. `kept` is the memory that the view is of.
 inline Pixels pixels_of(const Tensor& kept, const int64_t* sides, int64_t per, int64_t batch) {
   const bool soft = kept.scalar_type() == ScalarType::Short;

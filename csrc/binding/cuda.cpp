@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/device.h>
 
+#include <algorithm>
 #include <array>
 #include <string>
 
@@ -69,6 +70,21 @@ class LaunchPlan {
   const double* weight = nullptr;
   bool weight_shared = false;
   const cuda::InlinePlan* inline_plan() const { return travels_ ? &inline_ : nullptr; }
+
+  // Masks that are stored. On the host they take a copy: a bit for each pixel exceeds a kernel's arguments.
+  void add_pixels(const Target& target, const Tensor& pixels, const int64_t* sides, int64_t per, int64_t batch) {
+    const Tensor kept = pixels.is_contiguous() ? pixels : torch::stable::contiguous(pixels);
+    view.pixels = pixels_of(kept, sides, per, batch);
+    kept_.push_back(kept);
+    if (kept.is_cuda()) return;
+    kept_.push_back(target.upload(kept.const_data_ptr(), kept.numel() * static_cast<int64_t>(kept.element_size())));
+    const Tensor& there = kept_.back();
+    if (view.pixels.bits != nullptr) {
+      view.pixels.bits = const_data<uint32_t>(there);
+    } else {
+      view.pixels.levels = const_data<uint16_t>(there);
+    }
+  }
 
   // Any of the tensors may be null: not read.
   LaunchPlan(const Target& target, const Tensor* partner, const Tensor* kind, const Tensor* geometry, const Tensor* value,
@@ -146,10 +162,16 @@ Tensor scratch(const Target& target, const cuda::Walk& walk) { return target.emp
 // ---- applying a plan ----
 
 void apply(const Tensor& src, const Tensor& dst, const Tensor& partner, const Tensor& kind, const Tensor& geometry,
-           const Tensor& value, int64_t ndim, int64_t pairing, int64_t per, bool adjoint = false) {
+           const Tensor& value, int64_t ndim, int64_t pairing, int64_t per, const std::optional<Tensor>& pixels,
+           bool adjoint = false) {
   if (src.numel() == 0) return;
   const Target target(src.get_device_index());
-  const LaunchPlan plan(target, &partner, &kind, &geometry, &value, nullptr, pairing, per == kPerBatch, false);
+  LaunchPlan plan(target, &partner, &kind, &geometry, &value, nullptr, pairing, per == kPerBatch, false);
+  if (pixels) {
+    int64_t sides[3];
+    to_sides(src.sizes(), src.dim() - ndim, ndim, sides);
+    plan.add_pixels(target, *pixels, sides, per, kind.size(0));
+  }
   const cuda::Images images = images_of(src, dst, ndim, adjoint);
   const cuda::Walk walk = cuda::plan_walk(images, static_cast<int32_t>(pairing), target.multiprocessors());
   const Tensor staged = scratch(target, walk);
@@ -159,33 +181,79 @@ void apply(const Tensor& src, const Tensor& dst, const Tensor& partner, const Te
 }
 
 Tensor mix(Tensor x, Tensor partner, Tensor kind, Tensor geometry, Tensor value, int64_t ndim, int64_t pairing,
-           int64_t per) {
+           int64_t per, std::optional<Tensor> pixels) {
   Tensor out = new_like(x);
-  apply(x, out, partner, kind, geometry, value, ndim, pairing, per);
+  apply(x, out, partner, kind, geometry, value, ndim, pairing, per, pixels);
   return out;
 }
 
 void mix_(Tensor x, Tensor partner, Tensor kind, Tensor geometry, Tensor value, int64_t ndim, int64_t pairing,
-          int64_t per) {
-  apply(x, x, partner, kind, geometry, value, ndim, pairing, per);
+          int64_t per, std::optional<Tensor> pixels) {
+  apply(x, x, partner, kind, geometry, value, ndim, pairing, per, pixels);
 }
 
 Tensor mix_adjoint(Tensor grad, Tensor partner, Tensor kind, Tensor geometry, Tensor value, int64_t ndim, int64_t pairing,
-                   int64_t per) {
+                   int64_t per, std::optional<Tensor> pixels) {
   Tensor out = new_like(grad);
-  apply(grad, out, partner, kind, geometry, value, ndim, pairing, per, true);
+  apply(grad, out, partner, kind, geometry, value, ndim, pairing, per, pixels, true);
   return out;
 }
 
-Tensor mask(Tensor kind, Tensor geometry, Tensor value, std::vector<int64_t> size) {
+Tensor mask(Tensor kind, Tensor geometry, Tensor value, std::vector<int64_t> size, int64_t per, std::optional<Tensor> pixels) {
   const Target target(kind.get_device_index());
-  const LaunchPlan plan(target, nullptr, &kind, &geometry, &value, nullptr, kRoll, false, false);
-  int64_t sides[3] = {1, 1, 1};
-  std::copy(size.begin(), size.end(), sides + 3 - size.size());
+  LaunchPlan plan(target, nullptr, &kind, &geometry, &value, nullptr, kRoll, false, false);
+  int64_t sides[3];
+  to_sides(size, 0, static_cast<int64_t>(size.size()), sides);
+  if (pixels) plan.add_pixels(target, *pixels, sides, per, kind.size(0));
   std::vector<int64_t> shape{kind.size(0)};
   shape.insert(shape.end(), size.begin(), size.end());
   Tensor out = torch::stable::new_empty(value, torch::headeronly::IntHeaderOnlyArrayRef(shape));
   check(cuda::masks(plan.view, kind.size(0), sides, data<float>(out), target.stream));
+  return out;
+}
+
+// On the GPU that the plan is on, or else the seed; what of the plan is on the host goes there.
+Tensor fourier(Tensor spec, Tensor kind, Tensor geometry, Tensor value, Tensor seed, std::vector<int64_t> size, int64_t per,
+               int64_t draws, bool soft) {
+  const Tensor* on_gpu = nullptr;
+  for (const Tensor* t : {&seed, &value, &geometry, &kind}) {
+    if (t->is_cuda()) on_gpu = t;
+  }
+  if (on_gpu == nullptr) throw std::invalid_argument("fusedmix: neither the plan nor its seed is on a GPU");
+  const Target target(on_gpu->get_device_index());
+  std::vector<Tensor> kept;
+  const auto there = [&](const Tensor& given, ScalarType dtype) {
+    const Tensor t = packed(given, dtype);
+    kept.push_back(t.is_cuda() ? t : target.upload(t.const_data_ptr(), t.numel() * static_cast<int64_t>(t.element_size())));
+    return kept.back().const_data_ptr();
+  };
+  const Tensor rows = packed(spec, ScalarType::Double);
+  cuda::Fourier f{};
+  f.rows = reinterpret_cast<const MethodRow*>(rows.const_data_ptr());
+  f.methods = static_cast<int32_t>(rows.size(0));
+  f.ndim = static_cast<int32_t>(size.size());
+  to_sides(size, 0, f.ndim, f.size);
+  f.batch = kind.size(0);
+  f.per = static_cast<int32_t>(per);
+  f.draws = static_cast<int32_t>(draws);
+  if (seed.is_cuda()) {
+    f.seed = static_cast<const int64_t*>(there(seed, ScalarType::Long));
+  } else if (seed.numel() > 0) {
+    f.seed_value = static_cast<uint64_t>(*const_data<int64_t>(packed(seed, ScalarType::Long)));
+  }
+  f.kind = static_cast<const int32_t*>(there(kind, ScalarType::Int));
+  f.geometry = static_cast<const int32_t*>(there(geometry, ScalarType::Int));
+  f.value = static_cast<const float*>(there(value, ScalarType::Float));
+  const int64_t pixels = f.size[0] * f.size[1] * f.size[2], n = mask_rows(per, f.batch);
+  const Tensor out = soft ? target.empty({n, pixels}, ScalarType::Short) : target.empty({n, (pixels + 31) / 32}, ScalarType::Int);
+  if (soft) {
+    f.levels = data<uint16_t>(out);
+  } else {
+    f.bits = data<uint32_t>(out);
+  }
+  const Tensor memory = target.empty({cuda::fourier_scratch(f)}, ScalarType::Byte);
+  f.scratch = data<char>(memory);
+  check(cuda::fourier(f, target.stream));
   return out;
 }
 
@@ -291,10 +359,17 @@ Plan sample(Tensor spec, int64_t batch_size, std::vector<int64_t> size, int64_t 
 
 // ---- a whole step ----
 
+// The masks of FMix are made between the plan and the images.
+bool has_fourier(Request& request) {
+  const cpu::SampleArgs args = request.args();
+  return std::any_of(args.rows, args.rows + args.methods, [](const MethodRow& row) { return is_fourier_method(row.method); });
+}
+
 std::tuple<Tensor, Plan> step(const Tensor& x, const Tensor& out, const Tensor& y, Request request, int64_t num_classes,
                               double label_smoothing) {
   check_step(x, y, request, x.get() == out.get(), num_classes);
-  if (!y.is_cuda() || y.get_device_index() != x.get_device_index() || (y.dim() == 1 && y.scalar_type() == ScalarType::Bool)) {
+  const bool here = y.is_cuda() && y.get_device_index() == x.get_device_index();
+  if (!here || (y.dim() == 1 && y.scalar_type() == ScalarType::Bool) || has_fourier(request)) {
     throw std::invalid_argument("fusedmix: this batch cannot be mixed in one call");
   }
   label_type(y.scalar_type());
@@ -346,6 +421,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mix_batch_(
 
 STABLE_TORCH_LIBRARY_IMPL(fusedmix_cuda, CUDA, m) {
   m.impl("mask", TORCH_BOX(&mask));
+  m.impl("fourier", TORCH_BOX(&fourier));
   m.impl("mix", TORCH_BOX(&mix));
   m.impl("mix_", TORCH_BOX(&mix_));
   m.impl("mix_adjoint", TORCH_BOX(&mix_adjoint));

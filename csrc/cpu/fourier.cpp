@@ -242,7 +242,7 @@ class Selector {
 
 void fourier(const FourierArgs& args, const Parallel& parallel) {
   const int64_t pixels = args.size[0] * args.size[1] * args.size[2], words = (pixels + 31) / 32;
-  const int64_t n = args.batch == 0 ? 0 : (args.per == kPerBatch ? 1 : (args.per == kPerPair ? (args.batch + 1) / 2 : args.batch));
+  const int64_t n = mask_rows(args.per, args.batch);
   struct Variant {
     int32_t kind;
     float decay, cutoff;

@@ -42,7 +42,8 @@ FUSEDMIX_DEVICE PlanView resolve(const PlanView& plan, const InlinePlan& bytes) 
 template <class T>
 constexpr int kAhead = sizeof(T) == 1 ? 4 : 8;  // 16 bytes of uint8 are 16 blends: 8 times that are 260 KB of code
 
-template <class T, int V, bool kAdjoint>
+// kStored: the plan may have masks that are stored. Apart from the other kernel, which none of that may cost a register.
+template <class T, int V, bool kAdjoint, bool kStored>
 FUSEDMIX_KERNEL(kThreads) mix_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
   FUSEDMIX_SHARED(uint8_t, starts, kThreads);
   const PlanView plan = args.plan_inline ? resolve(args.plan, args.inline_plan) : args.plan;
@@ -70,21 +71,44 @@ FUSEDMIX_KERNEL(kThreads) mix_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
     return args.staged + (i / args.walk.span * args.loops.columns + column) * (V * kSize);
   };
 
+  OnPixels on{};
+  if constexpr (kStored) on = on_pixels<V>(plan.pixels, place, axis);
   // One mask for the batch: evaluated once.
   Mask one{};
   Reach one_reach = kBlend;
   float one_w[V] = {};
+  Glimpse one_seen{};
   if (plan.shared) {
-    one = load_mask(plan, 0);
-    one_reach = reach<V>(one, place, axis);
-    weights<V>(one, place, axis, one_w);
+    if constexpr (kStored) one_seen = glimpse(plan, on, 0);
+    if (kStored && is_fourier(one_seen.kind)) {
+      one_reach = stored_reach<V>(plan, on, place, axis, 0, one_seen);
+      stored_weights<V>(plan, on, place, axis, 0, one_seen, one_w);
+    } else {
+      one = load_mask(plan, 0);
+      one_reach = reach<V>(one, place, axis);
+      weights<V>(one, place, axis, one_w);
+    }
   }
-  const auto reach_at = [&](int64_t i) { return plan.shared ? one_reach : reach<V>(load_mask(plan, i), place, axis); };
-  const auto weights_at = [&](int64_t i, float(&w)[V]) {
+  const auto glimpse_at = [&](int64_t i) {
+    if constexpr (kStored) {
+      if (!plan.shared) return glimpse(plan, on, i);
+    }
+    return Glimpse{};
+  };
+  const auto reach_at = [&](int64_t i, Glimpse& seen) {
+    if constexpr (kStored) {
+      if (!plan.shared && is_fourier(seen.kind)) return stored_reach<V>(plan, on, place, axis, i, seen);
+    }
+    return plan.shared ? one_reach : reach<V>(load_mask(plan, i), place, axis);
+  };
+  const auto weights_at = [&](int64_t i, const Glimpse& seen, float(&w)[V]) {
     if (plan.shared) {
       FUSEDMIX_UNROLL
       for (int l = 0; l < V; ++l) w[l] = one_w[l];
     } else {
+      if constexpr (kStored) {
+        if (is_fourier(seen.kind)) return stored_weights<V>(plan, on, place, axis, i, seen, w);
+      }
       weights<V>(load_mask(plan, i), place, axis, w);
     }
   };
@@ -105,26 +129,37 @@ FUSEDMIX_KERNEL(kThreads) mix_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
     // ...and used later, by the second loop: the sample carried, the first of its cycle, and their values.
     int32_t carried = 0;
     Reach carried_reach = kKeep;
+    Glimpse carried_seen{};
     Vec<T, V> own{}, first{};
 
     for (bool more = true; more;) {
       constexpr int kSteps = kAhead<T>;
       Visit visit[kSteps];
       Reach reached[kSteps];
+      Glimpse seen[kSteps];
       Vec<T, V> loaded[kSteps];
+      if constexpr (kStored) {
+        // Which images are loaded depends on masks that are in memory themselves: these all at once, not one after the other.
+        FUSEDMIX_UNROLL
+        for (int u = 0; u < kSteps; ++u) {
+          visit[u] = more ? walker.step() : Visit{Visit::kNone, 0};
+          more = visit[u].kind != Visit::kNone;
+          if (more) seen[u] = glimpse_at(visit[u].sample);
+        }
+      }
       FUSEDMIX_UNROLL
       for (int u = 0; u < kSteps; ++u) {
-        visit[u] = more ? walker.step() : Visit{Visit::kNone, 0};
+        if constexpr (!kStored) visit[u] = more ? walker.step() : Visit{Visit::kNone, 0};
         const int32_t kind = visit[u].kind;
         const int64_t i = visit[u].sample;
-        more = kind != Visit::kNone;
+        if constexpr (!kStored) more = kind != Visit::kNone;
         reached[u] = kBlend;
         if (kind == Visit::kNone) continue;
         bool wanted = true;
         if constexpr (!kAdjoint) {
           const bool partner = kind != Visit::kBegin && last_reach != kKeep;
           if (kind == Visit::kBegin || kind == Visit::kNext) {
-            reached[u] = reach_at(i);
+            reached[u] = reach_at(i, seen[u]);
             const bool itself = in_place ? reached[u] == kBlend : reached[u] != kTake;
             wanted = partner || itself;
           } else {
@@ -143,6 +178,7 @@ FUSEDMIX_KERNEL(kThreads) mix_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
           last_reach = reached[u];
         } else {
           wanted = kind != Visit::kClose;
+          if constexpr (kStored) reach_at(i, seen[u]);
         }
         if (wanted) loaded[u] = load_vector<T, V>(kind == Visit::kStaged ? head(i) : source(i));
       }
@@ -154,6 +190,7 @@ FUSEDMIX_KERNEL(kThreads) mix_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
         if (kind == Visit::kBegin) {
           carried = visit[u].sample;
           carried_reach = reached[u];
+          carried_seen = seen[u];
           own = first = loaded[u];
           continue;
         }
@@ -161,8 +198,8 @@ FUSEDMIX_KERNEL(kThreads) mix_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
         if constexpr (kAdjoint) {
           // The gradient of the sample visited: its own, and what the sample before it lent.
           float kept[V], lent[V];
-          weights_at(visit[u].sample, kept);
-          weights_at(carried, lent);
+          weights_at(visit[u].sample, seen[u], kept);
+          weights_at(carried, carried_seen, lent);
           Vec<T, V> out{};
           FUSEDMIX_UNROLL
           for (int l = 0; l < V; ++l) out.set(l, blend_adjoint<T>(kept[l], partner.get(l), lent[l], own.get(l)));
@@ -174,7 +211,7 @@ FUSEDMIX_KERNEL(kThreads) mix_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
             Vec<T, V> out = partner;
             if (carried_reach != kTake) {
               float w[V];
-              weights_at(carried, w);
+              weights_at(carried, carried_seen, w);
               out = Vec<T, V>{};
               FUSEDMIX_UNROLL
               for (int l = 0; l < V; ++l) out.set(l, blend<T>(w[l], own.get(l), partner.get(l)));
@@ -190,6 +227,7 @@ FUSEDMIX_KERNEL(kThreads) mix_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
         }
         carried = visit[u].sample;
         carried_reach = reached[u];
+        carried_seen = seen[u];
         own = partner;
       }
     }
@@ -200,12 +238,18 @@ FUSEDMIX_KERNEL(kThreads) mix_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
 template <class T>
 int launch_mix(const MixArgs& args, int width, bool adjoint, int64_t blocks, void* stream);
 
-template <class T, int V>
+template <class T, int V, bool kStored>
 int launch_mix_as(const MixArgs& args, bool adjoint, int64_t blocks, void* stream) {
   if constexpr (sizeof(T) > 1) {
-    if (adjoint) return device::launch(mix_kernel<T, V, true>, blocks, kThreads, stream, args);
+    if (adjoint) return device::launch(mix_kernel<T, V, true, kStored>, blocks, kThreads, stream, args);
   }
-  return device::launch(mix_kernel<T, V, false>, blocks, kThreads, stream, args);
+  return device::launch(mix_kernel<T, V, false, kStored>, blocks, kThreads, stream, args);
+}
+
+template <class T, int V>
+int launch_mix_as(const MixArgs& args, bool adjoint, int64_t blocks, void* stream) {
+  return is_stored(args.plan) ? launch_mix_as<T, V, true>(args, adjoint, blocks, stream)
+                              : launch_mix_as<T, V, false>(args, adjoint, blocks, stream);
 }
 
 }  // namespace fusedmix::cuda

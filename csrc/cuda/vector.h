@@ -158,6 +158,110 @@ FUSEDMIX_DEVICE void weights(const Mask& mask, const Place<V>& place, int32_t ro
   }
 }
 
+// ---- masks that are stored, in kernels with kStored ----
+
+// Where a thread's vector lies on every stored mask.
+struct OnPixels {
+  int64_t first;  // the pixel of element 0
+  int64_t step;   // from pixel to pixel along the row
+};
+
+template <int V>
+FUSEDMIX_DEVICE OnPixels on_pixels(const Pixels& pixels, const Place<V>& place, int32_t row_axis) {
+  OnPixels on{0, row_axis < 0 ? 1 : pixel_step(pixels, row_axis)};
+  FUSEDMIX_UNROLL
+  for (int axis = 0; axis < 3; ++axis) {
+    on.first += pixel_step(pixels, axis) * (axis == row_axis ? place.lane[0] : place.at[axis]);
+  }
+  return on;
+}
+
+// Where the mask of sample i begins, in words or levels.
+FUSEDMIX_DEVICE int64_t stored_row(const PlanView& plan, int64_t i) {
+  return plan.shared ? 0 : draw_index(plan.pixels.per, i, plan.pixels.batch) * plan.pixels.stride;
+}
+
+// What decides about a vector, loaded before it is known to be needed, so that loads are under way together: rows of other
+// kinds have words too.
+struct Glimpse {
+  int32_t kind;
+  uint32_t bits;  // the word with the first element's pixel; then, by lanes_of(), a bit for each element
+};
+
+FUSEDMIX_DEVICE Glimpse glimpse(const PlanView& plan, const OnPixels& on, int64_t i) {
+  Glimpse seen{device::load(plan.kind + (plan.shared ? 0 : i)), 0};
+  if (plan.pixels.levels == nullptr) seen.bits = device::load(plan.pixels.bits + stored_row(plan, i) + on.first / 32);
+  return seen;
+}
+
+// Bit l: that of element l's pixel. Usually all of them are in the word that is there: vectors divide rows, and 32.
+template <int V>
+FUSEDMIX_DEVICE uint32_t lanes_of(const PlanView& plan, const OnPixels& on, const Place<V>& place, int32_t row_axis, int64_t i,
+                                  uint32_t word) {
+  const auto shift = static_cast<int32_t>(on.first % 32);
+  const int32_t last = row_axis < 0 ? 0 : place.lane[V - 1] - place.lane[0];
+  if (last == V - 1 && shift + last < 32 && (on.step == 1 || last == 0)) return word >> shift & ((1u << V) - 1u);
+  const uint32_t* mask = plan.pixels.bits + stored_row(plan, i);
+  uint32_t lanes = 0;
+  if (on.step == 1) {  // elements share pixels, or a row begins anywhere: at most one more word
+    const uint32_t next = shift + last < 32 ? 0u : device::load(mask + on.first / 32 + 1);
+    const uint64_t both = (uint64_t{next} << 32 | word) >> shift;
+    FUSEDMIX_UNROLL
+    for (int l = 0; l < V; ++l) {
+      const int32_t at = row_axis < 0 ? 0 : place.lane[l] - place.lane[0];
+      lanes |= static_cast<uint32_t>(both >> at & 1u) << l;
+    }
+    return lanes;
+  }
+  FUSEDMIX_UNROLL
+  for (int l = 0; l < V; ++l) {
+    const int64_t q = on.first + on.step * (place.lane[l] - place.lane[0]);
+    lanes |= (device::load(mask + q / 32) >> (q % 32) & 1u) << l;
+  }
+  return lanes;
+}
+
+// Soft masks are few: a load for each element.
+template <int V>
+FUSEDMIX_DEVICE void level_weights(const PlanView& plan, const OnPixels& on, const Place<V>& place, int32_t row_axis, int64_t i,
+                                   float (&w)[V]) {
+  const uint16_t* mask = plan.pixels.levels + stored_row(plan, i);
+  FUSEDMIX_UNROLL
+  for (int l = 0; l < V; ++l) {
+    const int64_t q = on.first + (row_axis < 0 ? 0 : on.step * (place.lane[l] - place.lane[0]));
+    w[l] = weight_of_level(device::load(mask + q));
+  }
+}
+
+// What a stored mask does to the vector of sample i; `seen` then has the bits of its elements.
+template <int V>
+FUSEDMIX_DEVICE Reach stored_reach(const PlanView& plan, const OnPixels& on, const Place<V>& place, int32_t row_axis, int64_t i,
+                                   Glimpse& seen) {
+  if (plan.pixels.levels != nullptr) {
+    float w[V];
+    level_weights<V>(plan, on, place, row_axis, i, w);
+    bool keeps = true, takes = true;
+    FUSEDMIX_UNROLL
+    for (int l = 0; l < V; ++l) {
+      keeps = keeps && w[l] == 1.0f;
+      takes = takes && w[l] == 0.0f;
+    }
+    return keeps ? kKeep : (takes ? kTake : kBlend);
+  }
+  seen.bits = lanes_of<V>(plan, on, place, row_axis, i, seen.bits);
+  return seen.bits == (1u << V) - 1u ? kKeep : (seen.bits == 0 ? kTake : kSelect);
+}
+
+template <int V>
+FUSEDMIX_DEVICE void stored_weights(const PlanView& plan, const OnPixels& on, const Place<V>& place, int32_t row_axis, int64_t i,
+                                    const Glimpse& seen, float (&w)[V]) {
+  if (plan.pixels.levels != nullptr) return level_weights<V>(plan, on, place, row_axis, i, w);
+  FUSEDMIX_UNROLL
+  for (int l = 0; l < V; ++l) w[l] = (seen.bits >> l & 1u) != 0 ? 1.0f : 0.0f;
+}
+
+// ---- masks by formula ----
+
 // The mask of a sample; what its kind does not need is not loaded.
 FUSEDMIX_DEVICE Mask load_mask(const PlanView& plan, int64_t i) {
   const int64_t row = plan.shared ? 0 : i;

@@ -27,9 +27,15 @@ cuda::Images images_of(const py::dict& x) {
 }
 
 PlanView plan_of(const py::dict& p) {
-  return {at<int64_t>(p["partner"].cast<uintptr_t>()), at<int32_t>(p["kind"].cast<uintptr_t>()),
+  PlanView plan{at<int64_t>(p["partner"].cast<uintptr_t>()), at<int32_t>(p["kind"].cast<uintptr_t>()),
           at<int32_t>(p["geometry"].cast<uintptr_t>()), at<float>(p["value"].cast<uintptr_t>()), p["pairing"].cast<int32_t>(),
-          p["shared"].cast<bool>()};
+          p["shared"].cast<bool>(), {}};
+  if (!p.contains("pixels")) return plan;
+  const auto d = p["pixels"].cast<py::dict>();
+  const auto side = d["side"].cast<std::array<int64_t, 3>>();
+  plan.pixels = {at<uint32_t>(d["bits"].cast<uintptr_t>()), at<uint16_t>(d["levels"].cast<uintptr_t>()), d["stride"].cast<int64_t>(),
+                 {side[0], side[1], side[2]}, d["per"].cast<int32_t>(), d["batch"].cast<int64_t>()};
+  return plan;
 }
 
 py::dict walk_dict(const cuda::Walk& w) {
@@ -109,6 +115,30 @@ void sample(const py::dict& d, const py::object& images, const py::dict& walk, u
   cuda::sample(s, images.is_none() ? nullptr : &x, walk_of(walk), at<void>(staged), nullptr);
 }
 
+// How many bytes of scratch it takes. Without scratch nothing is launched.
+int64_t fourier(const py::dict& d) {
+  cuda::Fourier f{};
+  f.rows = at<MethodRow>(d["rows"].cast<uintptr_t>());
+  f.methods = d["methods"].cast<int32_t>();
+  f.ndim = d["ndim"].cast<int32_t>();
+  const auto size = d["size"].cast<std::array<int64_t, 3>>();
+  std::copy(size.begin(), size.end(), f.size);
+  f.batch = d["batch"].cast<int64_t>();
+  f.per = d["per"].cast<int32_t>();
+  f.draws = d["draws"].cast<int32_t>();
+  f.seed = at<int64_t>(d["seed"].cast<uintptr_t>());
+  f.seed_value = d["seed_value"].cast<uint64_t>();
+  f.kind = at<int32_t>(d["kind"].cast<uintptr_t>());
+  f.geometry = at<int32_t>(d["geometry"].cast<uintptr_t>());
+  f.value = at<float>(d["value"].cast<uintptr_t>());
+  f.bits = at<uint32_t>(d["bits"].cast<uintptr_t>());
+  f.levels = at<uint16_t>(d["levels"].cast<uintptr_t>());
+  f.scratch = at<char>(d["scratch"].cast<uintptr_t>());
+  f.most_scratch = d["most_scratch"].cast<int64_t>();
+  if (f.scratch != nullptr) cuda::fourier(f, nullptr);
+  return cuda::fourier_scratch(f);
+}
+
 // The per-pixel functions over flat arrays. 16-bit types travel as their bits.
 template <class T, class Bits>
 void bind_element(py::module_& m, const char* name) {
@@ -149,6 +179,7 @@ PYBIND11_MODULE(fusedmix_cuda_shim, m) {
   });
   m.def("mix", &mix);
   m.def("sample", &sample);
+  m.def("fourier", &fourier);
   m.def("masks", [](const py::dict& plan, int64_t n, std::array<int64_t, 3> size, uintptr_t out) {
     cuda::masks(plan_of(plan), n, size.data(), at<float>(out), nullptr);
   });

@@ -101,20 +101,21 @@ struct Deviation {
   double a, b;
 };
 FUSEDMIX_HD Deviation deviation(const Spectrum& s, int64_t kz, int64_t ky, int64_t kx) {
+  // An absent axis has a side of 1 and the frequency 0, which adds nothing.
   const int64_t k[3] = {kz, ky, kx};
   int64_t longest = 1;
-  for (int axis = 3 - s.ndim; axis < 3; ++axis) longest = s.side[axis] > longest ? s.side[axis] : longest;
+  for (int axis = 0; axis < 3; ++axis) longest = s.side[axis] > longest ? s.side[axis] : longest;
   double square = 0.0, more = 0.0;
   if (s.released) {
-    for (int axis = 3 - s.ndim; axis < 2; ++axis) {
+    for (int axis = 0; axis < 2; ++axis) {
       const int64_t n = s.side[axis + 1], entry = k[axis] % n, signed_entry = entry < (n + 1) / 2 ? entry : entry - n;
       const double f = static_cast<double>(signed_entry) / static_cast<double>(n);
       square += f * f;
     }
-    const auto first = static_cast<double>(s.side[3 - s.ndim]);
+    const auto first = static_cast<double>(s.ndim == 3 ? s.side[0] : (s.ndim == 2 ? s.side[1] : s.side[2]));
     more = 1.0 / (first * first);
   } else {
-    for (int axis = 3 - s.ndim; axis < 3; ++axis) {
+    for (int axis = 0; axis < 3; ++axis) {
       const double f = static_cast<double>(k[axis]) / static_cast<double>(s.side[axis]);
       square += f * f;
     }

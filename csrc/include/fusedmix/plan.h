@@ -15,6 +15,9 @@ struct PlanView {
   Pixels pixels;            // of Fourier masks
 };
 
+// Whether there may be Fourier masks.
+FUSEDMIX_HD bool is_stored(const PlanView& plan) { return plan.pixels.bits != nullptr || plan.pixels.levels != nullptr; }
+
 // Where a sampler writes.
 struct PlanOut {
   int64_t* partner;

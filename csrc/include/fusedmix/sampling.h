@@ -41,6 +41,12 @@ FUSEDMIX_HD int64_t draw_index(int32_t per, int64_t i, int64_t batch) {
   return per == kPerPair && i > batch - 1 - i ? batch - 1 - i : (per == kPerPair ? i : 0);
 }
 
+// How many masks are stored for a batch.
+FUSEDMIX_HD int64_t mask_rows(int64_t per, int64_t batch) {
+  if (batch == 0) return 0;
+  return per == kPerBatch ? 1 : (per == kPerPair ? (batch + 1) / 2 : batch);
+}
+
 // Numbers of a draw that was made elsewhere: choice, applied, λ, centre z, y, x, coin, and the seed of FMix's noise.
 constexpr int kDrawnWidth = 8;
 
