@@ -53,6 +53,7 @@ class Shim:
         self.module = build("fusedmix_cuda_shim", SOURCES)
         self.multiprocessors = multiprocessors
         self.walk = None  # of the last call
+        self.scratch_bytes = 0  # of the last masks that were made
         self._watched = []
 
     # ---- the log
@@ -226,12 +227,11 @@ class Shim:
             "scratch": 0,
             "most_scratch": most_scratch,
         }
-        nbytes = self.module.fourier(request)
-        self.scratch_bytes = nbytes
-        if nbytes:
-            scratch = torch.empty(nbytes + 16, dtype=torch.uint8)
-            scratch = scratch[-scratch.data_ptr() % 16 :][:nbytes]
-            self.watch("scratch", scratch, initialised=False)
+        self.scratch_bytes = nbytes = self.module.fourier_scratch(request)
+        scratch = torch.empty(nbytes + 16, dtype=torch.uint8)
+        scratch = scratch[-scratch.data_ptr() % 16 :][:nbytes]
+        self.watch("scratch", scratch, initialised=False)
+        if out.numel():
             self.module.fourier(request | {"scratch": scratch.data_ptr()})
         return out
 

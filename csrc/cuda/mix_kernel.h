@@ -77,12 +77,13 @@ FUSEDMIX_KERNEL(kThreads) mix_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
   Mask one{};
   Reach one_reach = kBlend;
   float one_w[V] = {};
-  Glimpse one_seen{};
   if (plan.shared) {
-    if constexpr (kStored) one_seen = glimpse(plan, on, 0);
-    if (kStored && is_fourier(one_seen.kind)) {
-      one_reach = stored_reach<V>(plan, on, place, axis, 0, one_seen);
-      stored_weights<V>(plan, on, place, axis, 0, one_seen, one_w);
+    Glimpse seen{};
+    uint32_t lanes = 0;
+    if constexpr (kStored) seen = glimpse(plan, on, 0);
+    if (kStored && is_fourier(seen.kind)) {
+      one_reach = stored_reach<V>(plan, on, place, axis, 0, seen, lanes);
+      stored_weights<V>(plan, on, place, axis, 0, lanes, one_w);
     } else {
       one = load_mask(plan, 0);
       one_reach = reach<V>(one, place, axis);
@@ -95,19 +96,20 @@ FUSEDMIX_KERNEL(kThreads) mix_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
     }
     return Glimpse{};
   };
-  const auto reach_at = [&](int64_t i, Glimpse& seen) {
+  const auto reach_at = [&](int64_t i, const Glimpse& seen, uint32_t& lanes) {
     if constexpr (kStored) {
-      if (!plan.shared && is_fourier(seen.kind)) return stored_reach<V>(plan, on, place, axis, i, seen);
+      lanes = 0;
+      if (!plan.shared && is_fourier(seen.kind)) return stored_reach<V>(plan, on, place, axis, i, seen, lanes);
     }
     return plan.shared ? one_reach : reach<V>(load_mask(plan, i), place, axis);
   };
-  const auto weights_at = [&](int64_t i, const Glimpse& seen, float(&w)[V]) {
+  const auto weights_at = [&](int64_t i, uint32_t lanes, float(&w)[V]) {
     if (plan.shared) {
       FUSEDMIX_UNROLL
       for (int l = 0; l < V; ++l) w[l] = one_w[l];
     } else {
       if constexpr (kStored) {
-        if (is_fourier(seen.kind)) return stored_weights<V>(plan, on, place, axis, i, seen, w);
+        if ((lanes & kIsStored) != 0) return stored_weights<V>(plan, on, place, axis, i, lanes, w);
       }
       weights<V>(load_mask(plan, i), place, axis, w);
     }
@@ -129,7 +131,7 @@ FUSEDMIX_KERNEL(kThreads) mix_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
     // ...and used later, by the second loop: the sample carried, the first of its cycle, and their values.
     int32_t carried = 0;
     Reach carried_reach = kKeep;
-    Glimpse carried_seen{};
+    uint32_t carried_lanes = 0;
     Vec<T, V> own{}, first{};
 
     for (bool more = true; more;) {
@@ -137,6 +139,7 @@ FUSEDMIX_KERNEL(kThreads) mix_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
       Visit visit[kSteps];
       Reach reached[kSteps];
       Glimpse seen[kSteps];
+      uint32_t lanes[kSteps];
       Vec<T, V> loaded[kSteps];
       if constexpr (kStored) {
         // Which images are loaded depends on masks that are in memory themselves: these all at once, not one after the other.
@@ -144,7 +147,9 @@ FUSEDMIX_KERNEL(kThreads) mix_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
         for (int u = 0; u < kSteps; ++u) {
           visit[u] = more ? walker.step() : Visit{Visit::kNone, 0};
           more = visit[u].kind != Visit::kNone;
-          if (more) seen[u] = glimpse_at(visit[u].sample);
+          // The mask of a sample where a walk ends has been seen, or is another block's.
+          const bool ends = visit[u].kind == Visit::kClose || visit[u].kind == Visit::kStaged;
+          seen[u] = more && (kAdjoint || !ends) ? glimpse_at(visit[u].sample) : Glimpse{};
         }
       }
       FUSEDMIX_UNROLL
@@ -154,12 +159,13 @@ FUSEDMIX_KERNEL(kThreads) mix_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
         const int64_t i = visit[u].sample;
         if constexpr (!kStored) more = kind != Visit::kNone;
         reached[u] = kBlend;
+        lanes[u] = 0;
         if (kind == Visit::kNone) continue;
         bool wanted = true;
         if constexpr (!kAdjoint) {
           const bool partner = kind != Visit::kBegin && last_reach != kKeep;
           if (kind == Visit::kBegin || kind == Visit::kNext) {
-            reached[u] = reach_at(i, seen[u]);
+            reached[u] = reach_at(i, seen[u], lanes[u]);
             const bool itself = in_place ? reached[u] == kBlend : reached[u] != kTake;
             wanted = partner || itself;
           } else {
@@ -178,7 +184,7 @@ FUSEDMIX_KERNEL(kThreads) mix_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
           last_reach = reached[u];
         } else {
           wanted = kind != Visit::kClose;
-          if constexpr (kStored) reach_at(i, seen[u]);
+          if constexpr (kStored) reach_at(i, seen[u], lanes[u]);
         }
         if (wanted) loaded[u] = load_vector<T, V>(kind == Visit::kStaged ? head(i) : source(i));
       }
@@ -190,7 +196,7 @@ FUSEDMIX_KERNEL(kThreads) mix_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
         if (kind == Visit::kBegin) {
           carried = visit[u].sample;
           carried_reach = reached[u];
-          carried_seen = seen[u];
+          carried_lanes = lanes[u];
           own = first = loaded[u];
           continue;
         }
@@ -198,8 +204,8 @@ FUSEDMIX_KERNEL(kThreads) mix_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
         if constexpr (kAdjoint) {
           // The gradient of the sample visited: its own, and what the sample before it lent.
           float kept[V], lent[V];
-          weights_at(visit[u].sample, seen[u], kept);
-          weights_at(carried, carried_seen, lent);
+          weights_at(visit[u].sample, lanes[u], kept);
+          weights_at(carried, carried_lanes, lent);
           Vec<T, V> out{};
           FUSEDMIX_UNROLL
           for (int l = 0; l < V; ++l) out.set(l, blend_adjoint<T>(kept[l], partner.get(l), lent[l], own.get(l)));
@@ -211,7 +217,7 @@ FUSEDMIX_KERNEL(kThreads) mix_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
             Vec<T, V> out = partner;
             if (carried_reach != kTake) {
               float w[V];
-              weights_at(carried, carried_seen, w);
+              weights_at(carried, carried_lanes, w);
               out = Vec<T, V>{};
               FUSEDMIX_UNROLL
               for (int l = 0; l < V; ++l) out.set(l, blend<T>(w[l], own.get(l), partner.get(l)));
@@ -227,7 +233,7 @@ FUSEDMIX_KERNEL(kThreads) mix_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
         }
         carried = visit[u].sample;
         carried_reach = reached[u];
-        carried_seen = seen[u];
+        carried_lanes = lanes[u];
         own = partner;
       }
     }

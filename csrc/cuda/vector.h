@@ -185,12 +185,14 @@ FUSEDMIX_DEVICE int64_t stored_row(const PlanView& plan, int64_t i) {
 // kinds have words too.
 struct Glimpse {
   int32_t kind;
-  uint32_t bits;  // the word with the first element's pixel; then, by lanes_of(), a bit for each element
+  uint32_t word;  // with the first element's pixel
 };
+// What is kept of it until the weights are: bit l that of element l, and the highest that the mask is stored.
+constexpr uint32_t kIsStored = 1u << 31;
 
 FUSEDMIX_DEVICE Glimpse glimpse(const PlanView& plan, const OnPixels& on, int64_t i) {
   Glimpse seen{device::load(plan.kind + (plan.shared ? 0 : i)), 0};
-  if (plan.pixels.levels == nullptr) seen.bits = device::load(plan.pixels.bits + stored_row(plan, i) + on.first / 32);
+  if (plan.pixels.levels == nullptr) seen.word = device::load(plan.pixels.bits + stored_row(plan, i) + on.first / 32);
   return seen;
 }
 
@@ -233,10 +235,11 @@ FUSEDMIX_DEVICE void level_weights(const PlanView& plan, const OnPixels& on, con
   }
 }
 
-// What a stored mask does to the vector of sample i; `seen` then has the bits of its elements.
+// What a stored mask does to the vector of sample i, and what of it the weights need.
 template <int V>
 FUSEDMIX_DEVICE Reach stored_reach(const PlanView& plan, const OnPixels& on, const Place<V>& place, int32_t row_axis, int64_t i,
-                                   Glimpse& seen) {
+                                   const Glimpse& seen, uint32_t& lanes) {
+  lanes = kIsStored;
   if (plan.pixels.levels != nullptr) {
     float w[V];
     level_weights<V>(plan, on, place, row_axis, i, w);
@@ -248,16 +251,17 @@ FUSEDMIX_DEVICE Reach stored_reach(const PlanView& plan, const OnPixels& on, con
     }
     return keeps ? kKeep : (takes ? kTake : kBlend);
   }
-  seen.bits = lanes_of<V>(plan, on, place, row_axis, i, seen.bits);
-  return seen.bits == (1u << V) - 1u ? kKeep : (seen.bits == 0 ? kTake : kSelect);
+  const uint32_t ones = lanes_of<V>(plan, on, place, row_axis, i, seen.word);
+  lanes |= ones;
+  return ones == (1u << V) - 1u ? kKeep : (ones == 0 ? kTake : kSelect);
 }
 
 template <int V>
 FUSEDMIX_DEVICE void stored_weights(const PlanView& plan, const OnPixels& on, const Place<V>& place, int32_t row_axis, int64_t i,
-                                    const Glimpse& seen, float (&w)[V]) {
+                                    uint32_t lanes, float (&w)[V]) {
   if (plan.pixels.levels != nullptr) return level_weights<V>(plan, on, place, row_axis, i, w);
   FUSEDMIX_UNROLL
-  for (int l = 0; l < V; ++l) w[l] = (seen.bits >> l & 1u) != 0 ? 1.0f : 0.0f;
+  for (int l = 0; l < V; ++l) w[l] = (lanes >> l & 1u) != 0 ? 1.0f : 0.0f;
 }
 
 // ---- masks by formula ----

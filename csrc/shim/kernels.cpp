@@ -115,8 +115,7 @@ void sample(const py::dict& d, const py::object& images, const py::dict& walk, u
   cuda::sample(s, images.is_none() ? nullptr : &x, walk_of(walk), at<void>(staged), nullptr);
 }
 
-// How many bytes of scratch it takes. Without scratch nothing is launched.
-int64_t fourier(const py::dict& d) {
+cuda::Fourier fourier_of(const py::dict& d) {
   cuda::Fourier f{};
   f.rows = at<MethodRow>(d["rows"].cast<uintptr_t>());
   f.methods = d["methods"].cast<int32_t>();
@@ -135,8 +134,7 @@ int64_t fourier(const py::dict& d) {
   f.levels = at<uint16_t>(d["levels"].cast<uintptr_t>());
   f.scratch = at<char>(d["scratch"].cast<uintptr_t>());
   f.most_scratch = d["most_scratch"].cast<int64_t>();
-  if (f.scratch != nullptr) cuda::fourier(f, nullptr);
-  return cuda::fourier_scratch(f);
+  return f;
 }
 
 // The per-pixel functions over flat arrays. 16-bit types travel as their bits.
@@ -179,7 +177,8 @@ PYBIND11_MODULE(fusedmix_cuda_shim, m) {
   });
   m.def("mix", &mix);
   m.def("sample", &sample);
-  m.def("fourier", &fourier);
+  m.def("fourier_scratch", [](const py::dict& f) { return cuda::fourier_scratch(fourier_of(f)); });
+  m.def("fourier", [](const py::dict& f) { cuda::fourier(fourier_of(f), nullptr); });
   m.def("masks", [](const py::dict& plan, int64_t n, std::array<int64_t, 3> size, uintptr_t out) {
     cuda::masks(plan_of(plan), n, size.data(), at<float>(out), nullptr);
   });
