@@ -595,13 +595,14 @@ KEEP, TAKE, SELECT, BLEND = range(4)
 def reaches(w, kind, value, width, bits):
     """What the mask does to each vector of a contiguous sample: KEEP and TAKE are copies, SELECT is lane by lane.
 
-    `bits`: whether stored masks are."""
+    `bits`: whether stored masks are; levels are not looked at before they are used."""
     v = w.reshape(w.shape[0], -1, width)
     found = torch.full(v.shape[:2], BLEND)
     selects = (kind == Kind.BOX) & (value[:, 0] == 1) & (value[:, 1] == 0)
-    selects |= (kind >= Kind.FOURIER_RELEASED) & bits
+    stored = kind >= Kind.FOURIER_RELEASED
+    selects |= stored & bits
     found[((v == 0) | (v == 1)).all(2) & selects[:, None]] = SELECT
-    exact = ~torch.isin(kind, GAUSSIANS)[:, None]
+    exact = (~torch.isin(kind, GAUSSIANS) & (~stored | bits))[:, None]
     found[(v == 1).all(2) & exact] = KEEP
     found[(v == 0).all(2) & exact] = TAKE
     return found

@@ -73,43 +73,30 @@ FUSEDMIX_KERNEL(kThreads) mix_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
 
   OnPixels on{};
   if constexpr (kStored) on = on_pixels<V>(plan.pixels, place, axis);
-  // One mask for the batch: evaluated once.
+  // One mask for the batch: evaluated once. Stored ones are not, which would take the registers of another vector.
+  const bool once = !kStored && plan.shared;
   Mask one{};
   Reach one_reach = kBlend;
   float one_w[V] = {};
-  if (plan.shared) {
-    Glimpse seen{};
-    uint32_t lanes = 0;
-    if constexpr (kStored) seen = glimpse(plan, on, 0);
-    if (kStored && is_fourier(seen.kind)) {
-      one_reach = stored_reach<V>(plan, on, place, axis, 0, seen, lanes);
-      stored_weights<V>(plan, on, place, axis, 0, lanes, one_w);
-    } else {
-      one = load_mask(plan, 0);
-      one_reach = reach<V>(one, place, axis);
-      weights<V>(one, place, axis, one_w);
-    }
+  if (once) {
+    one = load_mask(plan, 0);
+    one_reach = reach<V>(one, place, axis);
+    weights<V>(one, place, axis, one_w);
   }
-  const auto glimpse_at = [&](int64_t i) {
-    if constexpr (kStored) {
-      if (!plan.shared) return glimpse(plan, on, i);
-    }
-    return Glimpse{};
-  };
   const auto reach_at = [&](int64_t i, const Glimpse& seen, uint32_t& lanes) {
     if constexpr (kStored) {
       lanes = 0;
-      if (!plan.shared && is_fourier(seen.kind)) return stored_reach<V>(plan, on, place, axis, i, seen, lanes);
+      if (is_fourier(seen.kind)) return stored_reach<V>(plan, on, place, i, seen.word, lanes);
     }
-    return plan.shared ? one_reach : reach<V>(load_mask(plan, i), place, axis);
+    return once ? one_reach : reach<V>(load_mask(plan, i), place, axis);
   };
   const auto weights_at = [&](int64_t i, uint32_t lanes, float(&w)[V]) {
-    if (plan.shared) {
+    if (once) {
       FUSEDMIX_UNROLL
       for (int l = 0; l < V; ++l) w[l] = one_w[l];
     } else {
       if constexpr (kStored) {
-        if ((lanes & kIsStored) != 0) return stored_weights<V>(plan, on, place, axis, i, lanes, w);
+        if ((lanes & kIsStored) != 0) return stored_weights<V>(plan, on, place, i, lanes, w);
       }
       weights<V>(load_mask(plan, i), place, axis, w);
     }
@@ -149,7 +136,7 @@ FUSEDMIX_KERNEL(kThreads) mix_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
           more = visit[u].kind != Visit::kNone;
           // The mask of a sample where a walk ends has been seen, or is another block's.
           const bool ends = visit[u].kind == Visit::kClose || visit[u].kind == Visit::kStaged;
-          seen[u] = more && (kAdjoint || !ends) ? glimpse_at(visit[u].sample) : Glimpse{};
+          seen[u] = more && (kAdjoint || !ends) ? glimpse(plan, on, visit[u].sample) : Glimpse{};
         }
       }
       FUSEDMIX_UNROLL

@@ -160,18 +160,19 @@ FUSEDMIX_DEVICE void weights(const Mask& mask, const Place<V>& place, int32_t ro
 
 // ---- masks that are stored, in kernels with kStored ----
 
-// Where a thread's vector lies on every stored mask.
+// Where a thread's vector lies on every stored mask. In 32 bits: a plan counts pixels in as many.
 struct OnPixels {
-  int64_t first;  // the pixel of element 0
-  int64_t step;   // from pixel to pixel along the row
+  uint32_t first;  // the pixel of element 0
+  uint32_t step;   // from pixel to pixel along the row; 0 where all elements share one
 };
 
 template <int V>
 FUSEDMIX_DEVICE OnPixels on_pixels(const Pixels& pixels, const Place<V>& place, int32_t row_axis) {
-  OnPixels on{0, row_axis < 0 ? 1 : pixel_step(pixels, row_axis)};
+  OnPixels on{0, row_axis < 0 ? 0 : static_cast<uint32_t>(pixel_step(pixels, row_axis))};
   FUSEDMIX_UNROLL
   for (int axis = 0; axis < 3; ++axis) {
-    on.first += pixel_step(pixels, axis) * (axis == row_axis ? place.lane[0] : place.at[axis]);
+    const int32_t at = axis == row_axis ? place.lane[0] : place.at[axis];
+    on.first += static_cast<uint32_t>(pixel_step(pixels, axis) * at);
   }
   return on;
 }
@@ -198,70 +199,51 @@ FUSEDMIX_DEVICE Glimpse glimpse(const PlanView& plan, const OnPixels& on, int64_
 
 // Bit l: that of element l's pixel. Usually all of them are in the word that is there: vectors divide rows, and 32.
 template <int V>
-FUSEDMIX_DEVICE uint32_t lanes_of(const PlanView& plan, const OnPixels& on, const Place<V>& place, int32_t row_axis, int64_t i,
-                                  uint32_t word) {
-  const auto shift = static_cast<int32_t>(on.first % 32);
-  const int32_t last = row_axis < 0 ? 0 : place.lane[V - 1] - place.lane[0];
-  if (last == V - 1 && shift + last < 32 && (on.step == 1 || last == 0)) return word >> shift & ((1u << V) - 1u);
-  const uint32_t* mask = plan.pixels.bits + stored_row(plan, i);
-  uint32_t lanes = 0;
-  if (on.step == 1) {  // elements share pixels, or a row begins anywhere: at most one more word
-    const uint32_t next = shift + last < 32 ? 0u : device::load(mask + on.first / 32 + 1);
-    const uint64_t both = (uint64_t{next} << 32 | word) >> shift;
+FUSEDMIX_DEVICE uint32_t lanes_of(const PlanView& plan, const OnPixels& on, const Place<V>& place, int64_t i, uint32_t word) {
+  const uint32_t shift = on.first % 32;
+  const auto last = static_cast<uint32_t>(on.step == 0 ? 0 : place.lane[V - 1] - place.lane[0]);
+  if (on.step > 1 && V > 1) {  // the row is not the masks'
+    uint32_t lanes = 0;
     FUSEDMIX_UNROLL
     for (int l = 0; l < V; ++l) {
-      const int32_t at = row_axis < 0 ? 0 : place.lane[l] - place.lane[0];
-      lanes |= static_cast<uint32_t>(both >> at & 1u) << l;
+      const uint32_t q = on.first + on.step * static_cast<uint32_t>(place.lane[l] - place.lane[0]);
+      lanes |= (device::load(plan.pixels.bits + stored_row(plan, i) + q / 32) >> (q % 32) & 1u) << l;
     }
     return lanes;
   }
-  FUSEDMIX_UNROLL
-  for (int l = 0; l < V; ++l) {
-    const int64_t q = on.first + on.step * (place.lane[l] - place.lane[0]);
-    lanes |= (device::load(mask + q / 32) >> (q % 32) & 1u) << l;
+  uint32_t window = word >> shift;
+  if (shift + last >= 32) {  // rows of any length
+    window |= device::load(plan.pixels.bits + stored_row(plan, i) + on.first / 32 + 1) << (32 - shift);
   }
+  if (last == V - 1) return window & ((1u << V) - 1u);
+  uint32_t lanes = 0;  // channels that lie together share pixels
+  FUSEDMIX_UNROLL
+  for (int l = 0; l < V; ++l) lanes |= (window >> (on.step == 0 ? 0 : place.lane[l] - place.lane[0]) & 1u) << l;
   return lanes;
 }
 
-// Soft masks are few: a load for each element.
+// What a stored mask does to the vector of sample i, and what of it the weights need. Levels are not looked at so early.
 template <int V>
-FUSEDMIX_DEVICE void level_weights(const PlanView& plan, const OnPixels& on, const Place<V>& place, int32_t row_axis, int64_t i,
-                                   float (&w)[V]) {
-  const uint16_t* mask = plan.pixels.levels + stored_row(plan, i);
-  FUSEDMIX_UNROLL
-  for (int l = 0; l < V; ++l) {
-    const int64_t q = on.first + (row_axis < 0 ? 0 : on.step * (place.lane[l] - place.lane[0]));
-    w[l] = weight_of_level(device::load(mask + q));
-  }
-}
-
-// What a stored mask does to the vector of sample i, and what of it the weights need.
-template <int V>
-FUSEDMIX_DEVICE Reach stored_reach(const PlanView& plan, const OnPixels& on, const Place<V>& place, int32_t row_axis, int64_t i,
-                                   const Glimpse& seen, uint32_t& lanes) {
+FUSEDMIX_DEVICE Reach stored_reach(const PlanView& plan, const OnPixels& on, const Place<V>& place, int64_t i, uint32_t word,
+                                   uint32_t& lanes) {
   lanes = kIsStored;
-  if (plan.pixels.levels != nullptr) {
-    float w[V];
-    level_weights<V>(plan, on, place, row_axis, i, w);
-    bool keeps = true, takes = true;
-    FUSEDMIX_UNROLL
-    for (int l = 0; l < V; ++l) {
-      keeps = keeps && w[l] == 1.0f;
-      takes = takes && w[l] == 0.0f;
-    }
-    return keeps ? kKeep : (takes ? kTake : kBlend);
-  }
-  const uint32_t ones = lanes_of<V>(plan, on, place, row_axis, i, seen.word);
+  if (plan.pixels.levels != nullptr) return kBlend;
+  const uint32_t ones = lanes_of<V>(plan, on, place, i, word);
   lanes |= ones;
   return ones == (1u << V) - 1u ? kKeep : (ones == 0 ? kTake : kSelect);
 }
 
 template <int V>
-FUSEDMIX_DEVICE void stored_weights(const PlanView& plan, const OnPixels& on, const Place<V>& place, int32_t row_axis, int64_t i,
-                                    uint32_t lanes, float (&w)[V]) {
-  if (plan.pixels.levels != nullptr) return level_weights<V>(plan, on, place, row_axis, i, w);
+FUSEDMIX_DEVICE void stored_weights(const PlanView& plan, const OnPixels& on, const Place<V>& place, int64_t i, uint32_t lanes,
+                                    float (&w)[V]) {
+  if (plan.pixels.levels == nullptr) {
+    FUSEDMIX_UNROLL
+    for (int l = 0; l < V; ++l) w[l] = (lanes >> l & 1u) != 0 ? 1.0f : 0.0f;
+    return;
+  }
+  const uint16_t* mask = plan.pixels.levels + stored_row(plan, i) + on.first;  // soft masks are few: a load for each element
   FUSEDMIX_UNROLL
-  for (int l = 0; l < V; ++l) w[l] = (lanes >> l & 1u) != 0 ? 1.0f : 0.0f;
+  for (int l = 0; l < V; ++l) w[l] = weight_of_level(device::load(mask + on.step * static_cast<uint32_t>(place.lane[l] - place.lane[0])));
 }
 
 // ---- masks by formula ----
