@@ -1,7 +1,8 @@
 """fusedmix: Mixup, CutMix, HMix, GMix and their relatives, for images and labels of a batch.
 
 Two halves: modules that sample a plan and apply it (`mix = fusedmix.CutMix(num_classes=1000)`), and functions that
-apply any plan (`fusedmix.mix`, `mix_`, `mix_labels`, `mix_masks`, `mix_cross_entropy`).
+apply any plan (`fusedmix.mix`, `mix_`, `mix_labels`, `mix_masks`, `mix_cross_entropy`,
+`mix_binary_cross_entropy`).
 """
 
 from fusedmix.backends import BackendError  # first: the rest imports it from the middle of a circle
@@ -14,7 +15,7 @@ from fusedmix.checks import InplaceError
 from fusedmix.embeddings import EmbedMix, mix_embeddings
 from fusedmix.functional import mix, mix_, mix_labels
 from fusedmix.hooks import MixHandle, attach, attached
-from fusedmix.losses import mix_cross_entropy
+from fusedmix.losses import mix_binary_cross_entropy, mix_cross_entropy
 from fusedmix.plan import MixPlan, SparseTargets
 from fusedmix.regression import mix_targets
 from fusedmix.segmentation import mix_masks
@@ -42,6 +43,7 @@ __all__ = [
     "checkpoint_contexts",
     "mix",
     "mix_",
+    "mix_binary_cross_entropy",
     "mix_cross_entropy",
     "mix_embeddings",
     "mix_labels",

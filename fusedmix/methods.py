@@ -102,3 +102,12 @@ def spec_row(
     """One row of a spec: float64, on the CPU whatever the default device."""
     columns = (float(method), math.nan, 1.0, alpha, lam, *lam_range, ratio, decay, soft, cutoff, float(reformulate))
     return torch.tensor([columns], dtype=torch.float64, device="cpu")
+
+
+class Reduction(IntEnum):
+    """What becomes of a batch of losses."""
+
+    NONE = 0
+    SUM = 1
+    MEAN = 2  # over the batch
+    MEAN_OF_ALL = 3  # over batch and classes

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../include/fusedmix/element.h"
+#include "losses.h"
 
 namespace fusedmix::cpu {
 
@@ -56,6 +57,7 @@ struct Kernels {
   // out = factors·table, or 1 minus that: a row of a Gaussian mask from the exponentials of its axes.
   void (*gaussian)(float* out, const float* table, int64_t n, Factors factors, bool complement);
   FourierKernels fourier;
+  LossRows losses[4];  // by ElementType
 };
 
 // The best set for this CPU; FUSEDMIX_ISA in the environment asks for one by name.

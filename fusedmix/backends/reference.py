@@ -6,6 +6,7 @@ then w·(a-b) + b as if exact, then the rounding to the image's dtype.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from fusedmix.checks import class_range
 from fusedmix.draws import PlanTensors, Request, Source
 from fusedmix.formulas import Kind, padded
 from fusedmix.fourier import draw_of, masks, unpack
-from fusedmix.methods import Column, Method, Per
+from fusedmix.methods import Column, Method, Per, Reduction
 
 _CHUNK = 1 << 22  # elements blended at a time: bounds the float64 temporaries to some 100 MB
 
@@ -168,6 +169,158 @@ def mix_labels(labels: Tensor, partner: Tensor, weight: Tensor, num_classes: int
     own = y.to(compute) * weight.to(compute).unsqueeze(1)
     lent = y[partner].to(compute) * (1.0 - weight).to(compute).unsqueeze(1)
     return lent.to(y.dtype) + own.to(y.dtype)
+
+
+def cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    partner: Tensor,
+    weight: Tensor,
+    pairing: int,
+    per: int,
+    class_weight: Tensor | None,
+    label_smoothing: float,
+    ignore_index: int,
+    reduction: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Σ_k -t_k·log softmax(z)_k for each row, reduced; statistics of the rows for the backward; what "mean" divides by.
+
+    t is `mixed_classes`. A class whose t is 0 takes nothing, not even an infinity, and a row whose labels are both
+    ignored is 0. The statistics are (B, 2): max z, and Σt / Σexp(z - max z). The divisor comes as its reciprocal.
+    """
+    z = logits.to(_compute(logits))
+    target, ignored = mixed_classes(z, labels, partner, weight, class_weight, label_smoothing, ignore_index)
+    top = z.amax(1, keepdim=True)
+    exponentials = (z - top).exp().sum(1, keepdim=True)
+    terms = target * (z - top - exponentials.log())
+    rows = torch.where(ignored, 0.0, -torch.where(target == 0, 0.0, terms).sum(1))
+    statistics = torch.cat([top, target.sum(1, keepdim=True) / exponentials], 1)
+    statistics = torch.where(ignored.unsqueeze(1), 0.0, statistics)
+    scale = z.new_ones(())
+    if reduction == Reduction.MEAN:
+        scale = 1 / (labels != ignore_index).sum().to(z.dtype)
+    return rows if reduction == Reduction.NONE else rows.sum() * scale, statistics, scale
+
+
+def cross_entropy_backward(
+    grad: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    partner: Tensor,
+    weight: Tensor,
+    pairing: int,
+    per: int,
+    class_weight: Tensor | None,
+    statistics: Tensor,
+    scale: Tensor,
+    label_smoothing: float,
+    ignore_index: int,
+) -> Tensor:
+    """grad·(softmax(z)_k·Σt - t_k) in the dtype of the logits, for one grad or one for each row."""
+    z = logits.to(_compute(logits))
+    target, ignored = mixed_classes(z, labels, partner, weight, class_weight, label_smoothing, ignore_index)
+    top, rate = statistics.unsqueeze(2).unbind(1)
+    slope = (rate * (z - top).exp() - target) * (grad * scale).reshape(-1, 1)
+    return torch.where(ignored.unsqueeze(1), 0.0, slope).to(logits.dtype).contiguous()
+
+
+def mixed_classes(
+    z: Tensor,
+    labels: Tensor,
+    partner: Tensor,
+    weight: Tensor,
+    class_weight: Tensor | None,
+    label_smoothing: float,
+    ignore_index: int,
+) -> tuple[Tensor, Tensor]:
+    """Dense targets (B, K) times the class weights, and (B,) which rows have none.
+
+    A label that is ignored gives nothing to a row, not to its smoothing either; one outside 0..K-1 makes the row NaN.
+    """
+    partner, weight = partner.to(z.device), weight.to(z.device)
+    own, index = labels.unsqueeze(1), torch.arange(z.shape[1], device=z.device)
+    target = torch.zeros_like(z)
+    ignored = torch.ones_like(labels, dtype=torch.bool)
+    for y, share in ((own, weight), (own[partner], 1.0 - weight)):
+        counts = (y != ignore_index) & (share != 0).unsqueeze(1)
+        dense = (1.0 - label_smoothing) * (y == index).to(z.dtype) + label_smoothing / z.shape[1]
+        valid = (y >= 0) & (y < z.shape[1])
+        dense = torch.where(valid, dense, torch.nan) * share.to(z.dtype).unsqueeze(1)
+        target = target + torch.where(counts, dense, 0.0)
+        ignored = ignored & ~counts.squeeze(1)
+    return target if class_weight is None else target * class_weight, ignored
+
+
+def binary_cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    partner: Tensor,
+    weight: Tensor,
+    pairing: int,
+    per: int,
+    class_weight: Tensor | None,
+    pos_weight: Tensor | None,
+    label_smoothing: float,
+    threshold: float | None,
+    reduction: int,
+) -> Tensor:
+    """Σ_k c_k·(p_k·t_k·softplus(-z_k) + (1-t_k)·softplus(z_k)) for each row, reduced; t is `binary_targets`."""
+    z = logits.to(_compute(logits))
+    t = binary_targets(z, labels, partner, weight, label_smoothing, threshold)
+    p = torch.ones_like(z[:1]) if pos_weight is None else pos_weight
+    slope = torch.where(z < 0, -p * t, 1 - t)
+    terms = torch.where(slope == 0, 0.0, slope * z) + (1 + (p - 1) * t) * (-z.abs()).exp().log1p()
+    rows = (terms if class_weight is None else terms * class_weight).sum(1)
+    return rows if reduction == Reduction.NONE else rows.sum() * factor(logits, reduction)
+
+
+def binary_cross_entropy_backward(
+    grad: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    partner: Tensor,
+    weight: Tensor,
+    pairing: int,
+    per: int,
+    class_weight: Tensor | None,
+    pos_weight: Tensor | None,
+    label_smoothing: float,
+    threshold: float | None,
+    reduction: int,
+) -> Tensor:
+    """grad·c_k·((1-t_k)·σ(z_k) - p_k·t_k·σ(-z_k)) in the dtype of the logits, for one grad or one for each row."""
+    z = logits.to(_compute(logits))
+    t = binary_targets(z, labels, partner, weight, label_smoothing, threshold)
+    positive = t if pos_weight is None else t * pos_weight
+    slope = (1 - t) * z.sigmoid() - positive * (-z).sigmoid()
+    slope = slope if class_weight is None else slope * class_weight
+    return (slope * (grad * factor(logits, reduction)).reshape(-1, 1)).to(logits.dtype).contiguous()
+
+
+def binary_targets(
+    z: Tensor, labels: Tensor, partner: Tensor, weight: Tensor, label_smoothing: float, threshold: float | None
+) -> Tensor:
+    """mix_labels in the dtype of z; with a threshold, 1 above it and else 0."""
+    if labels.ndim == 1:
+        class_range(labels, z.shape[1])
+        index = torch.arange(z.shape[1], device=z.device)
+        valid = (labels >= 0) & (labels < z.shape[1])
+        y = torch.where(valid.unsqueeze(1), (labels.unsqueeze(1) == index).to(z.dtype), torch.nan)
+    else:
+        y = labels.to(z.dtype)
+    t = mix_labels(y, partner, weight, z.shape[1], label_smoothing)
+    return t if threshold is None else torch.where(t.isnan(), t, (t > threshold).to(t.dtype))
+
+
+def _compute(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def factor(logits: Tensor, reduction: int) -> float:
+    """By which a reduction multiplies the sum of all losses."""
+    rows, classes = logits.shape
+    counted = {Reduction.MEAN: rows, Reduction.MEAN_OF_ALL: rows * classes}.get(Reduction(reduction), 1)
+    return 1 / counted if counted else math.nan
 
 
 def sample(request: Request, source: Source, device: torch.device) -> PlanTensors:

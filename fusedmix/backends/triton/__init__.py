@@ -1,7 +1,7 @@
 """The operators in Triton: for GPUs without a CUDA compiler, and a second implementation to compare the first with.
 
 Every function here is the operator of the same name in fusedmix/backends/reference.py, which has the meaning. The
-kernels are in mix_kernel.py, labels_kernel.py, sample_kernel.py and fourier_kernel.py.
+kernels are in mix_kernel.py, labels_kernel.py, losses_kernel.py, sample_kernel.py and fourier_kernel.py.
 """
 
 from __future__ import annotations
@@ -115,6 +115,36 @@ def mix_batch_(
     return _step(x, x, y, request, source, num_classes, label_smoothing)
 
 
+def cross_entropy(logits: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The reduced losses, statistics of the rows for the backward, and the reciprocal of what "mean" divides by."""
+    from fusedmix.backends.triton import losses_kernel
+
+    return losses_kernel.cross_entropy(logits, *args)
+
+
+def cross_entropy_backward(grad: Tensor, *args: Any) -> Tensor:
+    """The gradient of the logits."""
+    from fusedmix.backends.triton import losses_kernel
+
+    return losses_kernel.cross_entropy_backward(grad, *args)
+
+
+def binary_cross_entropy(logits: Tensor, labels: Tensor, *args: Any) -> Tensor:
+    """The reduced losses."""
+    from fusedmix.backends.triton import losses_kernel
+
+    if labels.ndim == 1:
+        class_range(labels, logits.shape[1])
+    return losses_kernel.binary_cross_entropy(logits, labels, *args)
+
+
+def binary_cross_entropy_backward(grad: Tensor, *args: Any) -> Tensor:
+    """The gradient of the logits."""
+    from fusedmix.backends.triton import losses_kernel
+
+    return losses_kernel.binary_cross_entropy_backward(grad, *args)
+
+
 def _step(
     x: Tensor, out: Tensor, y: Tensor, request: Request, source: Source, num_classes: int, label_smoothing: float
 ) -> tuple[Tensor, ...]:
@@ -167,6 +197,10 @@ def _indexed(device: torch.device) -> torch.device:
 
 
 __all__ = [
+    "binary_cross_entropy",
+    "binary_cross_entropy_backward",
+    "cross_entropy",
+    "cross_entropy_backward",
     "fourier",
     "mask",
     "mix",
