@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fusedmix import backends, checks, loss_gradients
+from fusedmix.backends import reference
 from fusedmix.functional import beside, in_range, mix_labels
 from fusedmix.methods import Reduction
 from fusedmix.plan import MixPlan
@@ -142,13 +143,7 @@ def mix_binary_cross_entropy(
     if dense or (labels.requires_grad and torch.is_grad_enabled()):
         # What is (B, K) anyway; and learned labels, which are rare enough to be left to autograd.
         z = logits.to(_compute(logits))
-        t = mix_labels(
-            labels.to(z.dtype) if labels.ndim == 2 else labels,
-            plan,
-            num_classes=num_classes,
-            label_smoothing=label_smoothing,
-        ).to(z.dtype)
-        t = t if target_threshold is None else (t > target_threshold).to(t.dtype)
+        t = reference.binary_targets(z, labels, plan.partner, plan.weight, label_smoothing, target_threshold)
         loss = F.binary_cross_entropy_with_logits(z, t, weight, reduction="none", pos_weight=pos_weight)
         loss = loss.sum(1) if sum_classes else loss
         return loss if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()

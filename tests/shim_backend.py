@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from fusedmix.methods import Column, Method, Pairing, Per
+from fusedmix.backends import reference
+from fusedmix.methods import Column, Method, Pairing, Per, Reduction
 from shim_build import build
 
 CSRC = Path(__file__).resolve().parents[1] / "csrc"
@@ -295,6 +296,109 @@ class Shim:
         out, targets = self.targets(labels, num_classes, label_smoothing, plan["weight"])
         if out.numel():
             self.module.mix(None, plan, blob, NO_WALK, 0, targets)
+        return out
+
+    # ---- label losses
+
+    def cross_entropy(
+        self, logits, labels, partner, weight, pairing, per, class_weight, label_smoothing, ignore_index, reduction,
+        travels=False,
+    ):  # fmt: skip
+        described, plan, blob = self.loss(
+            logits, labels, partner, weight, pairing, per, class_weight, None, label_smoothing, travels
+        )
+        described |= {"ignore": ignore_index}
+        return self._loss_rows(described, plan, blob, logits, reduction, reduction == Reduction.MEAN, 1.0)
+
+    def cross_entropy_backward(
+        self, grad, logits, labels, partner, weight, pairing, per, class_weight, statistics, scale, label_smoothing,
+        ignore_index, travels=False,
+    ):  # fmt: skip
+        described, plan, blob = self.loss(
+            logits, labels, partner, weight, pairing, per, class_weight, None, label_smoothing, travels
+        )
+        described |= {"ignore": ignore_index}
+        return self._loss_gradient(described, plan, blob, grad, logits, 1.0, scale, statistics)
+
+    def binary_cross_entropy(
+        self, logits, labels, partner, weight, pairing, per, class_weight, pos_weight, label_smoothing, threshold,
+        reduction, travels=False,
+    ):  # fmt: skip
+        described, plan, blob = self.loss(
+            logits, labels, partner, weight, pairing, per, class_weight, pos_weight, label_smoothing, travels
+        )
+        described |= {"binary": True, "threshold": threshold}
+        return self._loss_rows(described, plan, blob, logits, reduction, False, reference.factor(logits, reduction))[0]
+
+    def binary_cross_entropy_backward(
+        self, grad, logits, labels, partner, weight, pairing, per, class_weight, pos_weight, label_smoothing,
+        threshold, reduction, travels=False,
+    ):  # fmt: skip
+        described, plan, blob = self.loss(
+            logits, labels, partner, weight, pairing, per, class_weight, pos_weight, label_smoothing, travels
+        )
+        described |= {"binary": True, "threshold": threshold}
+        factor = reference.factor(logits, reduction)
+        return self._loss_gradient(described, plan, blob, grad, logits, factor, None, None)
+
+    def loss(self, logits, labels, partner, weight, pairing, per, class_weight, pos_weight, smoothing, travels):
+        """What the kernels are told of a loss, and of its plan."""
+        self.forget()
+        labels = labels.view(torch.uint8) if labels.dtype == torch.bool else labels
+        one = int(per) == Per.BATCH
+        weight = weight[:1] if one else weight
+        plan, blob = self.plan(partner, None, None, None, pairing, False, weight, travels)
+        tensors = {"logits": logits, "labels": labels, "class_weight": class_weight, "pos_weight": pos_weight}
+        for name, t in tensors.items():
+            if t is not None:
+                self.watch(name, t, writable=False)
+        return (
+            {
+                **{name: 0 if t is None else t.data_ptr() for name, t in tensors.items()},
+                "type": TYPES[logits.dtype],
+                "row_stride": logits.stride(0),
+                "step": logits.stride(1),
+                "label_type": LABEL_TYPES.index(labels.dtype),
+                "soft": labels.ndim == 2,
+                "label_stride": labels.stride(0),
+                "label_step": labels.stride(1) if labels.ndim == 2 else 0,
+                "weight": plan["weight"],
+                "weight_shared": one,
+                "batch": logits.shape[0],
+                "num_classes": logits.shape[1],
+                "smoothing": smoothing,
+                "ignore": 0,
+                "threshold": None,
+                "binary": False,
+            },
+            plan,
+            blob,
+        )
+
+    def made(self, name, *shape, dtype):
+        """Memory that a kernel is to write."""
+        t = torch.full(shape, math.nan, dtype=dtype)
+        self.watch(name, t, initialised=False)
+        return t
+
+    def _loss_rows(self, described, plan, blob, logits, reduction, counted, factor):
+        dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        rows, statistics = (
+            self.made(*args, dtype=dtype) for args in (("losses", len(logits)), ("stats", len(logits), 2))
+        )
+        out, scale = self.made("out", dtype=dtype), self.made("scale", dtype=dtype)
+        self.module.loss_rows(described, plan, blob, rows.data_ptr(), statistics.data_ptr())
+        self.module.finish_loss(described, rows.data_ptr(), counted, factor, out.data_ptr(), scale.data_ptr())
+        return rows if reduction == Reduction.NONE else out, statistics, scale
+
+    def _loss_gradient(self, described, plan, blob, grad, logits, factor, scale, statistics):
+        for name, t in (("grad", grad), ("scale", scale), ("stats", statistics)):
+            if t is not None:
+                self.watch(name, t, writable=False)
+        out = self.made("gradient", *logits.shape, dtype=logits.dtype)
+        step = grad.stride(0) if grad.ndim else 0
+        addresses = (0 if t is None else t.data_ptr() for t in (scale, statistics))
+        self.module.loss_gradient(described, plan, blob, grad.data_ptr(), step, factor, *addresses, out.data_ptr())
         return out
 
     # ---- sampling

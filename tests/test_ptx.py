@@ -28,12 +28,16 @@ shim_build = pytest.importorskip("shim_build")  # fcntl: not on Windows
 THREADS = 128  # of a block
 BLOCKS = 3  # that must fit on a multiprocessor
 REGISTERS = 65536 // (THREADS * BLOCKS) // 8 * 8  # of each thread: they are handed out by eights
-STEMS = ("fourier", "mix", "mix_bfloat16", "mix_float16", "mix_float32", "mix_float64", "mix_uint8", "sample")
+STEMS = (
+    *("fourier", "losses", "losses_bfloat16", "losses_float16", "losses_float32", "losses_float64"),
+    *("mix", "mix_bfloat16", "mix_float16", "mix_float32", "mix_float64", "mix_uint8", "sample"),
+)
 
 OTHERS = (
     *("stage_kernel", "mask_kernel", "sample_kernel"),
-    *("noise_kernel", "turn_kernel", "synthesis_kernel", "select_kernel", "soften_kernel"),
+    *("noise_kernel", "turn_kernel", "synthesis_kernel", "select_kernel", "soften_kernel", "finish_kernel"),
 )
+TWICE = ("synthesis_kernel", "finish_kernel")  # instances of a template
 WIDE = ("select_kernel", "soften_kernel")  # a block of 512 threads on a multiprocessor, whatever it takes
 
 # The element types by their names in C++: bytes, and how many elements a thread may move at a time.
@@ -67,6 +71,39 @@ MIXES = [
     for stored in (False, True)
 ]
 WIDEST = [mix for mix in MIXES if mix.width * mix.size == 16]
+
+
+LOSS_KERNELS = {
+    "cross_entropy_kernel": 256,  # threads of a block
+    "binary_cross_entropy_kernel": 256,
+    "cross_entropy_gradient_kernel": 128,
+    "binary_gradient_kernel": 128,
+}
+# By type: how many elements a thread may move at a time.
+LOSS_WIDTHS = {"f": (4, 1), "NS_4HalfE": (8, 1), "NS_8BFloat16E": (8, 1), "d": (1,)}
+
+
+class Loss(NamedTuple):
+    """An instance of a kernel of the label losses."""
+
+    kernel: str
+    type: str
+    width: int
+
+    @property
+    def size(self):
+        return TYPES[self.type][0]
+
+
+LOSSES = [Loss(kernel, name, width) for kernel in LOSS_KERNELS for name, ws in LOSS_WIDTHS.items() for width in ws]
+
+
+def loss_of(symbol):
+    """Which instance a symbol is, or None."""
+    found = re.search(
+        r"\d(cross_entropy_kernel|binary_cross_entropy_kernel|\w+_gradient_kernel)I(\w+?)Li(\d+)EE", symbol
+    )
+    return found and Loss(found[1], found[2], int(found[3]))
 
 
 def mix_of(symbol):
@@ -200,10 +237,11 @@ def test_everything_is_compiled(reports):
     for arch in architectures():
         symbols = [symbol for of_file in reports.values() for symbol in of_file[arch]]
         assert sorted(filter(None, map(mix_of, symbols))) == sorted(MIXES)
-        others = [symbol for symbol in symbols if mix_of(symbol) is None]
+        assert sorted(filter(None, map(loss_of, symbols))) == sorted(LOSSES)
+        others = [symbol for symbol in symbols if mix_of(symbol) is None and loss_of(symbol) is None]
         for name in OTHERS:
-            assert sum(name in symbol for symbol in others) == (2 if name == "synthesis_kernel" else 1)
-        assert len(others) == len(OTHERS) + 1
+            assert sum(name in symbol for symbol in others) == (2 if name in TWICE else 1)
+        assert len(others) == len(OTHERS) + len(TWICE)
 
 
 def test_nothing_is_on_a_stack(kernels):
@@ -216,8 +254,10 @@ def test_nothing_is_on_a_stack(kernels):
 def test_three_blocks_fit(kernels):
     assert REGISTERS <= 255
     for arch, symbol, report in kernels:
+        loss = loss_of(symbol)
+        threads = 256 if "finish_kernel" in symbol else LOSS_KERNELS[loss.kernel] if loss else THREADS
         wide = any(name in symbol for name in WIDE)
-        assert report["registers"] <= (65536 // 512 if wide else REGISTERS), (arch, symbol)
+        assert report["registers"] <= (65536 // 512 if wide else REGISTERS * THREADS // threads), (arch, symbol)
 
 
 def test_images_move_128_bits_at_a_time(reports):
@@ -276,6 +316,24 @@ def test_heads_are_staged_128_bits_at_a_time(kernels):
     for _, symbol, report in kernels:
         if "stage_kernel" in symbol:
             assert report["accesses"] == {f"{operation} {n}": 1 for operation in ("ld", "st") for n in (1, 2, 4, 8, 16)}
+
+
+def test_logits_and_gradients_move_128_bits_at_a_time(reports):
+    """In the wide kernels, four loads under way; beside them the elements at the ends of a row, and labels."""
+    for arch in architectures():
+        found = {
+            loss_of(symbol): report["accesses"]
+            for of_file in reports.values()
+            for symbol, report in of_file[arch].items()
+            if loss_of(symbol) and loss_of(symbol).width > 1
+        }
+        assert len(found) == 12
+        for loss, accesses in found.items():
+            assert accesses["ld 16"] == 4, (arch, loss)
+            if "gradient" in loss.kernel:
+                stores = counted(accesses, "st")
+                assert stores.pop(16) == 4, (arch, loss)
+                assert stores.keys() == {loss.size}, (arch, loss)
 
 
 # ---- the tests can fail ---------------------------------------------------------------------------------------------

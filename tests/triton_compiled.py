@@ -21,7 +21,7 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
 import fusedmix as fm
-from fusedmix.backends.triton import fourier_kernel, labels_kernel, launch, mix_kernel, sample_kernel
+from fusedmix.backends.triton import fourier_kernel, labels_kernel, launch, losses_kernel, mix_kernel, sample_kernel
 from fusedmix.draws import Request
 
 H200 = 132  # multiprocessors
@@ -121,6 +121,24 @@ def noise(size, seed=0, **options):
     return launches
 
 
+def losses(dtype, classes=1000, soft=torch.float32):
+    """What is launched for the label losses, forwards and backwards."""
+    batch, compute = 64, torch.float64 if dtype == torch.float64 else torch.float32
+    z, partner, weight = torch.empty(batch, classes, dtype=dtype), torch.arange(batch), torch.ones(batch).double()
+    c, y = torch.ones(classes, dtype=compute), torch.arange(batch)
+    statistics, one = torch.ones(batch, 2, dtype=compute), torch.ones((), dtype=compute)
+    with Launches() as launches:
+        for pairing, per, weights in ((2, 2, c), (0, 0, None)):
+            mixed = (y, partner, weight, pairing, per, weights)
+            losses_kernel.cross_entropy(z, *mixed, 0.1, -100, 2)
+            losses_kernel.cross_entropy_backward(one, z, *mixed, statistics, one, 0.1, -100)
+            for labels in (y, torch.ones(batch, classes, dtype=soft)):
+                mixed = (labels, *mixed[1:])
+                losses_kernel.binary_cross_entropy(z, *mixed, weights, 0.1, 0.2, 3)
+                losses_kernel.binary_cross_entropy_backward(one, z, *mixed, weights, 0.1, 0.2, 3)
+    return launches
+
+
 # ---- compiling ------------------------------------------------------------------------------------------------------
 
 
@@ -173,6 +191,7 @@ def compile_all(arch):
                 dtype.is_floating_point or not name.startswith("adjoint")
             ):
                 add(f"{name}: {dtype}", mixing(dtype, *case))
+    add("losses: torch.float32", losses(torch.float32))
     add("volumes", sampling("cross_class", size=(8, 32, 32)))
     add("noise", noise((32, 32)))
     if arch == 90:
@@ -183,6 +202,8 @@ def compile_all(arch):
         add("others", others())
         add("noise in volumes", noise((5, 6, 7), max_soft=0.1))
         add("noise in signals", noise((400,), variant="released"))
+        for dtype in (torch.float16, torch.bfloat16, torch.float64):
+            add(f"losses: {dtype}", losses(dtype, 1000 if dtype == torch.bfloat16 else 1001, torch.uint8))
     return found
 
 
@@ -229,6 +250,7 @@ def keys():
     """[kernel, parameter, [[what the launcher takes, what Triton takes] of each argument in its place]], as numbers."""
     backend = make_backend(GPUTarget("cuda", 90, 32))
     launches = sampling("cross_class") + others() + noise((32, 48)) + noise((5, 6, 7), max_soft=0.1)
+    launches += losses(torch.float32)
     for case in MIXES.values():
         launches += mixing(torch.float32, *case)
     found = []

@@ -1,6 +1,7 @@
 // The operators of torch.ops.fusedmix_cuda (schemas: fusedmix/ops.py) over csrc/cuda: where memory comes from, on which
 // device and stream things run, and how plans that are on the host get there.
 #include "../cuda/kernels.h"
+#include "../cuda/losses.h"
 
 #include <cuda_runtime.h>
 #include <torch/csrc/stable/accelerator.h>
@@ -11,6 +12,7 @@
 #include <string>
 
 #include "common.h"
+#include "losses.h"
 
 namespace fusedmix {
 namespace {
@@ -417,6 +419,101 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mix_batch_(
   return std::tuple_cat(std::make_tuple(targets), plan);
 }
 
+// ---- label losses ----
+
+// A loss and its plan where kernels can read them.
+struct LossLaunch {
+  LossTensors tensors;
+  Target target;
+  LaunchPlan plan;
+  cuda::Loss loss{};
+
+  LossLaunch(const LossTensors& t, int64_t pairing, int64_t per, double label_smoothing)
+      : tensors(t),
+        target(t.logits.get_device_index()),
+        plan(target, &tensors.partner, nullptr, nullptr, nullptr, &tensors.weight, pairing, false, per == kPerBatch) {
+    loss.type = element_type(t.logits);
+    loss.logits = t.logits.const_data_ptr();
+    loss.row_stride = t.logits.stride(0);
+    loss.step = t.logits.stride(1);
+    loss.labels = t.labels.const_data_ptr();
+    loss.label_type = label_type(t.labels.scalar_type());
+    loss.soft = t.labels.dim() == 2;
+    loss.label_stride = t.labels.stride(0);
+    loss.label_step = loss.soft ? t.labels.stride(1) : 0;
+    loss.weight = plan.weight;
+    loss.weight_shared = plan.weight_shared;
+    if (t.class_weight) loss.class_weight = t.class_weight->const_data_ptr();
+    if (t.pos_weight) loss.pos_weight = t.pos_weight->const_data_ptr();
+    loss.batch = t.batch();
+    loss.num_classes = t.classes();
+    loss.smoothing = label_smoothing;
+  }
+
+  // (losses or their sum, statistics, scale)
+  std::tuple<Tensor, Tensor, Tensor> forward(int64_t reduction, bool counted, double factor) const {
+    const Tensor rows = target.empty({tensors.batch()}, tensors.compute());
+    const Tensor statistics = target.empty({loss.binary ? 0 : tensors.batch(), 2}, tensors.compute());
+    const Tensor scale = target.empty({}, tensors.compute());
+    check(cuda::loss_rows(loss, plan.view, plan.inline_plan(), rows.mutable_data_ptr(), statistics.mutable_data_ptr(),
+                          target.stream));
+    const Tensor out = target.empty({}, tensors.compute());
+    check(cuda::finish_loss(loss, rows.const_data_ptr(), counted, factor, out.mutable_data_ptr(), scale.mutable_data_ptr(),
+                            target.stream));
+    return {reduction == kNone ? rows : out, statistics, scale};
+  }
+
+  Tensor gradient(const Tensor& grad, double factor, const void* scale, const void* statistics) const {
+    if (!grad.is_cuda()) throw std::invalid_argument("fusedmix: the gradient must be on the device of the logits");
+    const Tensor out = target.empty({tensors.batch(), tensors.classes()}, tensors.logits.scalar_type());
+    check(cuda::loss_gradient(loss, plan.view, plan.inline_plan(), grad.const_data_ptr(), tensors.grad_step(grad), factor, scale,
+                              statistics, out.mutable_data_ptr(), target.stream));
+    return out;
+  }
+};
+
+std::tuple<Tensor, Tensor, Tensor> cross_entropy(Tensor logits, Tensor labels, Tensor partner, Tensor weight,
+                                                 int64_t pairing, int64_t per, std::optional<Tensor> class_weight,
+                                                 double label_smoothing, int64_t ignore_index, int64_t reduction) {
+  LossLaunch launch({logits, labels, partner, weight, class_weight, std::nullopt}, pairing, per, label_smoothing);
+  launch.loss.ignore = ignore_index;
+  return launch.forward(reduction, reduction == kMean, 1.0);
+}
+
+Tensor cross_entropy_backward(Tensor grad, Tensor logits, Tensor labels, Tensor partner, Tensor weight, int64_t pairing,
+                              int64_t per, std::optional<Tensor> class_weight, Tensor statistics, Tensor scale,
+                              double label_smoothing, int64_t ignore_index) {
+  LossLaunch launch({logits, labels, partner, weight, class_weight, std::nullopt}, pairing, per, label_smoothing);
+  launch.loss.ignore = ignore_index;
+  statistics = packed(statistics, launch.tensors.compute());
+  return launch.gradient(grad, 1.0, packed(scale, launch.tensors.compute()).const_data_ptr(), statistics.const_data_ptr());
+}
+
+LossLaunch binary_launch(const LossTensors& tensors, int64_t pairing, int64_t per, double label_smoothing,
+                         std::optional<double> threshold) {
+  LossLaunch launch(tensors, pairing, per, label_smoothing);
+  launch.loss.binary = true;
+  launch.loss.thresholded = threshold.has_value();
+  launch.loss.threshold = threshold.value_or(0);
+  return launch;
+}
+
+Tensor binary_cross_entropy(Tensor logits, Tensor labels, Tensor partner, Tensor weight, int64_t pairing, int64_t per,
+                            std::optional<Tensor> class_weight, std::optional<Tensor> pos_weight, double label_smoothing,
+                            std::optional<double> threshold, int64_t reduction) {
+  const LossTensors tensors(logits, labels, partner, weight, class_weight, pos_weight);
+  const LossLaunch launch = binary_launch(tensors, pairing, per, label_smoothing, threshold);
+  return std::get<0>(launch.forward(reduction, false, tensors.factor(reduction)));
+}
+
+Tensor binary_cross_entropy_backward(Tensor grad, Tensor logits, Tensor labels, Tensor partner, Tensor weight, int64_t pairing,
+                                     int64_t per, std::optional<Tensor> class_weight, std::optional<Tensor> pos_weight,
+                                     double label_smoothing, std::optional<double> threshold, int64_t reduction) {
+  const LossTensors tensors(logits, labels, partner, weight, class_weight, pos_weight);
+  const LossLaunch launch = binary_launch(tensors, pairing, per, label_smoothing, threshold);
+  return launch.gradient(grad, tensors.factor(reduction), nullptr, nullptr);
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fusedmix_cuda, CUDA, m) {
@@ -428,6 +525,10 @@ STABLE_TORCH_LIBRARY_IMPL(fusedmix_cuda, CUDA, m) {
   m.impl("mix_labels", TORCH_BOX(&mix_labels));
   m.impl("mix_batch", TORCH_BOX(&mix_batch));
   m.impl("mix_batch_", TORCH_BOX(&mix_batch_));
+  m.impl("cross_entropy", TORCH_BOX(&cross_entropy));
+  m.impl("cross_entropy_backward", TORCH_BOX(&cross_entropy_backward));
+  m.impl("binary_cross_entropy", TORCH_BOX(&binary_cross_entropy));
+  m.impl("binary_cross_entropy_backward", TORCH_BOX(&binary_cross_entropy_backward));
 }
 
 // Its tensors may all be on the CPU: a spec and a seed.

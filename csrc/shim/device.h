@@ -157,6 +157,11 @@ inline void add(Array& array, int32_t index, T value) {
   array.add(index, value);
 }
 
+template <class T>
+inline void store_whole(T* p, T value) {
+  store(p, value);
+}
+
 // Runs the kernel to its end. Throws shim::Error if it broke a rule, or what the kernel threw.
 template <class Args>
 inline int launch(void (*kernel)(const Args&), int64_t blocks, int threads, void* /*stream*/, const Args& args) {

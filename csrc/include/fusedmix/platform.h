@@ -102,6 +102,15 @@ template <class T>
 __device__ __forceinline__ void store(T* p, T value) {
   *p = value;
 }
+// The same, as one instruction even where values come from several branches: there nvcc may store 16 bytes in parts.
+template <class T>
+__device__ __forceinline__ void store_whole(T* p, T value) {
+  if constexpr (sizeof(T) == 16) {
+    __stcg(p, value);
+  } else {
+    *p = value;
+  }
+}
 
 // Adds to an element of a shared array, whatever other threads add to it at the same time.
 template <class Array, class T>

@@ -261,13 +261,18 @@ def binary_targets(i, k, live, labels, partner, weight, label_stride, label_step
     w = row_weight(i, weight, given, WEIGHTS)
     epsilon = from_bits(smoothing)
     keep, add = (1.0 - epsilon).to(C), (epsilon / classes).to(C)
-    y = label(labels, i, k, label_stride, label_step, keep, add, live, SOFT, SMOOTH, C)
-    other = label(labels, j, k, label_stride, label_step, keep, add, live, SOFT, SMOOTH, C)
+    if SOFT:
+        y = label(labels, i, k, label_stride, label_step, keep, add, live, True, SMOOTH, C)
+        other = label(labels, j, k, label_stride, label_step, keep, add, live, True, SMOOTH, C)
+    else:
+        a, b = tl.load(labels + i * label_stride), tl.load(labels + j * label_stride)
+        y, other = (k == a).to(C), (k == b).to(C)
+        if SMOOTH:
+            y, other = y * keep + add, other * keep + add
     t = other * (1.0 - w).to(C) + y * w.to(C)
     if THRESHOLD:
         t = tl.where(t == t, tl.where(t > from_bits(threshold).to(C), 1.0, 0.0), t)
     if not SOFT:
-        a, b = tl.load(labels + i * label_stride), tl.load(labels + j * label_stride)
         t = tl.where((a >= 0) & (a < classes) & (b >= 0) & (b < classes), t, float("nan"))
     return t
 
