@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu_mix [--backends cuda,triton] [--out benchmarks/results] [--commit SHA] [--dry-run]
 
-256x3x224x224 and 512x3x32x32, float32 and bfloat16. Time on the device: several calls in a CUDA graph, over clones of
+256x3x224x224 and 512x3x32x32, and label losses of 256x21841 (gpu_loss.py), float32 and bfloat16. Time on the device: several calls in a CUDA graph, over clones of
 the batch that outgrow the cache, their data restored before every replay; everything once a round, in an order drawn
 anew. Ratios are to the fastest copy of as many bytes in the same run. Before they are timed, plans are applied once and
 compared with the reference, modules with torchvision's; what fails then, or in a backend's first calls, is left out and
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 import fusedmix as fm
-from benchmarks import gpu_first, peers
+from benchmarks import gpu_first, gpu_loss, peers
 from benchmarks.common import (
     RESULTS,
     Check,
@@ -123,6 +123,11 @@ def run(given: Namespace, device: torch.device) -> tuple[list[Timing], list[Chec
                 for backend in backends:
                     with noting(left_out, f"{backend}: memory, {name}"):
                         checks += measure_memory(shape, dtype, device, backend)
+    if time.monotonic() > deadline:
+        left_out.append("label losses: no time was left")
+    else:
+        found, beside, failed = gpu_loss.run(backends, device, given.dry_run, rounds)
+        rows, checks, left_out = [*rows, *found], [*checks, *beside], [*left_out, *failed]
     host, failed = measure_host(device, backends, loops)
     return [*rows, *host], [*checks, *host_targets(host)], [*left_out, *failed]
 

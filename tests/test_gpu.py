@@ -190,6 +190,62 @@ def test_more_than_2_to_the_31_elements(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("loss", [fm.mix_cross_entropy, fm.mix_binary_cross_entropy])
+@pytest.mark.parametrize("per", ["batch", "sample"])
+@pytest.mark.parametrize("there", ["cpu", "cuda"])
+def test_label_losses(backend, loss, per, there):
+    """As the reference's, wherever the plan is, and with no memory beside the gradient."""
+    n, classes = 512, 5001
+    plan = fm.CutMix(per=per, pairing="roll", sampling="device").sample(n, (16, 16), seed=3, device=there)
+    labels = torch.randint(classes, (n,), device="cuda")
+    results = []
+    for name in (backend, "reference"):
+        for dtype in (torch.float32, torch.bfloat16):
+            z = torch.randn(n, classes, device="cuda", generator=torch.Generator("cuda").manual_seed(0)).to(dtype)
+            z.requires_grad_()
+            loss(z, labels, plan, label_smoothing=0.1, backend=name).backward()
+            torch.cuda.synchronize()
+            z.grad = None
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            value = loss(z, labels, plan, label_smoothing=0.1, backend=name)
+            value.backward()
+            torch.cuda.synchronize()
+            extra = torch.cuda.max_memory_allocated() - before - z.nbytes
+            assert name == "reference" or extra <= 64 * n + 64 * 512
+            results.append((value.detach(), z.grad.float()))
+    for got, want, eps in zip(results[:2], results[2:], (2**-23, 2**-8), strict=True):
+        torch.testing.assert_close(got[0], want[0], rtol=64 * 2**-23, atol=0)
+        torch.testing.assert_close(got[1], want[1], rtol=eps, atol=64 * 2**-23 * float(want[1].abs().max()))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("loss", [fm.mix_cross_entropy, fm.mix_binary_cross_entropy])
+def test_a_captured_loss(backend, loss):
+    """Three launches: rows, their sum, the gradient (of a plan per batch by roll, which travels with them)."""
+    plan = fm.CutMix(pairing="roll").sample(64, (16, 16), seed=3)
+    labels = torch.randint(1000, (64,), device="cuda")
+    z = torch.randn(64, 1000, device="cuda", requires_grad=True)
+    one = torch.ones((), device="cuda")
+
+    def step():
+        return torch.autograd.grad(loss(z, labels, plan, backend=backend), z, one)[0]
+
+    expected = step()
+    warm = torch.cuda.Stream()
+    warm.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(warm):
+        step()
+    torch.cuda.current_stream().wait_stream(warm)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        slope = step()
+    graph.replay()
+    assert torch.equal(slope, expected)
+    assert kernels_of(graph) == 3
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
 def test_compiled_equals_eager(backend, mode):
     x, y = batch()

@@ -68,6 +68,8 @@ from triton_log import Launch, bytes_of, elements_of, logged
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning")
 CPU = torch.device("cpu")
 DRAWS = [*itertools.product(("batch", "sample"), ("roll", "flip", "random")), ("pair", "flip")]
+LOSSES = ("cross_entropy", "cross_entropy_backward", "binary_cross_entropy", "binary_cross_entropy_backward")
+KERNELS = ("mix", "stage", "sample", "circle", "labels", "mask", "finish", *LOSSES)
 interpreted = pytest.mark.skipif(
     TRITON_DEVICE != "cpu" or NO_TRITON is not None,
     reason=NO_TRITON or "with a GPU here the kernels are compiled, not interpreted",
@@ -476,7 +478,7 @@ def test_nothing_is_on_a_stack(compiled):
     Not asked of Triton 3.6, whose compilers spill the sampler (500 bytes) and, on one architecture, 8 bytes of a mix.
     """
     names = {of[1] for of in compiled["90"]}
-    assert names == {f"{of}_kernel" for of in ("mix", "stage", "sample", "circle", "labels", "mask")}
+    assert names == {f"{of}_kernel" for of in KERNELS}
     if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9):
         pytest.skip(f"Triton {triton.__version__}")
     wrong = []
@@ -484,6 +486,18 @@ def test_nothing_is_on_a_stack(compiled):
         if report["stack"] != (40 if kernel == "sample_kernel" else 0) or report["local"]:
             wrong.append((arch, launched, kernel, report))
     assert not wrong
+
+
+def test_logits_and_gradients_move_128_bits_at_a_time(compiled):
+    """Where the number of classes allows it."""
+    for arch, launched, kernel, report in of_kernel(compiled, *(f"{of}_kernel" for of in LOSSES)):
+        dtype = launched.partition(": ")[2]
+        if dtype not in ("torch.float32", "torch.bfloat16"):  # the others have 1001 classes
+            continue
+        assert report["accesses"].get("ld 16", 0) > 0, (arch, launched, kernel)
+        if "backward" in kernel:
+            stores = [key for key in report["accesses"] if key.startswith("st")]
+            assert stores == ["st 16"], (arch, launched, kernel)
 
 
 def test_roots_are_rounded_correctly(compiled):
@@ -500,9 +514,7 @@ def test_what_triton_specialises_on_is_in_the_key(tmp_path):
     Numbers of 64 bits, other types, other alignment of the images: these are such reasons. Otherwise numbers that are
     drawn anew at every step, and where they lie, must not be."""
     found = printed(compiler("keys", folder=tmp_path))
-    assert {kernel for kernel, _, _ in found} == {
-        f"{of}_kernel" for of in ("mix", "stage", "sample", "circle", "labels", "mask")
-    }
+    assert {kernel for kernel, _, _ in found} == {f"{of}_kernel" for of in KERNELS}
     wrong = set()
     for kernel, parameter, pairs in found:
         by_key = {}

@@ -8,8 +8,9 @@ namespace {
 
 struct FinishArgs {
   const void* losses;
-  const int64_t* labels;  // null: not counted
+  const int64_t* labels;
   int64_t label_stride, ignore, batch;
+  bool counted;
   double factor;
   void *out, *scale;
 };
@@ -23,7 +24,7 @@ FUSEDMIX_KERNEL(kLossThreads) finish_kernel(FUSEDMIX_ARGS(FinishArgs, args)) {
   int64_t count = 0;
   for (int64_t i = thread; i < args.batch; i += kLossThreads) {
     sum += static_cast<double>(device::load(static_cast<const C*>(args.losses) + i));
-    if (args.labels != nullptr) count += device::load(args.labels + i * args.label_stride) != args.ignore ? 1 : 0;
+    if (args.counted) count += device::load(args.labels + i * args.label_stride) != args.ignore ? 1 : 0;
   }
   sums[thread] = sum;
   counts[thread] = count;
@@ -32,9 +33,9 @@ FUSEDMIX_KERNEL(kLossThreads) finish_kernel(FUSEDMIX_ARGS(FinishArgs, args)) {
     counts[thread] = count = count + counts[other];
   });
   if (thread != 0) return;
-  const double factor = args.labels == nullptr ? args.factor : args.factor / static_cast<double>(count);
+  const double factor = args.counted ? args.factor / static_cast<double>(count) : args.factor;
   device::store(static_cast<C*>(args.out), static_cast<C>(sum * factor));
-  if (args.scale != nullptr) device::store(static_cast<C*>(args.scale), static_cast<C>(factor));
+  device::store(static_cast<C*>(args.scale), static_cast<C>(factor));
 }
 
 // Whether rows may be read, and with `out` written, 16 bytes at a time, but for their ends.
@@ -80,8 +81,8 @@ int loss_rows(const Loss& loss, const PlanView& plan, const InlinePlan* inline_p
 }
 
 int finish_loss(const Loss& loss, const void* losses, bool counted, double factor, void* out, void* scale, void* stream) {
-  const FinishArgs args{losses, counted ? static_cast<const int64_t*>(loss.labels) : nullptr, loss.label_stride, loss.ignore,
-                        loss.batch, factor, out, scale};
+  const FinishArgs args{losses,     static_cast<const int64_t*>(loss.labels), loss.label_stride, loss.ignore,
+                        loss.batch, counted,                                  factor,            out, scale};
   return loss.type == ElementType::kFloat64 ? device::launch(finish_kernel<double>, 1, kLossThreads, stream, args)
                                             : device::launch(finish_kernel<float>, 1, kLossThreads, stream, args);
 }
