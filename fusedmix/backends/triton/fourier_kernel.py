@@ -196,8 +196,9 @@ def sum_kernel(
     The wave at pixel x0 + v of a tile is that at x0 times that at v: of the first there are as many as pixels, of the
     second one for each frequency and pixel of a tile, so that no table is as large as frequencies times pixels.
 
-    A tile is (N / 32, M, 32), rows of M: so warps share out the rows, and a thread has M / 4 of them and N / 32 pixels of
-    each, which is what it loads for so many products."""
+    A tile is (N / 32, M, 32): so warps share out its M rows, and a thread has M / 4 rows and N / 32 pixels of each,
+    and multiplies all it loads of the one by all it loads of the other. As (M, N) every thread would have one pixel of
+    all rows, and load as much as it multiplies."""
     program = tl.program_id(0).to(tl.int64)
     row = program // tiles * M + tl.arange(0, M)
     mask = row // inner

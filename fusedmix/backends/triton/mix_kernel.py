@@ -96,8 +96,8 @@ def formula(m, z, y, x):
 
 @triton.jit
 def pixel_of(z, y, x, height, width):
-    """The number of a pixel, in row-major order."""
-    return (z * height + y) * width + x
+    """The number of a pixel, in row-major order: of a mask that is stored it has 31 bits, as the number of its ones."""
+    return ((z * height + y) * width + x).to(tl.int32)
 
 
 @triton.jit
@@ -109,7 +109,7 @@ def read(store, i, spots, FOURIER: tl.constexpr, MASKS: tl.constexpr, AXIS: tl.c
     they share pixels (INNER) these may begin in one word and end in the next one.
     """
     pixels, across, rows, batch = store
-    q, first, last = spots
+    q, along, first, last = spots
     if MASKS == 0:
         at = pixels + tl.where(i < rows, i, batch - 1 - i) * across
     else:
@@ -120,7 +120,7 @@ def read(store, i, spots, FOURIER: tl.constexpr, MASKS: tl.constexpr, AXIS: tl.c
         own = tl.max(level, axis=1, keep_dims=True) > 0
         lent = tl.min(level, axis=1, keep_dims=True) < 65535
     elif AXIS == 0 or AXIS == 1:
-        bit = (tl.load(at + (q >> 5)) >> (q & 31).to(tl.int32)) & 1
+        bit = (tl.load(at + (q >> 5)) >> (q & 31)) & 1
         w = bit.to(tl.float32)
         own = tl.max(bit, axis=1, keep_dims=True) > 0
         lent = tl.min(bit, axis=1, keep_dims=True) < 1
@@ -130,10 +130,10 @@ def read(store, i, spots, FOURIER: tl.constexpr, MASKS: tl.constexpr, AXIS: tl.c
             both = (tl.load(at + (last >> 5)).to(tl.int64) << 32) | (window.to(tl.int64) & 0xFFFFFFFF)
             window = (both >> (first & 31)).to(tl.int32)
         else:
-            window = window >> (first & 31).to(tl.int32)
-        ones = (1 << (last - first + 1).to(tl.int32)) - 1
+            window = window >> (first & 31)
+        ones = (1 << (last - first + 1)) - 1
         own, lent = (window & ones) != 0, (window & ones) != ones
-        w = ((window >> (q - first).to(tl.int32)) & 1).to(tl.float32)
+        w = ((window >> along) & 1).to(tl.float32)
     return w, own, lent
 
 
@@ -376,13 +376,15 @@ def mix_kernel(
     z, y, x = coordinates(column, lane, sizes, AXES, RANK, V, INNER)
     low = coordinates(column, 0, sizes, AXES, RANK, V, INNER)
     high = coordinates(column, V - 1, sizes, AXES, RANK, V, INNER)
-    # Stored masks: `rows` rows of `across` elements; and the pixels of every vector, its first one and its last.
+    # Stored masks: `rows` rows of `across` elements; and the pixels of every vector, how far along x each is from the
+    # first, the first and the last.
     AXIS: tl.constexpr = AXES[RANK - 1]
     store = (pixels, across, rows, batch)
     zl, yl, xl = low
     zh, yh, xh = high
     spots = (
         pixel_of(z, y, x, height, width),
+        (x - xl).to(tl.int32),
         pixel_of(zl, yl, xl, height, width),
         pixel_of(zh, yh, xh, height, width),
     )
@@ -537,7 +539,7 @@ def mask_kernel(
     w = tl.where(kinds == 2, g, tl.where(kinds == 3, 1.0 - g, tl.where(boxed, inner, outer)))
     if FOURIER:
         q = pixel_of(z, y, x, height, width)[:, None]
-        stored, _, _ = read((pixels, across, rows, batch), i[:, None], (q, q, q), FOURIER, MASKS, -1, 1)
+        stored, _, _ = read((pixels, across, rows, batch), i[:, None], (q, 0, q, q), FOURIER, MASKS, -1, 1)
         w = tl.where(kinds >= 4, tl.reshape(stored, [N]), w)
     tl.store(out + at, w, mask=at < total)
 
