@@ -46,6 +46,7 @@ from fusedmix import backends as fused_backends
 
 LARGE, SMALL = (256, 3, 224, 224), (512, 3, 32, 32)
 DRY = (6, 3, 8, 16)
+FMIX_MEMORY = 24  # MiB, while masks are made
 CLASSES: dict[tuple[int, ...], int] = {LARGE: 1000, SMALL: 100}
 
 
@@ -95,6 +96,45 @@ def measure_memory(shape: tuple[int, ...], dtype: torch.dtype, device: torch.dev
     return checks
 
 
+def measure_fmix_memory(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, backend: str) -> Check:
+    """In place, the masks made anew: what a call allocates beside its targets."""
+    x: Tensor = torch.randn(shape, device=device).to(dtype)
+    y = torch.randint(CLASSES[shape], (shape[0],), device=device)
+    allowed = max(2**20, x.nbytes // 16) / 2**20
+    mix = fm.FMix(num_classes=CLASSES[shape], per="sample", inplace=True, sampling="device", backend=backend)
+    extra = extra_memory(partial(mix, x, y)) - 4 * shape[0] * CLASSES[shape]
+    bits = shape[0] * shape[2] * shape[3] / 8 / 2**20
+    what = f"{backend}: memory of FMix in place beside targets, {dtype_name(dtype)} {'x'.join(map(str, shape))}"
+    return Check(what, extra / 2**20, allowed + FMIX_MEMORY + bits, "MiB")
+
+
+def measure_numpy(size: tuple[int, ...], rounds: int) -> Timing:
+    """FMix's mask as it is made on a CPU: normals, an FFT and a sort by NumPy, one mask after the other."""
+    import numpy as np
+
+    height, width = size
+    f = np.sqrt(np.fft.fftfreq(height)[:, None] ** 2 + np.fft.rfftfreq(width) ** 2)
+    amplitude = np.maximum(f, 1.0 / max(size)) ** -3.0
+    generator = np.random.default_rng(0)
+
+    def one() -> Any:
+        real, imaginary = generator.standard_normal((2, *f.shape))
+        grey = np.fft.irfft2((real + 1j * imaginary) * amplitude, s=size).ravel()
+        mask = np.zeros(grey.size, dtype=np.float32)
+        mask[np.argsort(grey)[grey.size // 2 :]] = 1.0
+        return mask
+
+    one()
+    row = Timing("host", "numpy", "mask", "FMix", per="sample", shape="x".join(map(str, size)))
+    times = []
+    for _ in range(rounds):
+        begin = time.perf_counter()
+        one()
+        times.append((time.perf_counter() - begin) * 1e6)
+    row.record(times)
+    return row
+
+
 def run(given: Namespace, device: torch.device) -> tuple[list[Timing], list[Check], list[str]]:
     """All rows and checks, and what was not measured, with the reason."""
     deadline = time.monotonic() + given.budget
@@ -112,6 +152,7 @@ def run(given: Namespace, device: torch.device) -> tuple[list[Timing], list[Chec
                 continue
             batch = Batch(DRY if given.dry_run else shape, dtype, device, CLASSES[shape], backends)
             entries = [*batch.plans(labels=shape == SMALL), *batch.out_of_place(), *batch.steps(), *batch.modules()]
+            entries += batch.fmix() if shape == LARGE else ()
             entries += [*batch.torchvision(), *(batch.compiled() if shape == LARGE else ())]
             found = batch.measure(entries, rounds)
             left_out += batch.failed
@@ -123,12 +164,15 @@ def run(given: Namespace, device: torch.device) -> tuple[list[Timing], list[Chec
                 for backend in backends:
                     with noting(left_out, f"{backend}: memory, {name}"):
                         checks += measure_memory(shape, dtype, device, backend)
+                    with noting(left_out, f"{backend}: memory of FMix, {name}"):
+                        checks.append(measure_fmix_memory(shape, dtype, device, backend))
     if time.monotonic() > deadline:
         left_out.append("label losses: no time was left")
     else:
         found, beside, failed = gpu_loss.run(backends, device, given.dry_run, rounds)
         rows, checks, left_out = [*rows, *found], [*checks, *beside], [*left_out, *failed]
     host, failed = measure_host(device, backends, loops)
+    host.append(measure_numpy(first_shape[2:], rounds))
     return [*rows, *host], [*checks, *host_targets(host)], [*left_out, *failed]
 
 

@@ -369,7 +369,7 @@ def fmix_plan(size, n=3, seed=5, **options):
 
 
 def assert_bits(out, plan):
-    """As many ones as the plan says, all but .01 % of them where the reference has them; and no bits beyond the pixels."""
+    """As many ones as the plan says, all but .01 % of them where the reference has them; no bits beyond the pixels."""
     ones, expected = (fourier.unpack(pixels, plan.size).flatten(1) for pixels in (out, plan.pixels))
     assert torch.equal(ones.sum(1).long(), plan.geometry[: len(out), 0].long())
     assert (ones != expected).sum() <= 1e-4 * ones.numel()

@@ -85,6 +85,88 @@ def test_every_replay_mixes_anew_and_as_eager_would(backend, inplace, pairing, p
     assert len(seen) >= REPLAYS - 1  # two seeds may draw the same small box
 
 
+FMIX = {"max_soft": 0.0, "decay_power": 3}, {"max_soft": 0.2}, {"variant": "released"}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("options", FMIX, ids=str)
+@pytest.mark.parametrize("size", [(224, 224), (33, 57), (3000,), (12, 20, 18)], ids=str)
+@pytest.mark.parametrize("per", ["batch", "pair", "sample"])
+def test_fmix_makes_the_masks_of_the_reference(backend, options, size, per):
+    """As many ones or levels of each mask, all but .01 % of them (of levels, .5 %) in the same place."""
+    here, there = (
+        fm.FMix(per=per, pairing="flip", sampling="device", backend=b, **options) for b in ("reference", backend)
+    )
+    expected = here.sample(6, size, seed=9)
+    plan = there.sample(6, size, seed=9, device="cuda")
+    assert plan.pixels.device == plan.partner.device
+    a, b = plan.mask().cpu().flatten(1), expected.mask().flatten(1)
+    torch.testing.assert_close(a.sort(1).values, b.sort(1).values, rtol=0, atol=0)
+    assert (a != b).float().mean() <= (5e-3 if options.get("max_soft") else 1e-4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_fmix_mixes_as_the_reference(backend, dtype, channels_last):
+    x = (torch.rand((7, 3, 48, 64), device="cuda") * 255).to(dtype)
+    x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
+    for options in FMIX:
+        plan = fm.FMix(per="sample", pairing="random", backend=backend, **options).sample(
+            7, (48, 64), seed=2, device="cuda"
+        )
+        for placed in (plan, plan.to("cpu")):
+            mixed = fm.mix(x, placed, backend=backend)
+            assert torch.equal(mixed, fm.mix(x, plan, backend="reference"))
+            assert torch.equal(fm.mix_(x.clone(memory_format=torch.preserve_format), placed, backend=backend), mixed)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("options", FMIX, ids=str)
+def test_every_replay_of_fmix_makes_new_masks(backend, options):
+    x, y = batch(n=16, size=(64, 64))
+    mix = fm.FMix(num_classes=10, per="sample", sampling="device", backend=backend, **options)
+    warm = torch.cuda.Stream()
+    warm.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(warm):
+        mix(x, y)
+    torch.cuda.current_stream().wait_stream(warm)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        images, _ = mix(x, y)
+    seen = set()
+    for _ in range(20):
+        graph.replay()
+        seen.add(images.cpu().numpy().tobytes())
+    assert len(seen) == 20
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_pixels_on_the_cpu_cannot_be_captured(backend):
+    x, _ = batch()
+    plan = fm.FMix().sample(8, (16, 16), seed=1)
+    fm.mix(x, plan, backend=backend)
+    with pytest.raises(RuntimeError, match=r"plan\.to"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        fm.mix(x, plan, backend=backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_extra_memory_of_fmix(backend):
+    """24 MiB while masks are made, a bit for each of their pixels, and what any plan takes."""
+    x, y = batch(n=256, size=(224, 224))
+    mix = fm.FMix(num_classes=100, per="sample", sampling="device", inplace=True, backend=backend)
+    mix(x, y)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    _, targets = mix(x, y)
+    torch.cuda.synchronize()
+    extra = torch.cuda.max_memory_allocated() - before
+    assert (
+        extra <= targets.nbytes + (24 << 20) + 256 * 224 * 224 // 8 + max(2**20, x.nbytes // 16) + 128 * 256 + 16 * 512
+    )
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_host_sampling_cannot_be_captured(backend):
     x, y = batch()
