@@ -115,7 +115,7 @@ class Timing:
     # the first calls, what they compile included; later process: the same where it has been compiled
     measure: str
     provider: str  # fusedmix, torchvision, torch.compile, torch, triton, numpy
-    call: str  # mix_, mix, mix_ + mix_labels, step (images and targets in one operator), module, copy, clone, fourier, mask
+    call: str  # mix_, mix, mix_ + mix_labels, step (images and targets in one operator), module, copy, clone, mask
     method: str = ""
     backend: str = ""
     pairing: str = ""

@@ -38,7 +38,7 @@ WRONG = {
     "shared_writers": WITHIN.format(rf"element 0 of shared 'value' {SITE}"),
     "added_and_read": WITHIN.format(rf"element 0 of shared 'count' {SITE}"),
     "added_and_written": rf"(race within a block|uninitialised): .*element 0 of shared 'count' {SITE}",
-    "added_uninitialised": rf"uninitialised: block \d, thread 0 adds to element 1 of shared 'count' {SITE}, which",
+    "added_uninitialised": rf"uninitialised: {WHO} adds to element 1 of shared 'count' {SITE}, which",
     "shared_uninitialised": rf"uninitialised: block \d, thread 77 reads element 77 of shared 'values' {SITE}, which",
     "shared_out_of_bounds": rf"out of bounds: {WHO} writes element 1\d\d of shared 'values' {SITE}, which has 100",
     "shared_too_much": "too much shared memory: 49160 bytes with 'values', at most 49152",

@@ -205,9 +205,9 @@ FUSEDMIX_KERNEL(128) added_and_written(FUSEDMIX_ARGS(Buffers, args)) {
   fusedmix::device::add(count, 0, 1);
 }
 
-FUSEDMIX_KERNEL(1) added_uninitialised(FUSEDMIX_ARGS(Buffers, args)) {
+FUSEDMIX_KERNEL(128) added_uninitialised(FUSEDMIX_ARGS(Buffers, args)) {
   FUSEDMIX_SHARED(int32_t, count, 2);
-  count[0] = static_cast<int32_t>(args.n);
+  if (thread() == 0) count[0] = static_cast<int32_t>(args.n);
   fusedmix::device::add(count, 1, 1);
 }
 

@@ -215,7 +215,7 @@ struct Sampled {
 
 MethodRow row_of(Method method, double alpha) {
   const double ratio = method == kHMixReleased || method == kHMixPaper ? 0.75 : 1.0;
-  return {static_cast<double>(method), std::nan(""), 1.0, alpha, std::nan(""), 0.0, 1.0, ratio};
+  return {static_cast<double>(method), std::nan(""), 1.0, alpha, std::nan(""), 0.0, 1.0, ratio, 0.0, 0.0, 0.0, 0.0};
 }
 
 cpu::SampleArgs request(const MethodRow* row, int64_t batch, int32_t pairing, int32_t per, uint64_t seed) {
