@@ -212,7 +212,8 @@ def masks(
         soft: whether levels are wanted.
 
     Returns:
-        (masks, ceil(S / 32)) int32, or (masks, S) int16, on the device of `made_on`. Rows of other kinds of masks are 0.
+        (masks, ceil(S / 32)) int32, or (masks, S) int16, on the device of `made_on`. Rows of other kinds of masks are
+        0.
     """
     batch_size, count = kind.shape[0], math.prod(size)
     n = rows(per, batch_size)

@@ -709,8 +709,8 @@ def test_images_move_128_bits_at_a_time(compiled):
 
 
 def test_nothing_is_on_a_stack(compiled):
-    """But in the sampler: libdevice's cosine of float64 keeps 40 bytes there, to reduce large arguments. Where masks are
-    stored ptxas may put two registers aside, to have room for one more block on a multiprocessor.
+    """But in the sampler: libdevice's cosine of float64 keeps 40 bytes there, to reduce large arguments. Where masks
+    are stored ptxas may put two registers aside, to have room for one more block on a multiprocessor.
 
     Not asked of Triton 3.6, whose compilers spill the sampler (500 bytes) and, on one architecture, 8 bytes of a mix.
     """

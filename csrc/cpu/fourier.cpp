@@ -17,7 +17,7 @@ namespace {
 
 constexpr double kTwoPi = 6.283185307179586;
 
-int64_t round_up(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
+int64_t round_up(int64_t n) { return (n + kWaveLanes - 1) / kWaveLanes * kWaveLanes; }
 
 // What all masks of a size share: amplitudes and waves. In order: |ky| up to ny, kx up to nx.
 struct Waves {

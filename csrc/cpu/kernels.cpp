@@ -152,14 +152,14 @@ void gaussian(float* out, const float* table, int64_t n, Factors f, bool complem
 
 // Several floats in a register. Cast to, never passed to or returned from a function: how that is done depends on the
 // instruction set.
-typedef float Lanes __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
+typedef float Waves __attribute__((vector_size(4 * kWaveLanes), aligned(4), may_alias));
 #if defined(__FMA__)
-#define FUSEDMIX_LANES_FMA(a, b, c) reinterpret_cast<Lanes>(_mm256_fmadd_ps(a, b, c))
+#define FUSEDMIX_LANES_FMA(a, b, c) reinterpret_cast<Waves>(_mm256_fmadd_ps(a, b, c))
 #else
 #define FUSEDMIX_LANES_FMA(a, b, c) ((a) * (b) + (c))
 #endif
-#define FUSEDMIX_LANES_AT(p) (*reinterpret_cast<Lanes*>(p))
-#define FUSEDMIX_CONST_LANES_AT(p) (*reinterpret_cast<const Lanes*>(p))
+#define FUSEDMIX_LANES_AT(p) (*reinterpret_cast<Waves*>(p))
+#define FUSEDMIX_CONST_LANES_AT(p) (*reinterpret_cast<const Waves*>(p))
 
 void noise_row(float* out, int64_t n, uint64_t seed, uint64_t index, uint32_t call) {
   float *a = out, *b = out + n, *mirrored_a = out + 2 * n, *mirrored_b = out + 3 * n;
@@ -180,10 +180,10 @@ void plane_columns(const Plane& p) {
   float *real = p.rows, *imaginary = p.rows + p.height * p.nx;
   for (int64_t y = 0; y < stop; ++y) {
     const int64_t mirrored = y == 0 ? 0 : p.height - y;
-    for (int64_t x = 0; x < p.nx; x += kLanes) {
-      Lanes even_r{}, odd_r{}, even_i{}, odd_i{};
+    for (int64_t x = 0; x < p.nx; x += kWaveLanes) {
+      Waves even_r{}, odd_r{}, even_i{}, odd_i{};
       for (int64_t k = 0; k < p.ny; ++k) {
-        const Lanes c = Lanes{} + p.cos_y[k * stop + y], s = Lanes{} + p.sin_y[k * stop + y];
+        const Waves c = Waves{} + p.cos_y[k * stop + y], s = Waves{} + p.sin_y[k * stop + y];
         const int64_t at = k * p.nx + x;
         even_r = FUSEDMIX_LANES_FMA(FUSEDMIX_CONST_LANES_AT(p.sum_a + at), c, even_r);
         odd_r = FUSEDMIX_LANES_FMA(FUSEDMIX_CONST_LANES_AT(p.difference_b + at), s, odd_r);
@@ -204,20 +204,20 @@ template <int kRows>
 void plane_rows(const Plane& p, int64_t y) {
   const float *real = p.rows + y * p.nx, *imaginary = p.rows + (p.height + y) * p.nx;
   float* out = p.out + y * p.width;
-  for (int64_t x = 0; x < p.half; x += kLanes) {
-    Lanes even[kRows] = {}, odd[kRows] = {};
+  for (int64_t x = 0; x < p.half; x += kWaveLanes) {
+    Waves even[kRows] = {}, odd[kRows] = {};
     for (int64_t k = 0; k < p.nx; ++k) {
-      const Lanes c = FUSEDMIX_CONST_LANES_AT(p.cos_x + k * p.half + x), s = FUSEDMIX_CONST_LANES_AT(p.sin_x + k * p.half + x);
+      const Waves c = FUSEDMIX_CONST_LANES_AT(p.cos_x + k * p.half + x), s = FUSEDMIX_CONST_LANES_AT(p.sin_x + k * p.half + x);
 #pragma GCC unroll 4
       for (int r = 0; r < kRows; ++r) {
-        even[r] = FUSEDMIX_LANES_FMA(Lanes{} + real[r * p.nx + k], c, even[r]);
-        odd[r] = FUSEDMIX_LANES_FMA(Lanes{} + imaginary[r * p.nx + k], s, odd[r]);
+        even[r] = FUSEDMIX_LANES_FMA(Waves{} + real[r * p.nx + k], c, even[r]);
+        odd[r] = FUSEDMIX_LANES_FMA(Waves{} + imaginary[r * p.nx + k], s, odd[r]);
       }
     }
-    const int64_t n = p.width / 2 + 1 - x < kLanes ? p.width / 2 + 1 - x : kLanes;
+    const int64_t n = p.width / 2 + 1 - x < kWaveLanes ? p.width / 2 + 1 - x : kWaveLanes;
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
-      float ahead[kLanes], behind[kLanes];
+      float ahead[kWaveLanes], behind[kWaveLanes];
       FUSEDMIX_LANES_AT(ahead) = even[r] - odd[r];
       FUSEDMIX_LANES_AT(behind) = even[r] + odd[r];
       float* row = out + r * p.width;

@@ -30,15 +30,15 @@ struct RowKernels {
 // those of ky and -ky, C = a + ib: their sums and differences.
 struct Plane {
   int64_t height, width;  // pixels
-  int64_t ny, nx;         // how many |ky|, and kx rounded up to kLanes
+  int64_t ny, nx;         // how many |ky|, and kx rounded up to kWaveLanes
   const float *sum_a, *difference_b, *difference_a, *sum_b;  // (ny, nx)
   const float *cos_y, *sin_y;                                // (ny, height / 2 + 1)
-  const float *cos_x, *sin_x;                                // (nx, half), half = width / 2 + 1 rounded up to kLanes
+  const float *cos_x, *sin_x;                                // (nx, half), half = width / 2 + 1 rounded up to kWaveLanes
   int64_t half;
   float* rows;  // scratch: 2 (height, nx)
   float* out;   // (height, width)
 };
-constexpr int64_t kLanes = 8;
+constexpr int64_t kWaveLanes = 8;
 
 struct FourierKernels {
   // Row r of `out`, n numbers each: a and b of (ky, kx), a and b of (-ky, kx), for kx from 0; `call` is that of kx = 0.
