@@ -4,10 +4,11 @@
 
 256x3x224x224 and 512x3x32x32, and label losses of 256x21841 (gpu_loss.py), float32 and bfloat16. Time on the device:
 several calls in a CUDA graph, over clones of the batch that outgrow the cache, their data restored before every replay;
-everything once a round, in an order drawn anew. Ratios are to the fastest copy of as many bytes in the same run. Before
-they are timed, plans are applied once and compared with the reference, modules with torchvision's; what fails then, or
-in a backend's first calls, is left out and said. Writes <gpu>-mix.csv, <gpu>-targets.csv and <gpu>-environment.json. Exit
-status 1: a target is missed or was not measured; 2: there is no GPU. --dry-run: tiny batches on the CPU.
+everything once a round, in an order drawn anew. Ratios are to the fastest copy of as many bytes in the same run.
+Before they are timed, plans are applied once and compared with the reference, modules with torchvision's; what fails
+then, or in a backend's first calls, is left out and said. Writes <gpu>-mix.csv, <gpu>-targets.csv and
+<gpu>-environment.json. Exit status 1: a target is missed or was not measured; 2: there is no GPU. --dry-run: tiny
+batches on the CPU.
 """
 
 from __future__ import annotations

@@ -222,8 +222,11 @@ class MixTransform(nn.Module):
             drawn: PlanTensors = operators.sample(*self._placed(request, source, made_on), made_on)
             pixels = None
             if self._fourier:
-                assert source.seed is not None or source.drawn is not None
-                noise = source.drawn[:1, NOISE].long() if source.drawn is not None else source.seed
+                noise = source.seed
+                if source.drawn is not None:
+                    noise = source.drawn[:1, NOISE].long()
+                assert noise is not None
+                noise = noise if noise.device.type == "cpu" else moved(noise, made_on)
                 pixels = operators.fourier(spec, *drawn[3:], noise, size, int(per), draws, self._soft)
             return MixPlan(*drawn, *static, pixels).to(where, non_blocking=True)
 
