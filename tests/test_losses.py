@@ -66,8 +66,11 @@ def two_terms(z, labels, plan, reduction="none", **options):
     return rows if reduction == "none" else rows.sum() / (counted if reduction == "mean" else 1)
 
 
-def assert_as(loss, logits, exact_loss, exact, outer=None):
-    """Losses to a few units of the compute type, gradients to a unit of the logits' type."""
+def assert_as(loss, logits, exact_loss, exact, terms=0.0):
+    """Losses to a few units of the compute type, gradients to a unit of the logits' type.
+
+    `terms`: how large those are of which a gradient is the difference, if larger than gradients are.
+    """
     computed = torch.float64 if logits.dtype == torch.float64 else torch.float32
     assert loss.dtype == computed
     assert loss.shape == exact_loss.shape
@@ -83,7 +86,7 @@ def assert_as(loss, logits, exact_loss, exact, outer=None):
     assert got.shape == logits.shape
     # Of half a unit of the logits' type (subnormal ones have the spacing of the smallest normal number).
     spacing = max(torch.finfo(logits.dtype).tiny * torch.finfo(logits.dtype).eps, 1e-300)
-    scale = float(want.abs().max()) if want.numel() else 0.0
+    scale = max(terms, float(want.abs().nan_to_num(0).max()) if want.numel() else 0.0)
     # PyTorch itself sums K targets one after the other, in eight lanes.
     units = max(32, logits.shape[1] / 8) if logits.dtype == torch.float64 else 32
     torch.testing.assert_close(
@@ -103,6 +106,8 @@ def leaves(z):
 @pytest.mark.parametrize("k", CLASSES)
 def test_cross_entropy_of_any_size(backend, dtype, k):
     name, device = backend
+    if name == "triton" and device == "cpu" and k != 257 and dtype != torch.float32:
+        pytest.skip("interpreted, one dtype will do")
     for b, smoothing, weighted, reduction in ((1, 0.0, False, "mean"), (6, 0.1, True, "none"), (5, 1.0, False, "sum")):
         plan, labels = plan_for(b, seed=k), labels_for(b, k, device)
         weight = torch.rand(k, dtype=torch.float64) if weighted else None
@@ -110,7 +115,8 @@ def test_cross_entropy_of_any_size(backend, dtype, k):
         options = {"label_smoothing": smoothing, "reduction": reduction}
         loss = fm.mix_cross_entropy(logits, labels, plan, weight=weight, backend=name, **options)
         rounded = None if weight is None else weight.to(loss.dtype).double()
-        assert_as(loss, logits, F.cross_entropy(exact, dense(labels, plan, k), rounded, **options), exact)
+        expected = F.cross_entropy(exact, dense(labels, plan, k), rounded, **options)
+        assert_as(loss, logits, expected, exact, terms=1 / b)  # σ(z) - t, up to 1 each
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -118,12 +124,13 @@ def test_cross_entropy_of_any_size(backend, dtype, k):
 @pytest.mark.parametrize("k", [5, 24, 515])
 def test_cross_entropy_of_any_layout(backend, dtype, layout, k):
     name, device = backend
-    for pairing, per in itertools.product(("roll", "flip", "random"), ("batch", "sample")):
+    cases = list(itertools.product(("roll", "flip", "random"), ("batch", "sample")))
+    for pairing, per in cases[k % 3 :: 3] if name == "triton" else cases:  # interpreted
         plan, labels = plan_for(4, 3, pairing, per), labels_for(4, k, device)
         logits, exact = leaves(logits_for(4, k, dtype, layout, device))
         assert_as(
             fm.mix_cross_entropy(logits, labels, plan, backend=name), logits,
-            F.cross_entropy(exact, dense(labels, plan, k)), exact,
+            F.cross_entropy(exact, dense(labels, plan, k)), exact, terms=1 / 4,
         )  # fmt: skip
 
 
@@ -199,7 +206,7 @@ def test_infinities_and_nan(backend, dtype):
             [9e4, 8.9e4, -9e4, 0.0] if dtype != torch.float16 else [0.0] * 4,
         ),
     ]
-    for k, smoothing in itertools.product((4, 600), (0.0, 0.1)):
+    for k, smoothing in itertools.product((4,) if name == "triton" else (4, 600), (0.0, 0.1)):
         z = torch.cat([torch.tensor(rows, dtype=torch.float64), torch.full((8, k - 4), -3.0, dtype=torch.float64)], 1)
         plan = plan_for(8, pairing="flip")
         for labels in (torch.full((8,), 3), torch.full((8,), 1)):
@@ -269,6 +276,8 @@ def binary(z, targets, sum_classes, reduction, threshold=None, **weights):
 @pytest.mark.parametrize("k", CLASSES)
 def test_binary_of_any_size(backend, dtype, k):
     name, device = backend
+    if name == "triton" and device == "cpu" and k != 257 and dtype != torch.float32:
+        pytest.skip("interpreted, one dtype will do")
     cases = itertools.product((False, True), REDUCTIONS)
     for (sum_classes, reduction), b, smoothing in zip(
         cases, (1, 6, 5, 2, 3, 4), (0.0, 0.1, 1.0, 0.0, 0.2, 0.1), strict=True
@@ -309,13 +318,13 @@ def test_as_timm(backend, sum_classes, smoothing, threshold, multi_hot):
     """Its loss on the targets of mix_labels: the thresholds fall alike for all of many weights."""
     timm = pytest.importorskip("timm.loss")
     name, device = backend
-    plan, k = plan_for(64), 10
-    labels = labels_for(64, k, device)
-    labels = (torch.rand(64, k, device=device) > 0.5).float() if multi_hot else labels
+    b, k = 8 if name == "triton" else 64, 10
+    plan, labels = plan_for(b), labels_for(b, k, device)
+    labels = (torch.rand(b, k, device=device) > 0.5).float() if multi_hot else labels
     weights = {"weight": torch.rand(k, device=device), "pos_weight": 2 * torch.rand(k, device=device)}
     theirs = timm.BinaryCrossEntropy(smoothing=0.0, target_threshold=threshold, sum_classes=sum_classes, **weights)
     mixed = fm.mix_labels(labels, plan, num_classes=k, label_smoothing=smoothing)
-    z = logits_for(64, k, device=device)
+    z = logits_for(b, k, device=device)
     results = []
     for f in (
         lambda x: theirs(x, mixed),
@@ -338,7 +347,7 @@ def test_a_target_is_above_the_threshold_where_mix_labels_has_it(backend):
         labels, plan, num_classes=4, label_smoothing=0.1, backend="reference" if device == "cpu" else None
     )
     z = torch.full((32, 4), 3.0, device=device)
-    for threshold in mixed.unique()[::8].tolist():
+    for threshold in mixed.unique()[:: 32 if name == "triton" else 1].tolist():
         got = fm.mix_binary_cross_entropy(
             z,
             labels,
@@ -387,12 +396,12 @@ def test_binary_of_learned_labels():
 # ---- gradients of gradients, memory, autocast, errors ----------------------------------------------------------------
 
 
-def losses_of(name, device, plan):
+def losses_of(name, device, plan, reductions):
     labels = torch.tensor([0, 2, 1, -100, 1], device=device)
     hard = labels.clamp(0)
     weights = {"weight": torch.tensor([0.5, 2.0, 0.0]), "pos_weight": torch.tensor([1.0, 0.25, 3.0])}
     soft = torch.rand(5, 3, generator=torch.Generator().manual_seed(0)).to(device)
-    for reduction in REDUCTIONS:
+    for reduction in reductions:
         options = {"reduction": reduction, "backend": name, "label_smoothing": 0.1, "weight": weights["weight"]}
         yield lambda z, o=options: fm.mix_cross_entropy(z, labels, plan, **o)
         options = {**options, "sum_classes": True, "pos_weight": weights["pos_weight"]}
@@ -404,7 +413,7 @@ def test_gradcheck(backend):
     name, device = backend
     logits = logits_for(5, 3, torch.float64, device=device, scale=1.0).requires_grad_()
     fast = name == "triton"  # interpreted: along a random direction, not along each
-    for loss in losses_of(name, device, plan_for(5)):
+    for loss in losses_of(name, device, plan_for(5), REDUCTIONS[:1] if fast else REDUCTIONS):
         assert torch.autograd.gradcheck(loss, logits, fast_mode=fast)
         assert torch.autograd.gradgradcheck(loss, logits, fast_mode=fast)
 
