@@ -705,8 +705,8 @@ class FMix(_BetaMethod):
         reformulate: λ ~ Beta(α+1, α), and the label weight is 1: the loss uses the first label only.
         cutoff: the highest frequency of the "paper" variant, in cycles along the longest side: frequencies above it
             along an axis are left out on every backend. None: 32 from decay_power 3 on, where .018 % of the pixels of a
-            224x224 mask differ from those of the whole spectrum; below, the whole spectrum (for which any large number
-            asks too).
+            224x224 mask differ from those of the whole spectrum; 256 below, the whole spectrum of up to 512 pixels. Any
+            large number asks for the whole of it.
         **options: see `Options`; `variant` is "paper" by default.
     """
 
@@ -730,7 +730,7 @@ class FMix(_BetaMethod):
             alpha=alpha,
             decay=decay_power,
             soft=checks.number("max_soft", max_soft, 0.0, 0.5),
-            cutoff=math.inf if most is None else float(most),
+            cutoff=float(most),
             reformulate=checks.boolean("reformulate", reformulate),
         )
 
@@ -745,10 +745,9 @@ class FMix(_BetaMethod):
         return float(self._spec[0, Column.SOFT])
 
     @property
-    def cutoff(self) -> int | None:
-        """The highest frequency, in cycles along the longest side; None: there is no limit."""
-        cutoff = float(self._spec[0, Column.CUTOFF])
-        return int(cutoff) if math.isfinite(cutoff) else None
+    def cutoff(self) -> int:
+        """The highest frequency, in cycles along the longest side."""
+        return int(self._spec[0, Column.CUTOFF])
 
     @property
     def reformulate(self) -> bool:

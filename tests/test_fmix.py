@@ -579,7 +579,7 @@ def test_what_it_is_called_with():
     assert (module.decay_power, module.max_soft, module.reformulate, module.cutoff) == (2.0, 0.25, True, 8)
     assert "decay_power=2.0, max_soft=0.25, reformulate=True, cutoff=8" in repr(module)
     assert fm.FMix().cutoff == 32
-    assert fm.FMix(decay_power=2.0).cutoff is None
+    assert fm.FMix(decay_power=2.0).cutoff == 256
     assert fm.FMix().variant == "paper"
     assert "cutoff" not in repr(fm.FMix())
 
