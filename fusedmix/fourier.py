@@ -39,8 +39,8 @@ _BITS = {1: (31, 0, 0), 2: (16, 16, 0), 3: (10, 10, 12)}
 
 
 def default_cutoff(decay_power: float) -> int:
-    """How many frequencies matter, in cycles along the longest side. Slower decays leave more above any: for them it is the
-    whole spectrum of up to 512 pixels."""
+    """How many frequencies matter, in cycles along the longest side. Slower decays leave more above any: for them it is
+    the whole spectrum of up to 512 pixels."""
     return 32 if decay_power >= 3.0 else 256
 
 
