@@ -248,7 +248,7 @@ def test_resuming(lightning, callback, tmp_path, options):
         rest, schedule, _ = training(8, tmp_path / f"{name}.ckpt")
         same(rest.seen, whole.seen[done:])
         assert schedule.epochs == sorted({step // 4 for step in range(done, 12)})
-        assert schedule.alpha == 4.0
+        assert schedule.base_alphas == [4.0]
         assert torch.equal(rest.net[2].weight, whole.net[2].weight)
 
 
@@ -375,7 +375,7 @@ def test_dataloader_iter(lightning, callback, tmp_path):
         ({"mix": fm.CutMix(generator=torch.Generator())}, ValueError, "mix must have generator=None"),
         ({"seed": 1.5}, TypeError, "seed must be an int, but got 1.5"),
         ({"schedule": 3}, TypeError, r"schedule must be None, or .* with step\(epoch\), but got int"),
-        ({"schedule": [Halving(None, 1), 3]}, TypeError, "but got int"),
+        ({"schedule": [Halving(fm.MixUp(), 1), 3]}, TypeError, "but got int"),
     ],
 )
 def test_errors(callback, arguments, error, message):

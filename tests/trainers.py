@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import fusedmix as fm
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -77,18 +79,17 @@ def import_without(monkeypatch, integration, *libraries):
     return str(caught.value)
 
 
-class Halving:
-    """A schedule: α of the first epoch, halved in every later one."""
+class Halving(fm.schedules.StepAlpha):
+    """α of the first epoch, halved in every later one; remembers for which epochs it was asked."""
 
     def __init__(self, mix, alpha):
-        self.mix, self.alpha, self.epochs = mix, alpha, []
+        self.epochs = []
+        super().__init__(mix, alpha, step_size=1, gamma=0.5)
+        self.epochs.clear()
 
-    def step(self, epoch):
+    def step(self, epoch=None):
         self.epochs.append(epoch)
-        self.mix.alpha = self.alpha / 2**epoch
+        super().step(epoch)
 
     def state_dict(self):
-        return {"alpha": self.alpha}
-
-    def load_state_dict(self, state):
-        self.alpha = state["alpha"]
+        return {name: value for name, value in super().state_dict().items() if name != "epochs"}
