@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import fusedmix as fm
+from conftest import option_id
 
 B, K = 6, 5
 Y = torch.tensor([0, 1, 2, 3, 4, 4])
@@ -831,7 +832,7 @@ class Blocks(nn.Module):
 
 REENTRANT = pytest.mark.parametrize("use_reentrant", [False, True])
 SOURCES = pytest.mark.parametrize(
-    "source", [{}, {"sampling": "device"}, {"per": "sample"}, {"generator": torch.Generator()}], ids=str
+    "source", [{}, {"sampling": "device"}, {"per": "sample"}, {"generator": torch.Generator()}], ids=option_id
 )
 
 
@@ -875,7 +876,7 @@ def test_what_is_recomputed_is_mixed_by_the_plan_of_its_forward_pass(use_reentra
         torch.testing.assert_close(a, b.grad, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("source", [{}, {"generator": torch.Generator()}], ids=str)
+@pytest.mark.parametrize("source", [{}, {"generator": torch.Generator()}], ids=option_id)
 def test_generators_that_are_not_rewound(source):
     """An error, or the recorded plans with context_fn."""
     x = torch.rand(B, 4, dtype=torch.float64, requires_grad=True)
