@@ -87,10 +87,11 @@ def targets(rows: list[Timing]) -> list[Check]:
     """How many times as fast as PyTorch."""
     checks = []
     for ours, theirs in zip(rows[::2], rows[1::2], strict=True):
-        large = ours.dtype == "float32" and ours.shape == "x".join(map(str, LARGE))
+        if ours.dtype != "float32" or ours.shape == "x".join(map(str, MEDIUM)):
+            continue  # for looking at
         what = f"{ours.call}, {ours.dtype} {ours.shape}, faster than PyTorch on dense targets"
         ratio = theirs.median_us / ours.median_us
-        checks.append(Check(what, ratio, FASTER if large else 1.0, "x", at_least=True))
+        checks.append(Check(what, ratio, FASTER, "x", at_least=True))
     return checks
 
 

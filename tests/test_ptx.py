@@ -100,9 +100,7 @@ LOSSES = [Loss(kernel, name, width) for kernel in LOSS_KERNELS for name, ws in L
 
 def loss_of(symbol):
     """Which instance a symbol is, or None."""
-    found = re.search(
-        r"\d(cross_entropy_kernel|binary_cross_entropy_kernel|\w+_gradient_kernel)I(\w+?)Li(\d+)EE", symbol
-    )
+    found = re.search(rf"\d({'|'.join(LOSS_KERNELS)})I(\w+?)Li(\d+)EE", symbol)
     return found and Loss(found[1], found[2], int(found[3]))
 
 

@@ -653,6 +653,34 @@ def test_what_is_outside_is_seen():
     assert np.array_equal(launches[-1].outside([x, out], [other]), np.sort(bytes_of(out)))
 
 
+# ---- which bytes: losses ---------------------------------------------------------------------------------------------
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", FLOATS, ids=name_of)
+@pytest.mark.parametrize("classes", [7, 64, 5003])
+def test_logits_are_read_once_and_gradients_written_once(dtype, classes):
+    plan = fm.MixUp(per="sample", pairing="random", sampling="device").sample(3, (4, 4), seed=1)
+    z, labels = torch.randn(3, classes).to(dtype).requires_grad_(), torch.randint(classes, (3,))
+    for loss in (fm.mix_cross_entropy, fm.mix_binary_cross_entropy):
+        with logged() as launches:
+            (slope,) = torch.autograd.grad(loss(z, labels, plan, backend="triton"), z)
+        name = f"{loss.__name__[4:]}"
+        assert [of.kernel for of in launches] == [f"{name}_kernel", "finish_kernel", f"{name}_backward_kernel"]
+        forward, finish, backward = launches
+        reads, _ = forward.counts(z)
+        picked = torch.zeros(3, classes, dtype=torch.int64)
+        if loss is fm.mix_cross_entropy:
+            for y in (labels, labels[plan.partner]):
+                picked[torch.arange(3), y] += 1
+        assert torch.equal(reads, 1 + picked)
+        assert (backward.counts(z)[0] == 1).all()
+        assert (backward.counts(slope)[1] == 1).all()
+        assert not any(len(of.races()) for of in launches)
+        tensors = [t for of in launches for t in of.arguments.values() if isinstance(t, torch.Tensor)]
+        assert not any(len(of.outside(tensors, tensors)) for of in launches)
+
+
 # ---- compiled code --------------------------------------------------------------------------------------------------
 
 
@@ -761,7 +789,7 @@ def test_what_triton_specialises_on_is_in_the_key(tmp_path):
             by_key.setdefault(launchers, set()).add(tritons)
         if any(len(tritons) > 1 for tritons in by_key.values()):
             wrong.add((kernel, parameter))
-        if parameter in ("src", "dst", "out", "staged"):
+        if parameter in ("src", "dst", "out", "staged", "logits") and kernel != "finish_kernel":
             assert len({tritons for _, tritons in pairs}) > 4, (kernel, parameter)  # types and alignments
         if parameter in ("seed_value", "p", "batch", "span", "columns", "total"):
             assert len({tritons for _, tritons in pairs}) <= 2, (kernel, parameter)  # 32 or 64 bits
