@@ -667,7 +667,7 @@ def test_logits_are_read_once_and_gradients_written_once(dtype, classes):
             (slope,) = torch.autograd.grad(loss(z, labels, plan, backend="triton"), z)
         name = f"{loss.__name__[4:]}"
         assert [of.kernel for of in launches] == [f"{name}_kernel", "finish_kernel", f"{name}_backward_kernel"]
-        forward, finish, backward = launches
+        forward, _, backward = launches
         reads, _ = forward.counts(z)
         picked = torch.zeros(3, classes, dtype=torch.int64)
         if loss is fm.mix_cross_entropy:
