@@ -2,9 +2,9 @@
 
     python -m benchmarks.cpu_loss [--threads 2] [--out benchmarks/results] [--quick]
 
-256 samples and 21,841 classes (ImageNet-21k), and 1,000 classes. In float32, as autocast has PyTorch's losses too. Everything is measured once a round, in an order drawn
-anew, after both have been compared. Prints a Markdown table and writes cpu-loss.csv, cpu-loss-targets.csv and
-cpu-loss-environment.json. Exit status 1: a target is missed.
+256 samples and 21,841 classes (ImageNet-21k), and 1,000 classes. The losses are in float32, as autocast has PyTorch's
+too. Everything is measured once a round, in an order drawn anew, after both have been compared. Prints a Markdown table
+and writes cpu-loss.csv, cpu-loss-targets.csv and cpu-loss-environment.json. Exit status 1: a target is missed.
 """
 
 from __future__ import annotations
