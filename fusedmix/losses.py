@@ -14,7 +14,7 @@ from fusedmix.functional import beside, in_range, mix_labels
 from fusedmix.methods import Reduction
 from fusedmix.plan import MixPlan
 
-_REDUCTIONS = {"none": Reduction.NONE, "sum": Reduction.SUM, "mean": Reduction.MEAN}
+_REDUCTIONS = {"mean": Reduction.MEAN, "sum": Reduction.SUM, "none": Reduction.NONE}
 
 
 def mix_cross_entropy(

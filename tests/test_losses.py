@@ -575,7 +575,7 @@ def test_a_class_out_of_range_is_nan_where_nobody_checks(backend):
         (ValueError, "weight must be floating point", {"weight": torch.ones(5).long()}),
         (ValueError, "weight must not require grad", {"weight": torch.ones(5, requires_grad=True)}),
         (TypeError, "weight must be a tensor, but got list", {"weight": [1.0] * 5}),
-        (ValueError, "reduction must be one of none, sum, mean, but got 'avg'", {"reduction": "avg"}),
+        (ValueError, "reduction must be one of mean, sum, none, but got 'avg'", {"reduction": "avg"}),
         (ValueError, "label_smoothing must be in \\[0, 1\\], but got 1.5", {"label_smoothing": 1.5}),
         (ValueError, "backend must be one of", {"backend": "cudnn"}),
     ],
