@@ -130,7 +130,7 @@ def test_labels_tell_what_is_in_the_images(method, per):
             torch.testing.assert_close(shares, (torch.eye(B) + torch.eye(B)[fm.attached(model)[0].plan.partner]) / 2)
         else:
             torch.testing.assert_close(targets[-1], shares, rtol=2e-6, atol=2e-6)
-            assert seed == 0 or not torch.equal(targets[-1], targets[-2])
+    assert isinstance(mix, fm.SamplePairing) or len({tuple(t.flatten().tolist()) for t in targets}) > 2
 
 
 class Two(nn.Module):

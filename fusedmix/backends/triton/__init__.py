@@ -175,7 +175,8 @@ def _from_the_host(request: Request, source: Source) -> PlanTensors:
     """The plan of numbers that were drawn on the host, or are drawn now, by the CPU's own backend."""
     from fusedmix import backends
 
-    operators = backends.operators("cpu")
+    name = backends.choose("cpu")
+    operators = backends.operators("cpu", "reference" if name == "triton" else name)
     if source.drawn is None:
         source = Source(None, *draws.host(request, None))
     spec, batch_size, size, pairing, per, p, lam, labels = request
