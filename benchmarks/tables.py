@@ -80,6 +80,23 @@ def cpu_fmix() -> str:
     )
 
 
+def cpu_loss() -> str:
+    """Times of the label losses on a CPU, forwards and backwards, beside PyTorch's on dense targets."""
+    rows = [row for row in _rows("cpu-loss.csv") if row["shape"] == "256x21841"]
+    times = {(row["call"], row["dtype"], row["provider"]): float(row["median_us"]) / 1e3 for row in rows}
+    lines = [
+        (
+            f"`{call}`, {dtype}",
+            *(f"{times[call, dtype, provider]:.0f}" for provider in ("fusedmix", "torch")),
+            f"{times[call, dtype, 'torch'] / times[call, dtype, 'fusedmix']:.1f}",
+        )
+        for call, dtype, provider in times
+        if provider == "fusedmix"
+    ]
+    table = markdown(("ms, 256×21841 logits, 2 threads", "fusedmix", "dense targets", "ratio"), lines)
+    return f"{table}\n\n{_source('python -m benchmarks.cpu_loss', rows[0])}\n"
+
+
 def first_use() -> str:
     """From `pip install` to the first mixed batch."""
     found = json.loads((RESULTS / "cpu-first-use.json").read_text())
@@ -103,7 +120,12 @@ def first_use() -> str:
     return f"{table}\n\n{_source('python -m benchmarks.first_use --pip', found['environment'])}\n"
 
 
-TABLES: dict[str, Callable[[], str]] = {"cpu-mix": cpu_mix, "cpu-fmix": cpu_fmix, "first-use": first_use}
+TABLES: dict[str, Callable[[], str]] = {
+    "cpu-mix": cpu_mix,
+    "cpu-fmix": cpu_fmix,
+    "cpu-loss": cpu_loss,
+    "first-use": first_use,
+}
 
 
 def _after(process: dict[str, float], step: str, before: str) -> float:
