@@ -112,26 +112,16 @@ def measure_numpy(size: tuple[int, ...], rounds: int) -> Timing:
     """FMix's mask as it is made on a CPU: normals, an FFT and a sort by NumPy, one mask after the other."""
     import numpy as np
 
-    height, width = size
-    f = np.sqrt(np.fft.fftfreq(height)[:, None] ** 2 + np.fft.rfftfreq(width) ** 2)
-    amplitude = np.maximum(f, 1.0 / max(size)) ** -3.0
+    from benchmarks.fmix_numpy import mask
+
     generator = np.random.default_rng(0)
 
     def one() -> Any:
-        real, imaginary = generator.standard_normal((2, *f.shape))
-        grey = np.fft.irfft2((real + 1j * imaginary) * amplitude, s=size).ravel()
-        mask = np.zeros(grey.size, dtype=np.float32)
-        mask[np.argsort(grey)[grey.size // 2 :]] = 1.0
-        return mask
+        return mask(*size, 0.5, generator)
 
     one()
-    row = Timing("host", "numpy", "mask", "FMix", per="sample", shape="x".join(map(str, size)))
-    times = []
-    for _ in range(rounds):
-        begin = time.perf_counter()
-        one()
-        times.append((time.perf_counter() - begin) * 1e6)
-    row.record(times)
+    row = Timing("host", "numpy", "mask", "FMix", per="sample", dtype="float32", shape="x".join(map(str, size)))
+    row.record(host_microseconds(one, rounds, calls=1))
     return row
 
 

@@ -68,10 +68,10 @@ from triton_log import Launch, bytes_of, elements_of, logged
 # What the interpreter of Triton 3.6 does with a newer NumPy.
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning")
 CPU = torch.device("cpu")
-KERNELS = ("mix", "stage", "sample", "circle", "labels", "mask", "waves", "coefficients", "sum", "select", "level")
 DRAWS = [*itertools.product(("batch", "sample"), ("roll", "flip", "random")), ("pair", "flip")]
 LOSSES = ("cross_entropy", "cross_entropy_backward", "binary_cross_entropy", "binary_cross_entropy_backward")
-KERNELS = ("mix", "stage", "sample", "circle", "labels", "mask", "finish", *LOSSES)
+FOURIERS = ("waves", "coefficients", "sum", "select", "level")
+KERNELS = ("mix", "stage", "sample", "circle", "labels", "mask", "finish", *FOURIERS, *LOSSES)
 interpreted = pytest.mark.skipif(
     TRITON_DEVICE != "cpu" or NO_TRITON is not None,
     reason=NO_TRITON or "with a GPU here the kernels are compiled, not interpreted",
