@@ -8,6 +8,7 @@
 
 #include <atomic>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <vector>
 
@@ -162,7 +163,9 @@ struct Span {
   int64_t begin, end;
   float w;
 };
-constexpr float kVaries = -1.0f;  // the w of a span that does
+// The w of a span that does: no number is it, as λ may be any.
+constexpr float kVaries = std::numeric_limits<float>::quiet_NaN();
+inline bool varies(float w) { return w != w; }
 
 // The pixels of one Fourier mask.
 class PixelsOf {
@@ -411,7 +414,7 @@ class Mixer {
       char* target = packed ? to : s.lane.get();
       const char* x = read(a, row_.src_step, span.begin, span.end, s.lane.get() + tile_ * size_);
       const char* y = read(b, b_step, span.begin, span.end, s.lane.get() + 2 * tile_ * size_);
-      if (span.w == kVaries) {
+      if (varies(span.w)) {
         varying(i, row, span, s.w.get());
         rows_.weighted(target, x, y, length, s.w.get());
       } else {
@@ -441,7 +444,7 @@ class Mixer {
 
   // The mask of sample i along a span in which it is `value`, or varies.
   void weights(int64_t i, const RowAt& row, const Span& span, float value, float* w) const {
-    if (value == kVaries) {
+    if (varies(value)) {
       varying(i, row, span, w);
     } else {
       std::fill(w, w + (span.end - span.begin), value);
