@@ -114,8 +114,8 @@ class Timing:
     # device: time on the GPU; wall: of the call; host: of the call on a tiny batch, without the work; first process: of
     # the first calls, what they compile included; later process: the same where it has been compiled
     measure: str
-    provider: str  # fusedmix, torchvision, torch.compile, torch, triton
-    call: str  # mix_, mix, mix_ + mix_labels, step (images and targets in one operator), module, copy, clone
+    provider: str  # fusedmix, torchvision, torch.compile, torch, triton, numpy
+    call: str  # mix_, mix, mix_ + mix_labels, step (images and targets in one operator), module, copy, clone, mask
     method: str = ""
     backend: str = ""
     pairing: str = ""

@@ -28,6 +28,7 @@ METHODS: dict[str, Callable[..., fm.MixTransform]] = {
     "CutMix": fm.CutMix,
 }
 PERS = ("batch", "sample")
+FMIXES: dict[str, dict[str, Any]] = {"FMix": {}, "FMix released": {"variant": "released"}}
 
 
 @dataclass
@@ -112,6 +113,43 @@ class Batch:
         """Raises unless a backend applies a plan in place as the reference does."""
         x = self.clones.x[0]
         self.same(fm.mix_(x.clone(), plan, backend=backend), fm.mix(x, plan, backend="reference"))
+
+    def fmix(self) -> Iterator[Entry]:
+        """FMix's masks alone, masks applied, and both: noise, grey images, bits and the blend in place, drawn anew by
+        every replay. MixUp in place of the same batch, for ratios, is among `plans`."""
+        for name, options in FMIXES.items():
+            for per in PERS:
+                for backend in self.backends:
+                    entries: list[Entry] = []
+                    with noting(self.failed, f"{backend}: {name} per {per}, {dtype_name(self.dtype)}"):
+                        entries = self.fmix_by(backend, name, per, options)
+                    yield from entries
+
+    def fmix_by(self, backend: str, name: str, per: str, options: dict[str, Any]) -> list[Entry]:
+        size = self.shape[2:]
+        mix = fm.FMix(num_classes=self.classes, per=per, inplace=True, sampling="device", backend=backend, **options)
+        plan = mix.sample(self.shape[0], size, lam=0.5, seed=1, device=self.device)
+        operators = fused_backends.operators(self.device.type, backend)
+        spec = mix._request(self.shape[0], size, None, None)[0]
+        seed = torch.ones((), dtype=torch.int64, device=self.device)
+        each = int(plan.per)
+        arguments = (spec, plan.kind, plan.geometry, plan.value, seed, size, each, each, False)
+        more = {"backend": backend, "pairing": "roll", "per": per, "inplace": True}
+        applied = self.row("mix_", name, share=1.0 - float(plan.weight.mean()), **more)
+        return [
+            Entry(
+                self.row("fourier", name, **more),
+                partial(_ignoring_clones, operators.fourier, arguments),
+                partial(self.as_many_ones, plan),
+            ),
+            Entry(applied, self.each(fm.mix_, plan, backend=backend), partial(self.as_reference, plan, backend)),
+            Entry(self.row("module", name, **more), self.each(mix, self.y)),
+        ]
+
+    def as_many_ones(self, plan: fm.MixPlan) -> None:
+        """Raises unless every mask has as many ones as its plan says."""
+        ones = plan.mask().flatten(1).sum(1, dtype=torch.float64).cpu()
+        torch.testing.assert_close(ones, plan.geometry[:, 0].double().cpu(), rtol=0.0, atol=0.0)
 
     def out_of_place(self) -> Iterator[Entry]:
         for method in ("MixUp", "CutMix"):
@@ -205,6 +243,10 @@ class Batch:
             row.bytes = int(2 * row.share * self.clones.bytes)
             row.copy_ratio = row.median_us / ceiling(rows, row)
         return rows
+
+
+def _ignoring_clones(call: Callable[..., Any], arguments: tuple[Any, ...], k: int) -> Any:
+    return call(*arguments)
 
 
 def _copy(copy: peers.Copy, out: list[Tensor], x: list[Tensor], k: int) -> None:

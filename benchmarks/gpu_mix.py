@@ -2,11 +2,11 @@
 
     python -m benchmarks.gpu_mix [--backends cuda,triton] [--out benchmarks/results] [--commit SHA] [--dry-run]
 
-256x3x224x224 and 512x3x32x32, float32 and bfloat16. Time on the device: several calls in a CUDA graph, over clones of
-the batch that outgrow the cache, their data restored before every replay; everything once a round, in an order drawn
-anew. Ratios are to the fastest copy of as many bytes in the same run. Before they are timed, plans are applied once and
-compared with the reference, modules with torchvision's; what fails then, or in a backend's first calls, is left out and
-said. Writes <gpu>-mix.csv, <gpu>-targets.csv and
+256x3x224x224 and 512x3x32x32, and label losses of 256x21841 (gpu_loss.py), float32 and bfloat16. Time on the device:
+several calls in a CUDA graph, over clones of the batch that outgrow the cache, their data restored before every replay;
+everything once a round, in an order drawn anew. Ratios are to the fastest copy of as many bytes in the same run.
+Before they are timed, plans are applied once and compared with the reference, modules with torchvision's; what fails
+then, or in a backend's first calls, is left out and said. Writes <gpu>-mix.csv, <gpu>-targets.csv and
 <gpu>-environment.json. Exit status 1: a target is missed or was not measured; 2: there is no GPU. --dry-run: tiny
 batches on the CPU.
 """
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 import fusedmix as fm
-from benchmarks import gpu_first, peers
+from benchmarks import gpu_first, gpu_loss, peers
 from benchmarks.common import (
     RESULTS,
     Check,
@@ -46,6 +46,7 @@ from fusedmix import backends as fused_backends
 
 LARGE, SMALL = (256, 3, 224, 224), (512, 3, 32, 32)
 DRY = (6, 3, 8, 16)
+FMIX_MEMORY = 24  # MiB, while masks are made
 CLASSES: dict[tuple[int, ...], int] = {LARGE: 1000, SMALL: 100}
 
 
@@ -95,6 +96,35 @@ def measure_memory(shape: tuple[int, ...], dtype: torch.dtype, device: torch.dev
     return checks
 
 
+def measure_fmix_memory(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, backend: str) -> Check:
+    """In place, the masks made anew: what a call allocates beside its targets."""
+    x: Tensor = torch.randn(shape, device=device).to(dtype)
+    y = torch.randint(CLASSES[shape], (shape[0],), device=device)
+    allowed = max(2**20, x.nbytes // 16) / 2**20
+    mix = fm.FMix(num_classes=CLASSES[shape], per="sample", inplace=True, sampling="device", backend=backend)
+    extra = extra_memory(partial(mix, x, y)) - 4 * shape[0] * CLASSES[shape]
+    bits = shape[0] * shape[2] * shape[3] / 8 / 2**20
+    what = f"{backend}: memory of FMix in place beside targets, {dtype_name(dtype)} {'x'.join(map(str, shape))}"
+    return Check(what, extra / 2**20, allowed + FMIX_MEMORY + bits, "MiB")
+
+
+def measure_numpy(size: tuple[int, ...], rounds: int) -> Timing:
+    """FMix's mask as it is made on a CPU: normals, an FFT and a sort by NumPy, one mask after the other."""
+    import numpy as np
+
+    from benchmarks.fmix_numpy import mask
+
+    generator = np.random.default_rng(0)
+
+    def one() -> Any:
+        return mask(*size, 0.5, generator)
+
+    one()
+    row = Timing("host", "numpy", "mask", "FMix", per="sample", dtype="float32", shape="x".join(map(str, size)))
+    row.record(host_microseconds(one, rounds, calls=1))
+    return row
+
+
 def run(given: Namespace, device: torch.device) -> tuple[list[Timing], list[Check], list[str]]:
     """All rows and checks, and what was not measured, with the reason."""
     deadline = time.monotonic() + given.budget
@@ -112,6 +142,7 @@ def run(given: Namespace, device: torch.device) -> tuple[list[Timing], list[Chec
                 continue
             batch = Batch(DRY if given.dry_run else shape, dtype, device, CLASSES[shape], backends)
             entries = [*batch.plans(labels=shape == SMALL), *batch.out_of_place(), *batch.steps(), *batch.modules()]
+            entries += batch.fmix() if shape == LARGE else ()
             entries += [*batch.torchvision(), *(batch.compiled() if shape == LARGE else ())]
             found = batch.measure(entries, rounds)
             left_out += batch.failed
@@ -123,7 +154,15 @@ def run(given: Namespace, device: torch.device) -> tuple[list[Timing], list[Chec
                 for backend in backends:
                     with noting(left_out, f"{backend}: memory, {name}"):
                         checks += measure_memory(shape, dtype, device, backend)
+                    with noting(left_out, f"{backend}: memory of FMix, {name}"):
+                        checks.append(measure_fmix_memory(shape, dtype, device, backend))
+    if time.monotonic() > deadline:
+        left_out.append("label losses: no time was left")
+    else:
+        found, beside, failed = gpu_loss.run(backends, device, given.dry_run, rounds)
+        rows, checks, left_out = [*rows, *found], [*checks, *beside], [*left_out, *failed]
     host, failed = measure_host(device, backends, loops)
+    host.append(measure_numpy(first_shape[2:], rounds))
     return [*rows, *host], [*checks, *host_targets(host)], [*left_out, *failed]
 
 

@@ -10,6 +10,7 @@ TORCHVISION = {("MixUp", True): 4.0, ("MixUp", False): 4.0, ("CutMix", True): 5.
 COMPILED_OUT, COMPILED_IN = 1.05, 1.8
 SMALL_STEP = 8.0  # microseconds: CIFAR-sized images and 100 classes
 BESIDE_CUDA = 1.15  # triton: times the same call of cuda
+FMIX = 2.5  # times MixUp in place of the same batch, the masks made anew
 HOST = 40.0  # microseconds, triton: `mix_` and whole calls of modules on a tiny batch
 
 
@@ -32,9 +33,23 @@ def _name(row: Timing) -> str:
     return f"{row.backend}: {row.method} {row.pairing}, per {row.per}, {row.dtype} {row.shape}"
 
 
+def _fmix(row: Timing, ours: list[Timing]) -> list[Check]:
+    """Drawn, made, thresholded and blended in place, beside MixUp in place."""
+    return [
+        Check(f"{_name(row)}, masks and all, in place", row.median_us / mixup.median_us, FMIX, "x MixUp")
+        for mixup in ours
+        if row.call == "module"
+        and (mixup.method, mixup.call, mixup.inplace) == ("MixUp", "mix_", True)
+        and (mixup.backend, mixup.pairing, mixup.per) == (row.backend, row.pairing, row.per)
+    ]
+
+
 def _large(rows: list[Timing], ours: list[Timing]) -> list[Check]:
     checks = []
     for row in ours:
+        if row.method.startswith("FMix"):
+            checks += _fmix(row, ours)
+            continue
         checks += _beside_cuda(row, ours) if row.backend == "triton" else _beside_copies(row, rows)
         for peer in rows:
             alike = (peer.method, peer.per) == (row.method, row.per)

@@ -54,6 +54,49 @@ def cpu_mix() -> str:
     )
 
 
+def cpu_fmix() -> str:
+    """Times of FMix's masks on a CPU, beside the NumPy pipeline."""
+    rows = _rows("cpu-fmix.csv")
+    masks = {(row["provider"], row["shape"]): float(row["median_us"]) for row in rows if row["call"] == "mask"}
+    shapes = [row["shape"] for row in rows if row["call"] == "mask" and row["provider"] == "fusedmix"]
+    lines = [
+        (
+            shape.replace("x", "×"),
+            f"{masks['fusedmix', shape]:.0f}",
+            f"{masks['numpy', shape]:.0f}",
+            f"{masks['numpy', shape] / masks['fusedmix', shape]:.0f}",
+        )
+        for shape in shapes
+    ]
+    table = markdown(("µs a mask, one thread", "fusedmix", "NumPy", "ratio"), lines)
+    steps = {(row["method"], row["per"]): row for row in rows if row["call"] == "module"}
+    times = ", ".join(
+        f"{method} {float(steps[method, 'sample']['median_us']) / 1e3:.0f} ms" for method in ("MixUp", "CutMix", "FMix")
+    )
+    shape = steps["FMix", "sample"]["shape"].replace("x", "×")
+    return (
+        f"{table}\n\nA whole step in place on {shape} float32, per sample, 2 threads: {times}.\n"
+        f"{_source('python -m benchmarks.cpu_fmix', rows[0])}\n"
+    )
+
+
+def cpu_loss() -> str:
+    """Times of the label losses on a CPU, forwards and backwards, beside PyTorch's on dense targets."""
+    rows = [row for row in _rows("cpu-loss.csv") if row["shape"] == "256x21841"]
+    times = {(row["call"], row["dtype"], row["provider"]): float(row["median_us"]) / 1e3 for row in rows}
+    lines = [
+        (
+            f"`{call}`, {dtype}",
+            *(f"{times[call, dtype, provider]:.0f}" for provider in ("fusedmix", "torch")),
+            f"{times[call, dtype, 'torch'] / times[call, dtype, 'fusedmix']:.1f}",
+        )
+        for call, dtype, provider in times
+        if provider == "fusedmix"
+    ]
+    table = markdown(("ms, 256×21841 logits, 2 threads", "fusedmix", "dense targets", "ratio"), lines)
+    return f"{table}\n\n{_source('python -m benchmarks.cpu_loss', rows[0])}\n"
+
+
 def first_use() -> str:
     """From `pip install` to the first mixed batch."""
     found = json.loads((RESULTS / "cpu-first-use.json").read_text())
@@ -77,7 +120,12 @@ def first_use() -> str:
     return f"{table}\n\n{_source('python -m benchmarks.first_use --pip', found['environment'])}\n"
 
 
-TABLES: dict[str, Callable[[], str]] = {"cpu-mix": cpu_mix, "first-use": first_use}
+TABLES: dict[str, Callable[[], str]] = {
+    "cpu-mix": cpu_mix,
+    "cpu-fmix": cpu_fmix,
+    "cpu-loss": cpu_loss,
+    "first-use": first_use,
+}
 
 
 def _after(process: dict[str, float], step: str, before: str) -> float:

@@ -1,25 +1,36 @@
 """fusedmix: Mixup, CutMix, HMix, GMix and their relatives, for images and labels of a batch.
 
 Two halves: modules that sample a plan and apply it (`mix = fusedmix.CutMix(num_classes=1000)`), and functions that
-apply any plan (`fusedmix.mix`, `mix_`, `mix_labels`, `mix_masks`, `mix_cross_entropy`).
+apply any plan (`fusedmix.mix`, `mix_`, `mix_labels`, `mix_masks`, `mix_cross_entropy`,
+`mix_binary_cross_entropy`).
 """
 
-from fusedmix.backends import BackendError
+from fusedmix.backends import BackendError  # first: the rest imports it from the middle of a circle
+
+# isort: split
+
+from fusedmix import schedules
 from fusedmix.checkpointing import checkpoint_contexts
 from fusedmix.checks import InplaceError
+from fusedmix.embeddings import EmbedMix, mix_embeddings
 from fusedmix.functional import mix, mix_, mix_labels
-from fusedmix.losses import mix_cross_entropy
+from fusedmix.hooks import MixHandle, attach, attached
+from fusedmix.losses import mix_binary_cross_entropy, mix_cross_entropy
 from fusedmix.plan import MixPlan, SparseTargets
+from fusedmix.regression import mix_targets
 from fusedmix.segmentation import mix_masks
-from fusedmix.transforms import CutMix, GMix, HMix, MixTransform, MixUp, RandomMix, SamplePairing
+from fusedmix.transforms import CutMix, FMix, GMix, HMix, MixTransform, MixUp, RandomMix, SamplePairing
 from fusedmix.version import __version__
 
 __all__ = [
     "BackendError",
     "CutMix",
+    "EmbedMix",
+    "FMix",
     "GMix",
     "HMix",
     "InplaceError",
+    "MixHandle",
     "MixPlan",
     "MixTransform",
     "MixUp",
@@ -27,10 +38,16 @@ __all__ = [
     "SamplePairing",
     "SparseTargets",
     "__version__",
+    "attach",
+    "attached",
     "checkpoint_contexts",
     "mix",
     "mix_",
+    "mix_binary_cross_entropy",
     "mix_cross_entropy",
+    "mix_embeddings",
     "mix_labels",
     "mix_masks",
+    "mix_targets",
+    "schedules",
 ]

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 
-if TYPE_CHECKING:
-    from fusedmix.plan import MixPlan
-
-Draw: TypeAlias = "Callable[[], MixPlan]"
-Source: TypeAlias = "Callable[[Draw], MixPlan]"
+T = TypeVar("T")
+Draw: TypeAlias = "Callable[[], Any]"  # of a plan, or of what else a forward pass draws
+Source: TypeAlias = "Callable[[Draw], Any]"
 _SOURCE: ContextVar[Source | None] = ContextVar("fusedmix_plans", default=None)
 
 
@@ -26,9 +24,9 @@ def checkpoint_contexts() -> tuple[AbstractContextManager[None], AbstractContext
     Example:
         >>> checkpoint(block, x, use_reentrant=False, context_fn=fusedmix.checkpoint_contexts)
     """
-    plans: list[MixPlan] = []
+    plans: list[Any] = []
 
-    def record(draw: Draw) -> MixPlan:
+    def record(draw: Draw) -> Any:
         plans.append(draw())
         return plans[-1]
 
@@ -39,8 +37,8 @@ def checkpoint_contexts() -> tuple[AbstractContextManager[None], AbstractContext
     return _PlansFrom(lambda: record), _PlansFrom(replay)
 
 
-def recorded(draw: Draw, rewinds: bool) -> MixPlan:
-    """The plan that `draw` makes, or the recorded one where a checkpointed function is being recomputed.
+def recorded(draw: Callable[[], T], rewinds: bool) -> T:
+    """What `draw` makes, or the recorded value where a checkpointed function is being recomputed.
 
     Raises:
         RuntimeError: the plan would be drawn anew during a backward pass from a source that PyTorch does not rewind.
@@ -57,9 +55,14 @@ def recording() -> bool:
     return _SOURCE.get() is not None
 
 
+def in_backward() -> bool:
+    """Whether a backward pass runs: then a forward pass inside it is a recomputation."""
+    return torch._C._current_graph_task_id() != -1
+
+
 def check_rewinds(rewinds: bool) -> None:
     """Raises RuntimeError in a backward pass unless PyTorch rewinds the source of the draws."""
-    if not rewinds and torch._C._current_graph_task_id() != -1:
+    if not rewinds and in_backward():
         raise RuntimeError(
             "A mixing plan would be drawn again from its own generator while a checkpointed function is recomputed, "
             "and the gradient would belong to another batch. Pass context_fn=fusedmix.checkpoint_contexts to "

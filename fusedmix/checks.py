@@ -171,8 +171,8 @@ def same_batch(name: str, x: Tensor, plan: Any) -> None:
         )
 
 
-def class_range(labels: Tensor, num_classes: int, name: str = "labels") -> None:
-    """Raises ValueError if a class is outside 0..num_classes-1.
+def class_range(labels: Tensor, num_classes: int, name: str = "labels", *, ignore_index: int | None = None) -> None:
+    """Raises ValueError if a class is outside 0..num_classes-1 and is not ignore_index.
 
     Always checked on the CPU. On a GPU it would wait for the device, so only if FUSEDMIX_CHECK_LABELS=1 asks for it.
     Inside a traced graph it would break the graph (fusedmix/functional.py, in_range).
@@ -181,7 +181,12 @@ def class_range(labels: Tensor, num_classes: int, name: str = "labels") -> None:
         return
     if labels.device.type != "cpu" and os.environ.get("FUSEDMIX_CHECK_LABELS") != "1":
         return
-    low, high = (int(v) for v in labels.long().aminmax())
+    labels = labels.long()
+    if ignore_index is not None:
+        labels = labels[labels != ignore_index]
+        if labels.numel() == 0:
+            return
+    low, high = (int(v) for v in labels.aminmax())
     if low < 0 or high >= num_classes:
         raise ValueError(
             f"{name} must be in [0, num_classes) = [0, {num_classes}), but got {low if low < 0 else high}."

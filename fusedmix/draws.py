@@ -5,9 +5,9 @@ both. The device's computes every number from (seed, logical index) with Philox,
 follows from the numbers is the business of an operator: here `plan`, which the kernels mirror.
 
 Order of the host draws (a step that is certain or not needed is not drawn): p of the module, the method, p of the
-method, λ, the random partners, the centre along the last, second to last, third to last axis. Per batch this is
-what v2.RandomApply, v2.RandomChoice, v2.MixUp and v2.CutMix draw; per pair and per sample each step is one call for
-all draws.
+method, λ, FMix's swap of λ, the random partners, the centre along the last, second to last, third to last axis, FMix's
+coin, the seed of its noise. Per batch this is what v2.RandomApply, v2.RandomChoice, v2.MixUp and v2.CutMix draw; per
+pair and per sample each step is one call for all draws.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from fusedmix.methods import Column, Method, Pairing, Per
 from fusedmix.philox import Stream, below, symmetric_beta, uniform, words
 
 CPU = torch.device("cpu")
-WIDTH = 6  # numbers of one draw
+WIDTH = 8  # numbers of one draw
+NOISE = 7  # of them, the seed of FMix's noise: one for the batch, below 2^52, in every row
 
 
 class Request(NamedTuple):
@@ -45,7 +46,7 @@ class Source(NamedTuple):
     """Where the numbers of one batch come from: a seed, or numbers that were drawn already (on the CPU)."""
 
     seed: Tensor | None  # () int64: everything follows from it, by Philox
-    drawn: Tensor | None  # (n, WIDTH) float64: choice, applied, λ before any clamp, centre z, y, x of each draw
+    drawn: Tensor | None  # (n, WIDTH) float64: choice, applied, λ before any clamp, centre z, y, x, coin, noise seed
     partner: Tensor | None  # (B,) int64, with drawn: the partners, where they are not a formula
 
 
@@ -56,6 +57,7 @@ class Draws(NamedTuple):
     applied: Tensor  # (n,) bool
     lam: Tensor  # (n,) float32
     centre: Tensor  # (n, 3) int64, (z, y, x)
+    coin: Tensor  # (n,) bool: whether FMix rounds the number of ones up
     partner: Tensor  # (B,) int64
 
 
@@ -85,10 +87,16 @@ def host(request: Request, generator: torch.Generator | None) -> tuple[Tensor, T
     if lam is None and random.any():
         alpha = rows[random, Column.ALPHA].float()
         drawn[random, 2] = torch._sample_dirichlet(torch.stack((alpha, alpha), 1), generator=generator)[:, 0].double()
+        swaps = random & (rows[:, Column.REFORMULATE] != 0)
+        if swaps.any():
+            drawn[swaps, 2] = _swapped(drawn[swaps, 2], _host_uniform(int(swaps.sum()), generator))
     partner = _host_partner(pairing, batch_size, labels, generator)
     if _has_centre(rows):
         for axis in range(2, 2 - len(size), -1):
             drawn[:, 3 + axis] = torch.randint(padded(size)[axis], (n,), generator=generator, device=CPU)
+    if n and (rows[:, Column.METHOD] >= Method.FMIX_RELEASED).any():
+        drawn[:, 6] = torch.randint(2, (n,), generator=generator, device=CPU)
+        drawn[:, NOISE] = torch.randint(1 << 52, (1,), generator=generator, device=CPU)
     return drawn, partner
 
 
@@ -96,7 +104,7 @@ def _host_batch(request: Request, generator: torch.Generator | None) -> tuple[Te
     """The same for one draw, with numbers in place of tensors: this is every step of a training with the defaults,
     and twenty operations on tensors of one element would be most of its time on the host."""
     spec, batch_size, size, pairing, _, p, lam, labels = request
-    drawn = [0.0, 1.0, 1.0, 0.0, 0.0, 0.0]
+    drawn = [0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
 
     def left_alone() -> tuple[Tensor, Tensor | None]:
         partner = None if pairing.is_formula else partners.formula(pairing, batch_size, CPU)
@@ -116,11 +124,23 @@ def _host_batch(request: Request, generator: torch.Generator | None) -> tuple[Te
         drawn[2] = row[Column.LAM]
     elif row[Column.ALPHA] > 0 and lam is None:
         drawn[2] = torch._sample_dirichlet(_concentration(row[Column.ALPHA]), generator=generator)[0, 0].item()
+        if row[Column.REFORMULATE]:
+            drawn[2] = _swapped(torch.tensor(drawn[2]), _host_uniform(1, generator)).item()
     partner = _host_partner(pairing, batch_size, labels, generator)
-    if Method(int(row[Column.METHOD])).has_centre:
+    method = Method(int(row[Column.METHOD]))
+    if method.has_centre:
         for k in range(1, len(size) + 1):
-            drawn[-k] = torch.randint(size[-k], (1,), generator=generator, device=CPU).item()
+            drawn[6 - k] = torch.randint(size[-k], (1,), generator=generator, device=CPU).item()
+    if method.is_fourier:
+        drawn[6] = torch.randint(2, (1,), generator=generator, device=CPU).item()
+        drawn[NOISE] = torch.randint(1 << 52, (1,), generator=generator, device=CPU).item()
     return torch.tensor([drawn], dtype=torch.float64, device=CPU), partner
+
+
+def _swapped(lam: Tensor, chance: Tensor) -> Tensor:
+    """λ ~ Beta(α+1, α) from λ ~ Beta(α, α): its density is 2λ times as large, and 1-λ is as likely as λ. So λ is kept
+    with probability λ, and turned into 1-λ otherwise."""
+    return torch.where(chance < lam, lam, 1.0 - lam)
 
 
 @functools.lru_cache(maxsize=256)
@@ -150,8 +170,8 @@ def plan(request: Request, source: Source, device: torch.device) -> PlanTensors:
         partner = partners.formula(request.pairing, request.batch_size, CPU)
     else:
         partner = source.partner.clone()  # what an operator returns may not be what it was given
-    choice, centre = drawn[:, 0].long(), drawn[:, 3:].long()
-    return _realise(request, Draws(choice, drawn[:, 1] != 0, drawn[:, 2].float(), centre, partner))
+    choice, centre = drawn[:, 0].long(), drawn[:, 3:6].long()
+    return _realise(request, Draws(choice, drawn[:, 1] != 0, drawn[:, 2].float(), centre, drawn[:, 6] != 0, partner))
 
 
 def _from_seed(request: Request, seed: Tensor, device: torch.device) -> Draws:
@@ -178,7 +198,12 @@ def _from_seed(request: Request, seed: Tensor, device: torch.device) -> Draws:
     alpha, fixed = rows[:, Column.ALPHA], rows[:, Column.LAM]
     lam = torch.ones_like(alpha)
     if request.lam is None and request.spec[:, Column.LAM].isnan().any():
-        lam = torch.where(alpha > 0, symmetric_beta(seed, index, torch.where(alpha > 0, alpha, 1.0)), 1.0)
+        beta = symmetric_beta(seed, index, torch.where(alpha > 0, alpha, 1.0))
+        if (request.spec[:, Column.REFORMULATE] != 0).any():
+            swap_high, swap_low, _, _ = words(seed, index, Stream.SWAP)
+            swapped = _swapped(beta, uniform(swap_high, swap_low))
+            beta = torch.where(rows[:, Column.REFORMULATE] != 0, swapped, beta)
+        lam = torch.where(alpha > 0, beta, 1.0)
     lam = torch.where(fixed.isnan(), lam, fixed)
 
     if pairing == Pairing.RANDOM:
@@ -190,10 +215,13 @@ def _from_seed(request: Request, seed: Tensor, device: torch.device) -> Draws:
         partner = partners.formula(pairing, batch_size, device)
 
     centre = torch.zeros((index.shape[0], 3), dtype=torch.int64, device=device)
-    if _has_centre(request.spec):
-        for axis, word in zip(range(2, 2 - len(size), -1), words(seed, index, Stream.CENTRE), strict=False):
+    coin = torch.zeros_like(applied)
+    if any(not Method(int(m)).is_constant for m in request.spec[:, Column.METHOD].tolist()):
+        *axes, last = words(seed, index, Stream.CENTRE)
+        for axis, word in zip(range(2, 2 - len(size), -1), axes, strict=False):
             centre[:, axis] = below(word, padded(size)[axis])
-    return Draws(choice, applied, lam.float(), centre, partner)
+        coin = last >= 1 << 31
+    return Draws(choice, applied, lam.float(), centre, coin, partner)
 
 
 def moved(x: Tensor, device: torch.device) -> Tensor:
@@ -215,7 +243,7 @@ def _realise(request: Request, drawn: Draws) -> PlanTensors:
     spec, batch_size, size, _, per, _, given, _ = request
     methods = frozenset(int(m) for m in spec[:, Column.METHOD].tolist())
     rows = spec.to(drawn.choice.device, non_blocking=True)[drawn.choice]
-    _, applied, lam, centre, partner = drawn
+    _, applied, lam, centre, coin, partner = drawn
     # lam_range clamps what was drawn from the Beta: not a fixed λ (SamplePairing), not the λ = 1 of α <= 0.
     clamped = torch.minimum(torch.maximum(lam.double(), rows[:, Column.LAM_MIN]), rows[:, Column.LAM_MAX])
     random = rows[:, Column.LAM].isnan() & (rows[:, Column.ALPHA] > 0)
@@ -223,12 +251,12 @@ def _realise(request: Request, drawn: Draws) -> PlanTensors:
     if given is not None:
         lam = given.to(lam.device, torch.float32, non_blocking=True)
         if given.ndim:
-            rows, applied, centre = (_to_batch(t, per, batch_size) for t in (rows, applied, centre))
+            rows, applied, centre, coin = (_to_batch(t, per, batch_size) for t in (rows, applied, centre, coin))
             per = Per.SAMPLE
         lam = lam.expand(applied.shape)
     lam = torch.where(applied, lam, 1.0)
     method = torch.where(applied, rows[:, Column.METHOD], float(Method.MIXUP))
-    masks = generate(methods | {Method.MIXUP}, method, rows[:, Column.RATIO], lam, centre, size)
+    masks = generate(methods | {Method.MIXUP}, method, rows, lam, centre, coin, size)
     lam, masks = _to_batch(lam, per, batch_size), Masks(*(_to_batch(t, per, batch_size) for t in masks))
     return partner, lam, masks.weight, masks.kind, masks.geometry, masks.value
 

@@ -4,15 +4,19 @@ These are the formulas of the methods (Park, Yun, Chun, "A Unified Analysis of M
 NeurIPS 2022, and the papers named below), vectorised over draws. Sides and boxes are computed in float64: in float32
 int(64·√½·√½) is 31, in float64 it is 32, and the box would be off by a pixel on each side.
 
-A mask is one of four kinds, each with at most eight numbers:
+A mask is one of six kinds, each with at most eight numbers:
 
     kind                  geometry (6 int32: z y x, z y x)   value (2 float32)    M
     CONSTANT              -                                  λ, -                 λ
     BOX                   first, past-the-end                outside, inside      inside the box or outside
     GAUSSIAN              centre, -                          rate, -              exp(-rate·d²)
     GAUSSIAN_COMPLEMENT   centre, -                          rate, -              1 - exp(-rate·d²)
+    FOURIER_RELEASED      number, soft, -                    decay, -             by the rank of the pixel's grey value
+    FOURIER               number, soft, -                    decay, cutoff        by the rank of the pixel's grey value
 
-d² is the squared distance to the centre in pixels. Signals with fewer than three spatial dims have leading sides of 1.
+d² is the squared distance to the centre in pixels. Of a Fourier mask (FMix) these numbers say which grey image it is
+made of and how many pixels are 1; its pixels themselves are made of them, and stored, by fusedmix/fourier.py. Signals
+with fewer than three spatial dims have leading sides of 1.
 """
 
 from __future__ import annotations
@@ -24,11 +28,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fusedmix.methods import Method
+from fusedmix.methods import Column, Method
 
 _FLOAT32_MAX = torch.finfo(torch.float32).max
 _BOXES = {Method.CUTMIX, Method.HMIX_RELEASED, Method.HMIX_PAPER}
 _GAUSSIANS = {Method.GMIX_RELEASED, Method.GMIX_PAPER}
+_FOURIERS = {Method.FMIX_RELEASED, Method.FMIX_PAPER}
 
 
 class Kind(IntEnum):
@@ -38,6 +43,8 @@ class Kind(IntEnum):
     BOX = 1
     GAUSSIAN = 2
     GAUSSIAN_COMPLEMENT = 3
+    FOURIER_RELEASED = 4
+    FOURIER = 5
 
 
 class Masks(NamedTuple):
@@ -55,16 +62,23 @@ def padded(size: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def generate(
-    methods: frozenset[int], method: Tensor, ratio: Tensor, lam: Tensor, centre: Tensor, size: tuple[int, ...]
+    methods: frozenset[int],
+    method: Tensor,
+    rows: Tensor,
+    lam: Tensor,
+    centre: Tensor,
+    coin: Tensor,
+    size: tuple[int, ...],
 ) -> Masks:
     """The masks of n draws.
 
     Args:
         methods: the methods that occur, so that no formula is evaluated for nothing.
         method: (n,) float64 with values of Method.
-        ratio: (n,) float64, used by HMix.
+        rows: (n, len(Column)) float64, the row of the spec of each.
         lam: (n,) float32.
         centre: (n, 3) int64, (z, y, x) inside the signal.
+        coin: (n,) bool, whether FMix rounds up.
         size: 1 to 3 spatial sides.
     """
     lam64 = lam.double()
@@ -76,10 +90,12 @@ def generate(
     )
     if methods & _BOXES:
         is_box = (method >= Method.CUTMIX) & (method <= Method.HMIX_PAPER)
-        masks = _where(is_box, _boxes(method, ratio, lam64, centre, size), masks)
+        masks = _where(is_box, _boxes(method, rows[:, Column.RATIO], lam64, centre, size), masks)
     if methods & _GAUSSIANS:
         is_gaussian = (method == Method.GMIX_RELEASED) | (method == Method.GMIX_PAPER)
         masks = _where(is_gaussian, _gaussians(method, lam64, centre, size), masks)
+    if methods & _FOURIERS:
+        masks = _where(method >= Method.FMIX_RELEASED, _fouriers(method, rows, lam64, coin, size), masks)
     return masks
 
 
@@ -153,6 +169,23 @@ def _root(x: Tensor, d: int) -> Tensor:
     if d == 2:
         return x.new_tensor([math.sqrt(v) for v in x.tolist()]) if x.device.type == "cpu" else x.sqrt()
     return x if d == 1 else x.pow(1.0 / 3.0).float().double()
+
+
+def _fouriers(method: Tensor, rows: Tensor, lam: Tensor, coin: Tensor, size: tuple[int, ...]) -> Masks:
+    """FMix (Harris 2020): how many pixels are 1, over how many ranks on either side the mask falls to 0, of which grey
+    image. The label weight is the realised mean, which the soft edge leaves as it is, or 1 (reformulate)."""
+    pixels = float(math.prod(size))
+    number = torch.where(coin, (lam * pixels).ceil(), (lam * pixels).floor())
+    share = torch.minimum(rows[:, Column.SOFT], torch.minimum(lam, 1.0 - lam))
+    soft = torch.minimum((pixels * share).floor(), torch.minimum(number, pixels - number))
+    released = method == Method.FMIX_RELEASED
+    zero = torch.zeros_like(number)
+    return Masks(
+        kind=torch.where(released, int(Kind.FOURIER_RELEASED), int(Kind.FOURIER)).int(),
+        geometry=torch.stack((number, soft, zero, zero, zero, zero), dim=1).int(),
+        value=torch.stack((rows[:, Column.DECAY], rows[:, Column.CUTOFF]), dim=1).float(),
+        weight=torch.where(rows[:, Column.REFORMULATE] != 0, 1.0, number / pixels),
+    )
 
 
 def _where(condition: Tensor, a: Masks, b: Masks) -> Masks:

@@ -90,12 +90,13 @@ def mix_labels(
     return operators.mix_labels(labels, plan.partner, plan.weight, classes, label_smoothing)
 
 
-def in_range(labels: Tensor, num_classes: int) -> Tensor:
-    """The labels; ValueError if they are classes and one is outside 0..num_classes-1, inside a graph when it runs."""
+def in_range(labels: Tensor, num_classes: int, ignore_index: int | None = None) -> Tensor:
+    """The labels; ValueError if they are classes and one is neither in 0..num_classes-1 nor ignore_index, inside a
+    graph when it runs."""
     if labels.ndim == 1 and torch.compiler.is_compiling() and labels.device.type == "cpu":
-        return torch.ops.fusedmix.checked_classes(labels, num_classes)
+        return torch.ops.fusedmix.checked_classes(labels, num_classes, ignore_index)
     if labels.ndim == 1:
-        checks.class_range(labels, num_classes)
+        checks.class_range(labels, num_classes, ignore_index=ignore_index)
     return labels
 
 
@@ -123,4 +124,5 @@ def _prepare(name: str, x: Tensor, plan: MixPlan, backend: str | None) -> tuple[
         ndim,
         int(plan.pairing),
         int(plan.per),
+        plan.pixels,
     )

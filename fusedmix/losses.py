@@ -1,14 +1,20 @@
-"""The label loss of a mixed batch, without dense targets."""
+"""The label losses of a mixed batch, without dense targets."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fusedmix import checks
-from fusedmix.functional import mix_labels
+from fusedmix import backends, checks, loss_gradients
+from fusedmix.backends import reference
+from fusedmix.functional import beside, in_range, mix_labels
+from fusedmix.methods import Reduction
 from fusedmix.plan import MixPlan
+
+_REDUCTIONS = {"mean": Reduction.MEAN, "sum": Reduction.SUM, "none": Reduction.NONE}
 
 
 def mix_cross_entropy(
@@ -17,57 +23,171 @@ def mix_cross_entropy(
     plan: MixPlan,
     *,
     label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+    weight: Tensor | None = None,
     reduction: str = "mean",
+    backend: str | None = None,
 ) -> Tensor:
     """Cross entropy with mixed labels: F.cross_entropy(logits, mix_labels(labels, plan)), no (B, K) target being built.
 
     With w the label weight, y and y' the classes of the sample and of its partner, and ε the label smoothing:
-    logsumexp(z) - (1-ε)·(w·z[y] + (1-w)·z[y']) - ε·mean(z), in float32 at least. Differentiable in the logits.
+    logsumexp(z) - (1-ε)·(w·z[y] + (1-w)·z[y']) - ε·mean(z), in float32 at least. The logits are read once forwards and
+    once backwards, and their gradient is written once. Differentiable in the logits any number of times.
+
+    Class weights and "mean" are those of dense targets: each term of the sum over classes has its class's weight, and
+    the batch's sum is divided by B (F.cross_entropy divides by the sum of the weights where labels are classes, but not
+    where they are probabilities). Labels that are ignored are those of hard labels: with any plan of one λ, and without
+    class weights, the loss is λ·F.cross_entropy(z, y) + (1-λ)·F.cross_entropy(z, y'). So y or y' contributes nothing
+    to a row where it is ignored, and "mean" divides by the number of labels that are not.
+
+    Logits of -inf have probability 0: the loss is inf if their class is a label or ε > 0, else they change nothing.
 
     Args:
-        logits: (B, K) float32, float16, bfloat16 or float64.
+        logits: (B, K) float32, float16, bfloat16 or float64, in any layout.
         labels: (B,) integer classes in [0, K), of any width; or (B, K) soft labels, for which the mixed labels are
             as large as they were.
         plan: the plan that mixed the batch, on any device.
         label_smoothing: ε in [0, 1].
-        reduction: "mean" over the batch, "sum", or "none" for (B,).
+        ignore_index: the class that is no label, in [0, K) or outside; not for soft labels.
+        weight: (K,) weights of the classes, constants.
+        reduction: "mean", "sum", or "none" for (B,).
+        backend: as in `mix`; not for soft labels.
 
     Returns:
         float32 (float64 for float64 logits): a scalar, or (B,).
 
     Raises:
         TypeError, ValueError: an argument is of the wrong type, dtype or shape; a class is outside [0, K) (on the CPU;
-            on a GPU PyTorch's own assertion on the device answers, as it does in F.cross_entropy).
+            on a GPU the loss of such a sample and its partner is NaN, unless FUSEDMIX_CHECK_LABELS is 1).
+        BackendError: the backend asked for cannot run here.
     """
+    _check_logits(logits)
+    checks.choice("reduction", reduction, tuple(_REDUCTIONS))
+    label_smoothing = checks.number("label_smoothing", label_smoothing, 0.0, 1.0)
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
+        raise TypeError(f"ignore_index must be an int, but got {ignore_index!r} of type {type(ignore_index).__name__}.")
+    num_classes = logits.shape[1]
+    weight = _of_classes("weight", weight, logits)
+    checks.labels(labels, num_classes)
+    checks.same_batch("labels", labels, plan)
+    checks.same_batch("logits", logits, plan)
+
+    labels = labels.to(logits.device)
+    if labels.ndim == 2:
+        if ignore_index >= 0:
+            raise ValueError(f"ignore_index must be negative where labels are soft, but got {ignore_index}.")
+        targets = mix_labels(labels, plan, label_smoothing=label_smoothing).to(_compute(logits))
+        return F.cross_entropy(logits.to(_compute(logits)), targets, weight, reduction=reduction)
+    labels = in_range(labels, num_classes, ignore_index).long()
+    operators, mixed = _prepare(logits, labels, plan, backend)
+    options = (label_smoothing, ignore_index, int(_REDUCTIONS[reduction]))
+    return loss_gradients.cross_entropy(operators, logits, (*mixed, weight), options)
+
+
+def mix_binary_cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    plan: MixPlan,
+    *,
+    label_smoothing: float = 0.0,
+    target_threshold: float | None = None,
+    weight: Tensor | None = None,
+    pos_weight: Tensor | None = None,
+    sum_classes: bool = False,
+    reduction: str = "mean",
+    backend: str | None = None,
+) -> Tensor:
+    """Binary cross entropy of every class with mixed labels (Wightman 2021), no (B, K) target being built:
+    F.binary_cross_entropy_with_logits(logits, mix_labels(labels, plan)), as timm's BinaryCrossEntropy has it.
+
+    With t the mixed target of a class: -p·t·log σ(z) - (1-t)·log σ(-z), in float32 at least. The logits are read once
+    forwards and once backwards, and their gradient is written once. Differentiable in the logits any number of times.
+    At infinite logits the loss is the limit, where PyTorch's is NaN.
+
+    Args:
+        logits: (B, K) float32, float16, bfloat16 or float64, in any layout.
+        labels: (B,) integer classes in [0, K), of any width; or (B, K) multi-hot or soft labels of any real dtype,
+            which are mixed in the precision of the loss.
+        plan: the plan that mixed the batch, on any device.
+        label_smoothing: ε in [0, 1], applied as in `mix_labels`.
+        target_threshold: a mixed target above it becomes 1, any other 0. None leaves targets as they are.
+        weight, pos_weight: (K,), or one number for all classes, constants: of a class's loss, and p, of its positive
+            part.
+        sum_classes: whether a sample's loss is the sum over its classes.
+        reduction: "mean" over the batch and, unless sum_classes, over the classes; "sum"; or "none" for (B, K), with
+            sum_classes for (B,).
+        backend: as in `mix`.
+
+    Returns:
+        float32 (float64 for float64 logits): a scalar, or of the shape that "none" has.
+
+    Raises:
+        TypeError, ValueError, BackendError: as `mix_cross_entropy`.
+    """
+    _check_logits(logits)
+    checks.choice("reduction", reduction, tuple(_REDUCTIONS))
+    checks.boolean("sum_classes", sum_classes)
+    label_smoothing = checks.number("label_smoothing", label_smoothing, 0.0, 1.0)
+    if target_threshold is not None:
+        target_threshold = checks.number("target_threshold", target_threshold)
+    num_classes = logits.shape[1]
+    weight = _of_classes("weight", weight, logits)
+    pos_weight = _of_classes("pos_weight", pos_weight, logits)
+    checks.labels(labels, num_classes)
+    checks.same_batch("labels", labels, plan)
+    checks.same_batch("logits", logits, plan)
+
+    labels = in_range(labels.to(logits.device), num_classes)
+    labels = labels.long() if labels.ndim == 1 else labels
+    dense = reduction == "none" and not sum_classes
+    if dense or (labels.requires_grad and torch.is_grad_enabled()):
+        # What is (B, K) anyway; and learned labels, which are rare enough to be left to autograd.
+        z = logits.to(_compute(logits))
+        t = reference.binary_targets(z, labels, plan.partner, plan.weight, label_smoothing, target_threshold)
+        loss = F.binary_cross_entropy_with_logits(z, t, weight, reduction="none", pos_weight=pos_weight)
+        loss = loss.sum(1) if sum_classes else loss
+        return loss if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()
+    operators, mixed = _prepare(logits, labels, plan, backend)
+    reduced = Reduction.MEAN_OF_ALL if reduction == "mean" and not sum_classes else _REDUCTIONS[reduction]
+    options = (label_smoothing, target_threshold, int(reduced))
+    return loss_gradients.binary_cross_entropy(operators, logits, (*mixed, weight, pos_weight), options)
+
+
+def _compute(logits: Tensor) -> torch.dtype:
+    return torch.float64 if logits.dtype == torch.float64 else torch.float32
+
+
+def _check_logits(logits: Any) -> None:
     checks.tensor("logits", logits)
     if logits.ndim != 2 or logits.dtype not in checks.IMAGE_DTYPES[:4]:
         raise ValueError(
             f"logits must be (batch_size, num_classes) with one of the dtypes {checks.names(checks.IMAGE_DTYPES[:4])}, "
             f"but got {logits.dtype} of shape {tuple(logits.shape)}."
         )
-    checks.choice("reduction", reduction, ("mean", "sum", "none"))
-    label_smoothing = checks.number("label_smoothing", label_smoothing, 0.0, 1.0)
+    if logits.shape[1] < 1:
+        raise ValueError(f"logits must have at least one class, but got shape {tuple(logits.shape)}.")
+
+
+def _of_classes(name: str, x: Any, logits: Tensor) -> Tensor | None:
+    """Weights of the classes in the compute dtype, beside the logits."""
+    if x is None:
+        return None
+    checks.tensor(name, x)
     num_classes = logits.shape[1]
-    checks.labels(labels, num_classes)
-    checks.same_batch("labels", labels, plan)
-    checks.same_batch("logits", logits, plan)
-
-    z = logits if logits.dtype == torch.float64 else logits.float()
-    labels = labels.to(z.device)
-    if labels.ndim == 2:
-        targets = mix_labels(labels, plan, label_smoothing=label_smoothing).to(z.dtype)
-        return F.cross_entropy(z, targets, reduction=reduction)
-
-    checks.class_range(labels, num_classes)
-    own = labels.long()
-    weight = plan.weight.to(z.device)
-    lent = own[plan.partner.to(z.device)]
-    picked = weight.to(z.dtype) * _pick(z, own) + (1.0 - weight).to(z.dtype) * _pick(z, lent)
-    loss = z.logsumexp(1) - (1.0 - label_smoothing) * picked
-    if label_smoothing:
-        loss = loss - label_smoothing * z.mean(1)
-    return loss if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()
+    one = x.numel() == 1
+    if not x.is_floating_point() or not (one or x.shape == (num_classes,)):
+        raise ValueError(
+            f"{name} must be floating point of shape ({num_classes},), one number for each class, but got {x.dtype} of "
+            f"shape {tuple(x.shape)}."
+        )
+    if x.requires_grad:
+        raise ValueError(f"{name} must not require grad: it is a constant of the loss.")
+    x = x.to(logits.device, _compute(logits))
+    return x.reshape(1).expand(num_classes).contiguous() if one else x.contiguous()
 
 
-def _pick(z: Tensor, index: Tensor) -> Tensor:
-    return z.gather(1, index.unsqueeze(1)).squeeze(1)
+def _prepare(logits: Tensor, labels: Tensor, plan: MixPlan, backend: str | None) -> tuple[Any, tuple[Any, ...]]:
+    """The operators that serve the logits, and what they take after them of labels and plan."""
+    operators = backends.operators(logits.device.type, backend)
+    plan = beside(plan, logits)
+    return operators, (labels, plan.partner, plan.weight, int(plan.pairing), int(plan.per))

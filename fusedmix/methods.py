@@ -24,11 +24,23 @@ class Method(IntEnum):
     GMIX_RELEASED = 4
     GMIX_PAPER = 5
     SAMPLE_PAIRING = 6
+    FMIX_RELEASED = 7
+    FMIX_PAPER = 8
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether the mask is one number."""
+        return self in (Method.MIXUP, Method.SAMPLE_PAIRING)
+
+    @property
+    def is_fourier(self) -> bool:
+        """Whether the mask is a thresholded random field."""
+        return self >= Method.FMIX_RELEASED
 
     @property
     def has_centre(self) -> bool:
         """Whether the mask has a centre to draw."""
-        return self not in (Method.MIXUP, Method.SAMPLE_PAIRING)
+        return not self.is_constant and not self.is_fourier
 
 
 class Column(IntEnum):
@@ -42,6 +54,10 @@ class Column(IntEnum):
     LAM_MIN = 5
     LAM_MAX = 6
     RATIO = 7  # HMix: the share of the mixing that the box does
+    DECAY = 8  # FMix: the amplitude of frequency f is f^-decay
+    SOFT = 9  # FMix: the share of the pixels on either side of the edge over which the mask falls from 1 to 0
+    CUTOFF = 10  # FMix: the highest frequency, in cycles along the longest side; infinity: all there are
+    REFORMULATE = 11  # FMix: 1 for λ ~ Beta(α+1, α) and a label weight of 1
 
 
 class Pairing(IntEnum):
@@ -78,10 +94,20 @@ def spec_row(
     lam: float = math.nan,
     lam_range: tuple[float, float] = (0.0, 1.0),
     ratio: float = 1.0,
+    decay: float = 0.0,
+    soft: float = 0.0,
+    cutoff: float = math.inf,
+    reformulate: bool = False,
 ) -> Tensor:
     """One row of a spec: float64, on the CPU whatever the default device."""
-    return torch.tensor(
-        [[float(method), math.nan, 1.0, alpha, lam, lam_range[0], lam_range[1], ratio]],
-        dtype=torch.float64,
-        device="cpu",
-    )
+    columns = (float(method), math.nan, 1.0, alpha, lam, *lam_range, ratio, decay, soft, cutoff, float(reformulate))
+    return torch.tensor([columns], dtype=torch.float64, device="cpu")
+
+
+class Reduction(IntEnum):
+    """What becomes of a batch of losses."""
+
+    NONE = 0
+    SUM = 1
+    MEAN = 2  # over the batch
+    MEAN_OF_ALL = 3  # over batch and classes

@@ -12,6 +12,7 @@ end of this file only if a gradient is needed (a call through autograd costs sev
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any, ClassVar
@@ -19,21 +20,29 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fusedmix import draws
+from fusedmix import draws, fourier
 from fusedmix.backends import reference, triton
 from fusedmix.checks import class_range
 from fusedmix.draws import PlanTensors, Request, Source
-from fusedmix.methods import Pairing, Per
+from fusedmix.methods import Pairing, Per, Reduction
 
 _REQUEST = "Tensor spec, SymInt batch_size, SymInt[] size, int pairing, int per, float p, Tensor? lam, Tensor? labels"
 _SOURCE = "Tensor? seed, Tensor? drawn, Tensor? partner"
 _PLAN = "Tensor partner, Tensor lam, Tensor weight, Tensor kind, Tensor geometry, Tensor value"
-_MASKS = "Tensor partner, Tensor kind, Tensor geometry, Tensor value, int ndim, int pairing, int per"
+_MIXED = "Tensor logits, Tensor labels, Tensor partner, Tensor weight, int pairing, int per, Tensor? class_weight"
+# `pixels` are those of Fourier masks (fusedmix/fourier.py), if there may be any.
+_MASKS = (
+    "Tensor partner, Tensor kind, Tensor geometry, Tensor value, int ndim, int pairing, int per, Tensor? pixels=None"
+)
 
 # The operators that every backend has.
 _SCHEMAS = {
     "sample": f"({_REQUEST}, {_SOURCE}, Device device) -> ({_PLAN})",
-    "mask": "(Tensor kind, Tensor geometry, Tensor value, SymInt[] size) -> Tensor",
+    "mask": ("(Tensor kind, Tensor geometry, Tensor value, SymInt[] size, int per=2, Tensor? pixels=None) -> Tensor"),
+    "fourier": (
+        "(Tensor spec, Tensor kind, Tensor geometry, Tensor value, Tensor seed, SymInt[] size, int per, int draws, "
+        "bool soft) -> Tensor"
+    ),
     "mix": f"(Tensor x, {_MASKS}) -> Tensor",
     "mix_": f"(Tensor(a!) x, {_MASKS}) -> ()",
     "mix_adjoint": f"(Tensor grad, {_MASKS}) -> Tensor",
@@ -48,6 +57,20 @@ _SCHEMAS = {
     "mix_batch_": (
         f"(Tensor(a!) x, Tensor y, {_REQUEST}, {_SOURCE}, SymInt num_classes, float label_smoothing) -> "
         f"(Tensor targets, {_PLAN})"
+    ),
+    # Label losses. Classes are (B,) int64; weights of classes, losses and their gradients are of the compute dtype.
+    "cross_entropy": (
+        f"({_MIXED}, float label_smoothing, int ignore_index, int reduction) -> "
+        "(Tensor loss, Tensor statistics, Tensor scale)"
+    ),
+    "cross_entropy_backward": (
+        f"(Tensor grad, {_MIXED}, Tensor statistics, Tensor scale, float label_smoothing, int ignore_index) -> Tensor"
+    ),
+    "binary_cross_entropy": (
+        f"({_MIXED}, Tensor? pos_weight, float label_smoothing, float? threshold, int reduction) -> Tensor"
+    ),
+    "binary_cross_entropy_backward": (
+        f"(Tensor grad, {_MIXED}, Tensor? pos_weight, float label_smoothing, float? threshold, int reduction) -> Tensor"
     ),
 }
 _RANDOM = (torch.Tag.pt2_compliant_tag, torch.Tag.nondeterministic_seeded)
@@ -71,8 +94,17 @@ def _fake_sample(*args: Any) -> PlanTensors:
     return _empty_plan(args[1], args[-1])
 
 
-def _fake_mask(kind: Tensor, geometry: Tensor, value: Tensor, size: tuple[int, ...]) -> Tensor:
+def _fake_mask(kind: Tensor, geometry: Tensor, value: Tensor, size: tuple[int, ...], *_: Any) -> Tensor:
     return value.new_empty((kind.shape[0], *size))
+
+
+def _fake_fourier(
+    spec: Tensor, kind: Tensor, geometry: Tensor, value: Tensor, seed: Tensor, size: Any, per: int, _: int, soft: bool
+) -> Tensor:
+    n, device = fourier.rows(per, kind.shape[0]), fourier.made_on(kind, seed)
+    if soft:
+        return kind.new_empty((n, math.prod(size)), dtype=torch.int16, device=device)
+    return kind.new_empty((n, fourier.words_per_mask(size)), device=device)
 
 
 def _fake_like(x: Tensor, *_: Any) -> Tensor:
@@ -92,15 +124,34 @@ def _fake_mix_batch(x: Tensor, y: Tensor, spec: Tensor, *args: Any) -> tuple[Ten
     return (torch.empty_like(x), targets, *_empty_plan(x.shape[0], device))
 
 
+def _fake_loss(logits: Tensor, *args: Any) -> Tensor:
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    return logits.new_empty((logits.shape[0],) if args[-1] == Reduction.NONE else (), dtype=dtype)
+
+
+def _fake_cross_entropy(logits: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    loss = _fake_loss(logits, *args)
+    return loss, loss.new_empty((logits.shape[0], 2)), loss.new_empty(())
+
+
+def _fake_logits_gradient(grad: Tensor, logits: Tensor, *_: Any) -> Tensor:
+    return logits.new_empty(logits.shape)
+
+
 _FAKES: dict[str, Callable[..., Any]] = {
     "sample": _fake_sample,
     "mask": _fake_mask,
+    "fourier": _fake_fourier,
     "mix": _fake_like,
     "mix_": lambda *_: None,
     "mix_adjoint": _fake_like,
     "mix_labels": _fake_mix_labels,
     "mix_batch": _fake_mix_batch,
     "mix_batch_": lambda *args: _fake_mix_batch(*args)[1:],
+    "cross_entropy": _fake_cross_entropy,
+    "cross_entropy_backward": _fake_logits_gradient,
+    "binary_cross_entropy": _fake_loss,
+    "binary_cross_entropy_backward": _fake_logits_gradient,
 }
 
 
@@ -190,8 +241,8 @@ def _fake_draw_host(*args: Any) -> tuple[Tensor, Tensor]:
     )
 
 
-def _checked_classes(labels: Tensor, num_classes: int) -> Tensor:
-    class_range(labels, num_classes)
+def _checked_classes(labels: Tensor, num_classes: int, ignore_index: int | None = None) -> Tensor:
+    class_range(labels, num_classes, ignore_index=ignore_index)
     return labels.clone()
 
 
@@ -224,9 +275,12 @@ torch.library.register_fake(
 )
 # Inside a graph labels have no values to look at, and the error of a compiled kernel is no ValueError: so the labels go
 # through an operator that looks when it runs.
-_HOST.define("checked_classes(Tensor labels, SymInt num_classes) -> Tensor", tags=torch.Tag.pt2_compliant_tag)
+_HOST.define(
+    "checked_classes(Tensor labels, SymInt num_classes, int? ignore_index=None) -> Tensor",
+    tags=torch.Tag.pt2_compliant_tag,
+)
 _HOST.impl("checked_classes", _checked_classes, "CompositeExplicitAutograd")
-torch.library.register_fake("fusedmix::checked_classes", lambda labels, _: torch.empty_like(labels), lib=_HOST)
+torch.library.register_fake("fusedmix::checked_classes", lambda labels, *_: torch.empty_like(labels), lib=_HOST)
 # Kept: a library that is collected takes its operators with it.
 _LIBRARIES = [_define("reference", reference), _define("triton", triton), _define("cpp"), _define("cuda")]
 
@@ -241,12 +295,14 @@ class _Mix(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.operators, ctx.adjoint, _, *masks = inputs
-        ctx.save_for_backward(*masks[:4])
-        ctx.hints = masks[4:]
+        *tensors, ndim, pairing, per, pixels = masks
+        ctx.save_for_backward(*tensors, pixels)
+        ctx.hints = ndim, pairing, per
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        masks = (*ctx.saved_tensors, *ctx.hints)
+        *tensors, pixels = ctx.saved_tensors
+        masks = (*tensors, *ctx.hints, pixels)
         return None, None, differentiable_mix(ctx.operators, grad, masks, adjoint=not ctx.adjoint), *[None] * len(masks)
 
 

@@ -26,12 +26,14 @@ class Stream(IntEnum):
     """What a counter is used for: the third word of the counter, part of what a seed means. Never renumber."""
 
     LAM = 0  # call 0 and 1: the four uniforms of λ
-    CENTRE = 1  # words 0, 1, 2: the centre along the last, second to last, third to last axis
+    CENTRE = 1  # words 0, 1, 2: the centre along the last, second to last, third to last axis; 3: FMix's coin
     CHOICE = 2  # words 0-1: which method; words 2-3: whether the batch's p lets the sample be mixed
     APPLY = 3  # words 0-1: whether the chosen method's own p lets it
     PARTNER = 4  # words 0-1: the sort key of the random permutation
     CLASS = 5  # words 0-1: the sort key of a class (index = the class), cross_class
     SHIFT = 6  # words 0-1 at index 0: the rotation of cross_class
+    NOISE = 7  # the Fourier noise of a mask; which call is which frequency: fusedmix/fourier.py
+    SWAP = 8  # words 0-1: whether λ ~ Beta(α, α) turns into 1-λ, to be Beta(α+1, α)
 
 
 def philox4x32(counter: Words, key: tuple[Tensor, Tensor]) -> Words:

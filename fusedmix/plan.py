@@ -18,7 +18,8 @@ class MixPlan:
     """Everything drawn for one batch of B samples: who is mixed with whom, by which mask, at which label weight.
 
     Made by the `sample` method of a mixing module; consumed by `mix`, `mix_`, `mix_labels`, `mix_cross_entropy`.
-    A plan is a pytree whose leaves are its tensors. Masks are not stored: they are computed from at most eight numbers.
+    A plan is a pytree whose leaves are its tensors. Masks are not stored but computed from at most eight numbers,
+    except FMix's, of which a bit is stored for each pixel.
 
     Attributes:
         partner: (B,) int64, a permutation: sample i is mixed with sample partner[i].
@@ -32,6 +33,9 @@ class MixPlan:
         per: how many draws the batch got.
         constant: whether every mask is λ everywhere whatever was drawn, so that the plan fits signals of any size.
         binary: whether every mask is 0 or 1 everywhere whatever was drawn, so that label maps can be mixed by it.
+        pixels: what FMix's masks are, which no formula gives: (n, ceil(S / 32)) int32 with a bit for each of S pixels,
+            or (n, S) int16 levels of 1/65535 where they are soft (`fusedmix.fourier`); n is 1, (B+1)//2 or B by `per`.
+            None: no mask of the plan needs any.
     """
 
     partner: Tensor
@@ -45,6 +49,7 @@ class MixPlan:
     per: Per = Per.SAMPLE
     constant: bool = False
     binary: bool = False
+    pixels: Tensor | None = None
 
     @property
     def batch_size(self) -> int:
@@ -59,31 +64,37 @@ class MixPlan:
     def mask(self) -> Tensor:
         """The masks as (B, *size) float32, weights of the sample itself: for looking and testing."""
         operators = backends.operators(self.device.type)
-        return operators.mask(self.kind, self.geometry, self.value, self.size)
+        return operators.mask(self.kind, self.geometry, self.value, self.size, int(self.per), self.pixels)
 
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> MixPlan:
         """The plan with its tensors on `device`; itself if they are there already."""
-        moved = {name: getattr(self, name).to(device, non_blocking=non_blocking) for name in _TENSORS}
-        if all(moved[name] is getattr(self, name) for name in _TENSORS):
+        tensors = {name: getattr(self, name) for name in _tensors(self)}
+        moved = {name: t.to(device, non_blocking=non_blocking) for name, t in tensors.items()}
+        if all(moved[name] is t for name, t in tensors.items()):
             return self
         return replace(self, **moved)
 
 
-_TENSORS = ("partner", "lam", "weight", "kind", "geometry", "value")
+_TENSORS = ("partner", "lam", "weight", "kind", "geometry", "value", "pixels")
 _STATIC = tuple(f.name for f in fields(MixPlan) if f.name not in _TENSORS)
 
 
+def _tensors(plan: MixPlan) -> tuple[str, ...]:
+    return _TENSORS if plan.pixels is not None else _TENSORS[:-1]
+
+
 def _flatten(plan: MixPlan) -> tuple[list[Any], tuple[Any, ...]]:
-    return [getattr(plan, name) for name in _TENSORS], tuple(getattr(plan, name) for name in _STATIC)
+    return [getattr(plan, name) for name in _tensors(plan)], tuple(getattr(plan, name) for name in _STATIC)
 
 
 def _flatten_with_keys(plan: MixPlan) -> tuple[list[tuple[Any, Any]], tuple[Any, ...]]:
     leaves, context = _flatten(plan)
-    return [(pytree.GetAttrKey(name), leaf) for name, leaf in zip(_TENSORS, leaves, strict=True)], context
+    return [(pytree.GetAttrKey(name), leaf) for name, leaf in zip(_tensors(plan), leaves, strict=True)], context
 
 
 def _unflatten(leaves: Any, context: tuple[Any, ...]) -> MixPlan:
-    return MixPlan(*leaves, *context)
+    tensors, pixels = tuple(leaves)[:6], tuple(leaves)[6:]
+    return MixPlan(*tensors, *context, *pixels)
 
 
 pytree.register_pytree_node(

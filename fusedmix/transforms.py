@@ -13,7 +13,8 @@ from typing_extensions import Unpack
 
 from fusedmix import backends, checks, structure
 from fusedmix.checkpointing import check_rewinds, recorded, recording
-from fusedmix.draws import CPU, PlanTensors, Source, moved
+from fusedmix.draws import CPU, NOISE, PlanTensors, Source, moved
+from fusedmix.fourier import default_cutoff
 from fusedmix.functional import in_range, mix, mix_, mix_labels
 from fusedmix.methods import Column, Method, Pairing, Per, spec_row
 from fusedmix.ops import GeneratorHandle, draw_on_host
@@ -158,8 +159,10 @@ class MixTransform(nn.Module):
         self._spec = spec
         methods = {Method(int(m)) for m in spec[:, Column.METHOD].tolist()}
         self._one_method = spec.shape[0] == 1 and not isinstance(self, RandomMix)
-        self._constant = not any(method.has_centre for method in methods)
-        self._binary = methods == {Method.CUTMIX}
+        self._constant = all(method.is_constant for method in methods)
+        self._fourier = any(method.is_fourier for method in methods)
+        self._soft = bool((spec[:, Column.SOFT] > 0).any())
+        self._binary = methods <= {Method.CUTMIX, Method.FMIX_RELEASED, Method.FMIX_PAPER} and not self._soft
 
     def sample(
         self,
@@ -209,13 +212,23 @@ class MixTransform(nn.Module):
         request = self._request(batch_size, size, given, classes)
         per = Per.SAMPLE if given is not None and given.ndim else self._per
         static = (size, self._pairing, per, self._constant, self._binary)
+        spec, draws = request[0], int(self._per)
 
         def make() -> MixPlan:
             source = self._draw(request, handle, seed, where)
             # A plan of numbers drawn on the host is made on the host.
             made_on = CPU if source.seed is None else where
-            drawn: PlanTensors = self._operators(made_on).sample(*self._placed(request, source, made_on), made_on)
-            return MixPlan(*drawn, *static).to(where, non_blocking=True)
+            operators = self._operators(made_on)
+            drawn: PlanTensors = operators.sample(*self._placed(request, source, made_on), made_on)
+            pixels = None
+            if self._fourier:
+                noise = source.seed
+                if source.drawn is not None:
+                    noise = source.drawn[:1, NOISE].long()
+                assert noise is not None
+                noise = noise if noise.device.type == "cpu" else moved(noise, made_on)
+                pixels = operators.fourier(spec, *drawn[3:], noise, size, int(per), draws, self._soft)
+            return MixPlan(*drawn, *static, pixels).to(where, non_blocking=True)
 
         if torch.compiler.is_compiling():
             return make()
@@ -267,7 +280,9 @@ class MixTransform(nn.Module):
             leaves[parsed.labels_index] = targets
             return parsed.rebuild(leaves)
 
-        plan = self.sample(batch_size, size, labels=labels, device=x.device if self.sampling == "device" else None)
+        # Numbers drawn on the host travel with the launch; FMix's masks are made where they are used.
+        beside = self.sampling == "device" or self._fourier
+        plan = self.sample(batch_size, size, labels=labels, device=x.device if beside else None)
         # The labels first: they may still turn out to be out of range, and nothing may be half-written then.
         if labels is not None:
             leaves[parsed.labels_index] = self._mix_targets(labels, plan, x.device)
@@ -341,6 +356,7 @@ class MixTransform(nn.Module):
                 else self._one_method and self._per is Per.BATCH and self._pairing <= Pairing.FLIP and self.p == 1.0
             )
             and not (self.sampling == "host" and _capturing())
+            and not self._fourier
         )
 
     def _in_one_call(self, x: Tensor, parsed: structure.Sample) -> bool:
@@ -349,6 +365,7 @@ class MixTransform(nn.Module):
         labels = parsed.labels
         return (
             labels is not None
+            and not self._fourier
             and self.targets == "dense"
             and len(parsed.images) == 1
             and not parsed.masks
@@ -366,6 +383,17 @@ class MixTransform(nn.Module):
     def per(self) -> str:
         """How many draws a batch gets; fixed at construction."""
         return self._per.name.lower()
+
+    @property
+    def enabled(self) -> bool:
+        """Whether batches are mixed. May be changed between steps, compiled ones too: False leaves every batch as it
+        is (λ = 1), whatever α, p and the method are."""
+        return bool((self._spec[:, Column.P] > 0).any())
+
+    @enabled.setter
+    def enabled(self, value: bool) -> None:
+        # A number in the spec, as α is: a flag of Python would be a guard of every compiled step.
+        self._spec[:, Column.P] = float(checks.boolean("enabled", value))
 
     @property
     def generator(self) -> torch.Generator | None:
@@ -534,16 +562,22 @@ class _Method(MixTransform):
     """A module of one method, by the authors' code or by the paper where the two differ."""
 
     _formulas: ClassVar[dict[str, Method]]  # by variant
+    _in_sets: ClassVar[bool] = True  # whether RandomMix may hold it
 
-    def __init__(self, options: Options, *, alpha: float = 1.0, ratio: float = 1.0, lam: float = math.nan) -> None:
+    _default_variant = "released"
+
+    def __init__(
+        self, options: Options, *, alpha: float = 1.0, ratio: float = 1.0, lam: float = math.nan, **columns: float
+    ) -> None:
         variant, lam_range = options.get("variant"), options.get("lam_range")
-        chosen = checks.choice("variant", "released" if variant is None else variant, tuple(self._formulas))
+        chosen = checks.choice("variant", self._default_variant if variant is None else variant, tuple(self._formulas))
         spec = spec_row(
             self._formulas[chosen],
             alpha=checks.number("alpha", alpha, 0.0, open_low=True),
             lam=lam,
             lam_range=(0.0, 1.0) if lam_range is None else checks.interval("lam_range", lam_range),
             ratio=checks.number("ratio", ratio, 0.0, 1.0),
+            **columns,  # type: ignore[arg-type]
         )
         super().__init__(spec, options)
         self.variant = chosen
@@ -652,6 +686,81 @@ class GMix(_BetaMethod):
         super().__init__(options, alpha=alpha)
 
 
+class FMix(_BetaMethod):
+    """FMix: the partner where a random low-frequency image is low; as many pixels as λ says, whatever their shape
+    (Harris et al., "FMix: Enhancing Mixed Sample Data Augmentation", 2020). Label weight = the realised mean of the
+    mask.
+
+    The grey image is Fourier noise whose amplitude falls with the frequency f as f^-decay_power, drawn by Philox from a
+    seed with every sampling. Its ⌊λS⌋ or ⌈λS⌉ largest pixels of S are the sample's, either with probability ½.
+
+    variant="paper": isotropic masks. variant="released": those of the published code, which indexes the wrong axis of
+    its noise, so that they hold only horizontal frequencies 0 and 1, and a row changes sides twice at most.
+
+    Args:
+        alpha: α > 0 of λ ~ Beta(α, α).
+        decay_power: δ >= 0.
+        max_soft: s in [0, ½]: around the edge the mask falls linearly from 1 to 0 over ⌊S·min(s, λ, 1-λ)⌋ pixels on
+            either side, in the order of their grey values.
+        reformulate: λ ~ Beta(α+1, α), and the label weight is 1: the loss uses the first label only.
+        cutoff: the highest frequency of the "paper" variant, in cycles along the longest side: frequencies above it
+            along an axis are left out on every backend. None: 32 from decay_power 3 on, where .018 % of the pixels of a
+            224x224 mask differ from those of the whole spectrum; 256 below, the whole spectrum of up to 512 pixels. Any
+            large number asks for the whole of it.
+        **options: see `Options`; `variant` is "paper" by default.
+    """
+
+    _formulas = {"released": Method.FMIX_RELEASED, "paper": Method.FMIX_PAPER}  # noqa: RUF012
+    _default_variant = "paper"
+
+    def __init__(
+        self,
+        *,
+        alpha: float = 1.0,
+        decay_power: float = 3.0,
+        max_soft: float = 0.0,
+        reformulate: bool = False,
+        cutoff: int | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        decay_power = checks.number("decay_power", decay_power, 0.0, 100.0)
+        most = default_cutoff(decay_power) if cutoff is None else checks.integer("cutoff", cutoff, 1)
+        super().__init__(
+            options,
+            alpha=alpha,
+            decay=decay_power,
+            soft=checks.number("max_soft", max_soft, 0.0, 0.5),
+            cutoff=float(most),
+            reformulate=checks.boolean("reformulate", reformulate),
+        )
+
+    @property
+    def decay_power(self) -> float:
+        """δ: the amplitude of frequency f is f^-δ."""
+        return float(self._spec[0, Column.DECAY])
+
+    @property
+    def max_soft(self) -> float:
+        """The largest share of the pixels on either side of the edge over which the mask falls from 1 to 0."""
+        return float(self._spec[0, Column.SOFT])
+
+    @property
+    def cutoff(self) -> int:
+        """The highest frequency, in cycles along the longest side."""
+        return int(self._spec[0, Column.CUTOFF])
+
+    @property
+    def reformulate(self) -> bool:
+        """Whether λ ~ Beta(α+1, α) and the label weight is 1."""
+        return bool(self._spec[0, Column.REFORMULATE])
+
+    def _describe(self) -> dict[str, Any]:
+        soft = {"max_soft": self.max_soft} if self.max_soft else {}
+        cutoff = {"cutoff": self.cutoff} if self.cutoff != default_cutoff(self.decay_power) else {}
+        swapped = {"reformulate": True} if self.reformulate else {}
+        return {"decay_power": self.decay_power, **soft, **swapped, **cutoff, **super()._describe()}
+
+
 class SamplePairing(_Method):
     """SamplePairing: the mean of two images with the label of the first (Inoue, "Data Augmentation by Pairing Samples
     for Images Classification", 2018). λ = ½ is fixed and the label weight is 1.
@@ -697,9 +806,9 @@ class RandomMix(MixTransform):
         if not methods:
             raise ValueError("methods must hold at least one mixing module, but got none.")
         for i, method in enumerate(methods):
-            if not isinstance(method, _Method):
+            if not isinstance(method, _Method) or not method._in_sets:
                 raise TypeError(
-                    f"methods[{i}] must be a MixUp, CutMix, HMix, GMix or SamplePairing, "
+                    f"methods[{i}] must be a MixUp, CutMix, HMix, GMix, FMix or SamplePairing, "
                     f"but got {type(method).__name__}."
                 )
         for keyword in ("lam_range", "variant"):
@@ -714,8 +823,9 @@ class RandomMix(MixTransform):
     def _current_spec(self) -> Tensor:
         spec = torch.cat([method._spec for method in self.methods])  # anew: a schedule may have changed an α or a p
         spec[:, Column.WEIGHT] = self._shares
+        spec[:, Column.P] *= self._spec[:, Column.P]  # each `enabled` or not, and so is the set
         for row, method in enumerate(self.methods):
-            spec[row, Column.P] = method.p
+            spec[row, Column.P] *= method.p
         return spec
 
     def _describe(self) -> dict[str, Any]:

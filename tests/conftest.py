@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from hypothesis import settings
 
 import fusedmix as fm
+from case_counts import pytest_runtest_logreport, pytest_sessionfinish, pytest_terminal_summary  # noqa: F401
 from fusedmix.backends import native, triton
 
 # Without a GPU Triton's kernels run in its interpreter: before anything imports them.
@@ -31,6 +33,13 @@ METHODS = {
     "GMix-paper": lambda **kw: fm.GMix(variant="paper", **kw),
     "SamplePairing": fm.SamplePairing,
     "RandomMix": lambda **kw: fm.RandomMix([fm.MixUp(), fm.CutMix(), fm.HMix(), fm.GMix()], **kw),
+}
+# Those whose masks are no formula, but stored: what their kernels do is asked in test_fmix.py.
+STORED = {
+    "FMix-released": lambda **kw: fm.FMix(variant="released", **kw),
+    "FMix-paper": lambda **kw: fm.FMix(variant="paper", **kw),
+    "FMix-soft": lambda **kw: fm.FMix(max_soft=0.3, **kw),
+    "RandomMix-FMix": lambda **kw: fm.RandomMix([fm.MixUp(), fm.CutMix(), fm.FMix()], **kw),
 }
 
 INTEGERS = (
@@ -89,6 +98,11 @@ def pytest_addoption(parser):
     )
 
 
+def required(name):
+    """The library that a test is about. Where it is absent the test is skipped, but fails in CI."""
+    return importlib.import_module(name) if os.environ.get("CI") else pytest.importorskip(name)
+
+
 def option_id(options):
     """A test id that is the same in every process: objects by their type, not their address."""
     return "-".join(
@@ -97,10 +111,10 @@ def option_id(options):
     )
 
 
-@pytest.fixture(params=METHODS, ids=str)
+@pytest.fixture(params=METHODS | STORED, ids=str)
 def method(request):
     """A constructor of every method and variant."""
-    return METHODS[request.param]
+    return (METHODS | STORED)[request.param]
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from fusedmix.methods import Column, Method, Pairing, Per
+from fusedmix.backends import reference
+from fusedmix.methods import Column, Method, Pairing, Per, Reduction
 from shim_build import build
 
 CSRC = Path(__file__).resolve().parents[1] / "csrc"
@@ -53,6 +54,7 @@ class Shim:
         self.module = build("fusedmix_cuda_shim", SOURCES)
         self.multiprocessors = multiprocessors
         self.walk = None  # of the last call
+        self.scratch_bytes = 0  # of the last masks that were made
         self._watched = []
 
     # ---- the log
@@ -135,6 +137,15 @@ class Shim:
         self.watch("staged", staged, initialised=False)
         return staged
 
+    def pixels(self, pixels, size, per, batch):
+        """Stored masks, as a part of a plan; nothing for None."""
+        if pixels is None:
+            return {}
+        self.watch("pixels", pixels, writable=False)
+        bits = pixels.dtype == torch.int32
+        found = {"bits": pixels.data_ptr() if bits else 0, "levels": 0 if bits else pixels.data_ptr()}
+        return {"pixels": found | {"stride": pixels.shape[1], "side": padded(size), "per": int(per), "batch": batch}}
+
     def plan(self, partner, kind, geometry, value, pairing, shared, weight=None, travels=False):
         """The plan's addresses, and the bytes that travel with the kernel; None for what no kernel will read.
 
@@ -180,12 +191,49 @@ class Shim:
 
     # ---- applying a plan
 
-    def mask(self, kind, geometry, value, size):
+    def mask(self, kind, geometry, value, size, per=Per.SAMPLE, pixels=None):
         out = torch.full((kind.shape[0], *size), math.nan)
         self.forget()
         plan, _ = self.plan(None, kind, geometry, value, Pairing.ROLL, shared=False)
+        plan |= self.pixels(pixels, size, per, kind.shape[0])
         self.watch("out", out, initialised=False)
         self.module.masks(plan, kind.shape[0], padded(size), out.data_ptr())
+        return out
+
+    def fourier(self, spec, kind, geometry, value, seed, size, per, draws, soft, most_scratch=24 * 2**20):
+        self.forget()
+        n, pixels = (Per(per).draws(kind.shape[0]) if kind.shape[0] else 0), math.prod(size)
+        out = torch.full((n, pixels), -77, dtype=torch.int16) if soft else torch.full((n, -(-pixels // 32)), -77).int()
+        self.watch("pixels", out, initialised=False)
+        for name, t in (("kind", kind), ("geometry", geometry), ("value", value)):
+            self.watch(name, t, writable=False)
+        by_number = isinstance(seed, int)
+        if not by_number:
+            self.watch("seed", seed, writable=False)
+        request = {
+            "rows": spec.data_ptr(),
+            "methods": spec.shape[0],
+            "ndim": len(size),
+            "size": padded(size),
+            "batch": kind.shape[0],
+            "per": int(per),
+            "draws": int(draws),
+            "seed": 0 if by_number else seed.data_ptr(),
+            "seed_value": seed % 2**64 if by_number else 0,
+            "kind": kind.data_ptr(),
+            "geometry": geometry.data_ptr(),
+            "value": value.data_ptr(),
+            "bits": 0 if soft else out.data_ptr(),
+            "levels": out.data_ptr() if soft else 0,
+            "scratch": 0,
+            "most_scratch": most_scratch,
+        }
+        self.scratch_bytes = nbytes = self.module.fourier_scratch(request)
+        scratch = torch.empty(nbytes + 16, dtype=torch.uint8)
+        scratch = scratch[-scratch.data_ptr() % 16 :][:nbytes]
+        self.watch("scratch", scratch, initialised=False)
+        if out.numel():
+            self.module.fourier(request | {"scratch": scratch.data_ptr()})
         return out
 
     def mix(self, x, *masks, **how):
@@ -212,6 +260,7 @@ class Shim:
         ndim,
         pairing,
         per,
+        pixels=None,
         *,
         adjoint=False,
         travels=False,
@@ -233,6 +282,7 @@ class Shim:
         if src is not dst:
             self.watch("out", dst, initialised=False)
         plan, blob = self.plan(partner, kind, geometry, value, pairing, shared=int(per) == Per.BATCH, travels=travels)
+        plan |= self.pixels(pixels, src.shape[src.ndim - ndim :], per, kind.shape[0])
         images = self.images(src, dst, ndim, adjoint)
         self.walk = walk = self.plan_walk(images, int(pairing), span, heads)
         scratch = self.scratch(walk) if staged else None
@@ -246,6 +296,109 @@ class Shim:
         out, targets = self.targets(labels, num_classes, label_smoothing, plan["weight"])
         if out.numel():
             self.module.mix(None, plan, blob, NO_WALK, 0, targets)
+        return out
+
+    # ---- label losses
+
+    def cross_entropy(
+        self, logits, labels, partner, weight, pairing, per, class_weight, label_smoothing, ignore_index, reduction,
+        travels=False,
+    ):  # fmt: skip
+        described, plan, blob = self.loss(
+            logits, labels, partner, weight, pairing, per, class_weight, None, label_smoothing, travels
+        )
+        described |= {"ignore": ignore_index}
+        return self._loss_rows(described, plan, blob, logits, reduction, reduction == Reduction.MEAN, 1.0)
+
+    def cross_entropy_backward(
+        self, grad, logits, labels, partner, weight, pairing, per, class_weight, statistics, scale, label_smoothing,
+        ignore_index, travels=False,
+    ):  # fmt: skip
+        described, plan, blob = self.loss(
+            logits, labels, partner, weight, pairing, per, class_weight, None, label_smoothing, travels
+        )
+        described |= {"ignore": ignore_index}
+        return self._loss_gradient(described, plan, blob, grad, logits, 1.0, scale, statistics)
+
+    def binary_cross_entropy(
+        self, logits, labels, partner, weight, pairing, per, class_weight, pos_weight, label_smoothing, threshold,
+        reduction, travels=False,
+    ):  # fmt: skip
+        described, plan, blob = self.loss(
+            logits, labels, partner, weight, pairing, per, class_weight, pos_weight, label_smoothing, travels
+        )
+        described |= {"binary": True, "threshold": threshold}
+        return self._loss_rows(described, plan, blob, logits, reduction, False, reference.factor(logits, reduction))[0]
+
+    def binary_cross_entropy_backward(
+        self, grad, logits, labels, partner, weight, pairing, per, class_weight, pos_weight, label_smoothing,
+        threshold, reduction, travels=False,
+    ):  # fmt: skip
+        described, plan, blob = self.loss(
+            logits, labels, partner, weight, pairing, per, class_weight, pos_weight, label_smoothing, travels
+        )
+        described |= {"binary": True, "threshold": threshold}
+        factor = reference.factor(logits, reduction)
+        return self._loss_gradient(described, plan, blob, grad, logits, factor, None, None)
+
+    def loss(self, logits, labels, partner, weight, pairing, per, class_weight, pos_weight, smoothing, travels):
+        """What the kernels are told of a loss, and of its plan."""
+        self.forget()
+        labels = labels.view(torch.uint8) if labels.dtype == torch.bool else labels
+        one = int(per) == Per.BATCH
+        weight = weight[:1] if one else weight
+        plan, blob = self.plan(partner, None, None, None, pairing, False, weight, travels)
+        tensors = {"logits": logits, "labels": labels, "class_weight": class_weight, "pos_weight": pos_weight}
+        for name, t in tensors.items():
+            if t is not None:
+                self.watch(name, t, writable=False)
+        return (
+            {
+                **{name: 0 if t is None else t.data_ptr() for name, t in tensors.items()},
+                "type": TYPES[logits.dtype],
+                "row_stride": logits.stride(0),
+                "step": logits.stride(1),
+                "label_type": LABEL_TYPES.index(labels.dtype),
+                "soft": labels.ndim == 2,
+                "label_stride": labels.stride(0),
+                "label_step": labels.stride(1) if labels.ndim == 2 else 0,
+                "weight": plan["weight"],
+                "weight_shared": one,
+                "batch": logits.shape[0],
+                "num_classes": logits.shape[1],
+                "smoothing": smoothing,
+                "ignore": 0,
+                "threshold": None,
+                "binary": False,
+            },
+            plan,
+            blob,
+        )
+
+    def made(self, name, *shape, dtype):
+        """Memory that a kernel is to write."""
+        t = torch.full(shape, math.nan, dtype=dtype)
+        self.watch(name, t, initialised=False)
+        return t
+
+    def _loss_rows(self, described, plan, blob, logits, reduction, counted, factor):
+        dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        rows, statistics = (
+            self.made(*args, dtype=dtype) for args in (("losses", len(logits)), ("stats", len(logits), 2))
+        )
+        out, scale = self.made("out", dtype=dtype), self.made("scale", dtype=dtype)
+        self.module.loss_rows(described, plan, blob, rows.data_ptr(), statistics.data_ptr())
+        self.module.finish_loss(described, rows.data_ptr(), counted, factor, out.data_ptr(), scale.data_ptr())
+        return rows if reduction == Reduction.NONE else out, statistics, scale
+
+    def _loss_gradient(self, described, plan, blob, grad, logits, factor, scale, statistics):
+        for name, t in (("grad", grad), ("scale", scale), ("stats", statistics)):
+            if t is not None:
+                self.watch(name, t, writable=False)
+        out = self.made("gradient", *logits.shape, dtype=logits.dtype)
+        step = grad.stride(0) if grad.ndim else 0
+        addresses = (0 if t is None else t.data_ptr() for t in (scale, statistics))
+        self.module.loss_gradient(described, plan, blob, grad.data_ptr(), step, factor, *addresses, out.data_ptr())
         return out
 
     # ---- sampling

@@ -215,6 +215,34 @@ def test_cpu_mix(tmp_path):
     assert set(environment["import"]) == {"torch_s", "added_by_fusedmix_s"}
 
 
+def test_cpu_fmix(tmp_path):
+    from fusedmix.backends import native
+
+    if native.why_not("cpp") is not None:
+        pytest.skip(str(native.why_not("cpp")))
+    said = run("cpu_fmix", "--quick", "--commit", "abc", "--out", tmp_path, FUSEDMIX_BACKEND="cpp")
+    assert {path.name for path in tmp_path.iterdir()} == {"cpu-fmix.csv", "cpu-fmix-targets.csv"}
+    timed = rows(tmp_path / "cpu-fmix.csv", TIMING | SUMMARY)
+    assert {(row["provider"], row["call"]) for row in timed} == {
+        ("fusedmix", "mask"),
+        ("numpy", "mask"),
+        ("fusedmix", "module"),
+    }
+    assert all(float(row["median_us"]) > 0 for row in timed)
+    assert f"of {len(rows(tmp_path / 'cpu-fmix-targets.csv', CHECK))} targets met" in said
+
+
+def test_cpu_loss(tmp_path):
+    said = run("cpu_loss", "--quick", "--threads", 1, "--commit", "abc", "--out", tmp_path)
+    names = {"cpu-loss.csv", "cpu-loss-targets.csv", "cpu-loss-environment.json"}
+    assert {path.name for path in tmp_path.iterdir()} == names
+    timed = rows(tmp_path / "cpu-loss.csv", TIMING | SUMMARY)
+    assert {row["provider"] for row in timed} == {"fusedmix", "torch"}
+    assert {row["call"] for row in timed} == {"mix_cross_entropy", "mix_binary_cross_entropy"}
+    checks = rows(tmp_path / "cpu-loss-targets.csv", CHECK)
+    assert f"of {len(checks)} targets met" in said
+
+
 def test_first_use(tmp_path):
     # The libraries that other tests built: how long building takes is not the question here.
     from fusedmix.backends import native

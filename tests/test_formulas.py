@@ -20,7 +20,7 @@ from scipy import stats
 
 import fusedmix as fm
 from fusedmix.formulas import Kind, generate
-from fusedmix.methods import Method
+from fusedmix.methods import Method, spec_row
 
 # name: how to make the module, its formula, its ratio
 METHODS = {
@@ -124,7 +124,9 @@ def formula_at(
     lam = torch.as_tensor(lam, dtype=torch.float32).expand(n)
     zyx = torch.nn.functional.pad(centre, (3 - len(size), 0))
     full = torch.full((n,), float(method), dtype=torch.float64)
-    masks = generate(frozenset({method}), full, full * 0 + ratio, lam, zyx, size)
+    masks = generate(
+        frozenset({method}), full, spec_row(method, ratio=ratio).expand(full.shape[0], -1), lam, zyx, full > 0, size
+    )
     return fm.MixPlan(torch.arange(n), lam, masks.weight, masks.kind, masks.geometry, masks.value, size)
 
 

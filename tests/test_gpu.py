@@ -85,6 +85,88 @@ def test_every_replay_mixes_anew_and_as_eager_would(backend, inplace, pairing, p
     assert len(seen) >= REPLAYS - 1  # two seeds may draw the same small box
 
 
+FMIX = {"max_soft": 0.0, "decay_power": 3}, {"max_soft": 0.2}, {"variant": "released"}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("options", FMIX, ids=str)
+@pytest.mark.parametrize("size", [(224, 224), (33, 57), (3000,), (12, 20, 18)], ids=str)
+@pytest.mark.parametrize("per", ["batch", "pair", "sample"])
+def test_fmix_makes_the_masks_of_the_reference(backend, options, size, per):
+    """As many ones or levels of each mask, all but .01 % of them (of levels, .5 %) in the same place."""
+    here, there = (
+        fm.FMix(per=per, pairing="flip", sampling="device", backend=b, **options) for b in ("reference", backend)
+    )
+    expected = here.sample(6, size, seed=9)
+    plan = there.sample(6, size, seed=9, device="cuda")
+    assert plan.pixels.device == plan.partner.device
+    a, b = plan.mask().cpu().flatten(1), expected.mask().flatten(1)
+    torch.testing.assert_close(a.sort(1).values, b.sort(1).values, rtol=0, atol=0)
+    assert (a != b).float().mean() <= (5e-3 if options.get("max_soft") else 1e-4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_fmix_mixes_as_the_reference(backend, dtype, channels_last):
+    x = (torch.rand((7, 3, 48, 64), device="cuda") * 255).to(dtype)
+    x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
+    for options in FMIX:
+        plan = fm.FMix(per="sample", pairing="random", backend=backend, **options).sample(
+            7, (48, 64), seed=2, device="cuda"
+        )
+        for placed in (plan, plan.to("cpu")):
+            mixed = fm.mix(x, placed, backend=backend)
+            assert torch.equal(mixed, fm.mix(x, plan, backend="reference"))
+            assert torch.equal(fm.mix_(x.clone(memory_format=torch.preserve_format), placed, backend=backend), mixed)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("options", FMIX, ids=str)
+def test_every_replay_of_fmix_makes_new_masks(backend, options):
+    x, y = batch(n=16, size=(64, 64))
+    mix = fm.FMix(num_classes=10, per="sample", sampling="device", backend=backend, **options)
+    warm = torch.cuda.Stream()
+    warm.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(warm):
+        mix(x, y)
+    torch.cuda.current_stream().wait_stream(warm)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        images, _ = mix(x, y)
+    seen = set()
+    for _ in range(20):
+        graph.replay()
+        seen.add(images.cpu().numpy().tobytes())
+    assert len(seen) == 20
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_pixels_on_the_cpu_cannot_be_captured(backend):
+    x, _ = batch()
+    plan = fm.FMix().sample(8, (16, 16), seed=1)
+    fm.mix(x, plan, backend=backend)
+    with pytest.raises(RuntimeError, match=r"plan\.to"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        fm.mix(x, plan, backend=backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_extra_memory_of_fmix(backend):
+    """24 MiB while masks are made, a bit for each of their pixels, and what any plan takes."""
+    x, y = batch(n=256, size=(224, 224))
+    mix = fm.FMix(num_classes=100, per="sample", sampling="device", inplace=True, backend=backend)
+    mix(x, y)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    _, targets = mix(x, y)
+    torch.cuda.synchronize()
+    extra = torch.cuda.max_memory_allocated() - before
+    assert (
+        extra <= targets.nbytes + (24 << 20) + 256 * 224 * 224 // 8 + max(2**20, x.nbytes // 16) + 128 * 256 + 16 * 512
+    )
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_host_sampling_cannot_be_captured(backend):
     x, y = batch()
@@ -187,6 +269,62 @@ def test_more_than_2_to_the_31_elements(backend):
         expected = torch.full((1024, 1024), own, dtype=torch.uint8, device="cuda")
         expected[y0:y1, x0:x1] = partner
         assert torch.equal(x[i, 0], expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("loss", [fm.mix_cross_entropy, fm.mix_binary_cross_entropy])
+@pytest.mark.parametrize("per", ["batch", "sample"])
+@pytest.mark.parametrize("there", ["cpu", "cuda"])
+def test_label_losses(backend, loss, per, there):
+    """As the reference's, wherever the plan is, and with no memory beside the gradient."""
+    n, classes = 512, 5001
+    plan = fm.CutMix(per=per, pairing="roll", sampling="device").sample(n, (16, 16), seed=3, device=there)
+    labels = torch.randint(classes, (n,), device="cuda")
+    results = []
+    for name in (backend, "reference"):
+        for dtype in (torch.float32, torch.bfloat16):
+            z = torch.randn(n, classes, device="cuda", generator=torch.Generator("cuda").manual_seed(0)).to(dtype)
+            z.requires_grad_()
+            loss(z, labels, plan, label_smoothing=0.1, backend=name).backward()
+            torch.cuda.synchronize()
+            z.grad = None
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            value = loss(z, labels, plan, label_smoothing=0.1, backend=name)
+            value.backward()
+            torch.cuda.synchronize()
+            extra = torch.cuda.max_memory_allocated() - before - z.nbytes
+            assert name == "reference" or extra <= 64 * n + 64 * 512
+            results.append((value.detach(), z.grad.float()))
+    for got, want, eps in zip(results[:2], results[2:], (2**-23, 2**-8), strict=True):
+        torch.testing.assert_close(got[0], want[0], rtol=64 * 2**-23, atol=0)
+        torch.testing.assert_close(got[1], want[1], rtol=eps, atol=64 * 2**-23 * float(want[1].abs().max()))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("loss", [fm.mix_cross_entropy, fm.mix_binary_cross_entropy])
+def test_a_captured_loss(backend, loss):
+    """Three launches: rows, their sum, the gradient (of a plan per batch by roll, which travels with them)."""
+    plan = fm.CutMix(pairing="roll").sample(64, (16, 16), seed=3)
+    labels = torch.randint(1000, (64,), device="cuda")
+    z = torch.randn(64, 1000, device="cuda", requires_grad=True)
+    one = torch.ones((), device="cuda")
+
+    def step():
+        return torch.autograd.grad(loss(z, labels, plan, backend=backend), z, one)[0]
+
+    expected = step()
+    warm = torch.cuda.Stream()
+    warm.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(warm):
+        step()
+    torch.cuda.current_stream().wait_stream(warm)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        slope = step()
+    graph.replay()
+    assert torch.equal(slope, expected)
+    assert kernels_of(graph) == 3
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -80,12 +80,15 @@ def test_dry_run(tmp_path):
         assert f"| {stage['name']}" in done.stdout
 
     timed = rows(out / "dry-run-mix.csv", TIMING | SUMMARY)
-    assert {row["provider"] for row in timed} == {"fusedmix", "torch", "torchvision", "torch.compile"}
+    assert {row["provider"] for row in timed} == {
+        *("fusedmix", "torch", "torchvision", "torch.compile", "copy", "numpy"),
+    }
     assert {row["dtype"] for row in timed} == {"float32", "bfloat16"}
     assert {row["measure"] for row in timed} == {"wall", "host", "first process", "later process"}
     assert all(float(row["copy_ratio"]) > 0 for row in timed if row["measure"] == "wall")
     limits = {row["limit"] for row in rows(out / "dry-run-targets.csv", CHECK)}
-    assert limits >= {"1.1", "1.05", "1.8", "2", "4", "5", "8"}
+    assert {row["call"] for row in timed} >= {"mix_cross_entropy", "mix_binary_cross_entropy"}
+    assert limits >= {"1.2", "3", "1.1", "1.05", "1.8", "2", "2.5", "4", "5", "8"}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -10,7 +10,7 @@ import torch
 import fusedmix as fm
 from conftest import NO_CPP, NO_CUDA, NO_TRITON, TRITON_DEVICE
 from fusedmix import backends
-from fusedmix.methods import Method, Pairing, Per, spec_row
+from fusedmix.methods import Method, Pairing, Per, Reduction, spec_row
 from fusedmix.ops import GeneratorHandle
 
 HERE = [
@@ -122,6 +122,25 @@ def test_mask(operators):
 def test_mix_labels(operators, labels):
     plan = operators.plan()
     operators.check("mix_labels", labels.to(operators.device), plan.partner, plan.weight, 3, 0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("reduction", Reduction)
+def test_losses(operators, dtype, reduction):
+    plan, z = operators.plan(), torch.randn(5, 3).to(operators.device, dtype)
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    weight, pos_weight = (t.to(operators.device, compute) for t in (torch.rand(3), torch.rand(3)))
+    mixed = (LABELS.to(operators.device), plan.partner, plan.weight, int(plan.pairing), int(plan.per), weight)
+    if reduction != Reduction.MEAN_OF_ALL:
+        asked = (z, *mixed, 0.1, 2, int(reduction))
+        operators.check("cross_entropy", *asked)
+        loss, statistics, scale = operators.namespace.cross_entropy(*asked)
+        operators.check("cross_entropy_backward", torch.ones_like(loss), z, *mixed, statistics, scale, 0.1, 2)
+    for labels in (mixed[0], torch.rand(5, 3, device=operators.device)):
+        asked = (z, labels, *mixed[1:], pos_weight, 0.1, 0.3, int(reduction))
+        operators.check("binary_cross_entropy", *asked)
+        loss = operators.namespace.binary_cross_entropy(*asked)
+        operators.check("binary_cross_entropy_backward", torch.ones_like(loss), *asked)
 
 
 @pytest.mark.parametrize("operator", ["mix_batch", "mix_batch_"])

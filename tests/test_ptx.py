@@ -28,7 +28,17 @@ shim_build = pytest.importorskip("shim_build")  # fcntl: not on Windows
 THREADS = 128  # of a block
 BLOCKS = 3  # that must fit on a multiprocessor
 REGISTERS = 65536 // (THREADS * BLOCKS) // 8 * 8  # of each thread: they are handed out by eights
-STEMS = ("mix", "mix_bfloat16", "mix_float16", "mix_float32", "mix_float64", "mix_uint8", "sample")
+STEMS = (
+    *("fourier", "losses", "losses_bfloat16", "losses_float16", "losses_float32", "losses_float64"),
+    *("mix", "mix_bfloat16", "mix_float16", "mix_float32", "mix_float64", "mix_uint8", "sample"),
+)
+
+OTHERS = (
+    *("stage_kernel", "mask_kernel", "sample_kernel"),
+    *("noise_kernel", "turn_kernel", "synthesis_kernel", "select_kernel", "soften_kernel", "finish_kernel"),
+)
+TWICE = ("synthesis_kernel", "finish_kernel")  # instances of a template
+WIDE = ("select_kernel", "soften_kernel")  # a block of 512 threads on a multiprocessor, whatever it takes
 
 # The element types by their names in C++: bytes, and how many elements a thread may move at a time.
 TYPES = {
@@ -46,6 +56,7 @@ class Mix(NamedTuple):
     type: str
     width: int
     adjoint: bool
+    stored: bool
 
     @property
     def size(self):
@@ -53,18 +64,50 @@ class Mix(NamedTuple):
 
 
 MIXES = [
-    Mix(name, width, adjoint)
+    Mix(name, width, adjoint, stored)
     for name, (_, widths) in TYPES.items()
     for width in widths
     for adjoint in ((False, True) if name != "h" else (False,))
+    for stored in (False, True)
 ]
 WIDEST = [mix for mix in MIXES if mix.width * mix.size == 16]
 
 
+LOSS_KERNELS = {
+    "cross_entropy_kernel": 256,  # threads of a block
+    "binary_cross_entropy_kernel": 256,
+    "cross_entropy_gradient_kernel": 128,
+    "binary_gradient_kernel": 128,
+}
+# By type: how many elements a thread may move at a time.
+LOSS_WIDTHS = {"f": (4, 1), "NS_4HalfE": (8, 1), "NS_8BFloat16E": (8, 1), "d": (1,)}
+
+
+class Loss(NamedTuple):
+    """An instance of a kernel of the label losses."""
+
+    kernel: str
+    type: str
+    width: int
+
+    @property
+    def size(self):
+        return TYPES[self.type][0]
+
+
+LOSSES = [Loss(kernel, name, width) for kernel in LOSS_KERNELS for name, ws in LOSS_WIDTHS.items() for width in ws]
+
+
+def loss_of(symbol):
+    """Which instance a symbol is, or None."""
+    found = re.search(rf"\d({'|'.join(LOSS_KERNELS)})I(\w+?)Li(\d+)EE", symbol)
+    return found and Loss(found[1], found[2], int(found[3]))
+
+
 def mix_of(symbol):
     """Which instance a symbol is, or None."""
-    found = re.search(r"10mix_kernelI(\w+?)Li(\d+)ELb([01])EE", symbol)
-    return found and Mix(found[1], int(found[2]), found[3] == "1")
+    found = re.search(r"10mix_kernelI(\w+?)Li(\d+)ELb([01])ELb([01])EE", symbol)
+    return found and Mix(found[1], int(found[2]), found[3] == "1", found[4] == "1")
 
 
 # ---- compiling ------------------------------------------------------------------------------------------------------
@@ -192,10 +235,11 @@ def test_everything_is_compiled(reports):
     for arch in architectures():
         symbols = [symbol for of_file in reports.values() for symbol in of_file[arch]]
         assert sorted(filter(None, map(mix_of, symbols))) == sorted(MIXES)
-        others = [symbol for symbol in symbols if mix_of(symbol) is None]
-        for name in ("stage_kernel", "mask_kernel", "sample_kernel"):
-            assert sum(name in symbol for symbol in others) == 1
-        assert len(others) == 3
+        assert sorted(filter(None, map(loss_of, symbols))) == sorted(LOSSES)
+        others = [symbol for symbol in symbols if mix_of(symbol) is None and loss_of(symbol) is None]
+        for name in OTHERS:
+            assert sum(name in symbol for symbol in others) == (2 if name in TWICE else 1)
+        assert len(others) == len(OTHERS) + len(TWICE)
 
 
 def test_nothing_is_on_a_stack(kernels):
@@ -208,7 +252,10 @@ def test_nothing_is_on_a_stack(kernels):
 def test_three_blocks_fit(kernels):
     assert REGISTERS <= 255
     for arch, symbol, report in kernels:
-        assert report["registers"] <= REGISTERS, (arch, symbol)
+        loss = loss_of(symbol)
+        threads = 256 if "finish_kernel" in symbol else LOSS_KERNELS[loss.kernel] if loss else THREADS
+        wide = any(name in symbol for name in WIDE)
+        assert report["registers"] <= (65536 // 512 if wide else REGISTERS * THREADS // threads), (arch, symbol)
 
 
 def test_images_move_128_bits_at_a_time(reports):
@@ -225,18 +272,31 @@ def test_images_move_128_bits_at_a_time(reports):
             for symbol, report in of_file[arch].items()
             if mix_of(symbol)
         }
-        under_way = {mix[::2]: counted(mixes[mix], "ld")[16] for mix in WIDEST}  # by type and adjoint
+        under_way = {(mix.type, mix.adjoint): counted(mixes[mix], "ld")[16] for mix in WIDEST if not mix.stored}
         for mix in WIDEST:
-            n = under_way[mix[::2]]
-            alike = [a for m, a in mixes.items() if m.adjoint == mix.adjoint and under_way[m[::2]] == n]
+            n = under_way[mix.type, mix.adjoint]
+            alike = [
+                a
+                for m, a in mixes.items()
+                if (m.adjoint, m.stored) == (mix.adjoint, mix.stored) and under_way[m.type, m.adjoint] == n
+            ]
             loads = beyond(mixes[mix], alike, "ld")
+            if mix.stored:  # of a bit's word (where lanes are not in one) or a level for each element
+                loads = {size: k for size, k in loads.items() if size not in (2, 4)}
             assert loads == {16: n}, (arch, mix)
-            stores = beyond(mixes[mix], mixes.values(), "st")
+            stores = beyond(mixes[mix], [a for m, a in mixes.items() if m.stored == mix.stored], "st")
             assert stores.pop(16, 0) > 0, (arch, mix)
             assert stores.keys() == (set() if mix.adjoint else {mix.size}), (arch, mix)
             assert stores.get(mix.size, 0) <= n * mix.width, (arch, mix)
             # 48 KiB on a multiprocessor keep an H200 busy. uint8 has half of that, and twice the arithmetic.
             assert n * 16 * THREADS * BLOCKS >= (24 if mix.size == 1 else 48) * 1024
+
+
+def test_coefficients_and_grey_images_move_128_bits_at_a_time(kernels):
+    """What is read in an inner loop: coefficients by `turn` and `synthesis`, images by those that select."""
+    for arch, symbol, report in kernels:
+        if any(name in symbol for name in ("turn_kernel", "synthesis_kernel", *WIDE)):
+            assert counted(report["accesses"], "ld").get(16, 0) >= (1 if "turn" in symbol else 4), (arch, symbol)
 
 
 def counted(accesses, operation):
@@ -254,6 +314,24 @@ def test_heads_are_staged_128_bits_at_a_time(kernels):
     for _, symbol, report in kernels:
         if "stage_kernel" in symbol:
             assert report["accesses"] == {f"{operation} {n}": 1 for operation in ("ld", "st") for n in (1, 2, 4, 8, 16)}
+
+
+def test_logits_and_gradients_move_128_bits_at_a_time(reports):
+    """In the wide kernels, four loads under way; beside them the elements at the ends of a row, and labels."""
+    for arch in architectures():
+        found = {
+            loss_of(symbol): report["accesses"]
+            for of_file in reports.values()
+            for symbol, report in of_file[arch].items()
+            if loss_of(symbol) and loss_of(symbol).width > 1
+        }
+        assert len(found) == 12
+        for loss, accesses in found.items():
+            assert accesses["ld 16"] == 4, (arch, loss)
+            if "gradient" in loss.kernel:
+                stores = counted(accesses, "st")
+                assert stores.pop(16) == 4, (arch, loss)
+                assert stores.keys() == {loss.size}, (arch, loss)
 
 
 # ---- the tests can fail ---------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ README = Path(__file__).parents[1] / "README.md"
 @pytest.mark.skipif(not README.exists(), reason="an installed package comes without its README")
 def test_examples():
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     x, labels, batch_size = torch.rand(4, 3, 224, 224), torch.tensor([0, 1, 2, 3]), 4
     namespace = {
         "torch": torch,
@@ -35,6 +35,8 @@ def test_examples():
     assert not torch.equal(x, before)
     smooth = torch.nn.functional.cross_entropy(namespace["logits"], namespace["t"])
     assert smooth.isfinite()
+    assert namespace["loss"].isfinite()
+    exec(blocks[2], namespace)
     assert namespace["loss"].isfinite()
 
 

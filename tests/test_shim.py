@@ -36,6 +36,9 @@ WRONG = {
     "write_after_read_in_block": WITHIN.format(r"byte \d+ of 'out'"),
     "shared_race": WITHIN.format(rf"element \d+ of shared 'values' {SITE}"),
     "shared_writers": WITHIN.format(rf"element 0 of shared 'value' {SITE}"),
+    "added_and_read": WITHIN.format(rf"element 0 of shared 'count' {SITE}"),
+    "added_and_written": rf"(race within a block|uninitialised): .*element 0 of shared 'count' {SITE}",
+    "added_uninitialised": rf"uninitialised: {WHO} adds to element 1 of shared 'count' {SITE}, which",
     "shared_uninitialised": rf"uninitialised: block \d, thread 77 reads element 77 of shared 'values' {SITE}, which",
     "shared_out_of_bounds": rf"out of bounds: {WHO} writes element 1\d\d of shared 'values' {SITE}, which has 100",
     "shared_too_much": "too much shared memory: 49160 bytes with 'values', at most 49152",
@@ -127,6 +130,14 @@ def test_shared_arrays_are_used_like_arrays(shim):
     a, b = watch(shim)
     run(shim, "shared_operators", a, b, threads=1)
     assert b[:BLOCKS].tolist() == [22.5] * BLOCKS
+
+
+def test_what_threads_add_is_not_lost(shim):
+    for _ in schedules(shim):
+        a, b = watch(shim)
+        run(shim, "count_blocks", a, b)
+        multiples = (a % 3 == 0).view(BLOCKS, THREADS).sum(1)
+        assert torch.equal(b[:BLOCKS], multiples + THREADS / 2)
 
 
 # ---- wrong kernels ----

@@ -21,14 +21,15 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
 import fusedmix as fm
-from fusedmix.backends.triton import labels_kernel, launch, mix_kernel, sample_kernel
+from fusedmix.backends.triton import fourier_kernel, labels_kernel, launch, losses_kernel, mix_kernel, sample_kernel
 from fusedmix.draws import Request
 
 H200 = 132  # multiprocessors
 CPU = torch.device("cpu")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.uint8)
 LARGE, SMALL = (256, 3, 224, 224), (512, 3, 32, 32)
-# Name: method, per, pairing, in place, adjoint, whether the mask travels in the arguments, shape, channels_last
+# Name: method, per, pairing, in place, adjoint, whether the mask travels in the arguments, shape, channels_last, and
+# whether masks are stored, as bits (int32) or levels (int16)
 MIXES = {
     "in place, roll, constant": (fm.MixUp, "batch", "roll", True, False, True, LARGE, False),
     "in place, flip, box": (fm.CutMix, "batch", "flip", True, False, True, LARGE, False),
@@ -37,16 +38,21 @@ MIXES = {
     "out of place, random, Gaussians": (fm.GMix, "sample", "random", False, False, False, LARGE, False),
     "adjoint, flip, Gaussian": (fm.GMix, "batch", "flip", False, True, True, LARGE, False),
     "adjoint, random, boxes": (fm.CutMix, "sample", "random", False, True, False, LARGE, False),
+    "in place, roll, bits": (fm.CutMix, "batch", "roll", True, False, True, LARGE, False, torch.int32),
+    "in place, random, bits": (fm.CutMix, "sample", "random", True, False, False, LARGE, False, torch.int32),
+    "out of place, flip, bits": (fm.CutMix, "pair", "flip", False, False, False, SMALL, True, torch.int32),
+    "in place, random, levels": (fm.CutMix, "sample", "random", True, False, False, SMALL, False, torch.int16),
+    "adjoint, random, bits": (fm.CutMix, "sample", "random", False, True, False, SMALL, False, torch.int32),
 }
 
 
 class Launches(list):
-    """(function, arguments, constants) of every launch, none of which takes place."""
+    """(kernel, arguments, constants) of every launch, none of which takes place."""
 
     def __enter__(self):
         self.call, self.chip = launch.Kernel.__call__, mix_kernel.multiprocessors
         launch.Kernel.__call__ = lambda kernel, programs, arguments, constants, device: self.append(
-            (kernel.function, arguments, constants)
+            (kernel, arguments, constants)
         )
         mix_kernel.multiprocessors = lambda device: H200
         return self
@@ -55,7 +61,7 @@ class Launches(list):
         launch.Kernel.__call__, mix_kernel.multiprocessors = self.call, self.chip
 
 
-def mixing(dtype, make, per, pairing, in_place, adjoint, by_value, shape, channels_last):
+def mixing(dtype, make, per, pairing, in_place, adjoint, by_value, shape, channels_last, stored=None):
     """What is launched to mix a batch. Its memory is only asked for."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
     x = torch.empty(shape, dtype=dtype, memory_format=layout)
@@ -63,6 +69,9 @@ def mixing(dtype, make, per, pairing, in_place, adjoint, by_value, shape, channe
     plan = make(per=per, pairing=pairing, sampling="device").sample(shape[0], shape[2:], seed=0)
     ndim = 0 if plan.constant else 2
     masks = plan.partner, plan.kind, plan.geometry, plan.value, ndim, plan.pairing, plan.per
+    if stored is not None:
+        across = plan.size[0] * plan.size[1] // (32 if stored == torch.int32 else 1)
+        masks = *masks, torch.empty((plan.per.draws(shape[0]), across), dtype=stored)
     with Launches() as launches:
         mix_kernel.apply(x, out, masks, adjoint=adjoint, by_value=by_value)
     return launches
@@ -70,7 +79,13 @@ def mixing(dtype, make, per, pairing, in_place, adjoint, by_value, shape, channe
 
 def sampling(pairing, per="sample", size=(32, 32)):
     """What is launched to draw a plan, which stages the heads of a batch by the way, and to make its targets."""
-    mix = fm.RandomMix([fm.MixUp(), fm.HMix(), fm.GMix()], per=per, pairing=pairing, sampling="device", p=0.5)
+    mix = fm.RandomMix(
+        [fm.MixUp(), fm.HMix(), fm.GMix(), fm.FMix(reformulate=True)],
+        per=per,
+        pairing=pairing,
+        sampling="device",
+        p=0.5,
+    )
     labels = torch.arange(SMALL[0])
     request = Request(*mix._request(SMALL[0], size, None, labels if "class" in pairing else None))
     x = torch.empty(SMALL)
@@ -91,6 +106,36 @@ def others():
         for dtype in (torch.float32, torch.bfloat16, torch.float64, torch.int32):
             labels_kernel.mix(torch.ones(64, 1001, dtype=dtype), partner, weight, 1001, 0.1)
         mix_kernel.write_masks(kind, geometry, value, (224, 224))
+        mix_kernel.write_masks(kind, geometry, value, (224, 224), 2, torch.empty((64, 224 * 7), dtype=torch.int32))
+    return launches
+
+
+def noise(size, seed=0, **options):
+    """What is launched to make Fourier masks."""
+    spec = fm.FMix(per="sample", **options)._spec
+    kind, geometry, value = torch.zeros(3, dtype=torch.int32), torch.zeros((3, 6), dtype=torch.int32), torch.zeros(3, 2)
+    with Launches() as launches:
+        fourier_kernel.masks(
+            spec, kind, geometry, value, torch.tensor(seed), size, 2, 2, options.get("max_soft", 0) > 0
+        )
+    return launches
+
+
+def losses(dtype, classes=1000, soft=torch.float32):
+    """What is launched for the label losses, forwards and backwards."""
+    batch, compute = 64, torch.float64 if dtype == torch.float64 else torch.float32
+    z, partner, weight = torch.empty(batch, classes, dtype=dtype), torch.arange(batch), torch.ones(batch).double()
+    c, y = torch.ones(classes, dtype=compute), torch.arange(batch)
+    statistics, one = torch.ones(batch, 2, dtype=compute), torch.ones((), dtype=compute)
+    with Launches() as launches:
+        for pairing, per, weights in ((2, 2, c), (0, 0, None)):
+            mixed = (y, partner, weight, pairing, per, weights)
+            losses_kernel.cross_entropy(z, *mixed, 0.1, -100, 2)
+            losses_kernel.cross_entropy_backward(one, z, *mixed, statistics, one, 0.1, -100)
+            for labels in (y, torch.ones(batch, classes, dtype=soft)):
+                mixed = (labels, *mixed[1:])
+                losses_kernel.binary_cross_entropy(z, *mixed, weights, 0.1, 0.2, 3)
+                losses_kernel.binary_cross_entropy_backward(one, z, *mixed, weights, 0.1, 0.2, 3)
     return launches
 
 
@@ -103,9 +148,9 @@ def specialised(backend, function, arguments, constants):
     return binder(*arguments, *constants)[:2]
 
 
-def compiled(target, function, arguments, constants):
-    backend = make_backend(target)
-    options = {"num_warps": launch.WARPS, "enable_fp_fusion": False}
+def compiled(target, kernel, arguments, constants):
+    backend, function = make_backend(target), kernel.function
+    options = {"num_warps": kernel.warps, "enable_fp_fusion": False}
     bound, specialisation = specialised(backend, function, arguments, constants)
     parsed, signature, constexprs, attrs = function._pack_args(backend, options, bound, specialisation, options)
     source = ASTSource(function, signature, constexprs, attrs)
@@ -133,11 +178,12 @@ def compile_all(arch):
     found, seen = [], set()
 
     def add(name, launches):
-        for function, arguments, constants in launches:
+        for kernel, arguments, constants in launches:
+            function = kernel.function
             source = function, repr(specialised(backend, function, arguments, constants)[1])
             if source not in seen:
                 seen.add(source)
-                found.append([name, function.__name__, report(compiled(target, function, arguments, constants))])
+                found.append([name, function.__name__, report(compiled(target, kernel, arguments, constants))])
 
     for turn, (name, case) in enumerate(MIXES.items()):
         for i, dtype in enumerate(DTYPES):
@@ -145,13 +191,19 @@ def compile_all(arch):
                 dtype.is_floating_point or not name.startswith("adjoint")
             ):
                 add(f"{name}: {dtype}", mixing(dtype, *case))
+    add("losses: torch.float32", losses(torch.float32))
     add("volumes", sampling("cross_class", size=(8, 32, 32)))
+    add("noise", noise((32, 32)))
     if arch == 90:
         add("roll", sampling("roll", per="batch"))
         add("flip", sampling("flip"))
         add("signals", sampling("random", size=(400,)))
         add("same_class", sampling("same_class"))
         add("others", others())
+        add("noise in volumes", noise((5, 6, 7), max_soft=0.1))
+        add("noise in signals", noise((400,), variant="released"))
+        for dtype in (torch.float16, torch.bfloat16, torch.float64):
+            add(f"losses: {dtype}", losses(dtype, 1000 if dtype == torch.bfloat16 else 1001, torch.uint8))
     return found
 
 
@@ -197,12 +249,13 @@ class Recorded:
 def keys():
     """[kernel, parameter, [[what the launcher takes, what Triton takes] of each argument in its place]], as numbers."""
     backend = make_backend(GPUTarget("cuda", 90, 32))
-    launches = sampling("cross_class") + others()
+    launches = sampling("cross_class") + others() + noise((32, 48)) + noise((5, 6, 7), max_soft=0.1)
+    launches += losses(torch.float32)
     for case in MIXES.values():
         launches += mixing(torch.float32, *case)
     found = []
-    for function, arguments, constants in launches:
-        recorded = Recorded()
+    for launched, arguments, constants in launches:
+        function, recorded = launched.function, Recorded()
         kernel = launch.Kernel(recorded)
         tritons = {}
         for i, argument in enumerate(arguments):

@@ -97,19 +97,46 @@ inline Tensor packed(const Tensor& t, ScalarType dtype) {
   return t.is_contiguous() ? t : torch::stable::contiguous(t);
 }
 
-// The four tensors of a plan that kernels read, alive as long as the view is used.
+// Spatial sides as (z, y, x).
+template <class Sizes>
+void to_sides(const Sizes& sizes, int64_t first, int64_t count, int64_t* sides) {
+  for (int64_t axis = 0; axis < 3; ++axis) sides[axis] = axis < 3 - count ? 1 : sizes[first + axis - (3 - count)];
+}
+
+// Masks that are stored: those of `batch` samples, of those sides. `kept` is the memory that the view is of.
+inline Pixels pixels_of(const Tensor& kept, const int64_t* sides, int64_t per, int64_t batch) {
+  const bool soft = kept.scalar_type() == ScalarType::Short;
+  const int64_t count = sides[0] * sides[1] * sides[2], stride = soft ? count : (count + 31) / 32;
+  if ((!soft && kept.scalar_type() != ScalarType::Int) || kept.dim() != 2 || kept.size(1) != stride ||
+      kept.size(0) != mask_rows(per, batch)) {
+    throw std::invalid_argument("fusedmix: the pixels of the plan do not fit the batch");
+  }
+  return {soft ? nullptr : const_data<uint32_t>(kept), soft ? const_data<uint16_t>(kept) : nullptr, stride,
+          {sides[0], sides[1], sides[2]}, static_cast<int32_t>(per), batch};
+}
+
+// The tensors of a plan that kernels read, alive as long as the view is used.
 struct PlanTensors {
   Tensor partner, kind, geometry, value;
+  std::optional<Tensor> pixels;
 
-  PlanTensors(const Tensor& p, const Tensor& k, const Tensor& g, const Tensor& v)
+  PlanTensors(const Tensor& p, const Tensor& k, const Tensor& g, const Tensor& v, const std::optional<Tensor>& px = {})
       : partner(packed(p, ScalarType::Long)),
         kind(packed(k, ScalarType::Int)),
         geometry(packed(g, ScalarType::Int)),
-        value(packed(v, ScalarType::Float)) {}
+        value(packed(v, ScalarType::Float)) {
+    if (px) pixels = px->is_contiguous() ? *px : torch::stable::contiguous(*px);
+  }
 
-  PlanView view(int64_t pairing, int64_t per) const {
-    return {const_data<int64_t>(partner), const_data<int32_t>(kind),        const_data<int32_t>(geometry),
-            const_data<float>(value),     static_cast<int32_t>(pairing), per == kPerBatch};
+  PlanView view(int64_t pairing, int64_t per, const int64_t* sides) const {
+    PlanView made{const_data<int64_t>(partner), const_data<int32_t>(kind),        const_data<int32_t>(geometry),
+                  const_data<float>(value),     static_cast<int32_t>(pairing), per == kPerBatch, {}};
+    if (pixels) made.pixels = pixels_of(*pixels, sides, per, kind.size(0));
+    const int64_t rows = made.shared && kind.size(0) > 0 ? 1 : kind.size(0);
+    for (int64_t i = 0; i < rows && !pixels; ++i) {
+      if (is_fourier(made.kind[i])) throw std::invalid_argument("fusedmix: the plan of FMix lacks its pixels");
+    }
+    return made;
   }
 };
 
@@ -161,12 +188,12 @@ struct Request {
   // Whether one draw serves the whole batch. One λ for each sample makes the masks differ, whatever the draws were.
   bool shared() const { return per == kPerBatch && !(lam && lam->dim() == 1); }
 
-  // How many spatial dims the masks depend on: none if no method of the request has a centre.
+  // How many spatial dims the masks depend on: none if every method of the request is constant.
   int64_t spatial() const {
     const Tensor rows = packed(spec, ScalarType::Double);
     const auto* row = reinterpret_cast<const MethodRow*>(rows.const_data_ptr());
     for (int64_t i = 0; i < rows.size(0); ++i) {
-      if (has_centre(row[i].method)) return static_cast<int64_t>(size.size());
+      if (!is_constant(row[i].method)) return static_cast<int64_t>(size.size());
     }
     return 0;
   }
@@ -183,13 +210,14 @@ inline void draw_as_torchvision(const cpu::SampleArgs& args, double* drawn) {
   using torch::stable::detail::from;
   using torch::stable::detail::to;
   const MethodRow& row = args.rows[0];
-  if (args.methods != 1 || args.p < 1.0 || row.p < 1.0 || args.per != kPerBatch || args.pairing > kFlip) {
+  if (args.methods != 1 || args.p < 1.0 || row.p < 1.0 || args.per != kPerBatch || args.pairing > kFlip ||
+      is_fourier_method(row.method)) {
     throw std::invalid_argument("fusedmix: this request is drawn elsewhere");
   }
   // Kept for good, one of each a thread: making them would cost as much as the draws.
   static thread_local const Tensor& alphas = *new Tensor(empty_cpu({2}, ScalarType::Double));
   static thread_local const Tensor& integer = *new Tensor(empty_cpu({1}, ScalarType::Long));
-  std::fill(drawn, drawn + 6, 0.0);
+  std::fill(drawn, drawn + kDrawnWidth, 0.0);
   drawn[1] = 1.0;
   drawn[2] = row.lam == row.lam ? row.lam : 1.0;
   if (!(row.lam == row.lam) && row.alpha > 0.0 && args.lam == nullptr) {
@@ -203,7 +231,7 @@ inline void draw_as_torchvision(const cpu::SampleArgs& args, double* drawn) {
     const auto share = static_cast<float>(gamma[0] / (gamma[0] + gamma[1]));
     drawn[2] = std::min(0x1.fffffep-1f, std::max(0x1p-126f, share));
   }
-  if (!has_centre(row.method)) return;
+  if (is_constant(row.method)) return;
   for (int axis = 2; axis > 2 - args.ndim; --axis) {
     StableIValue stack[] = {from(integer), from(int64_t{0}), from(std::optional<int64_t>(args.size[axis])),
                             from(std::nullopt)};
@@ -227,7 +255,7 @@ inline uint64_t seed_value(const Tensor& seed) {
 // The plan of a request on the CPU: from a seed, from numbers drawn elsewhere, or drawn here.
 inline Plan sample_on_cpu(Request& request) {
   cpu::SampleArgs args = request.args();
-  double drawn[6];
+  double drawn[kDrawnWidth];
   if (request.seed) {
     args.seed = seed_value(*request.seed);
   } else if (!request.drawn) {

@@ -1,7 +1,9 @@
 // The operators of torch.ops.fusedmix_cpp (schemas: fusedmix/ops.py) over csrc/cpu.
 #include <torch/csrc/stable/device.h>
 
+#include "../cpu/losses.h"
 #include "common.h"
+#include "losses.h"
 
 namespace fusedmix {
 namespace {
@@ -22,41 +24,72 @@ Plan sample(Tensor spec, int64_t batch_size, std::vector<int64_t> size, int64_t 
   return sample_on_cpu(request);
 }
 
-Tensor mask(Tensor kind, Tensor geometry, Tensor value, std::vector<int64_t> size) {
-  const PlanTensors plan(empty_cpu({0}, ScalarType::Long), kind, geometry, value);
-  int64_t sides[3] = {1, 1, 1};
-  std::copy(size.begin(), size.end(), sides + 3 - size.size());
+Tensor mask(Tensor kind, Tensor geometry, Tensor value, std::vector<int64_t> size, int64_t per, std::optional<Tensor> pixels) {
+  const PlanTensors plan(empty_cpu({0}, ScalarType::Long), kind, geometry, value, pixels);
+  int64_t sides[3];
+  to_sides(size, 0, static_cast<int64_t>(size.size()), sides);
   const int64_t n = kind.size(0);
   std::vector<int64_t> shape{n};
   shape.insert(shape.end(), size.begin(), size.end());
   Tensor out = torch::stable::new_empty(value, torch::headeronly::IntHeaderOnlyArrayRef(shape));
-  cpu::masks(plan.view(kRandom, kPerSample), n, sides, data<float>(out), parallel());
+  PlanView view = plan.view(kRandom, per, sides);
+  view.shared = false;  // a mask is written for every sample
+  cpu::masks(view, n, sides, data<float>(out), parallel());
+  return out;
+}
+
+Tensor fourier(Tensor spec, Tensor kind, Tensor geometry, Tensor value, Tensor seed, std::vector<int64_t> size, int64_t per,
+               int64_t draws, bool soft) {
+  const Tensor rows = packed(spec, ScalarType::Double);
+  const PlanTensors plan(empty_cpu({0}, ScalarType::Long), kind, geometry, value);
+  cpu::FourierArgs a{};
+  a.rows = reinterpret_cast<const MethodRow*>(rows.const_data_ptr());
+  a.methods = static_cast<int32_t>(rows.size(0));
+  a.ndim = static_cast<int32_t>(size.size());
+  to_sides(size, 0, a.ndim, a.size);
+  a.batch = kind.size(0);
+  a.per = static_cast<int32_t>(per);
+  a.draws = static_cast<int32_t>(draws);
+  a.seed = seed.numel() > 0 ? static_cast<uint64_t>(*const_data<int64_t>(seed)) : 0;
+  a.kind = const_data<int32_t>(plan.kind);
+  a.geometry = const_data<int32_t>(plan.geometry);
+  a.value = const_data<float>(plan.value);
+  const int64_t pixels = a.size[0] * a.size[1] * a.size[2], n = mask_rows(per, a.batch);
+  const Tensor out = soft ? empty_cpu({n, pixels}, ScalarType::Short) : empty_cpu({n, (pixels + 31) / 32}, ScalarType::Int);
+  if (soft) {
+    a.levels = data<uint16_t>(out);
+  } else {
+    a.bits = data<uint32_t>(out);
+  }
+  cpu::fourier(a, parallel());
   return out;
 }
 
 void apply(const Tensor& src, const Tensor& dst, const PlanTensors& plan, int64_t ndim, int64_t pairing, int64_t per,
            bool adjoint = false) {
+  int64_t sides[3];
+  to_sides(src.sizes(), src.dim() - ndim, ndim, sides);
   cpu::mix({element_type(src), src.const_data_ptr(), dst.mutable_data_ptr(), layout_of(src, dst, ndim),
-            plan.view(pairing, per), adjoint},
+            plan.view(pairing, per, sides), adjoint},
            parallel());
 }
 
 Tensor mix(Tensor x, Tensor partner, Tensor kind, Tensor geometry, Tensor value, int64_t ndim, int64_t pairing,
-           int64_t per) {
+           int64_t per, std::optional<Tensor> pixels) {
   Tensor out = new_like(x);
-  apply(x, out, {partner, kind, geometry, value}, ndim, pairing, per);
+  apply(x, out, {partner, kind, geometry, value, pixels}, ndim, pairing, per);
   return out;
 }
 
 void mix_(Tensor x, Tensor partner, Tensor kind, Tensor geometry, Tensor value, int64_t ndim, int64_t pairing,
-          int64_t per) {
-  apply(x, x, {partner, kind, geometry, value}, ndim, pairing, per);
+          int64_t per, std::optional<Tensor> pixels) {
+  apply(x, x, {partner, kind, geometry, value, pixels}, ndim, pairing, per);
 }
 
 Tensor mix_adjoint(Tensor grad, Tensor partner, Tensor kind, Tensor geometry, Tensor value, int64_t ndim, int64_t pairing,
-                   int64_t per) {
+                   int64_t per, std::optional<Tensor> pixels) {
   Tensor out = new_like(grad);
-  apply(grad, out, {partner, kind, geometry, value}, ndim, pairing, per, true);
+  apply(grad, out, {partner, kind, geometry, value, pixels}, ndim, pairing, per, true);
   return out;
 }
 
@@ -189,17 +222,149 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mix_batch_(
   return std::tuple_cat(std::make_tuple(targets), plan);
 }
 
+// ---- label losses ----
+
+cpu::LabelType soft_type(ScalarType type) {
+  switch (type) {
+    case ScalarType::Long: return cpu::LabelType::kInt64;
+    case ScalarType::Int: return cpu::LabelType::kInt32;
+    case ScalarType::Short: return cpu::LabelType::kInt16;
+    case ScalarType::Char: return cpu::LabelType::kInt8;
+    case ScalarType::Byte: return cpu::LabelType::kUInt8;
+    case ScalarType::Bool: return cpu::LabelType::kUInt8;
+    case ScalarType::UInt16: return cpu::LabelType::kUInt16;
+    case ScalarType::UInt32: return cpu::LabelType::kUInt32;
+    case ScalarType::UInt64: return cpu::LabelType::kUInt64;
+    case ScalarType::Float: return cpu::LabelType::kFloat32;
+    case ScalarType::Half: return cpu::LabelType::kFloat16;
+    case ScalarType::BFloat16: return cpu::LabelType::kBFloat16;
+    case ScalarType::Double: return cpu::LabelType::kFloat64;
+    default: throw std::invalid_argument("fusedmix: labels of this dtype cannot be mixed");
+  }
+}
+
+cpu::LossArgs loss_args(LossTensors& t, double label_smoothing) {
+  cpu::LossArgs args{};
+  args.type = element_type(t.logits);
+  args.logits = t.logits.const_data_ptr();
+  args.row_stride = t.logits.stride(0);
+  args.step = t.logits.stride(1);
+  if (t.labels.dim() == 1) {
+    args.classes = const_data<int64_t>(t.labels);
+  } else {
+    args.soft = t.labels.const_data_ptr();
+    args.soft_type = soft_type(t.labels.scalar_type());
+    args.soft_stride = t.labels.stride(0);
+    args.soft_step = t.labels.stride(1);
+  }
+  t.partner = packed(t.partner, ScalarType::Long);
+  t.weight = packed(t.weight, ScalarType::Double);
+  args.partner = const_data<int64_t>(t.partner);
+  args.weight = const_data<double>(t.weight);
+  if (t.class_weight) args.class_weight = t.class_weight->const_data_ptr();
+  if (t.pos_weight) args.pos_weight = t.pos_weight->const_data_ptr();
+  args.batch = t.batch();
+  args.num_classes = t.classes();
+  args.smoothing = label_smoothing;
+  return args;
+}
+
+template <class C>
+void total(const Tensor& losses, double factor, const Tensor& out) {
+  double sum = 0;
+  for (int64_t i = 0; i < losses.size(0); ++i) sum += static_cast<double>(const_data<C>(losses)[i]);
+  *data<C>(out) = static_cast<C>(sum * factor);
+}
+
+// The losses of rows times a factor, summed; or as they are.
+Tensor reduced(const Tensor& losses, int64_t reduction, double factor) {
+  if (reduction == kNone) return losses;
+  Tensor out = empty_cpu({}, losses.scalar_type());
+  losses.scalar_type() == ScalarType::Double ? total<double>(losses, factor, out) : total<float>(losses, factor, out);
+  return out;
+}
+
+double number(const Tensor& t) {
+  return t.scalar_type() == ScalarType::Double ? *const_data<double>(t) : static_cast<double>(*const_data<float>(t));
+}
+
+std::tuple<Tensor, Tensor, Tensor> cross_entropy(Tensor logits, Tensor labels, Tensor partner, Tensor weight, int64_t, int64_t,
+                                                 std::optional<Tensor> class_weight, double label_smoothing,
+                                                 int64_t ignore_index, int64_t reduction) {
+  LossTensors t(logits, labels, partner, weight, class_weight, std::nullopt);
+  cpu::LossArgs args = loss_args(t, label_smoothing);
+  args.ignore = ignore_index;
+  const Tensor losses = empty_cpu({t.batch()}, t.compute()), statistics = empty_cpu({t.batch(), 2}, t.compute());
+  cpu::cross_entropy(args, losses.mutable_data_ptr(), statistics.mutable_data_ptr(), parallel());
+  double scale = 1;
+  if (reduction == kMean) {
+    int64_t counted = 0;
+    for (int64_t i = 0; i < t.batch(); ++i) counted += args.classes[i] != ignore_index;
+    scale = 1 / static_cast<double>(counted);
+  }
+  Tensor factor = empty_cpu({}, t.compute());
+  t.compute() == ScalarType::Double ? void(*data<double>(factor) = scale) : void(*data<float>(factor) = static_cast<float>(scale));
+  return {reduced(losses, reduction, scale), statistics, factor};
+}
+
+Tensor cross_entropy_backward(Tensor grad, Tensor logits, Tensor labels, Tensor partner, Tensor weight, int64_t, int64_t,
+                              std::optional<Tensor> class_weight, Tensor statistics, Tensor scale, double label_smoothing,
+                              int64_t ignore_index) {
+  LossTensors t(logits, labels, partner, weight, class_weight, std::nullopt);
+  cpu::LossArgs args = loss_args(t, label_smoothing);
+  args.ignore = ignore_index;
+  statistics = packed(statistics, t.compute());
+  const Tensor out = empty_cpu({t.batch(), t.classes()}, logits.scalar_type());
+  const int64_t step = t.grad_step(grad);
+  cpu::cross_entropy_backward(args, statistics.const_data_ptr(), grad.const_data_ptr(), step, number(scale),
+                              out.mutable_data_ptr(), parallel());
+  return out;
+}
+
+Tensor binary_cross_entropy(Tensor logits, Tensor labels, Tensor partner, Tensor weight, int64_t, int64_t,
+                            std::optional<Tensor> class_weight, std::optional<Tensor> pos_weight, double label_smoothing,
+                            std::optional<double> threshold, int64_t reduction) {
+  LossTensors t(logits, labels, partner, weight, class_weight, pos_weight);
+  cpu::LossArgs args = loss_args(t, label_smoothing);
+  args.thresholded = threshold.has_value();
+  args.threshold = threshold.value_or(0);
+  std::vector<int64_t> checked;
+  if (labels.dim() == 1) classes_of(t.labels, t.classes(), checked);
+  const Tensor losses = empty_cpu({t.batch()}, t.compute());
+  cpu::binary_cross_entropy(args, losses.mutable_data_ptr(), parallel());
+  return reduced(losses, reduction, t.factor(reduction));
+}
+
+Tensor binary_cross_entropy_backward(Tensor grad, Tensor logits, Tensor labels, Tensor partner, Tensor weight, int64_t,
+                                     int64_t, std::optional<Tensor> class_weight, std::optional<Tensor> pos_weight,
+                                     double label_smoothing, std::optional<double> threshold, int64_t reduction) {
+  LossTensors t(logits, labels, partner, weight, class_weight, pos_weight);
+  cpu::LossArgs args = loss_args(t, label_smoothing);
+  args.thresholded = threshold.has_value();
+  args.threshold = threshold.value_or(0);
+  const Tensor out = empty_cpu({t.batch(), t.classes()}, logits.scalar_type());
+  const int64_t step = t.grad_step(grad);
+  cpu::binary_cross_entropy_backward(args, grad.const_data_ptr(), step, t.factor(reduction), out.mutable_data_ptr(),
+                                     parallel());
+  return out;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fusedmix_cpp, CPU, m) {
   m.impl("sample", TORCH_BOX(&sample));
   m.impl("mask", TORCH_BOX(&mask));
+  m.impl("fourier", TORCH_BOX(&fourier));
   m.impl("mix", TORCH_BOX(&mix));
   m.impl("mix_", TORCH_BOX(&mix_));
   m.impl("mix_adjoint", TORCH_BOX(&mix_adjoint));
   m.impl("mix_labels", TORCH_BOX(&mix_labels));
   m.impl("mix_batch", TORCH_BOX(&mix_batch));
   m.impl("mix_batch_", TORCH_BOX(&mix_batch_));
+  m.impl("cross_entropy", TORCH_BOX(&cross_entropy));
+  m.impl("cross_entropy_backward", TORCH_BOX(&cross_entropy_backward));
+  m.impl("binary_cross_entropy", TORCH_BOX(&binary_cross_entropy));
+  m.impl("binary_cross_entropy_backward", TORCH_BOX(&binary_cross_entropy_backward));
 }
 
 }  // namespace fusedmix

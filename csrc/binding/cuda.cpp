@@ -1,15 +1,18 @@
 // The operators of torch.ops.fusedmix_cuda (schemas: fusedmix/ops.py) over csrc/cuda: where memory comes from, on which
 // device and stream things run, and how plans that are on the host get there.
 #include "../cuda/kernels.h"
+#include "../cuda/losses.h"
 
 #include <cuda_runtime.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/device.h>
 
+#include <algorithm>
 #include <array>
 #include <string>
 
 #include "common.h"
+#include "losses.h"
 
 namespace fusedmix {
 namespace {
@@ -69,6 +72,21 @@ class LaunchPlan {
   const double* weight = nullptr;
   bool weight_shared = false;
   const cuda::InlinePlan* inline_plan() const { return travels_ ? &inline_ : nullptr; }
+
+  // Masks that are stored. On the host they take a copy: a bit for each pixel exceeds a kernel's arguments.
+  void add_pixels(const Target& target, const Tensor& pixels, const int64_t* sides, int64_t per, int64_t batch) {
+    const Tensor kept = pixels.is_contiguous() ? pixels : torch::stable::contiguous(pixels);
+    view.pixels = pixels_of(kept, sides, per, batch);
+    kept_.push_back(kept);
+    if (kept.is_cuda()) return;
+    kept_.push_back(target.upload(kept.const_data_ptr(), kept.numel() * static_cast<int64_t>(kept.element_size())));
+    const Tensor& there = kept_.back();
+    if (view.pixels.bits != nullptr) {
+      view.pixels.bits = const_data<uint32_t>(there);
+    } else {
+      view.pixels.levels = const_data<uint16_t>(there);
+    }
+  }
 
   // Any of the tensors may be null: not read.
   LaunchPlan(const Target& target, const Tensor* partner, const Tensor* kind, const Tensor* geometry, const Tensor* value,
@@ -146,10 +164,16 @@ Tensor scratch(const Target& target, const cuda::Walk& walk) { return target.emp
 // ---- applying a plan ----
 
 void apply(const Tensor& src, const Tensor& dst, const Tensor& partner, const Tensor& kind, const Tensor& geometry,
-           const Tensor& value, int64_t ndim, int64_t pairing, int64_t per, bool adjoint = false) {
+           const Tensor& value, int64_t ndim, int64_t pairing, int64_t per, const std::optional<Tensor>& pixels,
+           bool adjoint = false) {
   if (src.numel() == 0) return;
   const Target target(src.get_device_index());
-  const LaunchPlan plan(target, &partner, &kind, &geometry, &value, nullptr, pairing, per == kPerBatch, false);
+  LaunchPlan plan(target, &partner, &kind, &geometry, &value, nullptr, pairing, per == kPerBatch, false);
+  if (pixels) {
+    int64_t sides[3];
+    to_sides(src.sizes(), src.dim() - ndim, ndim, sides);
+    plan.add_pixels(target, *pixels, sides, per, kind.size(0));
+  }
   const cuda::Images images = images_of(src, dst, ndim, adjoint);
   const cuda::Walk walk = cuda::plan_walk(images, static_cast<int32_t>(pairing), target.multiprocessors());
   const Tensor staged = scratch(target, walk);
@@ -159,33 +183,79 @@ void apply(const Tensor& src, const Tensor& dst, const Tensor& partner, const Te
 }
 
 Tensor mix(Tensor x, Tensor partner, Tensor kind, Tensor geometry, Tensor value, int64_t ndim, int64_t pairing,
-           int64_t per) {
+           int64_t per, std::optional<Tensor> pixels) {
   Tensor out = new_like(x);
-  apply(x, out, partner, kind, geometry, value, ndim, pairing, per);
+  apply(x, out, partner, kind, geometry, value, ndim, pairing, per, pixels);
   return out;
 }
 
 void mix_(Tensor x, Tensor partner, Tensor kind, Tensor geometry, Tensor value, int64_t ndim, int64_t pairing,
-          int64_t per) {
-  apply(x, x, partner, kind, geometry, value, ndim, pairing, per);
+          int64_t per, std::optional<Tensor> pixels) {
+  apply(x, x, partner, kind, geometry, value, ndim, pairing, per, pixels);
 }
 
 Tensor mix_adjoint(Tensor grad, Tensor partner, Tensor kind, Tensor geometry, Tensor value, int64_t ndim, int64_t pairing,
-                   int64_t per) {
+                   int64_t per, std::optional<Tensor> pixels) {
   Tensor out = new_like(grad);
-  apply(grad, out, partner, kind, geometry, value, ndim, pairing, per, true);
+  apply(grad, out, partner, kind, geometry, value, ndim, pairing, per, pixels, true);
   return out;
 }
 
-Tensor mask(Tensor kind, Tensor geometry, Tensor value, std::vector<int64_t> size) {
+Tensor mask(Tensor kind, Tensor geometry, Tensor value, std::vector<int64_t> size, int64_t per, std::optional<Tensor> pixels) {
   const Target target(kind.get_device_index());
-  const LaunchPlan plan(target, nullptr, &kind, &geometry, &value, nullptr, kRoll, false, false);
-  int64_t sides[3] = {1, 1, 1};
-  std::copy(size.begin(), size.end(), sides + 3 - size.size());
+  LaunchPlan plan(target, nullptr, &kind, &geometry, &value, nullptr, kRoll, false, false);
+  int64_t sides[3];
+  to_sides(size, 0, static_cast<int64_t>(size.size()), sides);
+  if (pixels) plan.add_pixels(target, *pixels, sides, per, kind.size(0));
   std::vector<int64_t> shape{kind.size(0)};
   shape.insert(shape.end(), size.begin(), size.end());
   Tensor out = torch::stable::new_empty(value, torch::headeronly::IntHeaderOnlyArrayRef(shape));
   check(cuda::masks(plan.view, kind.size(0), sides, data<float>(out), target.stream));
+  return out;
+}
+
+// On the GPU that the plan is on, or else the seed; what of the plan is on the host goes there.
+Tensor fourier(Tensor spec, Tensor kind, Tensor geometry, Tensor value, Tensor seed, std::vector<int64_t> size, int64_t per,
+               int64_t draws, bool soft) {
+  const Tensor* on_gpu = nullptr;
+  for (const Tensor* t : {&seed, &value, &geometry, &kind}) {
+    if (t->is_cuda()) on_gpu = t;
+  }
+  if (on_gpu == nullptr) throw std::invalid_argument("fusedmix: neither the plan nor its seed is on a GPU");
+  const Target target(on_gpu->get_device_index());
+  std::vector<Tensor> kept;
+  const auto there = [&](const Tensor& given, ScalarType dtype) {
+    const Tensor t = packed(given, dtype);
+    kept.push_back(t.is_cuda() ? t : target.upload(t.const_data_ptr(), t.numel() * static_cast<int64_t>(t.element_size())));
+    return kept.back().const_data_ptr();
+  };
+  const Tensor rows = packed(spec, ScalarType::Double);
+  cuda::Fourier f{};
+  f.rows = reinterpret_cast<const MethodRow*>(rows.const_data_ptr());
+  f.methods = static_cast<int32_t>(rows.size(0));
+  f.ndim = static_cast<int32_t>(size.size());
+  to_sides(size, 0, f.ndim, f.size);
+  f.batch = kind.size(0);
+  f.per = static_cast<int32_t>(per);
+  f.draws = static_cast<int32_t>(draws);
+  if (seed.is_cuda()) {
+    f.seed = static_cast<const int64_t*>(there(seed, ScalarType::Long));
+  } else if (seed.numel() > 0) {
+    f.seed_value = static_cast<uint64_t>(*const_data<int64_t>(packed(seed, ScalarType::Long)));
+  }
+  f.kind = static_cast<const int32_t*>(there(kind, ScalarType::Int));
+  f.geometry = static_cast<const int32_t*>(there(geometry, ScalarType::Int));
+  f.value = static_cast<const float*>(there(value, ScalarType::Float));
+  const int64_t pixels = f.size[0] * f.size[1] * f.size[2], n = mask_rows(per, f.batch);
+  const Tensor out = soft ? target.empty({n, pixels}, ScalarType::Short) : target.empty({n, (pixels + 31) / 32}, ScalarType::Int);
+  if (soft) {
+    f.levels = data<uint16_t>(out);
+  } else {
+    f.bits = data<uint32_t>(out);
+  }
+  const Tensor memory = target.empty({cuda::fourier_scratch(f)}, ScalarType::Byte);
+  f.scratch = data<char>(memory);
+  check(cuda::fourier(f, target.stream));
   return out;
 }
 
@@ -291,10 +361,17 @@ Plan sample(Tensor spec, int64_t batch_size, std::vector<int64_t> size, int64_t 
 
 // ---- a whole step ----
 
+// The masks of FMix are made between the plan and the images.
+bool has_fourier(Request& request) {
+  const cpu::SampleArgs args = request.args();
+  return std::any_of(args.rows, args.rows + args.methods, [](const MethodRow& row) { return is_fourier_method(row.method); });
+}
+
 std::tuple<Tensor, Plan> step(const Tensor& x, const Tensor& out, const Tensor& y, Request request, int64_t num_classes,
                               double label_smoothing) {
   check_step(x, y, request, x.get() == out.get(), num_classes);
-  if (!y.is_cuda() || y.get_device_index() != x.get_device_index() || (y.dim() == 1 && y.scalar_type() == ScalarType::Bool)) {
+  const bool here = y.is_cuda() && y.get_device_index() == x.get_device_index();
+  if (!here || (y.dim() == 1 && y.scalar_type() == ScalarType::Bool) || has_fourier(request)) {
     throw std::invalid_argument("fusedmix: this batch cannot be mixed in one call");
   }
   label_type(y.scalar_type());
@@ -342,16 +419,116 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mix_batch_(
   return std::tuple_cat(std::make_tuple(targets), plan);
 }
 
+// ---- label losses ----
+
+// A loss and its plan where kernels can read them.
+struct LossLaunch {
+  LossTensors tensors;
+  Target target;
+  LaunchPlan plan;
+  cuda::Loss loss{};
+
+  LossLaunch(const LossTensors& t, int64_t pairing, int64_t per, double label_smoothing)
+      : tensors(t),
+        target(t.logits.get_device_index()),
+        plan(target, &tensors.partner, nullptr, nullptr, nullptr, &tensors.weight, pairing, false, per == kPerBatch) {
+    loss.type = element_type(t.logits);
+    loss.logits = t.logits.const_data_ptr();
+    loss.row_stride = t.logits.stride(0);
+    loss.step = t.logits.stride(1);
+    loss.labels = t.labels.const_data_ptr();
+    loss.label_type = label_type(t.labels.scalar_type());
+    loss.soft = t.labels.dim() == 2;
+    loss.label_stride = t.labels.stride(0);
+    loss.label_step = loss.soft ? t.labels.stride(1) : 0;
+    loss.weight = plan.weight;
+    loss.weight_shared = plan.weight_shared;
+    if (t.class_weight) loss.class_weight = t.class_weight->const_data_ptr();
+    if (t.pos_weight) loss.pos_weight = t.pos_weight->const_data_ptr();
+    loss.batch = t.batch();
+    loss.num_classes = t.classes();
+    loss.smoothing = label_smoothing;
+  }
+
+  // (losses or their sum, statistics, scale)
+  std::tuple<Tensor, Tensor, Tensor> forward(int64_t reduction, bool counted, double factor) const {
+    const Tensor rows = target.empty({tensors.batch()}, tensors.compute());
+    const Tensor statistics = target.empty({loss.binary ? 0 : tensors.batch(), 2}, tensors.compute());
+    const Tensor scale = target.empty({}, tensors.compute());
+    check(cuda::loss_rows(loss, plan.view, plan.inline_plan(), rows.mutable_data_ptr(), statistics.mutable_data_ptr(),
+                          target.stream));
+    const Tensor out = target.empty({}, tensors.compute());
+    check(cuda::finish_loss(loss, rows.const_data_ptr(), counted, factor, out.mutable_data_ptr(), scale.mutable_data_ptr(),
+                            target.stream));
+    return {reduction == kNone ? rows : out, statistics, scale};
+  }
+
+  Tensor gradient(const Tensor& grad, double factor, const void* scale, const void* statistics) const {
+    if (!grad.is_cuda()) throw std::invalid_argument("fusedmix: the gradient must be on the device of the logits");
+    const Tensor out = target.empty({tensors.batch(), tensors.classes()}, tensors.logits.scalar_type());
+    check(cuda::loss_gradient(loss, plan.view, plan.inline_plan(), grad.const_data_ptr(), tensors.grad_step(grad), factor, scale,
+                              statistics, out.mutable_data_ptr(), target.stream));
+    return out;
+  }
+};
+
+std::tuple<Tensor, Tensor, Tensor> cross_entropy(Tensor logits, Tensor labels, Tensor partner, Tensor weight,
+                                                 int64_t pairing, int64_t per, std::optional<Tensor> class_weight,
+                                                 double label_smoothing, int64_t ignore_index, int64_t reduction) {
+  LossLaunch launch({logits, labels, partner, weight, class_weight, std::nullopt}, pairing, per, label_smoothing);
+  launch.loss.ignore = ignore_index;
+  return launch.forward(reduction, reduction == kMean, 1.0);
+}
+
+Tensor cross_entropy_backward(Tensor grad, Tensor logits, Tensor labels, Tensor partner, Tensor weight, int64_t pairing,
+                              int64_t per, std::optional<Tensor> class_weight, Tensor statistics, Tensor scale,
+                              double label_smoothing, int64_t ignore_index) {
+  LossLaunch launch({logits, labels, partner, weight, class_weight, std::nullopt}, pairing, per, label_smoothing);
+  launch.loss.ignore = ignore_index;
+  statistics = packed(statistics, launch.tensors.compute());
+  return launch.gradient(grad, 1.0, packed(scale, launch.tensors.compute()).const_data_ptr(), statistics.const_data_ptr());
+}
+
+LossLaunch binary_launch(const LossTensors& tensors, int64_t pairing, int64_t per, double label_smoothing,
+                         std::optional<double> threshold) {
+  LossLaunch launch(tensors, pairing, per, label_smoothing);
+  launch.loss.binary = true;
+  launch.loss.thresholded = threshold.has_value();
+  launch.loss.threshold = threshold.value_or(0);
+  return launch;
+}
+
+Tensor binary_cross_entropy(Tensor logits, Tensor labels, Tensor partner, Tensor weight, int64_t pairing, int64_t per,
+                            std::optional<Tensor> class_weight, std::optional<Tensor> pos_weight, double label_smoothing,
+                            std::optional<double> threshold, int64_t reduction) {
+  const LossTensors tensors(logits, labels, partner, weight, class_weight, pos_weight);
+  const LossLaunch launch = binary_launch(tensors, pairing, per, label_smoothing, threshold);
+  return std::get<0>(launch.forward(reduction, false, tensors.factor(reduction)));
+}
+
+Tensor binary_cross_entropy_backward(Tensor grad, Tensor logits, Tensor labels, Tensor partner, Tensor weight, int64_t pairing,
+                                     int64_t per, std::optional<Tensor> class_weight, std::optional<Tensor> pos_weight,
+                                     double label_smoothing, std::optional<double> threshold, int64_t reduction) {
+  const LossTensors tensors(logits, labels, partner, weight, class_weight, pos_weight);
+  const LossLaunch launch = binary_launch(tensors, pairing, per, label_smoothing, threshold);
+  return launch.gradient(grad, tensors.factor(reduction), nullptr, nullptr);
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fusedmix_cuda, CUDA, m) {
   m.impl("mask", TORCH_BOX(&mask));
+  m.impl("fourier", TORCH_BOX(&fourier));
   m.impl("mix", TORCH_BOX(&mix));
   m.impl("mix_", TORCH_BOX(&mix_));
   m.impl("mix_adjoint", TORCH_BOX(&mix_adjoint));
   m.impl("mix_labels", TORCH_BOX(&mix_labels));
   m.impl("mix_batch", TORCH_BOX(&mix_batch));
   m.impl("mix_batch_", TORCH_BOX(&mix_batch_));
+  m.impl("cross_entropy", TORCH_BOX(&cross_entropy));
+  m.impl("cross_entropy_backward", TORCH_BOX(&cross_entropy_backward));
+  m.impl("binary_cross_entropy", TORCH_BOX(&binary_cross_entropy));
+  m.impl("binary_cross_entropy_backward", TORCH_BOX(&binary_cross_entropy_backward));
 }
 
 // Its tensors may all be on the CPU: a spec and a seed.

@@ -3,8 +3,11 @@
 #include "kernels.h"
 
 #include "../include/fusedmix/blend.h"
+#include "../include/fusedmix/fourier.h"
+#include "convert.h"
+#include "loss_rows.h"
 
-#if defined(__F16C__)
+#if defined(__AVX__)
 #include <immintrin.h>
 #endif
 
@@ -18,40 +21,6 @@ namespace fusedmix::cpu {
 namespace {
 
 constexpr int64_t kChunk = 256;  // elements converted at a time: three buffers of 1 KiB stay in the first-level cache
-
-template <class C, class T>
-inline void widen(C* out, const T* in, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) out[i] = static_cast<C>(to_compute(in[i]));
-}
-
-template <class T>
-inline void narrow(T* out, const Compute<T>* in, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) out[i] = from_compute<T>(in[i]);
-}
-template <>
-inline void narrow<uint8_t>(uint8_t* out, const float* in, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) out[i] = static_cast<uint8_t>(static_cast<int32_t>(in[i]));
-}
-
-#if defined(__F16C__)
-template <>
-inline void widen<float, Half>(float* out, const Half* in, int64_t n) {
-  int64_t i = 0;
-  for (; i + 8 <= n; i += 8) {
-    _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in + i))));
-  }
-  for (; i < n; ++i) out[i] = to_compute(in[i]);
-}
-template <>
-inline void narrow<Half>(Half* out, const float* in, int64_t n) {
-  int64_t i = 0;
-  for (; i + 8 <= n; i += 8) {
-    const __m128i half = _mm256_cvtps_ph(_mm256_loadu_ps(in + i), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i), half);
-  }
-  for (; i < n; ++i) out[i] = from_compute<Half>(in[i]);
-}
-#endif
 
 // One weight for the whole row, or a weight for each element.
 struct One {
@@ -179,6 +148,136 @@ void gaussian(float* out, const float* table, int64_t n, Factors f, bool complem
   }
 }
 
+// ---- Fourier masks ----
+
+// Several floats in a register. Cast to, never passed to or returned from a function: how that is done depends on the
+// instruction set.
+typedef float Waves __attribute__((vector_size(4 * kWaveLanes), aligned(4), may_alias));
+#if defined(__FMA__)
+#define FUSEDMIX_LANES_FMA(a, b, c) reinterpret_cast<Waves>(_mm256_fmadd_ps(a, b, c))
+#else
+#define FUSEDMIX_LANES_FMA(a, b, c) ((a) * (b) + (c))
+#endif
+#define FUSEDMIX_LANES_AT(p) (*reinterpret_cast<Waves*>(p))
+#define FUSEDMIX_CONST_LANES_AT(p) (*reinterpret_cast<const Waves*>(p))
+
+void noise_row(float* out, int64_t n, uint64_t seed, uint64_t index, uint32_t call) {
+  float *a = out, *b = out + n, *mirrored_a = out + 2 * n, *mirrored_b = out + 3 * n;
+#pragma GCC ivdep
+  for (int64_t k = 0; k < n; ++k) {
+    const Words w = words(seed, index, kStreamNoise, call + static_cast<uint32_t>(k));
+    const Pair one = normals(w.a, w.b), other = normals(w.c, w.d);
+    a[k] = one.a;
+    b[k] = one.b;
+    mirrored_a[k] = other.a;
+    mirrored_b[k] = other.b;
+  }
+}
+
+// Along the columns: R + iI = Σ_ky C·e^{iθ}, for y and height - y from the same sums.
+void plane_columns(const Plane& p) {
+  const int64_t stop = p.height / 2 + 1;
+  float *real = p.rows, *imaginary = p.rows + p.height * p.nx;
+  for (int64_t y = 0; y < stop; ++y) {
+    const int64_t mirrored = y == 0 ? 0 : p.height - y;
+    for (int64_t x = 0; x < p.nx; x += kWaveLanes) {
+      Waves even_r{}, odd_r{}, even_i{}, odd_i{};
+      for (int64_t k = 0; k < p.ny; ++k) {
+        const Waves c = Waves{} + p.cos_y[k * stop + y], s = Waves{} + p.sin_y[k * stop + y];
+        const int64_t at = k * p.nx + x;
+        even_r = FUSEDMIX_LANES_FMA(FUSEDMIX_CONST_LANES_AT(p.sum_a + at), c, even_r);
+        odd_r = FUSEDMIX_LANES_FMA(FUSEDMIX_CONST_LANES_AT(p.difference_b + at), s, odd_r);
+        even_i = FUSEDMIX_LANES_FMA(FUSEDMIX_CONST_LANES_AT(p.sum_b + at), c, even_i);
+        odd_i = FUSEDMIX_LANES_FMA(FUSEDMIX_CONST_LANES_AT(p.difference_a + at), s, odd_i);
+      }
+      FUSEDMIX_LANES_AT(real + y * p.nx + x) = even_r - odd_r;
+      FUSEDMIX_LANES_AT(imaginary + y * p.nx + x) = even_i + odd_i;
+      if (mirrored == y || mirrored >= p.height) continue;
+      FUSEDMIX_LANES_AT(real + mirrored * p.nx + x) = even_r + odd_r;
+      FUSEDMIX_LANES_AT(imaginary + mirrored * p.nx + x) = even_i - odd_i;
+    }
+  }
+}
+
+// Along kRows rows from y: Σ_kx R·cos θ - I·sin θ, for x and width - x from the same sums.
+template <int kRows>
+void plane_rows(const Plane& p, int64_t y) {
+  const float *real = p.rows + y * p.nx, *imaginary = p.rows + (p.height + y) * p.nx;
+  float* out = p.out + y * p.width;
+  for (int64_t x = 0; x < p.half; x += kWaveLanes) {
+    Waves even[kRows] = {}, odd[kRows] = {};
+    for (int64_t k = 0; k < p.nx; ++k) {
+      const Waves c = FUSEDMIX_CONST_LANES_AT(p.cos_x + k * p.half + x), s = FUSEDMIX_CONST_LANES_AT(p.sin_x + k * p.half + x);
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; ++r) {
+        even[r] = FUSEDMIX_LANES_FMA(Waves{} + real[r * p.nx + k], c, even[r]);
+        odd[r] = FUSEDMIX_LANES_FMA(Waves{} + imaginary[r * p.nx + k], s, odd[r]);
+      }
+    }
+    const int64_t n = p.width / 2 + 1 - x < kWaveLanes ? p.width / 2 + 1 - x : kWaveLanes;
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+      float ahead[kWaveLanes], behind[kWaveLanes];
+      FUSEDMIX_LANES_AT(ahead) = even[r] - odd[r];
+      FUSEDMIX_LANES_AT(behind) = even[r] + odd[r];
+      float* row = out + r * p.width;
+      for (int64_t l = 0; l < n; ++l) row[x + l] = ahead[l];
+      for (int64_t l = x == 0 ? 1 : 0; l < n; ++l) {
+        if (2 * (x + l) != p.width) row[p.width - x - l] = behind[l];
+      }
+    }
+  }
+}
+
+void plane(const Plane& p) {
+  plane_columns(p);
+  int64_t y = 0;
+  for (; y + 4 <= p.height; y += 4) plane_rows<4>(p, y);
+  for (; y < p.height; ++y) plane_rows<1>(p, y);
+}
+
+void above(uint32_t* bits, const float* v, int64_t n, float threshold) {
+  for (int64_t q = 0; q < n; q += 32) {
+    uint32_t word = 0;
+    const int64_t m = n - q < 32 ? n - q : 32;
+#if defined(__AVX__)
+    if (m == 32) {
+      const __m256 t = _mm256_set1_ps(threshold);
+      for (int l = 0; l < 32; l += 8) {
+        const __m256 over = _mm256_cmp_ps(_mm256_loadu_ps(v + q + l), t, _CMP_GT_OQ);
+        word |= static_cast<uint32_t>(_mm256_movemask_ps(over)) << l;
+      }
+      bits[q / 32] = word;
+      continue;
+    }
+#endif
+    for (int64_t l = 0; l < m; ++l) word |= static_cast<uint32_t>(v[q + l] > threshold) << l;
+    bits[q / 32] = word;
+  }
+}
+
+int64_t bracket(const float* v, int64_t n, float low, float high, int32_t* found, int64_t most, int64_t* found_count) {
+  constexpr int64_t kBlock = 64;
+  int64_t over = 0, count = 0;
+  for (int64_t q = 0; q < n; q += kBlock) {
+    const int64_t m = n - q < kBlock ? n - q : kBlock;
+    int32_t here = 0, reached = 0;
+    for (int64_t l = 0; l < m; ++l) {
+      here += v[q + l] > high ? 1 : 0;
+      reached += v[q + l] >= low ? 1 : 0;
+    }
+    over += here;
+    if (here == reached) continue;
+    for (int64_t l = 0; l < m; ++l) {
+      if (!(v[q + l] >= low) || v[q + l] > high) continue;
+      if (count < most) found[count] = static_cast<int32_t>(q + l);
+      ++count;
+    }
+  }
+  *found_count = count;
+  return over;
+}
+
 }  // namespace
 
 extern const Kernels FUSEDMIX_CONCAT(kernels_, FUSEDMIX_ISA);
@@ -186,6 +285,8 @@ const Kernels FUSEDMIX_CONCAT(kernels_, FUSEDMIX_ISA) = {
     FUSEDMIX_STRING(FUSEDMIX_ISA),
     {row_kernels<float>(), row_kernels<Half>(), row_kernels<BFloat16>(), row_kernels<double>(), row_kernels<uint8_t>()},
     gaussian,
+    {noise_row, plane, above, bracket},
+    {loss_rows<float>(), loss_rows<Half>(), loss_rows<BFloat16>(), loss_rows<double>()},
 };
 
 }  // namespace fusedmix::cpu

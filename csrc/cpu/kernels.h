@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../include/fusedmix/element.h"
+#include "losses.h"
 
 namespace fusedmix::cpu {
 
@@ -25,11 +26,38 @@ struct RowKernels {
   void (*adjoint_weighted)(void* out, const void* g, const void* h, int64_t n, const float* own, const float* lent);
 };
 
+// Half of the grey image of a Fourier mask in frequencies, and what turns it into pixels. Row |ky| of the coefficients holds
+// those of ky and -ky, C = a + ib: their sums and differences.
+struct Plane {
+  int64_t height, width;  // pixels
+  int64_t ny, nx;         // how many |ky|, and kx rounded up to kWaveLanes
+  const float *sum_a, *difference_b, *difference_a, *sum_b;  // (ny, nx)
+  const float *cos_y, *sin_y;                                // (ny, height / 2 + 1)
+  const float *cos_x, *sin_x;                                // (nx, half), half = width / 2 + 1 rounded up to kWaveLanes
+  int64_t half;
+  float* rows;  // scratch: 2 (height, nx)
+  float* out;   // (height, width)
+};
+constexpr int64_t kWaveLanes = 8;
+
+struct FourierKernels {
+  // Row r of `out`, n numbers each: a and b of (ky, kx), a and b of (-ky, kx), for kx from 0; `call` is that of kx = 0.
+  void (*noise)(float* out, int64_t n, uint64_t seed, uint64_t index, uint32_t call);
+  void (*plane)(const Plane& plane);
+  // Bit q % 32 of bits[q / 32]: whether v[q] > threshold, for q < n; 0 for the rest of the last word.
+  void (*above)(uint32_t* bits, const float* v, int64_t n, float threshold);
+  // How many values are above `high`; the places of those in [low, high] go to `found`, ascending, `most` of them at most.
+  // Returns through `found_count` how many there are.
+  int64_t (*bracket)(const float* v, int64_t n, float low, float high, int32_t* found, int64_t most, int64_t* found_count);
+};
+
 struct Kernels {
   const char* name;    // of the instruction set
   RowKernels rows[5];  // by ElementType
   // out = factors·table, or 1 minus that: a row of a Gaussian mask from the exponentials of its axes.
   void (*gaussian)(float* out, const float* table, int64_t n, Factors factors, bool complement);
+  FourierKernels fourier;
+  LossRows losses[4];  // by ElementType
 };
 
 // The best set for this CPU; FUSEDMIX_ISA in the environment asks for one by name.

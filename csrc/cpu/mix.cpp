@@ -8,6 +8,7 @@
 
 #include <atomic>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <vector>
 
@@ -15,6 +16,7 @@
 #include <sys/mman.h>
 #endif
 
+#include "../include/fusedmix/sampling.h"
 #include "kernels.h"
 
 namespace fusedmix::cpu {
@@ -161,6 +163,42 @@ struct Span {
   int64_t begin, end;
   float w;
 };
+// The w of a span that does: no number is it, as λ may be any.
+constexpr float kVaries = std::numeric_limits<float>::quiet_NaN();
+inline bool varies(float w) { return w != w; }
+
+// The pixels of one Fourier mask.
+class PixelsOf {
+ public:
+  PixelsOf(const Pixels& pixels, int64_t sample) : pixels_(pixels), base_(draw_index(pixels.per, sample, pixels.batch) * pixels.stride) {}
+
+  bool soft() const { return pixels_.levels != nullptr; }
+  bool bit(int64_t q) const { return (pixels_.bits[base_ + q / 32] >> (q % 32) & 1u) != 0; }
+  float weight(int64_t q) const {
+    return soft() ? weight_of_level(pixels_.levels[base_ + q]) : static_cast<float>(bit(q));
+  }
+
+  // How many of the pixels q, q + step, ... before q + n·step are what the first is.
+  int64_t run(int64_t q, int64_t step, int64_t n) const {
+    const bool first = bit(q);
+    int64_t k = 1;
+    if (step != 1) {
+      while (k < n && bit(q + k * step) == first) ++k;
+      return k;
+    }
+    while (k < n) {  // word by word: the bits from q + k on that differ from the first
+      const int64_t at = q + k, rest = 32 - at % 32;
+      const uint32_t word = pixels_.bits[base_ + at / 32], differ = (first ? ~word : word) >> (at % 32);
+      if (differ != 0) return std::min(n, k + __builtin_ctz(differ));
+      k += rest;
+    }
+    return n;
+  }
+
+ private:
+  const Pixels& pixels_;
+  const int64_t base_;
+};
 
 class Mixer {
  public:
@@ -225,6 +263,7 @@ class Mixer {
       lane.reset(new char[3 * m.tile_ * m.size_]);
       if (m.in_place_) saved.reset(new char[m.rows_per_tile_ * m.tile_ * m.size_]);
     }
+    std::vector<Span> runs[2];  // of a row of a Fourier mask, and of its partner's
     std::vector<RowAt> rows;
     int64_t begin, end;         // of every row
     int64_t low[3], high[3];    // the coordinates of the rows, the last included
@@ -266,17 +305,18 @@ class Mixer {
     return static_cast<char*>(args_.dst) + (i * args_.layout.dst_batch + row.dst) * size_;
   }
 
-  // A row cut where a box starts and ends. The same for every row that the box reaches; a Gaussian is one span of w -1.
+  // A row cut where a box starts and ends. The same for every row that the box reaches; other masks are one span, which varies.
   struct Cut {
     int n;
     Span inside[3];
     Span outside;
     const Mask* mask;
+    int64_t sample;
   };
 
   Cut cut(int64_t i, int64_t begin, int64_t end) const {
     const Mask& m = mask(i);
-    Cut made{0, {}, {begin, end, is_gaussian(m.kind) ? -1.0f : m.outer}, &m};
+    Cut made{0, {}, {begin, end, is_gaussian(m.kind) || is_fourier(m.kind) ? kVaries : m.outer}, &m, i};
     if (m.kind != kBox) return made;
     int64_t x0 = begin, x1 = end;
     if (row_.axis >= 0) {
@@ -294,8 +334,31 @@ class Mixer {
     int n;
   };
 
-  // The spans of one row.
-  Spans spans(const Cut& cut, const RowAt& row) const {
+  // The first pixel of a row, and the way from one to the next along it.
+  int64_t first_pixel(const RowAt& row) const {
+    int64_t q = 0;
+    for (int axis = 0; axis < 3; ++axis) q += axis == row_.axis ? 0 : row.at[axis] * pixel_step(args_.plan.pixels, axis);
+    return q;
+  }
+  int64_t step_along() const { return row_.axis < 0 ? 0 : pixel_step(args_.plan.pixels, row_.axis); }
+
+  // The runs of equal pixels of a row of a Fourier mask; a soft one varies.
+  Spans runs(const Cut& cut, const RowAt& row, std::vector<Span>& found) const {
+    const PixelsOf pixels(args_.plan.pixels, cut.sample);
+    if (pixels.soft()) return {&cut.outside, 1};
+    const int64_t first = first_pixel(row), step = step_along(), stop = (cut.outside.end + row_.inner - 1) / row_.inner;
+    found.clear();
+    for (int64_t begin = cut.outside.begin, end; begin < cut.outside.end; begin = end) {
+      const int64_t pixel = begin / row_.inner, q = first + pixel * step;
+      end = step == 0 ? cut.outside.end : std::min(cut.outside.end, (pixel + pixels.run(q, step, stop - pixel)) * row_.inner);
+      found.push_back({begin, end, pixels.bit(q) ? 1.0f : 0.0f});
+    }
+    return {found.data(), static_cast<int>(found.size())};
+  }
+
+  // The spans of one row; those of a Fourier mask are kept in `found`.
+  Spans spans(const Cut& cut, const RowAt& row, std::vector<Span>& found) const {
+    if (is_fourier(cut.mask->kind)) return runs(cut, row, found);
     bool inside = cut.n > 0;
     for (int axis = 0; axis < 3; ++axis) {
       inside = inside && (axis == row_.axis || in_box(*cut.mask, axis, row.at[axis]));
@@ -304,8 +367,8 @@ class Mixer {
   }
 
   template <class F>
-  void for_spans(const Cut& cut, const RowAt& row, const F& f) const {
-    const Spans found = spans(cut, row);
+  void for_spans(const Cut& cut, const RowAt& row, std::vector<Span>& kept, const F& f) const {
+    const Spans found = spans(cut, row, kept);
     for (int k = 0; k < found.n; ++k) f(found.at[k]);
   }
 
@@ -339,7 +402,7 @@ class Mixer {
   void mix_row(int64_t i, const RowAt& row, const Cut& cut, const char* b, int64_t b_step, Scratch& s) const {
     const char* a = src(i, row);
     char* out = dst(i, row);
-    for_spans(cut, row, [&](const Span& span) {
+    for_spans(cut, row, s.runs[0], [&](const Span& span) {
       if (span.w == 1.0f && in_place_) return;
       const int64_t length = span.end - span.begin;
       char* to = out + span.begin * row_.dst_step * size_;
@@ -351,8 +414,8 @@ class Mixer {
       char* target = packed ? to : s.lane.get();
       const char* x = read(a, row_.src_step, span.begin, span.end, s.lane.get() + tile_ * size_);
       const char* y = read(b, b_step, span.begin, span.end, s.lane.get() + 2 * tile_ * size_);
-      if (is_gaussian(cut.mask->kind)) {
-        gaussian_row(i, row, span.begin, span.end, s.w.get());
+      if (varies(span.w)) {
+        varying(i, row, span, s.w.get());
         rows_.weighted(target, x, y, length, s.w.get());
       } else {
         rows_.uniform(target, x, y, length, span.w);
@@ -371,24 +434,32 @@ class Mixer {
     }
   }
 
-  // The mask of sample i along a span in which it is `value`, or varies where that is negative.
+  // The mask of sample i along a span in which it varies.
+  void varying(int64_t i, const RowAt& row, const Span& span, float* w) const {
+    if (is_gaussian(mask(i).kind)) return gaussian_row(i, row, span.begin, span.end, w);
+    const PixelsOf pixels(args_.plan.pixels, i);
+    const int64_t first = first_pixel(row), step = step_along();
+    for (int64_t k = span.begin; k < span.end; ++k) w[k - span.begin] = pixels.weight(first + k / row_.inner * step);
+  }
+
+  // The mask of sample i along a span in which it is `value`, or varies.
   void weights(int64_t i, const RowAt& row, const Span& span, float value, float* w) const {
-    if (value < 0.0f) {
-      gaussian_row(i, row, span.begin, span.end, w);
+    if (varies(value)) {
+      varying(i, row, span, w);
     } else {
       std::fill(w, w + (span.end - span.begin), value);
     }
   }
 
   // The mask of sample i along a row; element k goes to w[k].
-  void mask_row(int64_t i, const RowAt& row, const Cut& cut, float* w) const {
-    for_spans(cut, row, [&](const Span& span) { weights(i, row, span, span.w, w + span.begin); });
+  void mask_row(int64_t i, const RowAt& row, const Cut& cut, std::vector<Span>& kept, float* w) const {
+    for_spans(cut, row, kept, [&](const Span& span) { weights(i, row, span, span.w, w + span.begin); });
   }
 
   // Keeps what a sample with this cut will need of its partner `first`: where its mask lets anything of it through.
-  void save(int64_t first, const RowAt& row, const Cut& cut, char* kept) const {
+  void save(int64_t first, const RowAt& row, const Cut& cut, char* kept, std::vector<Span>& runs) const {
     const char* from = src(first, row);
-    for_spans(cut, row, [&](const Span& span) {
+    for_spans(cut, row, runs, [&](const Span& span) {
       if (span.w == 1.0f) return;
       copy_strided(kept + span.begin * size_, 1, from + span.begin * row_.src_step * size_, row_.src_step,
                    span.end - span.begin);
@@ -397,9 +468,9 @@ class Mixer {
 
   // Asks for the row of a sample whose partner has this cut, before its turn. The hardware foresees the rest of a row, but
   // not the jump to another sample.
-  void prefetch(int64_t next, const RowAt& row, const Cut& cut) const {
+  void prefetch(int64_t next, const RowAt& row, const Cut& cut, std::vector<Span>& runs) const {
     const char* base = src(next, row);
-    for_spans(cut, row, [&](const Span& span) {
+    for_spans(cut, row, runs, [&](const Span& span) {
       if (span.w == 1.0f) return;
       const char* stop = base + std::min(span.end * row_.src_step * size_, span.begin * row_.src_step * size_ + kAheadBytes);
       for (const char* at = base + span.begin * row_.src_step * size_; at < stop; at += kCacheLine) {
@@ -440,11 +511,11 @@ class Mixer {
       if (untouched(cut_i, s) && untouched(cut_j, s)) continue;
       for (size_t r = 0; r < s.rows.size(); ++r) {
         if (r + kRowsAhead < s.rows.size()) {
-          prefetch(i, s.rows[r + kRowsAhead], cut_j);
-          prefetch(j, s.rows[r + kRowsAhead], cut_i);
+          prefetch(i, s.rows[r + kRowsAhead], cut_j, s.runs[0]);
+          prefetch(j, s.rows[r + kRowsAhead], cut_i, s.runs[0]);
         }
         // The stretches in which both masks are one number, or vary.
-        Spans of_i = spans(cut_i, s.rows[r]), of_j = spans(cut_j, s.rows[r]);
+        Spans of_i = spans(cut_i, s.rows[r], s.runs[0]), of_j = spans(cut_j, s.rows[r], s.runs[1]);
         for (Span both{begin, begin, 0.0f}; both.begin < end; both.begin = both.end) {
           both.end = std::min(of_i.at->end, of_j.at->end);
           mix_span_pair(i, j, s.rows[r], both, of_i.at->w, of_j.at->w, s);
@@ -489,7 +560,7 @@ class Mixer {
     if (in_place_) {
       const Cut last = cut(stop[-1], s.begin, s.end);
       if (!untouched(last, s)) {
-        for (size_t r = 0; r < s.rows.size(); ++r) save(*first, s.rows[r], last, kept(r));
+        for (size_t r = 0; r < s.rows.size(); ++r) save(*first, s.rows[r], last, kept(r), s.runs[0]);
       }
     }
     Cut now = cut(*first, s.begin, s.end), next{};
@@ -501,7 +572,7 @@ class Mixer {
       if (!ahead && !here) continue;
       for (size_t r = 0; r < s.rows.size(); ++r) {
         const RowAt& row = s.rows[r];
-        if (ahead) prefetch(i[2], row, next);
+        if (ahead) prefetch(i[2], row, next, s.runs[0]);
         if (!here) continue;
         if (closes && in_place_) {
           mix_row(*i, row, now, kept(r), 1, s);
@@ -529,8 +600,8 @@ class Mixer {
           if (mask(i).kind == kConstant && mask(j).kind == kConstant) {
             rows_.adjoint_uniform(target, g, h, s.end - s.begin, mask(j).outer, mask(i).outer);
           } else {
-            mask_row(j, row, cut_j, own - s.begin);
-            mask_row(i, row, cut_i, lent - s.begin);
+            mask_row(j, row, cut_j, s.runs[0], own - s.begin);
+            mask_row(i, row, cut_i, s.runs[0], lent - s.begin);
             rows_.adjoint_weighted(target, g, h, s.end - s.begin, own, lent);
           }
           if (!packed) copy_strided(to, row_.dst_step, target, 1, s.end - s.begin);
@@ -584,7 +655,10 @@ void masks(const PlanView& plan, int64_t n, const int64_t* size, float* out, con
       for (int64_t z = 0; z < size[0]; ++z) {
         for (int64_t y = 0; y < size[1]; ++y, at += size[2]) {
           const int64_t here[3] = {z, y, 0};
-          if (is_gaussian(mask.kind)) {
+          if (is_fourier(mask.kind)) {
+            const PixelsOf pixels(plan.pixels, m);
+            for (int64_t x = 0; x < size[2]; ++x) at[x] = pixels.weight((z * size[1] + y) * size[2] + x);
+          } else if (is_gaussian(mask.kind)) {
             kernels().gaussian(at, tables.row(m), size[2], tables.factors(m, here), mask.kind == kGaussianComplement);
           } else {
             for (int64_t x = 0; x < size[2]; ++x) at[x] = evaluate(mask, z, y, x);

@@ -59,13 +59,31 @@ struct SampleArgs {
   bool lam_each;     // (B,) of them, or one
   const int64_t* classes;
   uint64_t seed;
-  // Drawn elsewhere (the host's generator): one row of 6 for each draw, (choice, applied, lam, z, y, x); and the partners,
+  // Drawn elsewhere (the host's generator): kDrawnWidth for each draw; and the partners,
   // where they are not a formula. Null: drawn here from the seed.
   const double* drawn;
   const int64_t* partner;
 };
 
 void sample(const SampleArgs& args, const PlanOut& out);
+
+// The Fourier masks of a plan of `batch` samples (fusedmix/fourier.py, masks): into `bits`, or `levels` if they are soft.
+struct FourierArgs {
+  const MethodRow* rows;  // what may have been drawn
+  int32_t methods;
+  int32_t ndim;
+  int64_t size[3];  // (z, y, x)
+  int64_t batch;
+  int32_t per, draws;  // Per: which mask is whose, and which noise is whose
+  uint64_t seed;
+  const int32_t* kind;
+  const int32_t* geometry;
+  const float* value;
+  uint32_t* bits;
+  uint16_t* levels;
+};
+
+void fourier(const FourierArgs& args, const Parallel& parallel);
 
 // (n, D, H, W) float32 masks.
 void masks(const PlanView& plan, int64_t n, const int64_t* size, float* out, const Parallel& parallel);

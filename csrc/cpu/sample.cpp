@@ -61,7 +61,7 @@ void partners(const SampleArgs& args, int64_t* partner) {
 
 Draw drawn_elsewhere(const double* row) {
   return {static_cast<int32_t>(row[0]), row[1] != 0.0, static_cast<float>(row[2]),
-          {static_cast<int64_t>(row[3]), static_cast<int64_t>(row[4]), static_cast<int64_t>(row[5])}};
+          {static_cast<int64_t>(row[3]), static_cast<int64_t>(row[4]), static_cast<int64_t>(row[5])}, row[6] != 0.0};
 }
 
 }  // namespace
@@ -76,13 +76,13 @@ void sample(const SampleArgs& args, const PlanOut& out) {
     if (i == 0 || !once) {
       const int64_t at = draw_index(args.per, i, args.batch);
       const Draw drawn = args.drawn != nullptr
-                             ? drawn_elsewhere(args.drawn + 6 * at)
+                             ? drawn_elsewhere(args.drawn + kDrawnWidth * at)
                              : draw(args.seed, at, [&](int32_t row) -> const MethodRow& { return args.rows[row]; },
                                     args.methods, args.p, args.lam == nullptr, args.ndim, args.size);
       const MethodRow& row = args.rows[drawn.choice];
       lam = used_lam(row, drawn, args.lam == nullptr ? nullptr : args.lam + (args.lam_each ? i : 0));
       const int32_t method = drawn.applied ? static_cast<int32_t>(row.method) : kMixUp;
-      made = shape(method, row.ratio, lam, drawn.centre, args.ndim, args.size);
+      made = shape(method, row, lam, drawn, args.ndim, args.size);
       if (is_gaussian(made.mask.kind)) {
         double sums[3];
         for (int axis = 0; axis < 3; ++axis) sums[axis] = gaussian_sum(made.mask, axis, args.size[axis]);

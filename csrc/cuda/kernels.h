@@ -88,6 +88,30 @@ constexpr int kInlineRows = 16;
 // One launch: the plan, and the heads of a batch that will be mixed in place (images null: none).
 int sample(const Sampling& sampling, const Images* images, const Walk& walk, void* staged, void* stream);
 
+// The Fourier masks of a plan of `batch` samples (fusedmix/fourier.py, masks). Pointers are to device memory, but for `rows`.
+struct Fourier {
+  const MethodRow* rows;  // on the host: what may have been drawn
+  int32_t methods;
+  int32_t ndim;
+  int64_t size[3];
+  int64_t batch;
+  int32_t per, draws;   // Per: which mask is whose, and which noise is whose
+  const int64_t* seed;  // or null
+  uint64_t seed_value;  // without one
+  const int32_t* kind;
+  const int32_t* geometry;
+  const float* value;
+  uint32_t* bits;    // to write: these,
+  uint16_t* levels;  // or these
+  char* scratch;     // fourier_scratch() bytes, at a multiple of 16
+  int64_t most_scratch = int64_t{24} << 20;  // for the masks that are made at a time; at least one is
+};
+int64_t fourier_scratch(const Fourier& f);
+
+// Three launches (in 3-D four) for as many masks as the scratch holds, for each kind of FMix that may have been drawn. Rows of
+// other kinds become 0.
+int fourier(const Fourier& f, void* stream);
+
 // (n, D, H, W) float32 masks.
 int masks(const PlanView& plan, int64_t n, const int64_t* size, float* out, void* stream);
 

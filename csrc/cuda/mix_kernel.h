@@ -42,7 +42,8 @@ FUSEDMIX_DEVICE PlanView resolve(const PlanView& plan, const InlinePlan& bytes) 
 template <class T>
 constexpr int kAhead = sizeof(T) == 1 ? 4 : 8;  // 16 bytes of uint8 are 16 blends: 8 times that are 260 KB of code
 
-template <class T, int V, bool kAdjoint>
+// kStored: the plan may have masks that are stored. Apart from the other kernel, which none of that may cost a register.
+template <class T, int V, bool kAdjoint, bool kStored>
 FUSEDMIX_KERNEL(kThreads) mix_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
   FUSEDMIX_SHARED(uint8_t, starts, kThreads);
   const PlanView plan = args.plan_inline ? resolve(args.plan, args.inline_plan) : args.plan;
@@ -70,21 +71,33 @@ FUSEDMIX_KERNEL(kThreads) mix_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
     return args.staged + (i / args.walk.span * args.loops.columns + column) * (V * kSize);
   };
 
-  // One mask for the batch: evaluated once.
+  OnPixels on{};
+  if constexpr (kStored) on = on_pixels<V>(plan.pixels, place, axis);
+  // One mask for the batch: evaluated once. Stored ones are not, which would take the registers of another vector.
+  const bool once = !kStored && plan.shared;
   Mask one{};
   Reach one_reach = kBlend;
   float one_w[V] = {};
-  if (plan.shared) {
+  if (once) {
     one = load_mask(plan, 0);
     one_reach = reach<V>(one, place, axis);
     weights<V>(one, place, axis, one_w);
   }
-  const auto reach_at = [&](int64_t i) { return plan.shared ? one_reach : reach<V>(load_mask(plan, i), place, axis); };
-  const auto weights_at = [&](int64_t i, float(&w)[V]) {
-    if (plan.shared) {
+  const auto reach_at = [&](int64_t i, const Glimpse& seen, uint32_t& lanes) {
+    if constexpr (kStored) {
+      lanes = 0;
+      if (is_fourier(seen.kind)) return stored_reach<V>(plan, on, place, i, seen.word, lanes);
+    }
+    return once ? one_reach : reach<V>(load_mask(plan, i), place, axis);
+  };
+  const auto weights_at = [&](int64_t i, uint32_t lanes, float(&w)[V]) {
+    if (once) {
       FUSEDMIX_UNROLL
       for (int l = 0; l < V; ++l) w[l] = one_w[l];
     } else {
+      if constexpr (kStored) {
+        if ((lanes & kIsStored) != 0) return stored_weights<V>(plan, on, place, i, lanes, w);
+      }
       weights<V>(load_mask(plan, i), place, axis, w);
     }
   };
@@ -105,26 +118,41 @@ FUSEDMIX_KERNEL(kThreads) mix_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
     // ...and used later, by the second loop: the sample carried, the first of its cycle, and their values.
     int32_t carried = 0;
     Reach carried_reach = kKeep;
+    uint32_t carried_lanes = 0;
     Vec<T, V> own{}, first{};
 
     for (bool more = true; more;) {
       constexpr int kSteps = kAhead<T>;
       Visit visit[kSteps];
       Reach reached[kSteps];
+      Glimpse seen[kSteps];
+      uint32_t lanes[kSteps];
       Vec<T, V> loaded[kSteps];
+      if constexpr (kStored) {
+        // Which images are loaded depends on masks that are in memory themselves: these all at once, not one after the other.
+        FUSEDMIX_UNROLL
+        for (int u = 0; u < kSteps; ++u) {
+          visit[u] = more ? walker.step() : Visit{Visit::kNone, 0};
+          more = visit[u].kind != Visit::kNone;
+          // The mask of a sample where a walk ends has been seen, or is another block's.
+          const bool ends = visit[u].kind == Visit::kClose || visit[u].kind == Visit::kStaged;
+          seen[u] = more && (kAdjoint || !ends) ? glimpse(plan, on, visit[u].sample) : Glimpse{};
+        }
+      }
       FUSEDMIX_UNROLL
       for (int u = 0; u < kSteps; ++u) {
-        visit[u] = more ? walker.step() : Visit{Visit::kNone, 0};
+        if constexpr (!kStored) visit[u] = more ? walker.step() : Visit{Visit::kNone, 0};
         const int32_t kind = visit[u].kind;
         const int64_t i = visit[u].sample;
-        more = kind != Visit::kNone;
+        if constexpr (!kStored) more = kind != Visit::kNone;
         reached[u] = kBlend;
+        lanes[u] = 0;
         if (kind == Visit::kNone) continue;
         bool wanted = true;
         if constexpr (!kAdjoint) {
           const bool partner = kind != Visit::kBegin && last_reach != kKeep;
           if (kind == Visit::kBegin || kind == Visit::kNext) {
-            reached[u] = reach_at(i);
+            reached[u] = reach_at(i, seen[u], lanes[u]);
             const bool itself = in_place ? reached[u] == kBlend : reached[u] != kTake;
             wanted = partner || itself;
           } else {
@@ -143,6 +171,7 @@ FUSEDMIX_KERNEL(kThreads) mix_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
           last_reach = reached[u];
         } else {
           wanted = kind != Visit::kClose;
+          if constexpr (kStored) reach_at(i, seen[u], lanes[u]);
         }
         if (wanted) loaded[u] = load_vector<T, V>(kind == Visit::kStaged ? head(i) : source(i));
       }
@@ -154,6 +183,7 @@ FUSEDMIX_KERNEL(kThreads) mix_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
         if (kind == Visit::kBegin) {
           carried = visit[u].sample;
           carried_reach = reached[u];
+          carried_lanes = lanes[u];
           own = first = loaded[u];
           continue;
         }
@@ -161,8 +191,8 @@ FUSEDMIX_KERNEL(kThreads) mix_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
         if constexpr (kAdjoint) {
           // The gradient of the sample visited: its own, and what the sample before it lent.
           float kept[V], lent[V];
-          weights_at(visit[u].sample, kept);
-          weights_at(carried, lent);
+          weights_at(visit[u].sample, lanes[u], kept);
+          weights_at(carried, carried_lanes, lent);
           Vec<T, V> out{};
           FUSEDMIX_UNROLL
           for (int l = 0; l < V; ++l) out.set(l, blend_adjoint<T>(kept[l], partner.get(l), lent[l], own.get(l)));
@@ -174,7 +204,7 @@ FUSEDMIX_KERNEL(kThreads) mix_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
             Vec<T, V> out = partner;
             if (carried_reach != kTake) {
               float w[V];
-              weights_at(carried, w);
+              weights_at(carried, carried_lanes, w);
               out = Vec<T, V>{};
               FUSEDMIX_UNROLL
               for (int l = 0; l < V; ++l) out.set(l, blend<T>(w[l], own.get(l), partner.get(l)));
@@ -190,6 +220,7 @@ FUSEDMIX_KERNEL(kThreads) mix_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
         }
         carried = visit[u].sample;
         carried_reach = reached[u];
+        carried_lanes = lanes[u];
         own = partner;
       }
     }
@@ -200,12 +231,18 @@ FUSEDMIX_KERNEL(kThreads) mix_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
 template <class T>
 int launch_mix(const MixArgs& args, int width, bool adjoint, int64_t blocks, void* stream);
 
-template <class T, int V>
+template <class T, int V, bool kStored>
 int launch_mix_as(const MixArgs& args, bool adjoint, int64_t blocks, void* stream) {
   if constexpr (sizeof(T) > 1) {
-    if (adjoint) return device::launch(mix_kernel<T, V, true>, blocks, kThreads, stream, args);
+    if (adjoint) return device::launch(mix_kernel<T, V, true, kStored>, blocks, kThreads, stream, args);
   }
-  return device::launch(mix_kernel<T, V, false>, blocks, kThreads, stream, args);
+  return device::launch(mix_kernel<T, V, false, kStored>, blocks, kThreads, stream, args);
+}
+
+template <class T, int V>
+int launch_mix_as(const MixArgs& args, bool adjoint, int64_t blocks, void* stream) {
+  return is_stored(args.plan) ? launch_mix_as<T, V, true>(args, adjoint, blocks, stream)
+                              : launch_mix_as<T, V, false>(args, adjoint, blocks, stream);
 }
 
 }  // namespace fusedmix::cuda

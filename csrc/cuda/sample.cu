@@ -173,7 +173,7 @@ FUSEDMIX_DEVICE void sample_block(const SampleArgs& args, int64_t block) {
       // Not by a pointer that may be either: `given` would have to lie on a stack.
       const float lam = s.lam == nullptr ? used_lam(row, drawn, nullptr) : used_lam(row, drawn, &given);
       const int32_t method = drawn.applied ? static_cast<int32_t>(row.method) : static_cast<int32_t>(kMixUp);
-      made = shape(method, row.ratio, lam, drawn.centre, s.ndim, s.size);
+      made = shape(method, row, lam, drawn, s.ndim, s.size);
       if (s.pairing <= kFlip) device::store(s.out.partner + i, formula_partner(s.pairing, i, s.batch));
       device::store(s.out.lam + i, lam);
       device::store(s.out.kind + i, made.mask.kind);

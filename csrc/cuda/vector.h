@@ -158,6 +158,96 @@ FUSEDMIX_DEVICE void weights(const Mask& mask, const Place<V>& place, int32_t ro
   }
 }
 
+// ---- masks that are stored, in kernels with kStored ----
+
+// Where a thread's vector lies on every stored mask. In 32 bits: a plan counts pixels in as many.
+struct OnPixels {
+  uint32_t first;  // the pixel of element 0
+  uint32_t step;   // from pixel to pixel along the row; 0 where all elements share one
+};
+
+template <int V>
+FUSEDMIX_DEVICE OnPixels on_pixels(const Pixels& pixels, const Place<V>& place, int32_t row_axis) {
+  OnPixels on{0, row_axis < 0 ? 0 : static_cast<uint32_t>(pixel_step(pixels, row_axis))};
+  FUSEDMIX_UNROLL
+  for (int axis = 0; axis < 3; ++axis) {
+    const int32_t at = axis == row_axis ? place.lane[0] : place.at[axis];
+    on.first += static_cast<uint32_t>(pixel_step(pixels, axis) * at);
+  }
+  return on;
+}
+
+// Where the mask of sample i begins, in words or levels.
+FUSEDMIX_DEVICE int64_t stored_row(const PlanView& plan, int64_t i) {
+  return plan.shared ? 0 : draw_index(plan.pixels.per, i, plan.pixels.batch) * plan.pixels.stride;
+}
+
+// What decides about a vector, loaded before it is known to be needed, so that loads are under way together: rows of other
+// kinds have words too.
+struct Glimpse {
+  int32_t kind;
+  uint32_t word;  // with the first element's pixel
+};
+// What is kept of it until the weights are: bit l that of element l, and the highest that the mask is stored.
+constexpr uint32_t kIsStored = 1u << 31;
+
+FUSEDMIX_DEVICE Glimpse glimpse(const PlanView& plan, const OnPixels& on, int64_t i) {
+  Glimpse seen{device::load(plan.kind + (plan.shared ? 0 : i)), 0};
+  if (plan.pixels.levels == nullptr) seen.word = device::load(plan.pixels.bits + stored_row(plan, i) + on.first / 32);
+  return seen;
+}
+
+// Bit l: that of element l's pixel. Usually all of them are in the word that is there: vectors divide rows, and 32.
+template <int V>
+FUSEDMIX_DEVICE uint32_t lanes_of(const PlanView& plan, const OnPixels& on, const Place<V>& place, int64_t i, uint32_t word) {
+  const uint32_t shift = on.first % 32;
+  const auto last = static_cast<uint32_t>(on.step == 0 ? 0 : place.lane[V - 1] - place.lane[0]);
+  if (on.step > 1 && V > 1) {  // the row is not the masks'
+    uint32_t lanes = 0;
+    FUSEDMIX_UNROLL
+    for (int l = 0; l < V; ++l) {
+      const uint32_t q = on.first + on.step * static_cast<uint32_t>(place.lane[l] - place.lane[0]);
+      lanes |= (device::load(plan.pixels.bits + stored_row(plan, i) + q / 32) >> (q % 32) & 1u) << l;
+    }
+    return lanes;
+  }
+  uint32_t window = word >> shift;
+  if (shift + last >= 32) {  // rows of any length
+    window |= device::load(plan.pixels.bits + stored_row(plan, i) + on.first / 32 + 1) << (32 - shift);
+  }
+  if (last == V - 1) return window & ((1u << V) - 1u);
+  uint32_t lanes = 0;  // channels that lie together share pixels
+  FUSEDMIX_UNROLL
+  for (int l = 0; l < V; ++l) lanes |= (window >> (on.step == 0 ? 0 : place.lane[l] - place.lane[0]) & 1u) << l;
+  return lanes;
+}
+
+// What a stored mask does to the vector of sample i, and what of it the weights need. Levels are not looked at so early.
+template <int V>
+FUSEDMIX_DEVICE Reach stored_reach(const PlanView& plan, const OnPixels& on, const Place<V>& place, int64_t i, uint32_t word,
+                                   uint32_t& lanes) {
+  lanes = kIsStored;
+  if (plan.pixels.levels != nullptr) return kBlend;
+  const uint32_t ones = lanes_of<V>(plan, on, place, i, word);
+  lanes |= ones;
+  return ones == (1u << V) - 1u ? kKeep : (ones == 0 ? kTake : kSelect);
+}
+
+template <int V>
+FUSEDMIX_DEVICE void stored_weights(const PlanView& plan, const OnPixels& on, const Place<V>& place, int64_t i, uint32_t lanes,
+                                    float (&w)[V]) {
+  if (plan.pixels.levels == nullptr) {
+    FUSEDMIX_UNROLL
+    for (int l = 0; l < V; ++l) w[l] = (lanes >> l & 1u) != 0 ? 1.0f : 0.0f;
+    return;
+  }
+  const uint16_t* mask = plan.pixels.levels + stored_row(plan, i) + on.first;  // soft masks are few: a load for each element
+  FUSEDMIX_UNROLL
+  for (int l = 0; l < V; ++l) w[l] = weight_of_level(device::load(mask + on.step * static_cast<uint32_t>(place.lane[l] - place.lane[0])));
+}
+
+// ---- masks by formula ----
+
 // The mask of a sample; what its kind does not need is not loaded.
 FUSEDMIX_DEVICE Mask load_mask(const PlanView& plan, int64_t i) {
   const int64_t row = plan.shared ? 0 : i;

@@ -14,6 +14,7 @@
 #include "core.h"
 
 #define FUSEDMIX_KERNEL(threads) void
+#define FUSEDMIX_WIDE_KERNEL(threads) void
 #define FUSEDMIX_DEVICE inline
 // By reference to the launch's one copy, so that its address range is known. A kernel's type is void(const Args&) here.
 #define FUSEDMIX_ARGS(type, name) const type& name
@@ -21,6 +22,7 @@
   static constexpr ::fusedmix::shim::Site name##_declared_here{#name, __FILE__, __LINE__}; \
   const ::fusedmix::shim::Shared<type, (count)> name(&name##_declared_here)
 #define FUSEDMIX_UNROLL
+#define FUSEDMIX_UNROLL_4
 
 namespace fusedmix::shim {
 
@@ -36,12 +38,13 @@ struct SharedArray {
   const Site* site;
   size_t count, element_bytes;
   unsigned char* data;
-  std::vector<Who> writer, readers;  // of each element
+  std::vector<Who> writer, readers, adders;  // of each element
 };
 
 SharedArray* shared_array(const Site* site, size_t count, size_t element_bytes, size_t alignment);
 void read_shared(SharedArray* array, int64_t index);
 void write_shared(SharedArray* array, int64_t index);
+void add_to_shared(SharedArray* array, int64_t index);
 void read_global(const void* p, size_t bytes, size_t alignment);
 void write_global(const void* p, size_t bytes, size_t alignment);
 void barrier(const char* file, int line);
@@ -101,6 +104,12 @@ class Shared {
   SharedElement<T> operator[](Index index) const {
     return SharedElement<T>(array_, static_cast<int64_t>(index));
   }
+  // As one access: what other threads add meanwhile is not lost.
+  template <class Index>
+  void add(Index index, T value) const {
+    add_to_shared(array_, static_cast<int64_t>(index));
+    reinterpret_cast<T*>(array_->data)[index] += value;
+  }
   // For functions that take a pointer: reads every element, now.
   operator const T*() const {  // NOLINT: as an array would
     for (size_t i = 0; i < kCount; ++i) read_shared(array_, static_cast<int64_t>(i));
@@ -141,6 +150,16 @@ inline void store(T* p, T value) {
   static_assert(std::is_trivially_copyable_v<T>);
   shim::write_global(p, sizeof(T), alignof(T));
   std::memcpy(p, &value, sizeof(T));
+}
+
+template <class Array, class T>
+inline void add(Array& array, int32_t index, T value) {
+  array.add(index, value);
+}
+
+template <class T>
+inline void store_whole(T* p, T value) {
+  store(p, value);
 }
 
 // Runs the kernel to its end. Throws shim::Error if it broke a rule, or what the kernel threw.

@@ -181,6 +181,7 @@ void start_block(Block& block, uint32_t number) {
   for (auto& array : block.arrays) {
     std::memset(array->data, kPoison, array->count * array->element_bytes);
     std::fill(array->writer.begin(), array->writer.end(), 0);
+    std::fill(array->adders.begin(), array->adders.end(), 0);
     std::fill(array->readers.begin(), array->readers.end(), 0);
   }
   for (Fiber& fiber : block.fibers) {
@@ -316,6 +317,7 @@ SharedArray* shared_array(const Site* site, size_t count, size_t element_bytes, 
   std::memset(array->data, kPoison, bytes);
   array->writer.assign(count, 0);
   array->readers.assign(count, 0);
+  array->adders.assign(count, 0);
   block.arrays.push_back(std::move(array));
   return block.arrays.back().get();
 }
@@ -335,6 +337,7 @@ void read_shared(SharedArray* array, int64_t index) {
     fail("uninitialised: " + describe(me) + " reads " + place(*array, index) + ", which nothing has written");
   }
   if (unordered(writer, me)) fail_race(place(*array, index), me, false, writer, true);
+  if (unordered(array->adders[index], me)) fail_race(place(*array, index), me, false, array->adders[index], true);
   array->readers[index] = with_reader(array->readers[index], me);
 }
 
@@ -344,7 +347,21 @@ void write_shared(SharedArray* array, int64_t index) {
   const Who me = running.me;
   if (unordered(array->writer[index], me)) fail_race(place(*array, index), me, true, array->writer[index], true);
   if (unordered(array->readers[index], me)) fail_race(place(*array, index), me, true, array->readers[index], false);
+  if (unordered(array->adders[index], me)) fail_race(place(*array, index), me, true, array->adders[index], true);
   array->writer[index] = me;
+}
+
+// A read and a write, which only those of others who add do not get in the way of.
+void add_to_shared(SharedArray* array, int64_t index) {
+  step();
+  check_index(*array, index, " adds to ");
+  const Who me = running.me, writer = array->writer[index];
+  if (writer == 0) {
+    fail("uninitialised: " + describe(me) + " adds to " + place(*array, index) + ", which nothing has written");
+  }
+  if (unordered(writer, me)) fail_race(place(*array, index), me, true, writer, true);
+  if (unordered(array->readers[index], me)) fail_race(place(*array, index), me, true, array->readers[index], false);
+  array->adders[index] = with_reader(array->adders[index], me);
 }
 
 void run(int64_t blocks, int threads, const char* type, const void* arguments, size_t argument_bytes,

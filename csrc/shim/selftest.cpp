@@ -83,6 +83,19 @@ FUSEDMIX_KERNEL(128) reverse_blocks(FUSEDMIX_ARGS(Buffers, args)) {
   store(args.out + first + me, x);
 }
 
+// Block b leaves in out[b] how many of its 128 floats are multiples of 3, and half of how many there are.
+FUSEDMIX_KERNEL(128) count_blocks(FUSEDMIX_ARGS(Buffers, args)) {
+  FUSEDMIX_SHARED(int32_t, counts, 2);
+  if (thread() < 2) counts[thread()] = 0;
+  sync();
+  fusedmix::device::add(counts, static_cast<int32_t>(load(args.in + index())) % 3 == 0 ? 0 : 1, 1);
+  fusedmix::device::add(counts, 0, 1);
+  fusedmix::device::add(counts, 0, -1);
+  sync();
+  const int32_t some = counts[0], others = counts[1];
+  if (thread() == 0) store(args.out + block(), static_cast<float>(some) + static_cast<float>(some + others) / 2.0f);
+}
+
 FUSEDMIX_DEVICE float product(const float* pair) { return pair[0] * pair[1]; }
 
 // Every way to use an element of a shared array, alone in a block.
@@ -178,6 +191,26 @@ FUSEDMIX_KERNEL(128) shared_writers(FUSEDMIX_ARGS(Buffers, args)) {
   value[0] = load(args.in);
 }
 
+FUSEDMIX_KERNEL(128) added_and_read(FUSEDMIX_ARGS(Buffers, args)) {
+  FUSEDMIX_SHARED(int32_t, count, 1);
+  if (thread() == 0) count[0] = 0;
+  sync();
+  fusedmix::device::add(count, 0, 1);
+  if (thread() == 5) store(args.out + block(), static_cast<float>(count[0]));
+}
+
+FUSEDMIX_KERNEL(128) added_and_written(FUSEDMIX_ARGS(Buffers, args)) {
+  FUSEDMIX_SHARED(int32_t, count, 1);
+  if (thread() == 0) count[0] = static_cast<int32_t>(args.n);
+  fusedmix::device::add(count, 0, 1);
+}
+
+FUSEDMIX_KERNEL(128) added_uninitialised(FUSEDMIX_ARGS(Buffers, args)) {
+  FUSEDMIX_SHARED(int32_t, count, 2);
+  if (thread() == 0) count[0] = static_cast<int32_t>(args.n);
+  fusedmix::device::add(count, 1, 1);
+}
+
 FUSEDMIX_KERNEL(128) shared_uninitialised(FUSEDMIX_ARGS(Buffers, args)) {
   FUSEDMIX_SHARED(float, values, 128);
   if (thread() != 77) values[thread()] = 1.0f;
@@ -254,6 +287,7 @@ const std::map<std::string, void (*)(const Buffers&)> kKernels = {
     {"sum_blocks_double", sum_blocks<double>},
     NAMED(reverse_blocks),
     NAMED(shared_operators),
+    NAMED(count_blocks),
     NAMED(two_writers),
     NAMED(reads_what_a_block_wrote),
     NAMED(writes_what_blocks_read),
@@ -262,6 +296,9 @@ const std::map<std::string, void (*)(const Buffers&)> kKernels = {
     NAMED(write_after_read_in_block),
     NAMED(shared_race),
     NAMED(shared_writers),
+    NAMED(added_and_read),
+    NAMED(added_and_written),
+    NAMED(added_uninitialised),
     NAMED(shared_uninitialised),
     NAMED(shared_out_of_bounds),
     NAMED(shared_too_much),

@@ -138,10 +138,11 @@ inline Layout layout_of(const Batch& src, const Batch& dst, int spatial) {
   return make_layout(static_cast<int>(src.sizes.size()), src.sizes.data(), src.strides.data(), dst.strides.data(), spatial);
 }
 
-enum class Masks { kConstant, kCutMix, kBlendedBox, kGaussian, kAll };
-constexpr Masks kMasks[] = {Masks::kConstant, Masks::kCutMix, Masks::kBlendedBox, Masks::kGaussian, Masks::kAll};
+enum class Masks { kConstant, kCutMix, kBlendedBox, kGaussian, kAll, kBits, kLevels };
+constexpr Masks kMasks[] = {Masks::kConstant, Masks::kCutMix, Masks::kBlendedBox, Masks::kGaussian,
+                            Masks::kAll,      Masks::kBits,   Masks::kLevels};
 inline const char* name_of(Masks masks) {
-  constexpr const char* names[] = {"constant", "CutMix", "blended box", "Gaussian", "all masks"};
+  constexpr const char* names[] = {"constant", "CutMix", "blended box", "Gaussian", "all masks", "bits", "levels"};
   return names[static_cast<int>(masks)];
 }
 
@@ -169,8 +170,16 @@ struct HostPlan {
   std::vector<double> weight;
   int32_t pairing = kRoll;
   bool shared = false;
+  std::vector<uint32_t> bits;    // of stored masks: these,
+  std::vector<uint16_t> levels;  // or these
+  Pixels pixels{};               // but for the pointers
 
-  PlanView view() const { return {partner.data(), kind.data(), geometry.data(), value.data(), pairing, shared}; }
+  PlanView view() const {
+    PlanView made{partner.data(), kind.data(), geometry.data(), value.data(), pairing, shared, pixels};
+    if (!bits.empty()) made.pixels.bits = bits.data();
+    if (!levels.empty()) made.pixels.levels = levels.data();
+    return made;
+  }
 };
 
 // `size` is (z, y, x).
@@ -184,7 +193,9 @@ inline HostPlan make_plan(Random& random, int64_t batch, const int64_t* size, in
   for (int64_t i = 0; i < batch; ++i) {
     const bool fixed = random.below(4) == 0;  // a weight of 0 or 1
     const auto lam = static_cast<float>(fixed ? random.below(2) : random.uniform());
-    const Masks chosen = masks == Masks::kAll ? kMasks[random.below(4)] : masks;
+    // Other masks stand among those that are stored.
+    const bool stored = masks == Masks::kBits || masks == Masks::kLevels, other = stored && random.below(4) == 0;
+    const Masks chosen = masks == Masks::kAll || other ? kMasks[random.below(stored ? 3 : 4)] : masks;
     float outer = lam, inner = 0.0f;
     int32_t kind = kConstant;
     if (chosen == Masks::kCutMix || chosen == Masks::kBlendedBox) {
@@ -194,6 +205,8 @@ inline HostPlan make_plan(Random& random, int64_t batch, const int64_t* size, in
     } else if (chosen == Masks::kGaussian) {
       kind = random.below(2) ? kGaussian : kGaussianComplement;
       outer = static_cast<float>(3.14 / (random.uniform(0.05, 2.0) * static_cast<double>(size[1] * size[2])));
+    } else if (chosen == Masks::kBits || chosen == Masks::kLevels) {
+      kind = random.below(2) ? kFourier : kFourierReleased;
     }
     for (int axis = 0; axis < 3; ++axis) {
       const int64_t centre = random.below(size[axis]), half = random.below(size[axis] / 2 + 2);
@@ -204,6 +217,22 @@ inline HostPlan make_plan(Random& random, int64_t batch, const int64_t* size, in
     plan.kind.push_back(kind);
     plan.value.insert(plan.value.end(), {outer, inner});
     plan.weight.push_back(random.uniform());
+  }
+  if (masks == Masks::kBits || masks == Masks::kLevels) {
+    const int64_t count = size[0] * size[1] * size[2], words = (count + 31) / 32;
+    const int32_t per = shared ? kPerBatch : (pairing == kFlip && random.below(2) ? kPerPair : kPerSample);
+    const int64_t rows = mask_rows(per, batch), stride = masks == Masks::kBits ? words : count;
+    plan.pixels = {nullptr, nullptr, stride, {size[0], size[1], size[2]}, per, batch};
+    // Long runs of ones and zeros, as Fourier masks have them, and noise.
+    for (int64_t k = 0; k < rows * stride; ++k) {
+      const int64_t form = random.below(3);
+      const uint64_t word = form == 0 ? 0 : (form == 1 ? ~uint64_t{0} : random.next());
+      if (masks == Masks::kBits) {
+        plan.bits.push_back(static_cast<uint32_t>(word));
+      } else {
+        plan.levels.push_back(static_cast<uint16_t>(word));
+      }
+    }
   }
   return plan;
 }

@@ -3,6 +3,7 @@
 #include <thread>
 
 #include "../cpu/kernels.h"
+#include "../include/fusedmix/fourier.h"
 #include "../cpu/mix.h"
 #include "naive.h"
 
@@ -214,7 +215,7 @@ struct Sampled {
 
 MethodRow row_of(Method method, double alpha) {
   const double ratio = method == kHMixReleased || method == kHMixPaper ? 0.75 : 1.0;
-  return {static_cast<double>(method), std::nan(""), 1.0, alpha, std::nan(""), 0.0, 1.0, ratio};
+  return {static_cast<double>(method), std::nan(""), 1.0, alpha, std::nan(""), 0.0, 1.0, ratio, 0.0, 0.0, 0.0, 0.0};
 }
 
 cpu::SampleArgs request(const MethodRow* row, int64_t batch, int32_t pairing, int32_t per, uint64_t seed) {
@@ -314,12 +315,86 @@ void test_moments() {
   }
 }
 
+// ---- Fourier masks ----
+
+// Which pixels are the `number` largest of Σ_k a cos θ - b sin θ, summed as it stands, in float64; of equal ones the first.
+std::vector<bool> naive_bits(const Spectrum& s, uint64_t seed, uint64_t index, int64_t number) {
+  const int64_t depth = s.side[0], height = s.side[1], width = s.side[2], pixels = depth * height * width;
+  std::vector<double> grey(pixels, 0.0);
+  for (int64_t kz = s.low[0]; kz < s.low[0] + s.count[0]; ++kz) {
+    for (int64_t ky = s.low[1]; ky < s.low[1] + s.count[1]; ++ky) {
+      for (int64_t kx = 0; kx < s.count[2]; ++kx) {
+        const Pair drawn = noise(seed, index, s.ndim, kz, ky, kx);
+        // The amplitude of -ky is that of ky: only squares enter it.
+        const Deviation of = deviation(s, kz, ky, kx);
+        for (int64_t q = 0; q < pixels; ++q) {
+          const auto turn = [](int64_t k, int64_t x, int64_t side) { return static_cast<double>(k * x) / static_cast<double>(side); };
+          const double theta = 6.283185307179586 * (turn(kz, q / width / height, depth) + turn(ky, q / width % height, height) +
+                                                    turn(kx, q % width, width));
+          grey[q] += of.a * drawn.a * std::cos(theta) - of.b * drawn.b * std::sin(theta);
+        }
+      }
+    }
+  }
+  std::vector<int64_t> order(pixels);
+  for (int64_t q = 0; q < pixels; ++q) order[q] = q;
+  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return grey[a] > grey[b]; });
+  std::vector<bool> bits(pixels, false);
+  for (int64_t rank = 0; rank < number; ++rank) bits[order[rank]] = true;
+  return bits;
+}
+
+void test_fourier() {
+  Random random(8);
+  const int64_t sizes[][3] = {{1, 1, 1}, {1, 1, 65}, {1, 20, 30}, {1, 33, 7}, {5, 6, 9}};
+  for (const auto& size : sizes) {
+    for (const bool released : {false, true}) {
+      for (const double cutoff : {4.0, std::numeric_limits<double>::infinity()}) {
+        const int ndim = size[0] > 1 ? 3 : (size[1] > 1 ? 2 : 1);
+        const int64_t pixels = size[0] * size[1] * size[2], words = (pixels + 31) / 32, batch = 4;
+        context = format("Fourier masks, %s, of %d-D with %lld pixels, cut-off %g", released ? "released" : "paper", ndim,
+                         static_cast<long long>(pixels), cutoff);
+        MethodRow row{};
+        row.method = released ? kFMixReleased : kFMixPaper;
+        row.decay = 2.5;
+        row.cutoff = cutoff;
+        std::vector<int32_t> kind(batch, released ? kFourierReleased : kFourier), geometry(6 * batch, 0);
+        std::vector<float> value;
+        for (int64_t i = 0; i < batch; ++i) {
+          geometry[6 * i] = static_cast<int32_t>(i == 0 ? pixels : random.below(pixels + 1));
+          value.insert(value.end(), {2.5f, static_cast<float>(cutoff)});
+        }
+        kind[3] = kConstant;
+        std::vector<uint32_t> bits(batch * words, 0xDEADBEEFu);
+        const uint64_t seed = random.next();
+        const cpu::FourierArgs args{&row, 1, ndim, {size[0], size[1], size[2]}, batch, kPerSample, kPerSample, seed, kind.data(),
+                                    geometry.data(), value.data(), bits.data(), nullptr};
+        cpu::fourier(args, random.below(2) ? kOneThread : kThreeThreads);
+        const Spectrum spectrum = spectrum_of(released, ndim, size, 2.5, cutoff);
+        for (int64_t i = 0; i < batch; ++i) {
+          const int64_t number = kind[i] == kConstant ? 0 : geometry[6 * i];
+          const std::vector<bool> want = naive_bits(spectrum, seed, static_cast<uint64_t>(i), number);
+          int64_t ones = 0, differ = 0, beyond = 0;
+          for (int64_t q = 0; q < 32 * words; ++q) {
+            const bool one = (bits[i * words + q / 32] >> (q % 32) & 1u) != 0;
+            ones += one;
+            beyond += one && q >= pixels;
+            differ += q < pixels && one != want[q];
+          }
+          expect(ones == number && beyond == 0, "not as many ones as were asked for");
+          expect(differ <= 2, "other pixels than a plain sum says");  // two that change places are as good as equal
+        }
+      }
+    }
+  }
+}
+
 // Numbers drawn elsewhere are used as they are.
 void test_drawn() {
   context = "numbers drawn elsewhere";
   const MethodRow row = row_of(kCutMix, 1.0);
   cpu::SampleArgs args = request(&row, 5, kRandom, kPerBatch, 0);
-  const double drawn[6] = {0.0, 1.0, 0.3, 0.0, 20.0, 10.0};
+  const double drawn[kDrawnWidth] = {0.0, 1.0, 0.3, 0.0, 20.0, 10.0};
   const int64_t partner[5] = {4, 2, 1, 0, 3};
   args.drawn = drawn;
   args.partner = partner;
@@ -346,5 +421,6 @@ int main() {
   test_partners();
   test_moments();
   test_drawn();
+  test_fourier();
   return summary(("fusedmix_cpu_test (" + std::string(fusedmix::cpu::kernels().name) + ")").c_str());
 }

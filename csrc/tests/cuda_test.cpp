@@ -75,6 +75,16 @@ struct PlacedPlan {
     place(plan.value, 2 * rows, view.value);
     place(plan.geometry, 6 * rows, view.geometry);
     place(plan.kind, rows, view.kind);
+    view.pixels = plan.pixels;  // in memory always
+    if (!plan.bits.empty()) {
+      kept.push_back(std::make_unique<DeviceBuffer>(plan.bits, false));
+      view.pixels.bits = kept.back()->as<uint32_t>();
+    }
+    if (!plan.levels.empty()) {
+      kept.push_back(std::make_unique<DeviceBuffer>(plan.levels, false));
+      view.pixels.levels = kept.back()->as<uint16_t>();
+    }
+    if (is_stored(view)) ++paths["stored masks"];
     ++paths[travels ? "plan inside the arguments" : "plan on the device"];
   }
   const cuda::InlinePlan* inline_plan() const { return travels ? &bytes : nullptr; }
@@ -235,7 +245,7 @@ void test_mixes() {
         for (const int32_t pairing : {kRoll, kFlip, kRandom}) {
           for (const Way way : kWays) {
             if (way == Way::kAdjoint && type == ElementType::kUInt8) continue;
-            const Masks masks = kMasks[random.below(5)];
+            const Masks masks = kMasks[random.below(7)];
             test_mix(random, {type, shape, order, pairing, masks, random.below(3) == 0, way, random.below(2) ? 1 : 132});
           }
         }
@@ -262,7 +272,7 @@ void test_large() {
       for (const Order order : {Order::kContiguous, Order::kChannelsLast, Order::kSliced}) {
         for (const int32_t pairing : {kRoll, kFlip, kRandom}) {
           const Way way = kWays[type == ElementType::kUInt8 ? random.below(2) : random.below(3)];
-          const Masks masks = kMasks[random.below(5)];
+          const Masks masks = kMasks[random.below(7)];
           test_mix(random, {type, shape, order, pairing, masks, random.below(2) == 0, way, multiprocessors()});
         }
       }
@@ -285,11 +295,86 @@ void test_masks() {
   }
 }
 
-// ---- sampling ----
-
 MethodRow row_of(int method, double weight, double alpha) {
-  return {static_cast<double>(method), weight, 1.0, alpha, method == kSamplePairing ? 0.5 : std::nan(""), 0.0, 1.0, 0.75};
+  const double lam = method == kSamplePairing ? 0.5 : std::nan("");
+  return {static_cast<double>(method), weight, 1.0, alpha, lam, 0.0, 1.0, 0.75, 3.0, 0.0, 32.0, 0.0};
 }
+
+// ---- Fourier masks ----
+
+// The masks of a plan by the CPU backend and by the kernels, which write to `out`: as many ones, or levels, of each mask,
+// and but for a few pixels that change places the same.
+void test_fourier_of(const std::vector<MethodRow>& rows, int ndim, const int64_t* size, const HostPlan& plan, int32_t per,
+                     int32_t draws, uint64_t seed, bool soft, int64_t most_scratch, const DeviceBuffer& out) {
+  const auto batch = static_cast<int64_t>(plan.kind.size());
+  const int64_t pixels = size[0] * size[1] * size[2], n = mask_rows(per, batch), words = (pixels + 31) / 32;
+  std::vector<uint32_t> bits(n * words);
+  std::vector<uint16_t> levels(n * pixels);
+  const cpu::FourierArgs args{rows.data(), static_cast<int32_t>(rows.size()), ndim, {size[0], size[1], size[2]}, batch, per, draws,
+                              seed, plan.kind.data(), plan.geometry.data(), plan.value.data(), soft ? nullptr : bits.data(),
+                              soft ? levels.data() : nullptr};
+  cpu::fourier(args, kOneThread);
+  const DeviceBuffer kind(plan.kind, false), geometry(plan.geometry, false), value(plan.value, false), device_seed(&seed, 8, false);
+  const bool on_device = seed % 2 == 0;
+  cuda::Fourier f{rows.data(), args.methods, ndim, {size[0], size[1], size[2]}, batch, per, draws,
+                  on_device ? device_seed.as<int64_t>() : nullptr, on_device ? 0 : seed, kind.as<int32_t>(),
+                  geometry.as<int32_t>(), value.as<float>(), soft ? nullptr : out.as<uint32_t>(),
+                  soft ? out.as<uint16_t>() : nullptr, nullptr, most_scratch};
+  const DeviceBuffer scratch(cuda::fourier_scratch(f));
+  f.scratch = scratch.as<char>();
+  check(cuda::fourier(f, nullptr));
+  ++paths[soft ? "soft Fourier masks" : "Fourier masks"];
+  const std::vector<uint32_t> got_bits = soft ? std::vector<uint32_t>() : out.values<uint32_t>();
+  const std::vector<uint16_t> got_levels = soft ? out.values<uint16_t>() : std::vector<uint16_t>();
+  for (int64_t i = 0; i < n; ++i) {
+    int64_t differ = 0;
+    std::vector<uint16_t> want, got;
+    for (int64_t q = 0; q < (soft ? pixels : 32 * words); ++q) {
+      const auto bit = [&](const std::vector<uint32_t>& from) { return static_cast<uint16_t>(from[i * words + q / 32] >> (q % 32) & 1u); };
+      want.push_back(soft ? levels[i * pixels + q] : bit(bits));
+      got.push_back(soft ? got_levels[i * pixels + q] : bit(got_bits));
+      differ += want.back() != got.back();
+    }
+    expect(differ <= 2 + pixels / (soft ? 500 : 5000), "the pixels of Fourier masks differ");
+    std::sort(want.begin(), want.end());
+    std::sort(got.begin(), got.end());
+    expect(want == got, "not as many ones, or levels");
+  }
+}
+
+void test_fourier(bool large) {
+  Random random(7);
+  std::vector<std::vector<int64_t>> sizes{{1, 1, 1}, {1, 1, 300}, {1, 5, 7}, {1, 40, 33}, {4, 6, 9}};
+  if (large) sizes.insert(sizes.end(), {{1, 224, 224}, {1, 512, 300}, {16, 48, 40}});
+  for (const std::vector<int64_t>& size : sizes) {
+    for (const bool soft : {false, true}) {
+      for (const int32_t per : {kPerBatch, kPerPair, kPerSample}) {
+        const int64_t batch = large ? 70 : 5, pixels = size[0] * size[1] * size[2], n = mask_rows(per, batch);
+        const int ndim = size[0] > 1 ? 3 : (size[1] > 1 ? 2 : 1);
+        context = format("Fourier masks%s of %lldx%lldx%lld, per %d", soft ? ", soft," : "", static_cast<long long>(size[0]),
+                         static_cast<long long>(size[1]), static_cast<long long>(size[2]), per);
+        std::vector<MethodRow> rows{row_of(kFMixPaper, 0.5, 1.0), row_of(kFMixReleased, 0.25, 1.0), row_of(kFMixPaper, 0.25, 1.0)};
+        rows[2].decay = 2.0;
+        for (MethodRow& row : rows) row.soft = soft ? 0.2 : 0.0;
+        HostPlan plan;
+        for (int64_t i = 0; i < batch; ++i) {
+          const MethodRow& row = rows[random.below(3)];
+          const int64_t number = random.below(pixels + 1), edge = std::min(number, pixels - number);
+          plan.kind.push_back(random.below(5) == 0 ? kBox : (row.method == kFMixPaper ? kFourier : kFourierReleased));
+          const auto most = static_cast<int64_t>(0.2 * static_cast<double>(pixels));
+          const auto half = static_cast<int32_t>(soft ? std::min(edge, most) : 0);
+          plan.geometry.insert(plan.geometry.end(), {static_cast<int32_t>(number), half, 0, 0, 0, 0});
+          plan.value.insert(plan.value.end(), {static_cast<float>(row.decay), 32.0f});
+        }
+        const DeviceBuffer out(soft ? n * pixels * 2 : n * ((pixels + 31) / 32) * 4);
+        const int64_t most_scratch = random.below(2) ? int64_t{24} << 20 : 20000;
+        test_fourier_of(rows, ndim, size.data(), plan, per, per, random.next(), soft, most_scratch, out);
+      }
+    }
+  }
+}
+
+// ---- sampling ----
 
 struct Drawing {
   std::vector<MethodRow> rows;
@@ -387,8 +472,18 @@ void test_sample(Random& random, const Drawing& d, ElementType type, bool with_i
     expect(std::fabs(got.weight[i] - want.weight[i]) <= 1e-6, "weights differ");
   }
   if (!with_images) return;
+  PlanView view{s.out.partner, s.out.kind, s.out.geometry, s.out.value, d.pairing, false, {}};
+  const bool stored = std::any_of(d.rows.begin(), d.rows.end(), [](const MethodRow& row) { return is_fourier_method(row.method); });
+  const int64_t words = (args.size[0] * args.size[1] * args.size[2] + 31) / 32;
+  const int32_t of = d.given ? static_cast<int32_t>(kPerSample) : d.per;
+  const DeviceBuffer bits(stored ? mask_rows(of, n) * words * 4 : 0);
+  if (stored) {
+    test_fourier_of(d.rows, d.ndim, args.size, got, of, d.per, random.next(), false, int64_t{24} << 20, bits);
+    got.pixels = view.pixels = {nullptr, nullptr, words, {args.size[0], args.size[1], args.size[2]}, of, n};
+    got.bits = bits.values<uint32_t>();
+    view.pixels.bits = bits.as<uint32_t>();
+  }
   cpu::mix({type, x.data(), x.data(), images.layout, got.view(), false}, kOneThread);
-  const PlanView view{s.out.partner, s.out.kind, s.out.geometry, s.out.value, d.pairing, false};
   const void* heads = walk.staged_bytes > 0 ? staged.as<void>() : nullptr;
   check(cuda::mix(&images, view, nullptr, walk, heads, cuda::Targets{}, nullptr));
   compare(type, images_memory.values<char>(), x.memory, !has_gaussian(got), true, "images mixed by it");
@@ -397,7 +492,7 @@ void test_sample(Random& random, const Drawing& d, ElementType type, bool with_i
 void test_samples(bool large) {
   Random random(6);
   std::vector<MethodRow> all, many;
-  for (int method = kMixUp; method <= kSamplePairing; ++method) all.push_back(row_of(method, 1.0 / 7.0, 1.0));
+  for (int method = kMixUp; method <= kFMixPaper; ++method) all.push_back(row_of(method, 1.0 / 9.0, 1.0));
   for (int i = 0; i < cuda::kInlineRows + 4; ++i) many.push_back(row_of(i % 7, 1.0 / (cuda::kInlineRows + 4), 0.3));
   for (const int32_t pairing : {kRoll, kFlip, kRandom, kCrossClass, kSameClass}) {
     for (const int32_t per : {kPerBatch, kPerPair, kPerSample}) {
@@ -420,7 +515,8 @@ void expect_all_paths() {
   context = "the ways taken";
   for (const char* path :
        {"16 bytes at a time", "4 bytes at a time", "an element at a time", "pairs", "heads, staged", "heads", "no heads",
-        "adjoint", "plan inside the arguments", "plan on the device", "heads staged by the sampler"}) {
+        "adjoint", "plan inside the arguments", "plan on the device", "heads staged by the sampler", "stored masks", "Fourier masks",
+        "soft Fourier masks"}) {
     std::printf("  %-30s %lld\n", path, static_cast<long long>(paths[path]));
     if (paths[path] == 0) fail(std::string("no case took: ") + path);
   }
@@ -450,6 +546,7 @@ int main(int count, char** words) {
     test_mixes();
     test_long_batches();
     test_masks();
+    test_fourier(large);
     test_samples(large);
     if (large) test_large();
     expect_all_paths();

@@ -35,6 +35,13 @@ inline double naive_mask(const PlanView& plan, int64_t i, const int64_t* pixel) 
     for (int axis = 0; axis < 3; ++axis) inside = inside && pixel[axis] >= first[axis] && pixel[axis] < first[3 + axis];
     return inside ? inner : outer;
   }
+  if (plan.kind[row] == kFourier || plan.kind[row] == kFourierReleased) {
+    const Pixels& stored = plan.pixels;
+    const int64_t draw = stored.per == kPerBatch ? 0 : (stored.per == kPerPair ? std::min(row, stored.batch - 1 - row) : row);
+    const int64_t at = (pixel[0] * stored.side[1] + pixel[1]) * stored.side[2] + pixel[2];
+    if (stored.levels != nullptr) return static_cast<float>(stored.levels[draw * stored.stride + at] / 65535.0);
+    return stored.bits[draw * stored.stride + at / 32] >> at % 32 & 1u;
+  }
   double d2 = 0.0;
   for (int axis = 0; axis < 3; ++axis) d2 += std::pow(static_cast<double>(pixel[axis] - first[axis]), 2.0);
   const double g = std::exp(-outer * d2);

@@ -6,6 +6,7 @@ then w·(a-b) + b as if exact, then the rounding to the image's dtype.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,13 +17,21 @@ from fusedmix import draws
 from fusedmix.checks import class_range
 from fusedmix.draws import PlanTensors, Request, Source
 from fusedmix.formulas import Kind, padded
-from fusedmix.methods import Column, Method, Per
+from fusedmix.fourier import draw_of, masks, unpack
+from fusedmix.methods import Column, Method, Per, Reduction
 
 _CHUNK = 1 << 22  # elements blended at a time: bounds the float64 temporaries to some 100 MB
 
 
-def mask(kind: Tensor, geometry: Tensor, value: Tensor, size: tuple[int, ...]) -> Tensor:
-    """(n, *size) float32 masks from their numbers (fusedmix/formulas.py has the table)."""
+def mask(
+    kind: Tensor,
+    geometry: Tensor,
+    value: Tensor,
+    size: tuple[int, ...],
+    per: int = Per.SAMPLE,
+    pixels: Tensor | None = None,
+) -> Tensor:
+    """(n, *size) float32 masks from their numbers (fusedmix/formulas.py has the table), and from their pixels."""
     sides = padded(size)
     device = kind.device
 
@@ -43,7 +52,28 @@ def mask(kind: Tensor, geometry: Tensor, value: Tensor, size: tuple[int, ...]) -
     m = torch.where(inside & (kind == Kind.BOX), inner, outer)
     m = torch.where(kind == Kind.GAUSSIAN, gaussian.float(), m)
     m = torch.where(kind == Kind.GAUSSIAN_COMPLEMENT, (1.0 - gaussian).float(), m)
-    return m.reshape([kind.shape[0], *size])
+    m = m.reshape([kind.shape[0], *size])
+    if pixels is not None and kind.shape[0]:
+        row = draw_of(torch.arange(kind.shape[0], device=device), per, kind.shape[0])
+        m = torch.where(
+            kind.reshape([-1] + [1] * len(size)) >= Kind.FOURIER_RELEASED, unpack(pixels, tuple(size))[row], m
+        )
+    return m
+
+
+def fourier(
+    spec: Tensor,
+    kind: Tensor,
+    geometry: Tensor,
+    value: Tensor,
+    seed: Tensor,
+    size: tuple[int, ...],
+    per: int,
+    draws: int,
+    soft: bool,
+) -> Tensor:
+    """The pixels of the Fourier masks of a plan (fusedmix/fourier.py)."""
+    return masks(spec, kind, geometry, value, seed, tuple(size), per, draws, soft)
 
 
 def blend(w: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -69,13 +99,14 @@ def mix(
     ndim: int,
     pairing: int,
     per: int,
+    pixels: Tensor | None = None,
 ) -> Tensor:
     """M ⊙ x + (1-M) ⊙ x[partner] (Park 2022, eq. 1) in the layout of x; its last `ndim` dims are spatial."""
-    partner, kind, geometry, value = (t.to(x.device) for t in (partner, kind, geometry, value))
+    partner = partner.to(x.device)
     out = torch.empty_like(x)
-    for rows in _chunks(x):
-        m = _mask_for(x, kind[rows], geometry[rows], value[rows], ndim, per)
-        out[rows] = blend(m, x[rows], x[partner[rows]])
+    for i in _chunks(x):
+        m = _masks_of(i, x, kind, geometry, value, ndim, per, pixels)
+        out[i] = blend(m, x[i], x[partner[i]])
     return out
 
 
@@ -88,9 +119,10 @@ def mix_(
     ndim: int,
     pairing: int,
     per: int,
+    pixels: Tensor | None = None,
 ) -> None:
     """The same, in place."""
-    x.copy_(mix(x, partner, kind, geometry, value, ndim, pairing, per))
+    x.copy_(mix(x, partner, kind, geometry, value, ndim, pairing, per, pixels))
 
 
 def mix_adjoint(
@@ -102,19 +134,20 @@ def mix_adjoint(
     ndim: int,
     pairing: int,
     per: int,
+    pixels: Tensor | None = None,
 ) -> Tensor:
     """The gradient of mix: M_i·g_i + (1-M_j)·g_j with partner(j) = i, rounded once."""
-    partner, kind, geometry, value = (t.to(grad.device) for t in (partner, kind, geometry, value))
+    partner = partner.to(grad.device)
     inverse = torch.empty_like(partner).scatter_(0, partner, torch.arange(partner.shape[0], device=grad.device))
     out = torch.empty_like(grad)
     for i in _chunks(grad):
         j = inverse[i]
-        own = _mask_for(grad, kind[i], geometry[i], value[i], ndim, per).double()
-        lent = 1.0 - _mask_for(grad, kind[j], geometry[j], value[j], ndim, per).double()
+        own = _masks_of(i, grad, kind, geometry, value, ndim, per, pixels).double()
+        lent = 1.0 - _masks_of(j, grad, kind, geometry, value, ndim, per, pixels).double()
         # An overflowed gradient must not turn into NaN where its weight is 0.
-        out[i] = torch.where(own == 0, 0.0, own * grad[i].double()) + torch.where(
-            lent == 0, 0.0, lent * grad[j].double()
-        )
+        kept = torch.where(own == 0, 0.0, own * grad[i].double())
+        given = torch.where(lent == 0, 0.0, lent * grad[j].double())
+        out[i] = (kept + given).to(grad.dtype)
     return out
 
 
@@ -136,6 +169,158 @@ def mix_labels(labels: Tensor, partner: Tensor, weight: Tensor, num_classes: int
     own = y.to(compute) * weight.to(compute).unsqueeze(1)
     lent = y[partner].to(compute) * (1.0 - weight).to(compute).unsqueeze(1)
     return lent.to(y.dtype) + own.to(y.dtype)
+
+
+def cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    partner: Tensor,
+    weight: Tensor,
+    pairing: int,
+    per: int,
+    class_weight: Tensor | None,
+    label_smoothing: float,
+    ignore_index: int,
+    reduction: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Σ_k -t_k·log softmax(z)_k for each row, reduced; statistics of the rows for the backward; what "mean" divides by.
+
+    t is `mixed_classes`. A class whose t is 0 takes nothing, not even an infinity, and a row whose labels are both
+    ignored is 0. The statistics are (B, 2): max z, and Σt / Σexp(z - max z). The divisor comes as its reciprocal.
+    """
+    z = logits.to(_compute(logits))
+    target, ignored = mixed_classes(z, labels, partner, weight, class_weight, label_smoothing, ignore_index)
+    top = z.amax(1, keepdim=True)
+    exponentials = (z - top).exp().sum(1, keepdim=True)
+    terms = target * (z - top - exponentials.log())
+    rows = torch.where(ignored, 0.0, -torch.where(target == 0, 0.0, terms).sum(1))
+    statistics = torch.cat([top, target.sum(1, keepdim=True) / exponentials], 1)
+    statistics = torch.where(ignored.unsqueeze(1), 0.0, statistics)
+    scale = z.new_ones(())
+    if reduction == Reduction.MEAN:
+        scale = 1 / (labels != ignore_index).sum().to(z.dtype)
+    return rows if reduction == Reduction.NONE else rows.sum() * scale, statistics, scale
+
+
+def cross_entropy_backward(
+    grad: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    partner: Tensor,
+    weight: Tensor,
+    pairing: int,
+    per: int,
+    class_weight: Tensor | None,
+    statistics: Tensor,
+    scale: Tensor,
+    label_smoothing: float,
+    ignore_index: int,
+) -> Tensor:
+    """grad·(softmax(z)_k·Σt - t_k) in the dtype of the logits, for one grad or one for each row."""
+    z = logits.to(_compute(logits))
+    target, ignored = mixed_classes(z, labels, partner, weight, class_weight, label_smoothing, ignore_index)
+    top, rate = statistics.unsqueeze(2).unbind(1)
+    slope = (rate * (z - top).exp() - target) * (grad * scale).reshape(-1, 1)
+    return torch.where(ignored.unsqueeze(1), 0.0, slope).to(logits.dtype).contiguous()
+
+
+def mixed_classes(
+    z: Tensor,
+    labels: Tensor,
+    partner: Tensor,
+    weight: Tensor,
+    class_weight: Tensor | None,
+    label_smoothing: float,
+    ignore_index: int,
+) -> tuple[Tensor, Tensor]:
+    """Dense targets (B, K) times the class weights, and (B,) which rows have none.
+
+    A label that is ignored gives nothing to a row, not to its smoothing either; one outside 0..K-1 makes the row NaN.
+    """
+    partner, weight = partner.to(z.device), weight.to(z.device)
+    own, index = labels.unsqueeze(1), torch.arange(z.shape[1], device=z.device)
+    target = torch.zeros_like(z)
+    ignored = torch.ones_like(labels, dtype=torch.bool)
+    for y, share in ((own, weight), (own[partner], 1.0 - weight)):
+        counts = (y != ignore_index) & (share != 0).unsqueeze(1)
+        dense = (1.0 - label_smoothing) * (y == index).to(z.dtype) + label_smoothing / z.shape[1]
+        valid = (y >= 0) & (y < z.shape[1])
+        dense = torch.where(valid, dense, torch.nan) * share.to(z.dtype).unsqueeze(1)
+        target = target + torch.where(counts, dense, 0.0)
+        ignored = ignored & ~counts.squeeze(1)
+    return target if class_weight is None else target * class_weight, ignored
+
+
+def binary_cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    partner: Tensor,
+    weight: Tensor,
+    pairing: int,
+    per: int,
+    class_weight: Tensor | None,
+    pos_weight: Tensor | None,
+    label_smoothing: float,
+    threshold: float | None,
+    reduction: int,
+) -> Tensor:
+    """Σ_k c_k·(p_k·t_k·softplus(-z_k) + (1-t_k)·softplus(z_k)) for each row, reduced; t is `binary_targets`."""
+    z = logits.to(_compute(logits))
+    t = binary_targets(z, labels, partner, weight, label_smoothing, threshold)
+    p = torch.ones_like(z[:1]) if pos_weight is None else pos_weight
+    slope = torch.where(z < 0, -p * t, 1 - t)
+    terms = torch.where(slope == 0, 0.0, slope * z) + (1 + (p - 1) * t) * (-z.abs()).exp().log1p()
+    rows = (terms if class_weight is None else terms * class_weight).sum(1)
+    return rows if reduction == Reduction.NONE else rows.sum() * factor(logits, reduction)
+
+
+def binary_cross_entropy_backward(
+    grad: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    partner: Tensor,
+    weight: Tensor,
+    pairing: int,
+    per: int,
+    class_weight: Tensor | None,
+    pos_weight: Tensor | None,
+    label_smoothing: float,
+    threshold: float | None,
+    reduction: int,
+) -> Tensor:
+    """grad·c_k·((1-t_k)·σ(z_k) - p_k·t_k·σ(-z_k)) in the dtype of the logits, for one grad or one for each row."""
+    z = logits.to(_compute(logits))
+    t = binary_targets(z, labels, partner, weight, label_smoothing, threshold)
+    positive = t if pos_weight is None else t * pos_weight
+    slope = (1 - t) * z.sigmoid() - positive * (-z).sigmoid()
+    slope = slope if class_weight is None else slope * class_weight
+    return (slope * (grad * factor(logits, reduction)).reshape(-1, 1)).to(logits.dtype).contiguous()
+
+
+def binary_targets(
+    z: Tensor, labels: Tensor, partner: Tensor, weight: Tensor, label_smoothing: float, threshold: float | None
+) -> Tensor:
+    """mix_labels in the dtype of z; with a threshold, 1 above it and else 0."""
+    if labels.ndim == 1:
+        class_range(labels, z.shape[1])
+        index = torch.arange(z.shape[1], device=z.device)
+        valid = (labels >= 0) & (labels < z.shape[1])
+        y = torch.where(valid.unsqueeze(1), (labels.unsqueeze(1) == index).to(z.dtype), torch.nan)
+    else:
+        y = labels.to(z.dtype)
+    t = mix_labels(y, partner, weight, z.shape[1], label_smoothing)
+    return t if threshold is None else torch.where(t.isnan(), t, (t > threshold).to(t.dtype))
+
+
+def _compute(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def factor(logits: Tensor, reduction: int) -> float:
+    """By which a reduction multiplies the sum of all losses."""
+    rows, classes = logits.shape
+    counted = {Reduction.MEAN: rows, Reduction.MEAN_OF_ALL: rows * classes}.get(Reduction(reduction), 1)
+    return 1 / counted if counted else math.nan
 
 
 def sample(request: Request, source: Source, device: torch.device) -> PlanTensors:
@@ -172,20 +357,26 @@ def _masks(request: Request, plan: Sequence[Tensor]) -> tuple[Any, ...]:
     """What `mix` takes after x."""
     partner, _, _, kind, geometry, value = plan
     per = Per.SAMPLE if request.lam is not None and request.lam.ndim else request.per
-    ndim = len(request.size) if any(Method(int(m)).has_centre for m in request.spec[:, Column.METHOD].tolist()) else 0
+    constant = all(Method(int(m)).is_constant for m in request.spec[:, Column.METHOD].tolist())
+    ndim = 0 if constant else len(request.size)
     return partner, kind, geometry, value, ndim, int(request.pairing), int(per)
 
 
-def _chunks(x: Tensor) -> Iterator[slice]:
+def _chunks(x: Tensor) -> Iterator[Tensor]:
     """The samples of a batch in pieces of about _CHUNK elements, at least one sample each."""
     step = max(1, _CHUNK * x.shape[0] // max(1, x.numel()))
-    return (slice(start, start + step) for start in range(0, x.shape[0], step))
+    return iter(torch.arange(x.shape[0], device=x.device).split(step)) if x.shape[0] else iter(())
 
 
-def _mask_for(x: Tensor, kind: Tensor, geometry: Tensor, value: Tensor, ndim: int, per: int) -> Tensor:
-    """Masks (n, 1, ..., 1, *S) that broadcast against x; with ndim 0 (constant masks) S is (). n is 1 per batch."""
-    if per == Per.BATCH:
-        kind, geometry, value = kind[:1], geometry[:1], value[:1]
+def _masks_of(
+    i: Tensor, x: Tensor, kind: Tensor, geometry: Tensor, value: Tensor, ndim: int, per: int, pixels: Tensor | None
+) -> Tensor:
+    """Masks (n, 1, ..., 1, *S) of samples i that broadcast against x[i]; with ndim 0 (constant masks) S is (). Of a
+    batch that shares one n is 1."""
+    row = i[:1] * 0 if per == Per.BATCH else i
+    kind, geometry, value = (t.to(x.device)[row] for t in (kind, geometry, value))
+    if pixels is not None:
+        pixels = pixels.to(x.device)[draw_of(row, per, x.shape[0])]
     size = tuple(x.shape[x.ndim - ndim :])
-    m = mask(kind, geometry, value, size) if ndim else value[:, 0]
-    return m.reshape([kind.shape[0]] + [1] * (x.ndim - 1 - ndim) + list(size))
+    m = mask(kind, geometry, value, size, Per.SAMPLE, pixels) if ndim else value[:, 0]
+    return m.reshape([row.shape[0]] + [1] * (x.ndim - 1 - ndim) + list(size))

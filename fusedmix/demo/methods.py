@@ -50,6 +50,16 @@ METHODS = (
         partial(fm.GMix, alpha=1.0, variant="paper"),
     ),
     Method(
+        "FMix (paper)",
+        "the largest pixels of a random low-frequency image · Harris et al. 2020, paper",
+        partial(fm.FMix, alpha=1.0, decay_power=3.0, variant="paper"),
+    ),
+    Method(
+        "FMix (released)",
+        "the same with one horizontal wave · Harris et al. 2020, code",
+        partial(fm.FMix, alpha=1.0, decay_power=3.0, variant="released"),
+    ),
+    Method(
         "SamplePairing",
         "the mean of both; the label stays that of the sample itself · Inoue 2018",
         fm.SamplePairing,

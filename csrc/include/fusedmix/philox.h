@@ -17,6 +17,8 @@ enum Stream : uint32_t {
   kStreamPartner = 4,
   kStreamClass = 5,
   kStreamShift = 6,
+  kStreamNoise = 7,
+  kStreamSwap = 8,
 };
 
 struct Words {

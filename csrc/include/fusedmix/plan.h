@@ -1,7 +1,7 @@
 // The tensors of a plan as a kernel sees them: fusedmix/plan.py's, in its order.
 #pragma once
 
-#include "mask.h"
+#include "pixels.h"
 
 namespace fusedmix {
 
@@ -12,7 +12,11 @@ struct PlanView {
   const float* value;       // 2 a sample
   int32_t pairing;          // Pairing: the partners of kRoll and kFlip need no loads
   bool shared;              // one draw for the whole batch: row 0 serves everyone
+  Pixels pixels;            // of Fourier masks
 };
+
+// Whether there may be Fourier masks.
+FUSEDMIX_HD bool is_stored(const PlanView& plan) { return plan.pixels.bits != nullptr || plan.pixels.levels != nullptr; }
 
 // Where a sampler writes.
 struct PlanOut {

@@ -52,11 +52,14 @@ FUSEDMIX_HD double cos_turns(double x) {
 // Three blocks of 128 threads at least must fit on a multiprocessor (csrc/cuda/mix_kernel.h). Without that number ptxas aims at
 // some more, and for it spills a few bytes of the kernels that need few registers.
 #define FUSEDMIX_KERNEL(threads) __global__ void __launch_bounds__(threads, 3)
+// For kernels whose blocks are few and large: one fits, whatever it takes.
+#define FUSEDMIX_WIDE_KERNEL(threads) __global__ void __launch_bounds__(threads)
 #define FUSEDMIX_DEVICE __device__ __forceinline__
 // An argument struct by value that may be indexed and pointed to without a copy to local memory.
 #define FUSEDMIX_ARGS(type, name) const __grid_constant__ type name
 #define FUSEDMIX_SHARED(type, name, count) __shared__ type name[count]
 #define FUSEDMIX_UNROLL _Pragma("unroll")
+#define FUSEDMIX_UNROLL_4 _Pragma("unroll 4")
 
 namespace fusedmix::device {
 
@@ -98,6 +101,21 @@ __device__ __forceinline__ T load(const T* p) {
 template <class T>
 __device__ __forceinline__ void store(T* p, T value) {
   *p = value;
+}
+// The same, as one instruction even where values come from several branches: there nvcc may store 16 bytes in parts.
+template <class T>
+__device__ __forceinline__ void store_whole(T* p, T value) {
+  if constexpr (sizeof(T) == 16) {
+    __stcg(p, value);
+  } else {
+    *p = value;
+  }
+}
+
+// Adds to an element of a shared array, whatever other threads add to it at the same time.
+template <class Array, class T>
+__device__ __forceinline__ void add(Array& array, int32_t index, T value) {
+  atomicAdd(&array[index], value);
 }
 
 // Starts `kernel` on `blocks` one-dimensional blocks; returns a cudaError_t, 0 if all is well.

@@ -15,16 +15,20 @@ enum Method : int32_t {
   kGMixReleased = 4,
   kGMixPaper = 5,
   kSamplePairing = 6,
+  kFMixReleased = 7,
+  kFMixPaper = 8,
 };
 enum Pairing : int32_t { kRoll = 0, kFlip = 1, kRandom = 2, kCrossClass = 3, kSameClass = 4 };
 enum Per : int32_t { kPerBatch = 0, kPerPair = 1, kPerSample = 2 };
 
 // One row of a spec: the columns of fusedmix/methods.py, in their order.
 struct MethodRow {
-  double method, weight, p, alpha, lam, lam_min, lam_max, ratio;
+  double method, weight, p, alpha, lam, lam_min, lam_max, ratio, decay, soft, cutoff, reformulate;
 };
 
-FUSEDMIX_HD bool has_centre(double method) { return method != kMixUp && method != kSamplePairing; }
+// Whether the mask is one number.
+FUSEDMIX_HD bool is_constant(double method) { return method == kMixUp || method == kSamplePairing; }
+FUSEDMIX_HD bool is_fourier_method(double method) { return method >= kFMixReleased; }
 
 // The partner by formula.
 FUSEDMIX_HD int64_t formula_partner(int32_t pairing, int64_t i, int64_t batch) {
@@ -37,12 +41,23 @@ FUSEDMIX_HD int64_t draw_index(int32_t per, int64_t i, int64_t batch) {
   return per == kPerPair && i > batch - 1 - i ? batch - 1 - i : (per == kPerPair ? i : 0);
 }
 
-// What is drawn once for a draw: which method, whether it is applied, λ before any clamp, the centre (z, y, x).
+// How many masks are stored for a batch.
+FUSEDMIX_HD int64_t mask_rows(int64_t per, int64_t batch) {
+  if (batch == 0) return 0;
+  return per == kPerBatch ? 1 : (per == kPerPair ? (batch + 1) / 2 : batch);
+}
+
+// Numbers of a draw that was made elsewhere: choice, applied, λ, centre z, y, x, coin, and the seed of FMix's noise.
+constexpr int kDrawnWidth = 8;
+
+// What is drawn once for a draw: which method, whether it is applied, λ before any clamp, the centre (z, y, x), whether FMix
+// rounds up.
 struct Draw {
   int32_t choice;
   bool applied;
   float lam;
   int64_t centre[3];
+  bool coin;
 };
 
 // Philox at a logical index. `rows(i)` is row i of the spec. What is certain costs nothing and changes nothing else:
@@ -50,7 +65,7 @@ struct Draw {
 template <class Rows>
 FUSEDMIX_HD Draw draw(uint64_t seed, int64_t index, const Rows& rows, int32_t methods, double p, bool wants_lam, int ndim,
                       const int64_t* size) {
-  Draw drawn{0, true, 1.0f, {0, 0, 0}};
+  Draw drawn{0, true, 1.0f, {0, 0, 0}, false};
   const auto at = static_cast<uint64_t>(index);
   if (methods > 1 || p < 1.0) {
     const Words w = words(seed, at, kStreamChoice);
@@ -71,12 +86,18 @@ FUSEDMIX_HD Draw draw(uint64_t seed, int64_t index, const Rows& rows, int32_t me
   if (row.lam == row.lam) {
     drawn.lam = static_cast<float>(row.lam);
   } else if (wants_lam && row.alpha > 0.0) {
-    drawn.lam = static_cast<float>(symmetric_beta(seed, at, row.alpha));
+    double lam = symmetric_beta(seed, at, row.alpha);
+    if (row.reformulate != 0.0) {  // Beta(α+1, α): kept with probability λ
+      const Words w = words(seed, at, kStreamSwap);
+      if (!(uniform(w.a, w.b) < lam)) lam = 1.0 - lam;
+    }
+    drawn.lam = static_cast<float>(lam);
   }
   const Words w = words(seed, at, kStreamCentre);
   drawn.centre[2] = below(w.a, size[2]);
   if (ndim > 1) drawn.centre[1] = below(w.b, size[1]);
   if (ndim > 2) drawn.centre[0] = below(w.c, size[0]);
+  drawn.coin = w.d >= 0x80000000u;
   return drawn;
 }
 
@@ -103,8 +124,9 @@ struct Shape {
   double weight;
 };
 
-FUSEDMIX_HD Shape shape(int32_t method, double ratio, float lam32, const int64_t* centre, int ndim, const int64_t* size) {
-  const double lam = lam32;
+FUSEDMIX_HD Shape shape(int32_t method, const MethodRow& row, float lam32, const Draw& drawn, int ndim, const int64_t* size) {
+  const double lam = lam32, ratio = row.ratio;
+  const int64_t* centre = drawn.centre;
   Shape made{{kConstant, {0, 0, 0}, {0, 0, 0}, lam32, 0.0f}, method == kSamplePairing ? 1.0 : lam};
   Mask& mask = made.mask;
   const double pixels = static_cast<double>(size[0] * size[1] * size[2]);
@@ -138,6 +160,15 @@ FUSEDMIX_HD Shape shape(int32_t method, double ratio, float lam32, const int64_t
       mask.kind = !released || lam >= 0.5 ? kGaussianComplement : kGaussian;
       mask.outer = static_cast<float>(fmin(3.141592653589793 / squared_width, 3.4028234663852886e38));
     }
+  } else if (is_fourier_method(method)) {
+    const double number = drawn.coin ? ceil(lam * pixels) : floor(lam * pixels);
+    const double share = fmin(row.soft, fmin(lam, 1.0 - lam));
+    mask.kind = method == kFMixReleased ? kFourierReleased : kFourier;
+    mask.first[0] = static_cast<int32_t>(number);
+    mask.first[1] = static_cast<int32_t>(fmin(floor(pixels * share), fmin(number, pixels - number)));
+    mask.outer = static_cast<float>(row.decay);
+    mask.inner = static_cast<float>(row.cutoff);
+    made.weight = row.reformulate != 0.0 ? 1.0 : number / pixels;
   }
   return made;
 }

@@ -1,7 +1,7 @@
 """The operators in Triton: for GPUs without a CUDA compiler, and a second implementation to compare the first with.
 
 Every function here is the operator of the same name in fusedmix/backends/reference.py, which has the meaning. The
-kernels are in mix_kernel.py, labels_kernel.py and sample_kernel.py.
+kernels are in mix_kernel.py, labels_kernel.py, losses_kernel.py, sample_kernel.py and fourier_kernel.py.
 """
 
 from __future__ import annotations
@@ -43,11 +43,18 @@ def why_not(device_type: str) -> str | None:
     return None
 
 
-def mask(kind: Tensor, geometry: Tensor, value: Tensor, size: tuple[int, ...]) -> Tensor:
-    """(n, *size) float32 masks."""
+def mask(kind: Tensor, geometry: Tensor, value: Tensor, size: tuple[int, ...], *stored: Any) -> Tensor:
+    """(n, *size) float32 masks, from their numbers and from what is stored of them."""
     from fusedmix.backends.triton.mix_kernel import write_masks
 
-    return write_masks(kind, geometry, value, size)
+    return write_masks(kind, geometry, value, size, *stored)
+
+
+def fourier(*arguments: Any) -> Tensor:
+    """The pixels of the Fourier masks of a plan."""
+    from fusedmix.backends.triton.fourier_kernel import masks
+
+    return masks(*arguments)
 
 
 def mix(x: Tensor, *masks: Any) -> Tensor:
@@ -108,6 +115,36 @@ def mix_batch_(
     return _step(x, x, y, request, source, num_classes, label_smoothing)
 
 
+def cross_entropy(logits: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The reduced losses, statistics of the rows for the backward, and the reciprocal of what "mean" divides by."""
+    from fusedmix.backends.triton import losses_kernel
+
+    return losses_kernel.cross_entropy(logits, *args)
+
+
+def cross_entropy_backward(grad: Tensor, *args: Any) -> Tensor:
+    """The gradient of the logits."""
+    from fusedmix.backends.triton import losses_kernel
+
+    return losses_kernel.cross_entropy_backward(grad, *args)
+
+
+def binary_cross_entropy(logits: Tensor, labels: Tensor, *args: Any) -> Tensor:
+    """The reduced losses."""
+    from fusedmix.backends.triton import losses_kernel
+
+    if labels.ndim == 1:
+        class_range(labels, logits.shape[1])
+    return losses_kernel.binary_cross_entropy(logits, labels, *args)
+
+
+def binary_cross_entropy_backward(grad: Tensor, *args: Any) -> Tensor:
+    """The gradient of the logits."""
+    from fusedmix.backends.triton import losses_kernel
+
+    return losses_kernel.binary_cross_entropy_backward(grad, *args)
+
+
 def _step(
     x: Tensor, out: Tensor, y: Tensor, request: Request, source: Source, num_classes: int, label_smoothing: float
 ) -> tuple[Tensor, ...]:
@@ -117,7 +154,9 @@ def _step(
 
     if y.ndim == 1:  # a label out of range must leave the images as they were
         class_range(y, num_classes)
-    ndim = len(request.size) if any(Method(int(m)).has_centre for m in request.spec[:, Column.METHOD].tolist()) else 0
+    ndim = (
+        len(request.size) if any(not Method(int(m)).is_constant for m in request.spec[:, Column.METHOD].tolist()) else 0
+    )
     staged = None
     if source.seed is None:
         plan = _from_the_host(request, source)
@@ -136,7 +175,8 @@ def _from_the_host(request: Request, source: Source) -> PlanTensors:
     """The plan of numbers that were drawn on the host, or are drawn now, by the CPU's own backend."""
     from fusedmix import backends
 
-    operators = backends.operators("cpu")
+    name = backends.choose("cpu")
+    operators = backends.operators("cpu", "reference" if name == "triton" else name)
     if source.drawn is None:
         source = Source(None, *draws.host(request, None))
     spec, batch_size, size, pairing, per, p, lam, labels = request
@@ -157,4 +197,19 @@ def _indexed(device: torch.device) -> torch.device:
     )
 
 
-__all__ = ["mask", "mix", "mix_", "mix_adjoint", "mix_batch", "mix_batch_", "mix_labels", "sample", "why_not"]
+__all__ = [
+    "binary_cross_entropy",
+    "binary_cross_entropy_backward",
+    "cross_entropy",
+    "cross_entropy_backward",
+    "fourier",
+    "mask",
+    "mix",
+    "mix_",
+    "mix_adjoint",
+    "mix_batch",
+    "mix_batch_",
+    "mix_labels",
+    "sample",
+    "why_not",
+]

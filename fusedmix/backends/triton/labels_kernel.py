@@ -77,7 +77,7 @@ def labels_kernel(
 
 
 _labels = Kernel(labels_kernel)
-_UNSIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64, torch.bool: torch.uint8}
+UNSIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64, torch.bool: torch.uint8}
 
 
 def mix(
@@ -104,9 +104,9 @@ def mix(
         return out
     if soft and labels.dtype in (torch.uint16, torch.uint32, torch.uint64):
         labels = labels.float()
-    elif labels.dtype in _UNSIGNED and labels.dtype != torch.bool:
+    elif labels.dtype in UNSIGNED and labels.dtype != torch.bool:
         # A class has the same bits either way, or is out of range either way.
-        labels = labels.view(_UNSIGNED[labels.dtype]) if labels.element_size() == 8 else labels.long()
+        labels = labels.view(UNSIGNED[labels.dtype]) if labels.element_size() == 8 else labels.long()
     elif labels.dtype == torch.bool:
         labels = labels.view(torch.uint8)
     given, mode = 0, 1 if one_weight else 0

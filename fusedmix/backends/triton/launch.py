@@ -24,8 +24,8 @@ class Kernel:
     element types, and which pointers are multiples of 16. Kernels are declared so that nothing else is.
     """
 
-    def __init__(self, function: Any) -> None:
-        self.function = function
+    def __init__(self, function: Any, warps: int = WARPS) -> None:
+        self.function, self.warps = function, warps
         self._compiled: dict[Any, Any] = {}
 
     def __call__(
@@ -45,7 +45,7 @@ class Kernel:
             compiled = self._compiled.get(key)
             if compiled is None:
                 self._compiled[key] = self.function[(programs,)](
-                    *arguments, *constants, num_warps=WARPS, enable_fp_fusion=False
+                    *arguments, *constants, num_warps=self.warps, enable_fp_fusion=False
                 )
             else:
                 compiled[(programs, 1, 1)](*arguments, *constants)

@@ -15,6 +15,9 @@ earlier launch (`stage`).
 V elements are 16 bytes wherever the memory allows. What is asked of a vector (is its sample needed? its partner?) is
 decided for the vector, [N, 1], never for an element, so that accesses stay 16 bytes wide: in place a box is widened to
 whole vectors, the elements around it being written back as they were read.
+
+Fourier masks are not computed but read, a bit or a level for each pixel (fusedmix/fourier.py). FOURIER says whether
+there may be any, and of which sort; without them nothing of that is compiled.
 """
 
 from __future__ import annotations
@@ -77,7 +80,7 @@ def inside(c, first, stop):
 
 
 @triton.jit
-def evaluate(m, z, y, x):
+def formula(m, z, y, x):
     """M at pixels, of m = (kind, first z y x, stop z y x, outer, inner); fusedmix/formulas.py has the kinds."""
     kind, z0, y0, x0, z1, y1, x1, outer, inner = m
     if kind >= 2:
@@ -88,6 +91,64 @@ def evaluate(m, z, y, x):
     else:
         boxed = inside(z, z0, z1) & inside(y, y0, y1) & inside(x, x0, x1)
         w = tl.where(boxed & spread(kind == 1, boxed), inner, outer)
+    return w
+
+
+@triton.jit
+def pixel_of(z, y, x, height, width):
+    """The number of a pixel, in row-major order: of a mask that is stored it has 31 bits, as the number of its ones."""
+    return ((z * height + y) * width + x).to(tl.int32)
+
+
+@triton.jit
+def read(store, i, spots, FOURIER: tl.constexpr, MASKS: tl.constexpr, AXIS: tl.constexpr, INNER: tl.constexpr):
+    """M at pixels of sample i, of a Fourier mask; and of their vectors, whether some weight is not 0, some not 1.
+
+    FOURIER: the masks are bits (1) or levels (2). AXIS: along which the elements of a vector lie, -1: along none. Along
+    x their bits are at most 16, one after another, in one word, if each is of another pixel: V divides width and 32. If
+    they share pixels (INNER) these may begin in one word and end in the next one.
+    """
+    pixels, across, rows, batch = store
+    q, along, first, last = spots
+    if MASKS == 0:
+        at = pixels + tl.where(i < rows, i, batch - 1 - i) * across
+    else:
+        at = pixels
+    if FOURIER == 2:
+        level = tl.load(at + q).to(tl.int32) & 0xFFFF
+        w = tl.div_rn(level.to(tl.float32), 65535.0)
+        own = tl.max(level, axis=1, keep_dims=True) > 0
+        lent = tl.min(level, axis=1, keep_dims=True) < 65535
+    elif AXIS == 0 or AXIS == 1:
+        bit = (tl.load(at + (q >> 5)) >> (q & 31)) & 1
+        w = bit.to(tl.float32)
+        own = tl.max(bit, axis=1, keep_dims=True) > 0
+        lent = tl.min(bit, axis=1, keep_dims=True) < 1
+    else:
+        window = tl.load(at + (first >> 5))
+        if INNER > 1:
+            both = (tl.load(at + (last >> 5)).to(tl.int64) << 32) | (window.to(tl.int64) & 0xFFFFFFFF)
+            window = (both >> (first & 31)).to(tl.int32)
+        else:
+            window = window >> (first & 31)
+        ones = (1 << (last - first + 1)) - 1
+        own, lent = (window & ones) != 0, (window & ones) != ones
+        w = ((window >> along) & 1).to(tl.float32)
+    return w, own, lent
+
+
+@triton.jit
+def evaluate(
+    m, i, z, y, x, store, spots, FOURIER: tl.constexpr, MASKS: tl.constexpr, AXIS: tl.constexpr, INNER: tl.constexpr
+):
+    """M at pixels of sample i, computed or read."""
+    if FOURIER:
+        if m[0] >= 4:
+            w, _, _ = read(store, i, spots, FOURIER, MASKS, AXIS, INNER)
+        else:
+            w = formula(m, z, y, x)
+    else:
+        w = formula(m, z, y, x)
     return w
 
 
@@ -150,7 +211,21 @@ def coordinates(column, lane, sizes, AXES: tl.constexpr, RANK: tl.constexpr, V: 
 
 
 @triton.jit
-def needs(m, low, high, live, PLANE: tl.constexpr, IN_PLACE: tl.constexpr):
+def needs(
+    m,
+    i,
+    low,
+    high,
+    live,
+    store,
+    spots,
+    PLANE: tl.constexpr,
+    IN_PLACE: tl.constexpr,
+    FOURIER: tl.constexpr,
+    MASKS: tl.constexpr,
+    AXIS: tl.constexpr,
+    INNER: tl.constexpr,
+):
     """Which vectors [N, 1] need their own sample (some weight is not 0) and which its partner (some weight is not 1).
     In place nothing happens to a vector that takes nothing of the partner.
 
@@ -166,6 +241,10 @@ def needs(m, low, high, live, PLANE: tl.constexpr, IN_PLACE: tl.constexpr):
         varies = live & spread(kind >= 2, live)
         own = varies | (own & ~whole) | (live & some & spread(inner != 0.0, live))
         lent = varies | (lent & ~whole) | (live & some & spread(inner != 1.0, live))
+    if FOURIER:  # noqa: SIM102 (a constant, which `and` would not take for one)
+        if kind >= 4:
+            _, other_than_0, other_than_1 = read(store, i, spots, FOURIER, MASKS, AXIS, INNER)
+            own, lent = live & other_than_0, live & other_than_1
     if IN_PLACE:
         own = own & lent
     return own, lent
@@ -233,8 +312,12 @@ def starts(base, end, partner, span, HEADS: tl.constexpr, IN_PLACE: tl.constexpr
         "tiles",
         "batch",
         "span",
+        "across",
+        "rows",
+        "height",
+        "width",
     ],
-    do_not_specialize_on_alignment=["partner", "kind", "geometry", "value"],
+    do_not_specialize_on_alignment=["partner", "kind", "geometry", "value", "pixels"],
 )
 def mix_kernel(
     src,
@@ -262,8 +345,14 @@ def mix_kernel(
     tiles,
     batch,
     span,
+    pixels,
+    across,
+    rows,
+    height,
+    width,
     PAIRING: tl.constexpr,
     MASKS: tl.constexpr,
+    FOURIER: tl.constexpr,
     PLANE: tl.constexpr,
     HEADS: tl.constexpr,
     IN_PLACE: tl.constexpr,
@@ -287,6 +376,18 @@ def mix_kernel(
     z, y, x = coordinates(column, lane, sizes, AXES, RANK, V, INNER)
     low = coordinates(column, 0, sizes, AXES, RANK, V, INNER)
     high = coordinates(column, V - 1, sizes, AXES, RANK, V, INNER)
+    # Stored masks: `rows` rows of `across` elements; and the pixels of every vector, how far along x each is from the
+    # first, the first and the last.
+    AXIS: tl.constexpr = AXES[RANK - 1]
+    store = (pixels, across, rows, batch)
+    zl, yl, xl = low
+    zh, yh, xh = high
+    spots = (
+        pixel_of(z, y, x, height, width),
+        (x - xl).to(tl.int32),
+        pixel_of(zl, yl, xl, height, width),
+        pixel_of(zh, yh, xh, height, width),
+    )
 
     begin = unit * span
     end = tl.minimum(begin + span, (batch + 1) // 2 if PAIRING == 1 else batch)
@@ -304,7 +405,8 @@ def mix_kernel(
             goes = c >= 0
         if goes:
             # Samples i, j = p(i) and k = p(j): i is written, j at hand, k asked for. Before the first there is no i.
-            own, lent = needs(numbers_of(c, kind, geometry, value, given, MASKS), low, high, live, PLANE, IN_PLACE)
+            m = numbers_of(c, kind, geometry, value, given, MASKS)
+            own, lent = needs(m, c, low, high, live, store, spots, PLANE, IN_PLACE, FOURIER, MASKS, AXIS, INNER)
             # In place the first is lost to the last, unless it is kept, or left as it is.
             held = own
             if ADJOINT:
@@ -321,8 +423,9 @@ def mix_kernel(
                 k = partner_of(j, partner, batch, PAIRING)
                 head = is_head(k, span, HEADS)
                 stops = head | (k == c)
+                m_k = numbers_of(k, kind, geometry, value, given, MASKS)
                 own_k, lent_k = needs(
-                    numbers_of(k, kind, geometry, value, given, MASKS), low, high, live, PLANE, IN_PLACE
+                    m_k, k, low, high, live, store, spots, PLANE, IN_PLACE, FOURIER, MASKS, AXIS, INNER
                 )
                 wanted = live & spread(~last, live)
                 if not ADJOINT:
@@ -340,10 +443,12 @@ def mix_kernel(
                     ahead = tl.where(held, first, ahead)
 
                 if i >= 0:
-                    w = evaluate(numbers_of(i, kind, geometry, value, given, MASKS), z, y, x)
+                    m_i = numbers_of(i, kind, geometry, value, given, MASKS)
+                    w = evaluate(m_i, i, z, y, x, store, spots, FOURIER, MASKS, AXIS, INNER)
                     w = tl.broadcast_to(w, a.shape)
                     if ADJOINT:  # the gradient of j: its own, and what i lent
-                        w_j = evaluate(numbers_of(j, kind, geometry, value, given, MASKS), z, y, x)
+                        m_j = numbers_of(j, kind, geometry, value, given, MASKS)
+                        w_j = evaluate(m_j, j, z, y, x, store, spots, FOURIER, MASKS, AXIS, INNER)
                         w_j = tl.broadcast_to(w_j, a.shape)
                         tl.store(target + j * dst_batch * V, blend_adjoint(w_j, b, w, a), mask=live)
                     elif IN_PLACE:
@@ -400,10 +505,26 @@ def stage_kernel(
 
 
 @triton.jit(
-    do_not_specialize=["depth", "height", "width", "total"],
-    do_not_specialize_on_alignment=["kind", "geometry", "value"],
+    do_not_specialize=["depth", "height", "width", "total", "across", "rows", "batch"],
+    do_not_specialize_on_alignment=["kind", "geometry", "value", "pixels"],
 )
-def mask_kernel(out, kind, geometry, value, depth, height, width, total, N: tl.constexpr):
+def mask_kernel(
+    out,
+    kind,
+    geometry,
+    value,
+    depth,
+    height,
+    width,
+    total,
+    pixels,
+    across,
+    rows,
+    batch,
+    FOURIER: tl.constexpr,
+    MASKS: tl.constexpr,
+    N: tl.constexpr,
+):
     """Masks written out, for looking at: (n, depth, height, width)."""
     at = tl.program_id(0).to(tl.int64) * N + tl.arange(0, N)
     x, y, z = at % width, at // width % height, at // width // height % depth
@@ -416,6 +537,10 @@ def mask_kernel(out, kind, geometry, value, depth, height, width, total, N: tl.c
     g = tl.exp(-outer * (dz * dz + dy * dy + dx * dx))
     boxed = (kinds == 1) & inside(z, z0, z1) & inside(y, y0, y1) & inside(x, x0, x1)
     w = tl.where(kinds == 2, g, tl.where(kinds == 3, 1.0 - g, tl.where(boxed, inner, outer)))
+    if FOURIER:
+        q = pixel_of(z, y, x, height, width)[:, None]
+        stored, _, _ = read((pixels, across, rows, batch), i[:, None], (q, 0, q, q), FOURIER, MASKS, -1, 1)
+        w = tl.where(kinds >= 4, tl.reshape(stored, [N]), w)
     tl.store(out + at, w, mask=at < total)
 
 
@@ -615,13 +740,15 @@ def apply(
     """Mixes `src` into `dst`, which may be `src` itself.
 
     Args:
-        masks: partner, kind, geometry, value, ndim, pairing, per: what the operators take after x.
+        masks: partner, kind, geometry, value, ndim, pairing, per and pixels, if there are any: what the operators take
+            after x.
         staged: the heads, if they have been copied aside.
         by_value: whether one mask for the batch travels in the arguments; None: if it is on the CPU and src is not.
     """
     if src.numel() == 0:
         return
-    partner, kind, geometry, value, ndim, pairing, per = masks
+    partner, kind, geometry, value, ndim, pairing, per, *rest = masks
+    pixels = rest[0] if rest and ndim else None
     walk = walk_of(src, dst, ndim, pairing)
     in_place = src.data_ptr() == dst.data_ptr()
     given, mode = _NOTHING_GIVEN, 1 if per == Per.BATCH else 0
@@ -637,6 +764,8 @@ def apply(
     else:
         (partner,) = brought(src.device, partner)
         partner = partner.contiguous()
+    if pixels is not None:
+        (pixels,) = brought(src.device, pixels)
     heads = walk.heads > 0
     if walk.staged and staged is None:
         staged = stage_heads(src, walk)
@@ -660,8 +789,10 @@ def apply(
             walk.tiles,
             walk.batch,
             walk.span,
+            *_store(pixels, src),
+            *padded(tuple(src.shape[src.ndim - ndim :]))[1:],
         ),
-        (min(pairing, 2), mode, ndim == 0, heads, in_place, adjoint, *walk.constants),
+        (min(pairing, 2), mode, _fourier(pixels), ndim == 0, heads, in_place, adjoint, *walk.constants),
         src.device,
     )
 
@@ -685,16 +816,35 @@ def brought(device: torch.device, *tensors: Tensor) -> tuple[Tensor, ...]:
         return tensors
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
-            "fusedmix: a plan on the CPU cannot be captured in a CUDA graph, but for one mask for the whole batch and "
-            "partners by roll or flip. Move it first: plan.to(device)."
+            "fusedmix: a plan on the CPU cannot be captured in a CUDA graph, but for one mask for the whole batch "
+            "(none of FMix) and partners by roll or flip. Move it first: plan.to(device)."
         )
     return tuple(t.to(device, non_blocking=True) for t in tensors)
 
 
-def write_masks(kind: Tensor, geometry: Tensor, value: Tensor, size: Sequence[int]) -> Tensor:
+def _fourier(pixels: Tensor | None) -> int:
+    """Whether masks are stored: not (0), as bits (1), as levels (2)."""
+    return 0 if pixels is None else 2 if pixels.dtype == torch.int16 else 1
+
+
+def _store(pixels: Tensor | None, instead: Tensor) -> tuple[Tensor, int, int]:
+    """Stored masks as arguments: where they are, elements of a row, rows. `instead`, where there are none: not read."""
+    return (instead, 0, 0) if pixels is None else (pixels.contiguous(), pixels.shape[1], pixels.shape[0])
+
+
+def write_masks(
+    kind: Tensor,
+    geometry: Tensor,
+    value: Tensor,
+    size: Sequence[int],
+    per: int = Per.SAMPLE,
+    pixels: Tensor | None = None,
+) -> Tensor:
     """(n, *size) float32 masks."""
     out = value.new_empty((kind.shape[0], *size))
     parts = (kind.contiguous(), geometry.contiguous(), value.contiguous())
     total = out.numel()
-    _mask(-(-total // _MASK_BLOCK), (out, *parts, *padded(tuple(size)), total), (_MASK_BLOCK,), out.device)
+    arguments = (out, *parts, *padded(tuple(size)), total, *_store(pixels, out), kind.shape[0])
+    constants = (_fourier(pixels), 1 if per == Per.BATCH else 0, _MASK_BLOCK)
+    _mask(-(-total // _MASK_BLOCK), arguments, constants, out.device)
     return out

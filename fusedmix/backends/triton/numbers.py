@@ -83,11 +83,12 @@ def from_compute(x, dtype: tl.constexpr):
 
 
 @triton.jit
-def words(seed, index, STREAM: tl.constexpr, CALL: tl.constexpr):
-    """The four words at a logical index (int64), as uint32."""
+def words(seed, index, STREAM: tl.constexpr, call):
+    """The four words at a logical index (int64), as uint32. `call`: a number, or uint32 that broadcast against it."""
     low = (index & 0xFFFFFFFF).to(tl.uint32)
     high = ((index >> 32) & 0xFFFFFFFF).to(tl.uint32)
-    return tl.philox(seed, low, high, low * 0 + STREAM, low * 0 + CALL)
+    zero = low * 0 + call * 0
+    return tl.philox(seed, low + zero, high + zero, zero + STREAM, zero + call)
 
 
 @triton.jit
@@ -107,6 +108,21 @@ def below(word, n):
 def sort_key(high, low):
     """63 bits of two words as a non-negative int64."""
     return (high.to(tl.int64) << 31) | (low >> 1).to(tl.int64)
+
+
+@triton.jit
+def turn(steps, side):
+    """cos and sin, float32, of 2π·steps/side, int64, 0 <= steps < side: to a few units of the last place, at quarters
+    exactly. What is left of the nearest quarter is exact, and at most an eighth, for which Taylor's series do."""
+    quarter = (4 * steps + side // 2) // side
+    rest = tl.div_rn((4 * steps - quarter * side).to(tl.float32), side.to(tl.float32)) * 1.5707963267948966
+    square = rest * rest
+    sine = square * (square * (square * (square * 2.7557319e-06 - 1.9841270e-04) + 8.3333333e-03) - 0.16666667)
+    sine = rest + rest * sine
+    cosine = 1.0 + square * (square * (square * (square * 2.4801587e-05 - 1.3888889e-03) + 4.1666667e-02) - 0.5)
+    odd, behind = (quarter & 1) != 0, (quarter & 2) != 0
+    cosine, sine = tl.where(odd, -sine, cosine), tl.where(odd, cosine, sine)
+    return tl.where(behind, -cosine, cosine), tl.where(behind, -sine, sine)
 
 
 @triton.jit

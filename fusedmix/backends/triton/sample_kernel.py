@@ -31,6 +31,7 @@ from fusedmix.methods import Column, Method, Pairing
 
 _SAMPLES = 16  # of a program
 _KEYS = 64  # compared with them at a time
+_COLUMNS = tl.constexpr(len(Column))
 
 
 @triton.jit
@@ -190,6 +191,8 @@ def sample_kernel(
     CHOICE: tl.constexpr,
     CENTRES: tl.constexpr,
     GAUSSIANS: tl.constexpr,
+    FOURIERS: tl.constexpr,
+    SWAPS: tl.constexpr,
     LAM: tl.constexpr,
     PAIRING: tl.constexpr,
     PER: tl.constexpr,
@@ -241,10 +244,10 @@ def sample_kernel(
             u = uniform(a, b)
             edge = u * 0.0
             for m in tl.static_range(METHODS - 1):  # the last edge is left out: a sum below 1 must leave no gap
-                edge += tl.load(spec + m * 8 + 1)
+                edge += tl.load(spec + m * _COLUMNS + 1)
                 choice = tl.where(edge <= u, m + 1, choice)
             applied = uniform(c, d) < from_bits(p)
-        row = spec + choice * 8
+        row = spec + choice * _COLUMNS
         a, b, _, _ = words(key, index, 3, 0)
         applied = applied & (uniform(a, b) < tl.load(row + 2))
 
@@ -253,8 +256,13 @@ def sample_kernel(
         random = (fixed != fixed) & (alpha > 0.0)
         lam = tl.where(fixed == fixed, fixed, 1.0).to(tl.float32)
         if LAM == 0:
-            drawn = symmetric_beta(key, index, tl.where(alpha > 0.0, alpha, 1.0)).to(tl.float32)
-            clamped = tl.minimum(tl.maximum(drawn.to(tl.float64), tl.load(row + 5)), tl.load(row + 6))
+            drawn = symmetric_beta(key, index, tl.where(alpha > 0.0, alpha, 1.0))
+            if SWAPS:  # to Beta(α+1, α)
+                a, b, _, _ = words(key, index, 8, 0)
+                swapped = (tl.load(row + 11) != 0.0) & (uniform(a, b) >= drawn)
+                drawn = tl.where(swapped, 1.0 - drawn, drawn)
+            narrow = drawn.to(tl.float32).to(tl.float64)
+            clamped = tl.minimum(tl.maximum(narrow, tl.load(row + 5)), tl.load(row + 6))
             lam = tl.where(random, clamped.to(tl.float32), lam)
         elif LAM == 1:
             lam = tl.load(given) + lam * 0.0
@@ -263,19 +271,19 @@ def sample_kernel(
         lam = tl.where(applied, lam, 1.0)
         method = tl.where(applied, tl.load(row), 0.0)
 
-        # A constant, unless the method has a centre.
+        # A constant, unless the method has a centre or is FMix.
         x = lam.to(tl.float64)
         kind = (index * 0).to(tl.int32)
         first_z, first_y, first_x = index * 0, index * 0, index * 0
         stop_z, stop_y, stop_x = index * 0, index * 0, index * 0
-        outer = lam
+        outer, inner = lam, lam * 0.0
         weight = tl.where(method == 6.0, 1.0, x)
+        pixels = (depth.to(tl.int64) * height * width).to(tl.float64)
         if CENTRES:
             a, b, c, _ = words(key, index, 1, 0)
             centre_x = below(a, width)
             centre_y = below(b, height) if NDIM > 1 else index * 0
             centre_z = below(c, depth) if NDIM > 2 else index * 0
-            pixels = (depth.to(tl.int64) * height * width).to(tl.float64)
 
             # CutMix and HMix: a box of (1-λ)·ratio of the image, clipped. The product of the roots first, as in the
             # authors' code: another order moves the box.
@@ -338,11 +346,26 @@ def sample_kernel(
                 first_y = tl.where(gauss, centre_y, first_y)
                 first_z = tl.where(gauss, centre_z, first_z)
 
+        if FOURIERS:
+            # FMix: how many pixels are 1, rounded up or down by a coin, and half the ranks of the soft edge.
+            fourier = method >= 7.0
+            _, _, _, coin = words(key, index, 1, 0)
+            number = tl.where((coin >> 31) != 0, tl.ceil(x * pixels), tl.floor(x * pixels))
+            share = tl.minimum(tl.load(row + 9), tl.minimum(x, 1.0 - x))
+            soft = tl.minimum(tl.floor(pixels * share), tl.minimum(number, pixels - number))
+            kind = tl.where(fourier, tl.where(method == 7.0, 4, 5), kind)
+            first_z = tl.where(fourier, number.to(tl.int64), first_z)
+            first_y = tl.where(fourier, soft.to(tl.int64), first_y)
+            outer = tl.where(fourier, tl.load(row + 8).to(tl.float32), outer)
+            inner = tl.where(fourier, tl.load(row + 10).to(tl.float32), inner)
+            realised = tl.where(tl.load(row + 11) != 0.0, 1.0, number / pixels)
+            weight = tl.where(fourier, realised, weight)
+
         tl.store(lams + i, lam, mask=live)
         tl.store(weights + i, weight, mask=live)
         tl.store(kinds + i, kind, mask=live)
         tl.store(values + i * 2, outer, mask=live)
-        tl.store(values + i * 2 + 1, outer * 0.0, mask=live)
+        tl.store(values + i * 2 + 1, inner, mask=live)
         tl.store(geometry + i * 6, first_z.to(tl.int32), mask=live)
         tl.store(geometry + i * 6 + 1, first_y.to(tl.int32), mask=live)
         tl.store(geometry + i * 6 + 2, first_x.to(tl.int32), mask=live)
@@ -430,6 +453,8 @@ def sample(
             spec.shape[0] > 1 or p < 1.0,
             any(m.has_centre for m in methods),
             bool(methods & {Method.GMIX_RELEASED, Method.GMIX_PAPER}),
+            any(m.is_fourier for m in methods),
+            bool((spec[:, Column.REFORMULATE] != 0).any()),
             0 if lam is None else 1 + lam.ndim,
             int(pairing),
             int(per),

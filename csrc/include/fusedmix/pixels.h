@@ -1,0 +1,37 @@
+// The masks that follow from no formula, FMix's: a bit for each pixel, or a level of 1/65535 where they are soft. The
+// definition is fusedmix/fourier.py's.
+#pragma once
+
+#include "mask.h"
+
+namespace fusedmix {
+
+constexpr int32_t kLevels = 65535;
+
+// Pixel q of a mask, in row-major order, is bit q % 32 of word q / 32.
+struct Pixels {
+  const uint32_t* bits;    // or null
+  const uint16_t* levels;  // or null
+  int64_t stride;          // words or levels from mask to mask
+  int64_t side[3];         // (z, y, x)
+  int32_t per;             // Per: which mask is whose
+  int64_t batch;
+};
+
+// From pixel to pixel along an axis.
+FUSEDMIX_HD int64_t pixel_step(const Pixels& pixels, int axis) {
+  return axis == 2 ? 1 : (axis == 1 ? pixels.side[2] : pixels.side[1] * pixels.side[2]);
+}
+
+FUSEDMIX_HD float weight_of_level(uint16_t level) { return static_cast<float>(level) / static_cast<float>(kLevels); }
+
+// The level of the pixel whose rank is r, of a mask whose `number` largest pixels are 1, with an edge of `soft` ranks on
+// either side: linear in the rank, rounded to the nearest. No tie can occur, 2·soft-1 being odd.
+FUSEDMIX_HD uint16_t level_at(int64_t rank, int64_t number, int64_t soft) {
+  if (rank < number - soft) return static_cast<uint16_t>(kLevels);
+  if (rank >= number + soft) return 0;
+  const int64_t steps = 2 * soft - 1;
+  return static_cast<uint16_t>((2 * kLevels * (steps - (rank - (number - soft))) + steps) / (2 * steps));
+}
+
+}  // namespace fusedmix

@@ -1,0 +1,568 @@
+"""Label losses: a program for each row of logits forwards, one for each part of a row backwards.
+
+The meaning is fusedmix/backends/reference.py, `cross_entropy` and `binary_cross_entropy`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fusedmix.backends.triton.labels_kernel import UNSIGNED, label
+from fusedmix.backends.triton.launch import Kernel
+from fusedmix.backends.triton.mix_kernel import brought, partner_of
+from fusedmix.backends.triton.numbers import bits, from_bits, from_compute, to_compute
+from fusedmix.methods import Pairing, Per, Reduction
+
+_FORWARD, _BACKWARD = 4096, 2048  # elements of a row under way in a program, at most
+_FINISH = 1024
+
+
+# ---- what both losses share ------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def row_weight(i, weight, given, WEIGHTS: tl.constexpr):
+    """The label weight of a row: its own (0), row 0's (1), from the arguments (2)."""
+    if WEIGHTS == 2:
+        w = from_bits(given)
+    elif WEIGHTS == 1:
+        w = tl.load(weight)
+    else:
+        w = tl.load(weight + i)
+    return w
+
+
+@triton.jit
+def places(start, V: tl.constexpr, N: tl.constexpr):
+    """N classes from `start` on, in vectors of V."""
+    return (start // V + tl.arange(0, N // V)[:, None]) * V + tl.arange(0, V)[None, :]
+
+
+@triton.jit
+def is_live(k, classes, V: tl.constexpr):
+    """Which are classes: alike for all of a vector, so that it is one access."""
+    return k // V * V + tl.zeros_like(k) < classes
+
+
+@triton.jit
+def row_of(i, row_stride, V: tl.constexpr):
+    """Where a row begins, known to be a multiple of V."""
+    return i * (row_stride // V) * V
+
+
+@triton.jit
+def weights_of(class_weight, k, live, like, WEIGHTED: tl.constexpr):
+    """The weights of classes, 1 without any."""
+    if WEIGHTED:
+        c = tl.load(class_weight + k, mask=live, other=0)
+    else:
+        c = tl.full(like.shape, 1.0, like.dtype)
+    return c
+
+
+@triton.jit
+def sum_of(x):
+    return tl.sum(tl.sum(x, 1), 0)
+
+
+@triton.jit
+def largest(x):
+    """The largest number; NaN are passed over."""
+    return tl.max(tl.max(tl.where(x == x, x, -float("inf")), 1), 0)
+
+
+@triton.jit
+def term(factor, x):
+    """factor·x, and 0 where the factor is, whatever infinity it stands before."""
+    return tl.where(factor == 0.0, 0.0, factor * x)
+
+
+@triton.jit
+def log1p_unit(u):
+    """log(1 + u) for u in [0, 1]: 2·artanh(s) with s = u/(2+u) <= 1/3. (The GPU's fast logarithm knows nothing of the
+    last digits near 1.)"""
+    s = u / (2.0 + u)
+    q = s * s
+    TERMS: tl.constexpr = 17 if u.dtype == tl.float64 else 8
+    y = q * 0.0
+    for n in tl.static_range(TERMS):
+        y = y * q + 1.0 / (2 * (TERMS - 1 - n) + 1)
+    return 2.0 * s * y
+
+
+@triton.jit(
+    do_not_specialize=["factor", "ignore", "batch"],
+    do_not_specialize_on_alignment=["out", "scale", "losses", "labels"],
+)
+def finish_kernel(out, scale, losses, labels, factor, ignore, batch, COUNT: tl.constexpr, N: tl.constexpr):
+    """The sum of all losses times a factor; COUNT: over the number of labels that are not ignored."""
+    total = tl.zeros((N,), tl.float64)
+    counted = tl.zeros((N,), tl.int64)
+    for start in range(0, batch, N):
+        i = start + tl.arange(0, N)
+        live = i < batch
+        total += tl.load(losses + i, mask=live, other=0).to(tl.float64)
+        if COUNT:
+            counted += tl.where(live & (tl.load(labels + i, mask=live, other=0) != ignore), 1, 0)
+    f = from_bits(factor)
+    if COUNT:
+        # Divided by as a block: 0/0 is NaN, not an error of the interpreter's.
+        f = tl.sum(tl.full((1,), 1.0, tl.float64) / tl.sum(counted, 0).to(tl.float64), 0)
+    tl.store(out, (tl.sum(total, 0) * f).to(out.dtype.element_ty))
+    tl.store(scale, f.to(out.dtype.element_ty))
+
+
+# ---- cross entropy ---------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def share_of(y, share, classes, ignore):
+    """The coefficient of a label: 0 where it is ignored, NaN where it is no class; and its class, or -1."""
+    counts = (y != ignore) & (share != 0.0)
+    valid = (y >= 0) & (y < classes)
+    return tl.where(counts, tl.where(valid, share, float("nan")), 0.0), tl.where(counts & valid, y, -1)
+
+
+@triton.jit
+def mixed_classes(i, labels, partner, weight, given, smoothing, ignore, batch, classes, C: tl.constexpr,
+                  PAIRING: tl.constexpr, WEIGHTS: tl.constexpr):  # fmt: skip
+    """The two classes of a row, -1 for none, their coefficients, that of every class, and whether there is any."""
+    j = partner_of(i, partner, batch, PAIRING)
+    w = row_weight(i, weight, given, WEIGHTS)
+    own_share, own = share_of(tl.load(labels + i), w.to(C), classes, ignore)
+    lent_share, lent = share_of(tl.load(labels + j), (1.0 - w).to(C), classes, ignore)
+    ignored = (own_share == 0.0) & (lent_share == 0.0)
+    epsilon = from_bits(smoothing)
+    keep, flat = (1.0 - epsilon).to(C), (epsilon / classes).to(C)
+    return own, lent, keep * own_share, keep * lent_share, flat * (own_share + lent_share), ignored
+
+
+@triton.jit(
+    do_not_specialize=["row_stride", "step", "given", "smoothing", "ignore", "batch", "classes"],
+    do_not_specialize_on_alignment=["losses", "statistics", "labels", "partner", "weight", "class_weight"],
+)
+def cross_entropy_kernel(
+    losses,
+    statistics,
+    logits,
+    labels,
+    partner,
+    weight,
+    class_weight,
+    row_stride,
+    step,
+    given,
+    smoothing,
+    ignore,
+    batch,
+    classes,
+    PAIRING: tl.constexpr,
+    WEIGHTS: tl.constexpr,
+    WEIGHTED: tl.constexpr,
+    SMOOTH: tl.constexpr,
+    V: tl.constexpr,
+    N: tl.constexpr,
+):
+    C: tl.constexpr = losses.dtype.element_ty
+    i = tl.program_id(0).to(tl.int64)
+    own, lent, own_share, lent_share, flat, ignored = mixed_classes(
+        i, labels, partner, weight, given, smoothing, ignore, batch, classes, C, PAIRING, WEIGHTS
+    )
+    row = logits + row_of(i, row_stride, V)
+    # Sums relative to the largest logit so far, or to 0 while that is -infinity.
+    top = tl.full((), -float("inf"), C)
+    exponentials, linear, total = tl.full((), 0.0, C), tl.full((), 0.0, C), tl.full((), 0.0, C)
+    for start in range(0, classes, N):
+        k = places(start, V, N)
+        live = is_live(k, classes, V)
+        z = to_compute(tl.load(row + (k if V > 1 else k * step), mask=live, other=-float("inf")))
+        higher = tl.maximum(top, largest(z))
+        base, before = tl.where(higher == -float("inf"), 0.0, higher), tl.where(top == -float("inf"), 0.0, top)
+        exponentials *= tl.where(top == higher, 1.0, tl.exp(top - higher))
+        exponentials += sum_of(tl.exp(z - base))
+        if SMOOTH:
+            c = tl.where(live, weights_of(class_weight, k, live, z, WEIGHTED), 0.0)
+            linear += term(total, before - base) + sum_of(term(c, z - base))
+            total += sum_of(c)
+        top = higher
+    base = tl.where(top == -float("inf"), 0.0, top)
+    own_share *= weights_of(class_weight, own, own >= 0, base, WEIGHTED)
+    lent_share *= weights_of(class_weight, lent, lent >= 0, base, WEIGHTED)
+    z_own = to_compute(tl.load(row + own * step, mask=own >= 0, other=0))
+    z_lent = to_compute(tl.load(row + lent * step, mask=lent >= 0, other=0))
+    mass = own_share + lent_share + term(flat, total)
+    picked = term(own_share, z_own - base) + term(lent_share, z_lent - base) + term(flat, linear)
+    tl.store(losses + i, tl.where(ignored, 0.0, mass * tl.log(exponentials) - picked))
+    tl.store(statistics + 2 * i, tl.where(ignored, 0.0, top))
+    tl.store(statistics + 2 * i + 1, tl.where(ignored, 0.0, mass / exponentials))
+
+
+@triton.jit(
+    do_not_specialize=["row_stride", "step", "grad_step", "given", "smoothing", "ignore", "batch", "classes", "parts"],
+    do_not_specialize_on_alignment=["grad", "labels", "partner", "weight", "class_weight", "statistics", "scale"],
+)
+def cross_entropy_backward_kernel(
+    out,
+    logits,
+    grad,
+    scale,
+    statistics,
+    labels,
+    partner,
+    weight,
+    class_weight,
+    row_stride,
+    step,
+    grad_step,
+    given,
+    smoothing,
+    ignore,
+    batch,
+    classes,
+    parts,
+    PAIRING: tl.constexpr,
+    WEIGHTS: tl.constexpr,
+    WEIGHTED: tl.constexpr,
+    V: tl.constexpr,
+    N: tl.constexpr,
+):
+    C: tl.constexpr = statistics.dtype.element_ty
+    i, start = tl.program_id(0).to(tl.int64) // parts, tl.program_id(0) % parts * N
+    own, lent, own_share, lent_share, flat, ignored = mixed_classes(
+        i, labels, partner, weight, given, smoothing, ignore, batch, classes, C, PAIRING, WEIGHTS
+    )
+    g = tl.load(grad + i * grad_step) * tl.load(scale)
+    top, rate = tl.load(statistics + 2 * i), tl.load(statistics + 2 * i + 1)
+    k = places(start, V, N)
+    live = is_live(k, classes, V)
+    at = row_of(i, row_stride, V) + (k if V > 1 else k * step)
+    z = to_compute(tl.load(logits + at, mask=live, other=0))
+    t = flat + tl.where(k == own, own_share, 0.0) + tl.where(k == lent, lent_share, 0.0)
+    t *= weights_of(class_weight, k, live, z, WEIGHTED)
+    slope = tl.where(ignored, 0.0, g * (rate * tl.exp(z - top) - t))
+    tl.store(out + row_of(i, classes, V) + k, from_compute(slope, out.dtype.element_ty), mask=live)
+
+
+# ---- binary cross entropy --------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def binary_targets(i, k, live, labels, partner, weight, label_stride, label_step, given, smoothing, threshold, batch,
+                   classes, C: tl.constexpr, PAIRING: tl.constexpr, WEIGHTS: tl.constexpr, SOFT: tl.constexpr,
+                   SMOOTH: tl.constexpr, THRESHOLD: tl.constexpr):  # fmt: skip
+    """The mixed targets of a row's classes; NaN where its labels are no classes."""
+    j = partner_of(i, partner, batch, PAIRING)
+    w = row_weight(i, weight, given, WEIGHTS)
+    epsilon = from_bits(smoothing)
+    keep, add = (1.0 - epsilon).to(C), (epsilon / classes).to(C)
+    if SOFT:
+        y = label(labels, i, k, label_stride, label_step, keep, add, live, True, SMOOTH, C)
+        other = label(labels, j, k, label_stride, label_step, keep, add, live, True, SMOOTH, C)
+    else:
+        a, b = tl.load(labels + i * label_stride), tl.load(labels + j * label_stride)
+        y, other = (k == a).to(C), (k == b).to(C)
+        if SMOOTH:
+            y, other = y * keep + add, other * keep + add
+    t = other * (1.0 - w).to(C) + y * w.to(C)
+    if THRESHOLD:
+        t = tl.where(t == t, tl.where(t > from_bits(threshold).to(C), 1.0, 0.0), t)
+    if not SOFT:
+        t = tl.where((a >= 0) & (a < classes) & (b >= 0) & (b < classes), t, float("nan"))
+    return t
+
+
+@triton.jit(
+    do_not_specialize=[
+        *("row_stride", "step", "label_stride", "label_step", "given", "smoothing", "threshold", "batch", "classes"),
+    ],
+    do_not_specialize_on_alignment=["losses", "labels", "partner", "weight", "class_weight", "pos_weight"],
+)
+def binary_cross_entropy_kernel(
+    losses,
+    logits,
+    labels,
+    partner,
+    weight,
+    class_weight,
+    pos_weight,
+    row_stride,
+    step,
+    label_stride,
+    label_step,
+    given,
+    smoothing,
+    threshold,
+    batch,
+    classes,
+    PAIRING: tl.constexpr,
+    WEIGHTS: tl.constexpr,
+    SOFT: tl.constexpr,
+    SMOOTH: tl.constexpr,
+    THRESHOLD: tl.constexpr,
+    WEIGHTED: tl.constexpr,
+    POSITIVE: tl.constexpr,
+    V: tl.constexpr,
+    N: tl.constexpr,
+):
+    C: tl.constexpr = losses.dtype.element_ty
+    i = tl.program_id(0).to(tl.int64)
+    row = logits + row_of(i, row_stride, V)
+    loss = tl.full((), 0.0, C)
+    for start in range(0, classes, N):
+        k = places(start, V, N)
+        live = is_live(k, classes, V)
+        z = to_compute(tl.load(row + (k if V > 1 else k * step), mask=live, other=0))
+        t = binary_targets(
+            i, k, live, labels, partner, weight, label_stride, label_step, given, smoothing, threshold, batch, classes,
+            C, PAIRING, WEIGHTS, SOFT, SMOOTH, THRESHOLD,
+        )  # fmt: skip
+        c = weights_of(class_weight, k, live, z, WEIGHTED)
+        p = weights_of(pos_weight, k, live, z, POSITIVE)
+        slope = tl.where(z < 0.0, -(p * t), 1.0 - t)
+        found = c * (term(slope, z) + (1.0 + (p - 1.0) * t) * log1p_unit(tl.exp(-tl.abs(z))))
+        loss += sum_of(tl.where(live, found, 0.0))
+    tl.store(losses + i, loss)
+
+
+@triton.jit(
+    do_not_specialize=[
+        *("row_stride", "step", "grad_step", "label_stride", "label_step", "given", "smoothing", "threshold"),
+        *("factor", "batch", "classes", "parts"),
+    ],
+    do_not_specialize_on_alignment=["grad", "labels", "partner", "weight", "class_weight", "pos_weight"],
+)
+def binary_cross_entropy_backward_kernel(
+    out,
+    logits,
+    grad,
+    labels,
+    partner,
+    weight,
+    class_weight,
+    pos_weight,
+    row_stride,
+    step,
+    grad_step,
+    label_stride,
+    label_step,
+    given,
+    smoothing,
+    threshold,
+    factor,
+    batch,
+    classes,
+    parts,
+    PAIRING: tl.constexpr,
+    WEIGHTS: tl.constexpr,
+    SOFT: tl.constexpr,
+    SMOOTH: tl.constexpr,
+    THRESHOLD: tl.constexpr,
+    WEIGHTED: tl.constexpr,
+    POSITIVE: tl.constexpr,
+    V: tl.constexpr,
+    N: tl.constexpr,
+):
+    C: tl.constexpr = grad.dtype.element_ty
+    i, start = tl.program_id(0).to(tl.int64) // parts, tl.program_id(0) % parts * N
+    g = tl.load(grad + i * grad_step) * from_bits(factor).to(C)
+    k = places(start, V, N)
+    live = is_live(k, classes, V)
+    at = row_of(i, row_stride, V) + (k if V > 1 else k * step)
+    z = to_compute(tl.load(logits + at, mask=live, other=0))
+    t = binary_targets(
+        i, k, live, labels, partner, weight, label_stride, label_step, given, smoothing, threshold, batch, classes, C,
+        PAIRING, WEIGHTS, SOFT, SMOOTH, THRESHOLD,
+    )  # fmt: skip
+    u = tl.exp(-tl.abs(z))
+    large, small = 1.0 / (1.0 + u), u / (1.0 + u)
+    up, down = tl.where(z < 0.0, small, large), tl.where(z < 0.0, large, small)
+    p = weights_of(pos_weight, k, live, z, POSITIVE)
+    slope = g * weights_of(class_weight, k, live, z, WEIGHTED) * ((1.0 - t) * up - p * t * down)
+    tl.store(out + row_of(i, classes, V) + k, from_compute(slope, out.dtype.element_ty), mask=live)
+
+
+_finish = Kernel(finish_kernel)
+_cross_entropy = Kernel(cross_entropy_kernel)
+_cross_entropy_backward = Kernel(cross_entropy_backward_kernel)
+_binary = Kernel(binary_cross_entropy_kernel)
+_binary_backward = Kernel(binary_cross_entropy_backward_kernel)
+
+
+# ---- launches --------------------------------------------------------------------------------------------------------
+
+
+def _plan(logits: Tensor, partner: Tensor, weight: Tensor, pairing: int, per: int) -> tuple[Any, ...]:
+    """partner, weight and its bits as arguments, PAIRING and WEIGHTS as constants."""
+    device = logits.device
+    partner = logits if pairing <= Pairing.FLIP else brought(device, partner)[0].contiguous()
+    if per == Per.BATCH and weight.device != device and weight.numel():
+        return partner, logits, bits(float(weight[0])), min(pairing, 2), 2
+    return partner, brought(device, weight)[0].contiguous(), 0, min(pairing, 2), 1 if per == Per.BATCH else 0
+
+
+def _width(logits: Tensor, out: Tensor | None = None) -> int:
+    """Elements of a 16-byte access, where all rows are multiples of it."""
+    width = 16 // logits.element_size()
+    strides = logits.stride(0), logits.shape[1]
+    aligned = logits.data_ptr() % 16 == 0 and all(stride % width == 0 for stride in strides)
+    return width if aligned and logits.stride(1) == 1 and (out is None or out.data_ptr() % 16 == 0) else 1
+
+
+def _block(logits: Tensor, most: int) -> int:
+    return min(most, max(64, triton.next_power_of_2(logits.shape[1])))
+
+
+def _compute(logits: Tensor) -> torch.dtype:
+    return torch.float64 if logits.dtype == torch.float64 else torch.float32
+
+
+def _factor(logits: Tensor, reduction: int) -> float:
+    rows, classes = logits.shape
+    counted = {Reduction.MEAN: rows, Reduction.MEAN_OF_ALL: rows * classes}.get(Reduction(reduction), 1)
+    return 1 / counted if counted else math.nan
+
+
+def cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    partner: Tensor,
+    weight: Tensor,
+    pairing: int,
+    per: int,
+    class_weight: Tensor | None,
+    label_smoothing: float,
+    ignore_index: int,
+    reduction: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, classes = logits.shape
+    losses = logits.new_empty(batch, dtype=_compute(logits))
+    statistics, scale = losses.new_empty((batch, 2)), losses.new_empty(())
+    labels = labels.contiguous()
+    partner, weight, given, by_pairing, weights = _plan(logits, partner, weight, pairing, per)
+    tensors = (losses, statistics, logits, labels, partner, weight, logits if class_weight is None else class_weight)
+    numbers = (*logits.stride(), given, bits(label_smoothing), ignore_index, batch, classes)
+    width = _width(logits)
+    constants = (by_pairing, weights, class_weight is not None, label_smoothing != 0, width, _block(logits, _FORWARD))
+    _cross_entropy(batch, (*tensors, *numbers), constants, logits.device)
+    if reduction == Reduction.NONE:
+        return losses, statistics, scale.fill_(1)
+    out = losses.new_empty(())
+    arguments = (out, scale, losses, labels, bits(1.0), ignore_index, batch)
+    _finish(1, arguments, (reduction == Reduction.MEAN, _FINISH), logits.device)
+    return out, statistics, scale
+
+
+def cross_entropy_backward(
+    grad: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    partner: Tensor,
+    weight: Tensor,
+    pairing: int,
+    per: int,
+    class_weight: Tensor | None,
+    statistics: Tensor,
+    scale: Tensor,
+    label_smoothing: float,
+    ignore_index: int,
+) -> Tensor:
+    batch, classes = logits.shape
+    out = logits.new_empty((batch, classes))
+    partner, weight, given, by_pairing, weights = _plan(logits, partner, weight, pairing, per)
+    block = _block(logits, _BACKWARD)
+    parts = -(-classes // block)
+    class_ = logits if class_weight is None else class_weight
+    tensors = (out, logits, grad, scale, statistics, labels.contiguous(), partner, weight, class_)
+    numbers = (*logits.stride(), grad.stride(0) if grad.ndim else 0, given, bits(label_smoothing), ignore_index)
+    constants = (by_pairing, weights, class_weight is not None, _width(logits, out), block)
+    _cross_entropy_backward(batch * parts, (*tensors, *numbers, batch, classes, parts), constants, logits.device)
+    return out
+
+
+def binary_cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    partner: Tensor,
+    weight: Tensor,
+    pairing: int,
+    per: int,
+    class_weight: Tensor | None,
+    pos_weight: Tensor | None,
+    label_smoothing: float,
+    threshold: float | None,
+    reduction: int,
+) -> Tensor:
+    batch, classes = logits.shape
+    losses = logits.new_empty(batch, dtype=_compute(logits))
+    tensors, numbers, constants = _binary_arguments(
+        logits, labels, partner, weight, pairing, per, class_weight, pos_weight, label_smoothing, threshold
+    )
+    arguments = (losses, logits, *tensors, *logits.stride(), *numbers, batch, classes)
+    _binary(batch, arguments, (*constants, _width(logits), _block(logits, _BACKWARD)), logits.device)
+    if reduction == Reduction.NONE:
+        return losses
+    out, scale = losses.new_empty(()), losses.new_empty(())
+    _finish(
+        1, (out, scale, losses, losses, bits(_factor(logits, reduction)), 0, batch), (False, _FINISH), logits.device
+    )
+    return out
+
+
+def binary_cross_entropy_backward(
+    grad: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    partner: Tensor,
+    weight: Tensor,
+    pairing: int,
+    per: int,
+    class_weight: Tensor | None,
+    pos_weight: Tensor | None,
+    label_smoothing: float,
+    threshold: float | None,
+    reduction: int,
+) -> Tensor:
+    batch, classes = logits.shape
+    out = logits.new_empty((batch, classes))
+    tensors, numbers, constants = _binary_arguments(
+        logits, labels, partner, weight, pairing, per, class_weight, pos_weight, label_smoothing, threshold
+    )
+    block = _block(logits, _BACKWARD)
+    parts = -(-classes // block)
+    steps = (*logits.stride(), grad.stride(0) if grad.ndim else 0)
+    arguments = (out, logits, grad, *tensors, *steps, *numbers, bits(_factor(logits, reduction)), batch, classes, parts)
+    _binary_backward(batch * parts, arguments, (*constants, _width(logits, out), block), logits.device)
+    return out
+
+
+def _binary_arguments(
+    logits: Tensor,
+    labels: Tensor,
+    partner: Tensor,
+    weight: Tensor,
+    pairing: int,
+    per: int,
+    class_weight: Tensor | None,
+    pos_weight: Tensor | None,
+    label_smoothing: float,
+    threshold: float | None,
+) -> tuple[tuple[Tensor, ...], tuple[int, ...], tuple[Any, ...]]:
+    """The tensors from the labels to the weights of positives, the numbers from the labels' strides to the threshold,
+    and the constants before the width."""
+    soft = labels.ndim == 2
+    if soft and labels.dtype in (torch.uint16, torch.uint32, torch.uint64):
+        labels = labels.to(_compute(logits))
+    elif labels.dtype in UNSIGNED:
+        labels = labels.view(UNSIGNED[labels.dtype])
+    partner, weight, given, by_pairing, weights = _plan(logits, partner, weight, pairing, per)
+    class_, positive = (logits if t is None else t for t in (class_weight, pos_weight))
+    strides = (labels.stride(0), labels.stride(1) if soft else 0)
+    numbers = (*strides, given, bits(label_smoothing), bits(0.0 if threshold is None else threshold))
+    options = (soft, label_smoothing != 0, threshold is not None, class_weight is not None, pos_weight is not None)
+    return (labels, partner, weight, class_, positive), numbers, (by_pairing, weights, *options)

@@ -1,0 +1,174 @@
+"""The label loss of any criterion, by the plan of the model that a handle is attached to."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from fusedmix import checks
+from fusedmix.functional import mix_labels
+from fusedmix.methods import Per
+from fusedmix.plan import MixPlan
+from fusedmix.regression import mix_targets, per_sample
+
+if TYPE_CHECKING:
+    from fusedmix.hooks import MixHandle
+    from fusedmix.transforms import MixTransform
+
+REDUCTIONS = ("mean", "sum", "none", "batchmean")
+
+
+class MixedCriterion(nn.Module):
+    """A criterion that is a module, on mixed labels; made by `MixHandle.wrap`. `criterion` is the one wrapped."""
+
+    def __init__(self, handle: MixHandle, criterion: nn.Module, targets: str) -> None:
+        super().__init__()
+        self.handle = handle
+        self.criterion = criterion
+        self.targets = targets
+
+    def forward(self, input: Any, target: Any, *args: Any, plan: MixPlan | None = None, **kwargs: Any) -> Any:
+        """criterion(input, target, ...) with the target mixed by `plan`; None: by that of the handle's last forward
+        pass in training, and in evaluation not at all."""
+        plan = self.handle.plan_for_loss() if plan is None else plan
+        return _mixed(self.criterion, self.targets, self.handle.mix, plan, input, target, args, kwargs, None)
+
+    def extra_repr(self) -> str:
+        return f"targets={self.targets!r}"
+
+
+class MixedFunction:
+    """A criterion that is a function, on mixed labels; made by `MixHandle.wrap`. `criterion` is the one wrapped."""
+
+    def __init__(self, handle: MixHandle, criterion: Callable[..., Any], targets: str) -> None:
+        self.handle = handle
+        self.criterion = criterion
+        self.targets = targets
+        self._parameters: dict[str, Any] = {}
+        with suppress(ValueError):  # of a builtin that does not tell
+            self._parameters = {name: p.default for name, p in inspect.signature(criterion).parameters.items()}
+
+    def __call__(self, input: Any, target: Any, *args: Any, plan: MixPlan | None = None, **kwargs: Any) -> Any:
+        """As `MixedCriterion.forward`."""
+        plan = self.handle.plan_for_loss() if plan is None else plan
+        return _mixed(
+            self.criterion, self.targets, self.handle.mix, plan, input, target, args, kwargs, self._parameters
+        )
+
+
+def _mixed(
+    criterion: Callable[..., Any],
+    targets: str,
+    mix: MixTransform,
+    plan: MixPlan | None,
+    input: Any,
+    target: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    parameters: dict[str, Any] | None,  # of a function, with their defaults
+) -> Any:
+    if plan is None:
+        return criterion(input, target, *args, **kwargs)
+    checks.tensor("target", target)
+    checks.same_batch("target", target, plan)
+    if targets == "dense":
+        return criterion(input, _soft(input, target, mix, plan), *args, **kwargs)
+    if isinstance(input, Tensor):
+        checks.same_batch("input", input, plan)
+    return _two_terms(criterion, plan, input, target, args, kwargs, parameters)
+
+
+def _soft(input: Any, target: Tensor, mix: MixTransform, plan: MixPlan) -> Tensor:
+    """The target as dense soft labels, or, of numbers, as mixed numbers."""
+    if target.is_floating_point() and not (mix.label_smoothing and target.ndim == 2):
+        return mix_targets(target, plan)
+    num_classes = mix.num_classes
+    if num_classes is None and target.ndim == 1 and isinstance(input, Tensor) and input.ndim == 2:
+        num_classes = input.shape[1]
+    return mix_labels(target, plan, num_classes=num_classes, label_smoothing=mix.label_smoothing)
+
+
+def _two_terms(
+    criterion: Callable[..., Any],
+    plan: MixPlan,
+    input: Any,
+    target: Tensor,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    parameters: dict[str, Any] | None,
+) -> Tensor:
+    """w·L(input, target) + (1-w)·L(input, target of the partner), sample by sample where w differs between samples."""
+    lent = target[plan.partner.to(target.device)]
+    if plan.per is Per.BATCH and plan.batch_size:
+        own, other = (_loss(criterion(input, y, *args, **kwargs)) for y in (target, lent))
+        weight = plan.weight[0].to(own.device)
+        return weight.to(own.dtype) * own + (1.0 - weight).to(own.dtype) * other
+
+    settings = _settings(criterion, args, kwargs, parameters)
+    reduction = settings.get("reduction")
+    if reduction not in REDUCTIONS:
+        raise ValueError(
+            'criterion must have a `reduction` ("mean", "sum", "none" or "batchmean") that can be set, as an attribute '
+            f"or a keyword, to weigh each sample by its own λ, but got {criterion!r} with reduction={reduction!r}. Use "
+            'targets="dense", or a mix with per="batch".'
+        )
+    own, other = (_unreduced(criterion, input, y, args, kwargs) for y in (target, lent))
+    for loss in (own, other):
+        if not loss.ndim or loss.shape[0] != plan.batch_size:
+            raise ValueError(
+                f'criterion must give (batch_size, ...) losses with reduction="none", but got {tuple(loss.shape)} for '
+                f"{plan.batch_size} samples."
+            )
+    weight = per_sample(plan.weight, own)
+    loss = weight.to(own.dtype) * own + (1.0 - weight).to(own.dtype) * other
+    if reduction == "none":
+        return loss
+    if reduction == "mean" and settings.get("ignore_index") is not None and not target.is_floating_point():
+        # These criteria divide by the weights of the classes that count, not by the number of the samples.
+        count = weight * _counted(target, settings) + (1.0 - weight) * _counted(lent, settings)
+        return loss.sum() / count.sum().to(loss.dtype)
+    if reduction == "mean":
+        return loss.mean()
+    return loss.sum() / plan.batch_size if reduction == "batchmean" else loss.sum()
+
+
+def _settings(
+    criterion: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], parameters: dict[str, Any] | None
+) -> dict[str, Any]:
+    """What decides how the criterion reduces: of a module its attributes, of a function its arguments."""
+    names = ("reduction", "ignore_index", "weight")
+    if parameters is None:
+        return {name: getattr(criterion, name, None) for name in names}
+    given = {**parameters, **dict(zip(list(parameters)[2:], args, strict=False)), **kwargs}
+    return {name: given[name] for name in names if name in parameters}
+
+
+def _unreduced(criterion: Any, input: Any, target: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    if not isinstance(criterion, nn.Module):
+        return _loss(criterion(input, target, **{**kwargs, "reduction": "none"}))
+    reduction = criterion.reduction
+    criterion.reduction = "none"  # type: ignore[assignment]
+    try:
+        return _loss(criterion(input, target, *args, **kwargs))
+    finally:
+        criterion.reduction = reduction
+
+
+def _loss(loss: Any) -> Tensor:
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"criterion must return a tensor, but got {type(loss).__name__}.")
+    return loss
+
+
+def _counted(target: Tensor, settings: dict[str, Any]) -> Tensor:
+    """What each label counts in the mean: the weight of its class, and 0 if it is the one to be ignored."""
+    counts = target != settings["ignore_index"]
+    weight = settings.get("weight")
+    if weight is None:
+        return counts.double()
+    return torch.where(counts, weight.double()[torch.where(counts, target, 0).long()], 0.0)

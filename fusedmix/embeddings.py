@@ -1,0 +1,153 @@
+"""Mixing token embeddings: sequences of different lengths, with their attention masks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from fusedmix import checks
+from fusedmix.functional import mix
+from fusedmix.plan import MixPlan, SparseTargets
+from fusedmix.regression import mix_targets, per_sample
+from fusedmix.transforms import _BY_CLASS, MixUp, Options
+
+_PADDING = ("zeros", "keep")
+
+
+def mix_embeddings(
+    embeddings: Tensor,
+    plan: MixPlan,
+    attention_mask: Tensor | None = None,
+    *,
+    padding: str = "zeros",
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Mixes token embeddings position by position: λ·e + (1-λ)·e[partner]. Differentiable in the embeddings.
+
+    Args:
+        embeddings: (B, T, D) of a dtype that `mix` takes.
+        plan: a plan of constant masks (MixUp, EmbedMix) for B samples, on any device.
+        attention_mask: (B, T) bool, integer or floating point, nonzero at tokens and 0 at padding; or (B,) integer
+            lengths in [0, T]; None: there is no padding.
+        padding: what a sample contributes where it is padded: "zeros", or "keep" for the embedding that stands there.
+        backend: as in `mix`.
+
+    Returns:
+        The mixed embeddings, and their mask in the form and dtype of the one given: a position is a token if it is one
+        of a sample that contributes to it, so the mask is the union of both, and one's own where λ is 1.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong type, dtype or shape.
+    """
+    _check(embeddings, attention_mask)
+    checks.choice("padding", padding, _PADDING)
+    checks.same_batch("embeddings", embeddings, plan)
+    if not plan.constant:
+        raise ValueError("plan must have constant masks, as those of MixUp and EmbedMix, but got another one.")
+    if attention_mask is None:
+        return mix(embeddings, plan, backend=backend), None
+    dtype = attention_mask.dtype
+    if dtype in checks.INTEGER_DTYPES:
+        attention_mask = attention_mask.long()  # for what torch cannot do with the wider unsigned types
+    tokens = attention_mask != 0
+    if attention_mask.ndim == 1:
+        tokens = torch.arange(embeddings.shape[1], device=attention_mask.device) < attention_mask.unsqueeze(1)
+    if padding == "zeros":
+        embeddings = torch.where(tokens.to(embeddings.device).unsqueeze(2), embeddings, 0.0)
+    partner = plan.partner.to(attention_mask.device)
+    lam = per_sample(plan.lam, attention_mask)
+    own = torch.where(lam == 0.0, 0, attention_mask)
+    lent = torch.where(lam == 1.0, 0, attention_mask[partner])
+    return mix(embeddings, plan, backend=backend), torch.maximum(own, lent).to(dtype)
+
+
+class EmbedMix(MixUp):
+    """EmbedMix: Mixup of token embeddings, with λ ~ Beta(α, α) and λ ← max(λ, 1-λ), so that the sample itself keeps at
+    least half (Guo et al., "Augmenting Data with Mixup for Sentence Classification", 2019; the fold as in fastai).
+
+    Call it with embeddings, not with a batch: `embeddings, attention_mask, targets = mix(embeddings, attention_mask,
+    labels)`. It mixes in training and evaluation mode alike.
+
+    Args:
+        alpha: α > 0.
+        fold: whether λ ← max(λ, 1-λ).
+        padding: as in `mix_embeddings`.
+        **options: see `transforms.Options`; those that find images and labels in a batch, inplace and mask_classes have
+            no meaning here.
+    """
+
+    _in_sets = False  # a set draws by the methods' numbers, and the fold is none of them
+
+    def __init__(
+        self, *, alpha: float = 0.2, fold: bool = True, padding: str = "zeros", **options: Unpack[Options]
+    ) -> None:
+        super().__init__(alpha=alpha, **options)
+        self.fold = checks.boolean("fold", fold)
+        self.padding = checks.choice("padding", padding, _PADDING)
+
+    def sample(self, batch_size: int, size: Any, **options: Any) -> MixPlan:
+        """As `MixTransform.sample`, with λ folded unless it is given."""
+        plan = super().sample(batch_size, size, **options)
+        if not self.fold or options.get("lam") is not None:
+            return plan
+        lam = torch.maximum(plan.lam, 1.0 - plan.lam)
+        return replace(plan, lam=lam, weight=lam.double(), value=torch.stack((lam, torch.zeros_like(lam)), 1))
+
+    def forward(
+        self, embeddings: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor | SparseTargets | None]:
+        """Draws a plan and mixes by it.
+
+        Args:
+            embeddings, attention_mask: as in `mix_embeddings`.
+            labels: (B,) classes, (B, K) soft labels, or (B,) and larger floating-point targets, which are mixed by
+                `mix_targets`; None: there are none.
+
+        Returns:
+            The mixed embeddings, their mask and the mixed labels (`SparseTargets` for targets="sparse").
+
+        Raises:
+            TypeError, ValueError: an argument does not fit; nothing has been drawn then.
+        """
+        _check(embeddings, attention_mask)
+        numbers = labels is not None and labels.is_floating_point() and not (self.label_smoothing and labels.ndim == 2)
+        if labels is not None and not numbers:
+            self._check_labels(labels)
+        if labels is not None and (not labels.ndim or labels.shape[0] != embeddings.shape[0]):
+            raise ValueError(f"labels must have one entry for each of {embeddings.shape[0]} samples, but got {labels}.")
+        plan = self.sample(
+            embeddings.shape[0],
+            (max(embeddings.shape[1], 1),),
+            labels=labels if self._pairing in _BY_CLASS else None,
+            device=embeddings.device if self.sampling == "device" else None,
+        )
+        targets: Any = None
+        if labels is not None and numbers and self.targets == "dense":
+            targets = mix_targets(labels, plan)
+        elif labels is not None:
+            targets = self._mix_targets(labels, plan, embeddings.device)
+        mixed, united = mix_embeddings(embeddings, plan, attention_mask, padding=self.padding, backend=self.backend)
+        return mixed, united, targets
+
+
+def _check(embeddings: Tensor, attention_mask: Tensor | None) -> None:
+    checks.batch("embeddings", embeddings)
+    if embeddings.ndim != 3 or not embeddings.is_floating_point():
+        raise ValueError(
+            "embeddings must be (batch_size, tokens, features) and floating point, but got "
+            f"{embeddings.dtype} of shape {tuple(embeddings.shape)}."
+        )
+    if attention_mask is None:
+        return
+    checks.tensor("attention_mask", attention_mask)
+    batch_size, tokens, _ = embeddings.shape
+    lengths = attention_mask.shape == (batch_size,) and attention_mask.dtype in checks.INTEGER_DTYPES
+    if attention_mask.shape != (batch_size, tokens) and not lengths:
+        raise ValueError(
+            f"attention_mask must be ({batch_size}, {tokens}), or ({batch_size},) integer lengths, but got "
+            f"{attention_mask.dtype} of shape {tuple(attention_mask.shape)}."
+        )

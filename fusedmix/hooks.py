@@ -1,0 +1,409 @@
+"""Mixing inside any training loop: hooks on a model, which mix its input or a hidden state while it trains."""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils.hooks import RemovableHandle
+
+from fusedmix import checks, structure
+from fusedmix.checkpointing import in_backward, recorded, recording
+from fusedmix.criteria import MixedCriterion, MixedFunction
+from fusedmix.draws import CPU
+from fusedmix.functional import mix as apply
+from fusedmix.plan import MixPlan
+from fusedmix.transforms import _BY_CLASS, MixTransform
+
+_KEPT = 64  # forward passes whose plans are kept for backward passes that recompute them
+_SEVERAL = "fusedmix.attach: which layer is mixed decides what the graph is; attach to the compiled model instead."
+_WRAPPERS = ("module", "_orig_mod")  # of DistributedDataParallel and torch.compile
+
+
+def attach(
+    model: nn.Module,
+    mix: MixTransform,
+    *,
+    layers: Sequence[nn.Module | str] | None = None,
+    inputs: Sequence[int | str] | None = None,
+    calls: str = "first",
+) -> MixHandle:
+    """Mixes what a model computes with, in its forward passes in training mode; in evaluation it is left alone.
+
+    Mixing is out of place, whatever mix.inplace, and differentiable: gradients flow to a sample and to its partner. The
+    labels are mixed in the loss: `criterion = handle.wrap(criterion)`.
+
+    Args:
+        model: its input is mixed before its forward. It may be compiled, before or after this call (with several
+            layers: before, or without fullgraph), and may be inside or around a DistributedDataParallel.
+        mix: a mixing module; its pairing may not be by class, as a forward pass knows no labels. One plan is drawn for
+            every forward pass of the model, from the generator of `mix`. With the input alone the draws are those of
+            `mix(images, labels)`.
+        layers: None: the input. Else for every forward pass one of these is drawn uniformly, and its output is mixed
+            (Verma et al., "Manifold Mixup", ICML 2019): modules of the model, or their names in model.named_modules();
+            "" or "input" is the input of the model. Of an output that is a tuple, list or dict the first floating-point
+            tensor is mixed. Hidden states are (B, ...) for MixUp and SamplePairing, (B, C, *S) with 1 to 3 spatial
+            sides for every method.
+        inputs: which arguments are mixed if it is the input, all by one plan: positions and keywords, as the model is
+            called. None: the first floating-point tensor among the arguments, which may be inside tuples and dicts.
+        calls: where a layer is called several times in one forward pass: "first": its first output is mixed; "all":
+            every one, by one plan (branches that share an encoder).
+
+    Returns:
+        A handle that wraps criteria, knows the last plan and removes the hooks. It is a context manager. Copies of a
+        model (deepcopy, pickle) stay attached: copy the model and the handle together, or remove the handle before.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong type, or names no layer of the model.
+        In a forward pass: ValueError if there is nothing to mix or it cannot be mixed; RuntimeError in a replica of the
+            model (nn.DataParallel), or where a checkpointed function is recomputed and its plan is not known.
+    """
+    return MixHandle(model, mix, layers, inputs, calls)
+
+
+def attached(model: nn.Module) -> list[MixHandle]:
+    """The handles that are attached to a model, also those that came with a copy of it."""
+    hooks = (getattr(hook, "__self__", None) for hook in model._forward_pre_hooks.values())
+    return [handle for handle in hooks if isinstance(handle, MixHandle)]
+
+
+class _Step:
+    """One forward pass: which layer was drawn, what it was mixed by, and what was told to the layers that were called
+    where a checkpointed function may call them again."""
+
+    def __init__(self, recomputed: bool) -> None:
+        self.recomputed = recomputed
+        self.drawn = 0
+        self.plan: MixPlan | None = None
+        self.told: dict[int, tuple[MixPlan | None, bool]] = {}  # by tag: the plan, and whether it was drawn for it
+
+
+class MixHandle:
+    """What `attach` returns.
+
+    Attributes:
+        model: the model it is attached to.
+        mix: the mixing module.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        mix: MixTransform,
+        layers: Sequence[nn.Module | str] | None,
+        inputs: Sequence[int | str] | None,
+        calls: str,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module, but got {type(model).__name__}.")
+        if not isinstance(mix, MixTransform):
+            raise TypeError(f"mix must be a mixing module such as fusedmix.MixUp, but got {type(mix).__name__}.")
+        if mix._pairing in _BY_CLASS:
+            raise ValueError(f"mix must find partners without labels, but got one with pairing={mix.pairing!r}.")
+        self.model = model
+        self.mix = mix
+        found = _found(model, layers)
+        self._names, self._layers = tuple(found), tuple(found.values())
+        self._inputs = _arguments(inputs)
+        self._all = checks.choice("calls", calls, ("first", "all")) == "all"
+        self._forget()
+        self._hooks: list[RemovableHandle] = [model.register_forward_pre_hook(self._begin, with_kwargs=True)]
+        for layer in self._layers:
+            if layer is not None:
+                self._hooks.append(layer.register_forward_hook(self._after_layer))
+        self._hooks.append(model.register_forward_hook(self._finish))
+        self._hooks.append(model.register_forward_hook(self._close, always_call=True))
+        self._attached = True
+
+    @property
+    def plan(self) -> MixPlan | None:
+        """The plan of the model's last forward pass in training mode; None if there was none, if it raised, or if the
+        layer that was drawn was not called in it."""
+        return None if self._last is None else self._last.plan
+
+    def wrap(self, criterion: Callable[..., Any], *, targets: str | None = None) -> Any:
+        """The criterion on mixed labels: called as criterion(output, target) with the target as the loader gave it.
+
+        While the model is in training mode the labels are mixed by the plan of its last forward pass, else the call is
+        the criterion's own. Where several forward passes come before their losses, keep `handle.plan` after each and
+        pass it: wrapped(output, target, plan=plan).
+
+        Args:
+            criterion: an nn.Module or a function of (output, target, ...).
+            targets: "dense": criterion(output, mixed), where mixed are (B, K) soft labels with the label smoothing of
+                `mix` (K: its num_classes, or the width of a (B, K) output), or for floating-point targets
+                `mix_targets`. "sparse": w·L(output, target) + (1-w)·L(output, target[partner]), for criteria without
+                soft labels. Where samples differ in w that takes a `reduction` that can be set, as an attribute or a
+                keyword, and the criterion is reduced after the weighing. None: what `mix` has.
+
+        Returns:
+            An nn.Module that holds the criterion, or for a function a callable.
+
+        Raises:
+            TypeError, ValueError: an argument is of the wrong type or value; in a call the labels do not fit.
+            RuntimeError, in a call: the model is in training mode and no forward pass has been finished since it was
+                attached or since one raised.
+        """
+        targets = self.mix.targets if targets is None else checks.choice("targets", targets, ("dense", "sparse"))
+        if not callable(criterion):
+            raise TypeError(f"criterion must be an nn.Module or a function, but got {type(criterion).__name__}.")
+        if isinstance(criterion, (MixedCriterion, MixedFunction)):
+            raise ValueError("criterion is wrapped already: its labels would be mixed twice.")
+        if targets == "sparse" and self.mix.label_smoothing:
+            raise ValueError(
+                f'label_smoothing must be 0 with targets="sparse", but mix has {self.mix.label_smoothing}: give it to '
+                "the criterion."
+            )
+        kind = MixedCriterion if isinstance(criterion, nn.Module) else MixedFunction
+        return kind(self, criterion, targets)  # type: ignore[arg-type]
+
+    def remove(self) -> None:
+        """Takes the hooks off: the model is what it was. Wrapped criteria pass labels unchanged from then on."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        self._attached = False
+        self._forget()
+
+    def __enter__(self) -> MixHandle:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy has made no forward pass yet.
+        return {**self.__dict__, "_active": None, "_last": None, "_kept": deque(maxlen=_KEPT)}
+
+    def plan_for_loss(self) -> MixPlan | None:
+        """The plan that labels are to be mixed by now, None for not at all; raises where that is not known."""
+        if not self._attached or not self.model.training:
+            return None
+        if self._last is None:
+            raise RuntimeError(
+                "The labels cannot be mixed: the model has finished no forward pass in training mode since it was "
+                "attached, or its last one raised. Call the model first, or pass plan=."
+            )
+        return self._last.plan
+
+    def _forget(self) -> None:
+        self._active: _Step | None = None  # the forward pass that runs now
+        self._last: _Step | None = None  # the last one in training mode that was finished
+        self._kept: deque[_Step] = deque(maxlen=_KEPT)
+
+    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Before the forward of the model."""
+        if not module.training:
+            self._active = None
+            return None
+        if module is not self.model:
+            raise RuntimeError(
+                "The forward pass is that of a replica of the attached model (nn.DataParallel, copy.copy), whose plan "
+                "nobody would know. Use DistributedDataParallel, or attach to the copy."
+            )
+        step = _Step(not torch.compiler.is_compiling() and in_backward())
+        if not step.recomputed:
+            self._last = None
+        self._active = step
+        if len(self._layers) > 1:
+            if torch.compiler.is_compiling():
+                torch._dynamo.graph_break(msg=_SEVERAL)
+                step.drawn = self._draw_layer_uncompiled()
+            else:
+                step.drawn = self._draw_layer()
+        if self._layers[step.drawn] is not None:
+            return None
+        if self._inputs is not None:
+            return self._mix_named(step, args, kwargs)
+        return self._mix_first(step, (args, kwargs), self._names[step.drawn])
+
+    def _after_layer(self, module: nn.Module, _: Any, output: Any) -> Any:
+        """After the forward of one of the layers."""
+        step = self._active
+        if torch.compiler.is_compiling():  # recomputation is then the compiler's business
+            if step is None or not self._mixes(step, module):
+                return None
+            return self._mix_first(step, output, self._names[step.drawn])
+        again = in_backward()
+        if step is None or step.recomputed != again:
+            return self._mix_again(output) if again and self.model.training else None
+        tag = _draw_tag() if again or _may_run_again() else None
+        plan, mixes = step.plan, self._mixes(step, module)
+        if mixes:
+            # The seed is the tag, so that the tag is all that is drawn here from PyTorch's own generator: as much as
+            # when the plan is looked up, or what is drawn after it would differ.
+            seed = tag if self.mix.generator is None else None
+            output = self._mix_first(step, output, self._names[step.drawn], seed)
+        if tag is not None:
+            if not step.told and not again:
+                self._kept.append(step)
+            step.told[tag] = (step.plan if mixes else None), plan is None
+        return output if mixes else None
+
+    def _mix_again(self, output: Any) -> Any:
+        """After a layer that a checkpointed function calls again: mixes as in the forward pass, whatever came since."""
+        tag = _draw_tag()
+        told = next((step.told[tag] for step in reversed(self._kept) if tag in step.told), None)
+        if told is None:
+            raise RuntimeError(
+                "A checkpointed function that holds a layer of fusedmix.attach is recomputed, and nothing says by what "
+                "plan: PyTorch did not rewind its generator (preserve_rng_state=False), or more than "
+                f"{_KEPT} forward passes came in between. Pass context_fn=fusedmix.checkpoint_contexts to "
+                "torch.utils.checkpoint.checkpoint, or preserve_rng_state=True."
+            )
+        plan, drawn = told
+        if plan is None:
+            return None
+        step = _Step(recomputed=True)
+        # What is recorded is handed out in its order, and this plan is in it.
+        step.plan = recorded(lambda: plan, rewinds=True) if drawn and recording() else plan
+        return self._mix_first(step, output, "a layer's output")
+
+    def _mixes(self, step: _Step, module: nn.Module) -> bool:
+        return self._layers[step.drawn] is module and (self._all or step.plan is None)
+
+    def _draw_layer(self) -> int:
+        generator = self.mix.generator
+        device = CPU if generator is None else generator.device
+
+        def draw() -> int:
+            return int(torch.randint(len(self._layers), (), generator=generator, device=device))
+
+        return recorded(draw, rewinds=generator is None)
+
+    _draw_layer_uncompiled = torch._disable_dynamo(_draw_layer)  # torch.compiler.disable would import the compiler here
+
+    def _mix_named(self, step: _Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The arguments of the model with those mixed that `inputs` names."""
+        assert self._inputs is not None
+        positional, named = list(args), dict(kwargs)
+        for key in self._inputs:
+            where: Any = positional if isinstance(key, int) else named
+            if key not in (range(len(args)) if isinstance(key, int) else kwargs):
+                raise ValueError(
+                    f"inputs names {key!r}, but the model was called with {len(args)} positional arguments and the "
+                    f"keywords {list(kwargs)}."
+                )
+            where[key] = self._mixed(step, checks.tensor(f"inputs {key!r}", where[key]), f"input {key!r}")
+        return tuple(positional), named
+
+    def _mix_first(self, step: _Step, tree: Any, what: str, seed: int | None = None) -> Any:
+        """A tensor, or any structure, with its first floating-point tensor mixed."""
+        if type(tree) is Tensor and tree.is_floating_point():
+            return self._mixed(step, tree, what, seed)
+        leaves, spec = pytree.tree_flatten(tree)
+        for i, leaf in enumerate(leaves):
+            if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.ndim:
+                leaves[i] = self._mixed(step, leaf, what, seed)
+                return pytree.tree_unflatten(leaves, spec)
+        raise ValueError(
+            f"{what} must hold a floating-point tensor to mix, but got {[type(leaf).__name__ for leaf in leaves]}. "
+            "Pass inputs= to name what is mixed, or layers= to mix a hidden state, such as the output of an embedding."
+        )
+
+    def _mixed(self, step: _Step, x: Tensor, what: str, seed: int | None = None) -> Tensor:
+        if step.plan is None:
+            step.plan = self._sample(x, what, seed)
+        return structure.like(apply(structure.plain(x), step.plan, backend=self.mix.backend), x)
+
+    def _sample(self, x: Tensor, what: str, seed: int | None) -> MixPlan:
+        checks.batch(what, structure.plain(x))
+        size = structure.spatial_size(x)
+        if not 1 <= len(size) <= 3 or 0 in size:
+            if not self.mix._constant:
+                raise ValueError(
+                    f"{what} must be (batch_size, channels, ...) with 1 to 3 spatial sides of at least one pixel to be "
+                    f"mixed by {type(self.mix).__name__}, but has shape {tuple(x.shape)}. MixUp mixes any shape."
+                )
+            size = (1,)
+        device = x.device if self.mix.sampling == "device" else None
+        return self.mix.sample(x.shape[0], size, device=device, seed=seed)
+
+    def _finish(self, _module: nn.Module, _args: Any, _output: Any) -> None:
+        """After a forward of the model that did not raise."""
+        step = self._active
+        if step is None or step.recomputed:
+            return
+        self._last = step
+        if step.plan is None and not torch.compiler.is_compiling():
+            warnings.warn(
+                f"{self._names[step.drawn]} was to be mixed, but the layer was not called in this forward pass: "
+                "nothing was mixed.",
+                stacklevel=2,
+            )
+
+    def _close(self, _module: nn.Module, _args: Any, _output: Any) -> None:
+        """After every forward of the model, also one that raised."""
+        self._active = None
+
+
+def _draw_tag() -> int:
+    """A number that a checkpointed function draws again when it is recomputed: it names the call of a layer."""
+    return recorded(lambda: int(torch.empty((), dtype=torch.int64, device=CPU).random_()), rewinds=True)
+
+
+def _may_run_again() -> bool:
+    """Whether the code that runs now may be inside a checkpointed function: the reentrant kind turns grad off, the
+    other one keeps saved tensors by hooks."""
+    return not torch.is_grad_enabled() or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
+def _found(model: nn.Module, layers: Any) -> dict[str, nn.Module | None]:
+    """The layers by the names that errors give them; None for the input of the model."""
+    if layers is None:
+        return {"the model's input": None}
+    if not isinstance(layers, Sequence) or isinstance(layers, str):
+        raise TypeError(f"layers must be a sequence of modules or names, or None, but got {type(layers).__name__}.")
+    if not layers:
+        raise ValueError("layers must hold at least one module or name, but got none. None mixes the input.")
+    names = dict(model.named_modules())
+    found: dict[str, nn.Module | None] = {}
+    for i, layer in enumerate(layers):
+        if isinstance(layer, str):
+            name = layer if layer in names else _unwrapped(layer, names)
+            if layer not in ("", "input") and name is None:
+                raise ValueError(f"layers[{i}] must name a module of the model, but got {layer!r}.")
+        elif isinstance(layer, nn.Module):
+            name = next((name for name, module in names.items() if module is layer), None)
+            if name is None:
+                raise ValueError(f"layers[{i}] must be a module of the model, but got another {type(layer).__name__}.")
+        else:
+            raise TypeError(f"layers[{i}] must be a module or a name, but got {type(layer).__name__}.")
+        is_input = layer is model or layer in ("", "input")
+        key = "the model's input" if is_input else f"the output of layer {name!r}"
+        module = None if is_input else names[str(name)]
+        if key in found or (module is not None and any(module is other for other in found.values())):
+            raise ValueError(f"layers must differ, but layers[{i}] is {layer!r} again.")
+        found[key] = module
+    return found
+
+
+def _unwrapped(name: str, names: dict[str, nn.Module]) -> str | None:
+    """The full name of a layer that is named as in the model without its wrappers."""
+    for full in names:
+        parts = full.split(".")
+        while parts and parts[0] in _WRAPPERS:
+            parts = parts[1:]
+        if parts and ".".join(parts) == name:
+            return full
+    return None
+
+
+def _arguments(inputs: Any) -> tuple[int | str, ...] | None:
+    if inputs is None:
+        return None
+    if not isinstance(inputs, Sequence) or isinstance(inputs, str):
+        raise TypeError(
+            f"inputs must be a sequence of positions and keywords, or None, but got {type(inputs).__name__}."
+        )
+    for i, key in enumerate(inputs):
+        if not isinstance(key, str):
+            checks.integer(f"inputs[{i}]", key, 0)
+    if not inputs or len(set(inputs)) < len(inputs):
+        raise ValueError(f"inputs must name at least one argument, and each once, but got {inputs!r}.")
+    return tuple(inputs)

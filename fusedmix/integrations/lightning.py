@@ -1,0 +1,133 @@
+"""Mixing in Lightning, with `lightning` as with `pytorch_lightning`: `Trainer(callbacks=[MixCallback(mix)])`.
+
+Example:
+    >>> class Classifier(L.LightningModule):
+    ...     def training_step(self, batch, batch_idx):
+    ...         images, targets = batch  # mixed: targets are (B, K)
+    ...         return F.cross_entropy(self(images), targets)
+    >>> mix = fm.RandomMix([fm.MixUp(alpha=0.8), fm.CutMix()], num_classes=1000)
+    >>> L.Trainer(callbacks=[MixCallback(mix)]).fit(Classifier(), train_loader, val_loader)
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections import UserDict
+from collections.abc import MutableMapping, MutableSequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from fusedmix import checks, structure
+from fusedmix.integrations.positions import check_mix, mix_at, schedules
+from fusedmix.transforms import MixTransform
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback
+else:
+    try:  # the same package under two names: the one that the program uses
+        if "pytorch_lightning" in sys.modules and "lightning.pytorch" not in sys.modules:
+            from pytorch_lightning import Callback
+        else:
+            try:
+                from lightning.pytorch import Callback
+            except ModuleNotFoundError:
+                from pytorch_lightning import Callback
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            "fusedmix.integrations.lightning needs Lightning, which is not installed: pip install lightning"
+        ) from error
+
+
+class MixCallback(Callback):
+    """Mixes every batch of the training, on the device and after the module's own on_after_batch_transfer.
+
+    Validation, sanity checks, tests and predictions see their batches as they are. The elements of the batch that hold
+    images, masks and labels are replaced, so they must lie in lists or dicts, as those of PyTorch's default collation
+    do. Labels become (B, K) soft targets, or `SparseTargets` if the module says targets="sparse"; what else
+    training_step does with labels, such as an accuracy, must expect that.
+
+    The draws of a batch follow from the seed, the rank, the epoch and the number of the batch in it. A training that
+    is resumed from a checkpoint, also in the middle of an epoch, mixes as one that was not interrupted.
+
+    Args:
+        mix: any mixing module, with generator=None.
+        schedule: None, or one or several objects whose `step(epoch)` is called before the first batch of every epoch;
+            those with `state_dict` and `load_state_dict` are part of the checkpoint.
+        seed: None: the seed of torch's generator on rank 0 when the training starts (what `seed_everything` set).
+            Resuming takes the seed of the checkpoint.
+
+    Raises:
+        TypeError: a batch holds what is to be replaced in a tuple, or training_step takes a dataloader_iter.
+    """
+
+    def __init__(self, mix: MixTransform, *, schedule: Any = None, seed: int | None = None) -> None:
+        self.mix = check_mix(mix)
+        self.schedules = schedules("schedule", schedule)
+        self.seed = None if seed is None else checks.integer("seed", seed, -(2**63), 2**64 - 1)
+        self._epoch: int | None = None  # for which the schedules were stepped
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        if "dataloader_iter" in inspect.signature(pl_module.training_step).parameters:
+            raise TypeError(
+                "MixCallback cannot mix what training_step(dataloader_iter) fetches by itself: let it take a batch, or "
+                "call the mixing module in it."
+            )
+        if self.seed is None:
+            self.seed = trainer.strategy.broadcast(torch.initial_seed())
+        self._epoch = None
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        epoch = trainer.current_epoch
+        if epoch != self._epoch:  # not on_train_epoch_start, which a training resumed in the middle of one skips
+            for schedule in self.schedules:
+                schedule.step(epoch)
+            self._epoch = epoch
+        assert self.seed is not None
+        sample = dict(batch) if isinstance(batch, UserDict) else batch
+        paths = _replaced(sample, self.mix)
+        mixed = mix_at(self.mix, sample, self.seed, trainer.global_rank, epoch, batch_idx)
+        for path in paths:
+            holder = batch
+            for key in path[:-1]:
+                holder = key.get(holder)
+            new = mixed
+            for key in path:
+                new = key.get(new)
+            holder[path[-1].idx if isinstance(holder, MutableSequence) else path[-1].key] = new
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "seed": self.seed,
+            "schedules": [s.state_dict() if hasattr(s, "state_dict") else None for s in self.schedules],
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seed = state_dict["seed"]
+        for schedule, state in zip(self.schedules, state_dict["schedules"], strict=True):
+            if state is not None:
+                schedule.load_state_dict(state)  # type: ignore[attr-defined]
+
+
+def _replaced(batch: Any, mix: MixTransform) -> list[Any]:
+    """The paths of what mixing replaces in a batch.
+
+    Raises:
+        TypeError: one of them cannot be replaced where it is.
+    """
+    parsed = structure.parse(batch, type(mix).__name__, mix.labels_getter, mix.images_getter)
+    positions = [*parsed.images, *parsed.masks, *([parsed.labels_index] if parsed.labels is not None else [])]
+    paths = [path for path, _ in pytree.tree_flatten_with_path(batch)[0]]
+    for i in positions:
+        holder = batch
+        for key in paths[i][:-1]:
+            holder = key.get(holder)
+        if not paths[i] or not isinstance(holder, (MutableSequence, MutableMapping)):
+            raise TypeError(
+                f"MixCallback replaces images and labels in the batch, which must hold them in a list or a dict, but "
+                f"got a {type(holder).__name__}. Return a list from collate_fn, or call the mixing module in "
+                "on_after_batch_transfer."
+            )
+    return [paths[i] for i in positions]

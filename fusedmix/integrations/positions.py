@@ -1,0 +1,67 @@
+"""Draws that follow from where a training is, not from what was drawn before.
+
+A trainer saves one generator, or none, or seeds all ranks alike. A batch that is mixed by draws of (seed, rank, epoch,
+batch) needs nothing saved: a resumed training repeats it, every rank has its own, and what else is drawn (a sanity
+check, a search for the learning rate, dropout) cannot shift it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import torch
+
+from fusedmix.transforms import MixTransform
+
+
+class Schedule(Protocol):
+    """What changes a mixing module from epoch to epoch."""
+
+    def step(self, epoch: int) -> object:
+        """Sets what it schedules to its value in the epoch, the first being 0."""
+
+
+def mix_at(mix: MixTransform, batch: Any, *position: int) -> Any:
+    """`mix(batch)`, drawn by a generator that is seeded by the position and leaves torch's own alone."""
+    digest = hashlib.blake2b(repr(position).encode(), digest_size=8).digest()
+    mix.generator = torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+    try:
+        return mix(batch)
+    finally:
+        mix.generator = None
+
+
+def check_mix(mix: Any) -> MixTransform:
+    """`mix`, if `mix_at` can use it.
+
+    Raises:
+        TypeError: it is not a mixing module.
+        ValueError: it has a generator of its own, which would be ignored.
+    """
+    if not isinstance(mix, MixTransform):
+        raise TypeError(f"mix must be a mixing module such as fusedmix.CutMix(), but got {type(mix).__name__}.")
+    if mix.generator is not None:
+        raise ValueError(
+            "mix must have generator=None, because its draws follow from seed, rank and step, but it has one. "
+            "Pass a seed instead."
+        )
+    return mix
+
+
+def schedules(name: str, given: Any) -> tuple[Schedule, ...]:
+    """None, a schedule or several as a tuple.
+
+    Raises:
+        TypeError: something has no method `step`.
+    """
+    if given is None:
+        return ()
+    several = tuple(given) if isinstance(given, Iterable) else (given,)
+    for schedule in several:
+        if not callable(getattr(schedule, "step", None)):
+            raise TypeError(
+                f"{name} must be None, or one or several objects with step(epoch), but got {type(schedule).__name__}."
+            )
+    return several

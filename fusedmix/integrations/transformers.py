@@ -1,0 +1,176 @@
+"""Mixing in the Trainer of Hugging Face Transformers, for image classification: `MixTrainer(mix=...)` in its place.
+
+A data collator is no place for it: the Trainer collates evaluation batches by the same one, counts each entry of (B, K)
+labels as an item of the batch, and draws the first batch after resuming before it restores the generators.
+
+Example:
+    >>> model = ViTForImageClassification.from_pretrained(name, num_labels=1000, ignore_mismatched_sizes=True)
+    >>> mix = fm.RandomMix([fm.MixUp(alpha=0.8), fm.CutMix()], num_classes=1000)
+    >>> trainer = MixTrainer(
+    ...     model=model, args=args, train_dataset=train, eval_dataset=test, mix=mix, compute_metrics=accuracy
+    ... )
+    >>> trainer.train()
+    >>> trainer.evaluate()  # as it always was: nothing is mixed
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fusedmix import checks
+from fusedmix.integrations.positions import check_mix, mix_at, schedules
+from fusedmix.plan import SparseTargets
+from fusedmix.transforms import MixTransform
+
+try:
+    from transformers import Trainer
+except ImportError as error:  # also what Transformers raises where its Trainer lacks Accelerate
+    raise ImportError(
+        "fusedmix.integrations.transformers needs the Trainer of Transformers, which is not installed or cannot be "
+        f"imported ({error}): pip install transformers accelerate"
+    ) from error
+
+
+class MixTrainerMixin:
+    """What makes a Trainer mix; for Trainers of one's own: `class Mine(MixTrainerMixin, MyTrainer)`.
+
+    In training, and only there, the inputs are mixed on the device just before the model sees them. The model is not
+    given the labels: given soft ones, and config.problem_type None, it would silently take binary cross-entropy for
+    its loss, and flatten them otherwise. The loss is `mixed_loss`, or the `compute_loss_func` that the Trainer got,
+    which is called with soft targets then; it is scaled for gradient accumulation as the Trainer scales its own.
+    `label_smoothing_factor` acts as usual.
+
+    The draws of a batch follow from the seed, the rank, the optimizer step and the number of the batch in it: every
+    rank has its own, and a training that is resumed from a checkpoint mixes as one that was not interrupted.
+
+    Args:
+        *args, **kwargs: those of the Trainer.
+        mix: any mixing module, with generator=None; None: nothing is mixed. Its labels_getter="default" finds the key
+            "labels"; the images are the first other tensor.
+        mix_schedule: None, or one or several objects whose `step(epoch)` is called before the first batch of every
+            epoch. They are not part of checkpoints, but stepped when a training resumes.
+        mix_seed: None: `args.seed`.
+
+    Raises:
+        ValueError: the model's problem_type is another than single-label classification and there is no
+            compute_loss_func; labels would be smoothed twice; a batch of the training has no "labels".
+    """
+
+    # Of the Trainer.
+    args: Any
+    model: Any
+    state: Any
+    compute_loss_func: Any
+
+    def __init__(
+        self,
+        *args: Any,
+        mix: MixTransform | None = None,
+        mix_schedule: Any = None,
+        mix_seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.mix = None if mix is None else check_mix(mix)
+        self.mix_schedules = schedules("mix_schedule", mix_schedule)
+        super().__init__(*args, **kwargs)
+        given = self.args.seed if mix_seed is None else mix_seed
+        self.mix_seed = checks.integer("mix_seed", given, -(2**63), 2**64 - 1)
+        self._at = (-1, -1)  # optimizer step, batch in it
+        self._epoch: int | None = None  # for which the schedules were stepped
+        if mix is None:
+            return
+        smoothing = self.args.label_smoothing_factor
+        if smoothing and mix.label_smoothing:
+            raise ValueError(
+                f"Labels would be smoothed twice: label_smoothing_factor={smoothing} and "
+                f"mix.label_smoothing={mix.label_smoothing}. Set one of them to 0."
+            )
+        self._loss_of_mixed = self.compute_loss_func
+        if self._loss_of_mixed is None:
+            self._loss_of_mixed = functools.partial(_loss, label_smoothing=smoothing)
+            problem = getattr(getattr(self.model, "config", None), "problem_type", None)
+            if problem not in (None, "single_label_classification"):
+                raise ValueError(
+                    "The model's problem_type must be None or 'single_label_classification', for which mixing has a "
+                    f"loss, but got {problem!r}. Pass compute_loss_func= for another loss."
+                )
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        self._at, self._epoch = (-1, -1), None
+        return super().train(*args, **kwargs)  # type: ignore[misc]
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        if self.mix is None or not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[misc]
+        if "labels" not in inputs:
+            raise ValueError(f'The batch must hold its labels under "labels", but has only {sorted(inputs)}.')
+        state = self.state
+        epoch = int(state.epoch or 0)
+        if epoch != self._epoch:
+            for schedule in self.mix_schedules:
+                schedule.step(epoch)
+            self._epoch = epoch
+        step, batch = self._at
+        self._at = (step, batch + 1) if step == state.global_step else (state.global_step, 0)
+        if self.compute_loss_func is None:
+            num_items_in_batch = _samples(num_items_in_batch, inputs["labels"])
+        mixed = mix_at(self.mix, dict(inputs), self.mix_seed, self.args.process_index, *self._at)
+
+        # While the Trainer computes this loss, and not when it asks later who has scaled it.
+        before, self.compute_loss_func = self.compute_loss_func, self._loss_of_mixed
+        try:
+            return super().compute_loss(model, mixed, return_outputs, num_items_in_batch)  # type: ignore[misc]
+        finally:
+            self.compute_loss_func = before
+
+
+class MixTrainer(MixTrainerMixin, Trainer):
+    """`transformers.Trainer` that mixes in training: see `MixTrainerMixin` for its keywords and what it does."""
+
+
+def mixed_loss(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Tensor:
+    """Cross-entropy as a `compute_loss_func`, for classes as for mixed labels, never a binary one.
+
+    For Trainers whose batches come mixed already; `MixTrainer` needs no compute_loss_func. (Sparse targets cannot come
+    so: the Trainer does not take named tuples apart.)
+
+    Args:
+        outputs: of the model, with (B, K) logits.
+        labels: (B,) classes or (B, K) soft targets.
+        num_items_in_batch: what the Trainer counted, a sample with (B, K) labels as K items; None: the mean.
+
+    Returns:
+        float32 (float64 for float64 logits), a scalar: the mean, or the sum divided by the number of samples.
+    """
+    return _loss(outputs, labels, _samples(num_items_in_batch, labels))
+
+
+def _samples(num_items: Any, labels: Any) -> Any:
+    """How many samples the Trainer counted: it counts the entries of its labels."""
+    if num_items is None or not isinstance(labels, Tensor) or labels.ndim < 2:
+        return num_items
+    return num_items / labels.shape[1]
+
+
+def _loss(outputs: Any, labels: Any, num_items_in_batch: Any = None, *, label_smoothing: float = 0.0) -> Tensor:
+    logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
+    z = logits if logits.dtype == torch.float64 else logits.float()
+
+    def each(targets: Tensor) -> Tensor:
+        targets = targets.to(z.device, z.dtype if targets.ndim == 2 else torch.int64)
+        return F.cross_entropy(z, targets, label_smoothing=label_smoothing, reduction="none")
+
+    if isinstance(labels, SparseTargets):
+        weight = labels.weight.to(z.device)
+        own, lent = weight.to(z.dtype), (1.0 - weight).to(z.dtype)
+        losses = own * each(labels.labels) + lent * each(labels.partner_labels)
+    else:
+        losses = each(labels)
+    return losses.mean() if num_items_in_batch is None else losses.sum() / num_items_in_batch

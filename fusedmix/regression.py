@@ -1,0 +1,41 @@
+"""Targets that are numbers rather than classes, mixed by a plan."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fusedmix import checks
+from fusedmix.plan import MixPlan
+
+
+def mix_targets(targets: Tensor, plan: MixPlan) -> Tensor:
+    """Mixes regression targets: weight·y + (1-weight)·y[partner]. Differentiable in y.
+
+    Args:
+        targets: (B, ...) float32, float16, bfloat16 or float64. A sample that the plan leaves as it is keeps its target
+            bit for bit, also where that of its partner is infinite or NaN.
+        plan: the plan that mixed the batch, on any device.
+
+    Returns:
+        A new tensor of the shape and dtype of the targets, computed in float32 at least.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong type, dtype or shape.
+    """
+    checks.tensor("targets", targets)
+    if targets.ndim < 1 or targets.dtype not in checks.IMAGE_DTYPES[:4]:
+        raise ValueError(
+            f"targets must be (batch_size, ...) with one of the dtypes {checks.names(checks.IMAGE_DTYPES[:4])} "
+            f"(classes are mixed by mix_labels), but got {targets.dtype} of shape {tuple(targets.shape)}."
+        )
+    checks.same_batch("targets", targets, plan)
+    y = targets if targets.dtype == torch.float64 else targets.float()
+    weight = per_sample(plan.weight, y)
+    mixed = weight.to(y.dtype) * y + (1.0 - weight).to(y.dtype) * y[plan.partner.to(y.device)]
+    return torch.where(weight == 1.0, y, mixed).to(targets.dtype)
+
+
+def per_sample(weight: Tensor, x: Tensor) -> Tensor:
+    """(B,) beside a (B, ...) tensor, in a shape that broadcasts over it."""
+    return weight.to(x.device).reshape(-1, *[1] * (x.ndim - 1))

@@ -1,0 +1,234 @@
+"""The CUDA kernels of the label losses, run on the CPU by csrc/shim, against the reference: results and every byte.
+
+As in test_cuda_kernels.py each call also fails on a race, on memory that is nobody's and on what nobody has written.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fusedmix.backends import reference
+from fusedmix.methods import Pairing, Per, Reduction
+
+shim_build = pytest.importorskip("shim_build")  # fcntl: not on Windows
+pytestmark = pytest.mark.skipif(shim_build.missing() is not None, reason=str(shim_build.missing()))
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+CLASSES = (1, 2, 7, 8, 33, 1000, 2049, 21841)
+LABELS = (
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.float64,
+    torch.bool,
+    torch.int8,
+    torch.int64,
+    torch.uint32,
+)
+
+
+@pytest.fixture(scope="module")
+def built():
+    from shim_backend import Shim
+
+    return Shim()
+
+
+@pytest.fixture
+def shim(built):
+    built.module.seed(0)
+    built.module.set_yield_probability(1 / 256)
+    yield built
+    built.forget()
+    built.module.set_yield_probability(1 / 32)
+
+
+def aligned(*shape, dtype=torch.float32, offset=0):
+    """Memory that begins so many elements after a multiple of 16 bytes."""
+    count = torch.Size(shape).numel()
+    whole = torch.empty(count + 32 + offset, dtype=dtype)
+    start = (-whole.data_ptr() % 16) // whole.element_size() + offset
+    return whole[start : start + count].view(shape)
+
+
+def mixed_for(b, k, pairing=Pairing.RANDOM, per=Per.SAMPLE, soft=None, weighted=False, dtype=torch.float32, seed=0):
+    """labels, partner, weight, pairing, per and class_weight of a loss."""
+    torch.manual_seed(seed + 100 * b + k)
+    partner = {
+        Pairing.ROLL: torch.arange(b).roll(1),
+        Pairing.FLIP: torch.arange(b).flip(0),
+        Pairing.RANDOM: torch.randperm(b),
+    }[pairing]
+    weight = torch.rand(1 if per == Per.BATCH else b, dtype=torch.float64).expand(b).contiguous()
+    labels = torch.randint(k, (b,)) if soft is None else torch.rand(b, k).mul(1.9).to(soft)
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    return labels, partner, weight, pairing, per, torch.rand(k, dtype=compute) if weighted else None
+
+
+def both(shim, z, mixed, smoothing=0.1, ignore=-100, reduction=Reduction.MEAN, pos_weight=None, threshold=None, **how):
+    """(losses and gradients of both losses by the kernels, the same by the reference)."""
+    found = []
+    for operators, options in ((shim, how), (reference, {})):
+        results = []
+        if mixed[0].ndim == 1:
+            loss, statistics, scale = operators.cross_entropy(z, *mixed, smoothing, ignore, reduction, **options)
+            grad = torch.linspace(0.5, 2, max(1, loss.numel()), dtype=loss.dtype)[: loss.numel()].reshape(loss.shape)
+            args = (grad, z, *mixed, statistics, scale, smoothing, ignore)
+            results += [loss, operators.cross_entropy_backward(*args, **options)]
+        hard = mixed[0] if mixed[0].ndim == 2 else mixed[0].clamp(0)
+        args = (z, hard, *mixed[1:], pos_weight, smoothing, threshold, reduction)
+        loss = operators.binary_cross_entropy(*args, **options)
+        grad = torch.linspace(0.5, 2, max(1, loss.numel()), dtype=loss.dtype)[: loss.numel()].reshape(loss.shape)
+        found.append([*results, loss, operators.binary_cross_entropy_backward(grad, *args, **options)])
+    return found
+
+
+def assert_alike(found, expected):
+    for got, want in zip(found, expected, strict=True):
+        assert got.dtype == want.dtype
+        eps = torch.finfo(torch.float64 if got.dtype == torch.float64 else torch.float32).eps
+        size = float(want.double().abs().nan_to_num(0).max()) if want.numel() else 0.0
+        size = max(size, 1.0) if got.shape[1:] == (1,) else size  # 1 - 1: what is left of rounding
+        spacing = torch.finfo(got.dtype).tiny * torch.finfo(got.dtype).eps
+        torch.testing.assert_close(
+            got, want, rtol=torch.finfo(got.dtype).eps, atol=64 * eps * size + spacing, equal_nan=True
+        )
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("k", CLASSES)
+def test_any_size(shim, dtype, k):
+    for b, (reduction, weighted) in zip((1, 3, 2), ((0, True), (2, False), (1, True)), strict=True):
+        mixed = mixed_for(b, k, weighted=weighted, dtype=dtype)
+        z = aligned(b, k, dtype=dtype).copy_(3 * torch.randn(b, k))
+        pos_weight = 2 * mixed[-1] if weighted else None
+        assert_alike(*both(shim, z, mixed, 0.1 * weighted, reduction=reduction, pos_weight=pos_weight, threshold=None))
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_any_layout(shim, dtype):
+    for k, pairing, per in itertools.product(
+        (5, 70), (Pairing.ROLL, Pairing.FLIP, Pairing.RANDOM), (Per.BATCH, Per.SAMPLE)
+    ):
+        mixed = mixed_for(4, k, pairing, per, dtype=dtype)
+        x = 3 * torch.randn(4, k, dtype=torch.float64)
+        for z in (
+            aligned(4, k, dtype=dtype, offset=1).copy_(x),
+            aligned(4, k + 3, dtype=dtype)[:, 2 : k + 2].copy_(x),
+            aligned(k, 4, dtype=dtype).t().copy_(x),
+            aligned(4, 2 * k, dtype=dtype)[:, ::2].copy_(x),
+            x.to(dtype)[:, :1].expand(4, k),
+        ):
+            assert_alike(*both(shim, z, mixed, travels=per == Per.BATCH))
+
+
+@pytest.mark.parametrize("label_dtype", LABELS, ids=str)
+@pytest.mark.parametrize("threshold", [None, 0.4])
+def test_soft_labels(shim, label_dtype, threshold):
+    for k, dtype in ((6, torch.bfloat16), (90, torch.float32), (3, torch.float64)):
+        labels, *rest = mixed_for(4, 2 * k, soft=label_dtype, dtype=dtype)
+        labels = labels[:, 1::2]
+        z = aligned(4, k, dtype=dtype).copy_(3 * torch.randn(4, k))
+        assert_alike(
+            *both(
+                shim,
+                z,
+                (labels, *rest),
+                threshold=threshold,
+                pos_weight=torch.rand(k).to(z.dtype if dtype == torch.float64 else torch.float32),
+            )
+        )
+
+
+@pytest.mark.parametrize("reduction", [Reduction.NONE, Reduction.SUM, Reduction.MEAN])
+def test_ignored_labels_infinities_and_nan(shim, reduction):
+    inf, nan = torch.inf, torch.nan
+    rows = [
+        [0.0, -inf, 1.0, 2.0, 3.0],
+        [-inf, -inf, 1.0, 0.0, 1.0],
+        [1.0, nan, 0.0, 1.0, 1.0],
+        [-inf] * 5,
+        [inf, *[0.0] * 4],
+    ]
+    z = torch.tensor(rows).repeat(1, 13)
+    for seed, smoothing, labels in itertools.product(
+        range(2), (0.0, 0.2), ([0, 1, 2, 3, 4], [-100, 1, -100, 3, -100], [-100] * 5, [0, 70, 2, -5, 3])
+    ):
+        mixed = (torch.tensor(labels), *mixed_for(5, 65, seed=seed)[1:])
+        found = []
+        for operators in (shim, reference):
+            loss, statistics, scale = operators.cross_entropy(z, *mixed, smoothing, -100, reduction)
+            grad = torch.ones_like(loss)
+            found.append([loss, operators.cross_entropy_backward(grad, z, *mixed, statistics, scale, smoothing, -100)])
+        assert_alike(*found)
+
+
+def test_an_empty_batch(shim):
+    for reduction in (Reduction.NONE, Reduction.SUM, Reduction.MEAN):
+        assert_alike(*both(shim, torch.empty(0, 5), mixed_for(0, 5), reduction=reduction))
+
+
+@given(st.integers(1, 5), st.integers(1, 300), st.sampled_from(FLOATS), st.integers(0, 3), st.integers(0, 2**31))
+@settings(max_examples=40, deadline=None)
+def test_whatever_the_order_of_threads(built, b, k, dtype, offset, seed):
+    built.module.seed(seed)
+    z = aligned(b, k, dtype=dtype, offset=offset).copy_(torch.randn(b, k))
+    assert_alike(*both(built, z, mixed_for(b, k, dtype=dtype, seed=seed), reduction=Reduction.NONE))
+
+
+@pytest.mark.parametrize("dtype", FLOATS[:3], ids=str)
+@pytest.mark.parametrize("k", [1000, 1003, 5000])
+def test_logits_are_read_once_and_gradients_written_once(shim, dtype, k):
+    """Whatever the number of classes 16 bytes at a time, but for the ends of rows and the logits of two labels."""
+    b, width = 3, 16 // dtype.itemsize
+    mixed = mixed_for(b, k)
+    z = aligned(b, k, dtype=dtype).copy_(torch.randn(b, k))
+    loss, statistics, scale = shim.cross_entropy(z, *mixed, 0.1, -100, Reduction.MEAN)
+    assert shim.kernels() == ["loss", "finish"]
+    reads, _ = shim.counts("logits", z)
+    of_labels = torch.zeros(b, k).index_put_((torch.arange(b), mixed[0]), torch.ones(b), accumulate=True)
+    of_labels.index_put_((torch.arange(b), mixed[0][mixed[1]]), torch.ones(b), accumulate=True)
+    assert torch.equal(reads, 1 + of_labels.long())
+    forward = shim.launches()[0][1]["buffers"]["logits"]["read_widths"]
+    shim.cross_entropy_backward(loss, z, *mixed, statistics, scale, 0.1, -100)
+    (backward,) = (launch["buffers"] for _, launch in shim.launches())
+    assert backward["logits"]["max_reads"] == backward["gradient"]["max_writes"] == 1
+    assert backward["gradient"]["distinct_written_bytes"] == z.nbytes
+    vectors = sum((k - (-z[i].data_ptr() % 16) // dtype.itemsize) // width for i in range(b))
+    ends = b * k - vectors * width
+    assert forward.pop(16) == backward["logits"]["read_widths"].pop(16) == backward["gradient"]["write_widths"].pop(16)
+    assert sum(forward.values()) == ends + 2 * b
+    assert sum(backward["logits"]["read_widths"].values()) == ends
+    shim.binary_cross_entropy(z, *mixed, None, 0.1, None, Reduction.MEAN_OF_ALL)
+    assert shim.launches()[0][1]["buffers"]["logits"]["max_reads"] == 1
+    shim.binary_cross_entropy_backward(loss, z, *mixed, None, 0.1, None, Reduction.MEAN_OF_ALL)
+    assert shim.launches()[0][1]["buffers"]["gradient"]["write_widths"][16] == vectors
+
+
+def test_approximations(shim):
+    """exp and log1p as the CPU has them, to a few units in the last place."""
+    x = torch.cat(
+        [torch.linspace(-110, 0, 20001), torch.linspace(-720, -80, 5001), -torch.logspace(-30, 1, 3001)]
+    ).double()
+    wide, narrow = (torch.from_numpy(y) for y in shim.module.exp_nonpositive(x.numpy()))
+    for got, at, least, limit in ((wide, x, -708.0, 2), (narrow, x.float(), -87.3, 2)):
+        exact = at.double().exp()
+        there = at >= least
+        unit = torch.finfo(got.dtype).eps
+        assert ((got.double() - exact).abs() <= limit * unit * exact)[there].all()
+        assert not got[at < least].any()
+    u = torch.cat(
+        [torch.linspace(0, 1, 20001, dtype=torch.float64), torch.logspace(-300, 0, 3001, dtype=torch.float64)]
+    )
+    wide, narrow = (torch.from_numpy(y) for y in shim.module.log1p_unit(u.numpy()))
+    for got, at in ((wide, u), (narrow, u.float())):
+        exact = at.double().log1p()
+        assert ((got.double() - exact).abs() <= 4 * torch.finfo(got.dtype).eps * exact + 2e-45).all()
+    special = torch.tensor([-torch.inf, torch.nan, 0.0, -0.0], dtype=torch.float64)
+    for got in shim.module.exp_nonpositive(special.numpy()):
+        torch.testing.assert_close(torch.from_numpy(got).double(), special.exp(), equal_nan=True, rtol=0, atol=0)
