@@ -179,11 +179,6 @@ def draw_of(row: Tensor, per: int, batch_size: int) -> Tensor:
     return row if per == Per.SAMPLE else torch.minimum(row, batch_size - 1 - row) if per == Per.PAIR else row * 0
 
 
-def made_on(kind: Tensor, seed: Tensor) -> torch.device:
-    """Where the masks of a plan are made: where it is, or where its seed is if it is on the CPU."""
-    return kind.device if kind.device.type != "cpu" else seed.device
-
-
 def rows(per: int, batch_size: int) -> int:
     """How many masks are stored for a batch."""
     return Per(per).draws(batch_size) if batch_size else 0
@@ -213,13 +208,10 @@ def masks(
         soft: whether levels are wanted.
 
     Returns:
-        (masks, ceil(S / 32)) int32, or (masks, S) int16, on the device of `made_on`. Rows of other kinds of masks are
-        0.
+        (masks, ceil(S / 32)) int32, or (masks, S) int16, on the plan's device. Rows of other kinds of masks are 0.
     """
-    batch_size, count = kind.shape[0], math.prod(size)
+    size, batch_size, count = tuple(size), kind.shape[0], math.prod(size)
     n = rows(per, batch_size)
-    device = made_on(kind, seed)
-    kind, geometry, value = (t.to(device) for t in (kind, geometry, value))
     shape, dtype = ((n, count), torch.int16) if soft else ((n, words_per_mask(size)), torch.int32)
     out = torch.zeros(shape, dtype=dtype, device=kind.device)
     seed = seed.to(kind.device).reshape(-1)[:1].reshape(()) if n else seed

@@ -101,10 +101,10 @@ def _fake_mask(kind: Tensor, geometry: Tensor, value: Tensor, size: tuple[int, .
 def _fake_fourier(
     spec: Tensor, kind: Tensor, geometry: Tensor, value: Tensor, seed: Tensor, size: Any, per: int, _: int, soft: bool
 ) -> Tensor:
-    n, device = fourier.rows(per, kind.shape[0]), fourier.made_on(kind, seed)
+    n = fourier.rows(per, kind.shape[0])
     if soft:
-        return kind.new_empty((n, math.prod(size)), dtype=torch.int16, device=device)
-    return kind.new_empty((n, fourier.words_per_mask(size)), device=device)
+        return kind.new_empty((n, math.prod(size)), dtype=torch.int16)
+    return kind.new_empty((n, fourier.words_per_mask(size)))
 
 
 def _fake_like(x: Tensor, *_: Any) -> Tensor:

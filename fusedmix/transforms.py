@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, TypedDict
 
 import torch
@@ -218,17 +219,18 @@ class MixTransform(nn.Module):
             source = self._draw(request, handle, seed, where)
             # A plan of numbers drawn on the host is made on the host.
             made_on = CPU if source.seed is None else where
-            operators = self._operators(made_on)
-            drawn: PlanTensors = operators.sample(*self._placed(request, source, made_on), made_on)
-            pixels = None
-            if self._fourier:
-                noise = source.seed
-                if source.drawn is not None:
-                    noise = source.drawn[:1, NOISE].long()
-                assert noise is not None
-                noise = noise if noise.device.type == "cpu" else moved(noise, made_on)
-                pixels = operators.fourier(spec, *drawn[3:], noise, size, int(per), draws, self._soft)
-            return MixPlan(*drawn, *static, pixels).to(where, non_blocking=True)
+            drawn: PlanTensors = self._operators(made_on).sample(*self._placed(request, source, made_on), made_on)
+            plan = MixPlan(*drawn, *static).to(where, non_blocking=True)
+            if not self._fourier:
+                return plan
+            # Masks that are stored are made where they are wanted, whoever drew the numbers.
+            noise = source.seed
+            if source.drawn is not None:
+                noise = source.drawn[:1, NOISE].long()
+            assert noise is not None
+            noise = noise if noise.device.type == "cpu" else moved(noise, where)
+            numbers = (spec, plan.kind, plan.geometry, plan.value, noise)
+            return replace(plan, pixels=self._operators(where).fourier(*numbers, size, int(per), draws, self._soft))
 
         if torch.compiler.is_compiling():
             return make()

@@ -851,6 +851,8 @@ def test_every_kernel_gets_all_of_its_parameters():
         for soft in (0.0, 0.3):
             noise = fm.FMix(per="sample", max_soft=soft)
             fourier_of(noise, noise.sample(2, (4, 4), seed=0), 0)
+        for loss in (fm.mix_cross_entropy, fm.mix_binary_cross_entropy):
+            loss(torch.rand(9, 4, requires_grad=True), y, plan, backend="triton").backward()
     assert len(seen) == len(KERNELS)
     for function, arguments, constants in seen.values():
         kinds = [annotation is tl.constexpr or annotation == "tl.constexpr" for annotation in annotations(function)]

@@ -214,21 +214,15 @@ Tensor mask(Tensor kind, Tensor geometry, Tensor value, std::vector<int64_t> siz
   return out;
 }
 
-// On the GPU that the plan is on, or else the seed; what of the plan is on the host goes there.
+// On the GPU that the plan is on. The seed may be on the host.
 Tensor fourier(Tensor spec, Tensor kind, Tensor geometry, Tensor value, Tensor seed, std::vector<int64_t> size, int64_t per,
                int64_t draws, bool soft) {
-  const Tensor* on_gpu = nullptr;
-  for (const Tensor* t : {&seed, &value, &geometry, &kind}) {
-    if (t->is_cuda()) on_gpu = t;
-  }
-  if (on_gpu == nullptr) throw std::invalid_argument("fusedmix: neither the plan nor its seed is on a GPU");
-  const Target target(on_gpu->get_device_index());
-  std::vector<Tensor> kept;
-  const auto there = [&](const Tensor& given, ScalarType dtype) {
-    const Tensor t = packed(given, dtype);
-    kept.push_back(t.is_cuda() ? t : target.upload(t.const_data_ptr(), t.numel() * static_cast<int64_t>(t.element_size())));
-    return kept.back().const_data_ptr();
-  };
+  if (!kind.is_cuda()) throw std::invalid_argument("fusedmix: the plan is not on a GPU");
+  const Target target(kind.get_device_index());
+  kind = packed(kind, ScalarType::Int);
+  geometry = packed(geometry, ScalarType::Int);
+  value = packed(value, ScalarType::Float);
+  seed = packed(seed, ScalarType::Long);
   const Tensor rows = packed(spec, ScalarType::Double);
   cuda::Fourier f{};
   f.rows = reinterpret_cast<const MethodRow*>(rows.const_data_ptr());
@@ -239,13 +233,13 @@ Tensor fourier(Tensor spec, Tensor kind, Tensor geometry, Tensor value, Tensor s
   f.per = static_cast<int32_t>(per);
   f.draws = static_cast<int32_t>(draws);
   if (seed.is_cuda()) {
-    f.seed = static_cast<const int64_t*>(there(seed, ScalarType::Long));
+    f.seed = const_data<int64_t>(seed);
   } else if (seed.numel() > 0) {
-    f.seed_value = static_cast<uint64_t>(*const_data<int64_t>(packed(seed, ScalarType::Long)));
+    f.seed_value = static_cast<uint64_t>(*const_data<int64_t>(seed));
   }
-  f.kind = static_cast<const int32_t*>(there(kind, ScalarType::Int));
-  f.geometry = static_cast<const int32_t*>(there(geometry, ScalarType::Int));
-  f.value = static_cast<const float*>(there(value, ScalarType::Float));
+  f.kind = const_data<int32_t>(kind);
+  f.geometry = const_data<int32_t>(geometry);
+  f.value = const_data<float>(value);
   const int64_t pixels = f.size[0] * f.size[1] * f.size[2], n = mask_rows(per, f.batch);
   const Tensor out = soft ? target.empty({n, pixels}, ScalarType::Short) : target.empty({n, (pixels + 31) / 32}, ScalarType::Int);
   if (soft) {

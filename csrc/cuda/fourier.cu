@@ -462,7 +462,7 @@ struct SelectArgs {
   uint32_t* bits;
 };
 
-FUSEDMIX_WIDE_KERNEL(kSelectThreads) select_kernel(FUSEDMIX_ARGS(SelectArgs, args)) {
+FUSEDMIX_WIDE_KERNEL(kSelectThreads, 2) select_kernel(FUSEDMIX_ARGS(SelectArgs, args)) {
   FUSEDMIX_SHARED(int32_t, counts, kCounts);
   FUSEDMIX_SHARED(int32_t, totals, kBins);
   FUSEDMIX_SHARED(int32_t, groups, 16);
@@ -501,7 +501,7 @@ struct SoftenArgs {
 // The ranks of the 2·soft pixels of an edge, which a mask with levels needs, come from sorting these alone: gathered in the
 // order of pixels, then a stable radix sort of four bits at a time. Eight passes of a block over its items, each thread's
 // share in a row: on paper some 100 µs for an edge of a fifth of 224², whatever else the device does. Few use soft masks.
-FUSEDMIX_WIDE_KERNEL(kSelectThreads) soften_kernel(FUSEDMIX_ARGS(SoftenArgs, args)) {
+FUSEDMIX_WIDE_KERNEL(kSelectThreads, 1) soften_kernel(FUSEDMIX_ARGS(SoftenArgs, args)) {
   FUSEDMIX_SHARED(int32_t, counts, kCounts);
   FUSEDMIX_SHARED(int32_t, totals, kBins);
   FUSEDMIX_SHARED(int32_t, groups, 16);

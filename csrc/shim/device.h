@@ -14,7 +14,7 @@
 #include "core.h"
 
 #define FUSEDMIX_KERNEL(threads) void
-#define FUSEDMIX_WIDE_KERNEL(threads) void
+#define FUSEDMIX_WIDE_KERNEL(threads, blocks) void
 #define FUSEDMIX_DEVICE inline
 // By reference to the launch's one copy, so that its address range is known. A kernel's type is void(const Args&) here.
 #define FUSEDMIX_ARGS(type, name) const type& name

@@ -61,19 +61,7 @@ def mask(
     return m
 
 
-def fourier(
-    spec: Tensor,
-    kind: Tensor,
-    geometry: Tensor,
-    value: Tensor,
-    seed: Tensor,
-    size: tuple[int, ...],
-    per: int,
-    draws: int,
-    soft: bool,
-) -> Tensor:
-    """The pixels of the Fourier masks of a plan (fusedmix/fourier.py)."""
-    return masks(spec, kind, geometry, value, seed, tuple(size), per, draws, soft)
+fourier = masks  # the pixels of the Fourier masks of a plan
 
 
 def blend(w: Tensor, a: Tensor, b: Tensor) -> Tensor:

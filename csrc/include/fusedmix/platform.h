@@ -52,8 +52,8 @@ FUSEDMIX_HD double cos_turns(double x) {
 // Three blocks of 128 threads at least must fit on a multiprocessor (csrc/cuda/mix_kernel.h). Without that number ptxas aims at
 // some more, and for it spills a few bytes of the kernels that need few registers.
 #define FUSEDMIX_KERNEL(threads) __global__ void __launch_bounds__(threads, 3)
-// For kernels whose blocks are few and large: one fits, whatever it takes.
-#define FUSEDMIX_WIDE_KERNEL(threads) __global__ void __launch_bounds__(threads)
+// For kernels whose blocks are few and large: how many must fit. Here too ptxas aims at more if it is not said.
+#define FUSEDMIX_WIDE_KERNEL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
 #define FUSEDMIX_DEVICE __device__ __forceinline__
 // An argument struct by value that may be indexed and pointed to without a copy to local memory.
 #define FUSEDMIX_ARGS(type, name) const __grid_constant__ type name
