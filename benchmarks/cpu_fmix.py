@@ -16,20 +16,12 @@ import numpy as np
 import torch
 
 import fusedmix as fm
-from benchmarks.common import (
-    RESULTS,
-    Check,
-    Timing,
-    environment,
-    interleave,
-    markdown,
-    parser,
-    targets_table,
-    wall,
-    write_csv,
-)
+from benchmarks.common import RESULTS, parser
 from benchmarks.fmix_numpy import mask
 from fusedmix.backends import choose
+from fusedmix.bench.environment import environment
+from fusedmix.bench.results import Check, markdown, targets_table, write_csv
+from fusedmix.bench.timing import Timing, interleave, wall
 
 LAM = 0.5
 

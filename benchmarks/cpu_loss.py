@@ -19,21 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import fusedmix as fm
-from benchmarks.common import (
-    RESULTS,
-    Check,
-    Timing,
-    dtype_name,
-    environment,
-    interleave,
-    markdown,
-    parser,
-    targets_table,
-    wall,
-    write_csv,
-    write_json,
-)
+from benchmarks.common import RESULTS, parser
 from fusedmix.backends import choose
+from fusedmix.bench.environment import environment
+from fusedmix.bench.results import Check, dtype_name, markdown, targets_table, write_csv, write_json
+from fusedmix.bench.timing import Timing, interleave, wall
 
 LARGE, MEDIUM = (256, 21841), (256, 1000)
 FASTER = 2.0  # times PyTorch, float32 and ImageNet-21k

@@ -21,22 +21,12 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 import fusedmix as fm
-from benchmarks.common import (
-    RESULTS,
-    Check,
-    Timing,
-    environment,
-    host_microseconds,
-    interleave,
-    markdown,
-    parser,
-    targets_table,
-    wall,
-    write_csv,
-    write_json,
-)
+from benchmarks.common import RESULTS, parser
 from benchmarks.first_use import import_seconds
 from fusedmix.backends import choose
+from fusedmix.bench.environment import environment
+from fusedmix.bench.results import Check, markdown, targets_table, write_csv, write_json
+from fusedmix.bench.timing import Timing, host_microseconds, interleave, wall
 from fusedmix.methods import Per
 
 CLASSES = 1000

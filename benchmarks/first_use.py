@@ -22,7 +22,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import RESULTS, ROOT, environment, parser, slug, write_json
+from benchmarks.common import RESULTS, ROOT, parser
+from fusedmix.bench.environment import environment, slug
+from fusedmix.bench.results import write_json
 
 # Prints what happened when, in seconds since the epoch.
 _FIRST_BATCH = """

@@ -16,9 +16,10 @@ from torch import Tensor
 
 import fusedmix as fm
 from benchmarks import peers
-from benchmarks.common import Timing, dtype_name, interleave
-from benchmarks.device_timing import Clones, Replays, finish
 from fusedmix import backends as fused_backends
+from fusedmix.bench.device import Clones, Replays, finish
+from fusedmix.bench.results import dtype_name
+from fusedmix.bench.timing import Timing, interleave
 from fusedmix.ops import draw_on_host
 
 METHODS: dict[str, Callable[..., fm.MixTransform]] = {

@@ -15,7 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from benchmarks.common import ROOT, Timing, dtype_name
+from benchmarks.common import ROOT
+from fusedmix.bench.results import dtype_name
+from fusedmix.bench.timing import Timing
 
 LIMIT = 120.0  # seconds
 DTYPE = torch.bfloat16

@@ -15,10 +15,11 @@ from torch import Tensor
 
 import fusedmix as fm
 from benchmarks import peers
-from benchmarks.common import Check, Timing, dtype_name, interleave
 from benchmarks.cpu_loss import LARGE, LOSSES, Loss
-from benchmarks.device_timing import Clones, Replays, finish
 from benchmarks.gpu_batch import noting
+from fusedmix.bench.device import Clones, Replays, finish
+from fusedmix.bench.results import Check, dtype_name
+from fusedmix.bench.timing import Timing, interleave
 
 DRY = (6, 40)
 FASTER, FLOOR = 3.0, 1.2  # times PyTorch on dense targets; times the floor

@@ -25,24 +25,14 @@ from torch import Tensor
 
 import fusedmix as fm
 from benchmarks import gpu_first, gpu_loss, peers
-from benchmarks.common import (
-    RESULTS,
-    Check,
-    Timing,
-    dtype_name,
-    environment,
-    host_microseconds,
-    markdown,
-    parser,
-    slug,
-    targets_table,
-    write_csv,
-    write_json,
-)
-from benchmarks.device_timing import extra_memory, finish
+from benchmarks.common import RESULTS, parser
 from benchmarks.gpu_batch import METHODS, Batch, noting
 from benchmarks.gpu_targets import host_targets, targets
 from fusedmix import backends as fused_backends
+from fusedmix.bench.device import extra_memory, finish
+from fusedmix.bench.environment import environment, slug
+from fusedmix.bench.results import Check, dtype_name, markdown, targets_table, write_csv, write_json
+from fusedmix.bench.timing import Timing, host_microseconds
 
 LARGE, SMALL = (256, 3, 224, 224), (512, 3, 32, 32)
 DRY = (6, 3, 8, 16)

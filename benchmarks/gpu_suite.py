@@ -30,8 +30,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import RESULTS, ROOT, environment, markdown, parser, slug, write_json
+from benchmarks.common import RESULTS, ROOT, parser
 from fusedmix.backends import native
+from fusedmix.bench.environment import environment, slug
+from fusedmix.bench.results import markdown, write_json
 
 TOTAL = 480.0  # seconds
 # Seconds that a stage may take, in the order in which they run: what is measured before what takes longest to check.

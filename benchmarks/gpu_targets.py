@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks.common import Check, Timing
+from fusedmix.bench.results import Check
+from fusedmix.bench.timing import Timing
 
 BLEND = 1.10  # times the copy of as many bytes
 BOX, BOX_EXTRA = 1.25, 3.0  # times the copy of the box's bytes, and microseconds

@@ -13,7 +13,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.common import RESULTS, ROOT, markdown
+from benchmarks.common import RESULTS, ROOT
+from fusedmix.bench.results import markdown
 
 README = ROOT / "README.md"
 _PLACE = r"(<!-- table: {name} -->\n).*?(<!-- end of table -->)"

@@ -17,7 +17,8 @@ import fusedmix as fm
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # benchmarks is no part of what is installed
 
-from benchmarks import common, gpu_batch, gpu_first, gpu_targets  # noqa: E402
+from benchmarks import gpu_batch, gpu_first, gpu_targets  # noqa: E402
+from fusedmix.bench import environment, results, timing  # noqa: E402
 
 ENVIRONMENT = {"device", "driver", "torch", "cuda", "triton", "commit", "date"}
 TIMING = {"measure", "provider", "call", "method", "backend", "pairing", "per", "inplace", "dtype", "shape", "share"}
@@ -56,7 +57,7 @@ def test_everything_is_measured_once_a_round():
 
         return start
 
-    times = common.interleave({key: measure(key) for key in "abc"}, 5, lambda: finished.append(len(said)))
+    times = timing.interleave({key: measure(key) for key in "abc"}, 5, lambda: finished.append(len(said)))
     assert finished == [3, 6, 9, 12, 15]
     assert all(sorted(said[i : i + 3]) == list("abc") for i in range(0, 15, 3))
     assert len({tuple(said[i : i + 3]) for i in range(0, 15, 3)}) > 1  # not always in the same order
@@ -64,7 +65,7 @@ def test_everything_is_measured_once_a_round():
 
 
 def test_summary_of_times():
-    row = common.Timing("wall", "torch", "copy")
+    row = timing.Timing("wall", "torch", "copy")
     row.record([float(x) for x in range(10, 0, -1)])
     assert (row.median_us, row.p20_us, row.p80_us, row.least_us, row.repeats) == (5.5, 3.0, 9.0, 1.0, 10)
 
@@ -74,21 +75,21 @@ def test_summary_of_times():
     [("NVIDIA H200", "h200"), ("NVIDIA A100-SXM4-80GB", "a100-sxm4"), ("NVIDIA GeForce RTX 4090", "rtx-4090")],
 )
 def test_files_are_named_after_the_device(name, expected):
-    assert common.slug(name) == expected
+    assert environment.slug(name) == expected
 
 
 def test_checks():
-    assert common.Check("a", 1.0, 1.0, "x").met
-    assert not common.Check("a", 1.01, 1.0, "x").met
-    assert common.Check("a", 2.0, 1.8, "x", at_least=True).met
-    assert not common.Check("a", 1.7, 1.8, "x", at_least=True).met
-    table = common.targets_table([common.Check("a", 1.0, 1.0, "x"), common.Check("b", 2.0, 1.0, "x")])
+    assert results.Check("a", 1.0, 1.0, "x").met
+    assert not results.Check("a", 1.01, 1.0, "x").met
+    assert results.Check("a", 2.0, 1.8, "x", at_least=True).met
+    assert not results.Check("a", 1.7, 1.8, "x", at_least=True).met
+    table = results.targets_table([results.Check("a", 1.0, 1.0, "x"), results.Check("b", 2.0, 1.0, "x")])
     assert table.count("FAIL") == 1
     assert table.endswith("1 of 2 targets met")
 
 
 def test_environment():
-    found = common.environment(torch.device("cpu"), "abc")
+    found = environment.environment(torch.device("cpu"), "abc")
     assert set(found) >= ENVIRONMENT
     assert found["commit"] == "abc"
     assert found["fusedmix"] == fm.__version__
@@ -100,10 +101,10 @@ def fused_rows(backend, fused_us):
     common_fields = {"method": "MixUp", "pairing": "roll", "per": "batch", "backend": backend}
     box = {"pairing": "flip", "per": "sample", "backend": backend}
     fused = [
-        common.Timing("device", "fusedmix", "mix_", inplace=True, **common_fields),
-        common.Timing("device", "fusedmix", "mix", **common_fields),
-        common.Timing("device", "fusedmix", "module", inplace=True, **common_fields),
-        common.Timing("device", "fusedmix", "mix_", "CutMix", inplace=True, share=0.5, **box),
+        timing.Timing("device", "fusedmix", "mix_", inplace=True, **common_fields),
+        timing.Timing("device", "fusedmix", "mix", **common_fields),
+        timing.Timing("device", "fusedmix", "module", inplace=True, **common_fields),
+        timing.Timing("device", "fusedmix", "mix_", "CutMix", inplace=True, share=0.5, **box),
     ]
     for row, us in zip(fused, fused_us, strict=True):
         row.median_us, row.copy_ratio = us, us / (100.0 * row.share)
@@ -114,9 +115,9 @@ def peer_rows():
     """Rows of the same shape: torchvision at 450 µs, torch.compile at 100 and 210."""
     common_fields = {"method": "MixUp", "pairing": "roll", "per": "batch"}
     peers = [
-        common.Timing("device", "torchvision", "module", **common_fields),
-        common.Timing("device", "torch.compile", "mix", **common_fields),
-        common.Timing("device", "torch.compile", "mix_", inplace=True, **common_fields),
+        timing.Timing("device", "torchvision", "module", **common_fields),
+        timing.Timing("device", "torch.compile", "mix", **common_fields),
+        timing.Timing("device", "torch.compile", "mix_", inplace=True, **common_fields),
     ]
     for row, us in zip(peers, (450.0, 100.0, 210.0), strict=True):
         row.median_us = us
@@ -166,8 +167,8 @@ def test_targets_of_triton_where_there_is_no_cuda():
 
 
 def test_targets_on_the_host():
-    rows = [common.Timing("host", "fusedmix", call, "CutMix", "triton") for call in ("mix_", "module, x", "mix_labels")]
-    rows.append(common.Timing("host", "fusedmix", "mix_", "CutMix", "cuda"))
+    rows = [timing.Timing("host", "fusedmix", call, "CutMix", "triton") for call in ("mix_", "module, x", "mix_labels")]
+    rows.append(timing.Timing("host", "fusedmix", "mix_", "CutMix", "cuda"))
     for row, least in zip(rows, (39.0, 41.0, 99.0, 99.0), strict=True):
         row.record([least, 500.0, 600.0])
     assert [(check.value, check.met) for check in gpu_targets.host_targets(rows)] == [(39.0, True), (41.0, False)]

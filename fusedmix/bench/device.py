@@ -73,7 +73,7 @@ class Replays:
             self.measure = "device, eager"
 
     def start(self) -> Callable[[], float]:
-        """A measurement for common.interleave: microseconds of one call."""
+        """A measurement for timing.interleave: microseconds of one call."""
         self._clones.refill()
         if self.measure == "wall":
             begin = time.perf_counter()
