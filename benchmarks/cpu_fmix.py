@@ -17,9 +17,9 @@ import torch
 
 import fusedmix as fm
 from benchmarks.common import RESULTS, parser
-from benchmarks.fmix_numpy import mask
 from fusedmix.backends import choose
 from fusedmix.bench.environment import environment
+from fusedmix.bench.fmix_numpy import mask
 from fusedmix.bench.results import Check, markdown, targets_table, write_csv
 from fusedmix.bench.timing import Timing, interleave, wall
 

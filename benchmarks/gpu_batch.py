@@ -17,6 +17,7 @@ from torch import Tensor
 import fusedmix as fm
 from benchmarks import peers
 from fusedmix import backends as fused_backends
+from fusedmix.bench import copies
 from fusedmix.bench.device import Clones, Replays, finish
 from fusedmix.bench.results import dtype_name
 from fusedmix.bench.timing import Timing, interleave
@@ -218,7 +219,7 @@ class Batch:
         for share in shares:
             n = max(16, int(share * total) // 16 * 16)
             out, x = ([t.flatten()[:n] for t in clones] for clones in (self.clones.out, self.clones.x))
-            for name, copy in peers.copies(self.device).items():
+            for name, copy in copies.copies(self.device).items():
                 row = self.row("copy", name, provider="triton" if name == "triton" else "torch", share=share)
                 yield Entry(row, partial(_copy, copy, out, x))
 
@@ -250,7 +251,7 @@ def _ignoring_clones(call: Callable[..., Any], arguments: tuple[Any, ...], k: in
     return call(*arguments)
 
 
-def _copy(copy: peers.Copy, out: list[Tensor], x: list[Tensor], k: int) -> None:
+def _copy(copy: copies.Copy, out: list[Tensor], x: list[Tensor], k: int) -> None:
     copy(out[k], x[k])
 
 

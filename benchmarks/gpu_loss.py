@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 import fusedmix as fm
-from benchmarks import peers
 from benchmarks.cpu_loss import LARGE, LOSSES, Loss
 from benchmarks.gpu_batch import noting
+from fusedmix.bench import copies
 from fusedmix.bench.device import Clones, Replays, finish
 from fusedmix.bench.results import Check, dtype_name
 from fusedmix.bench.timing import Timing, interleave
@@ -55,7 +55,7 @@ def measure(
                 torch.testing.assert_close(call(0), expected, rtol=tolerance, atol=1e-6)
                 entries.append((row("fusedmix", name, backend=backend), call))
         entries.append((row("torch", name), partial(step, theirs)))
-    for name, copy in peers.copies(device).items():
+    for name, copy in copies.copies(device).items():
         # Of the logits: two thirds of the bytes, which the ratio is told.
         entries.append((row("copy", "copy", method=name), partial(_copy, copy, clones)))
 
@@ -76,7 +76,7 @@ def measure(
     return rows, failed
 
 
-def _copy(copy: peers.Copy, clones: Clones, k: int) -> None:
+def _copy(copy: copies.Copy, clones: Clones, k: int) -> None:
     copy(clones.out[k], clones.x[k])
 
 

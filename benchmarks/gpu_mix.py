@@ -80,7 +80,7 @@ def measure_memory(shape: tuple[int, ...], dtype: torch.dtype, device: torch.dev
     checks = []
     for pairing in ("roll", "flip", "random"):
         mix = fm.MixUp(num_classes=CLASSES[shape], pairing=pairing, per="sample", inplace=True, backend=backend)
-        extra = extra_memory(partial(mix, x, y)) - 4 * shape[0] * CLASSES[shape]
+        extra = extra_memory(partial(mix, x, y), device) - 4 * shape[0] * CLASSES[shape]
         what = f"{backend}: memory in place beside targets, {pairing}, {dtype_name(dtype)} {'x'.join(map(str, shape))}"
         checks.append(Check(what, extra / 2**20, allowed, "MiB"))
     return checks
@@ -92,7 +92,7 @@ def measure_fmix_memory(shape: tuple[int, ...], dtype: torch.dtype, device: torc
     y = torch.randint(CLASSES[shape], (shape[0],), device=device)
     allowed = max(2**20, x.nbytes // 16) / 2**20
     mix = fm.FMix(num_classes=CLASSES[shape], per="sample", inplace=True, sampling="device", backend=backend)
-    extra = extra_memory(partial(mix, x, y)) - 4 * shape[0] * CLASSES[shape]
+    extra = extra_memory(partial(mix, x, y), device) - 4 * shape[0] * CLASSES[shape]
     bits = shape[0] * shape[2] * shape[3] / 8 / 2**20
     what = f"{backend}: memory of FMix in place beside targets, {dtype_name(dtype)} {'x'.join(map(str, shape))}"
     return Check(what, extra / 2**20, allowed + FMIX_MEMORY + bits, "MiB")
@@ -102,7 +102,7 @@ def measure_numpy(size: tuple[int, ...], rounds: int) -> Timing:
     """FMix's mask as it is made on a CPU: normals, an FFT and a sort by NumPy, one mask after the other."""
     import numpy as np
 
-    from benchmarks.fmix_numpy import mask
+    from fusedmix.bench.fmix_numpy import mask
 
     generator = np.random.default_rng(0)
 

@@ -1,13 +1,16 @@
-"""The command line: `fusedmix info`, `fusedmix demo`."""
+"""The command line: `fusedmix info`, `fusedmix demo`, `fusedmix bench`."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
+
 from fusedmix.backends import BackendError
+from fusedmix.bench.cases import DTYPES, LAYOUTS, METHODS, PEERS, PERS, product_of, quick_cases, swept_cases
 
 
 def _positive(text: str) -> int:
@@ -24,6 +27,21 @@ def _seed(text: str) -> int:
     return number
 
 
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(_positive(word) for word in text.split(","))
+
+
+def _words(*allowed: str) -> Callable[[str], tuple[str, ...]]:
+    def words(text: str) -> tuple[str, ...]:
+        given = tuple(text.split(","))
+        for word in given:
+            if word not in allowed:
+                raise argparse.ArgumentTypeError(f"must be among {', '.join(allowed)}, got {word!r}")
+        return given
+
+    return words
+
+
 # argparse names a type after its function in "invalid ... value"
 _positive.__name__ = _seed.__name__ = "int"
 
@@ -32,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fusedmix", description="Mix the images and labels of a training batch in one pass."
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{info,demo}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{info,demo,bench}")
 
     commands.add_parser("info", help="versions, GPU, compilers, which backends work here and which is chosen")
 
@@ -51,6 +69,32 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=_seed, default=0, help="seed of the contact sheet and first seed of the training")
     demo.add_argument("--epochs", type=_positive, default=12, metavar="N", help="epochs of each training run")
     demo.add_argument("--skip-training", action="store_true", help="only the contact sheet")
+
+    bench = commands.add_parser(
+        "bench",
+        help="time mixing side by side with the peers installed here: table, CSV and plot",
+        description="Times whole steps (draws, images, targets) of fusedmix and of the peers installed here on the same "
+        "tensors, after it was shown that they do the same. Without an axis of its own: every method, size and number "
+        "of draws, then one other axis after the other. With any of them: all combinations of the given values.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    bench.add_argument("--quick", action="store_true", help="small batches, less than a minute")
+    bench.add_argument("--out", type=Path, default=Path("fusedmix-bench"), metavar="DIR", help="folder for the results")
+    bench.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU if torch finds one")
+    bench.add_argument("--threads", type=_positive, metavar="N", help="of torch, on the CPU; default: torch's choice")
+    bench.add_argument("--rounds", type=_positive, metavar="N", help="default: 3 if --quick, else 9")
+    bench.add_argument("--commit", help="of the checkout, where there is no .git to ask")
+    bench.add_argument(
+        "--peers", type=_words(*PEERS), metavar="A,B", help=f"of {','.join(PEERS)}; --quick: not torch.compile"
+    )
+    bench.add_argument("--methods", type=_words(*METHODS), metavar="A,B", help=f"of {','.join(METHODS)}")
+    bench.add_argument("--per", type=_words(*PERS), metavar="A,B", help=f"of {','.join(PERS)}")
+    bench.add_argument("--sizes", type=_numbers, metavar="N,M", help="sides of the square images")
+    bench.add_argument("--batches", type=_numbers, metavar="N,M", help="samples; default: by the size")
+    bench.add_argument("--dtypes", type=_words(*DTYPES), metavar="A,B", help=f"of {','.join(DTYPES)}")
+    bench.add_argument("--layouts", type=_words(*LAYOUTS), metavar="A,B", help=f"of {','.join(LAYOUTS)}")
+    bench.add_argument("--classes", type=_numbers, metavar="N,M", help="numbers of classes")
+    bench.add_argument("--backward", action="store_true", help="the gradient of the images too")
     return parser
 
 
@@ -75,6 +119,41 @@ def _demo(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     return 0
 
 
+def _bench(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
+    from fusedmix import bench
+
+    if missing := bench.missing_packages():
+        return _fail("bench", f'{", ".join(missing)} not installed: pip install "fusedmix[bench]"')
+    if args.device == "cuda" and not torch.cuda.is_available():
+        return _fail("bench", "--device cuda: torch finds no GPU")
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"argument --out: cannot use {args.out} as a folder: {error.strerror}")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    axes = {
+        "method": args.methods,
+        "per": args.per,
+        "size": args.sizes,
+        "batch": args.batches,
+        "dtype": args.dtypes,
+        "layout": args.layouts,
+        "classes": args.classes,
+        "backward": (True,) if args.backward else None,
+    }
+    given = {name: values for name, values in axes.items() if values}
+    if args.quick and given:
+        parser.error("argument --quick: it has cases of its own, and excludes the axes")
+    cases = list(product_of(given)) if given else quick_cases() if args.quick else swept_cases()
+    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    # torch.compile takes seconds for every case.
+    peers = args.peers or [peer for peer in PEERS if not (args.quick and peer == "torch.compile")]
+    rounds = args.rounds or (3 if args.quick else 9)
+    options = {"device": device, "peers": peers, "rounds": rounds, "quick": args.quick, "commit": args.commit}
+    return 0 if bench.run(args.out, cases, **options) else 1
+
+
 def _fail(command: str, message: str) -> int:
     print(f"fusedmix {command}: {message}", file=sys.stderr)
     return 1
@@ -85,7 +164,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
     try:
-        return _info() if args.command == "info" else _demo(parser, args)
+        if args.command == "info":
+            return _info()
+        return _demo(parser, args) if args.command == "demo" else _bench(parser, args)
     except BackendError as error:  # FUSEDMIX_BACKEND asks for what cannot run here
         return _fail(args.command, str(error))
 

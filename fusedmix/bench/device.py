@@ -1,31 +1,52 @@
 """Time on the device: calls captured in a CUDA graph, replayed over copies of the batch that outgrow the cache.
 
-On a CPU (dry runs) the same calls are timed by the wall clock.
+On a CPU the same calls are timed by the wall clock. What a call allocates and launches.
 """
 
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable
+from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
 _LEAST_CALLS = 4  # in a graph: what a replay costs before its first kernel is shared among them
+_MOST_CLONES = 128
 _CYCLES_AHEAD = 4_000_000  # that the device waits, some 2 ms, for the host to launch what is in no graph
 
 
+def _cache(device: torch.device) -> int:
+    """Bytes of the last cache before memory."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).L2_cache_size
+    largest = 0
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        found = re.fullmatch(r"(\d+)([KM])", path.read_text().strip())
+        largest = max(largest, int(found[1]) << (10 if found[2] == "K" else 20) if found else 0)
+    return largest
+
+
 class Clones:
-    """Copies of one random batch, together more than three times the second-level cache: when a replay comes back to
+    """Copies of one random batch, together more than three times the last cache: when a replay comes back to
     the first, nothing of it is cached any more."""
 
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, channels_last: bool = False
+    ) -> None:
         size = math.prod(shape) * dtype.itemsize
-        cache = torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else 0
-        self.count = max(_LEAST_CALLS, 3 * cache // size + 1)
-        self._pristine = torch.randn((self.count, *shape), device=device).to(dtype)
+        self.count = max(_LEAST_CALLS, min(_MOST_CLONES, 3 * _cache(device) // size + 1))
+        made = torch.randn((self.count, *shape), device=device)
+        self._pristine = made.to(dtype) if dtype.is_floating_point else (made * 64 + 128).clamp(0, 255).to(dtype)
+        if channels_last:
+            self._pristine = self._pristine.movedim(2, -1).contiguous().movedim(-1, 2)
         self._all = self._pristine.clone()
         self.x: list[Tensor] = list(self._all.unbind())
         self.out: list[Tensor] = list(torch.empty_like(self._all).unbind())
@@ -37,21 +58,37 @@ class Clones:
 
 
 class Replays:
-    """A call for each clone, captured once. `call(k)` works on clone k.
+    """A call for each clone, captured once.
+
+    Args:
+        call: of k: works on clone k.
+        must_capture: else what cannot be captured is timed as it is.
+        restore: whether the clones' data are restored before every measurement: not needed by what leaves them alone.
+        seconds: that a measurement on a CPU may take: slow calls run on fewer clones.
 
     Attributes:
         measure: "device"; "device, eager" for what cannot be captured; "wall" without a GPU.
     """
 
     def __init__(
-        self, call: Callable[[int], Any], clones: Clones, device: torch.device, must_capture: bool = True
+        self,
+        call: Callable[[int], Any],
+        clones: Clones,
+        device: torch.device,
+        must_capture: bool = True,
+        restore: bool = True,
+        seconds: float = 0.25,
     ) -> None:
-        self._call, self._clones = call, clones
+        self._call, self._clones, self._restore = call, clones, restore
         self._graph: torch.cuda.CUDAGraph | None = None
         self._kept: list[Any] = []
         self.measure = "wall"
+        self._calls = clones.count
         if device.type != "cuda":
             call(0)
+            begin = time.perf_counter()
+            call(1)
+            self._calls = max(1, min(clones.count, int(seconds / (time.perf_counter() - begin + 1e-9))))
             return
         stream = torch.cuda.Stream()  # compiles, builds and allocates outside of the capture
         stream.wait_stream(torch.cuda.current_stream())
@@ -74,11 +111,12 @@ class Replays:
 
     def start(self) -> Callable[[], float]:
         """A measurement for timing.interleave: microseconds of one call."""
-        self._clones.refill()
+        if self._restore:
+            self._clones.refill()
         if self.measure == "wall":
             begin = time.perf_counter()
             self._run()
-            microseconds = (time.perf_counter() - begin) * 1e6 / self._clones.count
+            microseconds = (time.perf_counter() - begin) * 1e6 / self._calls
             return lambda: microseconds
         if self._graph is None:
             torch.cuda._sleep(_CYCLES_AHEAD)
@@ -89,7 +127,7 @@ class Replays:
         return lambda: before.elapsed_time(after) * 1e3 / self._clones.count
 
     def _run(self) -> None:
-        for k in range(self._clones.count):
+        for k in range(self._calls):
             self._call(k)
 
 
@@ -99,13 +137,31 @@ def finish(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def extra_memory(call: Callable[[], Any]) -> int:
-    """The most bytes that a call has allocated at any time, what it returns included."""
+def extra_memory(call: Callable[[], Any], device: torch.device) -> int:
+    """The most bytes that a call has allocated at any time by torch, what it returns included."""
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        result = call()
+        torch.cuda.synchronize()
+        del result
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        result = call()
+        del result
+    results = seen.profiler.kineto_results if seen.profiler is not None else None
+    events = [e for e in results.events() if e.name() == "[memory]"] if results is not None else []
+    held = accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns()))
+    return max(0, *held, 0)
+
+
+def launches(call: Callable[[], Any]) -> int:
+    """Kernels, copies and fills that a call puts on the GPU."""
     call()
     torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    result = call()
-    torch.cuda.synchronize()
-    del result
-    return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        call()
+        torch.cuda.synchronize()
+    return sum(event.device_type == DeviceType.CUDA for event in seen.events())

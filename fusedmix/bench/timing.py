@@ -38,11 +38,11 @@ class Timing:
     def record(self, microseconds: Sequence[float]) -> None:
         """Fills in the summary of its times."""
         self.median_us = statistics.median(microseconds)
-        self.p20_us, self.p80_us = (_quantile(microseconds, q) for q in (0.2, 0.8))
+        self.p20_us, self.p80_us = (quantile(microseconds, q) for q in (0.2, 0.8))
         self.least_us, self.repeats = min(microseconds), len(microseconds)
 
 
-def _quantile(values: Sequence[float], q: float) -> float:
+def quantile(values: Sequence[float], q: float) -> float:
     return sorted(values)[min(len(values) - 1, int(q * len(values)))]
 
 
