@@ -9,6 +9,7 @@ Each has its place between the comments `table: NAME` and `end of table`. Those 
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import re
@@ -304,16 +305,19 @@ def filled(document: Path) -> str:
     return text
 
 
-def main(arguments: list[str]) -> int:
+def main() -> int:
+    arguments = argparse.ArgumentParser(description="Writes the tables of the documents, made from the results.")
+    arguments.add_argument("--check", action="store_true", help="write nothing; exit status 1 if a table differs")
+    given = arguments.parse_args()
     for document in DOCUMENTS:
         text = filled(document)
-        if "--check" not in arguments:
+        if not given.check:
             document.write_text(text, encoding="utf-8")
         elif document.read_text(encoding="utf-8") != text:
-            print(f"tables: {document.name} differs from the results: python -m benchmarks.tables")
+            print(f"{document.name} differs from the results: python -m benchmarks.tables")
             return 1
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())
