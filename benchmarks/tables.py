@@ -1,22 +1,27 @@
-"""The README's tables, made from the committed results: no figure in it is typed.
+"""The tables of README.md and docs/performance.md, made from the committed results: no figure in them is typed.
 
-python -m benchmarks.tables            # writes them into README.md
+python -m benchmarks.tables            # writes them into their documents
 python -m benchmarks.tables --check    # exit status 1: one of them differs from what its file says
+
+Each has its place between the comments `table: NAME` and `end of table`. Those of a GPU are made of every
+<gpu>-mix.csv that gpu_mix.py wrote, and say so where there is none.
 """
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from benchmarks.common import RESULTS, ROOT
 from fusedmix.bench.results import markdown
 
-README = ROOT / "README.md"
+README, PERFORMANCE = ROOT / "README.md", ROOT / "docs" / "performance.md"
 _PLACE = r"(<!-- table: {name} -->\n).*?(<!-- end of table -->)"
 
 
@@ -121,11 +126,151 @@ def first_use() -> str:
     return f"{table}\n\n{_source('python -m benchmarks.first_use --pip', found['environment'])}\n"
 
 
-TABLES: dict[str, Callable[[], str]] = {
-    "cpu-mix": cpu_mix,
-    "cpu-fmix": cpu_fmix,
-    "cpu-loss": cpu_loss,
-    "first-use": first_use,
+# ---- docs/performance.md: every row ----------------------------------------------------------------------------------
+
+
+def cpu_mix_all() -> str:
+    """Every time of mixing on a CPU."""
+    rows = [row for row in _rows("cpu-mix.csv") if row["measure"] == "wall"]
+    return f"{_times(rows)}\n\n{_conditions(rows)} {_source('python -m benchmarks.cpu_mix', rows[0])}\n"
+
+
+def cpu_host() -> str:
+    """What a call costs where the batch is too small to matter."""
+    rows = [row for row in _rows("cpu-mix.csv") if row["measure"] == "host"]
+    return f"{_times(rows)}\n\n{_conditions(rows)} {_source('python -m benchmarks.cpu_mix', rows[0])}\n"
+
+
+def cpu_fmix_all() -> str:
+    """Every time of FMix on a CPU."""
+    rows = _rows("cpu-fmix.csv")
+    masks = [row for row in rows if row["call"] == "mask"]
+    steps = [row for row in rows if row["call"] != "mask"]
+    return (
+        f"{_times(masks)}\n\nA mask, one thread. {_source('python -m benchmarks.cpu_fmix', masks[0])}\n\n"
+        f"{_times(steps)}\n\n{_conditions(steps)} {_source('python -m benchmarks.cpu_fmix', steps[0])}\n"
+    )
+
+
+def cpu_loss_all() -> str:
+    """Every time of the label losses on a CPU."""
+    rows = _rows("cpu-loss.csv")
+    return f"{_times(rows)}\n\n2 threads. {_source('python -m benchmarks.cpu_loss', rows[0])}\n"
+
+
+def cpu_targets() -> str:
+    """What was asked of the CPU's times, and what came."""
+    return _targets(
+        ("python -m benchmarks.cpu_mix", "cpu-targets.csv"),
+        ("python -m benchmarks.cpu_fmix", "cpu-fmix-targets.csv"),
+        ("python -m benchmarks.cpu_loss", "cpu-loss-targets.csv"),
+    )
+
+
+def gpu() -> str:
+    """Every time on every GPU of which there are results."""
+    files = sorted(path for path in RESULTS.glob("*-mix.csv") if not path.name.startswith("cpu-"))
+    if not files:
+        return "There are none: the kernels have never run on a GPU, and no result of one is in `benchmarks/results`.\n"
+    return "\n".join(_gpu(path) for path in files)
+
+
+def _gpu(path: Path) -> str:
+    rows, command = _rows(path.name), "python -m benchmarks.gpu_mix"
+    parts = [f"### {rows[0]['device']}\n\n{_source(command, rows[0])}\n"]
+    for measure in dict.fromkeys(row["measure"] for row in rows):
+        found = [row for row in rows if row["measure"] == measure]
+        for dtype, shape in dict.fromkeys((row["dtype"], row["shape"]) for row in found):
+            some = [row for row in found if (row["dtype"], row["shape"]) == (dtype, shape)]
+            parts.append(f"#### {_MEASURES.get(measure, measure)}, {dtype} {_shape(shape)}\n\n{_times(some)}\n")
+    targets = path.with_name(path.name.replace("-mix.csv", "-targets.csv"))
+    if targets.exists():
+        parts.append(f"#### Targets\n\n{_targets((command, targets.name))}")
+    return "\n".join(parts)
+
+
+_MEASURES = {
+    "device": "Time on the device",
+    "wall": "Time of the call",
+    "host": "Time on the host",
+    "first process": "First calls of a first process",
+    "later process": "First calls of a later process",
+}
+_COLUMNS: tuple[tuple[str, Callable[[dict[str, str]], str]], ...] = (
+    ("what", lambda row: f"{row['method']}: {row['call']}" if row["method"] else row["call"]),
+    ("by", lambda row: f"{row['provider']} ({row['backend']})" if row["backend"] else row["provider"]),
+    ("in place", lambda row: "yes" if row["inplace"] == "True" else ""),
+    ("pairing", lambda row: row["pairing"]),
+    ("per", lambda row: row["per"]),
+    ("dtype", lambda row: row["dtype"]),
+    ("shape", lambda row: _shape(row["shape"])),
+    ("share", lambda row: f"{float(row['share']):.0%}"),
+    ("median µs", lambda row: _digits(row["median_us"])),
+    ("p20", lambda row: _digits(row["p20_us"])),
+    ("p80", lambda row: _digits(row["p80_us"])),
+    ("least", lambda row: _digits(row["least_us"])),
+    ("× copy", lambda row: f"{float(row['copy_ratio']):.2f}" if float(row["copy_ratio"]) else ""),
+)
+
+
+def _times(rows: Sequence[dict[str, str]]) -> str:
+    """Every row; of the columns those in which the rows differ, and the times."""
+    cells = {name: [cell(row) for row in rows] for name, cell in _COLUMNS}
+    always = ("what", "by", "median µs", "p20", "p80", "least")
+    kept = [name for name in cells if name in always or len(set(cells[name])) > 1]
+    return markdown(kept, zip(*(cells[name] for name in kept), strict=True))
+
+
+def _conditions(rows: Sequence[dict[str, str]]) -> str:
+    """What all rows of a table of the CPU have in common, and its columns leave out."""
+    dtype, shape = rows[0]["dtype"], _shape(rows[0]["shape"])
+    assert {(row["dtype"], _shape(row["shape"])) for row in rows} == {(dtype, shape)}
+    return f"{dtype}, {shape}, 2 threads."
+
+
+def _targets(*sources: tuple[str, str]) -> str:
+    """Targets and what was measured, of one file or of several."""
+    parts = []
+    for command, name in sources:
+        rows = _rows(name)
+        lines = [
+            (
+                row["what"],
+                f"{float(row['value']):.3g} {row['unit']}",
+                f"{'≥' if row['at_least'] == 'True' else '≤'} {float(row['limit']):.3g}",
+                "yes" if row["met"] == "True" else "**no**",
+            )
+            for row in rows
+        ]
+        table = markdown(("target", "measured", "limit", "met"), lines)
+        parts.append(f"{table}\n\n{_source(command, rows[0])}\n")
+    return "\n".join(parts)
+
+
+def _shape(shape: str) -> str:
+    return shape.replace("x", "×")
+
+
+def _digits(microseconds: str) -> str:
+    """Three digits at least, and no more than they are worth."""
+    value = float(microseconds)
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
+
+
+# ---- Documents -------------------------------------------------------------------------------------------------------
+
+DOCUMENTS: dict[Path, dict[str, Callable[[], str]]] = {
+    README: {"cpu-mix": cpu_mix, "cpu-fmix": cpu_fmix, "cpu-loss": cpu_loss, "first-use": first_use},
+    PERFORMANCE: {
+        "cpu-mix": cpu_mix,
+        "cpu-mix-all": cpu_mix_all,
+        "cpu-host": cpu_host,
+        "cpu-fmix-all": cpu_fmix_all,
+        "cpu-loss-all": cpu_loss_all,
+        "first-use": first_use,
+        "cpu-targets": cpu_targets,
+        "gpu": gpu,
+    },
 }
 
 
@@ -150,24 +295,30 @@ def _source(command: str, environment: dict[str, str]) -> str:
     )
 
 
-def filled(text: str) -> str:
-    """A document with every table in its place."""
-    for name, table in TABLES.items():
-        pattern = _PLACE.format(name=name)
-        parts = re.split(pattern, text, flags=re.DOTALL)
-        assert len(parts) == 4, f"{name} has no place in {README.name}, or several"
+def filled(document: Path) -> str:
+    """The text of a document with every table in its place."""
+    text = document.read_text(encoding="utf-8")
+    for name, table in DOCUMENTS[document].items():
+        parts = re.split(_PLACE.format(name=name), text, flags=re.DOTALL)
+        assert len(parts) == 4, f"{name} has no place in {document.name}, or several"
         before, opening, closing, after = parts
         text = before + opening + table() + closing + after
     return text
 
 
-def main(arguments: list[str]) -> int:
-    text = README.read_text(encoding="utf-8")
-    if "--check" in arguments:
-        return int(filled(text) != text)
-    README.write_text(filled(text), encoding="utf-8")
+def main() -> int:
+    arguments = argparse.ArgumentParser(description="Writes the tables of the documents, made from the results.")
+    arguments.add_argument("--check", action="store_true", help="write nothing; exit status 1 if a table differs")
+    given = arguments.parse_args()
+    for document in DOCUMENTS:
+        text = filled(document)
+        if not given.check:
+            document.write_text(text, encoding="utf-8")
+        elif document.read_text(encoding="utf-8") != text:
+            print(f"{document.name} differs from the results: python -m benchmarks.tables")
+            return 1
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

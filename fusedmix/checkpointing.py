@@ -21,7 +21,7 @@ def checkpoint_contexts() -> tuple[AbstractContextManager[None], AbstractContext
     Needed where the checkpointed function draws plans in a way that PyTorch does not rewind, that is from a `generator`
     of its own or with preserve_rng_state=False; otherwise PyTorch's rewinding repeats them.
 
-    Example:
+    Examples:
         >>> checkpoint(block, x, use_reentrant=False, context_fn=fusedmix.checkpoint_contexts)
     """
     plans: list[Any] = []

@@ -103,7 +103,8 @@ class EmbedMix(MixUp):
         """Draws a plan and mixes by it.
 
         Args:
-            embeddings, attention_mask: as in `mix_embeddings`.
+            embeddings: as in `mix_embeddings`.
+            attention_mask: as in `mix_embeddings`.
             labels: (B,) classes, (B, K) soft labels, or (B,) and larger floating-point targets, which are mixed by
                 `mix_targets`; None: there are none.
 

@@ -41,9 +41,11 @@ def mix_(x: Tensor, plan: MixPlan, *, backend: str | None = None) -> Tensor:
     """Mixes a batch in place, as `mix` does out of place, and returns it. Bumps the version of x.
 
     Raises:
-        InplaceError (a ValueError and a RuntimeError): x requires grad while grad is enabled, or its memory overlaps
+        InplaceError: a ValueError and a RuntimeError: x requires grad while grad is enabled, or its memory overlaps
             itself (expand, unfold).
-        And what `mix` raises. Nothing has been written then.
+        TypeError, ValueError, BackendError: as `mix`.
+
+    Nothing has been written then.
     """
     operators, masks = _prepare("x", x, plan, backend)
     checks.writable("x", x)

@@ -111,8 +111,8 @@ def mix_binary_cross_entropy(
         plan: the plan that mixed the batch, on any device.
         label_smoothing: ε in [0, 1], applied as in `mix_labels`.
         target_threshold: a mixed target above it becomes 1, any other 0. None leaves targets as they are.
-        weight, pos_weight: (K,), or one number for all classes, constants: of a class's loss, and p, of its positive
-            part.
+        weight: (K,), or one number for all classes, constants: of a class's loss.
+        pos_weight: p, the same of the positive part of a class's loss.
         sum_classes: whether a sample's loss is the sum over its classes.
         reduction: "mean" over the batch and, unless sum_classes, over the classes; "sum"; or "none" for (B, K), with
             sum_classes for (B,).

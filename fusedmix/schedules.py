@@ -5,7 +5,7 @@ epoch those of the next one, and `state_dict` goes into the checkpoint. Several 
 are numbers in memory, not constants of a graph or of a process: compiled steps are not compiled again, and DataLoader
 workers that run already, persistent ones too, mix their next batches by the new values.
 
-Example:
+Examples:
     >>> mix = fusedmix.CutMix(num_classes=1000)
     >>> schedules = [fusedmix.schedules.CosineAlpha(mix, end=0.1, epochs=300), fusedmix.schedules.OffAfter(mix, 285)]
     >>> for epoch in range(300):
@@ -100,7 +100,8 @@ class LinearAlpha(AlphaSchedule):
     """α from `start` to `end` by equal steps over `epochs` epochs, `end` from then on. α = 0 switches mixing off.
 
     Args:
-        mix, start: see `AlphaSchedule`.
+        mix: see `AlphaSchedule`.
+        start: see `AlphaSchedule`.
         end: α >= 0 of epoch `epochs` and later.
         epochs: at least 1.
     """
@@ -130,7 +131,8 @@ class StepAlpha(AlphaSchedule):
     """α times `gamma` after every `step_size` epochs.
 
     Args:
-        mix, start: see `AlphaSchedule`.
+        mix: see `AlphaSchedule`.
+        start: see `AlphaSchedule`.
         step_size: in epochs, at least 1.
         gamma: at least 0.
     """

@@ -19,8 +19,8 @@ def mix_masks(
         masks: (B, ..., *plan.size). Integer or bool: label maps. Floating point: dense targets, blended as images are.
         plan: the plan that mixed the images, on any device.
         num_classes: None: label maps stay label maps, each pixel taking the label of the image it came from; this
-            needs a plan whose masks are 0 or 1 (CutMix). K: label maps (B, *size) or (B, 1, *size) become soft one-hot
-            targets, as blended pixels need them (MixUp, HMix, GMix).
+            needs a plan whose masks are 0 or 1 (CutMix, FMix). K: label maps (B, *size) or (B, 1, *size) become soft
+            one-hot targets, as blended pixels need them (MixUp, HMix, GMix).
         ignore_index: with num_classes, the label of void pixels, whose one-hot target is 0 everywhere; None: there is
             none, as needed where 255 is a class.
 

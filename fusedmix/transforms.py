@@ -39,9 +39,8 @@ class Options(TypedDict, total=False):
         images_getter: None (tv_tensors images and videos, else the first pure tensor that is not the labels), or a
             function from the sample to its images, a tensor or a sequence of tensors, mixed by one plan.
         pairing: the partner of sample i. "roll": i-1 (torchvision); "flip": B-1-i (timm, and the default of
-            per="pair"); "random": a random
-            permutation; "cross_class", "same_class": a random permutation across or within the classes, as far as
-            there is one ((B, K) labels count as their largest entry).
+            per="pair"); "random": a random permutation; "cross_class", "same_class": a random permutation across or
+            within the classes, as far as there is one ((B, K) labels count as their largest entry).
         per: how many draws a batch gets. "batch": one; "pair": one for each pair of pairing="flip"; "sample": one each.
         p: probability that a draw mixes, in [0, 1]. At 1 nothing is drawn for it.
         label_smoothing: ε in [0, 1], applied to the labels before they are mixed.
@@ -52,10 +51,11 @@ class Options(TypedDict, total=False):
         generator: where the draws (host) or the seed (device) come from; None: torch's default generator. A generator
             of one's own is copied into DataLoader workers, which then all draw the same.
         lam_range: (low, high) in [0, 1], to which a drawn λ is clamped.
-        variant: "released" (the authors' code) or "paper", where the two differ (HMix, GMix). None: the default.
+        variant: "released" (the authors' code) or "paper", where the two differ (HMix, GMix, FMix). None: the default.
         backend: an implementation by name; None chooses (`fusedmix info` shows which).
         targets: "dense": (B, K) soft labels; "sparse": `SparseTargets`, both labels and the weight.
-        mask_classes: None: segmentation label maps stay label maps (CutMix only); K: they become soft one-hot targets.
+        mask_classes: None: segmentation label maps stay label maps (CutMix, and FMix without soft edges); K: they
+            become soft one-hot targets.
         mask_ignore_index: the label of void pixels, whose one-hot target is 0 everywhere; None: there is none, which is
             the default of mask_classes > 255.
     """

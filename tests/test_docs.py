@@ -1,4 +1,6 @@
-"""The examples of docs/trainers.md run as they stand, each in a namespace with a small model and small data."""
+"""The examples of docs/trainers.md run as they stand, each in a namespace with a small model and small data.
+
+What the other pages say is tested by test_pages.py."""
 
 from __future__ import annotations
 

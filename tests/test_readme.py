@@ -38,11 +38,3 @@ def test_examples():
     assert namespace["loss"].isfinite()
     exec(blocks[2], namespace)
     assert namespace["loss"].isfinite()
-
-
-@pytest.mark.skipif(not README.exists(), reason="an installed package comes without its README")
-def test_its_tables_are_what_the_committed_results_say():
-    from benchmarks.tables import filled
-
-    text = README.read_text(encoding="utf-8")
-    assert filled(text) == text, "python -m benchmarks.tables"

@@ -1,6 +1,6 @@
 """Mixing in Lightning, with `lightning` as with `pytorch_lightning`: `Trainer(callbacks=[MixCallback(mix)])`.
 
-Example:
+Examples:
     >>> class Classifier(L.LightningModule):
     ...     def training_step(self, batch, batch_idx):
     ...         images, targets = batch  # mixed: targets are (B, K)

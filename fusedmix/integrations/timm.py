@@ -204,7 +204,8 @@ class Mixup:
                 is active. (fusedmix.InplaceError among them: x cannot be written to.)
             RuntimeError: a CUDA graph is being captured, into which the draw would be frozen.
             BackendError: the backend asked for cannot run here.
-            Nothing has been drawn or written then.
+
+        Nothing has been drawn or written then.
         """
         images = structure.plain(checks.batch("x", x))
         checks.writable("x", images)

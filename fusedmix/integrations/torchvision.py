@@ -1,7 +1,7 @@
 """The `get_mixup_cutmix` of torchvision's reference training (references/classification/transforms.py), by one changed
 import. torchvision itself is not needed.
 
-Example:
+Examples:
     >>> mixup_cutmix = get_mixup_cutmix(mixup_alpha=0.2, cutmix_alpha=1.0, num_classes=1000, use_v2=True)
     >>> def collate_fn(batch):
     ...     return mixup_cutmix(*default_collate(batch))

@@ -3,7 +3,7 @@
 A data collator is no place for it: the Trainer collates evaluation batches by the same one, counts each entry of (B, K)
 labels as an item of the batch, and draws the first batch after resuming before it restores the generators.
 
-Example:
+Examples:
     >>> model = ViTForImageClassification.from_pretrained(name, num_labels=1000, ignore_mismatched_sizes=True)
     >>> mix = fm.RandomMix([fm.MixUp(alpha=0.8), fm.CutMix()], num_classes=1000)
     >>> trainer = MixTrainer(
@@ -49,7 +49,8 @@ class MixTrainerMixin:
     rank has its own, and a training that is resumed from a checkpoint mixes as one that was not interrupted.
 
     Args:
-        *args, **kwargs: those of the Trainer.
+        *args: those of the Trainer.
+        **kwargs: those of the Trainer.
         mix: any mixing module, with generator=None; None: nothing is mixed. Its labels_getter="default" finds the key
             "labels"; the images are the first other tensor.
         mix_schedule: None, or one or several objects whose `step(epoch)` is called before the first batch of every

@@ -1,0 +1,375 @@
+"""What the documents say: every block of Python runs, every command exists, every table is what its source says."""
+
+from __future__ import annotations
+
+import ast
+import csv
+import importlib
+import inspect
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+import fusedmix as fm
+from conftest import required
+from fusedmix import cli
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # benchmarks is no part of what is installed
+
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+DOCUMENTS = [path for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES) if path.exists()]
+ELSEWHERE = {"README.md": "test_readme.py", "trainers.md": "test_docs.py"}  # what runs their examples
+EXAMPLES = [path for path in PAGES if "```python\n" in path.read_text(encoding="utf-8") and path.name not in ELSEWHERE]
+pytestmark = pytest.mark.skipif(not PAGES, reason="an installed package comes without its documentation")
+
+
+def name_of(path):
+    return str(path.relative_to(ROOT))
+
+
+def text_of(path):
+    return path.read_text(encoding="utf-8")
+
+
+def blocks(path, language):
+    """The fenced blocks of a page and the lines at which they begin."""
+    text = text_of(path)
+    found = re.finditer(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    return [(match[1], text[: match.start(1)].count("\n")) for match in found]
+
+
+def table_after(path, heading):
+    """The rows of the first table under a heading, as lists of cells."""
+    after = re.split(rf"^#+ {re.escape(heading)}\n", text_of(path), flags=re.MULTILINE)
+    assert len(after) == 2, f"{path.name} has no section {heading}, or several"
+    table = re.search(r"(?:^\|.*\n)+", after[1], re.MULTILINE)
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table[0].splitlines()[2:]]
+
+
+# ---- Python ----------------------------------------------------------------------------------------------------------
+
+
+def namespace():
+    dataset = TensorDataset(torch.rand(8, 3, 32, 32), torch.arange(8))
+    return {
+        "fm": fm,
+        "torch": torch,
+        "dataset": dataset,
+        "loader": DataLoader(dataset, batch_size=4),
+        "model": torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 1000)),
+    }
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=name_of)
+def test_examples(path):
+    """The blocks of a page, one after the other, in one namespace."""
+    for library in ("timm", "torchvision"):
+        if re.search(rf"^(import|from) {library}\b", text_of(path), re.MULTILINE):
+            required(library)
+    torch.manual_seed(0)
+    found = namespace()
+    for block, line in blocks(path, "python"):
+        exec(compile("\n" * line + block, str(path), "exec"), found)
+
+
+def test_no_example_is_left_out():
+    assert {"index.md", "getting-started.md", "methods.md", "troubleshooting.md"} <= {path.name for path in EXAMPLES}
+    for path in DOCUMENTS:
+        if blocks(path, "python") and path not in EXAMPLES:
+            assert path.name in text_of(ROOT / "tests" / ELSEWHERE[path.name])
+        assert not set(re.findall(r"^```(\w+)", text_of(path), re.MULTILINE)) - {"python", "bash"}
+
+
+# ---- Commands --------------------------------------------------------------------------------------------------------
+
+
+def commands():
+    """Every command of a fenced block, and every command of this project between single backticks."""
+    found = set()
+    for path in DOCUMENTS:
+        text = "\n".join(block for block, _ in blocks(path, "bash")) + "\n"
+        text += "\n".join(re.findall(r"`((?:fusedmix [a-z]|python -m |python docs)[^`\n]*)`", text_of(path)))
+        for line in text.splitlines():
+            words = line.partition(" #")[0].strip()
+            found |= {(path, part.strip()) for part in re.split(r"&&|;", words) if part.strip()}
+    return sorted(found)
+
+
+def flags_of(module, monkeypatch, capsys):
+    """What a module of benchmarks says that it takes."""
+    monkeypatch.setattr(sys, "argv", [module, "--help"])
+    with pytest.raises(SystemExit) as leaving:
+        importlib.import_module(module).main()
+    assert leaving.value.code == 0
+    return set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out))
+
+
+@pytest.mark.parametrize(("path", "command"), commands(), ids=lambda x: x if isinstance(x, str) else x.name)
+def test_commands(path, command, monkeypatch, capsys):
+    """They exist, and take the arguments that they are given. Nothing is run."""
+    words = shlex.split(re.sub(r"\$\([^)]*\)|<[a-z]+>", "x", command))
+    while "=" in words[0]:
+        words = words[1:]
+    program, *rest = words
+    if program == "fusedmix":
+        cli._parser().parse_args(rest)
+    elif program in ("python", "bash", ".") and "-m" not in rest:
+        assert rest[0].startswith(".venv/") or (ROOT / rest[0]).is_file()
+    elif words[:3] in (["python", "-m", "venv"], ["python", "-m", "pip"]):
+        pass
+    elif program == "python":
+        assert rest[1].startswith("benchmarks.")
+        given = {word for word in rest if word.startswith("--")}
+        assert given <= flags_of(rest[1], monkeypatch, capsys)
+    elif program == "pip":
+        assert rest[0] == "install"
+        known = re.findall(r"^(\w+) = \[", text_of(ROOT / "pyproject.toml"), re.MULTILINE)
+        assert {extra for word in rest for extra in re.findall(r"\[(\w+)\]", word)} <= set(known)
+    else:
+        assert program in {"pytest", "cmake", "ctest", "pre-commit", "mkdocs", "accelerate"}
+
+
+# ---- Figures ---------------------------------------------------------------------------------------------------------
+
+
+def documents_with_tables():
+    return list(importlib.import_module("benchmarks.tables").DOCUMENTS) if PAGES else []
+
+
+@pytest.mark.parametrize("document", documents_with_tables(), ids=name_of)
+def test_tables_are_what_the_committed_results_say(document):
+    from benchmarks.tables import DOCUMENTS, filled
+
+    assert filled(document) == text_of(document), "python -m benchmarks.tables"
+    assert set(re.findall(r"<!-- table: ([\w-]+) -->", text_of(document))) == set(DOCUMENTS[document])
+
+
+def test_every_table_says_where_it_comes_from():
+    from benchmarks.tables import DOCUMENTS
+
+    source = r"\*`python -m benchmarks\.\w+[^`]*` on [^,]+, torch [^,]+, commit [0-9a-f]+(-dirty)?, \d{4}-\d\d-\d\d\.\*"
+    for tables in DOCUMENTS.values():
+        for name, table in tables.items():
+            parts = re.split(r"\n\n(?=\|)", table())
+            assert all(re.search(source, part) for part in parts) or (name == "gpu" and "|" not in table())
+
+
+def test_gpu_tables_come_from_a_gpu_alone(tmp_path, monkeypatch):
+    from benchmarks import tables
+    from benchmarks.common import ENVIRONMENT, Check, Timing, write_csv
+
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    environment = dict.fromkeys(ENVIRONMENT, "") | {"torch": "2.15", "commit": "abc", "date": "2026-01-02T03:04:05"}
+    some = {"provider": "fusedmix", "call": "mix_", "method": "MixUp", "p20_us": 1.25, "p80_us": 4.75, "least_us": 1.0}
+    rows = [
+        Timing("device", **some, backend="cuda", dtype=dtype, shape="256x3x224x224", median_us=median, copy_ratio=ratio)
+        for dtype, median, ratio in (("float32", 2.5, 0.875), ("bfloat16", 1.5, 0.9375))
+    ]
+    write_csv(tmp_path / "cpu-mix.csv", rows, environment | {"device": "AMD EPYC"})
+    assert tables.gpu() == (
+        "There are none: the kernels have never run on a GPU, and no result of one is in `benchmarks/results`.\n"
+    )
+    write_csv(tmp_path / "h200-mix.csv", rows, environment | {"device": "NVIDIA H200"})
+    write_csv(tmp_path / "h200-targets.csv", [Check("it", 2.0, 1.0, "x")], environment | {"device": "NVIDIA H200"})
+    made = tables.gpu()
+    assert made.startswith("### NVIDIA H200\n\n*`python -m benchmarks.gpu_mix` on NVIDIA H200, torch 2.15, commit abc,")
+    assert "There are none" not in made
+    assert re.findall(r"#### (.*)", made) == [
+        "Time on the device, float32 256×3×224×224",
+        "Time on the device, bfloat16 256×3×224×224",
+        "Targets",
+    ]
+    assert re.search(r"\| MixUp: mix_ +\| fusedmix \(cuda\) +\| 2\.50 +\| 1\.25 +\| 4\.75 +\| 1\.00", made)
+    assert re.search(r"\| it +\| 2 x +\| ≤ 1 +\| \*\*no\*\* +\|", made)
+
+
+def test_every_row_of_the_results_is_shown():
+    from benchmarks.common import RESULTS
+    from benchmarks.tables import PERFORMANCE
+
+    shown = text_of(PERFORMANCE)
+    for name in ("cpu-mix", "cpu-fmix", "cpu-loss"):
+        with (RESULTS / f"{name}.csv").open(newline="") as file:
+            for row in csv.DictReader(file):
+                what = f"{row['method']}: {row['call']}" if row["method"] else row["call"]
+                times = [
+                    f"{t:.2f}" if t < 10 else f"{t:.1f}" if t < 100 else f"{t:.0f}"
+                    for t in (float(row[column]) for column in ("median_us", "p20_us", "p80_us", "least_us"))
+                ]
+                line = r"\| " + re.escape(what) + r" .*" + r" +\| ".join(map(re.escape, times)) + " "
+                assert re.search(line, shown), row
+
+
+# ---- Tables of names -------------------------------------------------------------------------------------------------
+
+
+def peers():
+    return {
+        ("migrating-torchvision.md", f"`v2.{name}`"): ("torchvision.transforms.v2", name)
+        for name in ("MixUp", "CutMix", "RandomChoice", "RandomApply")
+    } | {("migrating-timm.md", f"`timm.data.{name}`"): ("timm.data", name) for name in ("Mixup", "FastCollateMixup")}
+
+
+@pytest.mark.parametrize(("page", "heading"), peers())
+def test_every_keyword_of_the_peers(page, heading):
+    """The tables of keywords and defaults are the live signatures."""
+    module, name = peers()[page, heading]
+    parameters = inspect.signature(getattr(required(module), name)).parameters
+    expected = [
+        (f"`{key}`", "*required*" if p.default is inspect.Parameter.empty else f"`{p.default!r}`")
+        for key, p in parameters.items()
+    ]
+    assert [tuple(row[:2]) for row in table_after(DOCS / page, heading)] == expected
+
+
+def test_keywords_that_are_named_exist():
+    """`name=` in a cell of a migration table is a keyword of ours."""
+    from fusedmix.integrations import torchvision
+
+    keywords = set(fm.transforms.Options.__annotations__)
+    for thing in (fm.MixUp, fm.HMix, fm.FMix, fm.RandomMix, fm.mix_binary_cross_entropy, torch.compile):
+        keywords |= set(inspect.signature(thing).parameters)
+    for page in ("migrating-torchvision.md", "migrating-timm.md"):
+        for line in text_of(DOCS / page).splitlines():
+            if line.startswith("|"):
+                for code in re.findall(r"`([^`]*)`", line):
+                    assert set(re.findall(r"\b([a-z_]+)=", code)) <= keywords, line
+    ours = inspect.signature(torchvision.get_mixup_cutmix).parameters
+    rows = table_after(DOCS / "migrating-torchvision.md", "The reference training")
+    assert [row[0] for row in rows] == [f"`{key}`" for key in ours]
+
+
+def test_flags_of_timms_training():
+    """Each sets a keyword, and with the keywords that have no flag they are all that Mixup takes."""
+    timm = required("timm.data")
+    rows = table_after(DOCS / "migrating-timm.md", "Flags of `train.py`")
+    named = {row[2].strip("`") for row in rows if row[2].startswith("`")}
+    assert named == set(inspect.signature(timm.Mixup).parameters) - {"correct_lam", "multi_label"}
+
+
+@pytest.mark.parametrize("page", ["getting-started.md", "migrating-torchvision.md"])
+def test_pages_know_the_options(page):
+    options = set(fm.transforms.Options.__annotations__)
+    text = text_of(DOCS / page)
+    if page == "getting-started.md":
+        table = table_after(DOCS / page, "One mask for each sample")
+        assert {row[0].strip("`") for row in table} <= options
+        assert {row[0]: row[2] for row in table}["`p`"] == f"{fm.MixUp().p:g}"
+    else:
+        last = text.partition("## What has no counterpart there")[2]
+        there = {"num_classes", "labels_getter", "p"}
+        assert set(re.findall(r"`([a-z_]+)`", last)) == options - there
+
+
+def test_parameters_of_the_methods():
+    """The table of methods has every module with its keywords and their defaults."""
+    rows = table_after(DOCS / "methods.md", "The methods")
+    found = {re.match(r"`(\w+)`", row[0])[1]: row[1] for row in rows}
+    assert set(found) == {
+        name
+        for name in fm.__all__
+        if isinstance(getattr(fm, name), type) and issubclass(getattr(fm, name), fm.MixTransform)
+    } - {"MixTransform"}
+    for name, cell in found.items():
+        parameters = inspect.signature(getattr(fm, name)).parameters
+        expected = {key: p.default for key, p in parameters.items() if p.kind is not inspect.Parameter.VAR_KEYWORD}
+        said = dict(re.match(r"(\w+)=?(.*)", code).groups() for code in re.findall(r"`([^`]*)`", cell))
+        assert list(said) == list(expected)
+        for key, default in expected.items():
+            assert default is inspect.Parameter.empty or ast.literal_eval(said[key]) == default
+
+
+def test_variables():
+    """The tables of environment variables are what the sources read."""
+    sources = [*(ROOT / "fusedmix").rglob("*.py"), ROOT / "setup.py"]
+    read = {name for path in sources for name in re.findall(r"environ[^\n]{0,10}[\"'](FUSEDMIX_\w+)", text_of(path))}
+    read |= {
+        name
+        for path in (ROOT / "csrc").rglob("*")
+        if path.suffix in (".h", ".cpp", ".cu") and "shim" not in path.parts
+        for name in re.findall(r"getenv\(\"(FUSEDMIX_\w+)", text_of(path))
+    }
+    assert "FUSEDMIX_BACKEND" in read
+    rows = table_after(DOCS / "troubleshooting.md", "Environment variables")
+    assert {name for row in rows for name in re.findall(r"FUSEDMIX_[A-Z_]+", row[0])} == read
+    assert all(f"| {row[0]} | {row[1]} |" in text_of(ROOT / "README.md") for row in rows)
+
+
+def literals():
+    """The strings of the sources, what is filled in as a gap."""
+    for path in (ROOT / "fusedmix").rglob("*.py"):
+        for node in ast.walk(ast.parse(text_of(path))):
+            if isinstance(node, ast.JoinedStr):
+                yield "".join(part.value if isinstance(part, ast.Constant) else "\0" for part in node.values)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+
+
+def test_what_troubleshooting_quotes_is_said():
+    """Reasons word for word but for the gaps; of messages in headings, most of which blocks raise, 3 words."""
+    said, page = list(literals()), text_of(DOCS / "troubleshooting.md")
+    first = '"mixing ... batches with the slow reference backend"'
+    reasons = [row[0] for row in table_after(DOCS / "troubleshooting.md", first) if row[0][0] == "`"]
+    assert len(reasons) > 12
+    for reason in reasons:
+        parts = re.split(r" ?\.\.\.:? ?| \(\.\.\.\)", reason.strip("`"))
+        assert any(re.search(".*".join(map(re.escape, parts)), line, re.DOTALL) for line in said), reason
+    for heading in re.findall(r"^### (.*)", page, re.MULTILINE):
+        for quote in re.findall(r'"(.+?)"', heading):
+            words = quote.split()
+            threes = [" ".join(words[i : i + 3]) for i in range(max(1, len(words) - 2))]
+            assert any(three in line for three in threes for line in said) or quote == "host", quote
+
+
+# ---- The site --------------------------------------------------------------------------------------------------------
+
+
+def test_the_reference_has_every_public_name():
+    pages = "\n".join(text_of(path) for path in (DOCS / "reference").glob("*.md"))
+    documented = set(re.findall(r"^::: (\S+)", pages, re.MULTILINE))
+    for name in set(fm.__all__) - {"__version__"}:
+        assert f"fusedmix.{name}" in documented, name
+    for path in documented:
+        module, _, name = path.rpartition(".")
+        if path != "fusedmix.schedules" and not module.startswith("fusedmix.integrations"):
+            assert getattr(importlib.import_module(module), name).__doc__
+
+
+def test_pictures():
+    """Every picture is drawn by the script and stands on a page."""
+    names = re.findall(r'^    "(\w+)": \w+,$', text_of(DOCS / "pictures" / "draw.py"), re.MULTILINE)
+    assert sorted(f"{name}.svg" for name in names) == sorted(path.name for path in (DOCS / "pictures").glob("*.svg"))
+    pages = "\n".join(text_of(path) for path in PAGES)
+    assert all(f"(pictures/{name}.svg)" in pages for name in names)
+
+
+def test_diagrams_are_what_the_script_draws(tmp_path):
+    """Those that hold nothing random. Words are compared: another matplotlib may place letters elsewhere."""
+    mpl = required("matplotlib")
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    spec = spec_from_file_location("draw", DOCS / "pictures" / "draw.py")
+    draw = module_from_spec(spec)
+    spec.loader.exec_module(draw)
+    mpl.use("svg")
+    for name in ("way", "cycle", "segments", "floor", "randomness"):
+        figure = draw.PICTURES[name]()
+        figure.savefig(tmp_path / "x.svg")
+        drawn, kept = text_of(tmp_path / "x.svg"), text_of(DOCS / "pictures" / f"{name}.svg")
+        words = [re.findall(r"<!-- (.*?) -->", text) for text in (drawn, kept)]
+        assert words[0]
+        assert words[0] == words[1]
+
+
+def test_site_has_every_page():
+    config = text_of(ROOT / "mkdocs.yml")
+    nav = set(re.findall(r"[\w/-]+\.md", config.partition("\nnav:\n")[2]))
+    assert nav <= {str(path.relative_to(DOCS)) for path in PAGES}
+    assert "strict: true" in config
