@@ -236,8 +236,8 @@ def targets_table(checks: Sequence[Check]) -> str:
     return f"{table}\n\n{met} of {len(checks)} targets met"
 
 
-def write_csv(path: Path, rows: Sequence[Timing | Check], env: Mapping[str, Any]) -> None:
-    """A file of rows of one kind, each with the environment."""
+def write_csv(path: Path, rows: Sequence[Any], env: Mapping[str, Any]) -> None:
+    """A file of rows of one kind, dataclasses, each with the environment."""
     names = [field.name for field in fields(rows[0])] if rows else []
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
