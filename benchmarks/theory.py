@@ -1,4 +1,4 @@
-"""The numbers and pictures of docs/analysis.md: the three figures of fusedmix.analysis, with the environment in each CSV.
+"""The numbers and pictures of docs/analysis.md: the figures of fusedmix.analysis, with the environment in each CSV.
 
 python -m benchmarks.theory
 """
@@ -14,7 +14,7 @@ from benchmarks.common import RESULTS, ROOT, environment, parser, write_csv
 from fusedmix.analysis import curves, examples, moons
 
 DOCS = ROOT / "docs"
-WIDTH, QUALITY = 780, 75  # of the sheet of photographs as a JPEG, below 200 kB
+WIDTH, QUALITY = 720, 75  # of the sheet of photographs as a JPEG, below 200 kB
 
 
 def main(arguments: list[str]) -> int:
