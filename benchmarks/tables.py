@@ -1,6 +1,6 @@
-"""The README's tables, made from the committed results: no figure in it is typed.
+"""The tables of README.md and docs/analysis.md, made from the committed results: no figure in them is typed.
 
-python -m benchmarks.tables            # writes them into README.md
+python -m benchmarks.tables            # writes them there
 python -m benchmarks.tables --check    # exit status 1: one of them differs from what its file says
 """
 
@@ -10,12 +10,14 @@ import csv
 import json
 import re
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Any, get_type_hints
 
 from benchmarks.common import RESULTS, ROOT, markdown
 
 README = ROOT / "README.md"
+ANALYSIS = ROOT / "docs" / "analysis.md"
 _PLACE = r"(<!-- table: {name} -->\n).*?(<!-- end of table -->)"
 
 
@@ -120,12 +122,51 @@ def first_use() -> str:
     return f"{table}\n\n{_source('python -m benchmarks.first_use --pip', found['environment'])}\n"
 
 
+def theory_examples() -> str:
+    """Label weights of every method over λ."""
+    from fusedmix.analysis import examples
+
+    return _theory("theory-examples.csv", examples)
+
+
+def theory_coefficients() -> str:
+    """Regularisation coefficients of every method."""
+    from fusedmix.analysis import curves
+
+    return _theory("theory-coefficients.csv", curves)
+
+
+def theory_moons() -> str:
+    """The mixed loss and its second-order approximation."""
+    from fusedmix.analysis import moons
+
+    return _theory("theory-moons.csv", moons)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "cpu-mix": cpu_mix,
     "cpu-fmix": cpu_fmix,
     "cpu-loss": cpu_loss,
     "first-use": first_use,
 }
+THEORY: dict[str, Callable[[], str]] = {
+    "theory-examples": theory_examples,
+    "theory-coefficients": theory_coefficients,
+    "theory-moons": theory_moons,
+}
+
+
+def _theory(name: str, figure: Any) -> str:
+    """The table that a command of fusedmix.analysis prints, from its committed rows."""
+    found, types = _rows(name), get_type_hints(figure.Row)
+
+    def value(text: str, kind: Any) -> Any:
+        if kind in (str, int):
+            return kind(text)
+        return float(text) if text else None
+
+    rows = [figure.Row(**{f.name: value(row[f.name], types[f.name]) for f in fields(figure.Row)}) for row in found]
+    return f"{figure.table(rows)}\n\n{_source('python -m benchmarks.theory', found[0])}\n"
 
 
 def _after(process: dict[str, float], step: str, before: str) -> float:
@@ -149,23 +190,26 @@ def _source(command: str, environment: dict[str, str]) -> str:
     )
 
 
-def filled(text: str) -> str:
+def filled(text: str, tables: Mapping[str, Callable[[], str]] = TABLES) -> str:
     """A document with every table in its place."""
-    for name, table in TABLES.items():
+    for name, table in tables.items():
         pattern = _PLACE.format(name=name)
         parts = re.split(pattern, text, flags=re.DOTALL)
-        assert len(parts) == 4, f"{name} has no place in {README.name}, or several"
+        assert len(parts) == 4, f"{name} has no place in the document, or several"
         before, opening, closing, after = parts
         text = before + opening + table() + closing + after
     return text
 
 
 def main(arguments: list[str]) -> int:
-    text = README.read_text(encoding="utf-8")
-    if "--check" in arguments:
-        return int(filled(text) != text)
-    README.write_text(filled(text), encoding="utf-8")
-    return 0
+    differ = False
+    for path, tables in ((README, TABLES), (ANALYSIS, THEORY)):
+        text = path.read_text(encoding="utf-8")
+        made = filled(text, tables)
+        differ |= made != text
+        if "--check" not in arguments:
+            path.write_text(made, encoding="utf-8")
+    return int(differ and "--check" in arguments)
 
 
 if __name__ == "__main__":

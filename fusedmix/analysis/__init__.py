@@ -10,7 +10,7 @@ sides of the paper's Theorem 1 for logistic regression.
 draws the paper's Figures 3, 4 and 1. Importing this needs nothing beyond torch.
 """
 
-from fusedmix.analysis.coefficients import Coefficients, closed_form, coefficients, exact, exact_mask_mean
+from fusedmix.analysis.moments import Coefficients, closed_form, coefficients, exact, exact_mask_mean
 from fusedmix.analysis.theory import (
     Expansion,
     MaskDistribution,

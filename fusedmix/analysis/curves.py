@@ -10,7 +10,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 import fusedmix as fm
-from fusedmix.analysis.coefficients import closed_form, coefficients, exact, exact_mask_mean
+from fusedmix.analysis.moments import closed_form, coefficients, exact, exact_mask_mean
 from fusedmix.analysis.report import markdown
 from fusedmix.demo.methods import Method
 

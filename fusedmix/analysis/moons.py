@@ -73,7 +73,7 @@ def train(
 
 def compute(*, quick: bool = False, seed: int = 0) -> list[Row]:
     """Both kinds of masks, two α, trained on either loss."""
-    x, y = moons(50 if quick else 100, seed)
+    x, y = moons(30 if quick else 100, seed)
     rows = []
     for name, distribution in MASKS.items():
         for alpha in ALPHAS:

@@ -100,7 +100,7 @@ def bernoulli_masks(dims: int, *, alpha: float = 1.0, beta: float | None = None)
     """
     dims = checks.integer("dims", dims, 1, 12)
     # P(M | λ) is a polynomial of degree d, and with the λ of the label of d+1: the quadrature is exact
-    lam, weights = _beta_quadrature(alpha, beta, dims // 2 + 1)
+    lam, weights = _beta_quadrature(alpha, beta, (dims + 3) // 2)
     masks = torch.tensor(list(itertools.product((0.0, 1.0), repeat=dims)), dtype=torch.float64)
     ones = masks.sum(1, keepdim=True)
     joint = weights * lam**ones * (1.0 - lam) ** (dims - ones)  # (2^d, nodes)
