@@ -71,9 +71,23 @@ def compute(*, quick: bool = False, seed: int = 0) -> list[Row]:
             mean = exact_mask_mean(mix, size, lam=LAM)
         if isinstance(mix, fm.MixUp | fm.CutMix | fm.GMix):
             printed = closed_form(mix, size, lam=LAM, offsets=offsets).tolist()
-        measured = zip(offsets, found.mean.tolist(), found.standard_error.tolist(), known, printed, strict=True)
-        of_masks = (found.mask_mean, found.mask_mean_error, mean, found.masks)
-        rows += [Row(method.name, *d, value, error, *forms, *of_masks) for d, value, error, *forms in measured]
+        columns = zip(offsets, found.mean.tolist(), found.standard_error.tolist(), known, printed, strict=True)
+        for (dy, dx), value, error, form, shown in columns:
+            rows.append(
+                Row(
+                    method=method.name,
+                    dy=dy,
+                    dx=dx,
+                    monte_carlo=value,
+                    standard_error=error,
+                    exact=form,
+                    printed=shown,
+                    mask_mean=found.mask_mean,
+                    mask_mean_error=found.mask_mean_error,
+                    exact_mask_mean=mean,
+                    masks=found.masks,
+                )
+            )
     return rows
 
 
