@@ -14,7 +14,7 @@ from benchmarks.common import RESULTS, ROOT, environment, parser, write_csv
 from fusedmix.analysis import curves, examples, moons
 
 DOCS = ROOT / "docs"
-WIDTH, QUALITY = 720, 75  # of the sheet of photographs as a JPEG, below 200 kB
+WIDTH, QUALITY = 720, 68  # of the sheet of photographs as a JPEG, below 200 kB
 
 
 def main(arguments: list[str]) -> int:
