@@ -58,7 +58,7 @@ def moons(samples: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 def train(
     x: Tensor, y: Tensor, masks: MaskDistribution, *, name: str, alpha: float, trained_on: str, steps: int
 ) -> list[Row]:
-    """Gradient descent from θ = 0 on the whole of one of the two losses; a row for every fifth θ, the first included."""
+    """Gradient descent from θ = 0 on the whole of one of the two losses; a row for every fifth θ, from the first."""
     theta = torch.zeros(x.shape[1], dtype=torch.float64)
     rows = []
     for step in range(steps + 1):
