@@ -1,4 +1,4 @@
-"""The tables of README.md and docs/performance.md, made from the committed results: no figure in them is typed.
+"""The tables of README.md and of docs/, made from the committed results: no figure in them is typed.
 
 python -m benchmarks.tables            # writes them into their documents
 python -m benchmarks.tables --check    # exit status 1: one of them differs from what its file says
@@ -15,13 +15,14 @@ import json
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from benchmarks.common import RESULTS, ROOT
 from fusedmix.bench.results import markdown
 
-README, PERFORMANCE = ROOT / "README.md", ROOT / "docs" / "performance.md"
+README, PERFORMANCE, ANALYSIS = ROOT / "README.md", ROOT / "docs" / "performance.md", ROOT / "docs" / "analysis.md"
 _PLACE = r"(<!-- table: {name} -->\n).*?(<!-- end of table -->)"
 
 
@@ -259,6 +260,45 @@ def _digits(microseconds: str) -> str:
 
 # ---- Documents -------------------------------------------------------------------------------------------------------
 
+# ---- docs/analysis.md ------------------------------------------------------------------------------------------------
+
+
+def theory_examples() -> str:
+    """Label weights of every method over λ."""
+    from fusedmix.analysis import examples
+
+    return _theory("theory-examples.csv", examples)
+
+
+def theory_coefficients() -> str:
+    """Regularisation coefficients of every method."""
+    from fusedmix.analysis import curves
+
+    return _theory("theory-coefficients.csv", curves)
+
+
+def theory_moons() -> str:
+    """The mixed loss and its second-order approximation."""
+    from fusedmix.analysis import moons
+
+    return _theory("theory-moons.csv", moons)
+
+
+def _theory(name: str, figure: Any) -> str:
+    """The table that a command of fusedmix.analysis prints, from its committed rows."""
+    found, types = _rows(name), get_type_hints(figure.Row)
+
+    def value(text: str, kind: Any) -> Any:
+        if kind in (str, int):
+            return kind(text)
+        return float(text) if text else None
+
+    rows = [figure.Row(**{f.name: value(row[f.name], types[f.name]) for f in fields(figure.Row)}) for row in found]
+    return f"{figure.table(rows)}\n\n{_source('python -m benchmarks.theory', found[0])}\n"
+
+
+# ---- documents -------------------------------------------------------------------------------------------------------
+
 DOCUMENTS: dict[Path, dict[str, Callable[[], str]]] = {
     README: {"cpu-mix": cpu_mix, "cpu-fmix": cpu_fmix, "cpu-loss": cpu_loss, "first-use": first_use},
     PERFORMANCE: {
@@ -270,6 +310,11 @@ DOCUMENTS: dict[Path, dict[str, Callable[[], str]]] = {
         "first-use": first_use,
         "cpu-targets": cpu_targets,
         "gpu": gpu,
+    },
+    ANALYSIS: {
+        "theory-examples": theory_examples,
+        "theory-coefficients": theory_coefficients,
+        "theory-moons": theory_moons,
     },
 }
 

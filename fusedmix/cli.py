@@ -72,9 +72,9 @@ def _parser() -> argparse.ArgumentParser:
 
     bench = commands.add_parser(
         "bench",
-        help="time mixing side by side with the peers installed here: table, CSV and plot",
-        description="Times whole steps (draws, images, targets) of fusedmix and of the peers installed here on the same "
-        "tensors, after it was shown that they do the same. Without an axis of its own: every method, size and number "
+        help="mixing timed side by side with the peers installed here: table, CSV, plot",
+        description="Times whole steps (draws, images, targets) of fusedmix and of the peers installed here, on the "
+        "same tensors, after it was shown that they do the same. Without an axis of its own: every method, size and number "
         "of draws, then one other axis after the other. With any of them: all combinations of the given values.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
