@@ -74,8 +74,8 @@ def _parser() -> argparse.ArgumentParser:
         "bench",
         help="mixing timed side by side with the peers installed here: table, CSV, plot",
         description="Times whole steps (draws, images, targets) of fusedmix and of the peers installed here, on the "
-        "same tensors, after it was shown that they do the same. Without an axis of its own: every method, size and number "
-        "of draws, then one other axis after the other. With any of them: all combinations of the given values.",
+        "same tensors, after it was shown that they do the same. Without an axis of its own: every method, size and "
+        "number of draws, then one other axis after the other. With any: all combinations of the given values.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     bench.add_argument("--quick", action="store_true", help="small batches, less than a minute")
@@ -111,10 +111,7 @@ def _demo(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     missing = demo.missing_packages()
     if missing:
         return _fail("demo", f'{", ".join(missing)} not installed: pip install "fusedmix[demo]"')
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        parser.error(f"argument --out: cannot use {args.out} as a folder: {error.strerror}")
+    _make_folder(parser, args.out)
     demo.run(args.out, seed=args.seed, epochs=args.epochs, skip_training=args.skip_training)
     return 0
 
@@ -126,10 +123,6 @@ def _bench(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         return _fail("bench", f'{", ".join(missing)} not installed: pip install "fusedmix[bench]"')
     if args.device == "cuda" and not torch.cuda.is_available():
         return _fail("bench", "--device cuda: torch finds no GPU")
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        parser.error(f"argument --out: cannot use {args.out} as a folder: {error.strerror}")
     if args.threads:
         torch.set_num_threads(args.threads)
     axes = {
@@ -145,6 +138,7 @@ def _bench(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     given = {name: values for name, values in axes.items() if values}
     if args.quick and given:
         parser.error("argument --quick: it has cases of its own, and excludes the axes")
+    _make_folder(parser, args.out)
     cases = list(product_of(given)) if given else quick_cases() if args.quick else swept_cases()
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     # torch.compile takes seconds for every case.
@@ -152,6 +146,13 @@ def _bench(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     rounds = args.rounds or (3 if args.quick else 9)
     options = {"device": device, "peers": peers, "rounds": rounds, "quick": args.quick, "commit": args.commit}
     return 0 if bench.run(args.out, cases, **options) else 1
+
+
+def _make_folder(parser: argparse.ArgumentParser, folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"argument --out: cannot use {folder} as a folder: {error.strerror}")
 
 
 def _fail(command: str, message: str) -> int:
