@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from benchmarks.common import RESULTS, ROOT
+from benchmarks.train_rows import loader_table, step_table
 from fusedmix.bench.results import markdown
 
 README, PERFORMANCE, ANALYSIS = ROOT / "README.md", ROOT / "docs" / "performance.md", ROOT / "docs" / "analysis.md"
@@ -125,6 +126,23 @@ def first_use() -> str:
     ]
     table = markdown(("seconds", "first process", "later ones"), lines)
     return f"{table}\n\n{_source('python -m benchmarks.first_use --pip', found['environment'])}\n"
+
+
+def cpu_train_step() -> str:
+    """What mixing takes of a training step on a CPU."""
+    rows = _rows("cpu-train-step.csv")
+    what = (
+        f"ResNet-20, {rows[0]['shape'].replace('x', '×')} {rows[0]['dtype']}, {rows[0]['threads']} threads; p20 to p80"
+    )
+    return f"{step_table(rows)}\n\n{what}.\n{_source('python -m benchmarks.train_step', rows[0])}\n"
+
+
+def cpu_data_loader() -> str:
+    """Mixing in a DataLoader's workers and after loading."""
+    rows = _rows("cpu-data-loader.csv")
+    batches = dict.fromkeys(f"{row['batch']} of {row['shape'].partition('x')[2].replace('x', '×')}" for row in rows)
+    what = f"uint8 images in memory, batches of {' and '.join(batches)}; p20 to p80"
+    return f"{loader_table(rows)}\n\n{what}.\n{_source('python -m benchmarks.data_loader', rows[0])}\n"
 
 
 # ---- docs/performance.md: every row ----------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import os
 import subprocess
@@ -17,7 +18,7 @@ import fusedmix as fm
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # benchmarks is no part of what is installed
 
-from benchmarks import gpu_batch, gpu_first, gpu_targets  # noqa: E402
+from benchmarks import gpu_batch, gpu_first, gpu_targets, tables  # noqa: E402
 from fusedmix.bench import environment, results, timing  # noqa: E402
 
 ENVIRONMENT = {"device", "driver", "torch", "cuda", "triton", "commit", "date"}
@@ -242,6 +243,139 @@ def test_cpu_loss(tmp_path):
     assert {row["call"] for row in timed} == {"mix_cross_entropy", "mix_binary_cross_entropy"}
     checks = rows(tmp_path / "cpu-loss-targets.csv", CHECK)
     assert f"of {len(checks)} targets met" in said
+
+
+STEP = {"model", "mixer", "threads", "mixing_share", "share_p20", "share_p80"}
+
+
+def first_cells(table):
+    return [line.split("|")[1].strip() for line in table.splitlines() if line[:1] == "|"]
+
+
+def test_train_step(tmp_path, monkeypatch):
+    pytest.importorskip("torchvision")
+    pytest.importorskip("timm")
+    said = run("train_step", "--quick", "--threads", 1, "--commit", "abc", "--out", tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"cpu-train-step.csv", "cpu-train-step-environment.json"}
+    timed = rows(tmp_path / "cpu-train-step.csv", TIMING | SUMMARY | STEP)
+    assert {row["provider"] for row in timed} == {"torch", "torchvision", "timm", "fusedmix"}
+    mixed = {row["mixer"] for row in timed if row["call"] == "mixing"}
+    assert {row["mixer"] for row in timed if row["call"] == "step"} == mixed | {"none"}
+    assert len(mixed) == 12
+    for row in timed:
+        assert float(row["median_us"]) > 0
+        # A share, negative or not, is below 1; what does not mix has none.
+        assert (float(row["mixing_share"]) < 1) == (row["call"] == "step" and row["mixer"] != "none")
+    assert "ResNet-50, ViT-S and CUDA graphs need a GPU" in said
+    assert set(first_cells(said)[2:]) == mixed | {"none"}
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    assert first_cells(tables.cpu_train_step()) == first_cells(said)
+
+
+def test_train_step_as_on_a_gpu(tmp_path):
+    pytest.importorskip("torchvision")
+    pytest.importorskip("timm")
+    options = ("--dry-run", "--models", "resnet20", "--threads", 1, "--commit", "abc", "--out", tmp_path)
+    run("train_step", "--device", "cuda", *options)
+    timed = rows(tmp_path / "dry-run-train-step.csv", TIMING | SUMMARY | STEP)
+    captured = {row["mixer"]: row for row in timed if row["call"] == "graph step"}
+    assert len(captured) == 3
+    assert {row["provider"] for row in captured.values()} == {
+        "torch",
+        "fusedmix",
+    }  # what draws on the host would freeze
+    assert all((float(row["mixing_share"]) < 1) == (name != "none") for name, row in captured.items())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("module", ["train_step", "data_loader"])
+def test_without_a_gpu(module, monkeypatch, capsys):
+    pytest.importorskip("torchvision")
+    pytest.importorskip("timm")
+    monkeypatch.setattr(sys, "argv", [module, "--device", "cuda"])
+    assert importlib.import_module(f"benchmarks.{module}").main() == 2
+    assert capsys.readouterr().out.startswith(f"{module}: torch finds no GPU")
+
+
+def test_mixers_that_differ_are_not_timed():
+    pytest.importorskip("torchvision")
+    pytest.importorskip("timm")
+    from dataclasses import replace
+
+    from benchmarks import train_mixers
+
+    x, y = torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 3])
+    found = {mixer.name: mixer for mixer in train_mixers.mixers(4, torch.eye(4))}
+
+    def loss(mixer, images):
+        mixed, targets = mixer.mix(images, y)
+        return float(mixed.square().mean() + targets.square().mean())
+
+    twins = [mixer for mixer in found.values() if mixer.twin]
+    assert [mixer.twin.partition(" ")[0] for mixer in twins] == ["torchvision"] * 3 + ["timm"] * 2
+    for mixer in twins:
+        assert train_mixers.disagreement(mixer, found[mixer.twin], x, y, loss) is None
+    ours, theirs = found["fusedmix MixUp"], found["torchvision MixUp"]
+    for other, what in (
+        (found["fusedmix CutMix"], "images of"),
+        (replace(ours, mix=lambda x, y: (ours.mix(x, y)[0], torch.eye(4))), "targets of"),
+    ):
+        assert train_mixers.disagreement(other, theirs, x, y, loss).startswith(what)
+    # A loss that is off by a thousandth.
+    off = {ours: 1.001, theirs: 1.0}
+    said = train_mixers.disagreement(ours, theirs, x, y, lambda mixer, images: off[mixer] * loss(mixer, images))
+    assert said.startswith("the losses of")
+
+
+LOADER = {"how", "where", "workers", "batch", "samples_per_s"}
+
+
+def test_data_loader(tmp_path, monkeypatch):
+    pytest.importorskip("torchvision")
+    pytest.importorskip("timm")
+    said = run("data_loader", "--quick", "--threads", 1, "--commit", "abc", "--out", tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"cpu-data-loader.csv", "cpu-data-loader-environment.json"}
+    timed = rows(tmp_path / "cpu-data-loader.csv", TIMING | SUMMARY | LOADER)
+    assert {(row["where"], row["workers"]) for row in timed} == {
+        (w, n) for w in ("", "collate", "device") for n in "02"
+    }
+    assert all(float(row["samples_per_s"]) == pytest.approx(1e6 / float(row["median_us"]), rel=1e-4) for row in timed)
+    assert {row["provider"] for row in timed} == {"torch", "torchvision", "timm", "fusedmix"}
+    assert set(first_cells(said)[2:]) == {row["how"] for row in timed}
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    assert first_cells(tables.cpu_data_loader()) == first_cells(said)
+
+
+def test_shares_of_a_step():
+    from benchmarks.train_rows import StepTiming, step_table
+
+    step, alone = (StepTiming("wall", "fusedmix", call, "MixUp", mixer="ours") for call in ("step", "mixing"))
+    step.record([10_000.0, 20_000.0, 40_000.0])
+    step.record_share([10_000.0, 20_000.0, 40_000.0], [9_000.0, 19_000.0, 39_000.0])
+    alone.record([1_000.0] * 3)
+    assert (step.share_p20, step.mixing_share, step.share_p80) == pytest.approx((0.025, 0.05, 0.1))
+    line = step_table([vars(step), vars(alone)]).splitlines()[-1]
+    assert [cell.strip() for cell in line.strip("|").split("|")] == [
+        "ours",
+        "20.0 (10.0 to 40.0)",
+        "5.0% (2.5% to 10.0%)",
+        "1.00 (1.00 to 1.00)",
+        "5.0%",
+    ]
+
+
+def test_regression_under_pytest_benchmark():
+    pytest.importorskip("pytest_benchmark")
+    from fusedmix.backends import native
+
+    if native.why_not("cpp") is not None:
+        pytest.skip(str(native.why_not("cpp")))
+    native.load("cpp")  # built once, also where other tests run at the same time
+    command = [sys.executable, "-m", "pytest", "benchmarks/test_regression.py", "--benchmark-disable", "-q", "-n", "0"]
+    done = subprocess.run([*command, "-k", "small"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout
+    assert " skipped" not in done.stdout
 
 
 def test_first_use(tmp_path):

@@ -1,0 +1,226 @@
+// One call of the CPU backend by name, in one thread, for counting its instructions (benchmarks/count.py):
+//
+//   fusedmix_count           lists the names
+//   fusedmix_count NAME      calls it twice: the first call fills what is kept, the second is `fusedmix_counted`
+//
+// It draws its plans with the backend's own sampler and needs no header of csrc/tests, so that it compiles against the
+// kernels of another commit.
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "cpu/losses.h"
+#include "cpu/mix.h"
+
+// The function whose instructions, and those of all that it calls, are counted. It must stay a call.
+extern "C" __attribute__((noinline, visibility("default"))) void fusedmix_counted(const std::function<void()>& call) {
+  call();
+  __asm__ volatile("" ::: "memory");
+}
+
+namespace fusedmix {
+namespace {
+
+constexpr cpu::Parallel kOneThread{nullptr, 1};
+constexpr uint64_t kSeed = 7;
+
+using Call = std::function<void()>;
+std::map<std::string, std::function<Call()>> cases;  // by name: what makes the call
+
+MethodRow row_of(Method method) {
+  MethodRow row{};
+  row.method = method;
+  row.weight = 1.0;
+  row.p = 1.0;
+  row.alpha = 1.0;
+  row.lam = std::nan("");
+  row.lam_max = 1.0;
+  row.ratio = 0.75;
+  row.decay = 3.0;
+  row.cutoff = 32.0;
+  return row;
+}
+
+struct Plan {
+  MethodRow row;
+  cpu::SampleArgs request{};
+  std::vector<int64_t> partner;
+  std::vector<float> lam, value;
+  std::vector<double> weight;
+  std::vector<int32_t> kind, geometry;
+  std::vector<uint32_t> bits;
+
+  Plan(Method method, int64_t batch, int64_t side, int32_t pairing)
+      : row(row_of(method)), partner(batch), lam(batch), value(2 * batch), weight(batch), kind(batch), geometry(6 * batch) {
+    request.rows = &row;
+    request.methods = 1;
+    request.batch = batch;
+    request.ndim = 2;
+    request.size[0] = 1;
+    request.size[1] = request.size[2] = side;
+    request.pairing = pairing;
+    request.per = kPerSample;
+    request.p = 1.0;
+    request.seed = kSeed;
+    draw();
+    if (is_fourier_method(row.method)) {
+      bits.resize(batch * words());
+      draw_masks();
+    }
+  }
+  Plan(const Plan&) = delete;
+
+  int64_t words() const { return (request.size[1] * request.size[2] + 31) / 32; }
+  void draw() { cpu::sample(request, {partner.data(), lam.data(), weight.data(), kind.data(), geometry.data(), value.data()}); }
+  void draw_masks() {
+    cpu::FourierArgs args{};
+    args.rows = &row;
+    args.methods = 1;
+    args.ndim = 2;
+    std::memcpy(args.size, request.size, sizeof(args.size));
+    args.batch = request.batch;
+    args.per = args.draws = kPerSample;
+    args.seed = kSeed;
+    args.kind = kind.data();
+    args.geometry = geometry.data();
+    args.value = value.data();
+    args.bits = bits.data();
+    cpu::fourier(args, kOneThread);
+  }
+  PlanView view() const {
+    PlanView made{partner.data(), kind.data(), geometry.data(), value.data(), request.pairing, false, {}};
+    if (!bits.empty()) made.pixels = {bits.data(), nullptr, words(), {1, request.size[1], request.size[2]}, kPerSample, request.batch};
+    return made;
+  }
+};
+
+enum class Way { kInPlace, kOutOfPlace, kAdjoint };
+
+// A (16, 3, side, side) batch of zeros: no loop here looks at the values.
+Call mix(Method method, int64_t side, int32_t pairing, ElementType type, Way way) {
+  const int64_t batch = 16, sizes[4] = {batch, 3, side, side}, strides[4] = {3 * side * side, side * side, side, 1};
+  const auto plan = std::make_shared<Plan>(method, batch, side, pairing);
+  const size_t bytes = batch * strides[0] * element_size(type);
+  const auto from = std::make_shared<std::vector<char>>(bytes), to = std::make_shared<std::vector<char>>(bytes);
+  const Layout layout = make_layout(4, sizes, strides, strides, 2);
+  return [=] {
+    cpu::mix({type, from->data(), way == Way::kInPlace ? from->data() : to->data(), layout, plan->view(), way == Way::kAdjoint},
+             kOneThread);
+  };
+}
+
+Call mix_labels(int64_t batch, int64_t classes) {
+  const auto plan = std::make_shared<Plan>(kMixUp, batch, 8, kRoll);
+  const auto labels = std::make_shared<std::vector<int64_t>>(batch);
+  for (int64_t i = 0; i < batch; ++i) (*labels)[i] = 7 * i % classes;
+  const auto targets = std::make_shared<std::vector<float>>(batch * classes);
+  return [=] {
+    cpu::LabelArgs args{};
+    args.type = ElementType::kFloat32;
+    args.classes = labels->data();
+    args.partner = plan->partner.data();
+    args.weight = plan->weight.data();
+    args.batch = batch;
+    args.num_classes = classes;
+    args.smoothing = 0.1;
+    args.targets = targets->data();
+    cpu::mix_labels(args, kOneThread);
+  };
+}
+
+// Logits between -4 and 4: exponentials that neither vanish nor overflow.
+Call loss(bool binary, bool backward, int64_t batch, int64_t classes) {
+  struct Buffers {
+    std::vector<int64_t> labels;
+    std::vector<float> logits, losses, statistics, grad, out;
+  };
+  const auto plan = std::make_shared<Plan>(kMixUp, batch, 8, kRoll);
+  const auto memory = std::make_shared<Buffers>();
+  for (int64_t i = 0; i < batch; ++i) memory->labels.push_back(7 * i % classes);
+  for (int64_t i = 0; i < batch * classes; ++i) memory->logits.push_back(static_cast<float>(i * 37 % 1024) / 128.0f - 4.0f);
+  memory->losses.resize(batch);
+  memory->statistics.resize(2 * batch);
+  memory->grad.assign(batch, 1.0f);
+  memory->out.resize(batch * classes);
+  cpu::LossArgs args{};
+  args.type = ElementType::kFloat32;
+  args.logits = memory->logits.data();
+  args.row_stride = classes;
+  args.step = 1;
+  args.classes = memory->labels.data();
+  args.partner = plan->partner.data();
+  args.weight = plan->weight.data();
+  args.batch = batch;
+  args.num_classes = classes;
+  args.ignore = -100;
+  if (!binary) cpu::cross_entropy(args, memory->losses.data(), memory->statistics.data(), kOneThread);  // for the backward pass
+  return [=] {
+    (void)plan;  // keeps what args points to
+    Buffers& m = *memory;
+    const double scale = 1.0 / static_cast<double>(args.batch);
+    if (binary && backward) cpu::binary_cross_entropy_backward(args, m.grad.data(), 0, scale, m.out.data(), kOneThread);
+    if (binary && !backward) cpu::binary_cross_entropy(args, m.losses.data(), kOneThread);
+    if (!binary && backward) {
+      cpu::cross_entropy_backward(args, m.statistics.data(), m.grad.data(), 0, scale, m.out.data(), kOneThread);
+    }
+    if (!binary && !backward) cpu::cross_entropy(args, m.losses.data(), m.statistics.data(), kOneThread);
+  };
+}
+
+void list_cases() {
+  const std::map<std::string, Method> methods = {
+      {"MixUp", kMixUp}, {"CutMix", kCutMix}, {"HMix", kHMixReleased}, {"GMix", kGMixReleased}, {"FMix", kFMixPaper}};
+  for (const auto& [name, method] : methods) {
+    const Method m = method;
+    for (const int64_t side : {int64_t{32}, int64_t{112}}) {
+      const std::string tail = "-" + name + "-" + std::to_string(side);
+      cases["mix_" + tail] = [=] { return mix(m, side, kRoll, ElementType::kFloat32, Way::kInPlace); };
+      cases["sample" + tail] = [=] {
+        const auto plan = std::make_shared<Plan>(m, 128, side, kRandom);
+        return [=] {
+          plan->draw();
+          if (!plan->bits.empty()) plan->draw_masks();
+        };
+      };
+    }
+    cases["mix_flip-" + name + "-32"] = [=] { return mix(m, 32, kFlip, ElementType::kFloat32, Way::kInPlace); };
+    cases["mix-" + name + "-32"] = [=] { return mix(m, 32, kRandom, ElementType::kFloat32, Way::kOutOfPlace); };
+    cases["backward-" + name + "-32"] = [=] { return mix(m, 32, kRoll, ElementType::kFloat32, Way::kAdjoint); };
+  }
+  cases["mix_-MixUp-bfloat16-32"] = [] { return mix(kMixUp, 32, kRoll, ElementType::kBFloat16, Way::kInPlace); };
+  cases["mix_-MixUp-uint8-32"] = [] { return mix(kMixUp, 32, kRoll, ElementType::kUInt8, Way::kInPlace); };
+  cases["mix_labels-10"] = [] { return mix_labels(128, 10); };
+  cases["mix_labels-1000"] = [] { return mix_labels(128, 1000); };
+  for (const int64_t classes : {int64_t{10}, int64_t{1000}}) {
+    const std::string tail = "-" + std::to_string(classes);
+    cases["cross_entropy" + tail] = [=] { return loss(false, false, 128, classes); };
+    cases["cross_entropy_backward" + tail] = [=] { return loss(false, true, 128, classes); };
+    cases["binary_cross_entropy" + tail] = [=] { return loss(true, false, 128, classes); };
+    cases["binary_cross_entropy_backward" + tail] = [=] { return loss(true, true, 128, classes); };
+  }
+}
+
+}  // namespace
+}  // namespace fusedmix
+
+int main(int count, char** words) {
+  fusedmix::list_cases();
+  if (count < 2) {
+    for (const auto& entry : fusedmix::cases) std::printf("%s\n", entry.first.c_str());
+    return 0;
+  }
+  const auto found = fusedmix::cases.find(words[1]);
+  if (found == fusedmix::cases.end()) {
+    std::fprintf(stderr, "there is no %s; without arguments all names are listed\n", words[1]);
+    return 1;
+  }
+  const fusedmix::Call call = found->second();
+  call();
+  fusedmix_counted(call);
+  return 0;
+}
