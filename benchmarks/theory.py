@@ -19,8 +19,8 @@ DOCS = ROOT / "docs"
 WIDTH, QUALITY = 720, 68  # of the sheet of photographs as a JPEG, below 200 kB
 
 
-def main(arguments: list[str]) -> int:
-    args = parser(__doc__).parse_args(arguments)
+def main() -> int:
+    args = parser(__doc__).parse_args()
     results: Path = args.out or RESULTS
     pictures: Path = args.out or DOCS
     env = environment(torch.device("cpu"), args.commit)
@@ -46,4 +46,4 @@ def _draw_sheet(mixtures: list[examples.Mixture], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -47,6 +47,9 @@ try:
 except ImportError as error:  # fcntl: not on Windows
     NO_SHIM = str(error)
 
+# Most of the time of all tests, nearly twice as much if the interpreter is traced. What runs here runs elsewhere too.
+pytestmark = pytest.mark.no_cover
+
 TABLE = Path(__file__).with_name("agreement.csv")
 COMPARED = ("partner", "lam", "kind", "geometry", "value")  # of two plans: equal
 OPERATORS = ("sample", "mask", "mix", "mix_", "mix_adjoint", "mix_labels", "mix_batch", "mix_batch_")
@@ -607,8 +610,8 @@ def test_gradients(backend, method):
     plan = METHODS[method](per="sample", pairing="random").sample(3, (2, 3), seed=5)
     x = values(Case((3, 1, 2, 3)), torch.float64, 0).to(backend.device).requires_grad_()
     mix = functools.partial(fm.mix, plan=plan, backend=backend.name)
-    assert torch.autograd.gradcheck(mix, x)
-    assert torch.autograd.gradgradcheck(mix, x)
+    assert torch.autograd.gradcheck(mix, x, fast_mode=backend.sparse)  # along random directions
+    assert torch.autograd.gradgradcheck(mix, x, fast_mode=backend.sparse)
     ran = Ran()
     with pytest.raises(AssertionError), ran:
         torch.autograd.grad(mix(x).sum(), x)

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import fusedmix as fm
 from conftest import required
 from fusedmix import cli
+from fusedmix.analysis import __main__ as analysis
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # benchmarks is no part of what is installed
@@ -124,6 +125,8 @@ def test_commands(path, command, monkeypatch, capsys):
         assert rest[0].startswith(".venv/") or (ROOT / rest[0]).is_file()
     elif words[:3] in (["python", "-m", "venv"], ["python", "-m", "pip"]):
         pass
+    elif words[:3] == ["python", "-m", "fusedmix.analysis"]:
+        analysis._parser().parse_args(rest[2:])
     elif program == "python":
         assert rest[1].startswith("benchmarks.")
         given = {word for word in rest if word.startswith("--")}
@@ -163,7 +166,9 @@ def test_every_table_says_where_it_comes_from():
 
 def test_gpu_tables_come_from_a_gpu_alone(tmp_path, monkeypatch):
     from benchmarks import tables
-    from benchmarks.common import ENVIRONMENT, Check, Timing, write_csv
+    from fusedmix.bench.environment import ENVIRONMENT
+    from fusedmix.bench.results import Check, write_csv
+    from fusedmix.bench.timing import Timing
 
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
     environment = dict.fromkeys(ENVIRONMENT, "") | {"torch": "2.15", "commit": "abc", "date": "2026-01-02T03:04:05"}

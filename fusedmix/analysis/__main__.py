@@ -7,9 +7,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from fusedmix import demo
-from fusedmix.analysis.report import write_csv
 from fusedmix.backends import BackendError
+from fusedmix.bench.environment import environment
+from fusedmix.bench.results import write_csv
 
 _FIGURES = {
     "examples": "Figure 3: photographs mixed by every method over λ",
@@ -53,21 +56,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             shown, mixtures = examples.compute(quick=args.quick)
             examples.draw(mixtures, picture)
             print(examples.table(shown))
-            write_csv(shown, numbers)
+            write_csv(numbers, shown, environment(torch.device("cpu")))
         elif args.command == "coefficients":
             from fusedmix.analysis import curves
 
             found = curves.compute(quick=args.quick)
             curves.draw(found, picture)
             print(curves.table(found))
-            write_csv(found, numbers)
+            write_csv(numbers, found, environment(torch.device("cpu")))
         else:
             from fusedmix.analysis import moons
 
             steps = moons.compute(quick=args.quick)
             moons.draw(steps, picture)
             print(moons.table(steps))
-            write_csv(steps, numbers)
+            write_csv(numbers, steps, environment(torch.device("cpu")))
     except BackendError as error:  # FUSEDMIX_BACKEND asks for what cannot run here
         return _fail(args.command, str(error))
     print(f"\nWritten: {picture}, {numbers}")

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 import fusedmix as fm
 from fusedmix.analysis.moments import closed_form, coefficients, exact, exact_mask_mean
-from fusedmix.analysis.report import markdown
+from fusedmix.bench.results import markdown
 from fusedmix.demo.methods import Method
 
 SIDE, LAM = 64, 0.5

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 import fusedmix as fm
-from fusedmix.analysis.report import markdown
+from fusedmix.bench.results import markdown
 from fusedmix.demo.methods import Method, Mixture
 from fusedmix.demo.photos import load_photos
 from fusedmix.demo.sheet import draw_sheet

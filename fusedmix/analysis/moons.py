@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from sklearn.datasets import make_moons
 from torch import Tensor
 
-from fusedmix.analysis.report import markdown
 from fusedmix.analysis.theory import (
     MaskDistribution,
     bernoulli_masks,
@@ -20,6 +19,7 @@ from fusedmix.analysis.theory import (
     remainder_bound,
     second_order,
 )
+from fusedmix.bench.results import markdown
 
 MASKS = {"Mixup": mixup_masks, "Bernoulli": bernoulli_masks}
 ALPHAS = (0.2, 1.0)
