@@ -21,6 +21,7 @@ from typing import Any, get_type_hints
 
 from benchmarks.common import RESULTS, ROOT
 from benchmarks.train_rows import loader_table, step_table
+from fusedmix.bench import report
 from fusedmix.bench.results import markdown
 
 README, PERFORMANCE, ANALYSIS = ROOT / "README.md", ROOT / "docs" / "performance.md", ROOT / "docs" / "analysis.md"
@@ -175,6 +176,14 @@ def cpu_loss_all() -> str:
     """Every time of the label losses on a CPU."""
     rows = _rows("cpu-loss.csv")
     return f"{_times(rows)}\n\n2 threads. {_source('python -m benchmarks.cpu_loss', rows[0])}\n"
+
+
+def cpu_bench() -> str:
+    """Whole steps on a CPU beside the peers'."""
+    return (
+        f"{report.table(report.read(RESULTS / 'cpu-bench.csv'))}\n\n2 threads. "
+        f"{_source('python -m benchmarks.cpu_bench', _rows('cpu-bench.csv')[0])}\n"
+    )
 
 
 def cpu_targets() -> str:

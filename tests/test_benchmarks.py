@@ -217,6 +217,23 @@ def test_cpu_mix(tmp_path):
     assert set(environment["import"]) == {"torch_s", "added_by_fusedmix_s"}
 
 
+def test_cpu_bench(tmp_path):
+    for package in ("torchvision", "timm", "kornia"):
+        pytest.importorskip(package)
+    said = run("cpu_bench", "--quick", "--threads", 1, "--commit", "abc", "--out", tmp_path)
+    names = {"cpu-bench.csv", "cpu-bench-environment.json", "cpu-bench.png"}
+    assert {path.name for path in tmp_path.iterdir()} == names
+    assert "| CutMix, per sample, 4x3x16x16" in said
+
+
+def test_theory(tmp_path):
+    pytest.importorskip("skimage")
+    run("theory", "--quick", "--commit", "abc", "--out", tmp_path)
+    names = {f"theory-{name}.csv" for name in ("examples", "coefficients", "moons")}
+    pictures = {"theory-examples.jpg", "theory-coefficients.png", "theory-moons.png"}
+    assert {path.name for path in tmp_path.iterdir()} == names | pictures
+
+
 def test_cpu_fmix(tmp_path):
     from fusedmix.backends import native
 

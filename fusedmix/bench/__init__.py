@@ -32,9 +32,10 @@ def run(
     rounds: int,
     quick: bool = False,
     commit: str | None = None,
+    name: str = "bench",
 ) -> bool:
-    """Measures the cases, telling how far it is; writes bench.csv, bench-environment.json, bench.md and bench.png into
-    `out`, and prints the table.
+    """Measures the cases, telling how far it is; writes <name>.csv, <name>-environment.json, <name>.md and <name>.png
+    into `out`, and prints the table.
 
     Args:
         out: a folder.
@@ -44,6 +45,7 @@ def run(
         rounds: how often.
         quick: the chosen backend alone, and short measurements.
         commit: of the checkout, where there is no .git to ask.
+        name: of the files.
 
     Returns:
         Whether everybody was shown to do what a case says; who was not has no figures.
@@ -68,21 +70,21 @@ def run(
     for n, case in enumerate(cases):
         print(f"[{n + 1}/{len(cases)}, {time.perf_counter() - begin:.0f} s] {case}", flush=True)
         rows += bench.measure(case)
-    write_csv(out / "bench.csv", rows, env)
-    write_json(out / "bench-environment.json", env)
+    written = [f"{name}.csv", f"{name}-environment.json", f"{name}.md"]
+    write_csv(out / written[0], rows, env)
+    write_json(out / written[1], env)
     table = report.table(rows)
-    (out / "bench.md").write_text(table + "\n", encoding="utf-8")
-    written = ["bench.csv", "bench-environment.json", "bench.md"]
+    (out / written[2]).write_text(table + "\n", encoding="utf-8")
     if importlib.util.find_spec("matplotlib"):
         report.plot(
-            rows, out / "bench.png", f"{env['device']}, torch {env['torch']}, {env['commit']}, {env['date'][:10]}"
+            rows, out / f"{name}.png", f"{env['device']}, torch {env['torch']}, {env['commit']}, {env['date'][:10]}"
         )
-        written.append("bench.png")
+        written.append(f"{name}.png")
     else:
         print("no picture: matplotlib is not installed")
     print(f"\n{table}\n\nwritten into {out}: {', '.join(written)}")
     failed = [row for row in rows if row.failed]
     for row in failed:
-        name = f"{row.provider} {row.backend}".strip()
-        print(f"no figures: {name}, {row.method} per {row.per}, {row.dtype}: {row.failed}")
+        who = f"{row.provider} {row.backend}".strip()
+        print(f"no figures: {who}, {row.method} per {row.per}, {row.dtype}: {row.failed}")
     return not failed

@@ -22,7 +22,7 @@ def get_mixup_cutmix(
     """MixUp, CutMix, or for every batch one of the two, with equal chances: for a `collate_fn`, or on the device.
 
     The same seed of torch's generator gives the batches of `v2.RandomChoice([v2.MixUp(alpha=mixup_alpha, ...),
-    v2.CutMix(alpha=cutmix_alpha, ...)])`. CutMix takes its own α; the references' file gives it mixup_alpha.
+    v2.CutMix(alpha=cutmix_alpha, ...)])`. CutMix takes its own α; copies of the references of 2023 give it mixup_alpha.
 
     Args:
         mixup_alpha: α >= 0 of Mixup; 0: no Mixup.
