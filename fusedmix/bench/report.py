@@ -53,13 +53,15 @@ def _ours(rows: Sequence[Row], inplace: bool) -> Row | None:
 
 
 def _beside(rows: Sequence[Row], peer: str, ours: dict[bool, Row | None]) -> str:
-    """How many times as long a peer takes; "differs" in place of a ratio where it was not shown to do the same."""
+    """How many times as long a peer takes; no ratio where it was not shown to do the same, or did not run."""
     found = sorted((row for row in rows if row.provider == peer), key=lambda row: row.inplace)
     if not found:
         return ""
     row, beside = found[0], ours[found[0].inplace]
-    if row.failed or beside is None:
-        return "differs"
+    if row.failed:
+        return "differs" if row.failed.startswith("AssertionError") else "failed"
+    if beside is None:
+        return ""
     return f"{row.median_us / beside.median_us:.1f}×"
 
 

@@ -97,6 +97,7 @@ class Bench:
 
     def measure(self, case: Case) -> list[Row]:
         """The rows of a case, copies of the batch last."""
+        torch.compiler.reset()  # the same function is compiled for every case: past eight torch.compile gives up
         clones = Clones(case.shape, case.torch_dtype, self.device, case.layout == "channels_last")
         y = torch.randint(case.classes, (case.batch,), device=self.device)
         rows: list[Row] = []
