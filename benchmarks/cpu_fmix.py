@@ -18,6 +18,7 @@ import torch
 import fusedmix as fm
 from benchmarks.common import RESULTS, parser
 from fusedmix.backends import choose
+from fusedmix.bench.contenders import check_masks
 from fusedmix.bench.environment import environment
 from fusedmix.bench.fmix_numpy import mask
 from fusedmix.bench.results import Check, markdown, targets_table, write_csv
@@ -26,29 +27,12 @@ from fusedmix.bench.timing import Timing, interleave, wall
 LAM = 0.5
 
 
-def check_same_meaning(side: int) -> None:
-    """Raises if the two do not make masks of one kind.
-
-    The pipeline draws half of a spectrum without a factor for the pairs k, -k, and so its masks are a little flatter:
-    the length of the boundary, both directions together, is all that is compared."""
-    generator, n = np.random.default_rng(0), 200
-    theirs = torch.from_numpy(np.stack([mask(side, side, LAM, generator) for _ in range(n)]))
-    ours = fm.FMix(per="sample").sample(n, (side, side), lam=LAM, seed=0).mask()
-    lengths = [
-        ((m[:, 1:] != m[:, :-1]).sum((1, 2)) + (m[..., 1:] != m[..., :-1]).sum((1, 2))) / side for m in (theirs, ours)
-    ]
-    if abs(lengths[0].mean() - lengths[1].mean()) > 0.1 * lengths[0].mean():
-        raise RuntimeError(f"boundaries differ at {side}: {lengths[0].mean()} in NumPy, {lengths[1].mean()} here")
-    if not all(set(m.sum((1, 2)).tolist()) <= {side * side // 2, -(-side * side // 2)} for m in (theirs, ours)):
-        raise RuntimeError(f"the numbers of ones differ at {side}")
-
-
 def measure(sides: tuple[int, ...], rounds: int) -> list[Timing]:
     """Microseconds for one mask."""
     rows, calls, masks = [], {}, []
     generator = np.random.default_rng(0)
     for side in sides:
-        check_same_meaning(side)
+        check_masks(side)
         n = 256 if side < 224 else 64
         module = fm.FMix(per="sample")
         for provider, count, call in (

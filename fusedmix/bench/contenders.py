@@ -20,7 +20,7 @@ from fusedmix import backends as fused_backends
 from fusedmix.bench import plain
 from fusedmix.bench.cases import Case
 
-_PACKAGES = {"torchvision": "torchvision", "timm": "timm", "kornia": "kornia"}
+_PACKAGES = ("torchvision", "timm", "kornia")  # by these names on PyPI and in Python
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Contender:
 
 def missing() -> list[str]:
     """The peers that are not installed here."""
-    return [peer for peer, package in _PACKAGES.items() if importlib.util.find_spec(package) is None]
+    return [peer for peer in _PACKAGES if importlib.util.find_spec(peer) is None]
 
 
 def backends_for(device: torch.device) -> list[str]:
@@ -217,7 +217,7 @@ def _numpy(case: Case, device: torch.device) -> Iterator[Contender]:
     yield Contender("numpy", lambda x, y: mixing(x, y, drawn()), check)
 
 
-def check_masks(side: int, number: int = 100) -> None:
+def check_masks(side: int, number: int = 200) -> None:
     """Raises unless NumPy's masks and ours are of one kind, by their counts of ones and the length of their boundaries.
 
     NumPy's pipeline draws half of a spectrum without a factor for the pairs k, -k, and so its masks are a little
@@ -228,8 +228,7 @@ def check_masks(side: int, number: int = 100) -> None:
     lengths = [
         ((m[:, 1:] != m[:, :-1]).sum((1, 2)) + (m[..., 1:] != m[..., :-1]).sum((1, 2))) / side for m in (theirs, ours)
     ]
-    spread = (sum(float(length.var()) for length in lengths) / number) ** 0.5
-    if abs(float(lengths[0].mean() - lengths[1].mean())) > 0.1 * float(lengths[0].mean()) + 4 * spread:
+    if abs(float(lengths[0].mean() - lengths[1].mean())) > 0.1 * float(lengths[0].mean()):
         raise RuntimeError(f"boundaries differ at {side}: {lengths[0].mean()} in NumPy, {lengths[1].mean()} here")
     if not all(set(m.sum((1, 2)).tolist()) <= {side * side // 2, -(-side * side // 2)} for m in (theirs, ours)):
         raise RuntimeError(f"the numbers of ones differ at {side}")
