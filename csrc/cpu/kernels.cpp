@@ -20,81 +20,86 @@
 namespace fusedmix::cpu {
 namespace {
 
-constexpr int64_t kChunk = 256;  // elements converted at a time: three buffers of 1 KiB stay in the first-level cache
+constexpr int64_t kChunk = 256;  // elements converted at a time: their buffers of 1 KiB stay in the first-level cache
 
-// One weight for the whole row, or a weight for each element.
+// One weight for the whole row, or a weight for each element: a `const float*`, or made of one.
 struct One {
   float w;
   float operator[](int64_t) const { return w; }
   One operator+(int64_t) const { return *this; }
 };
+template <bool kComplement>
+struct Scaled {
+  const float* table;
+  float factor;
+  float operator[](int64_t i) const { return kComplement ? 1.0f - factor * table[i] : factor * table[i]; }
+  Scaled operator+(int64_t i) const { return {table + i, factor}; }
+};
 
 // blend() of blend.h without the branches that the caller has taken (One: w is neither 0 nor 1).
-template <class T, class W, class C>
+template <bool kBytes, class W, class C>
 inline C blend_one(float w, C x, C y) {
   C mixed;
-  if constexpr (sizeof(T) == 1) {
+  if constexpr (kBytes) {
     mixed = round_to_byte(w, x - y, y);
   } else {
     mixed = fma(static_cast<C>(w), x - y, y);
   }
-  mixed = x == y ? x : mixed;
-  if constexpr (!__is_same(W, One)) {
-    mixed = w == 1.0f ? x : mixed;
-    mixed = w == 0.0f ? y : mixed;
-  }
+  if constexpr (__is_same(W, One)) return x == y ? x : mixed;
+  const bool own = (w == 1.0f) | (x == y);  // not ||: one selection instead of two
+  mixed = own ? x : mixed;
+  mixed = w == 0.0f ? y : mixed;
   return mixed;
 }
 
-template <class T, class C, class W>
-inline void blend_row(C* out, const C* a, const C* b, int64_t n, W w) {
-#pragma GCC ivdep
-  for (int64_t i = 0; i < n; ++i) out[i] = blend_one<T, W>(w[i], a[i], b[i]);
-}
+// How many samples there are to read, and which is the partner of sample k.
+constexpr int inputs_of(int links) { return links == kTwoPairs ? kLinks : links + 1; }
+constexpr int partner_of(int links, int k) { return links == kTwoPairs ? k ^ 1 : k + 1; }
 
-template <class T, class C, class W>
-inline void pair_row(C* out, C* out_b, const C* a, const C* b, int64_t n, W w, W w_b) {
+// Every element of all samples is read before any is written.
+template <int links, class T, class W>
+void mix_row(void* const* to, const void* const* from, int64_t n, const W* weights) {
+  constexpr int kOut = samples_of(links), kIn = inputs_of(links);
+  T* out[kOut];
+  const T* in[kIn];
+  W w[kOut];
+  for (int k = 0; k < kOut; ++k) out[k] = static_cast<T*>(to[k]), w[k] = weights[k];
+  for (int k = 0; k < kIn; ++k) in[k] = static_cast<const T*>(from[k]);
 #pragma GCC ivdep
   for (int64_t i = 0; i < n; ++i) {
-    const C x = a[i], y = b[i];
-    out[i] = blend_one<T, W>(w[i], x, y);
-    out_b[i] = blend_one<T, W>(w_b[i], y, x);
+    T x[kIn];
+#pragma GCC unroll 8
+    for (int k = 0; k < kIn; ++k) x[k] = in[k][i];
+#pragma GCC unroll 8
+    for (int k = 0; k < kOut; ++k) out[k][i] = blend_one<false, W>(w[k][i], x[k], x[partner_of(links, k)]);
   }
 }
 
+// Once for all types that are converted.
+template <bool kBytes, class W>
+FUSEDMIX_ONCE void blend_row(float* __restrict out, const float* a, const float* b, int64_t n, W w) {
+  for (int64_t i = 0; i < n; ++i) out[i] = blend_one<kBytes, W>(w[i], a[i], b[i]);
+}
+
 template <class T, class W>
-void blend(void* out, const void* a, const void* b, int64_t n, W w) {
-  T* o = static_cast<T*>(out);
-  const T *x = static_cast<const T*>(a), *y = static_cast<const T*>(b);
+void mix_links(int links, void* const* out, const void* const* in, int64_t n, const W* w) {
   if constexpr (__is_same(T, Compute<T>)) {
-    blend_row<T>(o, x, y, n, w);
-  } else {
-    float p[kChunk], q[kChunk];
-    for (int64_t i = 0; i < n; i += kChunk) {
-      const int64_t m = n - i < kChunk ? n - i : kChunk;
-      widen(p, x + i, m);
-      widen(q, y + i, m);
-      blend_row<T>(p, p, q, m, w + i);
-      narrow<T>(o + i, p, m);
+    switch (links) {
+      case 1: return mix_row<1, T>(out, in, n, w);
+      case 2: return mix_row<2, T>(out, in, n, w);
+      case 3: return mix_row<3, T>(out, in, n, w);
+      case kLinks: return mix_row<kLinks, T>(out, in, n, w);
+      default: return mix_row<kTwoPairs, T>(out, in, n, w);
     }
-  }
-}
-
-template <class T, class W>
-void blend_pair(void* out, void* out_b, const void* a, const void* b, int64_t n, W w, W w_b) {
-  T *o = static_cast<T*>(out), *o_b = static_cast<T*>(out_b);
-  const T *x = static_cast<const T*>(a), *y = static_cast<const T*>(b);
-  if constexpr (__is_same(T, Compute<T>)) {
-    pair_row<T>(o, o_b, x, y, n, w, w_b);
   } else {
-    float p[kChunk], q[kChunk];
+    float wide[kLinks + 1][kChunk], mixed[kChunk];
     for (int64_t i = 0; i < n; i += kChunk) {
       const int64_t m = n - i < kChunk ? n - i : kChunk;
-      widen(p, x + i, m);
-      widen(q, y + i, m);
-      pair_row<T>(p, q, p, q, m, w + i, w_b + i);
-      narrow<T>(o + i, p, m);
-      narrow<T>(o_b + i, q, m);
+      for (int k = 0; k < inputs_of(links); ++k) widen(wide[k], static_cast<const T*>(in[k]) + i, m);
+      for (int k = 0; k < samples_of(links); ++k) {
+        blend_row<sizeof(T) == 1>(mixed, wide[k], wide[partner_of(links, k)], m, w[k] + i);
+        narrow<T>(static_cast<T*>(out[k]) + i, mixed, m);
+      }
     }
   }
 }
@@ -120,16 +125,34 @@ void adjoint(void* out, const void* g, const void* h, int64_t n, W own, W lent) 
   }
 }
 
+template <class T, bool kComplement>
+void scaled(int links, void* const* out, const void* const* in, int64_t n, const ScaledRow* rows, int64_t count) {
+  void* to[kLinks];
+  const void* from[kLinks + 1];
+  for (int64_t r = 0; r < count; ++r) {
+    Scaled<kComplement> w[kLinks];
+    for (int k = 0; k < samples_of(links); ++k) {
+      w[k] = {rows[r].table[k], rows[r].factor[k]};
+      to[k] = static_cast<T*>(out[k]) + r * n;
+    }
+    for (int k = 0; k < inputs_of(links); ++k) from[k] = static_cast<const T*>(in[k]) + r * n;
+    mix_links<T>(links, to, from, n, w);
+  }
+}
+
 template <class T>
 constexpr RowKernels row_kernels() {
   return {
-      [](void* out, const void* a, const void* b, int64_t n, float w) { blend<T>(out, a, b, n, One{w}); },
-      [](void* out, const void* a, const void* b, int64_t n, const float* w) { blend<T>(out, a, b, n, w); },
-      [](void* out, void* out_b, const void* a, const void* b, int64_t n, float w, float w_b) {
-        blend_pair<T>(out, out_b, a, b, n, One{w}, One{w_b});
+      [](int links, void* const* out, const void* const* in, int64_t n, const float* w) {
+        One ones[kLinks];
+        for (int k = 0; k < samples_of(links); ++k) ones[k].w = w[k];
+        mix_links<T>(links, out, in, n, ones);
       },
-      [](void* out, void* out_b, const void* a, const void* b, int64_t n, const float* w, const float* w_b) {
-        blend_pair<T>(out, out_b, a, b, n, w, w_b);
+      [](int links, void* const* out, const void* const* in, int64_t n, const float* const* w) {
+        mix_links<T>(links, out, in, n, w);
+      },
+      [](int links, void* const* out, const void* const* in, int64_t n, const ScaledRow* rows, int64_t count, bool complement) {
+        (complement ? scaled<T, true> : scaled<T, false>)(links, out, in, n, rows, count);
       },
       [](void* out, const void* g, const void* h, int64_t n, float own, float lent) {
         adjoint<T>(out, g, h, n, One{own}, One{lent});
@@ -141,7 +164,12 @@ constexpr RowKernels row_kernels() {
 }
 
 void gaussian(float* out, const float* table, int64_t n, Factors f, bool complement) {
-  if (complement) {
+  const bool image = f.after == 1.0f && f.last == 1.0f;  // no axis after the row's
+  if (image && complement) {
+    for (int64_t i = 0; i < n; ++i) out[i] = 1.0f - f.before * table[i];
+  } else if (image) {
+    for (int64_t i = 0; i < n; ++i) out[i] = f.before * table[i];
+  } else if (complement) {
     for (int64_t i = 0; i < n; ++i) out[i] = 1.0f - f.before * table[i] * f.after * f.last;
   } else {
     for (int64_t i = 0; i < n; ++i) out[i] = f.before * table[i] * f.after * f.last;

@@ -12,15 +12,28 @@ struct Factors {
   float before, after, last;
 };
 
-// All of n contiguous elements. `out` may be `a` and `out_b` may be `b`; they overlap nothing else.
+// Samples that are mixed together, at most; or, for `links`: so many that are two pairs of partners.
+constexpr int kLinks = 4, kTwoPairs = 5;
+static_assert(kLinks == 4);
+constexpr int samples_of(int links) { return links == kTwoPairs ? kLinks : links; }
+
+// The weights of a row of each sample: factor·table of each element, or 1 minus that.
+struct ScaledRow {
+  const float* table[kLinks];
+  float factor[kLinks];
+};
+
+// All of n contiguous elements.
 struct RowKernels {
-  // w·a + (1-w)·b for one w other than 0 and 1.
-  void (*uniform)(void* out, const void* a, const void* b, int64_t n, float w);
-  // For a w each.
-  void (*weighted)(void* out, const void* a, const void* b, int64_t n, const float* w);
-  // Two samples that are each other's partners, read once: out = w·a + (1-w)·b and out_b = w_b·b + (1-w_b)·a.
-  void (*pair_uniform)(void* out, void* out_b, const void* a, const void* b, int64_t n, float w, float w_b);
-  void (*pair_weighted)(void* out, void* out_b, const void* a, const void* b, int64_t n, const float* w, const float* w_b);
+  // A chain of samples, each the partner of the one before it: out[k] = w[k]·in[k] + (1-w[k])·in[k+1] for k < links. kTwoPairs:
+  // in[0] and in[1] are each other's, in[2] and in[3] too. All are read once. out[k] may be in[k], and in[links] may be in[0];
+  // they overlap nothing else. w[k] is a number other than 0 and 1,
+  void (*uniform)(int links, void* const* out, const void* const* in, int64_t n, const float* w);
+  // one for each element,
+  void (*weighted)(int links, void* const* out, const void* const* in, int64_t n, const float* const* w);
+  // or what a row has; so many rows of n elements each, one behind another.
+  void (*scaled)(int links, void* const* out, const void* const* in, int64_t n, const ScaledRow* rows, int64_t count,
+                 bool complement);
   // own·g + (1-lent)·h, for one weight or for a weight each.
   void (*adjoint_uniform)(void* out, const void* g, const void* h, int64_t n, float own, float lent);
   void (*adjoint_weighted)(void* out, const void* g, const void* h, int64_t n, const float* own, const float* lent);

@@ -1,15 +1,18 @@
 // Mixes a batch in one pass over memory, in place or not.
 //
-// The batch is cut into tiles: a few kilobytes at the same place of every sample. A tile is mixed for the whole batch at
-// once, walking the cycles of the permutation: out[i] needs x[i] and x[p(i)], then out[p(i)] needs x[p(i)], still in the
-// cache, and x[p(p(i))]. So every byte is read from memory once and written once; in place, only the tile of the first
-// sample of a cycle is kept aside, for the last one. Tiles do not depend on each other: threads take different ones.
+// The batch is cut into tiles: up to 64 KiB at the same place of every sample. A tile is mixed for the whole batch at once,
+// walking the cycles of the permutation: out[i] needs x[i] and x[p(i)], out[p(i)] needs x[p(i)] and x[p(p(i))], and so on.
+// A few samples of the walk are a chain, mixed together element by element. So every byte is read from memory once and
+// written once, in a few long streams, which is what the hardware foresees best; the last sample of a chain is still in the
+// cache when the next chain begins with it. In place, only the tile of the first sample of a cycle is kept aside, for the
+// last one. Tiles do not depend on each other: threads take different ones.
 #include "mix.h"
 
 #include <atomic>
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #if defined(__linux__)
@@ -22,14 +25,15 @@
 namespace fusedmix::cpu {
 namespace {
 
-// A tile of one sample: two of them fit a first-level cache. Where partners come in pairs, a tile is swept row by row, two
-// streams at a time, and the longer the streams the better.
-constexpr int64_t kTileBytes = 16384, kPairTileBytes = 1 << 18;
-constexpr int64_t kSweepBytes = 4096;  // of a row at a time, in a pair
-constexpr int64_t kRowsAhead = 4;      // that are asked for before their turn, in a pair
-constexpr int64_t kAheadBytes = 1024;  // of a stretch of a row
+constexpr int64_t kTileBytes = 1 << 16;  // of one sample: long streams, of which a chain fits a second-level cache
+constexpr int64_t kBlock = 1024;         // elements of a sample at a time, where there is a weight for each
+constexpr int64_t kScaledRows = 16;      // that one call mixes
+constexpr int64_t kRowsAhead = 2;        // that are asked for before their turn, where a box is copied
+constexpr int64_t kLongRow = 512;        // and rows have so many bytes at least
+constexpr int64_t kAheadBytes = 1024;    // of a stretch of a row
 constexpr int64_t kCacheLine = 64;
-constexpr int64_t kTilesEach = 8;  // for each thread, at least
+constexpr int64_t kTilesEach = 4;     // for each thread, if that does not make them short
+constexpr int64_t kWorthATile = 512;  // elements
 constexpr int64_t kWorthAThread = 32768;  // elements
 constexpr int64_t kAnchor = 1024;  // pixels
 
@@ -42,6 +46,13 @@ Mask mask_at(const PlanView& plan, int64_t i) {
   }
   return mask;
 }
+
+bool is_hard(float w) { return w == 0.0f || w == 1.0f; }
+
+int64_t ceil_div(int64_t n, int64_t by) { return (n + by - 1) / by; }
+
+// n things in groups of `most` at most, all alike: how many are in one.
+int64_t even_groups(int64_t n, int64_t most) { return ceil_div(n, ceil_div(n, std::max<int64_t>(1, most))); }
 
 // The cycles of the permutation, one after another: sample order[k]'s partner is order[k+1], the last one's is the first.
 struct Cycles {
@@ -62,45 +73,66 @@ struct Cycles {
     }
     start.push_back(static_cast<int64_t>(order.size()));
   }
-
-  int64_t longest() const {
-    int64_t most = 0;
-    for (size_t c = 0; c + 1 < start.size(); ++c) most = std::max(most, start[c + 1] - start[c]);
-    return most;
-  }
 };
 
-// exp(-rate·d²) along every axis, in float64 rounded once, for each mask of the batch that is a Gaussian: it is separable,
-// so H+W exponentials serve H·W pixels. Along the row every element has its own entry.
+// What masks are made of along a row, so that a weight takes a multiplication at most. Of a Gaussian: exp(-rate·d²) along every
+// axis, in float64 rounded once; it is separable, so H+W exponentials serve H·W pixels. Of a box: a row beside it and one
+// through it. Along the row every element has its own entry.
 class Tables {
  public:
-  Tables(const PlanView& plan, int64_t masks, const Row& row, const int64_t* size, const Parallel& parallel) : row_axis_(row.axis) {
+  // `boxes`: not only of Gaussians.
+  Tables(const PlanView& plan, int64_t masks, const Row& row, const int64_t* size, bool boxes, const Parallel& parallel)
+      : row_axis_(row.axis), length_(row.length) {
     int64_t n = 0;
     offset_.assign(masks, -1);
     for (int axis = 0; axis < 3; ++axis) {
       first_[axis] = n;
       n += axis == row.axis ? row.length : size[axis];
     }
+    boxes = boxes && row.axis >= 0 && row.length <= kBlock;
     int64_t total = 0;
     for (int64_t m = 0; m < masks; ++m) {
-      if (!is_gaussian(plan.kind[m])) continue;
+      if (!is_gaussian(plan.kind[m]) && !(boxes && plan.kind[m] <= kBox)) continue;
       offset_[m] = total;
-      total += n;
+      total += is_gaussian(plan.kind[m]) ? n : 2 * row.length;
     }
     if (total == 0) return;
     values_.reset(new float[total]);
     parallel(masks, 8, [&](int64_t begin, int64_t end) {
+      std::vector<float> by_distance;
       for (int64_t m = begin; m < end; ++m) {
         if (offset_[m] < 0) continue;
         const Mask mask = mask_at(plan, plan.shared ? 0 : m);
+        float* values = values_.get() + offset_[m];
+        if (!is_gaussian(mask.kind)) {
+          std::fill(values, values + 2 * row.length, mask.outer);
+          if (mask.kind == kConstant) continue;
+          const int64_t first = std::max(mask.first[row.axis], 0), stop = std::min<int64_t>(mask.stop[row.axis], size[row.axis]);
+          float* through = values + row.length;
+          if (first < stop) std::fill(through + first * row.inner, through + stop * row.inner, mask.inner);
+          continue;
+        }
+        distances(mask, size, by_distance);
         for (int axis = 0; axis < 3; ++axis) {
-          along(mask, axis, size[axis], axis == row.axis ? row.inner : 1, values_.get() + offset_[m] + first_[axis]);
+          along(mask, axis, size[axis], axis == row.axis ? row.inner : 1, by_distance, values + first_[axis]);
         }
       }
     });
   }
 
-  // Along the row, from element 0.
+  // Whether a mask's weights along a row are one of these times a number, or 1 minus that.
+  bool has(int64_t mask) const { return offset_[mask] >= 0 && row_axis_ == 2; }
+
+  // Of a box, or of a constant: along a row through it or beside it.
+  const float* box_row(int64_t mask, bool inside) const { return values_.get() + offset_[mask] + (inside ? length_ : 0); }
+
+  // Of a Gaussian: what a row along x is multiplied with.
+  float before_x(int64_t mask, const int64_t* at) const {
+    const float* values = values_.get() + offset_[mask];
+    return values[first_[0] + at[0]] * values[first_[1] + at[1]];
+  }
+
+  // Of a Gaussian along the row, from element 0.
   const float* row(int64_t mask) const { return values_.get() + offset_[mask] + first_[row_axis_ < 0 ? 0 : row_axis_]; }
 
   // The axes outside the row; all of them are before it where a row is in one pixel.
@@ -119,34 +151,54 @@ class Tables {
   }
 
  private:
-  // From the centre outwards, exp(-r(d+1)²) = exp(-rd²)·q and the next q = q·exp(-2r): two exponentials for kAnchor pixels.
-  // After d steps from an anchor that is off by up to d²·2^-53 of itself, as the error of the first q is raised to the d²;
-  // anchors keep it below 2^-33, and what is made of it is rounded to float32.
-  static void along(const Mask& mask, int axis, int64_t side, int64_t repeat, float* out) {
-    const double rate = mask.outer, centre = mask.first[axis];
-    const auto set = [&](int64_t c, double g) {
-      for (int64_t k = 0; k < repeat; ++k) out[c * repeat + k] = static_cast<float>(g);
-    };
-    if (centre < 0 || centre >= static_cast<double>(side)) {  // not from our samplers
-      for (int64_t c = 0; c < side; ++c) set(c, std::exp(-rate * ((c - centre) * (c - centre))));
-      return;
+  // exp(-r·d²) for each d that there is along any axis, from exp(-r(d+1)²) = exp(-rd²)·q and the next q = q·exp(-2r): two
+  // exponentials for kAnchor pixels. After d steps from an anchor that is off by up to d²·2^-53 of itself, as the error of the
+  // first q is raised to the d²; anchors keep it below 2^-33, and what is made of it is rounded to float32.
+  static void distances(const Mask& mask, const int64_t* size, std::vector<float>& found) {
+    int64_t n = 0;
+    for (int axis = 0; axis < 3; ++axis) {
+      const int64_t centre = mask.first[axis];
+      if (is_in(mask, axis, size[axis])) n = std::max(n, 1 + std::max(centre, size[axis] - 1 - centre));
     }
-    const int64_t at = mask.first[axis], reach = std::max(at, side - 1 - at);
-    const double step = std::exp(-2.0 * rate);
+    found.assign(n, 0.0f);
+    const double rate = mask.outer, step = std::exp(-2.0 * rate);
     double g = 1.0, q = 1.0;
-    for (int64_t d = 0; d <= reach; ++d, g *= q, q *= step) {
+    for (int64_t d = 0; d < n; ++d, g *= q, q *= step) {
       if (d % kAnchor == 0) {
         const double x = static_cast<double>(d);
         g = std::exp(-rate * (x * x));
         q = std::exp(-rate * (2.0 * x + 1.0));
       }
-      if (g < 1e-60) g = q = 0.0;  // far below what float32 holds
-      if (at + d < side) set(at + d, g);
-      if (at - d >= 0) set(at - d, g);
+      if (g < 1e-60) break;  // far below what float32 holds
+      found[d] = static_cast<float>(g);
     }
   }
 
+  static bool is_in(const Mask& mask, int axis, int64_t side) { return mask.first[axis] >= 0 && mask.first[axis] < side; }
+
+  // `repeat`: elements that share a pixel.
+  static void along(const Mask& mask, int axis, int64_t side, int64_t repeat, const std::vector<float>& by_distance,
+                    float* out) {
+    const int64_t centre = mask.first[axis];
+    const double rate = mask.outer;
+    if (!is_in(mask, axis, side)) {  // not from our samplers
+      for (int64_t c = 0; c < side; ++c, out += repeat) {
+        const double d = static_cast<double>(c - centre);
+        std::fill(out, out + repeat, static_cast<float>(std::exp(-rate * (d * d))));
+      }
+      return;
+    }
+    const float* at = by_distance.data();
+    if (repeat == 1) {
+      std::reverse_copy(at + 1, at + 1 + centre, out);
+      std::copy(at, at + side - centre, out + centre);
+      return;
+    }
+    for (int64_t c = 0; c < side; ++c, out += repeat) std::fill(out, out + repeat, at[std::abs(c - centre)]);
+  }
+
   int row_axis_;
+  int64_t length_;
   int64_t first_[3];
   std::vector<int64_t> offset_;
   std::unique_ptr<float[]> values_;
@@ -209,7 +261,8 @@ class Mixer {
         size_(element_size(args.type)),
         row_(innermost_row(args.layout)),
         cycles_(args.plan, args.layout.batch),
-        in_place_(args.src == args.dst) {
+        in_place_(args.src == args.dst),
+        packed_(row_.src_step == 1 && row_.dst_step == 1) {
     const Layout& layout = args.layout;
     int64_t sides[3] = {1, 1, 1};
     for (int d = 0; d < layout.rank; ++d) {
@@ -217,32 +270,30 @@ class Mixer {
     }
     const int64_t masks = args.plan.shared ? 1 : layout.batch;
     masks_.reserve(masks);
-    for (int64_t m = 0; m < masks; ++m) masks_.push_back(mask_at(args.plan, m));
-    tables_ = std::make_unique<Tables>(args.plan, masks, row_, sides, parallel);
-
-    row_count_ = 1;
-    for (int d = 0; d < row_.outer_rank; ++d) row_count_ *= layout.dims[d].size;
-    // Threads take the next tile when they are done with one: a box makes some of them empty. So there are several for each,
-    // unless they would be shorter than a cache line or two.
-    const int64_t most = (cycles_.longest() <= 2 ? kPairTileBytes : kTileBytes) / size_, least = 128 / size_;
-    const int64_t fair = (layout.elements + kTilesEach * parallel.threads - 1) / (kTilesEach * parallel.threads);
-    tile_ = std::max(least, std::min(most, fair));
-    if (row_.length >= tile_) {
-      rows_per_tile_ = 1;
-      pieces_ = (row_.length + tile_ - 1) / tile_;
-    } else {
-      rows_per_tile_ = std::max<int64_t>(1, tile_ / row_.length);
-      pieces_ = 1;
-      tile_ = row_.length;
+    bool boxes = false;
+    for (int64_t m = 0; m < masks; ++m) {
+      masks_.push_back(mask_at(args.plan, m));
+      boxes = boxes || (!args.plan.shared && !args.adjoint && masks_.back().kind == kBox && !copies(masks_.back()));
     }
-    tiles_ = pieces_ * ((row_count_ + rows_per_tile_ - 1) / rows_per_tile_);
-    std::atomic<int64_t> next{0};
+    tables_ = std::make_unique<Tables>(args.plan, masks, row_, sides, boxes, parallel);
+
+    for (int d = 0; d < row_.outer_rank; ++d) row_count_ *= layout.dims[d].size;
     // Below some 32768 elements, torch's own measure, waking threads takes longer than the work.
-    const bool alone = layout.batch * layout.elements < kWorthAThread;
-    parallel(alone ? 1 : parallel.threads, 1, [&](int64_t begin, int64_t end) {
+    const int64_t threads = layout.batch * layout.elements < kWorthAThread ? 1 : parallel.threads;
+    // Threads take the next tile when they are done with one: a box makes some of them empty. So there are several for each,
+    // unless they would be short.
+    const int64_t each = std::max<int64_t>(1, std::min(kTilesEach, layout.elements / (kWorthATile * threads)));
+    const int64_t fair = threads == 1 ? layout.elements : ceil_div(layout.elements, each * threads);
+    const int64_t most = std::max<int64_t>(2 * kCacheLine / size_, std::min(kTileBytes / size_, fair));
+    rows_per_tile_ = even_groups(row_count_, most / row_.length);
+    piece_ = rows_per_tile_ > 1 ? row_.length : even_groups(row_.length, most);
+    pieces_ = ceil_div(row_.length, piece_);
+    const int64_t tiles = pieces_ * ceil_div(row_count_, rows_per_tile_);
+    std::atomic<int64_t> next{0};
+    parallel(threads, 1, [&](int64_t begin, int64_t end) {
       Scratch scratch(*this);
       for (; begin < end; ++begin) {
-        for (int64_t t = next++; t < tiles_; t = next++) {
+        for (int64_t t = next++; t < tiles; t = next++) {
           place(t, scratch);
           if (args_.adjoint) {
             adjoint_tile(scratch);
@@ -258,25 +309,46 @@ class Mixer {
   // What one thread needs while it walks a tile.
   struct Scratch {
     explicit Scratch(const Mixer& m) {
-      rows.resize(m.rows_per_tile_);
-      w.reset(new float[2 * m.tile_]);
-      lane.reset(new char[3 * m.tile_ * m.size_]);
-      if (m.in_place_) saved.reset(new char[m.rows_per_tile_ * m.tile_ * m.size_]);
+      const int64_t elements = m.rows_per_tile_ * m.piece_;
+      rows.reserve(m.rows_per_tile_);
+      // Kept by the thread: memory given back to the system costs a page fault for each 4 KiB of it the next time.
+      thread_local std::vector<char> memory;
+      int64_t bytes = 0;
+      const auto next = [&](int64_t n) { return std::exchange(bytes, bytes + ceil_div(n, kCacheLine) * kCacheLine); };
+      const int64_t w_at = next(kLinks * kBlock * sizeof(float)), shared_w_at = next(elements * sizeof(float));
+      const int64_t lane_at = next(m.packed_ ? 0 : (2 * kLinks + 1) * kBlock * m.size_);
+      const int64_t saved_at = next(m.in_place_ ? elements * m.size_ : 0);
+      if (static_cast<int64_t>(memory.size()) < bytes) memory.resize(bytes);
+      w = reinterpret_cast<float*>(memory.data() + w_at);
+      shared_w = reinterpret_cast<float*>(memory.data() + shared_w_at);
+      lane = memory.data() + lane_at;
+      saved = memory.data() + saved_at;
     }
-    std::vector<Span> runs[2];  // of a row of a Fourier mask, and of its partner's
+    std::vector<Span> runs;  // of a row of a Fourier mask
     std::vector<RowAt> rows;
-    int64_t begin, end;         // of every row
-    int64_t low[3], high[3];    // the coordinates of the rows, the last included
-    std::unique_ptr<float[]> w;
-    std::unique_ptr<char[]> lane, saved;
+    bool adjoin;              // whether the rows lie behind each other
+    int64_t begin, end;       // of every row
+    int64_t low[3], high[3];  // the coordinates of the rows, the last included
+    float *w, *shared_w;  // of a block of each sample of a chain; of the tile, where all samples have one mask
+    char *lane, *saved;   // blocks gathered from memory that is not contiguous; the tile of the first sample of a cycle
+  };
+
+  // Some elements of a tile: a part of a row, or several rows that adjoin.
+  struct Block {
+    const RowAt* row;
+    int64_t rows, begin, end;
+    int64_t offset;  // in the tile
+
+    int64_t elements() const { return rows * (end - begin); }
   };
 
   void place(int64_t tile, Scratch& s) const {
     const Layout& layout = args_.layout;
     const int64_t first = tile / pieces_ * rows_per_tile_;
     s.rows.resize(std::min(rows_per_tile_, row_count_ - first));
-    s.begin = tile % pieces_ * tile_;
-    s.end = std::min(row_.length, s.begin + tile_);
+    s.begin = tile % pieces_ * piece_;
+    s.end = std::min(row_.length, s.begin + piece_);
+    s.adjoin = packed_;
     for (size_t r = 0; r < s.rows.size(); ++r) {
       RowAt& row = s.rows[r];
       row = {0, 0, {0, 0, 0}};
@@ -289,9 +361,27 @@ class Mixer {
         row.dst += at * dim.dst;
         if (dim.axis >= 0) row.at[dim.axis] = at;
       }
+      if (r > 0) {
+        const RowAt& before = s.rows[r - 1];
+        s.adjoin = s.adjoin && row.src - before.src == row_.length && row.dst - before.dst == row_.length;
+      }
       for (int axis = 0; axis < 3; ++axis) {
         s.low[axis] = r == 0 ? row.at[axis] : std::min(s.low[axis], row.at[axis]);
         s.high[axis] = r == 0 ? row.at[axis] : std::max(s.high[axis], row.at[axis]);
+      }
+    }
+  }
+
+  // Blocks of so many elements and rows at most. What is gathered is always in blocks of kBlock.
+  template <class F>
+  void for_blocks(const Scratch& s, int64_t most, int64_t most_rows, const F& f) const {
+    const int64_t rows = static_cast<int64_t>(s.rows.size()), width = s.end - s.begin;
+    const int64_t together = s.adjoin ? std::max<int64_t>(1, std::min(most / width, most_rows)) : 1;
+    const int64_t step = packed_ ? most : kBlock;
+    for (int64_t row = 0; row < rows; row += together) {
+      for (int64_t begin = s.begin; begin < s.end; begin += step) {
+        const int64_t end = std::min(s.end, begin + step);
+        f(Block{&s.rows[row], std::min(together, rows - row), begin, end, row * width + begin - s.begin});
       }
     }
   }
@@ -304,6 +394,8 @@ class Mixer {
   char* dst(int64_t i, const RowAt& row) const {
     return static_cast<char*>(args_.dst) + (i * args_.layout.dst_batch + row.dst) * size_;
   }
+
+  // ---- Masks ----
 
   // A row cut where a box starts and ends. The same for every row that the box reaches; other masks are one span, which varies.
   struct Cut {
@@ -372,12 +464,62 @@ class Mixer {
     for (int k = 0; k < found.n; ++k) f(found.at[k]);
   }
 
-  // Row element k of a row that starts at `base`: contiguous memory as it is, other memory gathered into `lane`.
-  const char* read(const char* base, int64_t step, int64_t begin, int64_t end, char* lane) const {
-    if (step == 1) return base + begin * size_;
-    copy_strided(lane, 1, base + begin * step * size_, step, end - begin);
-    return lane;
+  void gaussian_row(int64_t i, const RowAt& row, int64_t begin, int64_t end, float* w) const {
+    const Factors factors = tables_->factors(table(i), row.at);
+    const bool complement = mask(i).kind == kGaussianComplement;
+    if (row_.axis >= 0) {
+      kernels_.gaussian(w, tables_->row(table(i)) + begin, end - begin, factors, complement);
+    } else {
+      std::fill(w, w + (end - begin), complement ? 1.0f - factors.before : factors.before);
+    }
   }
+
+  // The mask of sample i along a span in which it varies.
+  void varying(int64_t i, const RowAt& row, const Span& span, float* w) const {
+    if (is_gaussian(mask(i).kind)) return gaussian_row(i, row, span.begin, span.end, w);
+    const PixelsOf pixels(args_.plan.pixels, i);
+    const int64_t first = first_pixel(row), step = step_along();
+    for (int64_t k = span.begin; k < span.end; ++k) w[k - span.begin] = pixels.weight(first + k / row_.inner * step);
+  }
+
+  // The mask of sample i, a weight for each element of the block.
+  void weights(int64_t i, const Block& block, std::vector<Span>& kept, float* w) const {
+    const Cut made = cut(i, block.begin, block.end);
+    for (int64_t r = 0; r < block.rows; ++r, w += block.end - block.begin) {
+      for_spans(made, block.row[r], kept, [&](const Span& span) {
+        float* at = w + (span.begin - block.begin);
+        if (varies(span.w)) {
+          varying(i, block.row[r], span, at);
+        } else {
+          std::fill(at, at + (span.end - span.begin), span.w);
+        }
+      });
+    }
+  }
+
+  // Whether a sample is mixed by copying: where each pixel of its mask is 0 or 1. Out of place everything is read and written
+  // anyway, and blended in long streams, unless blending takes longer than memory does.
+  bool copies(const Mask& m) const {
+    if (!in_place_ && size_ >= 4) return false;
+    if (is_fourier(m.kind)) return args_.plan.pixels.levels == nullptr;
+    return !is_gaussian(m.kind) && is_hard(m.outer) && (m.kind == kConstant || is_hard(m.inner));
+  }
+
+  // Whether no row of the tile reaches into the mask's box.
+  bool beside(const Mask& m, const Scratch& s) const {
+    for (int axis = 0; axis < 3; ++axis) {
+      if (axis != row_.axis && (m.stop[axis] <= s.low[axis] || m.first[axis] > s.high[axis])) return true;
+    }
+    return row_.axis >= 0 && (m.stop[row_.axis] * row_.inner <= s.begin || m.first[row_.axis] * row_.inner >= s.end);
+  }
+
+  // Whether mixing a sample in place would leave the whole tile as it is.
+  bool untouched(const Mask& m, const Scratch& s) const {
+    if (!in_place_ || m.outer != 1.0f || m.kind > kBox) return false;
+    return m.kind == kConstant || m.inner == 1.0f || beside(m, s);
+  }
+
+  // ---- Memory ----
 
   void copy_strided(char* out, int64_t out_step, const char* in, int64_t in_step, int64_t n) const {
     if (out_step == 1 && in_step == 1) {
@@ -398,214 +540,219 @@ class Mixer {
     for (int64_t k = 0; k < n; ++k) o[k * out_step] = x[k * in_step];
   }
 
-  // One row of sample i. `b` is the partner's row, at its own step.
-  void mix_row(int64_t i, const RowAt& row, const Cut& cut, const char* b, int64_t b_step, Scratch& s) const {
-    const char* a = src(i, row);
-    char* out = dst(i, row);
-    for_spans(cut, row, s.runs[0], [&](const Span& span) {
-      if (span.w == 1.0f && in_place_) return;
-      const int64_t length = span.end - span.begin;
-      char* to = out + span.begin * row_.dst_step * size_;
-      if (span.w == 1.0f) {
-        return copy_strided(to, row_.dst_step, a + span.begin * row_.src_step * size_, row_.src_step, length);
+  // The block of sample i: contiguous memory as it is, other memory gathered into lane `lane`.
+  const char* read(int64_t i, const Block& block, int lane, Scratch& s) const {
+    const char* from = src(i, *block.row) + block.begin * row_.src_step * size_;
+    if (row_.src_step == 1) return from;
+    char* to = s.lane + lane * kBlock * size_;
+    copy_strided(to, 1, from, row_.src_step, block.elements());
+    return to;
+  }
+
+  // Where to write the block of sample i, and what to call then.
+  char* target(int64_t i, const Block& block, int lane, Scratch& s) const {
+    return row_.dst_step == 1 ? dst(i, *block.row) + block.begin * size_ : s.lane + lane * kBlock * size_;
+  }
+  void written(int64_t i, const Block& block, const char* from) const {
+    if (row_.dst_step == 1) return;
+    copy_strided(dst(i, *block.row) + block.begin * row_.dst_step * size_, row_.dst_step, from, 1, block.elements());
+  }
+
+  // ---- Mixing ----
+
+  void mix_tile(Scratch& s) const {
+    if (args_.plan.shared) {
+      const Mask& m = masks_[0];
+      if (untouched(m, s)) return;
+      if (!copies(m) && (m.kind != kConstant || is_hard(m.outer))) {
+        for_blocks(s, kBlock, kBlock, [&](const Block& block) { weights(0, block, s.runs, s.shared_w + block.offset); });
       }
-      if (span.w == 0.0f) return copy_strided(to, row_.dst_step, b + span.begin * b_step * size_, b_step, length);
-      const bool packed = row_.dst_step == 1;
-      char* target = packed ? to : s.lane.get();
-      const char* x = read(a, row_.src_step, span.begin, span.end, s.lane.get() + tile_ * size_);
-      const char* y = read(b, b_step, span.begin, span.end, s.lane.get() + 2 * tile_ * size_);
-      if (varies(span.w)) {
-        varying(i, row, span, s.w.get());
-        rows_.weighted(target, x, y, length, s.w.get());
+    }
+    Chain pair{};
+    for (size_t c = 0; c + 1 < cycles_.start.size(); ++c) {
+      mix_cycle(&cycles_.order[cycles_.start[c]], cycles_.start[c + 1] - cycles_.start[c], pair, s);
+    }
+    if (pair.links != 0) blend_chain(pair, s);
+  }
+
+  // links + 1 samples, each the partner of the one before it, that are mixed together, all but the last.
+  struct Chain {
+    int links;  // or kTwoPairs
+    int64_t sample[kLinks + 1];
+    bool closes;  // it ends where its cycle begins
+    bool whole;   // and begins there
+  };
+
+  // `pair`: of samples that are each other's partners, waiting for another such pair.
+  void mix_cycle(const int64_t* order, int64_t length, Chain& pair, Scratch& s) const {
+    if (length == 1 && in_place_) return;  // paired with itself
+    const auto skipped = [&](int64_t k) { return !args_.plan.shared && untouched(mask(order[k]), s); };
+    const auto copied = [&](int64_t k) { return copies(mask(order[k])); };
+    bool whole = length <= kLinks;
+    for (int64_t k = 0; k < length && whole; ++k) whole = !skipped(k) && copied(k) == copied(0);
+    if (in_place_ && !whole && !skipped(length - 1)) save(order[0], order[length - 1], s);
+    for (int64_t k = 0, links; k < length; k += links) {
+      links = 1;
+      if (skipped(k)) continue;
+      while (links < kLinks && k + links < length && !skipped(k + links) && copied(k + links) == copied(k)) ++links;
+      Chain chain{static_cast<int>(links), {}, k + links == length, whole};
+      for (int64_t l = 0; l <= links; ++l) chain.sample[l] = order[k + l == length ? 0 : k + l];
+      if (copied(k)) {
+        copy_chain(chain, s);
+      } else if (!whole || length != 2) {
+        blend_chain(chain, s);
+      } else if (pair.links == 0) {
+        pair = chain;
       } else {
-        rows_.uniform(target, x, y, length, span.w);
+        blend_chain({kTwoPairs, {pair.sample[0], pair.sample[1], order[0], order[1]}, true, true}, s);
+        pair.links = 0;
       }
-      if (!packed) copy_strided(to, row_.dst_step, target, 1, length);
+    }
+  }
+
+  // Keeps what `last` will need of its partner `first`: where its mask lets anything of it through.
+  void save(int64_t first, int64_t last, Scratch& s) const {
+    const Cut made = cut(last, s.begin, s.end);
+    char* to = s.saved;
+    for (const RowAt& row : s.rows) {
+      save_row(first, row, made, to, s);
+      to += (s.end - s.begin) * size_;
+    }
+  }
+  void save_row(int64_t first, const RowAt& row, const Cut& last, char* to, Scratch& s) const {
+    for_spans(last, row, s.runs, [&](const Span& span) {
+      if (span.w == 1.0f) return;
+      copy_strided(to + (span.begin - s.begin) * size_, 1, src(first, row) + span.begin * row_.src_step * size_, row_.src_step,
+                   span.end - span.begin);
     });
   }
 
-  void gaussian_row(int64_t i, const RowAt& row, int64_t begin, int64_t end, float* w) const {
-    const Factors factors = tables_->factors(table(i), row.at);
-    const bool complement = mask(i).kind == kGaussianComplement;
-    if (row_.axis >= 0) {
-      kernels_.gaussian(w, tables_->row(table(i)) + begin, end - begin, factors, complement);
-    } else {
-      std::fill(w, w + (end - begin), complement ? 1.0f - factors.before : factors.before);
+  void blend_chain(const Chain& chain, Scratch& s) const {
+    const int links = samples_of(chain.links);
+    float one[kLinks];
+    bool numbers = true;  // other than 0 and 1, one for each sample
+    bool tabled = !args_.plan.shared;
+    const bool complement = mask(chain.sample[0]).kind == kGaussianComplement;
+    for (int l = 0; l < links; ++l) {
+      const Mask& m = mask(chain.sample[l]);
+      one[l] = m.outer;
+      numbers = numbers && (m.kind == kConstant || (m.kind == kBox && beside(m, s))) && !is_hard(m.outer);
+      tabled = tabled && tables_->has(chain.sample[l]) && (m.kind == kGaussianComplement) == complement;
+    }
+    const int64_t most = numbers || tabled || args_.plan.shared ? kTileBytes : kBlock;
+    for_blocks(s, most, tabled && !numbers ? kScaledRows : most, [&](const Block& block) {
+      const void* in[kLinks + 1];
+      void* out[kLinks];
+      for (int l = 0; l < links; ++l) out[l] = target(chain.sample[l], block, l, s);
+      for (int l = 0; l < links; ++l) in[l] = read(chain.sample[l], block, kLinks + l, s);
+      if (in_place_ && chain.closes && !chain.whole) {
+        in[links] = s.saved + block.offset * size_;
+      } else if (chain.links != kTwoPairs) {
+        in[links] = read(chain.sample[links], block, kLinks + links, s);
+      }
+      const float* w[kLinks];
+      if (numbers) {
+        rows_.uniform(chain.links, out, in, block.elements(), one);
+      } else if (tabled) {
+        ScaledRow scaled[kScaledRows];
+        for (int64_t r = 0; r < block.rows; ++r) {
+          for (int l = 0; l < links; ++l) {
+            scaled[r].factor[l] = factor_of_row(chain.sample[l], block.row[r]);
+            scaled[r].table[l] = table_of_row(chain.sample[l], block.row[r]) + block.begin;
+          }
+        }
+        rows_.scaled(chain.links, out, in, block.end - block.begin, scaled, block.rows, complement);
+      } else {
+        for (int l = 0; l < links; ++l) {
+          w[l] = args_.plan.shared ? s.shared_w + block.offset : s.w + l * kBlock;
+          if (!args_.plan.shared) weights(chain.sample[l], block, s.runs, s.w + l * kBlock);
+        }
+        rows_.weighted(chain.links, out, in, block.elements(), w);
+      }
+      for (int l = 0; l < links; ++l) written(chain.sample[l], block, static_cast<const char*>(out[l]));
+    });
+  }
+
+  // The weights of sample i along a row are one times the other.
+  float factor_of_row(int64_t i, const RowAt& row) const {
+    return is_gaussian(mask(i).kind) ? tables_->before_x(i, row.at) : 1.0f;
+  }
+  const float* table_of_row(int64_t i, const RowAt& row) const {
+    const Mask& m = mask(i);
+    if (is_gaussian(m.kind)) return tables_->row(i);
+    return tables_->box_row(i, m.kind == kBox && in_box(m, 0, row.at[0]) && in_box(m, 1, row.at[1]));
+  }
+
+  // Row by row, so that what a sample takes of the next one is taken before that is overwritten.
+  void copy_chain(const Chain& chain, Scratch& s) const {
+    Cut cuts[kLinks];
+    for (int l = 0; l < chain.links; ++l) cuts[l] = cut(chain.sample[l], s.begin, s.end);
+    const int64_t rows = static_cast<int64_t>(s.rows.size());
+    const int last = chain.links - 1;
+    const bool ahead = in_place_ && row_.length * row_.src_step * size_ >= kLongRow;
+    for (int64_t r = 0; r < rows; ++r) {
+      const RowAt& row = s.rows[r];
+      char* kept = s.saved + (chain.whole ? 0 : r * (s.end - s.begin) * size_);
+      if (in_place_ && chain.whole) save_row(chain.sample[0], row, cuts[last], kept, s);
+      for (int l = 0; l <= last; ++l) {
+        if (ahead && r + kRowsAhead < rows) prefetch(chain.sample[l + 1], s.rows[r + kRowsAhead], cuts[l], s.runs);
+        if (in_place_ && l == last && chain.closes) {
+          copy_row(chain.sample[l], row, cuts[l], kept - s.begin * size_, 1, s.runs);
+        } else {
+          copy_row(chain.sample[l], row, cuts[l], src(chain.sample[l + 1], row), row_.src_step, s.runs);
+        }
+      }
     }
   }
 
-  // The mask of sample i along a span in which it varies.
-  void varying(int64_t i, const RowAt& row, const Span& span, float* w) const {
-    if (is_gaussian(mask(i).kind)) return gaussian_row(i, row, span.begin, span.end, w);
-    const PixelsOf pixels(args_.plan.pixels, i);
-    const int64_t first = first_pixel(row), step = step_along();
-    for (int64_t k = span.begin; k < span.end; ++k) w[k - span.begin] = pixels.weight(first + k / row_.inner * step);
-  }
-
-  // The mask of sample i along a span in which it is `value`, or varies.
-  void weights(int64_t i, const RowAt& row, const Span& span, float value, float* w) const {
-    if (varies(value)) {
-      varying(i, row, span, w);
-    } else {
-      std::fill(w, w + (span.end - span.begin), value);
-    }
-  }
-
-  // The mask of sample i along a row; element k goes to w[k].
-  void mask_row(int64_t i, const RowAt& row, const Cut& cut, std::vector<Span>& kept, float* w) const {
-    for_spans(cut, row, kept, [&](const Span& span) { weights(i, row, span, span.w, w + span.begin); });
-  }
-
-  // Keeps what a sample with this cut will need of its partner `first`: where its mask lets anything of it through.
-  void save(int64_t first, const RowAt& row, const Cut& cut, char* kept, std::vector<Span>& runs) const {
-    const char* from = src(first, row);
+  // One row of sample i. `b` is the partner's row, at its own step.
+  void copy_row(int64_t i, const RowAt& row, const Cut& cut, const char* b, int64_t b_step, std::vector<Span>& runs) const {
+    const char* a = src(i, row);
+    char* out = dst(i, row);
     for_spans(cut, row, runs, [&](const Span& span) {
-      if (span.w == 1.0f) return;
-      copy_strided(kept + span.begin * size_, 1, from + span.begin * row_.src_step * size_, row_.src_step,
+      if (span.w == 1.0f && in_place_) return;
+      const char* from = span.w == 1.0f ? a : b;
+      const int64_t step = span.w == 1.0f ? row_.src_step : b_step;
+      copy_strided(out + span.begin * row_.dst_step * size_, row_.dst_step, from + span.begin * step * size_, step,
                    span.end - span.begin);
     });
   }
 
   // Asks for the row of a sample whose partner has this cut, before its turn. The hardware foresees the rest of a row, but
-  // not the jump to another sample.
+  // not the jump to the next one.
   void prefetch(int64_t next, const RowAt& row, const Cut& cut, std::vector<Span>& runs) const {
     const char* base = src(next, row);
     for_spans(cut, row, runs, [&](const Span& span) {
       if (span.w == 1.0f) return;
+      const char* begin = base + span.begin * row_.src_step * size_;
       const char* stop = base + std::min(span.end * row_.src_step * size_, span.begin * row_.src_step * size_ + kAheadBytes);
-      for (const char* at = base + span.begin * row_.src_step * size_; at < stop; at += kCacheLine) {
+      for (const char* at = begin; at < stop; at += kCacheLine) {
         __builtin_prefetch(at, 0, 3);
         asm volatile("" : : "r"(at));  // else gcc finds that this function does nothing, and drops every call of it
       }
     });
   }
 
-  // Whether mixing sample i in place would leave the whole tile as it is: its box is elsewhere.
-  bool untouched(const Cut& cut, const Scratch& s) const {
-    if (!in_place_ || cut.outside.w != 1.0f) return false;
-    if (cut.n == 1 && cut.inside[0].w == 1.0f) return true;
-    for (int axis = 0; axis < 3; ++axis) {
-      if (axis != row_.axis && (cut.mask->stop[axis] <= s.low[axis] || cut.mask->first[axis] > s.high[axis])) return true;
-    }
-    return cut.n == 0;
-  }
-
-  void mix_tile(Scratch& s) const {
-    for (size_t c = 0; c + 1 < cycles_.start.size(); ++c) {
-      const int64_t *first = &cycles_.order[cycles_.start[c]], *stop = first + (cycles_.start[c + 1] - cycles_.start[c]);
-      if (stop - first == 1 && in_place_) continue;  // paired with itself
-      if (stop - first == 2) {
-        mix_pair(first[0], first[1], s);
-      } else {
-        mix_cycle(first, stop, s);
-      }
-    }
-  }
-
-  // Two samples that are each other's partners, a piece of a row of both at a time.
-  void mix_pair(int64_t i, int64_t j, Scratch& s) const {
-    const int64_t step = kSweepBytes / size_;
-    for (int64_t begin = s.begin; begin < s.end; begin += step) {
-      const int64_t end = std::min(s.end, begin + step);
-      const Cut cut_i = cut(i, begin, end), cut_j = cut(j, begin, end);
-      if (untouched(cut_i, s) && untouched(cut_j, s)) continue;
-      for (size_t r = 0; r < s.rows.size(); ++r) {
-        if (r + kRowsAhead < s.rows.size()) {
-          prefetch(i, s.rows[r + kRowsAhead], cut_j, s.runs[0]);
-          prefetch(j, s.rows[r + kRowsAhead], cut_i, s.runs[0]);
-        }
-        // The stretches in which both masks are one number, or vary.
-        Spans of_i = spans(cut_i, s.rows[r], s.runs[0]), of_j = spans(cut_j, s.rows[r], s.runs[1]);
-        for (Span both{begin, begin, 0.0f}; both.begin < end; both.begin = both.end) {
-          both.end = std::min(of_i.at->end, of_j.at->end);
-          mix_span_pair(i, j, s.rows[r], both, of_i.at->w, of_j.at->w, s);
-          of_i.at += of_i.at->end == both.end;
-          of_j.at += of_j.at->end == both.end;
-        }
-      }
-    }
-  }
-
-  void mix_span_pair(int64_t i, int64_t j, const RowAt& row, const Span& span, float w_i, float w_j, Scratch& s) const {
-    if (in_place_ && w_i == 1.0f && w_j == 1.0f) return;
-    const int64_t length = span.end - span.begin;
-    const char* a = read(src(i, row), row_.src_step, span.begin, span.end, s.lane.get() + tile_ * size_);
-    const char* b = read(src(j, row), row_.src_step, span.begin, span.end, s.lane.get() + 2 * tile_ * size_);
-    const bool packed = row_.dst_step == 1;
-    char* to_i = dst(i, row) + span.begin * row_.dst_step * size_;
-    char* to_j = dst(j, row) + span.begin * row_.dst_step * size_;
-    if (packed && in_place_ && w_i == 0.0f && w_j == 0.0f) {
-      std::swap_ranges(to_i, to_i + length * size_, to_j);
-      return;
-    }
-    char *target_i = packed ? to_i : s.lane.get(), *target_j = packed ? to_j : s.lane.get() + tile_ * size_;
-    const auto plain = [](float w) { return w > 0.0f && w < 1.0f; };
-    if (plain(w_i) && plain(w_j)) {
-      rows_.pair_uniform(target_i, target_j, a, b, length, w_i, w_j);
-    } else {
-      float *w = s.w.get(), *w_b = w + tile_;
-      weights(i, row, span, w_i, w);
-      weights(j, row, span, w_j, w_b);
-      rows_.pair_weighted(target_i, target_j, a, b, length, w, w_b);
-    }
-    if (!packed) {
-      copy_strided(to_i, row_.dst_step, target_i, 1, length);
-      copy_strided(to_j, row_.dst_step, target_j, 1, length);
-    }
-  }
-
-  void mix_cycle(const int64_t* first, const int64_t* stop, Scratch& s) const {
-    const int64_t width = s.end - s.begin;
-    const auto kept = [&](size_t r) { return s.saved.get() + (static_cast<int64_t>(r) * width - s.begin) * size_; };
-    if (in_place_) {
-      const Cut last = cut(stop[-1], s.begin, s.end);
-      if (!untouched(last, s)) {
-        for (size_t r = 0; r < s.rows.size(); ++r) save(*first, s.rows[r], last, kept(r), s.runs[0]);
-      }
-    }
-    Cut now = cut(*first, s.begin, s.end), next{};
-    for (const int64_t* i = first; i < stop; ++i, now = next) {
-      const bool closes = i + 1 == stop;
-      const bool more = i + 2 < stop;
-      if (!closes) next = cut(i[1], s.begin, s.end);
-      const bool ahead = more && !untouched(next, s), here = !untouched(now, s);
-      if (!ahead && !here) continue;
-      for (size_t r = 0; r < s.rows.size(); ++r) {
-        const RowAt& row = s.rows[r];
-        if (ahead) prefetch(i[2], row, next, s.runs[0]);
-        if (!here) continue;
-        if (closes && in_place_) {
-          mix_row(*i, row, now, kept(r), 1, s);
-        } else {
-          mix_row(*i, row, now, src(closes ? *first : i[1], row), row_.src_step, s);
-        }
-      }
-    }
-  }
-
   // The gradient of sample j = p(i): M_j·g_j and what i lent, (1-M_i)·g_i.
   void adjoint_tile(Scratch& s) const {
-    float *own = s.w.get(), *lent = own + tile_;
+    float *own = s.w, *lent = own + kBlock;
     for (size_t c = 0; c + 1 < cycles_.start.size(); ++c) {
       const int64_t *first = &cycles_.order[cycles_.start[c]], *stop = first + (cycles_.start[c + 1] - cycles_.start[c]);
       for (const int64_t* at = first; at < stop; ++at) {
         const int64_t i = *at, j = at + 1 == stop ? *first : at[1];
-        const Cut cut_i = cut(i, s.begin, s.end), cut_j = cut(j, s.begin, s.end);
-        for (const RowAt& row : s.rows) {
-          const char* g = read(src(j, row), row_.src_step, s.begin, s.end, s.lane.get() + tile_ * size_);
-          const char* h = read(src(i, row), row_.src_step, s.begin, s.end, s.lane.get() + 2 * tile_ * size_);
-          const bool packed = row_.dst_step == 1;
-          char* to = dst(j, row) + s.begin * row_.dst_step * size_;
-          char* target = packed ? to : s.lane.get();
-          if (mask(i).kind == kConstant && mask(j).kind == kConstant) {
-            rows_.adjoint_uniform(target, g, h, s.end - s.begin, mask(j).outer, mask(i).outer);
+        const bool numbers = mask(i).kind == kConstant && mask(j).kind == kConstant;
+        for_blocks(s, kBlock, kBlock, [&](const Block& block) {
+          char* out = target(j, block, 0, s);
+          const char *g = read(j, block, 1, s), *h = read(i, block, 2, s);
+          if (numbers) {
+            rows_.adjoint_uniform(out, g, h, block.elements(), mask(j).outer, mask(i).outer);
           } else {
-            mask_row(j, row, cut_j, s.runs[0], own - s.begin);
-            mask_row(i, row, cut_i, s.runs[0], lent - s.begin);
-            rows_.adjoint_weighted(target, g, h, s.end - s.begin, own, lent);
+            weights(j, block, s.runs, own);
+            weights(i, block, s.runs, lent);
+            rows_.adjoint_weighted(out, g, h, block.elements(), own, lent);
           }
-          if (!packed) copy_strided(to, row_.dst_step, target, 1, s.end - s.begin);
-        }
+          written(j, block, out);
+        });
       }
     }
   }
@@ -617,9 +764,11 @@ class Mixer {
   const Row row_;
   const Cycles cycles_;
   const bool in_place_;
+  const bool packed_;  // the elements of a row lie behind each other
   std::vector<Mask> masks_;
   std::unique_ptr<Tables> tables_;
-  int64_t row_count_, rows_per_tile_, tile_, pieces_, tiles_;
+  int64_t row_count_ = 1, rows_per_tile_;
+  int64_t piece_, pieces_;  // of a row
 };
 
 // A new batch is new memory, and the kernel hands it out page by page as it is written: 4 KiB at a time that takes longer
@@ -646,7 +795,7 @@ void mix(const MixArgs& args, const Parallel& parallel) {
 
 void masks(const PlanView& plan, int64_t n, const int64_t* size, float* out, const Parallel& parallel) {
   const Row row{size[2], 1, 1, 1, 2, 0};
-  const Tables tables(plan, n, row, size, parallel);
+  const Tables tables(plan, n, row, size, false, parallel);
   const int64_t pixels = size[0] * size[1] * size[2];
   parallel(n, 1, [&](int64_t begin, int64_t end) {
     for (int64_t m = begin; m < end; ++m) {
