@@ -451,11 +451,14 @@ class Mixer {
   // The spans of one row; those of a Fourier mask are kept in `found`.
   Spans spans(const Cut& cut, const RowAt& row, std::vector<Span>& found) const {
     if (is_fourier(cut.mask->kind)) return runs(cut, row, found);
-    bool inside = cut.n > 0;
-    for (int axis = 0; axis < 3; ++axis) {
-      inside = inside && (axis == row_.axis || in_box(*cut.mask, axis, row.at[axis]));
-    }
-    return inside ? Spans{cut.inside, cut.n} : Spans{&cut.outside, 1};
+    return cut.n > 0 && reaches(*cut.mask, row) ? Spans{cut.inside, cut.n} : Spans{&cut.outside, 1};
+  }
+
+  // Whether a row passes through a box, wherever that is along the row.
+  bool reaches(const Mask& m, const RowAt& row) const {
+    bool inside = true;
+    for (int axis = 0; axis < 3; ++axis) inside = inside && (axis == row_.axis || in_box(m, axis, row.at[axis]));
+    return inside;
   }
 
   template <class F>
@@ -508,15 +511,19 @@ class Mixer {
   // Whether no row of the tile reaches into the mask's box.
   bool beside(const Mask& m, const Scratch& s) const {
     for (int axis = 0; axis < 3; ++axis) {
+      if (m.first[axis] >= m.stop[axis]) return true;
       if (axis != row_.axis && (m.stop[axis] <= s.low[axis] || m.first[axis] > s.high[axis])) return true;
     }
     return row_.axis >= 0 && (m.stop[row_.axis] * row_.inner <= s.begin || m.first[row_.axis] * row_.inner >= s.end);
   }
 
-  // Whether mixing a sample in place would leave the whole tile as it is.
+  // Whether mixing a sample in place leaves what is outside of a box as it is.
+  bool only_box(const Mask& m) const { return in_place_ && m.kind == kBox && m.outer == 1.0f; }
+
+  // Or the whole tile.
   bool untouched(const Mask& m, const Scratch& s) const {
-    if (!in_place_ || m.outer != 1.0f || m.kind > kBox) return false;
-    return m.kind == kConstant || m.inner == 1.0f || beside(m, s);
+    if (m.kind == kConstant) return in_place_ && m.outer == 1.0f;
+    return only_box(m) && (m.inner == 1.0f || beside(m, s));
   }
 
   // ---- Memory ----
@@ -564,6 +571,10 @@ class Mixer {
     if (args_.plan.shared) {
       const Mask& m = masks_[0];
       if (untouched(m, s)) return;
+      if (copies(m) && only_box(m)) {
+        const auto kept = std::remove_if(s.rows.begin(), s.rows.end(), [&](const RowAt& row) { return !reaches(m, row); });
+        s.rows.erase(kept, s.rows.end());
+      }
       if (!copies(m) && (m.kind != kConstant || is_hard(m.outer))) {
         for_blocks(s, kBlock, kBlock, [&](const Block& block) { weights(0, block, s.runs, s.shared_w + block.offset); });
       }
@@ -709,6 +720,7 @@ class Mixer {
   void copy_row(int64_t i, const RowAt& row, const Cut& cut, const char* b, int64_t b_step, std::vector<Span>& runs) const {
     const char* a = src(i, row);
     char* out = dst(i, row);
+    if (only_box(*cut.mask) && !reaches(*cut.mask, row)) return;
     for_spans(cut, row, runs, [&](const Span& span) {
       if (span.w == 1.0f && in_place_) return;
       const char* from = span.w == 1.0f ? a : b;
@@ -721,6 +733,7 @@ class Mixer {
   // Asks for the row of a sample whose partner has this cut, before its turn. The hardware foresees the rest of a row, but
   // not the jump to the next one.
   void prefetch(int64_t next, const RowAt& row, const Cut& cut, std::vector<Span>& runs) const {
+    if (only_box(*cut.mask) && !reaches(*cut.mask, row)) return;
     const char* base = src(next, row);
     for_spans(cut, row, runs, [&](const Span& span) {
       if (span.w == 1.0f) return;
