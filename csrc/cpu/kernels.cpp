@@ -284,6 +284,20 @@ void above(uint32_t* bits, const float* v, int64_t n, float threshold) {
   }
 }
 
+void expand(float* out, const uint32_t* bits, int64_t q, int64_t n) {
+  for (int64_t i = 0; i < n; i += 32) {
+    const int64_t m = n - i < 32 ? n - i : 32, at = (q + i) / 32, shift = (q + i) % 32;
+    uint64_t two = bits[at];
+    if (shift + m > 32) two |= static_cast<uint64_t>(bits[at + 1]) << 32;
+    const uint32_t word = static_cast<uint32_t>(two >> shift);
+    if (m == 32) {
+      for (uint32_t l = 0; l < 32; ++l) out[i + l] = static_cast<float>(word >> l & 1u);
+    } else {
+      for (uint32_t l = 0; l < m; ++l) out[i + l] = static_cast<float>(word >> l & 1u);
+    }
+  }
+}
+
 int64_t bracket(const float* v, int64_t n, float low, float high, int32_t* found, int64_t most, int64_t* found_count) {
   constexpr int64_t kBlock = 64;
   int64_t over = 0, count = 0;
@@ -313,7 +327,7 @@ const Kernels FUSEDMIX_CONCAT(kernels_, FUSEDMIX_ISA) = {
     FUSEDMIX_STRING(FUSEDMIX_ISA),
     {row_kernels<float>(), row_kernels<Half>(), row_kernels<BFloat16>(), row_kernels<double>(), row_kernels<uint8_t>()},
     gaussian,
-    {noise_row, plane, above, bracket},
+    {noise_row, plane, above, expand, bracket},
     {loss_rows<float>(), loss_rows<Half>(), loss_rows<BFloat16>(), loss_rows<double>()},
 };
 

@@ -59,6 +59,8 @@ struct FourierKernels {
   void (*plane)(const Plane& plane);
   // Bit q % 32 of bits[q / 32]: whether v[q] > threshold, for q < n; 0 for the rest of the last word.
   void (*above)(uint32_t* bits, const float* v, int64_t n, float threshold);
+  // 0 or 1: bits q, q + 1, ... before q + n.
+  void (*expand)(float* out, const uint32_t* bits, int64_t q, int64_t n);
   // How many values are above `high`; the places of those in [low, high] go to `found`, ascending, `most` of them at most.
   // Returns through `found_count` how many there are.
   int64_t (*bracket)(const float* v, int64_t n, float low, float high, int32_t* found, int64_t most, int64_t* found_count);

@@ -225,6 +225,7 @@ class PixelsOf {
   PixelsOf(const Pixels& pixels, int64_t sample) : pixels_(pixels), base_(draw_index(pixels.per, sample, pixels.batch) * pixels.stride) {}
 
   bool soft() const { return pixels_.levels != nullptr; }
+  const uint32_t* bits() const { return pixels_.bits + base_; }
   bool bit(int64_t q) const { return (pixels_.bits[base_ + q / 32] >> (q % 32) & 1u) != 0; }
   float weight(int64_t q) const {
     return soft() ? weight_of_level(pixels_.levels[base_ + q]) : static_cast<float>(bit(q));
@@ -487,8 +488,16 @@ class Mixer {
 
   // The mask of sample i, a weight for each element of the block.
   void weights(int64_t i, const Block& block, std::vector<Span>& kept, float* w) const {
+    const int64_t width = block.end - block.begin;
+    if (is_fourier(mask(i).kind) && row_.inner == 1 && step_along() == 1 && args_.plan.pixels.levels == nullptr) {
+      const uint32_t* bits = PixelsOf(args_.plan.pixels, i).bits();
+      for (int64_t r = 0; r < block.rows; ++r) {
+        kernels_.fourier.expand(w + r * width, bits, first_pixel(block.row[r]) + block.begin, width);
+      }
+      return;
+    }
     const Cut made = cut(i, block.begin, block.end);
-    for (int64_t r = 0; r < block.rows; ++r, w += block.end - block.begin) {
+    for (int64_t r = 0; r < block.rows; ++r, w += width) {
       for_spans(made, block.row[r], kept, [&](const Span& span) {
         float* at = w + (span.begin - block.begin);
         if (varies(span.w)) {
@@ -500,10 +509,10 @@ class Mixer {
     }
   }
 
-  // Whether a sample is mixed by copying: where each pixel of its mask is 0 or 1. Out of place everything is read and written
-  // anyway, and blended in long streams, unless blending takes longer than memory does.
+  // Whether a sample is mixed by copying: where each pixel of its mask is 0 or 1. Where everything is read and written anyway,
+  // as out of place, or what is copied is in many pieces, blending in long streams is faster, unless types are converted.
   bool copies(const Mask& m) const {
-    if (!in_place_ && size_ >= 4) return false;
+    if (size_ >= 4 && (!in_place_ || is_fourier(m.kind))) return false;
     if (is_fourier(m.kind)) return args_.plan.pixels.levels == nullptr;
     return !is_gaussian(m.kind) && is_hard(m.outer) && (m.kind == kConstant || is_hard(m.inner));
   }
