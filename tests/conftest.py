@@ -11,6 +11,7 @@ import torch
 from hypothesis import settings
 
 import fusedmix as fm
+import triton_interpreter
 from case_counts import pytest_runtest_logreport, pytest_sessionfinish, pytest_terminal_summary  # noqa: F401
 from fusedmix.backends import native, triton
 
@@ -61,31 +62,8 @@ NO_CUDA = native.why_not("cuda") if torch.cuda.is_available() else "torch finds 
 NO_TRITON = triton.why_not(TRITON_DEVICE)
 
 
-def _patch_triton_once():
-    """The interpreter prepares triton.language for NumPy at every call of a kernel and of every function in it, which
-    takes half of the time: here once for the whole process."""
-    from triton.runtime import interpreter
-
-    class Done:
-        def restore(self):
-            pass
-
-    prepare, done = interpreter._patch_lang, set()
-
-    def once(function):
-        names = frozenset(
-            n for n, module in function.__globals__.items() if getattr(module, "__package__", "") == "triton.language"
-        )
-        if names not in done:
-            prepare(function)
-            done.add(names)
-        return Done()
-
-    interpreter._patch_lang = once
-
-
 if NO_TRITON is None and TRITON_DEVICE == "cpu":
-    _patch_triton_once()
+    triton_interpreter.speed_up()
 
 
 def pytest_addoption(parser):

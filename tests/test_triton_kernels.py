@@ -22,6 +22,7 @@ import pytest
 import torch
 
 import fusedmix as fm
+import triton_interpreter
 from conftest import METHODS, NO_TRITON, TRITON_DEVICE
 from fusedmix import fourier, philox
 from fusedmix.backends import reference
@@ -1177,3 +1178,69 @@ def test_autotuning_measures_the_batch_as_it_is(monkeypatch, chip, layout, in_pl
     tried.clear()
     step(x, y)
     assert not tried
+
+
+# ---- the interpreter ------------------------------------------------------------------------------------------------
+
+
+@interpreted
+def test_what_is_kept_of_the_interpreter_is_what_it_finds():
+    """Types, their promotion and broadcasts, and refusals: as the functions that triton_interpreter.py replaces."""
+    from triton.language import core
+    from triton.runtime import interpreter
+    from triton.runtime.interpreter import TensorHandle, interpreter_semantic
+
+    originals = triton_interpreter.ORIGINALS
+    assert len(originals) == 6, "this Triton is slower than need be: see triton_interpreter.py"
+    ints = [tl.int1, tl.int8, tl.int16, tl.int32, tl.int64, tl.uint8, tl.uint16, tl.uint32, tl.uint64]
+    scalars = [*ints, tl.float16, tl.bfloat16, tl.float32, tl.float64]
+    types = [*scalars, *map(tl.pointer_type, scalars)]
+
+    def outcome(function, *args):
+        try:
+            return function(*args)
+        except Exception as error:
+            return type(error), str(error)
+
+    def said(x):
+        return {name: str(value) for name, value in vars(x).items() if name != "_of_tensors"}
+
+    def as_made(cls, *args):
+        """What the original says of an object, or how it refuses to make it."""
+        x = object.__new__(cls)
+        return outcome(originals[f"{cls.__name__}.__init__"], x, *args) or said(x)
+
+    for element in types:
+        assert interpreter._get_np_dtype(element) == originals["interpreter._get_np_dtype"](element)
+        for shape in ([1], [64], [2, 4], [tl.constexpr(8), 1], [3], [0], [-2], [2.0], [True], [2**21], [], (4,), "4"):
+            kept = outcome(core.block_type, element, shape)
+            assert (said(kept) if isinstance(kept, core.block_type) else kept) == as_made(
+                core.block_type, element, shape
+            )
+        assert core.block_type(element, [2, 4]) is core.block_type(element, [tl.constexpr(2), 4])
+        for of in (element, core.block_type(element, [4, 2])):
+            for handle in ("one", "other"):
+                assert said(core.tensor(handle, of)) == as_made(core.tensor, handle, of)
+    for a, b in itertools.product(scalars, repeat=2):
+        for flags in itertools.product((False, True), repeat=3):
+            args = (a, flags[0], b, flags[1], flags[2])
+            for _ in range(2):
+                assert outcome(interpreter_semantic.computation_type_impl, *args) == outcome(
+                    originals["TritonSemantic.computation_type_impl"], interpreter_semantic, *args
+                )
+    shapes = ((), (4,), (1,), (2, 4), (2, 1), (1, 4), (8, 2))
+    blocks = [
+        core.tensor(
+            TensorHandle(np.arange(math.prod(shape), dtype=np.int32).reshape(shape or 1), tl.int32),
+            core.block_type(tl.int32, list(shape)) if shape else tl.int32,
+        )
+        for shape in shapes
+    ]
+
+    def told(result):
+        return [(str(t.type), t.handle.data.tolist()) if isinstance(t, tl.tensor) else t for t in result]
+
+    for pair in itertools.product(blocks, repeat=2):
+        assert told(outcome(interpreter_semantic.broadcast_impl_value, *pair)) == told(
+            outcome(originals["TritonSemantic.broadcast_impl_value"], interpreter_semantic, *pair)
+        )
