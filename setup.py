@@ -88,13 +88,14 @@ class BuildLibraries(build_ext):
         target = Path(self.get_ext_fullpath(ext.name)).absolute()
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+            log = Path(scratch, "build.log")
             try:
                 native.build(name, target, Path(scratch), native.ahead_archs() if name == "cuda" else [])
             except native.BuildError as error:
-                log = Path(scratch, "build.log")
+                sys.exit(f"The {name} library of fusedmix cannot be built: {error}. (FUSEDMIX_BUILD=none builds none.)")
+            finally:
                 if log.exists():
                     print(log.read_text(errors="replace"), flush=True)
-                sys.exit(f"The {name} library of fusedmix cannot be built: {error}. (FUSEDMIX_BUILD=none builds none.)")
 
 
 class Wheel(bdist_wheel):

@@ -3,6 +3,9 @@
 No kernel has a stack or spills registers, three blocks of each fit on a multiprocessor, and the kernels that most
 batches get move images 128 bits at a time. nvcc is the one that builds the backend, with the flags that build it. What
 it said is kept by a hash of all that goes into it, in the folder of the shim's modules (shim_build.py).
+
+Where the library has just been built ahead for all of these, $FUSEDMIX_TEST_NVCC is the folder with the PTX that nvcc
+kept (--keep) and, in the file `said`, what it said (-Xptxas=-v): .ci/run compiles the kernels once.
 """
 
 from __future__ import annotations
@@ -160,6 +163,13 @@ def compiled(source, flags):
     return json.loads(kept.read_text())
 
 
+def built_ahead(folder, source):
+    """The same, of what nvcc left behind when the library was built."""
+    found = report_of((folder / "said").read_text(), [path.read_text() for path in folder.glob(f"{source.stem}.*ptx")])
+    # It spoke of the kernels of all files.
+    return {arch: {name: kernel for name, kernel in of.items() if "accesses" in kernel} for arch, of in found.items()}
+
+
 def report_of(said, ptx):
     found = {}
     entry = re.compile(
@@ -201,11 +211,13 @@ def accesses_of(body):
 
 @pytest.fixture(scope="module")
 def reports():
-    """{file: {architecture: {kernel: report}}}. Some minutes where nothing is cached."""
+    """{file: {architecture: {kernel: report}}}. Some minutes where nothing is cached or has been built ahead."""
     if isinstance(tools(), str):
         assert not os.environ.get("CI"), f"CI must compile the kernels: {tools()}"
         pytest.skip(tools())
     units = [unit for unit in native._translation_units("cuda") if unit[0].suffix == ".cu"]
+    if ahead := os.environ.get("FUSEDMIX_TEST_NVCC"):
+        return {source.stem: built_ahead(Path(ahead), source) for source, _ in units}
     units.sort(key=lambda unit: ("float16" not in unit[0].stem, unit[0].stem))  # the slowest first
     with ThreadPoolExecutor(2) as pool:
         made = pool.map(lambda unit: compiled(*unit), units)
