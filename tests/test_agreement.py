@@ -51,7 +51,11 @@ except ImportError as error:  # fcntl: not on Windows
     NO_SHIM = str(error)
 
 # Most of the time of all tests, nearly twice as much if the interpreter is traced. What runs here runs elsewhere too.
-pytestmark = pytest.mark.no_cover
+pytestmark = [
+    pytest.mark.no_cover,
+    # What the interpreter of Triton 3.6 does with a newer NumPy.
+    pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning"),
+]
 
 TABLE = Path(__file__).with_name("agreement.csv")
 COMPARED = ("partner", "lam", "kind", "geometry", "value")  # of two plans: equal

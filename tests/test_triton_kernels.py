@@ -703,10 +703,18 @@ def printed(process):
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
-    """{architecture: [(launch, kernel, report)]}."""
-    archs = ("90", "80", "100")
-    running = [compiler("compile", arch, folder=tmp_path_factory.mktemp(f"sm{arch}")) for arch in archs]
-    return dict(zip(archs, map(printed, running), strict=True))
+    """{architecture: [(launch, kernel, report)]}, compiled by the first worker of pytest-xdist that needs it."""
+    import fcntl
+
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    kept, archs = folder / "triton_compiled.json", ("90", "80", "100")
+    with (folder / "triton_compiled.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not kept.exists():
+            running = [compiler("compile", arch, folder=tmp_path_factory.mktemp(f"sm{arch}")) for arch in archs]
+            kept.write_text(json.dumps(dict(zip(archs, map(printed, running), strict=True))))
+    return json.loads(kept.read_text())
 
 
 def of_kernel(compiled, *names):
