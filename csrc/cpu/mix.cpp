@@ -36,6 +36,7 @@ constexpr int64_t kTilesEach = 4;     // for each thread, if that does not make 
 constexpr int64_t kWorthATile = 512;  // elements
 constexpr int64_t kWorthAThread = 32768;  // elements
 constexpr int64_t kAnchor = 1024;  // pixels
+constexpr int64_t kKeptTable = 1 << 18;  // numbers
 
 Mask mask_at(const PlanView& plan, int64_t i) {
   const int64_t row = plan.shared ? 0 : i;
@@ -97,13 +98,20 @@ class Tables {
       total += is_gaussian(plan.kind[m]) ? n : 2 * row.length;
     }
     if (total == 0) return;
-    values_.reset(new float[total]);
+    thread_local std::vector<float> kept;  // by the thread that calls, as scratch memory is
+    if (total <= kKeptTable) {
+      if (static_cast<int64_t>(kept.size()) < total) kept.resize(total);
+      values_ = kept.data();
+    } else {
+      own_.reset(new float[total]);
+      values_ = own_.get();
+    }
     parallel(masks, 8, [&](int64_t begin, int64_t end) {
       std::vector<float> by_distance;
       for (int64_t m = begin; m < end; ++m) {
         if (offset_[m] < 0) continue;
         const Mask mask = mask_at(plan, plan.shared ? 0 : m);
-        float* values = values_.get() + offset_[m];
+        float* values = values_ + offset_[m];
         if (!is_gaussian(mask.kind)) {
           std::fill(values, values + 2 * row.length, mask.outer);
           if (mask.kind == kConstant) continue;
@@ -124,16 +132,11 @@ class Tables {
   bool has(int64_t mask) const { return offset_[mask] >= 0 && row_axis_ == 2; }
 
   // Of a box, or of a constant: along a row through it or beside it.
-  const float* box_row(int64_t mask, bool inside) const { return values_.get() + offset_[mask] + (inside ? length_ : 0); }
+  const float* box_row(int64_t mask, bool inside) const { return values_ + offset_[mask] + (inside ? length_ : 0); }
 
-  // Of a Gaussian: what a row along x is multiplied with.
-  float before_x(int64_t mask, const int64_t* at) const {
-    const float* values = values_.get() + offset_[mask];
-    return values[first_[0] + at[0]] * values[first_[1] + at[1]];
-  }
-
-  // Of a Gaussian along the row, from element 0.
-  const float* row(int64_t mask) const { return values_.get() + offset_[mask] + first_[row_axis_ < 0 ? 0 : row_axis_]; }
+  // Of a Gaussian, for each coordinate; along the row for each element.
+  const float* axis(int64_t mask, int axis) const { return values_ + offset_[mask] + first_[axis]; }
+  const float* row(int64_t mask) const { return axis(mask, row_axis_ < 0 ? 0 : row_axis_); }
 
   // The axes outside the row; all of them are before it where a row is in one pixel.
   Factors factors(int64_t mask, const int64_t* at) const {
@@ -201,7 +204,8 @@ class Tables {
   int64_t length_;
   int64_t first_[3];
   std::vector<int64_t> offset_;
-  std::unique_ptr<float[]> values_;
+  std::unique_ptr<float[]> own_;
+  float* values_ = nullptr;
 };
 
 // A row of a tile: where it starts in a sample, and its coordinates outside the row.
@@ -675,12 +679,7 @@ class Mixer {
         rows_.uniform(chain.links, out, in, block.elements(), one);
       } else if (tabled) {
         ScaledRow scaled[kScaledRows];
-        for (int64_t r = 0; r < block.rows; ++r) {
-          for (int l = 0; l < links; ++l) {
-            scaled[r].factor[l] = factor_of_row(chain.sample[l], block.row[r]);
-            scaled[r].table[l] = table_of_row(chain.sample[l], block.row[r]) + block.begin;
-          }
-        }
+        for (int l = 0; l < links; ++l) scale_rows(chain.sample[l], block, l, scaled);
         rows_.scaled(chain.links, out, in, block.end - block.begin, scaled, block.rows, complement);
       } else {
         for (int l = 0; l < links; ++l) {
@@ -693,14 +692,22 @@ class Mixer {
     });
   }
 
-  // The weights of sample i along a row are one times the other.
-  float factor_of_row(int64_t i, const RowAt& row) const {
-    return is_gaussian(mask(i).kind) ? tables_->before_x(i, row.at) : 1.0f;
-  }
-  const float* table_of_row(int64_t i, const RowAt& row) const {
+  // The rows of a block of sample i, which is link l.
+  void scale_rows(int64_t i, const Block& block, int l, ScaledRow* rows) const {
     const Mask& m = mask(i);
-    if (is_gaussian(m.kind)) return tables_->row(i);
-    return tables_->box_row(i, m.kind == kBox && in_box(m, 0, row.at[0]) && in_box(m, 1, row.at[1]));
+    if (is_gaussian(m.kind)) {
+      const float *z = tables_->axis(i, 0), *y = tables_->axis(i, 1), *x = tables_->axis(i, 2) + block.begin;
+      for (int64_t r = 0; r < block.rows; ++r) {
+        rows[r].table[l] = x;
+        rows[r].factor[l] = z[block.row[r].at[0]] * y[block.row[r].at[1]];
+      }
+    } else {
+      const float *beside = tables_->box_row(i, false) + block.begin, *through = tables_->box_row(i, true) + block.begin;
+      for (int64_t r = 0; r < block.rows; ++r) {
+        rows[r].table[l] = m.kind == kBox && reaches(m, block.row[r]) ? through : beside;
+        rows[r].factor[l] = 1.0f;
+      }
+    }
   }
 
   // Row by row, so that what a sample takes of the next one is taken before that is overwritten.
@@ -710,8 +717,17 @@ class Mixer {
     const int64_t rows = static_cast<int64_t>(s.rows.size());
     const int last = chain.links - 1;
     const bool ahead = in_place_ && row_.length * row_.src_step * size_ >= kLongRow;
+    const bool swaps = packed_ && chain.whole && chain.links == 2 && only_box(*cuts[0].mask) && only_box(*cuts[1].mask);
     for (int64_t r = 0; r < rows; ++r) {
       const RowAt& row = s.rows[r];
+      if (swaps) {
+        if (ahead && r + kRowsAhead < rows) {
+          prefetch(chain.sample[1], s.rows[r + kRowsAhead], cuts[0], s.runs);
+          prefetch(chain.sample[0], s.rows[r + kRowsAhead], cuts[1], s.runs);
+        }
+        swap_row(chain.sample[0], chain.sample[1], row, cuts);
+        continue;
+      }
       char* kept = s.saved + (chain.whole ? 0 : r * (s.end - s.begin) * size_);
       if (in_place_ && chain.whole) save_row(chain.sample[0], row, cuts[last], kept, s);
       for (int l = 0; l <= last; ++l) {
@@ -723,6 +739,35 @@ class Mixer {
         }
       }
     }
+  }
+
+  // One row of two samples that are each other's partners: swapped where both boxes are, copied where one is.
+  void swap_row(int64_t i, int64_t j, const RowAt& row, const Cut* cuts) const {
+    char *x = dst(i, row), *y = dst(j, row);
+    const auto copy = [&](char* to, const char* from, int64_t begin, int64_t end) {
+      if (begin < end) std::memcpy(to + begin * size_, from + begin * size_, (end - begin) * size_);
+    };
+    const Span of_x = box_along(cuts[0], row), of_y = box_along(cuts[1], row);
+    const int64_t begin = std::max(of_x.begin, of_y.begin), end = std::min(of_x.end, of_y.end);
+    if (begin >= end) {
+      copy(x, y, of_x.begin, of_x.end);
+      copy(y, x, of_y.begin, of_y.end);
+      return;
+    }
+    std::swap_ranges(x + begin * size_, x + end * size_, y + begin * size_);
+    copy(x, y, of_x.begin, begin);
+    copy(x, y, end, of_x.end);
+    copy(y, x, of_y.begin, begin);
+    copy(y, x, end, of_y.end);
+  }
+
+  // Where a row is in the box of a mask that is 1 outside of it.
+  Span box_along(const Cut& cut, const RowAt& row) const {
+    if (!reaches(*cut.mask, row)) return {0, 0, 0.0f};
+    for (int k = 0; k < cut.n; ++k) {
+      if (cut.inside[k].w != 1.0f) return cut.inside[k];
+    }
+    return {0, 0, 0.0f};
   }
 
   // One row of sample i. `b` is the partner's row, at its own step.
