@@ -37,6 +37,7 @@ constexpr int64_t kWorthATile = 512;  // elements
 constexpr int64_t kWorthAThread = 32768;  // elements
 constexpr int64_t kAnchor = 1024;  // pixels
 constexpr int64_t kKeptTable = 1 << 18;  // numbers
+constexpr int64_t kManyMasks = 256;      // worth more than one thread
 
 Mask mask_at(const PlanView& plan, int64_t i) {
   const int64_t row = plan.shared ? 0 : i;
@@ -106,7 +107,7 @@ class Tables {
       own_.reset(new float[total]);
       values_ = own_.get();
     }
-    parallel(masks, 8, [&](int64_t begin, int64_t end) {
+    parallel(masks, masks < kManyMasks ? masks : 8, [&](int64_t begin, int64_t end) {
       std::vector<float> by_distance;
       for (int64_t m = begin; m < end; ++m) {
         if (offset_[m] < 0) continue;
