@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+import agreement_table
 import fusedmix as fm
 import triton_interpreter
 from case_counts import pytest_runtest_logreport, pytest_sessionfinish, pytest_terminal_summary  # noqa: F401
@@ -70,10 +71,17 @@ def pytest_addoption(parser):
     parser.addoption(
         "--write-agreement",
         nargs="?",
-        const=str(Path(__file__).with_name("agreement.csv")),
+        const=str(agreement_table.TABLE),
         metavar="FILE",
-        help="write the table with what tests/test_agreement.py finds (to FILE) instead of comparing the two",
+        help="write the table of what tests/test_agreement.py finds to FILE; without FILE to the committed one, which "
+        "this run is then not compared with",
     )
+
+
+def pytest_configure(config):
+    path = config.getoption("--write-agreement")
+    if path and not hasattr(config, "workerinput"):  # a worker's reports come to the process that started it
+        config.pluginmanager.register(agreement_table.Writer(Path(path)))
 
 
 def required(name):

@@ -1,11 +1,13 @@
 """Every backend agrees with the reference, for every method, per, pairing, dtype and layout: tests/agreement.csv.
 
-The table has a line for each combination, written by the tests that checked it:
+The table has a line for each method, per, pairing and backend, which sums up all dtypes and layouts, written by the
+tests that checked it:
 
-    pytest tests/test_agreement.py --write-agreement
+    pytest tests/test_agreement.py --write-agreement [FILE]
 
-A run compares the committed lines with its own for the backends that run here, and keeps those of the others. Every
-call through torch must have been exactly one call of the operator asked for: a fallback is a failure.
+A run compares the committed lines with its own for the backends that run here. To a backend that has no lines yet, as
+those of a GPU that has written none, only the reference says what is right. Every call through torch must have been
+exactly one call of the operator asked for: a fallback is a failure.
 
 Where a call is slow (Triton's kernels, in the interpreter or compiled anew) every line is checked by one of the
 thorough cases, dealt out so that each of them meets every operator with every dtype and layout, but not every method.
@@ -25,18 +27,20 @@ rounded to the compute dtype (float32; float64 for float64 images), and from the
 
 from __future__ import annotations
 
-import csv
 import functools
 import itertools
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import agreement_table
 import fusedmix as fm
+from agreement_table import Found, Key
 from conftest import METHODS, NO_CPP, NO_CUDA, NO_TRITON, TRITON_DEVICE
 from fusedmix import backends
 from fusedmix.backends import reference
@@ -57,9 +61,9 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning"),
 ]
 
-TABLE = Path(__file__).with_name("agreement.csv")
 COMPARED = ("partner", "lam", "kind", "geometry", "value")  # of two plans: equal
 OPERATORS = ("sample", "mask", "mix", "mix_", "mix_adjoint", "mix_labels", "mix_batch", "mix_batch_")
+MIXES = ("mix", "mix_", "mix_adjoint")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.uint8)
 DRAWS = [
     *itertools.product(("batch", "sample"), ("roll", "flip", "random", "cross_class", "same_class")),
@@ -139,31 +143,9 @@ def layouts_of(number):
     return (LAYOUTS[number % 5],) if math.prod(CASES[number].shape) < 500 else (LAYOUTS[0], LAYOUTS[1 + number % 4])
 
 
-class Key(NamedTuple):
-    """A line of the table, but for what was found."""
-
-    method: str
-    per: str
-    pairing: str
-    dtype: str
-    layout: str
-    backend: str
-
-
-class Found(NamedTuple):
-    cases: str  # operator calls that were checked
-    pixels: str  # values in their results
-    agree: str
-
-
-def name_of(dtype):
-    return str(dtype).removeprefix("torch.")
-
-
 def keys(backend):
-    """Every line of a backend, in the order of the table."""
-    for method, (per, pairing), dtype, layout in itertools.product(METHODS, DRAWS, DTYPES, LAYOUTS):
-        yield Key(method, per, pairing, name_of(dtype), layout.__name__, backend)
+    """Every line of a backend."""
+    return [Key(method, per, pairing, backend) for method, (per, pairing) in TURNS]
 
 
 # ---- The backends ----------------------------------------------------------------------------------------------------
@@ -208,7 +190,7 @@ class Operators:
     def asked(self, turn, number, dtype, layout):
         """The operators that a case is swept with, in a dtype and a layout. `turn`: of methods, pers and pairings."""
         if not self.sparse:
-            return "mix", "mix_", "mix_adjoint"
+            return MIXES
         place = turn + len(LAYOUTS) * DTYPES.index(dtype) + LAYOUTS.index(layout)
         turned, dealt = divmod(place, len(DEALT))
         if number != DEALT[dealt]:
@@ -423,54 +405,54 @@ def values(case, dtype, seed):
 # ---- The table -------------------------------------------------------------------------------------------------------
 
 
-class Table:
-    """The committed lines; and those of this run, where it is to write them."""
+class Sums:
+    """What one line of the table sums up."""
 
     def __init__(self):
-        self.lines = {}
-        if TABLE.exists():
-            with TABLE.open(newline="", encoding="utf-8") as file:
-                columns, *lines = csv.reader(file)
-            assert columns == [*Key._fields, *Found._fields]
-            n = len(Key._fields)
-            self.lines = {Key(*line[:n]): Found(*line[n:]) for line in lines}
-            assert len(self.lines) == len(lines)
+        self.met, self.cases, self.pixels = set(), 0, 0
 
-    def write(self, path):
-        order = ["reference", "cpp", *sorted({key.backend for key in self.lines} - {"reference", "cpp"})]
-        with Path(path).open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow([*Key._fields, *Found._fields])
-            for key in (key for backend in order for key in keys(backend)):
-                if key in self.lines:
-                    writer.writerow([*key, *self.lines[key]])
+    def count(self, operator, case, dtype, layout, out):
+        """Counts a result, and says what it is of."""
+        self.met.add((dtype, layout))
+        self.cases += 1
+        self.pixels += out.numel()
+        return f"{operator}: {dtype}, {layout.__name__}, {case}"
+
+    def found(self, agree):
+        return Found(f"{len(self.met)} of {len(DTYPES) * len(LAYOUTS)}", str(self.cases), str(self.pixels), agree)
 
 
 @pytest.fixture(scope="module")
-def table(request):
-    path = request.config.getoption("--write-agreement")
-    if path and hasattr(request.config, "workerinput"):
-        pytest.fail("--write-agreement needs all lines in one process: run without -n")
-    table = Table()
-    yield table
-    if path:
-        table.write(path)
+def committed(pytestconfig):
+    """The lines that those of this run are compared with: none, if they are being written anew."""
+    path = pytestconfig.getoption("--write-agreement")
+    return {} if path and Path(path).resolve() == agreement_table.TABLE else agreement_table.read()
 
 
 @each_backend
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(("per", "pairing"), DRAWS)
-def test_agreement(table, request, backend, method, per, pairing):
+def test_agreement(committed, record_property, backend, method, per, pairing):
+    key, sums = Key(method, per, pairing, backend.called), Sums()
+
+    def record(agree):
+        record_property(agreement_table.PROPERTY, [*key, *sums.found(agree)])
+
+    try:
+        sweep(sums, backend, method, per, pairing)
+    except AssertionError:
+        record("no")
+        raise
+    record("yes")
+    message = agreement_table.difference(committed, key, sums.found("yes"))
+    if message:
+        pytest.fail(message, pytrace=False)
+
+
+def sweep(sums, backend, method, per, pairing):
+    """Raises AssertionError at the first result that is not as it should be."""
     module = METHODS[method](per=per, pairing=pairing, sampling="device", backend="reference")
     turn = TURNS.index((method, (per, pairing)))
-    calls, pixels = {}, {}
-
-    def count(dtype, layout, out):
-        key = Key(method, per, pairing, name_of(dtype), layout.__name__, backend.called)
-        calls[key] = calls.get(key, 0) + 1
-        pixels[key] = pixels.get(key, 0) + out.numel()
-        return key, case
-
     for number, case in enumerate(CASES):
         if not backend.takes(case):
             continue
@@ -484,7 +466,7 @@ def test_agreement(table, request, backend, method, per, pairing):
                 given = layout(x)
                 if "mix" in asked:
                     out = backend.mix(given, plan)
-                    where = count(dtype, layout, out)
+                    where = sums.count("mix", case, dtype, layout, out)
                     assert mixed.holds(out), where
                     assert alike(given, x).all(), where
                     assert out.stride() == torch.empty_like(given).stride(), where
@@ -492,7 +474,7 @@ def test_agreement(table, request, backend, method, per, pairing):
                     memory = given if given._base is None else given._base
                     before = memory.clone()
                     backend.mix_(given, plan)
-                    where = count(dtype, layout, given)
+                    where = sums.count("mix_", case, dtype, layout, given)
                     assert mixed.holds(given), where
                     assert "mix" not in asked or alike(given, out).all(), where
                     given.copy_(x)
@@ -502,18 +484,10 @@ def test_agreement(table, request, backend, method, per, pairing):
             grad = values(case, dtype, number + 100).to(backend.device)
             lent = expected_adjoint(grad, over_batch(w, grad, plan.size), plan)
             for layout in layouts_of(number):
-                if "mix_adjoint" not in backend.asked(turn, number, dtype, layout):
-                    continue
-                out = backend.mix_adjoint(layout(grad), plan)
-                assert lent.holds(out), count(dtype, layout, out)
-                count(dtype, layout, out)
-
-    found = {key: Found(str(calls[key]), str(pixels[key]), "yes") for key in calls}
-    if request.config.getoption("--write-agreement"):
-        table.lines.update(found)
-    else:
-        committed = {key: table.lines.get(key) for key in found}
-        assert committed == found, "stale: pytest tests/test_agreement.py --write-agreement"
+                if "mix_adjoint" in backend.asked(turn, number, dtype, layout):
+                    out = backend.mix_adjoint(layout(grad), plan)
+                    where = sums.count("mix_adjoint", case, dtype, layout, out)
+                    assert lent.holds(out), where
 
 
 def plan_of(module, case, seed, backend):
@@ -538,7 +512,7 @@ def mask_of(plan, backend):
     assert w.shape == expected.shape
     gaussian = (plan.kind >= Kind.GAUSSIAN).reshape(-1, *[1] * len(plan.size))
     allowed = torch.where(gaussian, 4 * 2.0**-24, 0.0)
-    assert ((w - expected).abs() <= allowed).all()
+    assert ((w - expected).abs() <= allowed).all(), "mask"
     return w
 
 
@@ -668,13 +642,73 @@ def test_what_is_dealt_out_meets_everything():
         asked = {number: sparse.asked(turn, number, dtype, layout) for number in range(len(CASES))}
         assert sum("mix" in names or "mix_" in names for names in asked.values()) == 1  # every line is checked
         met |= {(number, dtype, layout, name) for number, names in asked.items() for name in names}
-    assert met == set(itertools.product(THOROUGH, DTYPES, LAYOUTS, ("mix", "mix_", "mix_adjoint")))
+    assert met == set(itertools.product(THOROUGH, DTYPES, LAYOUTS, MIXES))
 
 
-def test_the_table_has_a_line_for_every_combination(table, request):
-    """And no other: of every backend that runs here, and of every other one that has been run anywhere."""
-    if request.config.getoption("--write-agreement"):
+# ---- The table itself ------------------------------------------------------------------------------------------------
+
+
+def test_the_table_has_a_line_for_every_combination(committed):
+    """And no other: of every backend that runs here without a GPU, and of every other one that has been written."""
+    if not committed:
         pytest.skip("being written")
-    named = dict.fromkeys([*(backend.called for backend in BACKENDS), *(key.backend for key in table.lines)])
-    wanted = {key for name in named for key in keys(name)}
-    assert table.lines.keys() == wanted, "stale: pytest tests/test_agreement.py --write-agreement"
+    named = {backend.called for backend in BACKENDS if backend.device.type == "cpu"}
+    wanted = {key for name in named | {key.backend for key in committed} for key in keys(name)}
+    assert committed.keys() == wanted, f"stale: {agreement_table.UPDATE}: {sorted(committed.keys() ^ wanted)}"
+    n = len(DTYPES) * len(LAYOUTS)
+    assert {(line.dtypes_and_layouts, line.agree) for line in committed.values()} == {(f"{n} of {n}", "yes")}
+
+
+KEY, LINE = Key("MixUp", "batch", "roll", "one"), Found("25 of 25", "3", "12", "yes")
+
+
+def test_a_backend_without_lines_misses_none():
+    assert agreement_table.difference({}, KEY, LINE) is None
+    assert agreement_table.difference({KEY._replace(backend="another"): LINE}, KEY, LINE) is None
+
+
+def test_a_line_that_differs_is_shown():
+    assert agreement_table.difference({KEY: LINE}, KEY, LINE) is None
+    said = agreement_table.difference({KEY: LINE._replace(cases="4")}, KEY, LINE)
+    assert "committed: MixUp,batch,roll,one,25 of 25,4,12,yes\n" in said
+    assert "found:     MixUp,batch,roll,one,25 of 25,3,12,yes" in said
+    assert "committed: no line\n" in agreement_table.difference({KEY._replace(per="sample"): LINE}, KEY, LINE)
+
+
+def test_what_is_written(tmp_path):
+    """The lines of this run in place of all of the same backends, beside those of the others."""
+    path, other = tmp_path / "new" / "table.csv", KEY._replace(backend="another")
+    agreement_table.write(path, {KEY: LINE, KEY._replace(per="sample"): LINE, other: LINE})
+    found = LINE._replace(agree="no")
+    writer = agreement_table.Writer(path)
+    for when, line in (("setup", LINE), ("call", found)):
+        lines = [["of another test", 1], [agreement_table.PROPERTY, [*KEY, *line]]]
+        writer.pytest_runtest_logreport(SimpleNamespace(when=when, user_properties=lines))
+    writer.pytest_sessionfinish()
+    assert agreement_table.read(path) == {other: LINE, KEY: found}
+    with pytest.raises(pytest.UsageError, match=r"test_agreement\.py is no table of agreement: its first line"):
+        agreement_table.Writer(Path(__file__))
+
+
+@pytest.mark.parametrize(
+    ("operator", "message"),
+    [("sample", "geometry"), ("mask", "mask"), *((name, f"{name}: torch.float32, contiguous, Case") for name in MIXES)],
+)
+def test_a_result_that_differs_is_a_no(monkeypatch, operator, message):
+    """Also where there are no lines to compare with; and the message says of what it is the result."""
+    backend, recorded = Operators("reference", one_rounding=False, fast=False), []
+    right = getattr(backend, operator)
+
+    def wrong(x, *args):
+        result = right(x, *args)
+        if operator == "sample":
+            return (*result[:4], result[4] + 1, result[5])
+        if operator == "mix_":
+            result = x
+        result[-1].flatten()[-1] += 1
+        return result
+
+    monkeypatch.setattr(backend, operator, wrong)
+    with pytest.raises(AssertionError, match=f"^{message}"):
+        test_agreement({}, lambda _, line: recorded.append(line), backend, "MixUp", "batch", "roll")
+    assert [line[-1] for line in recorded] == ["no"]
