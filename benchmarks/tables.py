@@ -3,8 +3,8 @@
 python -m benchmarks.tables            # writes them into their documents
 python -m benchmarks.tables --check    # exit status 1: one of them differs from what its file says
 
-Each has its place between the comments `table: NAME` and `end of table`. Those of a GPU are made of every
-<gpu>-mix.csv that gpu_mix.py wrote, and say so where there is none.
+Each has its place between the comments `table: NAME` and `end of table`. Those of GPUs are made of every <gpu>-mix.csv
+and <gpu>-train-step.csv that gpu_mix.py and train_step.py wrote, and say so where there is none.
 """
 
 from __future__ import annotations
@@ -195,22 +195,125 @@ def cpu_targets() -> str:
     )
 
 
+def gpu_train_step() -> str:
+    """What mixing takes of a training step on a GPU: in short, the pairs of the same batch by theirs and by ours."""
+    return _of_every_gpu("train-step", _shares)
+
+
+def _shares(path: Path) -> str:
+    rows = _rows(path.name)
+    steps = {(row["model"], row["mixer"]): row for row in rows if row["call"] == "step"}
+    models = list(dict.fromkeys(model for model, _ in steps))
+    nothing = [f"{float(steps[model, 'none']['median_us']) / 1e3:.1f} ms" for model in models]
+    lines = [("nothing is mixed: the step takes", *nothing)]
+    for mixer in dict.fromkeys(mixer for _, mixer in steps):
+        if mixer.endswith(("MixUp", "CutMix", ", batch", ", elem")):
+            found = [steps.get((model, mixer)) for model in models]
+            lines.append((mixer, *(f"{float(row['mixing_share']):.1%}" if row else "" for row in found)))
+    table = markdown(("of the step, mixing takes", *(_MODELS[model] for model in models)), lines)
+    batches = dict.fromkeys(_shape(row["shape"]) for row in rows)
+    source = _source("python -m benchmarks.train_step --device cuda", rows[0])
+    return f"{table}\n\nBatches of {' and '.join(batches)}, {rows[0]['dtype']} autocast.\n{source}\n"
+
+
+def gpu_train_step_all() -> str:
+    """The same, every row."""
+    return _of_every_gpu("train-step", _steps)
+
+
+def _steps(path: Path) -> str:
+    parts = []
+    rows = _rows(path.name)
+    for model in dict.fromkeys(row["model"] for row in rows):
+        some = [row for row in rows if row["model"] == model]
+        what = f"{_MODELS[model]}, {_shape(some[0]['shape'])}, {some[0]['dtype']} autocast; p20 to p80."
+        source = _source("python -m benchmarks.train_step --device cuda", some[0])
+        parts.append(f"{step_table(some)}\n\n{what}\n{source}\n")
+    return "\n".join(parts)
+
+
+_MODELS = {"resnet20": "ResNet-20", "resnet50": "ResNet-50", "vit_s": "ViT-S"}
+
+
+def gpu_mix() -> str:
+    """Times of mixing large images by `cuda` and by its peers, as ratios to a copy of the batch."""
+    return _of_every_gpu("mix", _ratios)
+
+
+def _ratios(path: Path) -> str:
+    rows = [row for row in _rows(path.name) if row["measure"] == "device"]
+    shape = next(row["shape"] for row in rows if row["method"] == "MixUp")
+    header = ("in copies of the batch", "in place, roll", "flip", "per sample", "out of place", "whole call")
+    peers = ("torch.compile, in place", "out of place", "torchvision, whole call")
+    parts = []
+    for dtype in dict.fromkeys(row["dtype"] for row in rows if row["shape"] == shape):
+        some = [row for row in rows if (row["dtype"], row["shape"]) == (dtype, shape) and row["backend"] != "triton"]
+        copy = min(float(row["median_us"]) for row in some if row["call"] == "copy" and row["share"] == "1")
+        of_copy = {(*_key(row)[:-1], row["inplace"]): f"{float(row['median_us']) / copy:.2f}" for row in some}
+        lines = []
+        for method in ("MixUp", "HMix", "GMix", "CutMix"):
+            columns = (
+                ("fusedmix", "mix_", method, "roll", "batch", "True"),
+                ("fusedmix", "mix_", method, "flip", "batch", "True"),
+                ("fusedmix", "mix_", method, "roll", "sample", "True"),
+                ("fusedmix", "mix", method, "roll", "batch", "False"),
+                ("fusedmix", "module", method, "roll", "batch", "False"),
+                ("torch.compile", "mix_", method, "roll", "batch", "True"),
+                ("torch.compile", "mix", method, "roll", "batch", "False"),
+                ("torchvision", "module", method, "roll", "batch", "False"),
+            )
+            lines.append((method, *(of_copy.get(column, "") for column in columns)))
+        ours = [row for row in some if row["backend"] == "cuda" and row["call"] == "mix_"]
+        boxes = {row["per"]: float(row["share"]) for row in ours if row["method"] == "CutMix"}
+        what = f"`cuda`, {dtype}, {_shape(shape)}; 1 is the fastest copy of the batch, {copy:.0f} µs"
+        changed = " or ".join(f"{boxes[per]:.0%} ({name})" for per, name in _BOXES.items() if per in boxes)
+        table = markdown((*header, *peers), lines)
+        source = _source("python -m benchmarks.gpu_mix", rows[0])
+        parts.append(f"{table}\n\n{what}. CutMix in place changes {changed} of the batch.\n{source}\n")
+    return "\n".join(parts)
+
+
+_BOXES = {"batch": "one box", "sample": "a box each"}
+
+
 def gpu() -> str:
     """Every time on every GPU of which there are results."""
-    files = sorted(path for path in RESULTS.glob("*-mix.csv") if not path.name.startswith("cpu-"))
-    if not files:
-        return "There are none: the kernels have never run on a GPU, and no result of one is in `benchmarks/results`.\n"
-    return "\n".join(_gpu(path) for path in files)
+    return _of_every_gpu("mix", _gpu)
+
+
+def _of_every_gpu(name: str, table: Callable[[Path], str]) -> str:
+    """The tables made of every <gpu>-NAME.csv."""
+    files = sorted(path for path in RESULTS.glob(f"*-{name}.csv") if not path.name.startswith("cpu-"))
+    return "\n".join(map(table, files)) or "There are no results of a GPU in `benchmarks/results`.\n"
+
+
+# Of backends that were wrong at a commit, the calls that gpu_mix timed there without comparing them first: these are
+# speeds of nothing. What it compared and found wrong is not in its files.
+_NOT_COMPARED = {("c1b27df", "triton"): ("mix", "step", "module")}
+
+
+def is_shown(row: dict[str, str]) -> bool:
+    """Whether what a row times was right, as far as is known."""
+    return row["measure"] != "device" or row["call"] not in _NOT_COMPARED.get((row["commit"], row["backend"]), ())
 
 
 def _gpu(path: Path) -> str:
-    rows, command = _rows(path.name), "python -m benchmarks.gpu_mix"
-    parts = [f"### {rows[0]['device']}\n\n{_source(command, rows[0])}\n"]
+    command = "python -m benchmarks.gpu_mix"
+    every = _rows(path.name)
+    rows = [row for row in every if is_shown(row)]
+    source = _source(command, rows[0])
+    parts = [f"### {rows[0]['device']}\n"]
     for measure in dict.fromkeys(row["measure"] for row in rows):
         found = [row for row in rows if row["measure"] == measure]
         for dtype, shape in dict.fromkeys((row["dtype"], row["shape"]) for row in found):
             some = [row for row in found if (row["dtype"], row["shape"]) == (dtype, shape)]
-            parts.append(f"#### {_MEASURES.get(measure, measure)}, {dtype} {_shape(shape)}\n\n{_times(some)}\n")
+            title = f"{_MEASURES.get(measure, measure)}, {dtype} {_shape(shape)}"
+            parts.append(f"#### {title}\n\n{_times(some)}\n\n{source}\n")
+    hidden = [row for row in every if not is_shown(row)]
+    if hidden:
+        backends = ", ".join(f"`{name}`" for name in sorted({row["backend"] for row in hidden}))
+        reason = "their results were wrong, or had not been compared with the reference"
+        parts.append(f"{len(hidden)} rows of {backends} are left out here, though they are in the file: {reason}.\n")
     targets = path.with_name(path.name.replace("-mix.csv", "-targets.csv"))
     if targets.exists():
         parts.append(f"#### Targets\n\n{_targets((command, targets.name))}")
@@ -327,8 +430,17 @@ def _theory(name: str, figure: Any) -> str:
 # ---- documents -------------------------------------------------------------------------------------------------------
 
 DOCUMENTS: dict[Path, dict[str, Callable[[], str]]] = {
-    README: {"cpu-mix": cpu_mix, "cpu-fmix": cpu_fmix, "cpu-loss": cpu_loss, "first-use": first_use},
+    README: {
+        "gpu-train-step": gpu_train_step,
+        "gpu-mix": gpu_mix,
+        "cpu-mix": cpu_mix,
+        "cpu-fmix": cpu_fmix,
+        "cpu-loss": cpu_loss,
+        "first-use": first_use,
+    },
     PERFORMANCE: {
+        "gpu-train-step-all": gpu_train_step_all,
+        "gpu-mix": gpu_mix,
         "cpu-mix": cpu_mix,
         "cpu-mix-all": cpu_mix_all,
         "cpu-host": cpu_host,
