@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 import warnings
+import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 from typing import Any
 
 import torch
@@ -23,6 +27,7 @@ from fusedmix.transforms import _BY_CLASS, MixTransform
 _KEPT = 64  # forward passes whose plans are kept for backward passes that recompute them
 _SEVERAL = "fusedmix.attach: which layer is mixed decides what the graph is; attach to the compiled model instead."
 _WRAPPERS = ("module", "_orig_mod")  # of DistributedDataParallel and torch.compile
+_HANDLES: weakref.WeakSet[MixHandle] = weakref.WeakSet()  # all there are
 
 
 def attach(
@@ -32,6 +37,7 @@ def attach(
     layers: Sequence[nn.Module | str] | None = None,
     inputs: Sequence[int | str] | None = None,
     calls: str = "first",
+    replace: bool = False,
 ) -> MixHandle:
     """Mixes what a model computes with, in its forward passes in training mode; in evaluation it is left alone.
 
@@ -51,24 +57,30 @@ def attach(
             sides for every method.
         inputs: which arguments are mixed if it is the input, all by one plan: positions and keywords, as the model is
             called. None: the first floating-point tensor among the arguments, which may be inside tuples and dicts.
+            A model that calls itself is mixed once, in the outermost call.
         calls: where a layer is called several times in one forward pass: "first": its first output is mixed; "all":
             every one, by one plan (branches that share an encoder).
+        replace: what happens where the same input or layer is mixed by another handle already, as after a notebook cell
+            that is run again. False: a ValueError. True: the other handle is removed, and criteria that it wrapped
+            raise from then on; wrap them by the new handle.
 
     Returns:
         A handle that wraps criteria, knows the last plan and removes the hooks. It is a context manager. Copies of a
         model (deepcopy, pickle) stay attached: copy the model and the handle together, or remove the handle before.
 
     Raises:
-        TypeError, ValueError: an argument is of the wrong type, or names no layer of the model.
+        TypeError, ValueError: an argument is of the wrong type, or names no layer of the model; what it names is mixed
+            already, so that images would be mixed twice and labels once.
         In a forward pass: ValueError if there is nothing to mix or it cannot be mixed; RuntimeError in a replica of the
             model (nn.DataParallel), or where a checkpointed function is recomputed and its plan is not known.
     """
-    return MixHandle(model, mix, layers, inputs, calls)
+    return MixHandle(model, mix, layers, inputs, calls, replace)
 
 
 def attached(model: nn.Module) -> list[MixHandle]:
-    """The handles that are attached to a model, also those that came with a copy of it."""
-    hooks = (getattr(hook, "__self__", None) for hook in model._forward_pre_hooks.values())
+    """The handles that are attached to a model, or to what its DistributedDataParallel or compiled wrapper holds; also
+    those that came with a copy of it."""
+    hooks = (getattr(hook, "__self__", None) for m in _unwrapping(model) for hook in m._forward_pre_hooks.values())
     return [handle for handle in hooks if isinstance(handle, MixHandle)]
 
 
@@ -76,11 +88,22 @@ class _Step:
     """One forward pass: which layer was drawn, what it was mixed by, and what was told to the layers that were called
     where a checkpointed function may call them again."""
 
-    def __init__(self, recomputed: bool) -> None:
+    def __init__(self, recomputed: bool, call: FrameType | None = None) -> None:
         self.recomputed = recomputed
+        self.call = call  # of the model, while it runs; None inside torch.compile
+        self.depth = 0  # calls of the model by itself that run now
         self.drawn = 0
         self.plan: MixPlan | None = None
         self.told: dict[int, tuple[MixPlan | None, bool]] = {}  # by tag: the plan, and whether it was drawn for it
+
+    def is_running(self) -> bool:
+        """Whether the call is on the stack, and was not left by an exception such as KeyboardInterrupt."""
+        if self.call is None:
+            return True
+        frame: FrameType | None = sys._getframe()
+        while frame is not None and frame is not self.call:
+            frame = frame.f_back
+        return frame is not None
 
 
 class MixHandle:
@@ -98,6 +121,7 @@ class MixHandle:
         layers: Sequence[nn.Module | str] | None,
         inputs: Sequence[int | str] | None,
         calls: str,
+        replace: bool = False,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, but got {type(model).__name__}.")
@@ -111,6 +135,13 @@ class MixHandle:
         self._names, self._layers = tuple(found), tuple(found.values())
         self._inputs = _arguments(inputs)
         self._all = checks.choice("calls", calls, ("first", "all")) == "all"
+        self._replaced = False
+        others = [other for other in _related(model) if self._mixes_what(other)]
+        if not checks.boolean("replace", replace) and others:
+            raise ValueError(self._already(others[0]))
+        for other in others:
+            other.remove()
+            other._replaced = True
         self._forget()
         self._hooks: list[RemovableHandle] = [model.register_forward_pre_hook(self._begin, with_kwargs=True)]
         for layer in self._layers:
@@ -119,6 +150,12 @@ class MixHandle:
         self._hooks.append(model.register_forward_hook(self._finish))
         self._hooks.append(model.register_forward_hook(self._close, always_call=True))
         self._attached = True
+        _HANDLES.add(self)
+
+    def __repr__(self) -> str:
+        places = ", ".join(self._names)
+        attached = f"mixes {places} of {type(self.model).__name__}" if self._attached else "removed"
+        return f"MixHandle({self.mix!r}, {attached})".replace("the model's input of", "the input of")
 
     @property
     def plan(self) -> MixPlan | None:
@@ -180,8 +217,17 @@ class MixHandle:
         # A copy has made no forward pass yet.
         return {**self.__dict__, "_active": None, "_last": None, "_kept": deque(maxlen=_KEPT)}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        _HANDLES.add(self)
+
     def plan_for_loss(self) -> MixPlan | None:
         """The plan that labels are to be mixed by now, None for not at all; raises where that is not known."""
+        if self._replaced and self.model.training:
+            raise RuntimeError(
+                "The labels cannot be mixed by this handle: fusedmix.attach(..., replace=True) has replaced it. Wrap "
+                "the criterion by the new one: fusedmix.attached(model)[-1].wrap(criterion)."
+            )
         if not self._attached or not self.model.training:
             return None
         if self._last is None:
@@ -198,6 +244,9 @@ class MixHandle:
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Before the forward of the model."""
+        if self._active is not None and self._active.is_running():
+            self._active.depth += 1  # a model that calls itself is mixed once, by the outer call
+            return None
         if not module.training:
             self._active = None
             return None
@@ -206,7 +255,7 @@ class MixHandle:
                 "The forward pass is that of a replica of the attached model (nn.DataParallel, copy.copy), whose plan "
                 "nobody would know. Use DistributedDataParallel, or attach to the copy."
             )
-        step = _Step(not torch.compiler.is_compiling() and in_backward())
+        step = _Step(False) if torch.compiler.is_compiling() else _Step(in_backward(), _call_of_model())
         if not step.recomputed:
             self._last = None
         self._active = step
@@ -265,7 +314,8 @@ class MixHandle:
         return self._mix_first(step, output, "a layer's output")
 
     def _mixes(self, step: _Step, module: nn.Module) -> bool:
-        return self._layers[step.drawn] is module and (self._all or step.plan is None)
+        # Not in a call of the model by itself: the labels are those of the outer one.
+        return self._layers[step.drawn] is module and (self._all or step.plan is None) and not step.depth
 
     def _draw_layer(self) -> int:
         generator = self.mix.generator
@@ -327,7 +377,7 @@ class MixHandle:
     def _finish(self, _module: nn.Module, _args: Any, _output: Any) -> None:
         """After a forward of the model that did not raise."""
         step = self._active
-        if step is None or step.recomputed:
+        if step is None or step.recomputed or step.depth:
             return
         self._last = step
         if step.plan is None and not torch.compiler.is_compiling():
@@ -339,7 +389,43 @@ class MixHandle:
 
     def _close(self, _module: nn.Module, _args: Any, _output: Any) -> None:
         """After every forward of the model, also one that raised."""
+        step = self._active
+        if step is not None and step.depth:
+            step.depth -= 1
+            return
+        if step is not None:
+            step.call = None
         self._active = None
+
+    def _mixes_what(self, other: MixHandle) -> bool:
+        """Whether both mix the same thing in one forward pass: the input of a model, or the output of a layer."""
+        if any(layer is not None and layer in other._layers for layer in self._layers):
+            return True
+        if None not in self._layers or None not in other._layers:
+            return False
+        if _innermost(self.model) is not _innermost(other.model):
+            return False
+        mine, theirs = self._named_inputs(), other._named_inputs()
+        return mine is None or theirs is None or bool(mine & theirs)
+
+    def _named_inputs(self) -> set[int | str] | None:
+        """What `inputs` names, keywords as positions as far as the model's signature tells them."""
+        if self._inputs is None:
+            return None
+        positions = {name: i for i, name in enumerate(inspect.signature(_innermost(self.model).forward).parameters)}
+        return {key if isinstance(key, int) else positions.get(key, key) for key in self._inputs}
+
+    def _already(self, other: MixHandle) -> str:
+        """The error for what another handle mixes already."""
+        shared = [n for n, layer in zip(self._names, self._layers, strict=True) if layer in other._layers]
+        if other in attached(self.model):
+            where = f"fusedmix.attached(model)[{attached(self.model).index(other)}]"
+        else:
+            where = f"attached to {type(other.model).__name__}, which holds this model or is held by it"
+        return (
+            f"model is attached already: {shared[0]} is mixed by another handle, and would be mixed twice, but its "
+            f"labels once. That handle is {where}. Use it, call its remove(), or pass replace=True."
+        )
 
 
 def _draw_tag() -> int:
@@ -351,6 +437,33 @@ def _may_run_again() -> bool:
     """Whether the code that runs now may be inside a checkpointed function: the reentrant kind turns grad off, the
     other one keeps saved tensors by hooks."""
     return not torch.is_grad_enabled() or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
+def _call_of_model() -> FrameType:
+    """The frame of the nn.Module call whose hook runs."""
+    frame = sys._getframe(1)
+    while frame.f_code is not nn.Module._call_impl.__code__ and frame.f_back is not None:
+        frame = frame.f_back
+    return frame
+
+
+def _unwrapping(model: nn.Module) -> Iterator[nn.Module]:
+    """The model, and what its wrappers hold."""
+    inner: nn.Module | None = model
+    while inner is not None:
+        yield inner
+        held = inner._modules
+        inner = next((held[name] for name in _WRAPPERS if len(held) == 1 and name in held), None)
+
+
+def _innermost(model: nn.Module) -> nn.Module:
+    return list(_unwrapping(model))[-1]
+
+
+def _related(model: nn.Module) -> list[MixHandle]:
+    """The handles of the model, of its modules, and of models that hold it."""
+    modules = set(model.modules())
+    return [h for h in list(_HANDLES) if h._attached and (h.model in modules or model in set(h.model.modules()))]
 
 
 def _found(model: nn.Module, layers: Any) -> dict[str, nn.Module | None]:

@@ -432,3 +432,16 @@ def test_without_a_mix(remembering, vit, arguments):
 def test_without_a_library(monkeypatch, absent):
     message = import_without(monkeypatch, "transformers", "transformers", absent)
     assert "pip install transformers accelerate" in message
+
+
+def test_images_are_not_mixed_twice(remembering, vit, arguments):
+    """By the Trainer, and by a handle on the model or on a part of it."""
+    model = vit()
+    trainer = remembering(model=model, args=arguments(), train_dataset=Pictures(), mix=fm.MixUp(num_classes=CLASSES))
+    with (
+        fm.attach(model.classifier, fm.MixUp()),
+        pytest.raises(ValueError, match=r"mixed twice.*fusedmix\.attached"),
+    ):
+        trainer.train()
+    assert not trainer.trained
+    trainer.train()

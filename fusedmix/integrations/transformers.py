@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fusedmix import checks
+from fusedmix.hooks import attached
 from fusedmix.integrations.positions import check_mix, mix_at, schedules
 from fusedmix.plan import SparseTargets
 from fusedmix.transforms import MixTransform
@@ -59,7 +60,8 @@ class MixTrainerMixin:
 
     Raises:
         ValueError: the model's problem_type is another than single-label classification and there is no
-            compute_loss_func; labels would be smoothed twice; a batch of the training has no "labels".
+            compute_loss_func; labels would be smoothed twice; images would be mixed twice, by `fusedmix.attach` too; a
+            batch of the training has no "labels".
     """
 
     # Of the Trainer.
@@ -102,6 +104,11 @@ class MixTrainerMixin:
                 )
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
+        if self.mix is not None and any(attached(module) for module in self.model.modules()):
+            raise ValueError(
+                "The images would be mixed twice and their labels once: by mix=, and by the handle of fusedmix.attach "
+                "on the model. Call the handle's remove() (fusedmix.attached(model) finds it), or pass mix=None."
+            )
         self._at, self._epoch = (-1, -1), None
         return super().train(*args, **kwargs)  # type: ignore[misc]
 
