@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from fusedmix.transforms import MixTransform
 
 REDUCTIONS = ("mean", "sum", "none", "batchmean")
+_HELD = threading.Lock()  # while a criterion has another reduction than its owner gave it
 
 
 class MixedCriterion(nn.Module):
@@ -52,6 +55,10 @@ class MixedFunction:
         self._parameters: dict[str, Any] = {}
         with suppress(ValueError):  # of a builtin that does not tell
             self._parameters = {name: p.default for name, p in inspect.signature(criterion).parameters.items()}
+
+    def __repr__(self) -> str:
+        name = getattr(self.criterion, "__name__", repr(self.criterion))
+        return f"MixedFunction({name}, targets={self.targets!r})"
 
     def __call__(self, input: Any, target: Any, *args: Any, plan: MixPlan | None = None, **kwargs: Any) -> Any:
         """As `MixedCriterion.forward`."""
@@ -151,8 +158,27 @@ def _settings(
 def _unreduced(criterion: Any, input: Any, target: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     if not isinstance(criterion, nn.Module):
         return _loss(criterion(input, target, **{**kwargs, "reduction": "none"}))
+    if torch.compiler.is_compiling():  # which copies no modules, and traces in one thread
+        return _with_reduction_none(criterion, input, target, args, kwargs)
+    if "reduction" not in vars(criterion):  # it passes the attribute on to a module that it holds
+        with _HELD:
+            return _with_reduction_none(criterion, input, target, args, kwargs)
+    # A shallow copy, which shares parameters, buffers and hooks: other threads may be calling the criterion itself.
+    twin = copy.copy(criterion)
+    twin.reduction = "none"  # type: ignore[assignment]
+    before = dict(vars(twin))
+    try:
+        return _loss(twin(input, target, *args, **kwargs))
+    finally:
+        # What the call has set, such as a count of its own.
+        vars(criterion).update({k: v for k, v in vars(twin).items() if k not in before or before[k] is not v})
+
+
+def _with_reduction_none(
+    criterion: Any, input: Any, target: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Tensor:
     reduction = criterion.reduction
-    criterion.reduction = "none"  # type: ignore[assignment]
+    criterion.reduction = "none"
     try:
         return _loss(criterion(input, target, *args, **kwargs))
     finally:

@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fusedmix import backends
+from fusedmix.formulas import Kind
 from fusedmix.methods import Pairing, Per
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class MixPlan:
     """Everything drawn for one batch of B samples: who is mixed with whom, by which mask, at which label weight.
 
@@ -60,6 +61,18 @@ class MixPlan:
     def device(self) -> torch.device:
         """Where the plan's tensors are. A plan on the CPU serves batches on any device."""
         return self.partner.device
+
+    def __repr__(self) -> str:
+        """One line: which masks, for how many samples, and the range of λ where that can be read."""
+        sides = "\N{MULTIPLICATION SIGN}".join(map(str, self.size))
+        said = [f"B={self.batch_size}", f"size {sides}", self.pairing.name.lower(), f"per {self.per.name.lower()}"]
+        capturing = self.lam.is_cuda and torch.cuda.is_current_stream_capturing()
+        if type(self.lam) is Tensor and self.device.type != "meta" and self.lam.numel() and not capturing:
+            kinds = {int(kind): kind.name.lower() for kind in Kind}
+            said[:0] = [" + ".join(kinds.get(kind, str(kind)) for kind in self.kind.unique().tolist())]
+            low, high = self.lam.aminmax()
+            said += [f"lam {low:.2f}" if low == high else f"lam {low:.2f} to {high:.2f}"]
+        return f"MixPlan({', '.join(said)}, {self.device})"
 
     def mask(self) -> Tensor:
         """The masks as (B, *size) float32, weights of the sample itself: for looking and testing."""

@@ -66,6 +66,10 @@ class MixSchedule:
         self.__dict__.update(state_dict)
         self._apply()
 
+    def __repr__(self) -> str:
+        values = ", ".join(f"{name}={value}" for name, value in self.state_dict().items())
+        return f"{type(self).__name__}({self.mix!r}, {values})"
+
     def _apply(self) -> None:
         """Sets the values of `last_epoch`."""
         raise NotImplementedError

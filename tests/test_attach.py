@@ -8,6 +8,9 @@ import pickle
 import subprocess
 import sys
 import textwrap
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 import torch
@@ -450,6 +453,54 @@ def test_reductions(reduction, per, kind):
     torch.testing.assert_close(loss, expected)
 
 
+class Waits(nn.CrossEntropyLoss):
+    """A criterion in which threads meet, and which counts its calls."""
+
+    def __init__(self, barrier):
+        super().__init__()
+        self.barrier, self.calls, self.seen = barrier, 0, []
+        self.register_buffer("last", torch.zeros(()))
+
+    def forward(self, out, y):
+        self.barrier.wait()
+        self.calls += 1
+        self.last = out.detach().sum()
+        loss = super().forward(out, y)
+        self.barrier.wait()
+        self.seen.append(self.reduction)
+        return loss
+
+
+def test_threads_that_share_a_criterion():
+    """Nobody sees the reduction that another thread needs, and what the criterion keeps is kept."""
+    criterion = Waits(threading.Barrier(2))
+    out = torch.rand(B, K)
+    handles = [fm.attach(nn.Identity(), fm.MixUp(per=per, alpha=5.0)) for per in ("sample", "batch")]
+    wrapped = [handle.wrap(criterion, targets="sparse") for handle in handles]
+    plans = [handle.mix.sample(B, (1,), seed=3) for handle in handles]
+    for _ in range(3):
+        with ThreadPoolExecutor(2) as pool:
+            got = list(pool.map(lambda w, plan: w(out, Y, plan=plan), wrapped, plans))
+        assert criterion.reduction == "mean"
+        for loss, plan in zip(got, plans, strict=True):
+            torch.testing.assert_close(loss, fm.mix_cross_entropy(out, Y, plan))
+    assert sorted(criterion.seen) == ["mean"] * 6 + ["none"] * 6
+    assert criterion.calls > 0
+    assert torch.equal(criterion.last, out.sum())
+
+
+@pytest.mark.usefixtures("_dynamo")
+def test_a_compiled_criterion_is_reduced_as_its_own():
+    """It passes its attributes on to the criterion in it."""
+    handle = fm.attach(nn.Identity(), fm.MixUp(per="sample"))
+    plan, out = handle.mix.sample(B, (1,), seed=3), torch.rand(B, K)
+    inner = nn.CrossEntropyLoss()
+    criterion = torch.compile(inner, backend="eager")
+    loss = handle.wrap(criterion, targets="sparse")(out, Y, plan=plan)
+    assert inner.reduction == criterion.reduction == "mean"
+    torch.testing.assert_close(loss, fm.mix_cross_entropy(out, Y, plan))
+
+
 def test_batchmean():
     out, y = outputs_and_targets("bce")
     out, y = out.log_softmax(1), y.softmax(1)
@@ -514,13 +565,14 @@ def test_what_cannot_be_weighed_says_so():
 def test_a_wrapped_module_is_a_module():
     model = nn.Identity()
     criterion = nn.CrossEntropyLoss(weight=CLASS_WEIGHTS)
-    wrapped = fm.attach(model, fm.MixUp()).wrap(criterion)
+    handle = fm.attach(model, fm.MixUp())
+    wrapped = handle.wrap(criterion)
     assert isinstance(wrapped, nn.Module)
     assert set(wrapped.state_dict()) == {"criterion.weight"}
     assert not list(wrapped.parameters())
     wrapped.to(torch.float64)
     assert criterion.weight.dtype == torch.float64
-    assert not isinstance(fm.attach(model, fm.MixUp()).wrap(F.cross_entropy), nn.Module)
+    assert not isinstance(handle.wrap(F.cross_entropy), nn.Module)
 
 
 def test_several_losses_of_one_forward_pass():
@@ -701,6 +753,170 @@ def test_removing_restores_the_model(layers):
     with fm.attach(net, fm.MixUp()) as again:  # and one may be attached anew
         net(x)
         assert again.plan is not None
+
+
+def test_reprs():
+    """One line that tells what it is."""
+    mix = fm.CutMix(per="sample", alpha=0.4)
+    handle = fm.attach(Chain(), mix, layers=["a", ""])
+    expected = f"MixHandle({mix!r}, mixes the output of layer 'a', the input of Chain)"
+    assert repr(handle) == expected
+    assert repr(handle.wrap(F.cross_entropy)) == "MixedFunction(cross_entropy, targets='dense')"
+    handle.remove()
+    assert repr(handle) == f"MixHandle({mix!r}, removed)"
+    alpha = fm.schedules.CosineAlpha(mix, end=0.1, epochs=30)
+    alpha.step()
+    assert repr(alpha).startswith(f"CosineAlpha({mix!r}, ")
+    assert "last_epoch=1" in repr(alpha)
+    assert "epochs=30" in repr(alpha)
+    assert "\n" not in repr(alpha) + repr(fm.schedules.OffAfter(mix, 3))
+
+
+PLANS = {
+    "MixPlan(box, B=3, size 20×30, roll, per sample, lam 0.25 to 0.75, cpu)": (
+        lambda: fm.CutMix(per="sample").sample(3, (20, 30), lam=torch.tensor([0.25, 0.75, 0.5]))
+    ),
+    "MixPlan(constant, B=4, size 7, flip, per pair, lam 0.50, cpu)": (
+        lambda: fm.MixUp(per="pair").sample(4, (7,), lam=0.5)
+    ),
+    "MixPlan(gaussian, B=2, size 8×8×3, random, per batch, lam 0.30, cpu)": (
+        lambda: fm.GMix(pairing="random").sample(2, (8, 8, 3), lam=0.3)
+    ),
+    "MixPlan(B=0, size 4×4, roll, per batch, cpu)": lambda: fm.FMix().sample(0, (4, 4)),
+    "MixPlan(B=2, size 4×4, roll, per batch, meta)": lambda: fm.MixUp().sample(2, (4, 4)).to("meta"),
+}
+
+
+@pytest.mark.parametrize("expected", PLANS)
+def test_the_repr_of_a_plan_is_one_line(expected):
+    assert repr(PLANS[expected]()) == expected
+
+
+# --- twice ----------------------------------------------------------------------------------------
+
+
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(K, K), nn.Linear(K, K)
+        self.seen = []
+
+    def forward(self, x, y=None):
+        self.seen.append((x, y))
+        return self.b(self.a(x))
+
+
+def wrapped_in(name, model):
+    # Not run: a DistributedDataParallel and a compiled model hold the model under these names, and nothing else.
+    outer = nn.Module()
+    outer.add_module(name, model)
+    outer.forward = model.forward
+    return outer
+
+
+MIXED_TWICE = {
+    "the input": (Pair(), {}, {}),
+    "the input, a layer among others": (Pair(), {}, {"layers": ["a", "input"]}),
+    "a layer": (Pair(), {"layers": ["a"]}, {"layers": ["b", "a"]}),
+    "one argument of several": (Pair(), {"inputs": [0, 1]}, {"inputs": [1]}),
+    "a position and its name": (Pair(), {"inputs": [1]}, {"inputs": ["y"]}),
+    "the first and a named one": (Pair(), {}, {"inputs": ["x"]}),
+}
+
+
+@pytest.mark.parametrize("case", MIXED_TWICE)
+@pytest.mark.parametrize("place", ["same", "module", "_orig_mod", "inside module", "inside _orig_mod"])
+def test_nothing_is_mixed_twice(case, place):
+    """A notebook cell that is run again would mix images twice and labels once."""
+    model, first, second = MIXED_TWICE[case]
+    name = place.split()[-1]
+    outer = model if place == "same" else wrapped_in(name, model)
+    one, other = (outer, model) if place.startswith("inside") else (model, outer)
+    with fm.attach(one, fm.MixUp(), **first) as handle:
+        before = hooks_of(outer)
+        with pytest.raises(ValueError, match=r"is mixed by another handle.*labels once.*replace=True") as raised:
+            fm.attach(other, fm.CutMix(), **second)
+        assert hooks_of(outer) == before
+        assert ("fusedmix.attached(model)[0]" in str(raised.value)) == (not place.startswith("inside"))
+        if not place.startswith("inside"):
+            assert fm.attached(other) == [handle]
+    with fm.attach(other, fm.CutMix(), **second):  # the first one is removed
+        pass
+    with pytest.raises(TypeError, match="replace must be a bool"):
+        fm.attach(model, fm.MixUp(), replace=1)
+
+
+def test_what_several_handles_may_mix():
+    """Other inputs, other layers, other models that share a layer."""
+    model, x = Pair(), torch.rand(B, K)
+    inputs = [fm.attach(model, fm.MixUp(), inputs=inputs) for inputs in ([0], ["y"])]
+    layers = [fm.attach(model, fm.MixUp(), layers=[layer]) for layer in ("a", "b")]
+    sharing = nn.Sequential(model.a)
+    shared = fm.attach(sharing, fm.MixUp(), layers=["0"])
+    model(x, y=x)
+    assert all(handle.plan is not None for handle in inputs + layers)
+    assert shared.plan is None
+    for seen, handle in zip(model.seen[-1], inputs, strict=True):
+        assert torch.equal(seen, fm.mix(x, handle.plan))
+    assert fm.attached(model) == inputs + layers
+    with pytest.raises(ValueError, match="replace"):  # now in one forward pass
+        fm.attach(nn.Sequential(model, sharing), fm.MixUp(), layers=[model.a])
+
+
+def test_replace():
+    model, x = Pair(), torch.rand(B, K)
+    old = fm.attach(model, fm.MixUp())
+    wrapped = old.wrap(nn.CrossEntropyLoss())
+    other = fm.attach(model, fm.MixUp(), layers=["b"])
+    new = fm.attach(model, fm.MixUp(), replace=True)
+    assert fm.attached(model) == [other, new]
+    out = model(x)
+    assert torch.equal(model.seen[-1][0], fm.mix(x, new.plan))
+    # Labels must not stay unmixed in silence.
+    with pytest.raises(RuntimeError, match=r"replace=True\) has replaced it"):
+        wrapped(out, Y)
+    model.eval()
+    assert torch.equal(wrapped(out, Y), F.cross_entropy(out, Y))
+    assert fm.attached(fm.attach(Pair(), fm.MixUp(), replace=True).model)  # nothing to replace
+
+
+class Calls(Chain):
+    """A model that calls itself: on a part, as its own teacher in evaluation mode, until something raises."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, x, then=None):
+        self.seen.append(x)
+        if then == "evaluation":
+            self.eval()
+            self(x)
+            self.train()
+        elif then == "an error":
+            with suppress(ZeroDivisionError):
+                self(x, "raise")
+        elif then == "raise":
+            raise ZeroDivisionError
+        elif then is not None:
+            self(x[: then + 1], then - 1 if then else None)
+        return self.c(self.b(self.a(x)))
+
+
+@pytest.mark.parametrize("then", [0, 2, "evaluation", "an error"])
+@pytest.mark.parametrize("layers", [None, ["a"]])
+def test_a_model_that_calls_itself_is_mixed_once(then, layers):
+    """By the outer call, to which the labels belong."""
+    model, x = Calls(), torch.rand(B, K)
+    handle = fm.attach(model, fm.MixUp(), layers=layers)
+    for _ in range(2):
+        model.seen.clear()
+        out = model(x, then)
+        mixed = fm.mix(x, handle.plan)
+        assert len(model.seen) > 1
+        assert torch.equal(model.seen[0], x if layers else mixed)
+        assert all(torch.equal(seen, model.seen[0][: len(seen)]) for seen in model.seen)
+        assert torch.equal(out, mixed.tanh())
 
 
 def test_attaching_registers_nothing_in_the_model():

@@ -69,6 +69,10 @@ class MixCallback(Callback):
         self.seed = None if seed is None else checks.integer("seed", seed, -(2**63), 2**64 - 1)
         self._epoch: int | None = None  # for which the schedules were stepped
 
+    def __repr__(self) -> str:
+        schedule = f", schedule={self.schedules!r}" if self.schedules else ""
+        return f"MixCallback({self.mix!r}{schedule}, seed={self.seed})"
+
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         if "dataloader_iter" in inspect.signature(pl_module.training_step).parameters:
             raise TypeError(
