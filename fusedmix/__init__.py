@@ -3,51 +3,35 @@
 Two halves: modules that sample a plan and apply it (`mix = fusedmix.CutMix(num_classes=1000)`), and functions that
 apply any plan (`fusedmix.mix`, `mix_`, `mix_labels`, `mix_masks`, `mix_cross_entropy`,
 `mix_binary_cross_entropy`).
+
+PyTorch is imported when the first of these names is used, so that `fusedmix --help` need not wait for it. Where PyTorch
+is imported already, everything is there at once, operators (`torch.ops.fusedmix_...`) included.
 """
 
-from fusedmix.backends import BackendError  # first: the rest imports it from the middle of a circle
+import importlib
+import importlib.util
+import sys
+from typing import TYPE_CHECKING, Any
 
-# isort: split
+from fusedmix.version import __version__ as __version__
 
-from fusedmix import schedules
-from fusedmix.checkpointing import checkpoint_contexts
-from fusedmix.checks import InplaceError
-from fusedmix.embeddings import EmbedMix, mix_embeddings
-from fusedmix.functional import mix, mix_, mix_labels
-from fusedmix.hooks import MixHandle, attach, attached
-from fusedmix.losses import mix_binary_cross_entropy, mix_cross_entropy
-from fusedmix.plan import MixPlan, SparseTargets
-from fusedmix.regression import mix_targets
-from fusedmix.segmentation import mix_masks
-from fusedmix.transforms import CutMix, FMix, GMix, HMix, MixTransform, MixUp, RandomMix, SamplePairing
-from fusedmix.version import __version__
+if TYPE_CHECKING or "torch" in sys.modules:
+    from fusedmix.api import *  # noqa: F403
+    from fusedmix.api import __all__ as __all__
 
-__all__ = [
-    "BackendError",
-    "CutMix",
-    "EmbedMix",
-    "FMix",
-    "GMix",
-    "HMix",
-    "InplaceError",
-    "MixHandle",
-    "MixPlan",
-    "MixTransform",
-    "MixUp",
-    "RandomMix",
-    "SamplePairing",
-    "SparseTargets",
-    "__version__",
-    "attach",
-    "attached",
-    "checkpoint_contexts",
-    "mix",
-    "mix_",
-    "mix_binary_cross_entropy",
-    "mix_cross_entropy",
-    "mix_embeddings",
-    "mix_labels",
-    "mix_masks",
-    "mix_targets",
-    "schedules",
-]
+if not TYPE_CHECKING:  # which would take it that any name may be asked for
+
+    def __getattr__(name: str) -> Any:
+        """A module of the package, or a public name, that nobody has asked for yet."""
+        if name == "__all__" or not name.startswith("__"):
+            if importlib.util.find_spec(f"fusedmix.{name}") is not None:
+                return importlib.import_module(f"fusedmix.{name}")
+            api = importlib.import_module("fusedmix.api")
+            globals().update({public: getattr(api, public) for public in ("__all__", *api.__all__)})
+            if name in globals():
+                return globals()[name]
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(importlib.import_module("fusedmix.api").__all__)

@@ -1,16 +1,24 @@
-"""The command line: `fusedmix info`, `fusedmix demo`, `fusedmix bench`."""
+"""The command line: `fusedmix info`, `fusedmix demo`, `fusedmix bench`; also `python -m fusedmix`.
+
+PyTorch is imported by the commands that need it, so that help and errors come at once.
+"""
 
 from __future__ import annotations
 
 import argparse
+import codecs
+import os
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
-
-from fusedmix.backends import BackendError
 from fusedmix.bench.cases import DTYPES, LAYOUTS, METHODS, PEERS, PERS, product_of, quick_cases, swept_cases
+from fusedmix.version import __version__
+
+_INTERRUPTED, _BROKEN_PIPE = 130, 141  # as a shell has them: 128 and the number of the signal
+# What is printed where the terminal or the file has no such character.
+_ASCII = {"λ": "lambda", "α": "alpha", "µ": "u", "×": "x", "±": "+-", "≥": ">=", "≤": "<=", "–": "-"}
 
 
 def _positive(text: str) -> int:
@@ -46,18 +54,26 @@ def _words(*allowed: str) -> Callable[[str], tuple[str, ...]]:
 _positive.__name__ = _seed.__name__ = "int"
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """With the defaults that say something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fusedmix", description="Mix the images and labels of a training batch in one pass."
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{info,demo,bench}")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="{info,demo,bench}")
 
     commands.add_parser("info", help="versions, GPU, compilers, which backends work here and which is chosen")
 
     demo = commands.add_parser(
         "demo",
         help="mix photographs with every method into a contact sheet, then compare short training runs",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_Help,
     )
     demo.add_argument(
         "--out",
@@ -66,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="folder for the pictures and the table",
     )
-    demo.add_argument("--seed", type=_seed, default=0, help="seed of the contact sheet and first seed of the training")
+    demo.add_argument("--seed", type=_seed, default=0, help="seed; training uses this seed and the next one")
     demo.add_argument("--epochs", type=_positive, default=12, metavar="N", help="epochs of each training run")
     demo.add_argument("--skip-training", action="store_true", help="only the contact sheet")
 
@@ -76,9 +92,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Times whole steps (draws, images, targets) of fusedmix and of the peers installed here, on the "
         "same tensors, after it was shown that they do the same. Without an axis of its own: every method, size and "
         "number of draws, then one other axis after the other. With any: all combinations of the given values.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_Help,
     )
-    bench.add_argument("--quick", action="store_true", help="small batches, less than a minute")
+    bench.add_argument("--quick", action="store_true", help="small batches; ends within a minute")
     bench.add_argument("--out", type=Path, default=Path("fusedmix-bench"), metavar="DIR", help="folder for the results")
     bench.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU if torch finds one")
     bench.add_argument("--threads", type=_positive, metavar="N", help="of torch, on the CPU; default: torch's choice")
@@ -117,6 +133,9 @@ def _demo(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
 
 
 def _bench(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # the profiler warns of memory that is older than itself
+    import torch
+
     from fusedmix import bench
 
     if missing := bench.missing_packages():
@@ -151,6 +170,8 @@ def _bench(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
 def _make_folder(parser: argparse.ArgumentParser, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):  # can it be written to?
+            pass
     except OSError as error:
         parser.error(f"argument --out: cannot use {folder} as a folder: {error.strerror}")
 
@@ -162,14 +183,42 @@ def _fail(command: str, message: str) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
+    codecs.register_error("fusedmix", _in_ascii)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="fusedmix")
+    try:
+        status = _run(argv)
+        sys.stdout.flush()  # here, where a pipe that nobody reads any more can be met quietly
+    except KeyboardInterrupt:
+        print("\nfusedmix: interrupted", file=sys.stderr)
+        return _INTERRUPTED
+    except BrokenPipeError:  # `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes when it exits
+        return _BROKEN_PIPE
+    return status
+
+
+def _run(argv: Sequence[str] | None) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
+    if args.command is None:
+        parser.print_help()
+        return 0
+    from fusedmix.backends import BackendError
+
     try:
         if args.command == "info":
             return _info()
         return _demo(parser, args) if args.command == "demo" else _bench(parser, args)
     except BackendError as error:  # FUSEDMIX_BACKEND asks for what cannot run here
         return _fail(args.command, str(error))
+
+
+def _in_ascii(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    lost = error.object[error.start : error.end]
+    return "".join(_ASCII.get(character, "?") for character in lost), error.end
 
 
 if __name__ == "__main__":

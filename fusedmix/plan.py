@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fusedmix import backends
 from fusedmix.formulas import Kind
 from fusedmix.methods import Pairing, Per
 
@@ -76,6 +75,8 @@ class MixPlan:
 
     def mask(self) -> Tensor:
         """The masks as (B, *size) float32, weights of the sample itself: for looking and testing."""
+        from fusedmix import backends  # which import checks of plans
+
         operators = backends.operators(self.device.type)
         return operators.mask(self.kind, self.geometry, self.value, self.size, int(self.per), self.pixels)
 

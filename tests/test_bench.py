@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import dataclasses
 import math
+import re
 
 import numpy as np
 import pytest
 import torch
 
 import fusedmix as fm
-from fusedmix import cli
+from fusedmix import bench, cli
 from fusedmix.bench import cases, contenders, device, plain, report, sweep
 from fusedmix.bench.cases import Case
 
@@ -247,3 +248,62 @@ def test_bad_arguments(arguments, said, tmp_path, capsys):
 def test_no_gpu(tmp_path, capsys):
     assert cli.main(["bench", "--device", "cuda", "--out", str(tmp_path)]) == 1
     assert "finds no GPU" in capsys.readouterr().err
+
+
+# ---- what is written -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Cases are measured at once, every one with the same times; until `ends`, when it raises."""
+
+    def measure(self, case):
+        made.append(case)
+        if ends and len(made) == 3:
+            raise ends[0]
+        row = sweep.Row.of(case, "fusedmix", backend="cpp", measure="wall", rounds=3)
+        row.median_us, row.p20_us, row.p80_us, row.copy_ratio = 3.0, 2.0, 4.0, 1.0
+        return [row]
+
+    made, ends = [], []
+    monkeypatch.setattr(sweep.Bench, "measure", measure)
+    monkeypatch.setattr(report, "plot", lambda rows, path, title: path.write_bytes(b""))
+    return ends
+
+
+FILES = {"bench.csv", "bench.md", "bench.png", "bench-environment.json"}
+
+
+@pytest.mark.parametrize(("ended", "code"), [(KeyboardInterrupt(), 130), (BrokenPipeError(), 141)])
+def test_what_was_measured_before_the_end_is_written(ended, code, measured, tmp_path, capfd):
+    measured.append(ended)
+    assert cli.main(["bench", "--quick", "--out", str(tmp_path)]) == code
+    assert {path.name for path in tmp_path.iterdir()} == FILES
+    assert len(report.read(tmp_path / "bench.csv")) == 2
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_quick_begins_nothing_after_its_time(measured, tmp_path, monkeypatch, capsys):
+    clock = iter([0.0, *range(0, 1000, 20)])
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: next(clock))
+    assert cli.main(["bench", "--quick", "--out", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert len(report.read(tmp_path / "bench.csv")) == 3  # begun after 0, 20 and 40 s
+    assert f"{len(cases.quick_cases()) - 3} cases are left out" in out
+    lines = [line for line in out.splitlines() if line.startswith("[")]
+    assert re.match(r"\[1/18, 0 s, load [\d.]+\] ", lines[0])
+    assert re.match(r"\[2/18, 20 s, some 6 min left, load [\d.]+\] ", lines[1])  # 17 cases of 20 s
+
+
+def test_times_of_a_busy_machine_are_marked():
+    rows = []
+    for provider, low, high in (("fusedmix", 2.0, 4.0), ("torchvision", 2.0, 4.1), ("timm", 1.0, 1.9)):
+        row = sweep.Row.of(Case("MixUp", **SMALL), provider, rounds=3)
+        row.median_us, row.p20_us, row.p80_us = 3.0, low, high
+        rows.append(row)
+    table = report.table(rows)
+    assert table.count("(busy)") == 2
+    assert "1.0× (busy)" in table
+    assert "(busy): 1 of 3 measurements vary by more than a factor of 2" in table
+    rows[1].p80_us = 4.0
+    assert "busy" not in report.table(rows)

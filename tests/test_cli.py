@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fusedmix import backends, cli, demo
+import fusedmix as fm
+from fusedmix import backends, bench, cli, demo
 
 
 def test_info_names_versions_and_backends(capsys: pytest.CaptureFixture[str]) -> None:
@@ -39,12 +42,12 @@ def test_info_wraps_long_reasons() -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "required"),
         (["bake"], "invalid choice"),
         (["demo", "--epochs", "0"], "must be at least 1"),
         (["demo", "--epochs", "many"], "invalid int value"),
         (["demo", "--seed", "-1"], "must lie in"),
         (["demo", "--out", __file__], "cannot use"),
+        (["bench", "--quick", "--out", __file__], "cannot use"),
     ],
 )
 def test_bad_arguments_are_usage_errors(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -52,6 +55,105 @@ def test_bad_arguments_are_usage_errors(argv: list[str], message: str, capsys: p
         cli.main(argv)
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that exists and takes no file")
+@pytest.mark.parametrize("command", ["demo", "bench"])
+def test_an_unwritable_folder_is_found_before_the_work(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work(*_: object, **__: object) -> None:
+        raise AssertionError("has begun")
+
+    monkeypatch.setattr(demo, "run", work)
+    monkeypatch.setattr(bench, "run", work)
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, "--out", "/proc"])
+    assert stop.value.code == 2
+    assert "argument --out: cannot use /proc as a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "word"),
+    [
+        (["--help"], 0, "contact sheet"),
+        ([], 0, "contact sheet"),
+        (["--version"], 0, f"fusedmix {fm.__version__}"),
+        (["demo", "--help"], 0, "--epochs"),
+        (["bench", "--help"], 0, "--quick"),
+        (["bench", "--rounds", "none"], 2, "invalid int value"),
+    ],
+)
+def test_help_comes_without_importing_torch(argv: list[str], code: int, word: str) -> None:
+    program = (
+        "import runpy, sys\n"
+        f"sys.argv = ['fusedmix', *{argv!r}]\n"
+        "try: runpy.run_module('fusedmix', run_name='__main__')\n"
+        "except SystemExit as stop: print(stop.code, 'torch' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == f"{code} False"
+    assert word in done.stdout + done.stderr
+    assert "default: None" not in done.stdout
+    assert "default: False" not in done.stdout
+
+
+def test_a_pipe_that_nobody_reads_ends_quietly() -> None:
+    """`fusedmix info | head -n 1`."""
+    reading, writing = os.pipe()
+    with subprocess.Popen(
+        [sys.executable, "-u", "-m", "fusedmix", "info"], stdout=writing, stderr=subprocess.PIPE, text=True
+    ) as process:
+        os.close(writing)
+        os.close(reading)
+        _, err = process.communicate()
+    assert err == ""
+    assert process.returncode == 141
+
+
+def test_interrupted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt() -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_info", interrupt)
+    assert cli.main(["info"]) == 130
+    assert capsys.readouterr().err == "\nfusedmix: interrupted\n"
+
+
+def test_an_interrupted_training_leaves_the_contact_sheet(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for package in ("matplotlib", "skimage", "sklearn"):
+        pytest.importorskip(package)
+    from fusedmix.demo import train
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "compare", interrupt)
+    assert cli.main(["demo", "--out", str(tmp_path)]) == 130
+    assert f"Written before the interruption:\n  {tmp_path / 'methods.png'}" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["methods.png"]
+
+
+def test_an_ascii_terminal_gets_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    def say() -> int:
+        print("λ ≥ 3 µs × ☃")
+        return 0
+
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(cli, "_info", say)
+    monkeypatch.setattr(sys, "stdout", out)
+    assert cli.main(["info"]) == 0
+    assert out.buffer.getvalue().decode() == "lambda >= 3 us x ?\n"  # type: ignore[attr-defined]
+
+
+def test_info_says_that_a_backend_does_not_exist(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FUSEDMIX_BACKEND", "fast")
+    assert cli.main(["info"]) == 0
+    assert "FUSEDMIX_BACKEND=fast is none of" in " ".join(capsys.readouterr().out.split())
 
 
 def test_missing_packages_give_one_line(

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import copy
+import graphlib
+import importlib.util
 import os
 import pickle
 import subprocess
 import sys
 import textwrap
+import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -234,3 +239,52 @@ def test_importing_is_light():
         "assert not bad, bad; assert not torch.cuda.is_initialized()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+NAMES_OF_ITS_OWN = {"schedules"}  # a module, and public
+
+
+def test_dir_shows_the_public_names():
+    assert set(dir(fm)) == set(fm.__all__)
+    assert all(hasattr(fm, name) for name in dir(fm))
+    modules = {name for name in dir(fm) if isinstance(getattr(fm, name), types.ModuleType)}
+    assert modules == NAMES_OF_ITS_OWN
+
+
+@pytest.mark.parametrize("first", ["", "import torch", "from fusedmix.transforms import CutMix"])
+def test_names_come_when_they_are_used(first):
+    """Whatever was imported before; `import fusedmix` alone imports no PyTorch, and after it everything is there."""
+    code = (
+        f"import sys\n{first}\nbefore = 'torch' in sys.modules\nimport fusedmix as fm\n"
+        "assert ('torch' in sys.modules) == before\n"
+        "from fusedmix import MixUp, schedules, ops\n"
+        "import torch\n"
+        "assert fm.MixUp is MixUp and fm.transforms.MixUp is MixUp and fm.ops is ops\n"
+        "assert torch.ops.fusedmix_reference.mix and sorted(fm.__all__) == dir(fm)\n"
+        "star = {}\nexec('from fusedmix import *', star)\nassert set(fm.__all__) <= set(star)\n"
+        "for name in ('nothing', '__wrapped__'):\n    assert not hasattr(fm, name)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def modules_of_the_package():
+    root = Path(fm.__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        name = ".".join(path.relative_to(root.parent).with_suffix("").parts).removesuffix(".__init__")
+        if path.stem != "__main__" and "integrations." not in name:
+            yield name
+
+
+def test_any_module_may_be_imported_first():
+    """There is no circle among the imports."""
+    tree = {
+        name: ast.parse(Path(importlib.util.find_spec(name).origin).read_text()) for name in modules_of_the_package()
+    }
+    needs = {name: set() for name in tree}
+    for name, parsed in tree.items():
+        for node in parsed.body:  # at import, not inside a function
+            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "fusedmix":
+                whole = [f"{node.module}.{alias.name}" for alias in node.names]
+                needs[name] |= {module if module in tree else node.module for module in whole} & set(tree)
+    needs["fusedmix"] = set()  # imports nothing before somebody asks
+    tuple(graphlib.TopologicalSorter(needs).static_order())  # raises CycleError

@@ -136,7 +136,10 @@ def report() -> list[Report]:
             if name == chosen:
                 reason = "FUSEDMIX_BACKEND" if named == name else "first that works"
             elif works:
-                reason = f"FUSEDMIX_BACKEND={named} is asked for" if chosen is None else f"{chosen} comes first"
+                reason = f"{chosen} comes first"
+                if chosen is None:
+                    what = "is asked for" if named in NAMES else f"is none of {', '.join(NAMES)}"
+                    reason = f"FUSEDMIX_BACKEND={named} {what}"
             lines.append(Report(name, device_type, works, name == chosen, reason or ""))
     return lines
 

@@ -1,6 +1,6 @@
 """What `fusedmix bench` does: mixing side by side with the peers that are installed, on the same tensors in one run.
 
-Importing this needs nothing beyond torch; peers, NumPy and matplotlib are imported when it runs.
+Importing this needs nothing; PyTorch, peers, NumPy and matplotlib are imported when it runs.
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
+
     from fusedmix.bench.cases import Case
+    from fusedmix.bench.sweep import Row
+
+QUICK = 50.0  # seconds after which --quick begins no other case
 
 
 def missing_packages() -> list[str]:
@@ -43,18 +46,20 @@ def run(
         device: where.
         peers: who is measured beside fusedmix, of those that are installed.
         rounds: how often.
-        quick: the chosen backend alone, and short measurements.
+        quick: the chosen backend alone, short measurements, and no case that begins after `QUICK` seconds.
         commit: of the checkout, where there is no .git to ask.
         name: of the files.
 
     Returns:
         Whether everybody was shown to do what a case says; who was not has no figures.
+
+    Raises:
+        KeyboardInterrupt, BrokenPipeError: the run was ended. What was measured until then has been written.
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler that counts allocations is no topic here
-    from fusedmix.bench import contenders, report
+    from fusedmix.bench import contenders
     from fusedmix.bench.environment import environment
-    from fusedmix.bench.results import write_csv, write_json
-    from fusedmix.bench.sweep import Bench, Row
+    from fusedmix.bench.sweep import Bench
 
     absent = [peer for peer in contenders.missing() if peer in peers]
     env = environment(device, commit)
@@ -67,24 +72,53 @@ def run(
     bench = Bench(device, backends, [peer for peer in peers if peer not in absent], rounds, 0.03 if quick else 0.1)
     rows: list[Row] = []
     begin = time.perf_counter()
-    for n, case in enumerate(cases):
-        print(f"[{n + 1}/{len(cases)}, {time.perf_counter() - begin:.0f} s] {case}", flush=True)
-        rows += bench.measure(case)
-    written = [f"{name}.csv", f"{name}-environment.json", f"{name}.md"]
-    write_csv(out / written[0], rows, env)
-    write_json(out / written[1], env)
-    table = report.table(rows)
-    (out / written[2]).write_text(table + "\n", encoding="utf-8")
-    if importlib.util.find_spec("matplotlib"):
-        report.plot(
-            rows, out / f"{name}.png", f"{env['device']}, torch {env['torch']}, {env['commit']}, {env['date'][:10]}"
-        )
-        written.append(f"{name}.png")
-    else:
-        print("no picture: matplotlib is not installed")
-    print(f"\n{table}\n\nwritten into {out}: {', '.join(written)}")
+    ended: BaseException | None = None
+    try:
+        for n, case in enumerate(cases):
+            took = time.perf_counter() - begin
+            if quick and took > QUICK:
+                print(f"{len(cases) - n} cases are left out, to end within a minute")
+                break
+            print(f"[{n + 1}/{len(cases)}, {_progress(n, len(cases), took)}] {case}", flush=True)
+            rows += bench.measure(case)
+    except (KeyboardInterrupt, BrokenPipeError) as error:
+        ended = error
+    if rows:
+        _write(out, name, rows, env, quiet=isinstance(ended, BrokenPipeError))
+    if ended is not None:
+        raise ended
     failed = [row for row in rows if row.failed]
     for row in failed:
         who = f"{row.provider} {row.backend}".strip()
         print(f"no figures: {who}, {row.method} per {row.per}, {row.dtype}: {row.failed}")
     return not failed
+
+
+def _progress(done: int, cases: int, took: float) -> str:
+    """The time that has passed and that is left, and how many programs run: more than this one disturb it."""
+    left = took / done * (cases - done) if done else 0.0
+    words = [f"{took:.0f} s", f"some {left / 60:.0f} min left" if left > 90 else f"some {left:.0f} s left"]
+    if hasattr(os, "getloadavg"):
+        words.append(f"load {os.getloadavg()[0]:.1f}")
+    return ", ".join(words if done else [words[0], *words[2:]])
+
+
+def _write(out: Path, name: str, rows: Sequence[Row], env: dict[str, Any], quiet: bool) -> None:
+    """Writes the files, and prints the table."""
+    from fusedmix.bench import report
+    from fusedmix.bench.results import write_csv, write_json
+
+    written = [f"{name}.csv", f"{name}-environment.json", f"{name}.md"]
+    write_csv(out / written[0], rows, env)
+    write_json(out / written[1], env)
+    table = report.table(rows)
+    (out / written[2]).write_text(table + "\n", encoding="utf-8")
+    said = []
+    if importlib.util.find_spec("matplotlib"):
+        title = f"{env['device']}, torch {env['torch']}, {env['commit']}, {env['date'][:10]}"
+        report.plot(rows, out / f"{name}.png", title)
+        written.append(f"{name}.png")
+    else:
+        said.append("no picture: matplotlib is not installed")
+    if not quiet:
+        print(*said, f"\n{table}\n\nwritten into {out}: {', '.join(written)}", sep="\n")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch  # not at import: the command line asks for the names below before it knows whether it needs PyTorch
 
 METHODS = ("MixUp", "CutMix", "HMix", "GMix", "FMix")
 PEERS = ("torchvision", "timm", "kornia", "PyTorch", "torch.compile", "numpy")  # in the order of tables
@@ -37,6 +38,8 @@ class Case:
 
     @property
     def torch_dtype(self) -> torch.dtype:
+        import torch
+
         dtype: torch.dtype = getattr(torch, self.dtype)
         return dtype
 

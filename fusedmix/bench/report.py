@@ -12,12 +12,13 @@ from fusedmix.bench.cases import PEERS, Case
 from fusedmix.bench.results import markdown
 from fusedmix.bench.sweep import Row
 
+BUSY = 2.0  # between the 20th and the 80th percentile of the times of a call: something else was running
 _PARSE: dict[str, Callable[[str], Any]] = {"str": str, "int": int, "float": float, "bool": lambda text: text == "True"}
 
 
 def read(path: Path) -> list[Row]:
     """The rows of a CSV, without its columns of the environment."""
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
     return [Row(**{field.name: _PARSE[str(field.type)](line[field.name]) for field in fields(Row)}) for line in lines]
 
@@ -32,7 +33,7 @@ def by_case(rows: Iterable[Row]) -> dict[Case, list[Row]]:
 
 def table(rows: Sequence[Row]) -> str:
     """A line for each case: ours in microseconds and copies of as many bytes; peers as multiples of ours in the same
-    place (out of place where they can do no other)."""
+    place (out of place where they can do no other). Times that vary as they do on a busy machine are marked."""
     peers = [peer for peer in PEERS if any(row.provider == peer for row in rows)]
     header = ("case", "in place, µs", "× copy", "out of place, µs", "× copy", *peers)
     lines = []
@@ -41,9 +42,21 @@ def table(rows: Sequence[Row]) -> str:
         cells: list[str] = [str(case)]
         for place in (True, False):
             row = ours[place]
-            cells += [f"{row.median_us:.0f}", f"{row.copy_ratio:.2f}"] if row else ["", ""]
+            cells += [f"{row.median_us:.0f}{_mark(row)}", f"{row.copy_ratio:.2f}"] if row else ["", ""]
         lines.append((*cells, *(_beside(of_case, peer, ours) for peer in peers)))
-    return markdown(header, lines)
+    made = markdown(header, lines)
+    marked = sum(_mark(row) != "" for row in rows)
+    if marked:
+        made += (
+            f"\n\n(busy): {marked} of {len(rows)} measurements vary by more than a factor of {BUSY:g} between their "
+            "20th and 80th percentile. Something else was running; measure again on a quiet machine."
+        )
+    return made
+
+
+def _mark(row: Row) -> str:
+    """ " (busy)" if the times of a row vary too much to be believed."""
+    return " (busy)" if row.p80_us > BUSY * row.p20_us > 0 else ""
 
 
 def _ours(rows: Sequence[Row], inplace: bool) -> Row | None:
@@ -62,7 +75,7 @@ def _beside(rows: Sequence[Row], peer: str, ours: dict[bool, Row | None]) -> str
         return "differs" if row.failed.startswith("AssertionError") else "failed"
     if beside is None:
         return ""
-    return f"{row.median_us / beside.median_us:.1f}×"
+    return f"{row.median_us / beside.median_us:.1f}×{_mark(row)}"
 
 
 def plot(rows: Sequence[Row], path: Path, title: str) -> None:
@@ -87,7 +100,7 @@ def plot(rows: Sequence[Row], path: Path, title: str) -> None:
                 axes.bar([0.0], [0.0], width, label=name)  # one colour for one name in every panel
         axes.axhline(1.0, color="black", linewidth=0.8)
         axes.set_yscale("log")
-        axes.set_ylabel("copies of the floor's bytes")
+        axes.set_ylabel("time, in copies of as many bytes")
         axes.set_xticks(range(len(cases)), [f"{case.method}\nper {case.per}" for case, _ in cases], fontsize=8)
         axes.set_title("x".join(map(str, cases[0][0].shape)), fontsize=10)
         if n == 0:

@@ -56,7 +56,7 @@ def write_csv(path: Path, rows: Sequence[Any], env: Mapping[str, Any]) -> None:
     """A file of rows, dataclasses of one kind, each with the environment."""
     names = [field.name for field in fields(rows[0])] if rows else []
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([*names, *ENVIRONMENT])
         for row in rows:
@@ -66,7 +66,7 @@ def write_csv(path: Path, rows: Sequence[Any], env: Mapping[str, Any]) -> None:
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -48,7 +48,11 @@ def run(out: Path, *, seed: int, epochs: int, skip_training: bool) -> list[Path]
         from fusedmix.demo import results, train
 
         print(f"\n{train.describe(epochs, SEEDS)}")
-        runs = train.compare(range(seed, seed + SEEDS), epochs, device)
+        try:
+            runs = train.compare(range(seed, seed + SEEDS), epochs, device)
+        except KeyboardInterrupt:
+            print(f"\nWritten before the interruption:\n  {written[0]}")
+            raise
         rows = results.summarise(runs)
         print(f"\n{results.as_text(rows)}\n\n{results.caveat(rows)}")
         written += [out / "training.csv", out / "training.png"]

@@ -1,0 +1,45 @@
+"""The public names of the package, which `fusedmix/__init__.py` hands out."""
+
+from fusedmix import schedules
+from fusedmix.backends import BackendError
+from fusedmix.checkpointing import checkpoint_contexts
+from fusedmix.checks import InplaceError
+from fusedmix.embeddings import EmbedMix, mix_embeddings
+from fusedmix.functional import mix, mix_, mix_labels
+from fusedmix.hooks import MixHandle, attach, attached
+from fusedmix.losses import mix_binary_cross_entropy, mix_cross_entropy
+from fusedmix.plan import MixPlan, SparseTargets
+from fusedmix.regression import mix_targets
+from fusedmix.segmentation import mix_masks
+from fusedmix.transforms import CutMix, FMix, GMix, HMix, MixTransform, MixUp, RandomMix, SamplePairing
+from fusedmix.version import __version__
+
+__all__ = [
+    "BackendError",
+    "CutMix",
+    "EmbedMix",
+    "FMix",
+    "GMix",
+    "HMix",
+    "InplaceError",
+    "MixHandle",
+    "MixPlan",
+    "MixTransform",
+    "MixUp",
+    "RandomMix",
+    "SamplePairing",
+    "SparseTargets",
+    "__version__",
+    "attach",
+    "attached",
+    "checkpoint_contexts",
+    "mix",
+    "mix_",
+    "mix_binary_cross_entropy",
+    "mix_cross_entropy",
+    "mix_embeddings",
+    "mix_labels",
+    "mix_masks",
+    "mix_targets",
+    "schedules",
+]
