@@ -78,10 +78,10 @@ def attach(
 
 
 def attached(model: nn.Module) -> list[MixHandle]:
-    """The handles that are attached to a model, or to what its DistributedDataParallel or compiled wrapper holds; also
-    those that came with a copy of it."""
+    """The handles that are attached to a model, whether to itself or to its DistributedDataParallel or compiled wrapper;
+    also those that came with a copy of it."""
     hooks = (getattr(hook, "__self__", None) for m in _unwrapping(model) for hook in m._forward_pre_hooks.values())
-    return [handle for handle in hooks if isinstance(handle, MixHandle)]
+    return list(dict.fromkeys(handle for handle in hooks if isinstance(handle, MixHandle)))
 
 
 class _Step:
@@ -91,7 +91,7 @@ class _Step:
     def __init__(self, recomputed: bool, call: FrameType | None = None) -> None:
         self.recomputed = recomputed
         self.call = call  # of the model, while it runs; None inside torch.compile
-        self.depth = 0  # calls of the model by itself that run now
+        self.depth = 0  # calls of the model by itself that run now; -1: its wrapper has not called it yet
         self.drawn = 0
         self.plan: MixPlan | None = None
         self.told: dict[int, tuple[MixPlan | None, bool]] = {}  # by tag: the plan, and whether it was drawn for it
@@ -147,6 +147,9 @@ class MixHandle:
         for layer in self._layers:
             if layer is not None:
                 self._hooks.append(layer.register_forward_hook(self._after_layer))
+        if (inner := _innermost(model)) is not model:  # which may call itself, past its wrapper
+            self._hooks.append(inner.register_forward_pre_hook(self._enter))
+            self._hooks.append(inner.register_forward_hook(self._leave, always_call=True))
         self._hooks.append(model.register_forward_hook(self._finish))
         self._hooks.append(model.register_forward_hook(self._close, always_call=True))
         self._attached = True
@@ -256,6 +259,7 @@ class MixHandle:
                 "nobody would know. Use DistributedDataParallel, or attach to the copy."
             )
         step = _Step(False) if torch.compiler.is_compiling() else _Step(in_backward(), _call_of_model())
+        step.depth = 0 if _innermost(module) is module else -1
         if not step.recomputed:
             self._last = None
         self._active = step
@@ -270,6 +274,16 @@ class MixHandle:
         if self._inputs is not None:
             return self._mix_named(step, args, kwargs)
         return self._mix_first(step, (args, kwargs), self._names[step.drawn])
+
+    def _enter(self, _module: nn.Module, _args: Any) -> None:
+        """Before the forward of a model inside its wrapper."""
+        if self._active is not None:
+            self._active.depth += 1
+
+    def _leave(self, _module: nn.Module, _args: Any, _output: Any) -> None:
+        """After it."""
+        if self._active is not None:
+            self._active.depth -= 1
 
     def _after_layer(self, module: nn.Module, _: Any, output: Any) -> Any:
         """After the forward of one of the layers."""
@@ -315,7 +329,7 @@ class MixHandle:
 
     def _mixes(self, step: _Step, module: nn.Module) -> bool:
         # Not in a call of the model by itself: the labels are those of the outer one.
-        return self._layers[step.drawn] is module and (self._all or step.plan is None) and not step.depth
+        return self._layers[step.drawn] is module and (self._all or step.plan is None) and step.depth <= 0
 
     def _draw_layer(self) -> int:
         generator = self.mix.generator
@@ -377,7 +391,7 @@ class MixHandle:
     def _finish(self, _module: nn.Module, _args: Any, _output: Any) -> None:
         """After a forward of the model that did not raise."""
         step = self._active
-        if step is None or step.recomputed or step.depth:
+        if step is None or step.recomputed or step.depth > 0:
             return
         self._last = step
         if step.plan is None and not torch.compiler.is_compiling():
@@ -390,7 +404,7 @@ class MixHandle:
     def _close(self, _module: nn.Module, _args: Any, _output: Any) -> None:
         """After every forward of the model, also one that raised."""
         step = self._active
-        if step is not None and step.depth:
+        if step is not None and step.depth > 0:
             step.depth -= 1
             return
         if step is not None:
