@@ -78,7 +78,7 @@ def attach(
 
 
 def attached(model: nn.Module) -> list[MixHandle]:
-    """The handles that are attached to a model, whether to itself or to its DistributedDataParallel or compiled wrapper;
+    """The handles that are attached to a model, to itself or to its DistributedDataParallel or compiled wrapper;
     also those that came with a copy of it."""
     hooks = (getattr(hook, "__self__", None) for m in _unwrapping(model) for hook in m._forward_pre_hooks.values())
     return list(dict.fromkeys(handle for handle in hooks if isinstance(handle, MixHandle)))
