@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import math
 import numbers
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -63,13 +65,26 @@ def integer(name: str, x: Any, low: int, high: int | None = None) -> int:
     return x if isinstance(x, (int, torch.SymInt)) else int(x)  # type: ignore[return-value]
 
 
-def choice(name: str, x: Any, allowed: Sequence[str]) -> str:
-    """`x`, if it is one of the allowed strings."""
+def choice(name: str, x: Any, allowed: Sequence[str], elsewhere: Mapping[str, str] = MappingProxyType({})) -> str:
+    """`x`, if it is one of the allowed strings. `elsewhere`: what other libraries call them."""
     if not isinstance(x, str):
         raise TypeError(f"{name} must be a str, one of {', '.join(allowed)}, but got {x!r}.")
     if x not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}, but got {x!r}.")
+        hint = did_you_mean(x, allowed, elsewhere)
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, but got {x!r}.{hint and ' ' + hint}")
     return x
+
+
+def did_you_mean(x: str, allowed: Sequence[str], elsewhere: Mapping[str, str] = MappingProxyType({})) -> str:
+    """The question whether one of the allowed strings was meant, or nothing if `x` resembles none of them."""
+    near = elsewhere.get(x.lower()) or next(iter(difflib.get_close_matches(x.lower(), allowed, 1)), None)
+    return "" if near is None else f"Did you mean {near!r}?"
+
+
+def type_name(x: Any) -> str:
+    """The name of the type of `x`, with its module, because other libraries have classes of the same names."""
+    kind = type(x)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def boolean(name: str, x: Any) -> bool:

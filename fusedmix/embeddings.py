@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -11,11 +12,13 @@ from typing_extensions import Unpack
 
 from fusedmix import checks
 from fusedmix.functional import mix
+from fusedmix.options import EmbeddingOptions, spelled_out
 from fusedmix.plan import MixPlan, SparseTargets
 from fusedmix.regression import mix_targets, per_sample
-from fusedmix.transforms import _BY_CLASS, MixUp, Options
+from fusedmix.transforms import _BY_CLASS, MixUp
 
-_PADDING = ("zeros", "keep")
+Padding = Literal["zeros", "keep"]
+_check_padding = partial(checks.choice, allowed=get_args(Padding))
 
 
 def mix_embeddings(
@@ -23,7 +26,7 @@ def mix_embeddings(
     plan: MixPlan,
     attention_mask: Tensor | None = None,
     *,
-    padding: str = "zeros",
+    padding: Padding = "zeros",
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Mixes token embeddings position by position: λ·e + (1-λ)·e[partner]. Differentiable in the embeddings.
@@ -44,7 +47,7 @@ def mix_embeddings(
         TypeError, ValueError: an argument is of the wrong type, dtype or shape.
     """
     _check(embeddings, attention_mask)
-    checks.choice("padding", padding, _PADDING)
+    _check_padding("padding", padding)
     checks.same_batch("embeddings", embeddings, plan)
     if not plan.constant:
         raise ValueError("plan must have constant masks, as those of MixUp and EmbedMix, but got another one.")
@@ -65,29 +68,38 @@ def mix_embeddings(
     return mix(embeddings, plan, backend=backend), torch.maximum(own, lent).to(dtype)
 
 
+@spelled_out
 class EmbedMix(MixUp):
     """EmbedMix: Mixup of token embeddings, with λ ~ Beta(α, α) and λ ← max(λ, 1-λ), so that the sample itself keeps at
     least half (Guo et al., "Augmenting Data with Mixup for Sentence Classification", 2019; the fold as in fastai).
 
     Call it with embeddings, not with a batch: `embeddings, attention_mask, targets = mix(embeddings, attention_mask,
-    labels)`. It mixes in training and evaluation mode alike.
+    labels)`. It mixes in training and evaluation mode alike, unless it is made with training_only=True.
 
     Args:
         alpha: α > 0.
         fold: whether λ ← max(λ, 1-λ).
         padding: as in `mix_embeddings`.
-        **options: see `transforms.Options`; those that find images and labels in a batch, inplace and mask_classes have
-            no meaning here.
+        **options: see `Options`.
     """
 
+    fold: bool
+    padding: Padding
+
     _in_sets = False  # a set draws by the methods' numbers, and the fold is none of them
+    _checks: ClassVar = {"fold": checks.boolean, "padding": _check_padding}
 
     def __init__(
-        self, *, alpha: float = 0.2, fold: bool = True, padding: str = "zeros", **options: Unpack[Options]
+        self,
+        *,
+        alpha: float = 0.2,
+        fold: bool = True,
+        padding: Padding = "zeros",
+        **options: Unpack[EmbeddingOptions],
     ) -> None:
         super().__init__(alpha=alpha, **options)
-        self.fold = checks.boolean("fold", fold)
-        self.padding = checks.choice("padding", padding, _PADDING)
+        self.fold = fold
+        self.padding = padding
 
     def sample(self, batch_size: int, size: Any, **options: Any) -> MixPlan:
         """As `MixTransform.sample`, with λ folded unless it is given."""
@@ -100,7 +112,7 @@ class EmbedMix(MixUp):
     def forward(
         self, embeddings: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None, Tensor | SparseTargets | None]:
-        """Draws a plan and mixes by it.
+        """Draws a plan and mixes by it. With training_only=True all is returned as it is in evaluation mode.
 
         Args:
             embeddings: as in `mix_embeddings`.
@@ -114,6 +126,8 @@ class EmbedMix(MixUp):
         Raises:
             TypeError, ValueError: an argument does not fit; nothing has been drawn then.
         """
+        if self._off():
+            return embeddings, attention_mask, labels
         _check(embeddings, attention_mask)
         numbers = labels is not None and labels.is_floating_point() and not (self.label_smoothing and labels.ndim == 2)
         if labels is not None and not numbers:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, TypedDict
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,83 +19,30 @@ from fusedmix.fourier import default_cutoff
 from fusedmix.functional import in_range, mix, mix_, mix_labels
 from fusedmix.methods import Column, Method, Pairing, Per, spec_row
 from fusedmix.ops import GeneratorHandle, draw_on_host
+from fusedmix.options import (
+    DEFAULTS,
+    BackendName,
+    BatchOptions,
+    Options,
+    PairingName,
+    PerName,
+    SamplingName,
+    TargetsName,
+    VariantName,
+    check_generator,
+    missing_attribute,
+    settled,
+    spelled_out,
+    unknown_keyword,
+)
 from fusedmix.plan import MixPlan, SparseTargets
 from fusedmix.segmentation import check_masks, mix_masks
 
-PAIRINGS = tuple(pairing.name.lower() for pairing in Pairing)
-PERS = tuple(per.name.lower() for per in Per)
 _FLOAT32_MAX = torch.finfo(torch.float32).max
 _SEED_TO_DRAW = torch.empty(0, dtype=torch.int64, device=CPU)  # stands for a seed that the operator draws itself
 _BY_CLASS = (Pairing.CROSS_CLASS, Pairing.SAME_CLASS)
 
 
-class Options(TypedDict, total=False):
-    """The keywords that every mixing module takes. The defaults behave as torchvision.transforms.v2 does.
-
-    Attributes:
-        num_classes: number of classes K; may be None if the labels are (B, K) already.
-        labels_getter: "default" (the second item, or the key "labels"), a function from the sample to its labels, or
-            None if there are no labels.
-        images_getter: None (tv_tensors images and videos, else the first pure tensor that is not the labels), or a
-            function from the sample to its images, a tensor or a sequence of tensors, mixed by one plan.
-        pairing: the partner of sample i. "roll": i-1 (torchvision); "flip": B-1-i (timm, and the default of
-            per="pair"); "random": a random permutation; "cross_class", "same_class": a random permutation across or
-            within the classes, as far as there is one ((B, K) labels count as their largest entry).
-        per: how many draws a batch gets. "batch": one; "pair": one for each pair of pairing="flip"; "sample": one each.
-        p: probability that a draw mixes, in [0, 1]. At 1 nothing is drawn for it.
-        label_smoothing: ε in [0, 1], applied to the labels before they are mixed.
-        inplace: whether images and masks are overwritten.
-        sampling: "host": torch's CPU generator, by torchvision's calls in its order (its λ is unreliable for α below
-            .01, where torch's Dirichlet underflows to ½); "device": Philox (fusedmix/draws),
-            on the device of the images, seeded by the same generator. None: "device" for per="sample", else "host".
-        generator: where the draws (host) or the seed (device) come from; None: torch's default generator. A generator
-            of one's own is copied into DataLoader workers, which then all draw the same.
-        lam_range: (low, high) in [0, 1], to which a drawn λ is clamped.
-        variant: "released" (the authors' code) or "paper", where the two differ (HMix, GMix, FMix). None: the default.
-        backend: an implementation by name; None chooses (`fusedmix info` shows which).
-        targets: "dense": (B, K) soft labels; "sparse": `SparseTargets`, both labels and the weight.
-        mask_classes: None: segmentation label maps stay label maps (CutMix, and FMix without soft edges); K: they
-            become soft one-hot targets.
-        mask_ignore_index: the label of void pixels, whose one-hot target is 0 everywhere; None: there is none, which is
-            the default of mask_classes > 255.
-    """
-
-    num_classes: int | None
-    labels_getter: structure.Getter | str | None
-    images_getter: structure.Getter | None
-    pairing: str
-    per: str
-    p: float
-    label_smoothing: float
-    inplace: bool
-    sampling: str | None
-    generator: torch.Generator | None
-    lam_range: tuple[float, float] | None
-    variant: str | None
-    backend: str | None
-    targets: str
-    mask_classes: int | None
-    mask_ignore_index: int | None
-
-
-_DEFAULTS: Options = {
-    "num_classes": None,
-    "labels_getter": "default",
-    "images_getter": None,
-    "pairing": "roll",
-    "per": "batch",
-    "p": 1.0,
-    "label_smoothing": 0.0,
-    "inplace": False,
-    "sampling": None,
-    "generator": None,
-    "lam_range": None,
-    "variant": None,
-    "backend": None,
-    "targets": "dense",
-    "mask_classes": None,
-    "mask_ignore_index": 255,
-}
 # What belongs to one method rather than to the batch.
 _OF_METHOD = ("lam_range", "variant", "p")
 
@@ -104,66 +51,85 @@ class MixTransform(nn.Module):
     """Base of the mixing modules: takes a batch apart, samples a plan, applies it to images, masks and labels.
 
     Call it with a batch, in any structure torchvision v2 takes: `images, targets = mix(images, labels)`. It mixes in
-    training and evaluation mode alike, as torchvision's transforms do.
+    training and evaluation mode alike, as torchvision's transforms do, unless it is made with training_only=True.
+
+    The keywords are attributes too. Setting one is checked as the keyword is, and acts from the next batch on; those
+    that are fixed when a module is made say so.
     """
 
+    num_classes: int | None
+    p: float
+    label_smoothing: float
+    sampling: SamplingName
+    backend: BackendName | None
+    targets: TargetsName
+    training_only: bool = False  # of a module that was pickled when there was no such keyword
+    labels_getter: structure.Getter | Literal["default"] | None
+    images_getter: structure.Getter | None
+    inplace: bool
+    mask_classes: int | None
+    mask_ignore_index: int | None
+
+    _keywords: ClassVar[tuple[str, ...]] = tuple(DEFAULTS)  # of `Options`, those that the class takes
+    _checks: ClassVar[dict[str, Callable[[str, Any], Any]]] = {}  # of other attributes that may be set
+    _member: bool = False  # whether it is one of the methods of a RandomMix
+    _generator: GeneratorHandle | None = None
     _spec: Tensor  # (methods, len(Column)) float64, on the CPU wherever the module goes
 
     def __init__(self, spec: Tensor, options: Options) -> None:
         super().__init__()
-        name = type(self).__name__
-        unknown = sorted(set(options) - set(_DEFAULTS))
-        if unknown:
-            raise TypeError(f"{name}() got an unknown keyword {unknown[0]!r}; it takes {', '.join(_DEFAULTS)}.")
-        given: Options = {**_DEFAULTS, **options}
-        self.num_classes = _count("num_classes", given["num_classes"])
-        self.labels_getter = given["labels_getter"]
-        self.images_getter = given["images_getter"]
-        self._per = Per[checks.choice("per", given["per"], PERS).upper()]
-        if self._per == Per.PAIR and "pairing" not in options:
-            given["pairing"] = "flip"
-        self._pairing = Pairing[checks.choice("pairing", given["pairing"], PAIRINGS).upper()]
-        self.p = checks.number("p", given["p"], 0.0, 1.0)
-        self.label_smoothing = checks.number("label_smoothing", given["label_smoothing"], 0.0, 1.0)
-        self.inplace = checks.boolean("inplace", given["inplace"])
-        sampling = given["sampling"]
-        self.sampling = ("device" if self.per == "sample" else "host") if sampling is None else sampling
-        self.generator = given["generator"]
-        self.backend = given["backend"]
-        self.targets = checks.choice("targets", given["targets"], ("dense", "sparse"))
-        self.mask_classes = _count("mask_classes", given["mask_classes"])
-        self.mask_ignore_index = given["mask_ignore_index"]
-        if "mask_ignore_index" not in options and self.mask_classes is not None and self.mask_classes > 255:
-            self.mask_ignore_index = None  # 255 is a class
-
-        if self.mask_ignore_index is not None:
-            checks.integer("mask_ignore_index", self.mask_ignore_index, -(2**63), 2**63 - 1)
-        if self.labels_getter not in ("default", None) and not callable(self.labels_getter):
-            raise ValueError(f'labels_getter must be "default", a callable or None, but got {self.labels_getter!r}.')
-        if self.images_getter is not None and not callable(self.images_getter):
-            raise ValueError(f"images_getter must be a callable or None, but got {self.images_getter!r}.")
-        checks.choice("sampling", self.sampling, ("host", "device"))
-        backends.check_name(self.backend)
-        backends.prepare(self.backend)
-        self._plain_backends: dict[tuple[str, str | None], str] = {}  # by device type and what `backend` was then
-        if self.per == "pair" and self.pairing != "flip":
-            raise ValueError(
-                f'per="pair" needs pairing="flip", the only one made of pairs, but got pairing={self.pairing!r}.'
-            )
-        if self.targets == "sparse" and self.label_smoothing:
-            raise ValueError(
-                f'label_smoothing must be 0 with targets="sparse", but got {self.label_smoothing}: '
-                "sparse targets cannot hold it. Pass it to the loss."
-            )
-        # A generator is held once, by its handle, which knows how to be copied.
-        self._options = {key: value for key, value in options.items() if key != "generator"}
+        for name in options:
+            if name not in self._keywords:
+                raise unknown_keyword(type(self), name)
         self._spec = spec
+        self._take(options)
+        self._plain_backends: dict[tuple[str, str | None], str] = {}  # by device type and what `backend` was then
         methods = {Method(int(m)) for m in spec[:, Column.METHOD].tolist()}
         self._one_method = spec.shape[0] == 1 and not isinstance(self, RandomMix)
         self._constant = all(method.is_constant for method in methods)
         self._fourier = any(method.is_fourier for method in methods)
         self._soft = bool((spec[:, Column.SOFT] > 0).any())
         self._binary = methods <= {Method.CUTMIX, Method.FMIX_RELEASED, Method.FMIX_PAPER} and not self._soft
+
+    def _take(self, given: Options) -> None:
+        """Sets the attributes to the keywords given and to the defaults of the rest, or raises and sets none."""
+        values = settled(given)
+        if values["backend"] != self.__dict__.get("backend", ...):
+            backends.prepare(values["backend"])
+        self._pairing, self._per = Pairing[values.pop("pairing").upper()], Per[values.pop("per").upper()]
+        generator = values.pop("generator")
+        if generator is not self.generator:
+            self._generator = None if generator is None else GeneratorHandle(generator)
+        # A generator is held once, by its handle, which knows how to be copied.
+        self._options = {key: value for key, value in given.items() if key != "generator"}
+        # Plain attributes, which are read in no time: whoever sets one comes through __setattr__.
+        self.__dict__.update((name, values[name]) for name in self._keywords if name in values)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        cls = type(self)
+        attribute = getattr(cls, name, None)
+        if isinstance(attribute, property):
+            if attribute.fset is None:
+                raise AttributeError(
+                    f"{name} is fixed when a {cls.__name__} is made, but was set to {value!r}. Make a new module: "
+                    f"{cls.__name__}({name}=...)."
+                )
+        elif name in self._keywords:
+            self._set_keyword(name, value)
+            return
+        elif name in self._checks:
+            value = self._checks[name](name, value)
+        elif (error := missing_attribute(cls, name)) is not None:
+            raise error
+        super().__setattr__(name, value)
+
+    def _set_keyword(self, name: str, value: Any) -> None:
+        if self._member and name not in _OF_METHOD:
+            raise AttributeError(
+                f"{name} is the whole batch's, not that of a method of a RandomMix, as this {type(self).__name__} is "
+                "one. Set it on the RandomMix, or make a new module for use without it."
+            )
+        self._take(cast(Options, {**self._options, "generator": self.generator, name: value}))
 
     def sample(
         self,
@@ -176,7 +142,7 @@ class MixTransform(nn.Module):
         generator: torch.Generator | None = None,
         seed: int | None = None,
     ) -> MixPlan:
-        """Draws the plan of a batch.
+        """Draws the plan of a batch. With training_only=True it mixes nothing (λ = 1) in evaluation mode.
 
         Args:
             batch_size: B >= 0.
@@ -202,7 +168,7 @@ class MixTransform(nn.Module):
         if seed is not None:
             seed = checks.integer("seed", seed, -(2**63), 2**64 - 1)
             seed = seed - 2**64 if seed >= 2**63 else seed  # the same 64 bits as an int64
-        _check_generator("generator", generator, self.sampling)
+        check_generator("generator", generator, self.sampling)
         if generator is not None and torch.compiler.is_compiling():
             raise ValueError(
                 "generator must be None inside torch.compile, which cannot put one into a graph; "
@@ -210,6 +176,8 @@ class MixTransform(nn.Module):
             )
         where = CPU if device is None else checks.device("device", device)
         handle = self._generator if generator is None else GeneratorHandle(generator)
+        if self._off():
+            given, seed, handle = torch.ones((), device=CPU), 0, None  # nothing is drawn from anybody's generator
         request = self._request(batch_size, size, given, classes)
         per = Per.SAMPLE if given is not None and given.ndim else self._per
         static = (size, self._pairing, per, self._constant, self._binary)
@@ -239,6 +207,8 @@ class MixTransform(nn.Module):
     def forward(self, *inputs: Any) -> Any:
         """Mixes a batch of any structure and returns it in the same structure, the labels replaced by mixed ones.
 
+        With training_only=True a batch is returned as it is in evaluation mode, its labels too.
+
         Raises:
             TypeError, ValueError: the batch cannot be mixed as it is; nothing has been drawn or written then.
         """
@@ -250,6 +220,8 @@ class MixTransform(nn.Module):
         if not inputs:
             raise TypeError(f"{name}() must be called with a batch, but got no arguments.")
         sample = inputs if len(inputs) > 1 else inputs[0]
+        if self._off():
+            return sample
         parsed = structure.parse(sample, name, self.labels_getter, self.images_getter)
         leaves, labels = parsed.leaves, parsed.labels
         if labels is not None:
@@ -344,11 +316,16 @@ class MixTransform(nn.Module):
             # Refused (which error that is depends on torch's version), or not loaded where the module was unpickled.
             return None
 
+    def _off(self) -> bool:
+        """Whether nothing is mixed because the module is in evaluation mode."""
+        return self.training_only and not self.training
+
     def _plain(self) -> bool:
         """Whether an operator can draw by itself what this module draws: a seed, or one λ and at most one centre as
         torchvision does, in either case from torch's default generator."""
         return (
             self._generator is None
+            and (self.training or not self.training_only)
             and self.targets == "dense"
             and self.labels_getter == "default"
             and self.images_getter is None
@@ -377,14 +354,14 @@ class MixTransform(nn.Module):
         )
 
     @property
-    def pairing(self) -> str:
+    def pairing(self) -> PairingName:
         """How partners are found; fixed at construction."""
-        return self._pairing.name.lower()
+        return cast(PairingName, self._pairing.name.lower())
 
     @property
-    def per(self) -> str:
+    def per(self) -> PerName:
         """How many draws a batch gets; fixed at construction."""
-        return self._per.name.lower()
+        return cast(PerName, self._per.name.lower())
 
     @property
     def enabled(self) -> bool:
@@ -404,14 +381,13 @@ class MixTransform(nn.Module):
 
     @generator.setter
     def generator(self, generator: torch.Generator | None) -> None:
-        _check_generator("generator", generator, self.sampling)
-        self._generator = None if generator is None else GeneratorHandle(generator)
+        self._set_keyword("generator", generator)
 
     def extra_repr(self) -> str:
         shown = {
             key: getattr(self, key)
-            for key, default in _DEFAULTS.items()
-            if key not in ("lam_range", "variant") and getattr(self, key) != default
+            for key in self._keywords
+            if key not in ("lam_range", "variant") and getattr(self, key) != DEFAULTS[key]
         }
         if shown.get("sampling") == ("device" if self.per == "sample" else "host"):
             del shown["sampling"]
@@ -563,27 +539,31 @@ class MixTransform(nn.Module):
 class _Method(MixTransform):
     """A module of one method, by the authors' code or by the paper where the two differ."""
 
+    lam_range: tuple[float, float] | None
+    variant: VariantName
+
     _formulas: ClassVar[dict[str, Method]]  # by variant
     _in_sets: ClassVar[bool] = True  # whether RandomMix may hold it
 
-    _default_variant = "released"
+    _default_variant: ClassVar[VariantName] = "released"
 
     def __init__(
         self, options: Options, *, alpha: float = 1.0, ratio: float = 1.0, lam: float = math.nan, **columns: float
     ) -> None:
-        variant, lam_range = options.get("variant"), options.get("lam_range")
-        chosen = checks.choice("variant", self._default_variant if variant is None else variant, tuple(self._formulas))
         spec = spec_row(
-            self._formulas[chosen],
+            self._formulas[self._default_variant],
             alpha=checks.number("alpha", alpha, 0.0, open_low=True),
             lam=lam,
-            lam_range=(0.0, 1.0) if lam_range is None else checks.interval("lam_range", lam_range),
             ratio=checks.number("ratio", ratio, 0.0, 1.0),
             **columns,  # type: ignore[arg-type]
         )
         super().__init__(spec, options)
-        self.variant = chosen
-        self.lam_range = lam_range
+
+    def _take(self, given: Options) -> None:
+        super()._take(given)
+        self.__dict__["variant"] = given.get("variant") or self._default_variant
+        self._spec[0, Column.METHOD] = self._formulas[self.variant]
+        self._spec[0, Column.LAM_MIN], self._spec[0, Column.LAM_MAX] = self.lam_range or (0.0, 1.0)
 
     def _describe(self) -> dict[str, Any]:
         differ = len(set(self._formulas.values())) > 1
@@ -609,6 +589,7 @@ class _BetaMethod(_Method):
         return {"alpha": self.alpha, **super()._describe()}
 
 
+@spelled_out
 class MixUp(_BetaMethod):
     """Mixup: M = λ everywhere, label weight λ (Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018).
 
@@ -625,6 +606,7 @@ class MixUp(_BetaMethod):
         super().__init__(options, alpha=alpha)
 
 
+@spelled_out
 class CutMix(_BetaMethod):
     """CutMix: a box of the partner, sides √(1-λ) of the image's, clipped to it; label weight 1 - area of the box
     (Yun et al., "CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features", ICCV 2019).
@@ -643,6 +625,7 @@ class CutMix(_BetaMethod):
         super().__init__(options, alpha=alpha)
 
 
+@spelled_out
 class HMix(_BetaMethod):
     """HMix: a CutMix box that does `ratio` of the mixing, and a Mixup around it that does the rest
     (Park et al., "A Unified Analysis of Mixed Sample Data Augmentation", NeurIPS 2022).
@@ -663,13 +646,18 @@ class HMix(_BetaMethod):
 
     @property
     def ratio(self) -> float:
-        """The share of the mixing that the box does."""
+        """The share of the mixing that the box does. May be changed between steps, compiled ones too."""
         return float(self._spec[0, Column.RATIO])
+
+    @ratio.setter
+    def ratio(self, value: float) -> None:
+        self._spec[0, Column.RATIO] = checks.number("ratio", value, 0.0, 1.0)
 
     def _describe(self) -> dict[str, Any]:
         return {"ratio": self.ratio, **super()._describe()}
 
 
+@spelled_out
 class GMix(_BetaMethod):
     """GMix: a Gaussian around a random pixel in place of the box; label weight = the realised mean of the mask
     (Park et al., "A Unified Analysis of Mixed Sample Data Augmentation", NeurIPS 2022).
@@ -688,6 +676,7 @@ class GMix(_BetaMethod):
         super().__init__(options, alpha=alpha)
 
 
+@spelled_out
 class FMix(_BetaMethod):
     """FMix: the partner where a random low-frequency image is low; as many pixels as λ says, whatever their shape
     (Harris et al., "FMix: Enhancing Mixed Sample Data Augmentation", 2020). Label weight = the realised mean of the
@@ -709,7 +698,7 @@ class FMix(_BetaMethod):
             along an axis are left out on every backend. None: 32 from decay_power 3 on, where .018 % of the pixels of a
             224x224 mask differ from those of the whole spectrum; 256 below, the whole spectrum of up to 512 pixels. Any
             large number asks for the whole of it.
-        **options: see `Options`; `variant` is "paper" by default.
+        **options: see `Options`.
     """
 
     _formulas = {"released": Method.FMIX_RELEASED, "paper": Method.FMIX_PAPER}  # noqa: RUF012
@@ -763,6 +752,7 @@ class FMix(_BetaMethod):
         return {"decay_power": self.decay_power, **soft, **swapped, **cutoff, **super()._describe()}
 
 
+@spelled_out
 class SamplePairing(_Method):
     """SamplePairing: the mean of two images with the label of the first (Inoue, "Data Augmentation by Pairing Samples
     for Images Classification", 2018). λ = ½ is fixed and the label weight is 1.
@@ -777,6 +767,7 @@ class SamplePairing(_Method):
         super().__init__(options, lam=0.5)
 
 
+@spelled_out
 class RandomMix(MixTransform):
     """One of several methods, drawn for every batch (or pair, or sample): Stochastic Mixup & CutMix (Park 2022) and
     every other weighted set.
@@ -784,24 +775,23 @@ class RandomMix(MixTransform):
     With per="batch" it draws as torchvision.transforms.v2.RandomChoice does, then as the method chosen does.
 
     Args:
-        methods: modules of this package (not RandomMix). α, ratio, variant, lam_range and p are each method's own. What
-            belongs to the whole batch (num_classes, pairing, per, label_smoothing, ...) is taken from `options`; a
-            keyword not given here is taken from the methods that were given it, and these must agree.
-        weights: a non-negative weight for each method; None: equal weights.
-        **options: see `Options`; p is the probability of mixing at all. Without lam_range and variant.
+        methods: modules of this package (not RandomMix). α, ratio, variant, lam_range and p are each method's own, and
+            may be set later. What belongs to the whole batch (num_classes, pairing, per, label_smoothing, ...) is the
+            RandomMix's; a keyword not given here is taken from the methods that were given it, and these must agree.
+        weights: a non-negative weight for each method; None: equal weights. (torchvision's RandomChoice calls it p,
+            which is the probability of mixing at all here.)
+        **options: see `Options`.
 
     Raises:
         ValueError: methods disagree about the batch; weights do not fit.
         TypeError: something in methods is not a mixing module.
     """
 
-    methods: Sequence[_Method]
-
     def __init__(
         self,
         methods: Sequence[MixTransform],
         weights: Sequence[float] | None = None,
-        **options: Unpack[Options],
+        **options: Unpack[BatchOptions],
     ) -> None:
         if not isinstance(methods, (list, tuple, nn.ModuleList)):
             raise TypeError(f"methods must be a list or tuple of mixing modules, but got {type(methods).__name__}.")
@@ -810,17 +800,43 @@ class RandomMix(MixTransform):
         for i, method in enumerate(methods):
             if not isinstance(method, _Method) or not method._in_sets:
                 raise TypeError(
-                    f"methods[{i}] must be a MixUp, CutMix, HMix, GMix, FMix or SamplePairing, "
-                    f"but got {type(method).__name__}."
+                    f"methods[{i}] must be a fusedmix MixUp, CutMix, HMix, GMix, FMix or SamplePairing, but got "
+                    f"{checks.type_name(method)}.{_ours(method)}"
                 )
         for keyword in ("lam_range", "variant"):
             if options.get(keyword) is not None:
                 raise ValueError(f"{keyword} belongs to a method of RandomMix, but got {keyword}={options[keyword]!r}.")
         shares = _shares(weights, len(methods))
         super().__init__(torch.cat([method._spec for method in methods]), _agreed(methods, options))
-        self.methods = nn.ModuleList(methods)  # type: ignore[assignment]
-        self.weights = shares
+        # Not by name: `methods` is a property, so that nobody adds a method which the rest knows nothing of.
+        self._modules["methods"] = nn.ModuleList(methods)
         self._shares = torch.tensor(shares, dtype=torch.float64, device=CPU)
+        for method in methods:
+            method._member = True
+
+    @property
+    def methods(self) -> tuple[_Method, ...]:
+        """The methods; fixed at construction."""
+        return tuple(self._modules["methods"])  # type: ignore[arg-type]
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """The probability of each method. May be changed between steps, compiled ones too: any weights, which are
+        divided by their sum."""
+        return tuple(self._shares.tolist())
+
+    @weights.setter
+    def weights(self, weights: Sequence[float] | None) -> None:
+        self._shares[:] = torch.tensor(_shares(weights, len(self._shares)), dtype=torch.float64, device=CPU)
+
+    def _take(self, given: BatchOptions) -> None:
+        p = given.get("p")
+        if isinstance(p, (Sequence, Tensor)) and not isinstance(p, str):
+            raise TypeError(
+                f"p must be a number, the probability of mixing at all, but got {p!r}. Those of the methods are called "
+                "weights: RandomMix(methods, weights=[0.3, 0.7])."
+            )
+        super()._take(given)
 
     def _current_spec(self) -> Tensor:
         spec = torch.cat([method._spec for method in self.methods])  # anew: a schedule may have changed an α or a p
@@ -831,7 +847,7 @@ class RandomMix(MixTransform):
         return spec
 
     def _describe(self) -> dict[str, Any]:
-        return {"weights": self.weights}
+        return {"weights": list(self.weights)}
 
 
 def _shares(weights: Any, n: int) -> list[float]:
@@ -852,7 +868,7 @@ def _shares(weights: Any, n: int) -> list[float]:
 def _agreed(methods: Sequence[MixTransform], options: Options) -> Options:
     """The options of a RandomMix: its own, and what its methods were given and agree on."""
     agreed: dict[str, Any] = dict(options)
-    for key in _DEFAULTS.keys() - options.keys() - set(_OF_METHOD):
+    for key in DEFAULTS.keys() - options.keys() - set(_OF_METHOD):
         values = [method._options[key] for method in methods if key in method._options]
         if any(value is not values[0] and value != values[0] for value in values):
             raise ValueError(
@@ -880,19 +896,22 @@ def _classes(labels: Tensor | None, batch_size: int, pairing: str) -> Tensor:
     return (labels if labels.is_floating_point() else labels.long()).argmax(1)
 
 
-def _count(name: str, x: Any) -> int | None:
-    return None if x is None else checks.integer(name, x, 1)
-
-
-def _check_generator(name: str, generator: Any, sampling: str) -> None:
-    if generator is None:
-        return
-    if not isinstance(generator, torch.Generator):
-        raise TypeError(f"{name} must be a torch.Generator or None, but got {type(generator).__name__}.")
-    if sampling == "host" and generator.device.type != "cpu":
-        raise ValueError(
-            f'{name} must be on the CPU for sampling="host", but got one on {generator.device}. Use sampling="device".'
+def mixing_module(name: str, x: Any) -> MixTransform:
+    """`x`, if it is a mixing module."""
+    if not isinstance(x, MixTransform):
+        raise TypeError(
+            f"{name} must be a mixing module such as fusedmix.MixUp(), but got {checks.type_name(x)}.{_ours(x)}"
         )
+    return x
+
+
+def _ours(x: Any) -> str:
+    """What to take in place of something that is no module of this package, if its name says so."""
+    if isinstance(x, type) and issubclass(x, MixTransform):
+        return f" Make a module of the class: {x.__name__}()."
+    name = type(x).__name__.lower()
+    near = next((kind.__name__ for kind in (MixUp, CutMix, FMix) if kind.__name__.lower() in name), None)
+    return "" if near is None or isinstance(x, MixTransform) else f" Take fusedmix.{near} in its place."
 
 
 def _capturing() -> bool:
