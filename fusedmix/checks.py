@@ -7,9 +7,9 @@ import itertools
 import math
 import numbers
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -27,6 +27,24 @@ INTEGER_DTYPES = (
     torch.uint32,
     torch.uint64,
 )
+
+
+class Checked:
+    """Base of classes whose public attributes are checked whenever they are set, or are fixed."""
+
+    _checks: ClassVar[Mapping[str, Callable[[str, Any], Any]]] = {}  # of a name and a value: the value as it is kept
+    _fixed: ClassVar[Sequence[str]] = ()  # may be set once
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        attribute = getattr(type(self), name, None)
+        if (isinstance(attribute, property) and attribute.fset is None) or (name in self._fixed and name in vars(self)):
+            kind = type(self).__name__
+            raise AttributeError(
+                f"{name} of a {kind} is fixed when it is made, but was set to {value!r}. Make a new {kind} for another."
+            )
+        if name in self._checks:
+            value = self._checks[name](name, value)
+        super().__setattr__(name, value)
 
 
 class InplaceError(ValueError, RuntimeError):
@@ -79,12 +97,6 @@ def did_you_mean(x: str, allowed: Sequence[str], elsewhere: Mapping[str, str] = 
     """The question whether one of the allowed strings was meant, or nothing if `x` resembles none of them."""
     near = elsewhere.get(x.lower()) or next(iter(difflib.get_close_matches(x.lower(), allowed, 1)), None)
     return "" if near is None else f"Did you mean {near!r}?"
-
-
-def type_name(x: Any) -> str:
-    """The name of the type of `x`, with its module, because other libraries have classes of the same names."""
-    kind = type(x)
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def boolean(name: str, x: Any) -> bool:

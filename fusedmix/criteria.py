@@ -7,7 +7,8 @@ import inspect
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from fusedmix import checks
 from fusedmix.functional import mix_labels
 from fusedmix.methods import Per
+from fusedmix.options import TargetsName
 from fusedmix.plan import MixPlan
 from fusedmix.regression import mix_targets, per_sample
 
@@ -26,10 +28,21 @@ REDUCTIONS = ("mean", "sum", "none", "batchmean")
 _HELD = threading.Lock()  # while a criterion has another reduction than its owner gave it
 
 
-class MixedCriterion(nn.Module):
+class _Mixed(checks.Checked):
+    """A wrapped criterion: its attributes."""
+
+    handle: MixHandle
+    criterion: Any
+    targets: TargetsName
+
+    _checks: ClassVar = {"targets": partial(checks.choice, allowed=get_args(TargetsName))}
+    _fixed: ClassVar = ("handle",)
+
+
+class MixedCriterion(_Mixed, nn.Module):
     """A criterion that is a module, on mixed labels; made by `MixHandle.wrap`. `criterion` is the one wrapped."""
 
-    def __init__(self, handle: MixHandle, criterion: nn.Module, targets: str) -> None:
+    def __init__(self, handle: MixHandle, criterion: nn.Module, targets: TargetsName) -> None:
         super().__init__()
         self.handle = handle
         self.criterion = criterion
@@ -45,10 +58,10 @@ class MixedCriterion(nn.Module):
         return f"targets={self.targets!r}"
 
 
-class MixedFunction:
+class MixedFunction(_Mixed):
     """A criterion that is a function, on mixed labels; made by `MixHandle.wrap`. `criterion` is the one wrapped."""
 
-    def __init__(self, handle: MixHandle, criterion: Callable[..., Any], targets: str) -> None:
+    def __init__(self, handle: MixHandle, criterion: Callable[..., Any], targets: TargetsName) -> None:
         self.handle = handle
         self.criterion = criterion
         self.targets = targets
@@ -85,9 +98,19 @@ def _mixed(
     checks.same_batch("target", target, plan)
     if targets == "dense":
         return criterion(input, _soft(input, target, mix, plan), *args, **kwargs)
+    check_smoothing(targets, mix)
     if isinstance(input, Tensor):
         checks.same_batch("input", input, plan)
     return _two_terms(criterion, plan, input, target, args, kwargs, parameters)
+
+
+def check_smoothing(targets: str, mix: MixTransform) -> None:
+    """Raises where two-term losses would pass over the label smoothing of `mix`."""
+    if targets == "sparse" and mix.label_smoothing:
+        raise ValueError(
+            f'label_smoothing must be 0 with targets="sparse", but mix has {mix.label_smoothing}: give it to '
+            "the criterion."
+        )
 
 
 def _soft(input: Any, target: Tensor, mix: MixTransform, plan: MixPlan) -> Tensor:

@@ -9,7 +9,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,12 @@ from torch.utils.hooks import RemovableHandle
 
 from fusedmix import checks, structure
 from fusedmix.checkpointing import in_backward, recorded, recording
-from fusedmix.criteria import MixedCriterion, MixedFunction
+from fusedmix.criteria import MixedCriterion, MixedFunction, check_smoothing
 from fusedmix.draws import CPU
 from fusedmix.functional import mix as apply
+from fusedmix.options import TargetsName
 from fusedmix.plan import MixPlan
-from fusedmix.transforms import _BY_CLASS, MixTransform
+from fusedmix.transforms import _BY_CLASS, MixTransform, mixing_module
 
 _KEPT = 64  # forward passes whose plans are kept for backward passes that recompute them
 _SEVERAL = "fusedmix.attach: which layer is mixed decides what the graph is; attach to the compiled model instead."
@@ -36,7 +37,7 @@ def attach(
     *,
     layers: Sequence[nn.Module | str] | None = None,
     inputs: Sequence[int | str] | None = None,
-    calls: str = "first",
+    calls: Literal["first", "all"] = "first",
     replace: bool = False,
 ) -> MixHandle:
     """Mixes what a model computes with, in its forward passes in training mode; in evaluation it is left alone.
@@ -84,6 +85,13 @@ def attached(model: nn.Module) -> list[MixHandle]:
     return list(dict.fromkeys(handle for handle in hooks if isinstance(handle, MixHandle)))
 
 
+def _without_labels(name: str, mix: Any) -> MixTransform:
+    """`mix`, if it is a mixing module that needs no labels to find partners."""
+    if mixing_module(name, mix)._pairing in _BY_CLASS:
+        raise ValueError(f"{name} must find partners without labels, but got one with pairing={mix.pairing!r}.")
+    return mix
+
+
 class _Step:
     """One forward pass: which layer was drawn, what it was mixed by, and what was told to the layers that were called
     where a checkpointed function may call them again."""
@@ -106,13 +114,16 @@ class _Step:
         return frame is not None
 
 
-class MixHandle:
+class MixHandle(checks.Checked):
     """What `attach` returns.
 
     Attributes:
-        model: the model it is attached to.
-        mix: the mixing module.
+        model: the model it is attached to; fixed.
+        mix: the mixing module. Another one mixes from the next forward pass on.
     """
+
+    _checks: ClassVar = {"mix": _without_labels}
+    _fixed: ClassVar = ("model",)
 
     def __init__(
         self,
@@ -125,10 +136,6 @@ class MixHandle:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, but got {type(model).__name__}.")
-        if not isinstance(mix, MixTransform):
-            raise TypeError(f"mix must be a mixing module such as fusedmix.MixUp, but got {type(mix).__name__}.")
-        if mix._pairing in _BY_CLASS:
-            raise ValueError(f"mix must find partners without labels, but got one with pairing={mix.pairing!r}.")
         self.model = model
         self.mix = mix
         found = _found(model, layers)
@@ -166,7 +173,7 @@ class MixHandle:
         layer that was drawn was not called in it."""
         return None if self._last is None else self._last.plan
 
-    def wrap(self, criterion: Callable[..., Any], *, targets: str | None = None) -> Any:
+    def wrap(self, criterion: Callable[..., Any], *, targets: TargetsName | None = None) -> Any:
         """The criterion on mixed labels: called as criterion(output, target) with the target as the loader gave it.
 
         While the model is in training mode the labels are mixed by the plan of its last forward pass, else the call is
@@ -189,18 +196,15 @@ class MixHandle:
             RuntimeError, in a call: the model is in training mode and no forward pass has been finished since it was
                 attached or since one raised.
         """
-        targets = self.mix.targets if targets is None else checks.choice("targets", targets, ("dense", "sparse"))
+        targets = self.mix.targets if targets is None else targets
         if not callable(criterion):
             raise TypeError(f"criterion must be an nn.Module or a function, but got {type(criterion).__name__}.")
         if isinstance(criterion, (MixedCriterion, MixedFunction)):
             raise ValueError("criterion is wrapped already: its labels would be mixed twice.")
-        if targets == "sparse" and self.mix.label_smoothing:
-            raise ValueError(
-                f'label_smoothing must be 0 with targets="sparse", but mix has {self.mix.label_smoothing}: give it to '
-                "the criterion."
-            )
         kind = MixedCriterion if isinstance(criterion, nn.Module) else MixedFunction
-        return kind(self, criterion, targets)  # type: ignore[arg-type]
+        wrapped = kind(self, criterion, targets)  # type: ignore[arg-type]
+        check_smoothing(wrapped.targets, self.mix)
+        return wrapped
 
     def remove(self) -> None:
         """Takes the hooks off: the model is what it was. Wrapped criteria pass labels unchanged from then on."""

@@ -7,11 +7,14 @@ import inspect
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Literal, NamedTuple, TypedDict, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, TypeVar, get_args, get_type_hints
 
 import torch
 
 from fusedmix import checks, structure
+
+if TYPE_CHECKING:
+    from fusedmix.transforms import MixTransform
 
 PairingName = Literal["roll", "flip", "random", "cross_class", "same_class"]
 PerName = Literal["batch", "pair", "sample"]
@@ -114,7 +117,7 @@ def _function(name: str, x: Any) -> Any:
 
 def _generator(name: str, x: Any) -> Any:
     if not isinstance(x, torch.Generator):
-        raise TypeError(f"{name} must be a torch.Generator or None, but got {checks.type_name(x)}.")
+        raise TypeError(f"{name} must be a torch.Generator or None, but got {type(x).__name__}.")
     return x
 
 
@@ -174,14 +177,15 @@ def check_generator(name: str, generator: Any, sampling: str) -> None:
         )
 
 
-T = TypeVar("T", bound=type)
+Module = TypeVar("Module", bound="MixTransform")
 _takers: dict[str, list[str]] = {}  # by keyword, of all modules: those that take it
 
 
-def spelled_out(cls: T) -> T:
+def spelled_out(cls: type[Module]) -> type[Module]:
     """Puts the keywords for which a module's `__init__` has only `**options: Unpack[...]` into its signature and its
     docstring, for help() and editors. (Type checkers know them by the TypedDict.)"""
-    signature = inspect.signature(cls.__init__, eval_str=True)
+    init = vars(cls)["__init__"]
+    signature = inspect.signature(init, eval_str=True)
     *own, options = signature.parameters.values()
     types = get_type_hints(get_args(options.annotation)[0])
     shared = [
@@ -190,14 +194,13 @@ def spelled_out(cls: T) -> T:
         if name in types
     ]
     # Of the function and not of the class, from which a user's own subclass would inherit it.
-    cls.__init__.__signature__ = signature.replace(parameters=[*own, *shared])
+    init.__signature__ = signature.replace(parameters=[*own, *shared])
     cls._keywords = tuple(parameter.name for parameter in shared)
     for parameter in (*own[1:], *shared):
         _takers.setdefault(parameter.name, []).append(cls.__name__)
     if cls.__doc__ and Options.__doc__:  # not under python -OO
-        meaning = dict(re.findall(r"^( {4}(\w+): .*(?:\n {8}.*)*)", inspect.cleandoc(Options.__doc__), re.MULTILINE))
-        entries = {name: text for text, name in meaning.items()}
-        lines = "\n".join(entries[name] for name in cls._keywords)
+        entries = re.findall(r"^( {4}(\w+): .*(?:\n {8}.*)*)", inspect.cleandoc(Options.__doc__), re.MULTILINE)
+        lines = "\n".join(text for text, name in entries if name in types)
         cls.__doc__ = inspect.cleandoc(cls.__doc__).replace("    **options: see `Options`.", lines)
     return cls
 
@@ -223,7 +226,7 @@ _ELSEWHERE = {
 }
 
 
-def unknown_keyword(cls: type[Any], name: str) -> TypeError:
+def unknown_keyword(cls: type[MixTransform], name: str) -> TypeError:
     """The error of a module for a keyword that it does not take."""
     own = (p.name for p in inspect.signature(cls).parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD)
     taken = list(dict.fromkeys((*own, *cls._keywords)))
@@ -233,8 +236,9 @@ def unknown_keyword(cls: type[Any], name: str) -> TypeError:
     )
 
 
-def missing_attribute(cls: type[Any], name: str) -> AttributeError | None:
-    """The error of a module for an attribute that only other modules have, so that setting it would do nothing."""
+def missing_attribute(mix: MixTransform, name: str) -> AttributeError | None:
+    """The error for setting an attribute that only other modules have, which would do nothing."""
+    cls = type(mix)
     if name not in _takers or hasattr(cls, name) or name in inspect.signature(cls).parameters:
         return None
     return AttributeError(f"{cls.__name__} has no {name}: setting it would do nothing. {_taken_by(name)}")

@@ -17,32 +17,38 @@ Examples:
 from __future__ import annotations
 
 import math
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
 from fusedmix import checks
-from fusedmix.transforms import MixTransform, RandomMix, _BetaMethod
+from fusedmix.transforms import MixTransform, RandomMix, _BetaMethod, mixing_module
+
+_FROM_0 = partial(checks.integer, low=0)
+_FROM_1 = partial(checks.integer, low=1)
+_NUMBER = partial(checks.number, low=0.0)
 
 
-class MixSchedule:
-    """Base of the schedules.
+class MixSchedule(checks.Checked):
+    """Base of the schedules. Attributes that are set later are checked, and act from the next step on.
 
     Attributes:
-        mix: the module it acts on.
+        mix: the module it acts on; fixed.
         last_epoch: the epoch whose values the module has.
     """
 
+    _checks: ClassVar = {"last_epoch": partial(checks.integer, low=-1)}
+    _fixed: ClassVar = ("mix", "base_alphas")
+
     def __init__(self, mix: MixTransform, last_epoch: int = -1) -> None:
-        if not isinstance(mix, MixTransform):
-            raise TypeError(f"mix must be a mixing module such as fusedmix.MixUp, but got {type(mix).__name__}.")
-        self.mix = mix
-        self.last_epoch = checks.integer("last_epoch", last_epoch, -1)
+        self.mix = mixing_module("mix", mix)
+        self.last_epoch = last_epoch
         for module in (mix, *(mix.methods if isinstance(mix, RandomMix) else ())):
             module._spec.share_memory_()  # with DataLoader workers, forked or spawned after this
         self.step()
 
     def step(self, epoch: int | None = None) -> None:
         """Sets the values of the next epoch, or of `epoch` >= 0."""
-        self.last_epoch = self.last_epoch + 1 if epoch is None else checks.integer("epoch", epoch, 0)
+        self.last_epoch = self.last_epoch + 1 if epoch is None else _FROM_0("epoch", epoch)
         self._apply()
 
     def state_dict(self) -> dict[str, Any]:
@@ -84,7 +90,7 @@ class AlphaSchedule(MixSchedule):
     """
 
     def __init__(self, mix: MixTransform, start: float | None = None, last_epoch: int = -1) -> None:
-        self.base_alphas = [m.alpha if start is None else checks.number("start", start, 0.0) for m in _with_alpha(mix)]
+        self.base_alphas = [m.alpha if start is None else _NUMBER("start", start) for m in _with_alpha(mix)]
         super().__init__(mix, last_epoch)
 
     def get_last_alpha(self) -> list[float]:
@@ -110,11 +116,13 @@ class LinearAlpha(AlphaSchedule):
         epochs: at least 1.
     """
 
+    _checks: ClassVar = {**AlphaSchedule._checks, "end": _NUMBER, "epochs": _FROM_1}
+
     def __init__(
         self, mix: MixTransform, start: float | None = None, end: float = 0.0, *, epochs: int, last_epoch: int = -1
     ) -> None:
-        self.end = checks.number("end", end, 0.0)
-        self.epochs = checks.integer("epochs", epochs, 1)
+        self.end = end
+        self.epochs = epochs
         super().__init__(mix, start, last_epoch)
 
     def _alpha(self, base: float) -> float:
@@ -141,6 +149,8 @@ class StepAlpha(AlphaSchedule):
         gamma: at least 0.
     """
 
+    _checks: ClassVar = {**AlphaSchedule._checks, "step_size": _FROM_1, "gamma": _NUMBER}
+
     def __init__(
         self,
         mix: MixTransform,
@@ -150,8 +160,8 @@ class StepAlpha(AlphaSchedule):
         gamma: float = 0.1,
         last_epoch: int = -1,
     ) -> None:
-        self.step_size = checks.integer("step_size", step_size, 1)
-        self.gamma = checks.number("gamma", gamma, 0.0)
+        self.step_size = step_size
+        self.gamma = gamma
         super().__init__(mix, start, last_epoch)
 
     def _alpha(self, base: float) -> float:
@@ -164,8 +174,10 @@ class OffAfter(MixSchedule):
     It sets `mix.enabled`, and so goes with a schedule of α.
     """
 
+    _checks: ClassVar = {**MixSchedule._checks, "epoch": _FROM_0}
+
     def __init__(self, mix: MixTransform, epoch: int, last_epoch: int = -1) -> None:
-        self.epoch = checks.integer("epoch", epoch, 0)
+        self.epoch = epoch
         super().__init__(mix, last_epoch)
 
     def _apply(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, cast
 
@@ -47,7 +47,7 @@ _BY_CLASS = (Pairing.CROSS_CLASS, Pairing.SAME_CLASS)
 _OF_METHOD = ("lam_range", "variant", "p")
 
 
-class MixTransform(nn.Module):
+class MixTransform(checks.Checked, nn.Module):
     """Base of the mixing modules: takes a batch apart, samples a plan, applies it to images, masks and labels.
 
     Call it with a batch, in any structure torchvision v2 takes: `images, targets = mix(images, labels)`. It mixes in
@@ -71,12 +71,11 @@ class MixTransform(nn.Module):
     mask_ignore_index: int | None
 
     _keywords: ClassVar[tuple[str, ...]] = tuple(DEFAULTS)  # of `Options`, those that the class takes
-    _checks: ClassVar[dict[str, Callable[[str, Any], Any]]] = {}  # of other attributes that may be set
     _member: bool = False  # whether it is one of the methods of a RandomMix
     _generator: GeneratorHandle | None = None
     _spec: Tensor  # (methods, len(Column)) float64, on the CPU wherever the module goes
 
-    def __init__(self, spec: Tensor, options: Options) -> None:
+    def __init__(self, spec: Tensor, options: Mapping[str, Any]) -> None:
         super().__init__()
         for name in options:
             if name not in self._keywords:
@@ -91,7 +90,7 @@ class MixTransform(nn.Module):
         self._soft = bool((spec[:, Column.SOFT] > 0).any())
         self._binary = methods <= {Method.CUTMIX, Method.FMIX_RELEASED, Method.FMIX_PAPER} and not self._soft
 
-    def _take(self, given: Options) -> None:
+    def _take(self, given: Mapping[str, Any]) -> None:
         """Sets the attributes to the keywords given and to the defaults of the rest, or raises and sets none."""
         values = settled(given)
         if values["backend"] != self.__dict__.get("backend", ...):
@@ -106,22 +105,12 @@ class MixTransform(nn.Module):
         self.__dict__.update((name, values[name]) for name in self._keywords if name in values)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        cls = type(self)
-        attribute = getattr(cls, name, None)
-        if isinstance(attribute, property):
-            if attribute.fset is None:
-                raise AttributeError(
-                    f"{name} is fixed when a {cls.__name__} is made, but was set to {value!r}. Make a new module: "
-                    f"{cls.__name__}({name}=...)."
-                )
-        elif name in self._keywords:
+        if name in self._keywords and not isinstance(getattr(type(self), name, None), property):
             self._set_keyword(name, value)
-            return
-        elif name in self._checks:
-            value = self._checks[name](name, value)
-        elif (error := missing_attribute(cls, name)) is not None:
+        elif (error := missing_attribute(self, name)) is not None:
             raise error
-        super().__setattr__(name, value)
+        else:
+            super().__setattr__(name, value)
 
     def _set_keyword(self, name: str, value: Any) -> None:
         if self._member and name not in _OF_METHOD:
@@ -129,7 +118,7 @@ class MixTransform(nn.Module):
                 f"{name} is the whole batch's, not that of a method of a RandomMix, as this {type(self).__name__} is "
                 "one. Set it on the RandomMix, or make a new module for use without it."
             )
-        self._take(cast(Options, {**self._options, "generator": self.generator, name: value}))
+        self._take({**self._options, "generator": self.generator, name: value})
 
     def sample(
         self,
@@ -548,7 +537,13 @@ class _Method(MixTransform):
     _default_variant: ClassVar[VariantName] = "released"
 
     def __init__(
-        self, options: Options, *, alpha: float = 1.0, ratio: float = 1.0, lam: float = math.nan, **columns: float
+        self,
+        options: Mapping[str, Any],
+        *,
+        alpha: float = 1.0,
+        ratio: float = 1.0,
+        lam: float = math.nan,
+        **columns: float,
     ) -> None:
         spec = spec_row(
             self._formulas[self._default_variant],
@@ -559,7 +554,7 @@ class _Method(MixTransform):
         )
         super().__init__(spec, options)
 
-    def _take(self, given: Options) -> None:
+    def _take(self, given: Mapping[str, Any]) -> None:
         super()._take(given)
         self.__dict__["variant"] = given.get("variant") or self._default_variant
         self._spec[0, Column.METHOD] = self._formulas[self.variant]
@@ -800,12 +795,12 @@ class RandomMix(MixTransform):
         for i, method in enumerate(methods):
             if not isinstance(method, _Method) or not method._in_sets:
                 raise TypeError(
-                    f"methods[{i}] must be a fusedmix MixUp, CutMix, HMix, GMix, FMix or SamplePairing, but got "
-                    f"{checks.type_name(method)}.{_ours(method)}"
+                    f"methods[{i}] must be a MixUp, CutMix, HMix, GMix, FMix or SamplePairing of fusedmix, but got "
+                    f"{_named(method)}"
                 )
-        for keyword in ("lam_range", "variant"):
-            if options.get(keyword) is not None:
-                raise ValueError(f"{keyword} belongs to a method of RandomMix, but got {keyword}={options[keyword]!r}.")
+        for keyword, value in options.items():
+            if keyword in ("lam_range", "variant"):
+                raise ValueError(f"{keyword} belongs to a method of RandomMix, but got {keyword}={value!r}.")
         shares = _shares(weights, len(methods))
         super().__init__(torch.cat([method._spec for method in methods]), _agreed(methods, options))
         # Not by name: `methods` is a property, so that nobody adds a method which the rest knows nothing of.
@@ -829,7 +824,7 @@ class RandomMix(MixTransform):
     def weights(self, weights: Sequence[float] | None) -> None:
         self._shares[:] = torch.tensor(_shares(weights, len(self._shares)), dtype=torch.float64, device=CPU)
 
-    def _take(self, given: BatchOptions) -> None:
+    def _take(self, given: Mapping[str, Any]) -> None:
         p = given.get("p")
         if isinstance(p, (Sequence, Tensor)) and not isinstance(p, str):
             raise TypeError(
@@ -839,10 +834,11 @@ class RandomMix(MixTransform):
         super()._take(given)
 
     def _current_spec(self) -> Tensor:
-        spec = torch.cat([method._spec for method in self.methods])  # anew: a schedule may have changed an α or a p
+        methods = self.methods
+        spec = torch.cat([method._spec for method in methods])  # anew: a schedule may have changed an α or a p
         spec[:, Column.WEIGHT] = self._shares
         spec[:, Column.P] *= self._spec[:, Column.P]  # each `enabled` or not, and so is the set
-        for row, method in enumerate(self.methods):
+        for row, method in enumerate(methods):
             spec[row, Column.P] *= method.p
         return spec
 
@@ -865,9 +861,9 @@ def _shares(weights: Any, n: int) -> list[float]:
     return [weight / sum(weights) for weight in weights]
 
 
-def _agreed(methods: Sequence[MixTransform], options: Options) -> Options:
+def _agreed(methods: Sequence[MixTransform], options: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a RandomMix: its own, and what its methods were given and agree on."""
-    agreed: dict[str, Any] = dict(options)
+    agreed = dict(options)
     for key in DEFAULTS.keys() - options.keys() - set(_OF_METHOD):
         values = [method._options[key] for method in methods if key in method._options]
         if any(value is not values[0] and value != values[0] for value in values):
@@ -881,7 +877,7 @@ def _agreed(methods: Sequence[MixTransform], options: Options) -> Options:
         if any(generator is not generators[0] for generator in generators):
             raise ValueError(f"The methods of RandomMix disagree about generator: got {generators!r}. Pass generator=.")
         agreed["generator"] = generators[0]
-    return agreed  # type: ignore[return-value]
+    return agreed
 
 
 def _classes(labels: Tensor | None, batch_size: int, pairing: str) -> Tensor:
@@ -899,19 +895,19 @@ def _classes(labels: Tensor | None, batch_size: int, pairing: str) -> Tensor:
 def mixing_module(name: str, x: Any) -> MixTransform:
     """`x`, if it is a mixing module."""
     if not isinstance(x, MixTransform):
-        raise TypeError(
-            f"{name} must be a mixing module such as fusedmix.MixUp(), but got {checks.type_name(x)}.{_ours(x)}"
-        )
+        raise TypeError(f"{name} must be a mixing module such as fusedmix.MixUp(), but got {_named(x)}")
     return x
 
 
-def _ours(x: Any) -> str:
-    """What to take in place of something that is no module of this package, if its name says so."""
+def _named(x: Any) -> str:
+    """What came where a module of this package is wanted, and which to take if another library has one of that name."""
     if isinstance(x, type) and issubclass(x, MixTransform):
-        return f" Make a module of the class: {x.__name__}()."
-    name = type(x).__name__.lower()
-    near = next((kind.__name__ for kind in (MixUp, CutMix, FMix) if kind.__name__.lower() in name), None)
-    return "" if near is None or isinstance(x, MixTransform) else f" Take fusedmix.{near} in its place."
+        return f"the class {x.__name__}. Make a module of it: fusedmix.{x.__name__}()."
+    name = type(x).__name__
+    near = next((kind.__name__ for kind in (MixUp, CutMix, FMix) if kind.__name__.lower() in name.lower()), None)
+    if near is None or isinstance(x, MixTransform):
+        return f"{name}."
+    return f"{type(x).__module__}.{name}. Take fusedmix.{near} in its place."
 
 
 def _capturing() -> bool:

@@ -15,13 +15,13 @@ import inspect
 import sys
 from collections import UserDict
 from collections.abc import MutableMapping, MutableSequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch.utils import _pytree as pytree
 
 from fusedmix import checks, structure
-from fusedmix.integrations.positions import check_mix, mix_at, schedules
+from fusedmix.integrations.positions import Schedule, check_mix, check_schedules, check_seed, mix_at
 from fusedmix.transforms import MixTransform
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ else:
         ) from error
 
 
-class MixCallback(Callback):
+class MixCallback(checks.Checked, Callback):
     """Mixes every batch of the training, on the device and after the module's own on_after_batch_transfer.
 
     Validation, sanity checks, tests and predictions see their batches as they are. The elements of the batch that hold
@@ -63,10 +63,16 @@ class MixCallback(Callback):
         TypeError: a batch holds what is to be replaced in a tuple, or training_step takes a dataloader_iter.
     """
 
+    mix: MixTransform
+    schedules: tuple[Schedule, ...]
+    seed: int | None
+
+    _checks: ClassVar = {"mix": check_mix, "schedules": check_schedules, "seed": check_seed}
+
     def __init__(self, mix: MixTransform, *, schedule: Any = None, seed: int | None = None) -> None:
-        self.mix = check_mix(mix)
-        self.schedules = schedules("schedule", schedule)
-        self.seed = None if seed is None else checks.integer("seed", seed, -(2**63), 2**64 - 1)
+        self.mix = mix
+        self.schedules = check_schedules("schedule", schedule)
+        self.seed = seed
         self._epoch: int | None = None  # for which the schedules were stepped
 
     def __repr__(self) -> str:

@@ -13,7 +13,9 @@ from typing import Any, Protocol
 
 import torch
 
-from fusedmix.transforms import MixTransform
+from fusedmix import checks
+from fusedmix.ops import GeneratorHandle
+from fusedmix.transforms import MixTransform, mixing_module
 
 
 class Schedule(Protocol):
@@ -26,31 +28,31 @@ class Schedule(Protocol):
 def mix_at(mix: MixTransform, batch: Any, *position: int) -> Any:
     """`mix(batch)`, drawn by a generator that is seeded by the position and leaves torch's own alone."""
     digest = hashlib.blake2b(repr(position).encode(), digest_size=8).digest()
-    mix.generator = torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+    generator = torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+    check_mix("mix", mix)  # again: it may have been given a generator in the meantime
+    mix._generator = GeneratorHandle(generator)  # not as an attribute that a user sets, and may not of a RandomMix's
     try:
         return mix(batch)
     finally:
-        mix.generator = None
+        mix._generator = None
 
 
-def check_mix(mix: Any) -> MixTransform:
+def check_mix(name: str, mix: Any) -> MixTransform:
     """`mix`, if `mix_at` can use it.
 
     Raises:
         TypeError: it is not a mixing module.
         ValueError: it has a generator of its own, which would be ignored.
     """
-    if not isinstance(mix, MixTransform):
-        raise TypeError(f"mix must be a mixing module such as fusedmix.CutMix(), but got {type(mix).__name__}.")
-    if mix.generator is not None:
+    if mixing_module(name, mix).generator is not None:
         raise ValueError(
-            "mix must have generator=None, because its draws follow from seed, rank and step, but it has one. "
+            f"{name} must have generator=None, because its draws follow from seed, rank and step, but it has one. "
             "Pass a seed instead."
         )
     return mix
 
 
-def schedules(name: str, given: Any) -> tuple[Schedule, ...]:
+def check_schedules(name: str, given: Any) -> tuple[Schedule, ...]:
     """None, a schedule or several as a tuple.
 
     Raises:
@@ -65,3 +67,8 @@ def schedules(name: str, given: Any) -> tuple[Schedule, ...]:
                 f"{name} must be None, or one or several objects with step(epoch), but got {type(schedule).__name__}."
             )
     return several
+
+
+def check_seed(name: str, seed: Any) -> int | None:
+    """`seed`, if it is a 64-bit integer or None."""
+    return None if seed is None else checks.integer(name, seed, -(2**63), 2**64 - 1)

@@ -96,7 +96,33 @@ def _attached(byte: Any) -> _Switch:
     return switch
 
 
-class Mixup:
+_ALPHA = functools.partial(checks.number, low=0.0)
+
+
+def _share(name: str, x: Any) -> float:
+    # Errors call the attribute mix_prob as the keyword is called.
+    return checks.number(name.removeprefix("mix_"), x, 0.0, 1.0)
+
+
+def _minmax(name: str, minmax: Any) -> Sequence[float] | None:
+    if minmax is None:
+        return None
+    if not isinstance(minmax, (list, tuple)):
+        raise TypeError(f"{name} must be a pair (low, high) or None, but got {minmax!r}.")
+    if len(minmax) != 2:
+        raise ValueError(f"{name} must be a pair (low, high), but got {len(minmax)} numbers: {minmax!r}.")
+    low, high = (checks.number(f"{name}[{i}]", share, 0.0, 1.0) for i, share in enumerate(minmax))
+    if low >= high:
+        raise ValueError(f"{name} must have low < high, but got {minmax!r}.")
+    return minmax
+
+
+def _backend(_: str, backend: Any) -> str | None:
+    backends.check_name(backend)
+    return backend
+
+
+class Mixup(checks.Checked):
     """timm.data.Mixup: Mixup (Zhang 2018) and CutMix (Yun 2019) of a batch, in place, with partners from its other end.
 
     One launch for the images and one for the targets in every mode. λ and boxes come from NumPy's global generator.
@@ -127,6 +153,20 @@ class Mixup:
     modes: ClassVar[tuple[str, ...]] = ("batch", "pair", "elem")
     _cuts_at_one: ClassVar[bool] = False  # whether mode="batch" draws a box also where λ is exactly 1
 
+    _checks: ClassVar = {
+        "mixup_alpha": _ALPHA,
+        "cutmix_alpha": _ALPHA,
+        "cutmix_minmax": _minmax,
+        "mix_prob": _share,
+        "switch_prob": _share,
+        "mode": functools.partial(checks.choice, allowed=modes),
+        "correct_lam": checks.boolean,
+        "label_smoothing": _share,
+        "num_classes": functools.partial(checks.integer, low=1),
+        "multi_label": checks.boolean,
+        "backend": _backend,
+    }
+
     def __init__(
         self,
         mixup_alpha: float = 1.0,
@@ -142,23 +182,24 @@ class Mixup:
         *,
         backend: str | None = None,
     ) -> None:
-        self.mixup_alpha = checks.number("mixup_alpha", mixup_alpha, 0.0)
-        self.cutmix_alpha = checks.number("cutmix_alpha", cutmix_alpha, 0.0)
+        self.mixup_alpha = mixup_alpha
+        self.cutmix_alpha = cutmix_alpha
         self.cutmix_minmax = cutmix_minmax
-        if cutmix_minmax is not None:
-            _check_minmax(cutmix_minmax)
-            self.cutmix_alpha = 1.0
-        self.mix_prob = checks.number("prob", prob, 0.0, 1.0)
-        self.switch_prob = checks.number("switch_prob", switch_prob, 0.0, 1.0)
-        self.mode = checks.choice("mode", mode, self.modes)
-        self.correct_lam = checks.boolean("correct_lam", correct_lam)
-        self.label_smoothing = checks.number("label_smoothing", label_smoothing, 0.0, 1.0)
-        self.num_classes = checks.integer("num_classes", num_classes, 1)
-        self.multi_label = checks.boolean("multi_label", multi_label)
+        self.mix_prob = prob
+        self.switch_prob = switch_prob
+        self.mode = mode
+        self.correct_lam = correct_lam
+        self.label_smoothing = label_smoothing
+        self.num_classes = num_classes
+        self.multi_label = multi_label
         self.backend = backend
         self._switch = _Switch(True)
-        backends.check_name(backend)
         backends.prepare(backend)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "cutmix_minmax" and value is not None:
+            self.cutmix_alpha = 1.0
 
     @property
     def mixup_enabled(self) -> bool:
@@ -226,7 +267,6 @@ class Mixup:
 
     def _check(self, size: tuple[int, ...]) -> None:
         """Raises where a draw for images of that size would fail half-way, or be frozen into a graph."""
-        checks.choice("mode", self.mode, self.modes)
         if not self.mixup_enabled:
             return
         if _capturing():
@@ -404,6 +444,7 @@ class FastCollateMixup(Mixup):
     """
 
     modes: ClassVar[tuple[str, ...]] = ("batch", "pair", "elem", "half")
+    _checks: ClassVar = {**Mixup._checks, "mode": functools.partial(checks.choice, allowed=modes)}
     _cuts_at_one: ClassVar[bool] = True
 
     @property  # type: ignore[misc]
@@ -506,13 +547,3 @@ def _arrays(batch: Any) -> list[np.ndarray]:
             )
         images.append(image)
     return images
-
-
-def _check_minmax(minmax: Any) -> None:
-    if not isinstance(minmax, (list, tuple)):
-        raise TypeError(f"cutmix_minmax must be a pair (low, high) or None, but got {minmax!r}.")
-    if len(minmax) != 2:
-        raise ValueError(f"cutmix_minmax must be a pair (low, high), but got {len(minmax)} numbers: {minmax!r}.")
-    low, high = (checks.number(f"cutmix_minmax[{i}]", share, 0.0, 1.0) for i, share in enumerate(minmax))
-    if low >= high:
-        raise ValueError(f"cutmix_minmax must have low < high, but got {minmax!r}.")

@@ -16,7 +16,7 @@ Examples:
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fusedmix import checks
 from fusedmix.hooks import attached
-from fusedmix.integrations.positions import check_mix, mix_at, schedules
+from fusedmix.integrations.positions import check_mix, check_schedules, check_seed, mix_at
 from fusedmix.plan import SparseTargets
 from fusedmix.transforms import MixTransform
 
@@ -37,7 +37,7 @@ except ImportError as error:  # also what Transformers raises where its Trainer 
     ) from error
 
 
-class MixTrainerMixin:
+class MixTrainerMixin(checks.Checked):
     """What makes a Trainer mix; for Trainers of one's own: `class Mine(MixTrainerMixin, MyTrainer)`.
 
     In training, and only there, the inputs are mixed on the device just before the model sees them. The model is not
@@ -64,6 +64,8 @@ class MixTrainerMixin:
             batch of the training has no "labels".
     """
 
+    _checks: ClassVar = {"mix_schedules": check_schedules, "mix_seed": check_seed}
+
     # Of the Trainer.
     args: Any
     model: Any
@@ -78,30 +80,42 @@ class MixTrainerMixin:
         mix_seed: int | None = None,
         **kwargs: Any,
     ) -> None:
-        self.mix = None if mix is None else check_mix(mix)
-        self.mix_schedules = schedules("mix_schedule", mix_schedule)
+        self._mix = None if mix is None else check_mix("mix", mix)
+        self.mix_schedules = check_schedules("mix_schedule", mix_schedule)
         super().__init__(*args, **kwargs)
-        given = self.args.seed if mix_seed is None else mix_seed
-        self.mix_seed = checks.integer("mix_seed", given, -(2**63), 2**64 - 1)
+        self.mix_seed = self.args.seed if mix_seed is None else mix_seed
         self._at = (-1, -1)  # optimizer step, batch in it
         self._epoch: int | None = None  # for which the schedules were stepped
-        if mix is None:
-            return
+        self.mix = mix
+
+    @property
+    def mix(self) -> MixTransform | None:
+        """The mixing module. Another one, or None, acts from the next batch on."""
+        return self._mix
+
+    @mix.setter
+    def mix(self, mix: MixTransform | None) -> None:
+        if mix is not None:
+            self._check_smoothing(check_mix("mix", mix))
+            self._loss_of_mixed = self.compute_loss_func
+            if self._loss_of_mixed is None:
+                smoothing = self.args.label_smoothing_factor
+                self._loss_of_mixed = functools.partial(_loss, label_smoothing=smoothing)
+                problem = getattr(getattr(self.model, "config", None), "problem_type", None)
+                if problem not in (None, "single_label_classification"):
+                    raise ValueError(
+                        "The model's problem_type must be None or 'single_label_classification', for which mixing has "
+                        f"a loss, but got {problem!r}. Pass compute_loss_func= for another loss."
+                    )
+        self._mix = mix
+
+    def _check_smoothing(self, mix: MixTransform) -> None:
         smoothing = self.args.label_smoothing_factor
         if smoothing and mix.label_smoothing:
             raise ValueError(
                 f"Labels would be smoothed twice: label_smoothing_factor={smoothing} and "
                 f"mix.label_smoothing={mix.label_smoothing}. Set one of them to 0."
             )
-        self._loss_of_mixed = self.compute_loss_func
-        if self._loss_of_mixed is None:
-            self._loss_of_mixed = functools.partial(_loss, label_smoothing=smoothing)
-            problem = getattr(getattr(self.model, "config", None), "problem_type", None)
-            if problem not in (None, "single_label_classification"):
-                raise ValueError(
-                    "The model's problem_type must be None or 'single_label_classification', for which mixing has a "
-                    f"loss, but got {problem!r}. Pass compute_loss_func= for another loss."
-                )
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         if self.mix is not None and any(attached(module) for module in self.model.modules()):
@@ -117,6 +131,7 @@ class MixTrainerMixin:
     ) -> Any:
         if self.mix is None or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[misc]
+        self._check_smoothing(self.mix)  # again: it may have been set in the meantime
         if "labels" not in inputs:
             raise ValueError(f'The batch must hold its labels under "labels", but has only {sorted(inputs)}.')
         state = self.state
