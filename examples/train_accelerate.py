@@ -45,7 +45,7 @@ def small_cnn() -> nn.Module:
 
 
 def accuracy(accelerator: Accelerator, model: nn.Module, loader: DataLoader) -> float:
-    """The share of correct predictions on all ranks. Nothing is mixed."""
+    """The share of correct predictions on all ranks. Nothing is mixed: `mix` is not called."""
     model.eval()
     correct = []
     with torch.no_grad():
@@ -115,7 +115,8 @@ def main() -> None:
     parser.add_argument("--cpu", action="store_true")
     parser.add_argument("--steps", type=Path, help="where each rank writes what it trained on, as steps-<rank>.pt")
     options = parser.parse_args()
-    mix = fm.RandomMix([fm.MixUp(alpha=0.8), fm.CutMix()], num_classes=CLASSES, inplace=True)
+    # training_only: after mix.eval() it would return batches as they are, wherever it is called.
+    mix = fm.RandomMix([fm.MixUp(alpha=0.8), fm.CutMix()], num_classes=CLASSES, inplace=True, training_only=True)
     seen = train(
         mix,
         striped(512, seed=0),

@@ -94,6 +94,13 @@ def test_any_loop():
     assert not found["model"]._forward_pre_hooks
 
 
+def test_part_of_the_model():
+    found, changed = run("As a part of the model")
+    assert found["validation_loss"] == F.cross_entropy(found["model"](found["images"]), found["labels"])
+    assert not any(changed)
+    assert all(p.grad is not None for p in found["model"].parameters())
+
+
 def test_manifold_mixup():
     found, _ = run("Manifold Mixup")
     assert all(p.grad.isfinite().all() for p in found["model"].parameters())

@@ -8,6 +8,7 @@ import os
 import pytest
 import torch
 from torchvision import tv_tensors
+from torchvision.transforms import v2
 
 import fusedmix as fm
 
@@ -72,6 +73,61 @@ CONSTRUCTION = {
         ValueError,
         ("generator", "torch._C.Generator", "RandomMix"),
     ),
+    "training_only int": (lambda: fm.MixUp(training_only=1), TypeError, ("training_only", "1", "bool")),
+    "keyword misspelt": (
+        lambda: fm.CutMix(num_class=3),
+        TypeError,
+        ("'num_class'", "Did you mean 'num_classes'?", "It takes alpha, num_classes,"),
+    ),
+    "keyword of another method": (lambda: fm.GMix(ratio=0.5), TypeError, ("'ratio'", "HMix takes ratio", "alpha")),
+    "keyword of timm": (lambda: fm.MixUp(prob=0.5), TypeError, ("'prob'", "timm's prob is p", "It takes alpha")),
+    "mode of timm": (lambda: fm.CutMix(mode="elem"), TypeError, ("'mode'", 'per="sample"', 'pairing="flip"')),
+    "alpha of timm": (lambda: fm.MixUp(mixup_alpha=0.8), TypeError, ("'mixup_alpha'", "alpha of MixUp")),
+    "keyword of kornia": (
+        lambda: fm.MixUp(same_on_batch=False),
+        TypeError,
+        ("'same_on_batch'", 'per="batch"', 'per="sample"'),
+    ),
+    "per of timm": (lambda: fm.CutMix(per="elem"), ValueError, ("per", "'elem'", "Did you mean 'sample'?")),
+    "per in capitals": (lambda: fm.CutMix(per="PAIR"), ValueError, ("per", "'PAIR'", "Did you mean 'pair'?")),
+    "pairing misspelt": (lambda: fm.MixUp(pairing="rand"), ValueError, ("pairing", "'rand'", "Did you mean 'random'?")),
+    "weights as p": (
+        lambda: fm.RandomMix([fm.MixUp(), fm.CutMix()], p=[0.3, 0.7]),
+        TypeError,
+        ("p must be a number", "[0.3, 0.7]", "weights"),
+    ),
+    "variant of RandomMix": (
+        lambda: fm.RandomMix([fm.HMix()], variant="paper"),
+        ValueError,
+        ("variant", "'paper'", "method"),
+    ),
+    "alpha of RandomMix": (lambda: fm.RandomMix([fm.MixUp()], alpha=0.2), TypeError, ("'alpha'", "MixUp", "weights")),
+    "torchvision's module": (
+        lambda: fm.RandomMix([v2.CutMix()]),
+        TypeError,
+        ("methods[0]", "torchvision.transforms.v2", "Take fusedmix.CutMix in its place"),
+    ),
+    "classes for modules": (
+        lambda: fm.RandomMix([fm.MixUp, fm.CutMix]),
+        TypeError,
+        ("methods[0]", "the class MixUp", "fusedmix.MixUp()"),
+    ),
+    "torchvision's module attached": (
+        lambda: fm.attach(torch.nn.Identity(), v2.MixUp()),
+        TypeError,
+        ("mix must be", "torchvision.transforms.v2", "Take fusedmix.MixUp in its place"),
+    ),
+    "torchvision's module scheduled": (
+        lambda: fm.schedules.OffAfter(v2.MixUp(), 3),
+        TypeError,
+        ("mix must be", "torchvision.transforms.v2", "Take fusedmix.MixUp in its place"),
+    ),
+    "inplace of EmbedMix": (
+        lambda: fm.EmbedMix(inplace=True),
+        TypeError,
+        ("'inplace'", "CutMix", "It takes alpha, fold, padding"),
+    ),
+    "padding misspelt": (lambda: fm.EmbedMix(padding="zero"), ValueError, ("padding", "'zero'", "'zeros'")),
     "keyword unknown": (lambda: fm.MixUp(classes=3), TypeError, ("classes", "unknown", "num_classes")),
     "methods empty": (lambda: fm.RandomMix([]), ValueError, ("methods", "none", "at least one")),
     "methods not a list": (lambda: fm.RandomMix(fm.MixUp()), TypeError, ("methods", "MixUp", "list")),
@@ -236,7 +292,16 @@ APPLY = {
 
 CALL = {
     "nothing": (lambda m: m(), TypeError, ("batch", "no arguments")),
-    "images only": (lambda m: m(X), ValueError, ("labels should be index based", "(4, 3, 8, 8)")),
+    "images only": (
+        lambda m: m(X),
+        ValueError,
+        ("labels should be index based", "(4, 3, 8, 8)", "labels_getter=None"),
+    ),
+    "two stacks of images": (
+        lambda m: m(X, X),
+        ValueError,
+        ("labels should be index based", "(4, 3, 8, 8)", "labels_getter=None"),
+    ),
     "labels a string": (lambda m: m(X, "cat"), ValueError, ("default labels_getter", "str")),
     "two images, no labels key": (lambda m: m({"a": X, "b": X}), ValueError, ("Could not infer", "['a', 'b']")),
     "no image": (lambda m: m("cat", Y), ValueError, ("No image or video",)),
@@ -354,15 +419,35 @@ def test_wrong_batches(case, inplace):
     check(lambda: call(fm.CutMix(num_classes=10, inplace=inplace)), exception, fragments)
 
 
-def test_setting_an_attribute_is_checked_too():
+SETTING = {
+    "p too large": ("p", 5, ValueError, ("p ", "5", "[0, 1]")),
+    "p a list": ("p", [0.5, 0.5], TypeError, ("p ", "[0.5, 0.5]", "weights")),
+    "label_smoothing negative": ("label_smoothing", -3, ValueError, ("label_smoothing", "-3", "[0, 1]")),
+    "targets in capitals": ("targets", "Sparse", ValueError, ("targets", "Sparse", "Did you mean 'sparse'?")),
+    "weights too many": ("weights", [1.0, 2.0, 3.0], ValueError, ("weights", "3", "2")),
+    "generator a seed": ("generator", 3, TypeError, ("generator", "int", "torch.Generator")),
+    "per": ("per", "sample", AttributeError, ("per", "'sample'", "Make a new RandomMix")),
+    "methods": ("methods", [], AttributeError, ("methods", "[]", "Make a new RandomMix")),
+    "variant": ("variant", "paper", AttributeError, ("RandomMix has no variant", "HMix")),
+    "alpha": ("alpha", 0.5, AttributeError, ("RandomMix has no alpha", "MixUp")),
+}
+
+
+@pytest.mark.parametrize("case", SETTING.values(), ids=SETTING)
+def test_wrong_settings(case):
+    name, value, exception, fragments = case
+    mix = fm.RandomMix([fm.MixUp(), fm.HMix()])
+    before = repr(mix)
+    check(lambda: setattr(mix, name, value), exception, fragments)
+    assert repr(mix) == before
+
+
+@pytest.mark.parametrize(("value", "exception"), [(-1.0, ValueError), (float("nan"), ValueError), ("1", TypeError)])
+def test_a_wrong_alpha_is_not_set(value, exception):
     mix = fm.MixUp()
-    for value, exception in ((-1.0, ValueError), (float("nan"), ValueError), ("1", TypeError)):
-        with pytest.raises(exception, match="alpha"):
-            mix.alpha = value
-    with pytest.raises(TypeError, match=r"generator.*torch\.Generator"):
-        mix.generator = 3
+    with pytest.raises(exception, match="alpha"):
+        mix.alpha = value
     assert mix.alpha == 1.0
-    assert mix.generator is None
 
 
 def test_a_backend_that_cannot_run_says_why(monkeypatch):

@@ -308,11 +308,35 @@ def test_parameters_of_the_methods():
     } - {"MixTransform"}
     for name, cell in found.items():
         parameters = inspect.signature(getattr(fm, name)).parameters
-        expected = {key: p.default for key, p in parameters.items() if p.kind is not inspect.Parameter.VAR_KEYWORD}
+        expected = {key: p.default for key, p in parameters.items() if key not in fm.transforms.Options.__annotations__}
         said = dict(re.match(r"(\w+)=?(.*)", code).groups() for code in re.findall(r"`([^`]*)`", cell))
         assert list(said) == list(expected)
         for key, default in expected.items():
             assert default is inspect.Parameter.empty or ast.literal_eval(said[key]) == default
+
+
+def test_reference_pages_show_every_keyword():
+    """What the pages are made from has the signatures and docstrings of the modules as they run."""
+    griffe = required("griffe")
+    extensions = griffe.load_extensions(str(DOCS / "signatures.py"))
+    package = griffe.load("fusedmix", search_paths=[ROOT], extensions=extensions)
+    for cls in (fm.MixUp, fm.CutMix, fm.HMix, fm.GMix, fm.FMix, fm.SamplePairing, fm.RandomMix, fm.EmbedMix):
+        page = package[cls.__module__.removeprefix("fusedmix.")][cls.__name__]
+        shown = {p.name: p.default for p in page["__init__"].parameters if p.name != "self"}
+        signature = inspect.signature(cls).parameters
+        assert list(shown) == list(signature)
+        for name, parameter in signature.items():
+            required_one = parameter.default is inspect.Parameter.empty
+            assert shown[name] is None if required_one else ast.literal_eval(shown[name]) == parameter.default
+        described = next(part for part in page.docstring.parse("google") if part.kind.value == "parameters").value
+        assert [(p.name, p.default) for p in described] == list(shown.items())
+    options = package["options.Options"].docstring.parse("google")
+    described = next(part for part in options if part.kind.value == "attributes").value
+    for attribute in described:
+        assert (
+            f"(Default: `{inspect.signature(fm.MixUp).parameters[attribute.name].default!r}`.)" in attribute.description
+        )
+    assert [attribute.name for attribute in described] == list(inspect.signature(fm.SamplePairing).parameters)
 
 
 def test_variables():
