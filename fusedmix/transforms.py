@@ -809,8 +809,7 @@ class RandomMix(MixTransform):
                 raise ValueError(f"{keyword} belongs to a method of RandomMix, but got {keyword}={value!r}.")
         shares = _shares(weights, len(methods))
         super().__init__(torch.cat([method._spec for method in methods]), _agreed(methods, options))
-        # Not by name: `methods` is a property, so that nobody adds a method which the rest knows nothing of.
-        self._modules["methods"] = nn.ModuleList(methods)
+        self._methods = nn.ModuleList(methods)
         self._shares = torch.tensor(shares, dtype=torch.float64, device=CPU)
         for method in methods:
             method._member = True
@@ -818,7 +817,7 @@ class RandomMix(MixTransform):
     @property
     def methods(self) -> tuple[_Method, ...]:
         """The methods; fixed at construction."""
-        return tuple(self._modules["methods"])  # type: ignore[arg-type]
+        return tuple(self._methods)  # type: ignore[arg-type]
 
     @property
     def weights(self) -> tuple[float, ...]:
@@ -829,6 +828,12 @@ class RandomMix(MixTransform):
     @weights.setter
     def weights(self, weights: Sequence[float] | None) -> None:
         self._shares[:] = torch.tensor(_shares(weights, len(self._shares)), dtype=torch.float64, device=CPU)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        modules = state["_modules"]
+        if "methods" in modules:  # was pickled when the list was public, and could be added to
+            state = {**state, "_modules": {"_methods": modules["methods"]}}
+        super().__setstate__(state)
 
     def _take(self, given: Mapping[str, Any]) -> None:
         p = given.get("p")
