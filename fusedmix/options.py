@@ -145,10 +145,15 @@ _KEYWORDS = {
 DEFAULTS = {name: keyword.default for name, keyword in _KEYWORDS.items()}
 
 
+def checked(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords given, each checked by itself."""
+    return {name: _KEYWORDS[name].check(name, value) for name, value in given.items()}
+
+
 def settled(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of all keywords: those given, each checked by itself and with the others, and the defaults of the
-    rest, as far as they don't depend on the method."""
-    values = {name: keyword.check(name, given.get(name, keyword.default)) for name, keyword in _KEYWORDS.items()}
+    """The values of all keywords: those given, which are checked with each other, and the defaults of the rest, as far
+    as they don't depend on the method."""
+    values = {**DEFAULTS, **given}
     if values["per"] == "pair" and "pairing" not in given:
         values["pairing"] = "flip"
     if values["sampling"] is None:

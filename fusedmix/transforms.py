@@ -30,6 +30,7 @@ from fusedmix.options import (
     TargetsName,
     VariantName,
     check_generator,
+    checked,
     missing_attribute,
     settled,
     spelled_out,
@@ -54,7 +55,8 @@ class MixTransform(checks.Checked, nn.Module):
     training and evaluation mode alike, as torchvision's transforms do, unless it is made with training_only=True.
 
     The keywords are attributes too. Setting one is checked as the keyword is, and acts from the next batch on; those
-    that are fixed when a module is made say so.
+    that are fixed when a module is made say so. (DataLoader workers that run already have a module of their own, in
+    which nothing changes but what a schedule sets.)
     """
 
     num_classes: int | None
@@ -92,6 +94,7 @@ class MixTransform(checks.Checked, nn.Module):
 
     def _take(self, given: Mapping[str, Any]) -> None:
         """Sets the attributes to the keywords given and to the defaults of the rest, or raises and sets none."""
+        given = checked(given)
         values = settled(given)
         if values["backend"] != self.__dict__.get("backend", ...):
             backends.prepare(values["backend"])

@@ -301,6 +301,14 @@ def test_wrong_values_are_refused_and_nothing_changes(cls, name, value, error):
     assert same(batch(mix), before[3])
 
 
+def test_a_list_that_was_given_is_not_kept():
+    given = [0.2, 0.8]
+    mix = fm.MixUp(lam_range=given)
+    given[0] = 9.0
+    mix.p = 0.5
+    assert repr(mix) == repr(fm.MixUp(lam_range=(0.2, 0.8), p=0.5))
+
+
 def test_rules_between_keywords_hold_later_too():
     mix = fm.CutMix(targets="sparse")
     with pytest.raises(ValueError, match=r'label_smoothing must be 0 with targets="sparse"'):
