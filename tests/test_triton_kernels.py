@@ -6,10 +6,12 @@ by processes of their own (triton_compiled.py), because this one has the kernels
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 import math
 import os
+import pkgutil
 import re
 import subprocess
 import sys
@@ -23,6 +25,7 @@ import torch
 
 import fusedmix as fm
 import triton_interpreter
+import triton_loops
 from conftest import METHODS, NO_TRITON, TRITON_DEVICE
 from fusedmix import fourier, philox
 from fusedmix.backends import reference
@@ -779,6 +782,84 @@ def test_logits_and_gradients_move_128_bits_at_a_time(compiled):
 def test_roots_are_rounded_correctly(compiled):
     found = {root for _, _, _, report in of_kernel(compiled, "sample_kernel") for root in report["sqrt"]}
     assert found == {"sqrt.rn.f64"}
+
+
+def test_every_loop_carries_what_its_line_says(compiled):
+    """As Triton compiles it, for every kernel that is ever launched: what a loop leaves out, no interpreter sees."""
+    launched = {
+        kernel.function.__name__
+        for found in pkgutil.iter_modules(backend.__path__, f"{backend.__name__}.")
+        for kernel in vars(importlib.import_module(found.name)).values()
+        if isinstance(kernel, launch.Kernel)
+    }
+    assert launched == {kernel for _, kernel, _ in compiled["90"]}
+    loops = [(report["constants"], report["loops"]) for made in compiled.values() for _, _, report in made]
+    assert triton_loops.complaints(Path(backend.__file__).parent, loops) == []
+
+
+LOOPS = """
+@triton.jit
+def of(x, n, FLAG: tl.constexpr):
+    for i in range(n):  # carries 1 + FLAG: a, b
+        while more:  # carries 2: c, more
+            pass
+    for i in tl.static_range(4):
+        for j in range(n):
+            pass
+"""
+TTIR = """
+#loc = loc("{0}":3:0)
+module {{
+  tt.func public @of(%x: !tt.ptr<f32> {{tt.divisibility = 16 : i32}} loc("x"(#loc)), %n: i32 loc("n"(#loc))) {{
+    %0:2 = scf.for %i = %c0 to %n step %c1 iter_args(%a = %x, %b = %x) -> (tensor<4xf32>, i32)  : i32 {{
+      %1:2 = scf.while (%c = %a, %more = %true) : (tensor<4xf32>, i1) -> (tensor<4xf32>, i1) {{
+        scf.condition(%more) %c, %more : tensor<4xf32>, i1 loc(#loc4)
+      }} do {{
+      ^bb0(%d: tensor<4xf32> loc(#loc3), %go: i1 loc(#loc3)):
+        scf.yield %d, %go : tensor<4xf32>, i1 loc(#loc4)
+      }} loc(#loc5)
+      %2 = scf.if %true -> (i32) {{
+        scf.yield %b : i32 loc(#loc3)
+      }} else {{
+        scf.yield %i : i32 loc(#loc3)
+      }} loc(#loc3)
+      scf.yield %1#0, %2 : tensor<4xf32>, i32 loc(#loc3)
+    }} loc(#loc3)
+    scf.for %j = %c0 to %n step %c1  : i32 {{
+    }} loc(#loc6)
+    tt.return loc(#loc)
+  }} loc(#loc)
+}} loc(#loc)
+#loc1 = loc("{0}":4:19)
+#loc2 = loc("{0}":5:14)
+#loc3 = loc("a"(#loc1))
+#loc4 = loc("more"(#loc2))
+#loc5 = loc(callsite(#loc2 at #loc3))
+#loc6 = loc("{0}":8:23)
+"""
+
+
+def test_loops_are_counted_and_held_against_their_numbers(tmp_path):
+    file = tmp_path / "of.py"
+
+    def complaints(source=LOOPS, constants=({"FLAG": True}, {"FLAG": False})):
+        file.write_text(source)
+        one = TTIR.replace(", %b = %x) -> (tensor<4xf32>, i32)", ") -> (tensor<4xf32>)")
+        made = {True: TTIR, False: one}
+        return triton_loops.complaints(
+            tmp_path, [(of, triton_loops.carried(made[of["FLAG"]].format(file))) for of in constants]
+        )
+
+    numbered = LOOPS.replace("range(n):\n            pass", "range(n):  # carries 0: nothing\n            pass")
+    assert triton_loops.carried(TTIR.format(file)) == [[str(file), 5, 2], [str(file), 4, 2], [str(file), 8, 0]]
+    assert complaints(numbered) == []
+    assert complaints() == [f"{file}:8 does not say how many values it carries"]
+    assert complaints(numbered.replace("carries 2", "carries 3")) == [f"{file}:5 carries 2 instead of 3 = 3"]
+    assert complaints(numbered, [{"FLAG": True}]) == [f"{file}:4 was compiled for one value of 1 + FLAG alone"]
+    assert complaints(numbered, []) == [f"{file}:{n} is in no kernel that was compiled" for n in (4, 5, 8)]
+    elsewhere = complaints("\n" + numbered)
+    assert f"{file}:4 is compiled as a loop and was not found in the source" in elsewhere
+    assert f"{file}:9 is in no kernel that was compiled" in elsewhere
 
 
 # ---- launching ------------------------------------------------------------------------------------------------------

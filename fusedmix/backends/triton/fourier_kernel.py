@@ -211,7 +211,7 @@ def sum_kernel(
         # k·x0 modulo the side, from one k to the next.
         step = ((k_first % side + side) % side * x0) % side
         real, imag = tl.zeros([N // 32, M, 32], tl.float32), tl.zeros([N // 32, M, 32], tl.float32)
-        for k in range(count):
+        for k in range(count):  # carries 4 - LAST: source, step, real, imag
             a = tl.load(source, mask=live, other=0.0)[None, :, None]
             b = tl.load(source + imaginary, mask=live, other=0.0)[None, :, None]
             here, there = waves + of_axis + step, waves + of_axis + side + k * N + v
@@ -257,10 +257,10 @@ def select_kernel(
         source = field + mask * pixels
         edge = (left * 0).to(tl.uint32)
         equal = left * 0
-        for byte in range(4):
+        for byte in range(4):  # carries 3: left, edge, equal
             shift = (left * 0 + 24 - 8 * byte).to(tl.uint32)
             counts = tl.zeros([256], tl.int32)
-            for start in range(0, pixels.to(tl.int64), N):
+            for start in range(0, pixels.to(tl.int64), N):  # carries 1: counts
                 at = start + tl.arange(0, N)
                 key = sortable(tl.load(source + at, mask=at < pixels, other=0.0))
                 among = (at < pixels) & ((key >> shift >> 8) == edge)
@@ -274,7 +274,7 @@ def select_kernel(
 
         line, lane = tl.arange(0, N // 32), tl.arange(0, 32)[None, :]
         taken = left * 0
-        for start in range(0, pixels.to(tl.int64), N):
+        for start in range(0, pixels.to(tl.int64), N):  # carries 1: taken
             at = start + line[:, None] * 32 + lane
             key = sortable(tl.load(source + at, mask=at < pixels, other=0.0))
             chosen = (at < pixels) & (key == edge)
