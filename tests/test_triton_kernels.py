@@ -906,7 +906,7 @@ def test_loops_are_counted_and_held_against_their_numbers(tmp_path):
     assert complaints(numbered) == []
     assert complaints() == [f"{file}:8 does not say how many values it carries"]
     assert complaints(numbered.replace("carries 2", "carries 3")) == [f"{file}:5 carries 2 instead of 3 = 3"]
-    assert complaints(numbered, [{"FLAG": True}]) == [f"{file}:4 was compiled for one value of 1 + FLAG alone"]
+    assert complaints(numbered, [{"FLAG": True}]) == [f"{file}:4 was compiled for one value of FLAG alone"]
     assert complaints(numbered, []) == [f"{file}:{n} is in no kernel that was compiled" for n in (4, 5, 8)]
     elsewhere = complaints("\n" + numbered)
     assert f"{file}:4 is compiled as a loop and was not found in the source" in elsewhere

@@ -50,8 +50,8 @@ def written(source):
 
 def complaints(folder, compiled):
     """What is wrong with the loops of the kernels in a folder, of which `compiled` has the constants and `carried`: one
-    without a number, or that carries another one, or that no kernel has; a number that depends on constants of which
-    only some are compiled."""
+    without a number, or that carries another one, or that no kernel has; and a number that depends on a constant which
+    was the same in all of them."""
     wrong, seen = set(), {}
     formulas = {(str(path), line): of for path in folder.glob("*.py") for line, of in written(path.read_text()).items()}
     for constants, loops in compiled:
@@ -61,7 +61,7 @@ def complaints(folder, compiled):
             formula = formulas.get((file, line))
             if formula is not None:
                 number = eval(formula, {"int": int}, constants)
-                seen.setdefault((file, line), set()).add(number)
+                seen.setdefault((file, line), []).append(constants)
                 if carries != number:
                     wrong.add(f"{file}:{line} carries {carries} instead of {formula} = {number}")
             elif (file, line) not in formulas:
@@ -71,6 +71,8 @@ def complaints(folder, compiled):
             wrong.add(f"{file}:{line} does not say how many values it carries")
         elif (file, line) not in seen:
             wrong.add(f"{file}:{line} is in no kernel that was compiled")
-        elif len(seen[file, line]) == 1 and not formula.isdecimal():
-            wrong.add(f"{file}:{line} was compiled for one value of {formula} alone")
+        else:
+            for name in re.findall(r"\b[A-Z]\w*", formula):
+                if len({constants[name] for constants in seen[file, line]}) == 1:
+                    wrong.add(f"{file}:{line} was compiled for one value of {name} alone")
     return sorted(wrong)
