@@ -6,23 +6,29 @@ by processes of their own (triton_compiled.py), because this one has the kernels
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 import math
 import os
+import pkgutil
 import re
 import subprocess
 import sys
 import sysconfig
+import weakref
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import fusedmix as fm
 import triton_interpreter
+import triton_loops
 from conftest import METHODS, NO_TRITON, TRITON_DEVICE
 from fusedmix import fourier, philox
 from fusedmix.backends import reference
@@ -470,17 +476,65 @@ def test_grey_images(monkeypatch, size, variant):
     monkeypatch.setattr(
         fourier_kernel, "select", lambda out, field, *rest: images.append(field) or select(out, field, *rest)
     )
-    whole = fourier_of(mix, plan, seed)
+    with logged() as launches:
+        whole = fourier_of(mix, plan, seed)
     (image,) = images
     assert (image - wanted.flatten(1)).abs().max() <= 1e-5 * wanted.std()
-    monkeypatch.setattr(fourier_kernel, "_SCRATCH", 3 * 4 * math.prod(size))
-    with logged() as launches:
-        assert torch.equal(fourier_of(mix, plan, seed), whole)
-    assert len(images) > 2
-    for of in launches:
-        if of.kernel == "sum_kernel" and of.arguments["many"] > 1:
-            scratch = of.arguments["coefficients"].nbytes + of.arguments["out"].nbytes
-            assert scratch <= fourier_kernel._SCRATCH
+    sums = [of.arguments for of in launches if of.kernel == "sum_kernel"]
+    each = max(of["coefficients"].nbytes + of["out"].nbytes for of in sums) // n
+    monkeypatch.setattr(fourier_kernel, "_SCRATCH", sums[0]["waves"].nbytes + 3 * each - 1)
+    assert torch.equal(fourier_of(mix, plan, seed), whole)
+    assert [len(of) for of in images[1:]] == [2, 2, 1]
+
+
+class Requested(TorchDispatchMode):
+    """Bytes of tensors that were made and are alive, and the most there were of them at a time."""
+
+    # What torch's stable sort on a GPU asks for by itself, for each element of 4 bytes: two arrays of (row, index), the
+    # values in order, and both once more (ATen/native/cuda/SortStable.cu, radix sorts of 2 to 127 long rows).
+    SORTING = 8 + 8 + 4 + 4 + 8
+
+    def __init__(self):
+        super().__init__()
+        self.alive, self.most = {}, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if torch.is_tensor(t)}
+        out = func(*args, **(kwargs or {}))
+        for storage in (t.untyped_storage() for t in tree_leaves(out) if torch.is_tensor(t)):
+            if storage._cdata not in {*given, *self.alive}:
+                self.alive[storage._cdata] = storage.nbytes()
+                weakref.finalize(storage, self.alive.pop, storage._cdata)
+        within = args[0].numel() * self.SORTING if func is torch.ops.aten.sort.stable else 0
+        self.most = max(self.most, sum(self.alive.values()) + within)
+        return out
+
+
+@pytest.mark.parametrize(
+    ("n", "size", "options"),
+    [
+        (256, (224, 224), [{}]),
+        (256, (224, 224), [{"max_soft": 0.2}]),
+        (256, (224, 224), [{"variant": "released"}, {"decay_power": 1.5}, {"decay_power": 4.0}]),
+        (40, (64, 64, 64), [{}, {"variant": "released", "max_soft": 0.1}]),
+        (200, (1 << 16,), [{"decay_power": 1.0}, {"decay_power": 0.5}]),
+    ],
+    ids=str,
+)
+def test_memory_while_masks_are_made(monkeypatch, n, size, options):
+    """At most 24 MiB beside the masks themselves, as is written in fourier_kernel.py and asked of a GPU (test_gpu.py);
+    most of it is used. The memory is only asked for: nothing is launched."""
+    mix = fm.RandomMix([fm.FMix(**of) for of in options], per="sample", sampling="device")
+    monkeypatch.setattr(launch.Kernel, "__call__", lambda *_: None)
+    plan = (
+        torch.empty(n, *shape, dtype=dtype, device="meta")
+        for dtype, *shape in ((torch.int32,), (torch.int32, 6), (torch.float32, 2))
+    )
+    seed, soft = torch.empty((), dtype=torch.int64, device="meta"), any("max_soft" in of for of in options)
+    with Requested() as requested:
+        out = fourier_kernel.masks(mix._spec, *plan, seed, size, Per.SAMPLE, Per.SAMPLE, soft)
+    assert list(requested.alive.values()) == [out.nbytes]
+    assert 12 * MIB <= requested.most - out.nbytes <= 24 * MIB
 
 
 FIELDS = {
@@ -779,6 +833,84 @@ def test_logits_and_gradients_move_128_bits_at_a_time(compiled):
 def test_roots_are_rounded_correctly(compiled):
     found = {root for _, _, _, report in of_kernel(compiled, "sample_kernel") for root in report["sqrt"]}
     assert found == {"sqrt.rn.f64"}
+
+
+def test_every_loop_carries_what_its_line_says(compiled):
+    """As Triton compiles it, for every kernel that is ever launched: what a loop leaves out, no interpreter sees."""
+    launched = {
+        kernel.function.__name__
+        for found in pkgutil.iter_modules(backend.__path__, f"{backend.__name__}.")
+        for kernel in vars(importlib.import_module(found.name)).values()
+        if isinstance(kernel, launch.Kernel)
+    }
+    assert launched == {kernel for _, kernel, _ in compiled["90"]}
+    loops = [(report["constants"], report["loops"]) for made in compiled.values() for _, _, report in made]
+    assert triton_loops.complaints(Path(backend.__file__).parent, loops) == []
+
+
+LOOPS = """
+@triton.jit
+def of(x, n, FLAG: tl.constexpr):
+    for i in range(n):  # carries 1 + FLAG: a, b
+        while more:  # carries 2: c, more
+            pass
+    for i in tl.static_range(4):
+        for j in range(n):
+            pass
+"""
+TTIR = """
+#loc = loc("{0}":3:0)
+module {{
+  tt.func public @of(%x: !tt.ptr<f32> {{tt.divisibility = 16 : i32}} loc("x"(#loc)), %n: i32 loc("n"(#loc))) {{
+    %0:2 = scf.for %i = %c0 to %n step %c1 iter_args(%a = %x, %b = %x) -> (tensor<4xf32>, i32)  : i32 {{
+      %1:2 = scf.while (%c = %a, %more = %true) : (tensor<4xf32>, i1) -> (tensor<4xf32>, i1) {{
+        scf.condition(%more) %c, %more : tensor<4xf32>, i1 loc(#loc4)
+      }} do {{
+      ^bb0(%d: tensor<4xf32> loc(#loc3), %go: i1 loc(#loc3)):
+        scf.yield %d, %go : tensor<4xf32>, i1 loc(#loc4)
+      }} loc(#loc5)
+      %2 = scf.if %true -> (i32) {{
+        scf.yield %b : i32 loc(#loc3)
+      }} else {{
+        scf.yield %i : i32 loc(#loc3)
+      }} loc(#loc3)
+      scf.yield %1#0, %2 : tensor<4xf32>, i32 loc(#loc3)
+    }} loc(#loc3)
+    scf.for %j = %c0 to %n step %c1  : i32 {{
+    }} loc(#loc6)
+    tt.return loc(#loc)
+  }} loc(#loc)
+}} loc(#loc)
+#loc1 = loc("{0}":4:19)
+#loc2 = loc("{0}":5:14)
+#loc3 = loc("a"(#loc1))
+#loc4 = loc("more"(#loc2))
+#loc5 = loc(callsite(#loc2 at #loc3))
+#loc6 = loc("{0}":8:23)
+"""
+
+
+def test_loops_are_counted_and_held_against_their_numbers(tmp_path):
+    file = tmp_path / "of.py"
+
+    def complaints(source=LOOPS, constants=({"FLAG": True}, {"FLAG": False})):
+        file.write_text(source)
+        one = TTIR.replace(", %b = %x) -> (tensor<4xf32>, i32)", ") -> (tensor<4xf32>)")
+        made = {True: TTIR, False: one}
+        return triton_loops.complaints(
+            tmp_path, [(of, triton_loops.carried(made[of["FLAG"]].format(file))) for of in constants]
+        )
+
+    numbered = LOOPS.replace("range(n):\n            pass", "range(n):  # carries 0: nothing\n            pass")
+    assert triton_loops.carried(TTIR.format(file)) == [[str(file), 5, 2], [str(file), 4, 2], [str(file), 8, 0]]
+    assert complaints(numbered) == []
+    assert complaints() == [f"{file}:8 does not say how many values it carries"]
+    assert complaints(numbered.replace("carries 2", "carries 3")) == [f"{file}:5 carries 2 instead of 3 = 3"]
+    assert complaints(numbered, [{"FLAG": True}]) == [f"{file}:4 was compiled for one value of FLAG alone"]
+    assert complaints(numbered, []) == [f"{file}:{n} is in no kernel that was compiled" for n in (4, 5, 8)]
+    elsewhere = complaints("\n" + numbered)
+    assert f"{file}:4 is compiled as a loop and was not found in the source" in elsewhere
+    assert f"{file}:9 is in no kernel that was compiled" in elsewhere
 
 
 # ---- launching ------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from triton.runtime.jit import create_function_from_signature
 import fusedmix as fm
 from fusedmix.backends.triton import fourier_kernel, labels_kernel, launch, losses_kernel, mix_kernel, sample_kernel
 from fusedmix.draws import Request
+from triton_loops import carried
 
 H200 = 132  # multiprocessors
 CPU = torch.device("cpu")
@@ -128,14 +129,14 @@ def losses(dtype, classes=1000, soft=torch.float32):
     c, y = torch.ones(classes, dtype=compute), torch.arange(batch)
     statistics, one = torch.ones(batch, 2, dtype=compute), torch.ones((), dtype=compute)
     with Launches() as launches:
-        for pairing, per, weights in ((2, 2, c), (0, 0, None)):
+        for pairing, per, weights, smoothing in ((2, 2, c, 0.1), (0, 0, None, 0.0)):
             mixed = (y, partner, weight, pairing, per, weights)
-            losses_kernel.cross_entropy(z, *mixed, 0.1, -100, 2)
-            losses_kernel.cross_entropy_backward(one, z, *mixed, statistics, one, 0.1, -100)
+            losses_kernel.cross_entropy(z, *mixed, smoothing, -100, 2)
+            losses_kernel.cross_entropy_backward(one, z, *mixed, statistics, one, smoothing, -100)
             for labels in (y, torch.ones(batch, classes, dtype=soft)):
                 mixed = (labels, *mixed[1:])
-                losses_kernel.binary_cross_entropy(z, *mixed, weights, 0.1, 0.2, 3)
-                losses_kernel.binary_cross_entropy_backward(one, z, *mixed, weights, 0.1, 0.2, 3)
+                losses_kernel.binary_cross_entropy(z, *mixed, weights, smoothing, 0.2, 3)
+                losses_kernel.binary_cross_entropy_backward(one, z, *mixed, weights, smoothing, 0.2, 3)
     return launches
 
 
@@ -158,7 +159,7 @@ def compiled(target, kernel, arguments, constants):
 
 
 def report(kernel):
-    """Accesses as {"ld 16": 4}, the sizes that cuobjdump finds in the binary, and instructions that round."""
+    """Accesses as {"ld 16": 4}, the sizes that cuobjdump finds in the binary, instructions that round, and loops."""
     from test_ptx import accesses_of
 
     ptx = re.sub(r"//[^\n]*", "", kernel.asm["ptx"])
@@ -168,7 +169,8 @@ def report(kernel):
         file.flush()
         said = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
     sizes = {name.lower(): int(n) for name, n in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", said.stdout)}
-    return sizes | {"accesses": accesses_of(ptx), "sqrt": re.findall(r"\bsqrt\S*", ptx)}
+    found = {"accesses": accesses_of(ptx), "sqrt": re.findall(r"\bsqrt\S*", ptx), "loops": carried(kernel.asm["ttir"])}
+    return sizes | found
 
 
 def compile_all(arch):
@@ -183,7 +185,9 @@ def compile_all(arch):
             source = function, repr(specialised(backend, function, arguments, constants)[1])
             if source not in seen:
                 seen.add(source)
-                found.append([name, function.__name__, report(compiled(target, kernel, arguments, constants))])
+                named = dict(zip(function.arg_names[len(arguments) :], constants, strict=True))
+                of = report(compiled(target, kernel, arguments, constants)) | {"constants": named}
+                found.append([name, function.__name__, of])
 
     for turn, (name, case) in enumerate(MIXES.items()):
         for i, dtype in enumerate(DTYPES):

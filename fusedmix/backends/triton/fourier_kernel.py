@@ -211,7 +211,7 @@ def sum_kernel(
         # k·x0 modulo the side, from one k to the next.
         step = ((k_first % side + side) % side * x0) % side
         real, imag = tl.zeros([N // 32, M, 32], tl.float32), tl.zeros([N // 32, M, 32], tl.float32)
-        for k in range(count):
+        for k in range(count):  # carries 4 - LAST: source, step, real, imag
             a = tl.load(source, mask=live, other=0.0)[None, :, None]
             b = tl.load(source + imaginary, mask=live, other=0.0)[None, :, None]
             here, there = waves + of_axis + step, waves + of_axis + side + k * N + v
@@ -257,10 +257,10 @@ def select_kernel(
         source = field + mask * pixels
         edge = (left * 0).to(tl.uint32)
         equal = left * 0
-        for byte in range(4):
+        for byte in range(4):  # carries 3: left, edge, equal
             shift = (left * 0 + 24 - 8 * byte).to(tl.uint32)
             counts = tl.zeros([256], tl.int32)
-            for start in range(0, pixels.to(tl.int64), N):
+            for start in range(0, pixels.to(tl.int64), N):  # carries 1: counts
                 at = start + tl.arange(0, N)
                 key = sortable(tl.load(source + at, mask=at < pixels, other=0.0))
                 among = (at < pixels) & ((key >> shift >> 8) == edge)
@@ -274,7 +274,7 @@ def select_kernel(
 
         line, lane = tl.arange(0, N // 32), tl.arange(0, 32)[None, :]
         taken = left * 0
-        for start in range(0, pixels.to(tl.int64), N):
+        for start in range(0, pixels.to(tl.int64), N):  # carries 1: taken
             at = start + line[:, None] * 32 + lane
             key = sortable(tl.load(source + at, mask=at < pixels, other=0.0))
             chosen = (at < pixels) & (key == edge)
@@ -340,23 +340,19 @@ def masks(
     kind, geometry, value = kind.contiguous(), geometry.contiguous(), value.contiguous()
     seeded = seed.device == device
     of_seed = (seed if seeded else geometry.new_empty(1, dtype=torch.int64), int(seeded), 0 if seeded else int(seed))
+    write = level if soft else select
     for method, decay, cutoff in sorted(set(fourier_rows(spec))):
         released = method == Method.FMIX_RELEASED
         what = int(Kind.FOURIER_RELEASED if released else Kind.FOURIER)
         along = frequencies(size, "released" if released else "paper", cutoff)
-        step = _chunk(size, [len(k) for k in along], n, soft)
         waves = _made_waves(size, along, device)
+        step = _chunk(size, [len(k) for k in along], n, soft, waves.nbytes)
         for first in range(0, n, step):
-            many = min(step, n - first)
             plan = kind, value, decay, cutoff, first
-            field = _fields(plan, what, many, of_seed, batch, draws, size, along, waves)
-            numbers = kind, geometry, value, decay, cutoff, first
-            if soft:
-                order = field.sort(dim=1, descending=True, stable=True).indices
-                tiles = -(-pixels // _BLOCK)
-                _level(many * tiles, (out, order, *numbers, pixels, tiles), (what, _BLOCK), device)
-            else:
-                select(out, field, *numbers, what)
+            sums = plan, what, min(step, n - first), of_seed, batch, draws, size, along, waves
+            # Fields have no name here, and waves lose theirs: they would live on while the next ones are made.
+            write(out, _fields(*sums), kind, geometry, value, decay, cutoff, first, what)
+        del sums, waves
     return out
 
 
@@ -376,8 +372,28 @@ def select(
     _select(field.shape[0], (out, field, *numbers, field.shape[1], out.shape[1]), (what, _PIXELS), out.device)
 
 
-def _chunk(size: tuple[int, ...], along: list[int], n: int, soft: bool) -> int:
-    """How many masks are made at a time: as many as the scratch allows, in chunks of about the same size."""
+def level(
+    out: Tensor,
+    field: Tensor,
+    kind: Tensor,
+    geometry: Tensor,
+    value: Tensor,
+    decay: float,
+    cutoff: float,
+    first: int,
+    what: int,
+) -> None:
+    """Writes the levels of masks `first` and on, of their fields (many, S), into rows of `out`."""
+    many, pixels = field.shape
+    order = field.sort(dim=1, descending=True, stable=True).indices
+    tiles = -(-pixels // _BLOCK)
+    numbers = kind, geometry, value, decay, cutoff, first, pixels, tiles
+    _level(many * tiles, (out, order, *numbers), (what, _BLOCK), out.device)
+
+
+def _chunk(size: tuple[int, ...], along: list[int], n: int, soft: bool, waves: int) -> int:
+    """How many masks are made at a time: as many as the scratch allows beside the bytes of the waves, in chunks of
+    about the same size."""
     pixels = math.prod(size)
     held, shape = [2 * math.prod(along)], along
     for side in size:
@@ -385,9 +401,9 @@ def _chunk(size: tuple[int, ...], along: list[int], n: int, soft: bool) -> int:
         held.append(2 * math.prod(shape))
     held[-1] = pixels
     most = max(map(sum, itertools.pairwise(held)))
-    if soft:  # the field, and what sorting it takes: values, indices, and both again
-        most = max(most, 7 * pixels)
-    chunks = -(-n // max(1, _SCRATCH // (4 * most)))
+    if soft:  # the field, its values and indices in order, and twice as much as all that for torch to sort it
+        most = max(most, 12 * pixels)
+    chunks = -(-n // max(1, (_SCRATCH - waves) // (4 * most)))
     return -(-n // chunks)
 
 
@@ -426,8 +442,8 @@ def _fields(
     tiles = -(-each // _BLOCK)
     numbers = (decay, cutoff, first, many, batch, tiles, *counts, *firsts, *padded(size), max(size))
     coefficients = torch.empty((2, many, each), device=device)
-    arguments = (coefficients, kind, value, *of_seed, *numbers)
-    _coefficients(many * tiles, arguments, (what, ndim, int(draws), _BLOCK), device)
+    constants = (what, ndim, int(draws), _BLOCK)
+    _coefficients(many * tiles, (coefficients, kind, value, *of_seed, *numbers), constants, device)
     shape = [len(k) for k in along]
     of_axis = sum(1 + _COLUMNS for _ in range(3 - ndim))
     for axis, (k, side) in enumerate(zip(along, size, strict=True)):
@@ -435,8 +451,8 @@ def _fields(
         out = torch.empty((1 if last else 2, many, inner * side), device=device)
         tiles = -(-side // _COLUMNS)
         numbers = (decay, cutoff, first, many, tiles, len(k), inner, side, k.start, of_axis, total)
-        arguments = (out, coefficients, waves, kind, value, *numbers)
-        _sum(-(-many * inner // _ROWS) * tiles, arguments, (what, last, _ROWS, _COLUMNS), device)
+        programs, constants = -(-many * inner // _ROWS) * tiles, (what, last, _ROWS, _COLUMNS)
+        _sum(programs, (out, coefficients, waves, kind, value, *numbers), constants, device)
         coefficients, shape = out, [*shape[1:], side]
         of_axis += side + len(k) * _COLUMNS
     return coefficients[0]

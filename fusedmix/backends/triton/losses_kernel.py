@@ -104,7 +104,7 @@ def finish_kernel(out, scale, losses, labels, factor, ignore, batch, COUNT: tl.c
     """The sum of all losses times a factor; COUNT: over the number of labels that are not ignored."""
     total = tl.zeros((N,), tl.float64)
     counted = tl.zeros((N,), tl.int64)
-    for start in range(0, batch, N):
+    for start in range(0, batch, N):  # carries 1 + COUNT: total, counted
         i = start + tl.arange(0, N)
         live = i < batch
         total += tl.load(losses + i, mask=live, other=0).to(tl.float64)
@@ -178,7 +178,7 @@ def cross_entropy_kernel(
     # Sums relative to the largest logit so far, or to 0 while that is -infinity.
     top = tl.full((), -float("inf"), C)
     exponentials, linear, total = tl.full((), 0.0, C), tl.full((), 0.0, C), tl.full((), 0.0, C)
-    for start in range(0, classes, N):
+    for start in range(0, classes, N):  # carries 2 + 2 * SMOOTH: top, exponentials, linear, total
         k = places(start, V, N)
         live = is_live(k, classes, V)
         z = to_compute(tl.load(row + (k if V > 1 else k * step), mask=live, other=-float("inf")))
@@ -314,7 +314,7 @@ def binary_cross_entropy_kernel(
     i = tl.program_id(0).to(tl.int64)
     row = logits + row_of(i, row_stride, V)
     loss = tl.full((), 0.0, C)
-    for start in range(0, classes, N):
+    for start in range(0, classes, N):  # carries 1: loss
         k = places(start, V, N)
         live = is_live(k, classes, V)
         z = to_compute(tl.load(row + (k if V > 1 else k * step), mask=live, other=0))

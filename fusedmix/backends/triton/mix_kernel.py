@@ -285,7 +285,7 @@ def starts(base, end, partner, span, HEADS: tl.constexpr, IN_PLACE: tl.constexpr
         valid = valid & (j != c)
     begins = valid & is_head(c, span, HEADS)
     unknown = valid & ~begins
-    while tl.max(unknown.to(tl.int32), axis=0) > 0:
+    while tl.max(unknown.to(tl.int32), axis=0) > 0:  # carries 3: begins, unknown, j
         begins = begins | (unknown & (j == c))
         unknown = unknown & (j > c) & ~is_head(j, span, HEADS)
         j = tl.load(partner + j, mask=unknown, other=0)
@@ -394,7 +394,7 @@ def mix_kernel(
     if PAIRING == 0:  # one walk, from the head
         end = begin + 1
     bits = begin * 0
-    for c in range(begin, end):
+    for c in range(begin, end):  # carries int(PAIRING > 1): bits
         if PAIRING > 1:
             if (c - begin) % 64 == 0:
                 bits = starts(c, end, partner, span, HEADS, IN_PLACE)
@@ -415,11 +415,11 @@ def mix_kernel(
                 held = lent
             first = tl.load(source + c * src_batch * V, mask=held, other=0)
             i, j = c * 0 - 1, c
-            a, b = first, first
-            lent_i, lent_j = lent, lent
+            a, b = tl.zeros_like(first), first  # starts of their own: see numbers.py
+            lent_i, lent_j = tl.zeros_like(lent), lent
             last = c < 0  # whether the walk stops at j
             more = c >= 0
-            while more:
+            while more:  # carries 7 + IN_PLACE - ADJOINT: i, j, a, b, last, more; lent_j and lent_i, where used
                 k = partner_of(j, partner, batch, PAIRING)
                 head = is_head(k, span, HEADS)
                 stops = head | (k == c)

@@ -2,6 +2,12 @@
 
 No kernel relies on the compiler contracting a product and a sum into one operation, or on its not doing so: what is to
 be rounded once is a tl.fma, and everything is launched with enable_fp_fusion=False.
+
+No loop hands a value that it carries on to one that began as the same value (a, b = x, x and, in the loop, a = b). Of
+such a loop Triton (3.6 and 3.8) makes one that is wrong on a GPU and right in the interpreter: it goes through the body
+once, takes for carried what differs then from what it was before, and so leaves out a, which is x in every turn. Hence
+all that a loop carries has starts of its own, such as zeros; and the line of every loop says how many values it carries
+when compiled, in terms of the kernel's constants, and which (tests/triton_loops.py counts them).
 """
 
 from __future__ import annotations

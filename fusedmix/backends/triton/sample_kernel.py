@@ -32,6 +32,7 @@ from fusedmix.methods import Column, Method, Pairing
 _SAMPLES = 16  # of a program
 _KEYS = 64  # compared with them at a time
 _COLUMNS = tl.constexpr(len(Column))
+_NONE = tl.constexpr((1 << 63) - 1)  # after every key and index
 
 
 @triton.jit
@@ -96,7 +97,7 @@ def ranks(seed, i, classes, batch, CROSS: tl.constexpr, S: tl.constexpr, T: tl.c
         label = tl.load(classes + tl.minimum(i, batch - 1))[:, None]
         group = class_keys(seed, label)
     count, members = tl.zeros([S], tl.int64), tl.zeros([S], tl.int64)
-    for start in range(0, batch, T):
+    for start in range(0, batch, T):  # carries 2: count, members
         j = (start + tl.arange(0, T)).to(tl.int64)
         valid = (j < batch)[None, :]
         key_j = partner_keys(seed, j)[None, :]
@@ -116,25 +117,25 @@ def next_of_class(seed, i, classes, batch, S: tl.constexpr, T: tl.constexpr):
     """The sample of the same class whose key follows, or the one with the least: every class is one random cycle."""
     key = partner_keys(seed, i)[:, None]
     label = tl.load(classes + tl.minimum(i, batch - 1))[:, None]
-    none = tl.full([S], 0x7FFFFFFFFFFFFFFF, tl.int64)
-    next_key, next_at, least_key, least_at = none, none, none, none
-    for start in range(0, batch, T):
+    next_key, next_at = tl.full([S], _NONE, tl.int64), tl.full([S], _NONE, tl.int64)
+    least_key, least_at = tl.full([S], _NONE, tl.int64), tl.full([S], _NONE, tl.int64)
+    for start in range(0, batch, T):  # carries 4: next_key, next_at, least_key, least_at
         j = (start + tl.arange(0, T)).to(tl.int64)
         key_j = partner_keys(seed, j)[None, :]
         same = (tl.load(classes + tl.minimum(j, batch - 1))[None, :] == label) & (j < batch)[None, :]
         later = same & ((key_j > key) | ((key_j == key) & (j[None, :] > i[:, None])))
         for which in tl.static_range(2):
             among = later if which == 0 else same
-            keys = tl.where(among, key_j, 0x7FFFFFFFFFFFFFFF)
+            keys = tl.where(among, key_j, _NONE)
             found = tl.min(keys, axis=1)
-            at = tl.min(tl.where(among & (keys == found[:, None]), j[None, :], 0x7FFFFFFFFFFFFFFF), axis=1)
+            at = tl.min(tl.where(among & (keys == found[:, None]), j[None, :], _NONE), axis=1)
             if which == 0:
                 closer = (found < next_key) | ((found == next_key) & (at < next_at))
                 next_key, next_at = tl.where(closer, found, next_key), tl.where(closer, at, next_at)
             else:
                 closer = (found < least_key) | ((found == least_key) & (at < least_at))
                 least_key, least_at = tl.where(closer, found, least_key), tl.where(closer, at, least_at)
-    return tl.where(next_at == 0x7FFFFFFFFFFFFFFF, least_at, next_at)
+    return tl.where(next_at == _NONE, least_at, next_at)
 
 
 @triton.jit(do_not_specialize=["seeded", "seed_value", "batch"], do_not_specialize_on_alignment=["seed", "classes"])
@@ -222,7 +223,7 @@ def sample_kernel(
         elif PAIRING == 3:
             # The partner is `shift` further on, from the size of the largest class to what is left of the circle.
             largest = tl.zeros([T], tl.int64)
-            for start in range(0, batch, T):
+            for start in range(0, batch, T):  # carries 1: largest
                 j = start + tl.arange(0, T)
                 largest = tl.maximum(largest, tl.load(members + j, mask=j < batch, other=0))
             most = tl.max(largest, axis=0)
@@ -331,7 +332,7 @@ def sample_kernel(
                     side = width if axis == 0 else (height if axis == 1 else depth)
                     centre = centre_x if axis == 0 else (centre_y if axis == 1 else centre_z)
                     total = tl.zeros([S], tl.float64)
-                    for start in range(0, side, T):
+                    for start in range(0, side, T):  # carries 1: total
                         pixel = start + tl.arange(0, T)
                         distance = (pixel[None, :] - centre[:, None]).to(tl.float64)
                         g = tl.exp(-rate.to(tl.float64)[:, None] * (distance * distance))
