@@ -45,6 +45,7 @@ def run(folder, minimum, *options, ci="true"):
     return done.returncode, done.stdout
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("options", [("-m", ""), ("-m", "thorough or not thorough", "-n", "2")], ids=["alone", "xdist"])
 def test_counts(tmp_path, options):
     if "-n" in options:
@@ -58,6 +59,7 @@ def test_counts(tmp_path, options):
     assert "two                           2, minimum 3: TOO FEW" in printed
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("options", "ci"),
     [
