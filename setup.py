@@ -23,6 +23,10 @@ if int(setuptools.__version__.partition(".")[0]) < 77:  # which pip does not loo
 
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
+
+# The folders of csrc that the libraries are built from. The others are for tests.
+SOURCES = ("include", "binding", "cpu", "cuda")
 
 
 def load_native() -> ModuleType:
@@ -98,6 +102,31 @@ class BuildLibraries(build_ext):
                     print(log.read_text(errors="replace"), flush=True)
 
 
+class BuildPython(build_py):
+    """The package, and in it csrc, so that an installed one can build its libraries. A checkout has csrc beside it."""
+
+    def csrc(self) -> dict[str, str]:
+        """{where a file of csrc belongs: where it is}"""
+        if self.editable_mode:
+            return {}
+        target = Path(self.build_lib, "fusedmix", "csrc")
+        found = sorted(path for folder in SOURCES for path in Path("csrc", folder).rglob("*") if path.is_file())
+        return {str(target / path.relative_to("csrc")): str(path) for path in found}
+
+    def run(self) -> None:
+        shutil.rmtree(Path(self.build_lib, "fusedmix", "csrc"), ignore_errors=True)  # of an earlier build
+        super().run()
+        for target, source in self.csrc().items():
+            self.mkpath(str(Path(target).parent))
+            self.copy_file(source, target, preserve_mode=False)
+
+    def get_outputs(self, include_bytecode: bool = True) -> list[str]:
+        return [*super().get_outputs(include_bytecode), *self.csrc()]
+
+    def get_source_files(self) -> list[str]:
+        return [*super().get_source_files(), *self.csrc().values()]
+
+
 class Wheel(bdist_wheel):
     """The libraries use the stable ABI of torch and none of Python: one wheel serves every Python."""
 
@@ -107,5 +136,5 @@ class Wheel(bdist_wheel):
 
 setup(
     ext_modules=[Extension(f"fusedmix._native.{name}", sources=[]) for name in FILES],
-    cmdclass={"build_ext": BuildLibraries, "bdist_wheel": Wheel},
+    cmdclass={"build_ext": BuildLibraries, "build_py": BuildPython, "bdist_wheel": Wheel},
 )

@@ -151,7 +151,8 @@ class Suite:
         report = self.folder / f"{stage.name}.xml"
         workers = min(12, os.cpu_count() or 1)
         parallel = ["-n", str(workers)] if workers > 1 and find_spec("xdist") else []
-        command = [sys.executable, "-m", "pytest", self.given.tests, "-q", "-k", which, "-p", "no:cacheprovider"]
+        options = ["-q", "-k", which, "-m", "", "-p", "no:cacheprovider"]  # -m "": those marked thorough as well
+        command = [sys.executable, "-m", "pytest", self.given.tests, *options]
         self._command(stage, [*command, *parallel, f"--junitxml={report}"], limit)
         if report.exists():
             self.tests[stage.name] = found = summarise(report)

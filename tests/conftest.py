@@ -61,6 +61,8 @@ INTEGERS = (
 NO_CPP = native.why_not("cpp")
 NO_CUDA = native.why_not("cuda") if torch.cuda.is_available() else "torch finds no GPU"
 NO_TRITON = triton.why_not(TRITON_DEVICE)
+# For triton among the backends of a test: in the interpreter a launch takes a tenth of a second or more.
+TRITON_MARKS = [pytest.mark.thorough] if TRITON_DEVICE == "cpu" else []
 
 
 if NO_TRITON is None and TRITON_DEVICE == "cpu":

@@ -3,7 +3,7 @@
 The table has a line for each method, per, pairing and backend, which sums up all dtypes and layouts, written by the
 tests that checked it:
 
-    pytest tests/test_agreement.py --write-agreement [FILE]
+    pytest -m '' tests/test_agreement.py --write-agreement [FILE]
 
 A run compares the committed lines with its own for the backends that run here. To a backend that has no lines yet, as
 those of a GPU that has written none, only the reference says what is right. Every call through torch must have been
@@ -41,7 +41,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import agreement_table
 import fusedmix as fm
 from agreement_table import Found, Key
-from conftest import METHODS, NO_CPP, NO_CUDA, NO_TRITON, TRITON_DEVICE
+from conftest import METHODS, NO_CPP, NO_CUDA, NO_TRITON, TRITON_DEVICE, TRITON_MARKS
 from fusedmix import backends
 from fusedmix.backends import reference
 from fusedmix.formulas import Kind
@@ -225,7 +225,8 @@ class Operators:
 class Shimmed:
     """The source of the CUDA kernels, run on the CPU by the shim."""
 
-    called, device = "cuda (on the CPU)", torch.device("cpu")
+    name = called = "cuda (on the CPU)"
+    device = torch.device("cpu")
     one_rounding, fast, sparse = True, False, False
     asked = Operators.asked
 
@@ -276,7 +277,12 @@ def backends_here():
 
 
 BACKENDS = list(backends_here())
-each_backend = pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.called)
+MARKS = {"triton": TRITON_MARKS, "cuda (on the CPU)": [pytest.mark.thorough]}
+each_backend = pytest.mark.parametrize(
+    "backend",
+    [pytest.param(backend, marks=MARKS.get(backend.name, [])) for backend in BACKENDS],
+    ids=lambda backend: backend.called,
+)
 
 
 def masks_of(plan):

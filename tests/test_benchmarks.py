@@ -202,6 +202,7 @@ def test_a_backend_that_does_not_start():
 # ---- scripts ----
 
 
+@pytest.mark.thorough
 def test_cpu_mix(tmp_path):
     pytest.importorskip("torchvision")
     said = run("cpu_mix", "--quick", "--threads", 1, "--commit", "abc", "--out", tmp_path)
@@ -217,6 +218,7 @@ def test_cpu_mix(tmp_path):
     assert set(environment["import"]) == {"torch_s", "added_by_fusedmix_s"}
 
 
+@pytest.mark.thorough
 def test_cpu_bench(tmp_path):
     for package in ("torchvision", "timm", "kornia"):
         pytest.importorskip(package)
@@ -226,6 +228,7 @@ def test_cpu_bench(tmp_path):
     assert "| CutMix, per sample, 4x3x16x16" in said
 
 
+@pytest.mark.thorough
 def test_theory(tmp_path):
     pytest.importorskip("skimage")
     run("theory", "--quick", "--commit", "abc", "--out", tmp_path)
@@ -234,6 +237,7 @@ def test_theory(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == names | pictures
 
 
+@pytest.mark.thorough
 def test_cpu_fmix(tmp_path):
     from fusedmix.backends import native
 
@@ -251,6 +255,7 @@ def test_cpu_fmix(tmp_path):
     assert f"of {len(rows(tmp_path / 'cpu-fmix-targets.csv', CHECK))} targets met" in said
 
 
+@pytest.mark.thorough
 def test_cpu_loss(tmp_path):
     said = run("cpu_loss", "--quick", "--threads", 1, "--commit", "abc", "--out", tmp_path)
     names = {"cpu-loss.csv", "cpu-loss-targets.csv", "cpu-loss-environment.json"}
@@ -269,6 +274,7 @@ def first_cells(table):
     return [line.split("|")[1].strip() for line in table.splitlines() if line[:1] == "|"]
 
 
+@pytest.mark.thorough
 def test_train_step(tmp_path, monkeypatch):
     pytest.importorskip("torchvision")
     pytest.importorskip("timm")
@@ -289,6 +295,7 @@ def test_train_step(tmp_path, monkeypatch):
     assert first_cells(tables.cpu_train_step()) == first_cells(said)
 
 
+@pytest.mark.thorough
 def test_train_step_as_on_a_gpu(tmp_path):
     pytest.importorskip("torchvision")
     pytest.importorskip("timm")
@@ -347,6 +354,7 @@ def test_mixers_that_differ_are_not_timed():
 LOADER = {"how", "where", "workers", "batch", "samples_per_s"}
 
 
+@pytest.mark.thorough
 def test_data_loader(tmp_path, monkeypatch):
     pytest.importorskip("torchvision")
     pytest.importorskip("timm")
@@ -381,6 +389,7 @@ def test_shares_of_a_step():
     ]
 
 
+@pytest.mark.thorough
 def test_regression_under_pytest_benchmark():
     pytest.importorskip("pytest_benchmark")
     from fusedmix.backends import native
@@ -395,6 +404,7 @@ def test_regression_under_pytest_benchmark():
     assert " skipped" not in done.stdout
 
 
+@pytest.mark.thorough
 def test_first_use(tmp_path):
     # The libraries that other tests built: how long building takes is not the question here.
     from fusedmix.backends import native

@@ -16,7 +16,7 @@ import case_counts
 TESTS = """
 import pytest
 
-@pytest.mark.parametrize("backend", ["one", "two", "two too"])
+@pytest.mark.parametrize("backend", ["one", "two", pytest.param("two too", marks=pytest.mark.thorough)])
 def test_passes(backend): pass
 
 def test_is_skipped(): pytest.importorskip("a_library_that_is_absent")
@@ -26,7 +26,9 @@ def test_is_skipped(): pytest.importorskip("a_library_that_is_absent")
 def run(folder, minimum, *options, ci="true"):
     (folder / "tests").mkdir(exist_ok=True)
     shutil.copy(case_counts.__file__, folder / "tests")
-    (folder / "pytest.ini").write_text("[pytest]\ntestpaths = tests\n")
+    (folder / "pytest.ini").write_text(
+        "[pytest]\ntestpaths = tests\nmarkers = thorough: slow\naddopts = -m 'not thorough'\n"
+    )
     (folder / "tests" / "conftest.py").write_text(
         "from case_counts import pytest_runtest_logreport, pytest_sessionfinish, pytest_terminal_summary\n"
     )
@@ -43,9 +45,10 @@ def run(folder, minimum, *options, ci="true"):
     return done.returncode, done.stdout
 
 
-@pytest.mark.parametrize("options", [(), ("-n", "2")], ids=["alone", "xdist"])
+@pytest.mark.thorough
+@pytest.mark.parametrize("options", [("-m", ""), ("-m", "thorough or not thorough", "-n", "2")], ids=["alone", "xdist"])
 def test_counts(tmp_path, options):
-    if options:
+    if "-n" in options:
         pytest.importorskip("xdist")
     code, printed = run(tmp_path, 2, *options)
     assert code == 0
@@ -56,7 +59,17 @@ def test_counts(tmp_path, options):
     assert "two                           2, minimum 3: TOO FEW" in printed
 
 
-@pytest.mark.parametrize(("options", "ci"), [((), ""), (("-k", "one"), "true"), (("tests/test_some.py",), "true")])
+@pytest.mark.thorough
+@pytest.mark.parametrize(
+    ("options", "ci"),
+    [
+        (("-m", ""), ""),
+        ((), "true"),  # those that are not thorough
+        (("-m", "thorough"), "true"),
+        (("-m", "", "-k", "one"), "true"),
+        (("-m", "", "tests/test_some.py"), "true"),
+    ],
+)
 def test_a_part_of_the_suite_or_no_ci(tmp_path, options, ci):
     code, printed = run(tmp_path, 3, *options, ci=ci)
     assert code == 0

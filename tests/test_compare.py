@@ -81,6 +81,7 @@ def verdicts(output):
     return {row[0]: row[-1] for row in cells[2:]}
 
 
+@pytest.mark.thorough
 @needs_git
 @needs_cpp
 def test_times(run):
@@ -103,6 +104,7 @@ def test_times(run):
     assert "base: mix_-GMix-small: AttributeError" in said
 
 
+@pytest.mark.thorough
 @needs_git
 @needs_cpp
 @pytest.mark.skipif(shutil.which("valgrind") is None, reason="valgrind is not installed")

@@ -29,6 +29,7 @@ def test_the_flags_are_those_of_the_package():
     assert ours == nvcc - said_otherwise
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(CMAKE is None and not os.environ.get("CI"), reason="cmake is not installed")
 @pytest.mark.skipif(native.why_not("cpp") is not None, reason=str(native.why_not("cpp")))
 def test_csrc_passes_its_own_tests():

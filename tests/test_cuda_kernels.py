@@ -29,7 +29,10 @@ from fusedmix.formulas import Kind
 from fusedmix.methods import Method, Pairing, Per, spec_row
 
 shim_build = pytest.importorskip("shim_build")  # fcntl: not on Windows
-pytestmark = pytest.mark.skipif(shim_build.missing() is not None, reason=str(shim_build.missing()))
+pytestmark = [
+    pytest.mark.thorough,
+    pytest.mark.skipif(shim_build.missing() is not None, reason=str(shim_build.missing())),
+]
 
 CPU = torch.device("cpu")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.uint8)

@@ -16,7 +16,10 @@ from fusedmix.backends import reference
 from fusedmix.methods import Pairing, Per, Reduction
 
 shim_build = pytest.importorskip("shim_build")  # fcntl: not on Windows
-pytestmark = pytest.mark.skipif(shim_build.missing() is not None, reason=str(shim_build.missing()))
+pytestmark = [
+    pytest.mark.thorough,
+    pytest.mark.skipif(shim_build.missing() is not None, reason=str(shim_build.missing())),
+]
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 CLASSES = (1, 2, 7, 8, 33, 1000, 2049, 21841)

@@ -15,7 +15,7 @@ import torch
 from scipy import ndimage, stats
 
 import fusedmix as fm
-from conftest import NO_CPP, NO_CUDA, NO_TRITON, TRITON_DEVICE
+from conftest import NO_CPP, NO_CUDA, NO_TRITON, TRITON_DEVICE, TRITON_MARKS
 from fusedmix import backends, fourier
 from fusedmix.formulas import Kind
 from fusedmix.philox import Stream, words
@@ -41,7 +41,7 @@ BACKENDS = [
     "reference",
     pytest.param("cpp", marks=pytest.mark.skipif(NO_CPP is not None, reason=str(NO_CPP))),
     pytest.param("cuda", marks=pytest.mark.skipif(NO_CUDA is not None, reason=str(NO_CUDA))),
-    pytest.param("triton", marks=pytest.mark.skipif(NO_TRITON is not None, reason=str(NO_TRITON))),
+    pytest.param("triton", marks=[*TRITON_MARKS, pytest.mark.skipif(NO_TRITON is not None, reason=str(NO_TRITON))]),
 ]
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
 

@@ -23,6 +23,7 @@ from benchmarks import gpu_suite  # noqa: E402
 TESTS = """
 import pytest
 
+@pytest.mark.thorough
 def test_passes(): pass
 
 def test_fails(): assert False
@@ -34,9 +35,11 @@ def test_is_skipped(): pass
 """
 
 
+@pytest.mark.thorough
 def test_dry_run(tmp_path):
     pytest.importorskip("torchvision")
     (tmp_path / "test_some.py").write_text(TESTS)
+    (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = -m 'not thorough'\nmarkers = thorough: slow\n")
     out = tmp_path / "out"
     env = {**os.environ, "FUSEDMIX_BACKEND": "reference", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

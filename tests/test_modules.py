@@ -129,7 +129,7 @@ class Collate:
         return self.mix(*default_collate(samples))
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.thorough)])  # spawned: torch anew
 @pytest.mark.parametrize("sampling", ["host", "device", "own generator"])
 def test_data_loader_workers(context, sampling):
     """The batches of an epoch differ, they are those of the loader's seed, and two workers draw differently."""

@@ -637,15 +637,19 @@ def test_pypis_nvcc_finds_the_headers_of_another_environment(box: Box, monkeypat
 # ---- Ahead ----------------------------------------------------------------------------------------------------------
 
 
+def copy_project(project: Path, csrc: Path) -> None:
+    skip = shutil.ignore_patterns("__pycache__", "_native")
+    shutil.copytree(REPO / "fusedmix", project / "fusedmix", ignore=skip)
+    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
+        shutil.copy(REPO / name, project)
+    (project / "csrc").symlink_to(csrc)
+
+
 def setup_py(box: Box, *arguments: str, torch_importable: bool = True) -> subprocess.CompletedProcess[str]:
     """`python setup.py ...` in a copy of the project with the stub's sources."""
     project = box.root / "project"
     if not project.exists():
-        skip = shutil.ignore_patterns("__pycache__", "_native")
-        shutil.copytree(REPO / "fusedmix", project / "fusedmix", ignore=skip)
-        for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
-            shutil.copy(REPO / name, project)
-        (project / "csrc").symlink_to(box.csrc)
+        copy_project(project, box.csrc)
     hide = "" if torch_importable else "sys.modules['torch'] = None;"
     code = f"import runpy, sys; {hide} sys.argv[0] = 'setup.py'; runpy.run_path('setup.py', run_name='__main__')"
     return subprocess.run(
@@ -733,27 +737,47 @@ def test_ahead_fails_with_the_compilers_message(box: Box) -> None:
 
 @needs_setuptools
 def test_what_wheel_and_sdist_hold(box: Box) -> None:
+    csrc = {f"csrc/{path.relative_to(REPO / 'csrc').as_posix()}" for path in REPO.glob("csrc/**/*") if path.is_file()}
+    project = box.root / "project"
+    copy_project(project, REPO / "csrc")
+    stale = project / "build" / "lib" / "fusedmix" / "csrc" / "cuda" / "gone.cu"  # of an earlier build
+    write(stale.parent, {stale.name: ""})
     done = setup_py(box, "-q", "bdist_wheel", "sdist", torch_importable=False)
     assert done.returncode == 0, done.stderr
     assert not box.calls()
-    [wheel] = (box.root / "project" / "dist").glob("*.whl")
+    [wheel] = (project / "dist").glob("*.whl")
     assert wheel.name.endswith("-py3-none-any.whl")
     inside = set(zipfile.ZipFile(wheel).namelist())
     python = {path.relative_to(REPO).as_posix() for path in REPO.glob("fusedmix/**/*.py")}
-    sources = {f"fusedmix/csrc/{name}" for name in SOURCES if not name.startswith(("tests/", "shim/"))}
-    assert {name for name in inside if ".dist-info/" not in name} == python | sources | {"fusedmix/py.typed"}
+    built_from = {f"fusedmix/{name}" for name in csrc if name.split("/")[1] not in ("tests", "shim", "benchmarks")}
+    assert {name for name in inside if ".dist-info/" not in name} == python | built_from | {"fusedmix/py.typed"}
 
-    [sdist] = (box.root / "project" / "dist").glob("*.tar.gz")
+    [sdist] = (project / "dist").glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         inside = {name.partition("/")[2] for name in archive.getnames()}
-    assert {f"csrc/{name}" for name in SOURCES} <= inside
-    assert {"setup.py", "pyproject.toml", *python} <= inside
+    assert csrc <= inside
+    assert {"setup.py", "pyproject.toml", "fusedmix/py.typed", *python} <= inside
 
 
-def test_every_real_source_is_packaged() -> None:
-    tomllib = pytest.importorskip("tomllib")  # Python 3.11
-    settings = tomllib.loads((REPO / "pyproject.toml").read_text())["tool"]["setuptools"]
-    csrc = REPO / "csrc"
-    packaged = {path for pattern in settings["package-data"]["fusedmix.csrc"] for path in csrc.glob(pattern)}
-    needed = {path for path in csrc.glob("**/*") if path.is_file()}
-    assert {p for p in needed if p.relative_to(csrc).parts[0] not in ("tests", "shim", "benchmarks")} == packaged
+@needs_setuptools
+def test_an_editable_installation_is_a_line_in_a_pth_file(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which type checkers read, and which serves beside a clone whose folder has the package's name."""
+    clone, installed = box.root / "clones" / "fusedmix", box.root / "site"
+    copy_project(clone, box.csrc)
+    monkeypatch.setenv("FUSEDMIX_BUILD", "none")
+    code = f"from setuptools import build_meta; build_meta.build_editable({str(box.root)!r})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=clone, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    [wheel] = box.root.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        [name] = [name for name in archive.namelist() if ".dist-info/" not in name]
+        assert archive.read(name).decode().splitlines() == [str(clone)]
+        archive.extractall(installed)
+    monkeypatch.delenv("PYTHONPATH")
+    code = (
+        f"import site; site.addsitedir({str(installed)!r}); import importlib.util as u; print(u.find_spec('fusedmix'))"
+    )
+    for folder in (clone.parent, clone, box.root / "torch"):
+        # -S: without the site-packages of this Python, where another fusedmix may be.
+        found = subprocess.run([sys.executable, "-S", "-c", code], cwd=folder, capture_output=True, text=True)
+        assert str(clone / "fusedmix" / "__init__.py") in found.stdout, found.stdout + found.stderr

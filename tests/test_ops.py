@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import fusedmix as fm
-from conftest import NO_CPP, NO_CUDA, NO_TRITON, TRITON_DEVICE
+from conftest import NO_CPP, NO_CUDA, NO_TRITON, TRITON_DEVICE, TRITON_MARKS
 from fusedmix import backends
 from fusedmix.methods import Method, Pairing, Per, Reduction, spec_row
 from fusedmix.ops import GeneratorHandle
@@ -17,7 +17,7 @@ HERE = [
     ("reference", "cpu"),
     *([("cpp", "cpu")] if NO_CPP is None else []),
     *([("cuda", "cuda")] if NO_CUDA is None else []),
-    *([("triton", TRITON_DEVICE)] if NO_TRITON is None else []),
+    *([pytest.param(("triton", TRITON_DEVICE), marks=TRITON_MARKS)] if NO_TRITON is None else []),
 ]
 SPEC = torch.cat([spec_row(Method.CUTMIX, alpha=0.5), spec_row(Method.SAMPLE_PAIRING, lam=0.5)])
 LABELS = torch.tensor([0, 1, 1, 0, 2])

@@ -20,7 +20,10 @@ import torch
 from fusedmix import philox
 
 shim_build = pytest.importorskip("shim_build")  # fcntl: not on Windows
-pytestmark = pytest.mark.skipif(shim_build.missing() is not None, reason=str(shim_build.missing()))
+pytestmark = [
+    pytest.mark.thorough,
+    pytest.mark.skipif(shim_build.missing() is not None, reason=str(shim_build.missing())),
+]
 
 ONES = 0xFFFFFFFF
 

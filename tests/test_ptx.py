@@ -27,6 +27,7 @@ import pytest
 from fusedmix.backends import native
 
 shim_build = pytest.importorskip("shim_build")  # fcntl: not on Windows
+pytestmark = pytest.mark.thorough
 
 THREADS = 128  # of a block
 BLOCKS = 3  # that must fit on a multiprocessor

@@ -14,7 +14,10 @@ import pytest
 import torch
 
 shim_build = pytest.importorskip("shim_build")  # fcntl: not on Windows
-pytestmark = pytest.mark.skipif(shim_build.missing() is not None, reason=str(shim_build.missing()))
+pytestmark = [
+    pytest.mark.thorough,
+    pytest.mark.skipif(shim_build.missing() is not None, reason=str(shim_build.missing())),
+]
 
 SEEDS = range(10)
 YIELDS = (0.0, 1 / 32, 1.0)

@@ -72,8 +72,11 @@ from test_cuda_kernels import (
 )
 from triton_log import Launch, bytes_of, elements_of, logged
 
-# What the interpreter of Triton 3.6 does with a newer NumPy.
-pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning")
+pytestmark = [
+    pytest.mark.thorough,
+    # What the interpreter of Triton 3.6 does with a newer NumPy.
+    pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning"),
+]
 CPU = torch.device("cpu")
 DRAWS = [*itertools.product(("batch", "sample"), ("roll", "flip", "random")), ("pair", "flip")]
 LOSSES = ("cross_entropy", "cross_entropy_backward", "binary_cross_entropy", "binary_cross_entropy_backward")
