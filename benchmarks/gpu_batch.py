@@ -18,7 +18,7 @@ import fusedmix as fm
 from benchmarks import peers
 from fusedmix import backends as fused_backends
 from fusedmix.bench import copies
-from fusedmix.bench.device import Clones, Replays, finish
+from fusedmix.bench.device import Clones, Replays, finish, kernels
 from fusedmix.bench.results import dtype_name
 from fusedmix.bench.timing import Timing, interleave
 from fusedmix.ops import draw_on_host
@@ -30,6 +30,8 @@ METHODS: dict[str, Callable[..., fm.MixTransform]] = {
     "CutMix": fm.CutMix,
 }
 PERS = ("batch", "sample")
+PAIRINGS = ("roll", "flip", "random")
+ADJOINTS = (("MixUp", "roll", "batch"), ("CutMix", "random", "sample"), ("GMix", "random", "sample"))
 FMIXES: dict[str, dict[str, Any]] = {"FMix": {}, "FMix released": {"variant": "released"}}
 
 
@@ -65,15 +67,17 @@ class Batch:
         device: torch.device,
         classes: int,
         backends: Sequence[str],
+        channels_last: bool = False,
     ) -> None:
         self.device, self.dtype, self.shape, self.classes, self.backends = device, dtype, shape, classes, backends
         self.failed: list[str] = []
-        self.clones = Clones(shape, dtype, device)
+        self.layout = "channels_last" if channels_last else "contiguous"
+        self.clones = Clones(shape, dtype, device, channels_last)
         self.y = torch.randint(classes, (shape[0],), device=device)
 
     def row(self, call: str, method: str, **more: Any) -> Timing:
         shape = "x".join(map(str, self.shape))
-        row = Timing("device", "fusedmix", call, method, dtype=dtype_name(self.dtype), shape=shape)
+        row = Timing("device", "fusedmix", call, method, dtype=dtype_name(self.dtype), shape=shape, layout=self.layout)
         return replace(row, **more)
 
     def plan(self, method: str, pairing: str, per: str) -> fm.MixPlan:
@@ -88,11 +92,16 @@ class Batch:
         return lambda k: call(self.clones.x[k], *more, **options)
 
     def same(self, mixed: Tensor, expected: Tensor) -> None:
-        """Raises unless two results differ by a few roundings at most (peers round both products and their sum)."""
-        allowed = 4 * torch.finfo(self.dtype).eps * float(expected.abs().max())
+        """Raises unless two results differ by a few roundings at most (peers round both products and their sum), and
+        not at all if they are bytes."""
+        allowed = 0.0
+        if self.dtype.is_floating_point:
+            allowed = 4 * torch.finfo(self.dtype).eps * float(expected.abs().max())
         torch.testing.assert_close(mixed, expected, rtol=0.0, atol=allowed)
 
-    def plans(self, labels: bool) -> Iterator[Entry]:
+    def plans(
+        self, labels: bool = False, methods: Sequence[str] = tuple(METHODS), pairings: Sequence[str] = PAIRINGS
+    ) -> Iterator[Entry]:
         """A plan on the device, applied in place; with `labels` to these too."""
 
         def mix_both(x: Tensor, plan: fm.MixPlan, backend: str) -> Tensor:
@@ -100,21 +109,25 @@ class Batch:
             return fm.mix_labels(self.y, plan, num_classes=self.classes, backend=backend)
 
         call, function = ("mix_ + mix_labels", mix_both) if labels else ("mix_", fm.mix_)
-        for method in METHODS:
-            for pairing in ("roll", "flip"):
+        for method in methods:
+            for pairing in pairings:
                 for per in PERS:
                     plan = self.plan(method, pairing, per)
                     share = 1.0 - float(plan.weight.mean()) if method == "CutMix" else 1.0
                     more = {"pairing": pairing, "per": per, "inplace": True, "share": share}
                     for backend in self.backends:
                         row = self.row(call, method, backend=backend, **more)
-                        check = partial(self.as_reference, plan, backend)
+                        check = partial(self.as_reference, plan, backend, labels=labels)
                         yield Entry(row, self.each(function, plan, backend=backend), check)
 
-    def as_reference(self, plan: fm.MixPlan, backend: str) -> None:
-        """Raises unless a backend applies a plan in place as the reference does."""
+    def as_reference(self, plan: fm.MixPlan, backend: str, inplace: bool = True, labels: bool = False) -> None:
+        """Raises unless a backend applies a plan as the reference does."""
         x = self.clones.x[0]
-        self.same(fm.mix_(x.clone(), plan, backend=backend), fm.mix(x, plan, backend="reference"))
+        mixed = fm.mix_(x.clone(), plan, backend=backend) if inplace else fm.mix(x, plan, backend=backend)
+        self.same(mixed, fm.mix(x, plan, backend="reference"))
+        if labels:
+            targets = (fm.mix_labels(self.y, plan, num_classes=self.classes, backend=b) for b in (backend, "reference"))
+            torch.testing.assert_close(*targets, rtol=0.0, atol=0.0)
 
     def fmix(self) -> Iterator[Entry]:
         """FMix's masks alone, masks applied, and both: noise, grey images, bits and the blend in place, drawn anew by
@@ -145,20 +158,55 @@ class Batch:
                 partial(self.as_many_ones, plan),
             ),
             Entry(applied, self.each(fm.mix_, plan, backend=backend), partial(self.as_reference, plan, backend)),
-            Entry(self.row("module", name, **more), self.each(mix, self.y)),
+            Entry(self.row("module", name, **more), self.each(mix, self.y), partial(self.as_its_plan, mix, backend)),
         ]
+
+    def as_its_plan(self, mix: fm.MixTransform, backend: str) -> None:
+        """Raises unless a module makes of a batch what the reference makes of it by the plan that the module samples
+        from the same seed: with device sampling, seeds alone decide."""
+        x = self.clones.x[0]
+        torch.manual_seed(0)
+        images, targets = mix(x.clone(), self.y)
+        torch.manual_seed(0)
+        plan = mix.sample(self.shape[0], self.shape[2:], device=self.device)
+        self.same(images, fm.mix(x, plan, backend="reference"))
+        expected = fm.mix_labels(self.y, plan, num_classes=self.classes, backend="reference")
+        torch.testing.assert_close(targets, expected, rtol=0.0, atol=0.0)
 
     def as_many_ones(self, plan: fm.MixPlan) -> None:
         """Raises unless every mask has as many ones as its plan says."""
         ones = plan.mask().flatten(1).sum(1, dtype=torch.float64).cpu()
         torch.testing.assert_close(ones, plan.geometry[:, 0].double().cpu(), rtol=0.0, atol=0.0)
 
-    def out_of_place(self) -> Iterator[Entry]:
-        for method in ("MixUp", "CutMix"):
-            plan = self.plan(method, "roll", "batch")
+    def out_of_place(
+        self, methods: Sequence[str] = ("MixUp", "CutMix", "GMix"), pairings: Sequence[str] = ("roll", "random")
+    ) -> Iterator[Entry]:
+        for method in methods:
+            for pairing in pairings:
+                for per in PERS:
+                    plan = self.plan(method, pairing, per)
+                    for backend in self.backends:
+                        row = self.row("mix", method, backend=backend, pairing=pairing, per=per)
+                        check = partial(self.as_reference, plan, backend, inplace=False)
+                        yield Entry(row, self.each(fm.mix, plan, backend=backend), check)
+
+    def adjoints(self) -> Iterator[Entry]:
+        """What the backward pass calls, on gradients of the shape and layout of the images."""
+        for method, pairing, per in ADJOINTS:
+            plan = self.plan(method, pairing, per)
+            masks = (plan.partner, plan.kind, plan.geometry, plan.value, len(plan.size), int(plan.pairing))
             for backend in self.backends:
-                row = self.row("mix", method, backend=backend, pairing="roll", per="batch")
-                yield Entry(row, self.each(fm.mix, plan, backend=backend))
+                operators = fused_backends.operators(self.device.type, backend)
+                row = self.row("mix_adjoint", method, backend=backend, pairing=pairing, per=per)
+                call = self.each(operators.mix_adjoint, *masks, int(plan.per))
+                yield Entry(row, call, partial(self.as_derivative, plan, call))
+
+    def as_derivative(self, plan: fm.MixPlan, call: Callable[[int], Tensor]) -> None:
+        """Raises unless an adjoint gives the gradient that autograd gives through the reference."""
+        grad = self.clones.x[0]
+        x = torch.zeros_like(grad).requires_grad_()
+        (expected,) = torch.autograd.grad(fm.mix(x, plan, backend="reference"), x, grad)
+        self.same(call(0), expected)
 
     def steps(self) -> Iterator[Entry]:
         """Images and targets by the one operator that modules call, of numbers drawn before: without the sampler."""
@@ -170,8 +218,18 @@ class Batch:
                 for backend in self.backends:
                     operators = fused_backends.operators(self.device.type, backend)
                     row = self.row("step", method, backend=backend, pairing=pairing, per="batch", inplace=True)
-                    step = self.each(operators.mix_batch_, self.y, *request, *source, self.classes, 0.0)
-                    yield Entry(row, step)
+                    given = (self.y, *request, *source, self.classes, 0.0)
+                    check = partial(self.as_one_step, operators, given)
+                    yield Entry(row, self.each(operators.mix_batch_, *given), check)
+
+    def as_one_step(self, operators: Any, given: tuple[Any, ...]) -> None:
+        """Raises unless a backend's step makes the images and targets of the reference's."""
+        results = []
+        for by in (operators, fused_backends.operators(self.device.type, "reference")):
+            x = self.clones.x[0].clone()
+            results.append((x, by.mix_batch_(x, *given)[0]))
+        self.same(results[0][0], results[1][0])
+        torch.testing.assert_close(results[0][1], results[1][1], rtol=0.0, atol=0.0)
 
     def modules(self) -> Iterator[Entry]:
         """Whole calls, the sampler included: every replay draws anew."""
@@ -182,43 +240,51 @@ class Batch:
                     for backend in self.backends:
                         mix = METHODS[method](num_classes=self.classes, backend=backend, **options)
                         row = self.row("module", method, backend=backend, pairing="roll", per=per, inplace=inplace)
-                        yield Entry(row, self.each(mix, self.y), partial(self.as_torchvision, method, backend))
+                        yield Entry(row, self.each(mix, self.y), partial(self.as_its_plan, mix, backend))
 
-    def as_torchvision(self, method: str, backend: str) -> None:
-        """Raises unless a module makes the batch that torchvision's makes."""
+    def torchvision(self) -> Iterator[Entry]:
+        for method, module in peers.TORCHVISION.items():
+            row = self.row("module", method, provider="torchvision", pairing="roll", per="batch")
+            yield Entry(row, self.each(module(num_classes=self.classes), self.y), partial(self.as_torchvision, method))
+
+    def as_torchvision(self, method: str) -> None:
+        """Raises unless torchvision's module and ours, by the reference, make the same batch of the same seed."""
         results = []
-        for module, options in ((METHODS[method], {"backend": backend}), (peers.TORCHVISION[method], {})):
+        for module, options in ((METHODS[method], {"backend": "reference"}), (peers.TORCHVISION[method], {})):
             torch.manual_seed(0)
             results.append(module(num_classes=self.classes, **options)(self.clones.x[0], self.y))
         self.same(results[0][0], results[1][0])
         torch.testing.assert_close(results[0][1], results[1][1], rtol=0.0, atol=0.0)
 
-    def torchvision(self) -> Iterator[Entry]:
-        for method, module in peers.TORCHVISION.items():
-            row = self.row("module", method, provider="torchvision", pairing="roll", per="batch")
-            yield Entry(row, self.each(module(num_classes=self.classes), self.y))
-
     def compiled(self) -> Iterator[Entry]:
-        """torch.compile of the same mathematics: no labels, λ and box on the device."""
-        for method, functions in (("MixUp", (peers.mixup, peers.mixup_)), ("CutMix", (peers.cutmix, peers.cutmix_))):
-            plan = self.plan(method, "roll", "batch")
-            given = plan.lam[0].clone() if method == "MixUp" else plan.geometry[0, [1, 2, 4, 5]]
-            for call, function in zip(("mix", "mix_"), functions, strict=True):
-                row = self.row(call, method, provider="torch.compile", pairing="roll", per="batch")
-                row.inplace = call == "mix_"
-                check = partial(self.same_mathematics, functions[0], given, plan)
-                yield Entry(row, self.each(peers.compiled(function, self.device), given), check)
+        """torch.compile of the same mathematics: no labels, λ and boxes on the device."""
+        functions = {
+            ("MixUp", "batch"): (peers.mixup, peers.mixup_),
+            ("CutMix", "batch"): (peers.cutmix, peers.cutmix_),
+            ("MixUp", "sample"): (peers.mixup_each,),
+            ("CutMix", "sample"): (peers.cutmix_each,),
+        }
+        for (method, per), of_method in functions.items():
+            plan = self.plan(method, "roll", per)
+            given = plan.lam.clone() if method == "MixUp" else plan.geometry[:, [1, 2, 4, 5]]
+            given = given[0].clone() if per == "batch" else given
+            for function in of_method:
+                inplace = function.__name__.endswith("_")
+                row = self.row("mix_" if inplace else "mix", method, provider="torch.compile", pairing="roll", per=per)
+                row.inplace = inplace
+                call = peers.compiled(function, self.device)
+                yield Entry(row, self.each(call, given), partial(self.same_mathematics, call, given, plan))
 
     def same_mathematics(self, function: Callable[..., Tensor], given: Tensor, plan: fm.MixPlan) -> None:
-        """Raises unless a peer, before it is compiled, applies a plan as the reference does."""
+        """Raises unless a peer, compiled, applies a plan as the reference does."""
         x = self.clones.x[0]
-        self.same(function(x, given), fm.mix(x, plan, backend="reference"))
+        self.same(function(x.clone(), given), fm.mix(x, plan, backend="reference"))
 
     def copies(self, shares: set[float]) -> Iterator[Entry]:
         total = self.clones.x[0].numel()
         for share in shares:
             n = max(16, int(share * total) // 16 * 16)
-            out, x = ([t.flatten()[:n] for t in clones] for clones in (self.clones.out, self.clones.x))
+            out, x = ([_memory(t)[:n] for t in clones] for clones in (self.clones.out, self.clones.x))
             for name, copy in copies.copies(self.device).items():
                 row = self.row("copy", name, provider="triton" if name == "triton" else "torch", share=share)
                 yield Entry(row, partial(_copy, copy, out, x))
@@ -233,6 +299,9 @@ class Batch:
             ):
                 if entry.check is not None:
                     entry.check()
+                if self.device.type == "cuda" and self.dtype != torch.bfloat16:  # whose kernels are float32's by name
+                    row.kernels = " + ".join(kernels(partial(entry.call, 0)))
+                    self.clones.refill()
                 replays = Replays(entry.call, self.clones, self.device, must_capture=row.provider == "fusedmix")
                 row.measure = replays.measure
                 starts[n] = replays.start
@@ -251,11 +320,15 @@ def _ignoring_clones(call: Callable[..., Any], arguments: tuple[Any, ...], k: in
     return call(*arguments)
 
 
+def _memory(x: Tensor) -> Tensor:
+    """The elements of a batch in the order of its memory, contiguous or channels_last."""
+    return (x if x.is_contiguous() else x.movedim(1, -1)).view(-1)
+
+
 def _copy(copy: copies.Copy, out: list[Tensor], x: list[Tensor], k: int) -> None:
     copy(out[k], x[k])
 
 
 def ceiling(rows: list[Timing], row: Timing) -> float:
     """Microseconds of the fastest copy of as many bytes."""
-    same = (row.dtype, row.shape, row.share)
-    return min(r.median_us for r in rows if r.call == "copy" and (r.dtype, r.shape, r.share) == same)
+    return min(r.median_us for r in rows if r.call == "copy" and r.share == row.share)

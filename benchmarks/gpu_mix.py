@@ -2,11 +2,13 @@
 
     python -m benchmarks.gpu_mix [--backends cuda,triton] [--out benchmarks/results] [--commit SHA] [--dry-run]
 
-256x3x224x224 and 512x3x32x32, and label losses of 256x21841 (gpu_loss.py), float32 and bfloat16. Time on the device:
+256x3x224x224 and 512x3x32x32, and label losses of 256x21841 (gpu_loss.py), float32 and bfloat16; as far as time allows
+also channels_last, uint8, 1024x3x224x224 and 4096x3x32x32. Time on the device:
 several calls in a CUDA graph, over clones of the batch that outgrow the cache, their data restored before every replay;
 everything once a round, in an order drawn anew. Ratios are to the fastest copy of as many bytes in the same run.
-Before they are timed, plans are applied once and compared with the reference, modules with torchvision's; what fails
-then, or in a backend's first calls, is left out and said. Writes <gpu>-mix.csv, <gpu>-targets.csv and
+Before it is timed, everything is compared: plans, steps, modules and adjoints with the reference, peers with it, too;
+what differs or fails then, or in a backend's first calls, is left out and said. On float32 and uint8 the kernels that a
+call launched are written beside it. Writes <gpu>-mix.csv, <gpu>-targets.csv and
 <gpu>-environment.json. Exit status 1: a target is missed or was not measured; 2: there is no GPU. --dry-run: tiny
 batches on the CPU.
 """
@@ -26,7 +28,7 @@ from torch import Tensor
 import fusedmix as fm
 from benchmarks import gpu_first, gpu_loss, peers
 from benchmarks.common import RESULTS, parser
-from benchmarks.gpu_batch import METHODS, Batch, noting
+from benchmarks.gpu_batch import METHODS, Batch, Entry, noting
 from benchmarks.gpu_targets import host_targets, targets
 from fusedmix import backends as fused_backends
 from fusedmix.bench.device import extra_memory, finish
@@ -35,9 +37,18 @@ from fusedmix.bench.results import Check, dtype_name, markdown, targets_table, w
 from fusedmix.bench.timing import Timing, host_microseconds
 
 LARGE, SMALL = (256, 3, 224, 224), (512, 3, 32, 32)
+HUGE, MANY = (1024, 3, 224, 224), (4096, 3, 32, 32)  # which one block cannot hold a column of
 DRY = (6, 3, 8, 16)
 FMIX_MEMORY = 24  # MiB, while masks are made
-CLASSES: dict[tuple[int, ...], int] = {LARGE: 1000, SMALL: 100}
+CLASSES: dict[tuple[int, ...], int] = {LARGE: 1000, SMALL: 100, HUGE: 1000, MANY: 100}
+FLOATS = (torch.float32, torch.bfloat16)
+# Shape, dtype, whether it is channels_last; the rest, in the order of what is asked first, as far as time allows.
+FIRST = [(shape, dtype, False) for shape in (LARGE, SMALL) for dtype in FLOATS]
+REST = [
+    *((LARGE, dtype, True) for dtype in FLOATS),
+    (LARGE, torch.uint8, False),
+    *((shape, dtype, False) for shape in (HUGE, MANY) for dtype in FLOATS),
+]
 
 
 def measure_host(device: torch.device, backends: list[str], loops: int) -> tuple[list[Timing], list[str]]:
@@ -115,6 +126,17 @@ def measure_numpy(size: tuple[int, ...], rounds: int) -> Timing:
     return row
 
 
+def entries_of(batch: Batch, shape: tuple[int, ...], first: bool) -> list[Entry]:
+    """What is measured on a batch: everything on those that come first, of the others what their shape may change."""
+    if not first:
+        plans = batch.plans(methods=("MixUp", "CutMix", "GMix"), pairings=("roll", "random"))
+        return [*plans, *batch.out_of_place(methods=("MixUp",))]
+    found = [*batch.plans(labels=shape == SMALL), *batch.out_of_place(), *batch.steps(), *batch.modules()]
+    if shape == LARGE:
+        found += [*batch.adjoints(), *batch.fmix(), *batch.compiled()]
+    return [*found, *batch.torchvision()]
+
+
 def run(given: Namespace, device: torch.device) -> tuple[list[Timing], list[Check], list[str]]:
     """All rows and checks, and what was not measured, with the reason."""
     deadline = time.monotonic() + given.budget
@@ -124,28 +146,31 @@ def run(given: Namespace, device: torch.device) -> tuple[list[Timing], list[Chec
     left_out = [f"{backend}: {reason}" for backend, reason in broken.items()]
     backends = [backend for backend in given.backends if backend not in broken]
     checks: list[Check] = []
-    for shape in (LARGE, SMALL):
-        for dtype in (torch.float32, torch.bfloat16):
-            name = f"{dtype_name(dtype)} {'x'.join(map(str, shape))}"
-            if time.monotonic() > deadline:
-                left_out.append(f"{name}: no time was left")
-                continue
-            batch = Batch(DRY if given.dry_run else shape, dtype, device, CLASSES[shape], backends)
-            entries = [*batch.plans(labels=shape == SMALL), *batch.out_of_place(), *batch.steps(), *batch.modules()]
-            entries += batch.fmix() if shape == LARGE else ()
-            entries += [*batch.torchvision(), *(batch.compiled() if shape == LARGE else ())]
-            found = batch.measure(entries, rounds)
-            left_out += batch.failed
-            checks += targets(found, large=shape == LARGE)
-            rows += found
-            del batch, entries
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
-                for backend in backends:
-                    with noting(left_out, f"{backend}: memory, {name}"):
-                        checks += measure_memory(shape, dtype, device, backend)
-                    with noting(left_out, f"{backend}: memory of FMix, {name}"):
-                        checks.append(measure_fmix_memory(shape, dtype, device, backend))
+
+    def measure(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool, first: bool) -> None:
+        name = f"{dtype_name(dtype)} {'x'.join(map(str, shape))}{', channels_last' if channels_last else ''}"
+        if time.monotonic() > deadline:
+            left_out.append(f"{name}: no time was left")
+            return
+        batch = Batch(DRY if given.dry_run else shape, dtype, device, CLASSES[shape], backends, channels_last)
+        entries = entries_of(batch, shape, first)
+        found = batch.measure(entries, rounds)
+        left_out.extend(batch.failed)
+        rows.extend(found)
+        if first:
+            checks.extend(targets(found, large=shape == LARGE))
+        del batch, entries
+        if device.type != "cuda":
+            return
+        torch.cuda.empty_cache()
+        for backend in backends if first else ():
+            with noting(left_out, f"{backend}: memory, {name}"):
+                checks.extend(measure_memory(shape, dtype, device, backend))
+            with noting(left_out, f"{backend}: memory of FMix, {name}"):
+                checks.append(measure_fmix_memory(shape, dtype, device, backend))
+
+    for shape, dtype, channels_last in FIRST:
+        measure(shape, dtype, channels_last, first=True)
     if time.monotonic() > deadline:
         left_out.append("label losses: no time was left")
     else:
@@ -153,7 +178,10 @@ def run(given: Namespace, device: torch.device) -> tuple[list[Timing], list[Chec
         rows, checks, left_out = [*rows, *found], [*checks, *beside], [*left_out, *failed]
     host, failed = measure_host(device, backends, loops)
     host.append(measure_numpy(first_shape[2:], rounds))
-    return [*rows, *host], [*checks, *host_targets(host)], [*left_out, *failed]
+    rows, checks, left_out = [*rows, *host], [*checks, *host_targets(host)], [*left_out, *failed]
+    for shape, dtype, channels_last in REST:
+        measure(shape, dtype, channels_last, first=False)
+    return rows, checks, left_out
 
 
 def main() -> int:
@@ -176,7 +204,7 @@ def main() -> int:
         write_csv(folder / f"{name}-mix.csv", rows, env)
         write_csv(folder / f"{name}-targets.csv", checks, env)
         write_json(folder / f"{name}-environment.json", env)
-    header = ("what", "by", "in place", "pairing", "per", "dtype", "shape", "us", "p20", "p80", "x copy")
+    header = ("what", "by", "in place", "pairing", "per", "dtype", "shape", "layout", "us", "p20", "p80", "x copy")
     print(
         markdown(
             header,
@@ -185,7 +213,7 @@ def main() -> int:
                     f"{r.method}: {r.call}",
                     r.backend or r.provider,
                     "yes" if r.inplace else "no",
-                    *(r.pairing, r.per, r.dtype, r.shape),
+                    *(r.pairing, r.per, r.dtype, r.shape, r.layout),
                     *(f"{t:.2f}" for t in (r.median_us, r.p20_us, r.p80_us)),
                     f"{r.copy_ratio:.2f}" if r.copy_ratio else r.measure,
                 )

@@ -1,16 +1,21 @@
 """Everything that needs a GPU, in one command: builds, tests, memory checks, benchmarks. Offline, below eight minutes.
 
     python -m benchmarks.gpu_suite [--commit SHA] [--out benchmarks/results] [--stages build,tests,...] [--dry-run]
+    python -m benchmarks.gpu_suite --stages left     # what an earlier run with the same --out did not finish
 
 A stage that fails or runs out of time does not stop the others, nor does a backend that is broken or cannot be had stop
-the other one; a table at the end says how each went. The tests of triton are a stage of their own. Writes
-<gpu>-suite.json beside the files of first_use and gpu_mix. Exit status 0: every stage that could run passed; 1: one did
-not; 2: there is no GPU. --dry-run: on the CPU, what can run there.
+the other one; a table at the end says how each went. Tests come before benchmarks, and those that need no GPU are left
+out; the tests of triton are a stage of their own. Writes <gpu>-suite.json and what the tests of agreement found,
+<gpu>-agreement.csv, beside the files of the benchmarks, and all that a stage printed into <gpu>-logs. A run of other
+stages of the same commit adds to the file. What --work holds is kept for it: caches, and the kernels' test, which may
+have been built elsewhere. Exit status 0: every stage that could run passed; 1: one did not; 2: there is no GPU.
+--dry-run: on the CPU, what can run there.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -30,24 +35,30 @@ from typing import Any
 
 import torch
 
+from benchmarks import kernel_test
 from benchmarks.common import RESULTS, ROOT, parser
 from fusedmix.backends import native
 from fusedmix.bench.environment import environment, slug
 from fusedmix.bench.results import markdown, write_json
 
 TOTAL = 480.0  # seconds
-# Seconds that a stage may take, in the order in which they run: what is measured before what takes longest to check.
+# Seconds that a stage may take, in the order in which they run: what is right before how fast it is.
 BUDGETS = {
     "build": 150.0,
     "kernels": 120.0,
-    "benchmark": 220.0,
-    "tests": 180.0,
+    "tests": 120.0,
     "triton": 120.0,
+    "benchmark": 200.0,
+    "training": 60.0,
     "memcheck": 60.0,
     "racecheck": 60.0,
     "initcheck": 60.0,
     "synccheck": 60.0,
 }
+MODEL = "vit_s"  # of the training steps: that of which mixing takes the largest share
+# The tests with cases that need a GPU; `--on-gpu` (tests/conftest.py) leaves the other cases out.
+TESTS = tuple(f"test_{name}.py" for name in ("gpu", "ops", "fmix", "analysis", "triton_kernels", "agreement"))
+DEFAULT_TESTS = [f"tests/{name}" for name in TESTS]
 _GRACE = 5.0  # seconds to write a report in, for what has been interrupted
 SANITIZER = ("memcheck", "racecheck", "initcheck", "synccheck")
 
@@ -71,16 +82,21 @@ class Suite:
         self.name = "dry-run" if given.dry_run else slug(self.environment["device"])
         self.out: Path | None = given.out or (None if given.dry_run else RESULTS)
         self.tests: dict[str, Any] = {}
-        self.binary: Path | None = None
+        self.binary: Path | None = kernel_test.built(folder / "kernels", shim=given.dry_run)
+        self.logs = folder / "logs" if self.out is None else self.out / f"{self.name}-logs"
         self.ends = time.monotonic() + TOTAL
+        self.earlier = self._earlier()
+        self.stages = self.left() if given.stages == ["left"] else given.stages
 
     def run(self) -> list[Stage]:
         stages = []
+        self.logs.mkdir(parents=True, exist_ok=True)
         for name, budget in BUDGETS.items():
-            if name not in self.given.stages:
+            if name not in self.stages:
                 continue
             stage = Stage(name)
             stages.append(stage)
+            (self.logs / f"{name}.log").unlink(missing_ok=True)
             left = min(budget, self.ends - time.monotonic() - _GRACE)
             if left < 5:
                 stage.detail = "no time was left"
@@ -94,10 +110,47 @@ class Suite:
                 print(line)
         return stages
 
+    # ---- what an earlier run left
+
+    @property
+    def file(self) -> Path | None:
+        return None if self.out is None else self.out / f"{self.name}-suite.json"
+
+    def _earlier(self) -> dict[str, Any]:
+        """What an earlier run of the same commit on the same device wrote, or nothing."""
+        if self.file is None or not self.file.is_file():
+            return {"stages": [], "tests": {}}
+        found: dict[str, Any] = json.loads(self.file.read_text(encoding="utf-8"))
+        same = all(found["environment"][key] == self.environment[key] for key in ("commit", "device", "torch"))
+        return found if same else {"stages": [], "tests": {}}
+
+    def left(self) -> list[str]:
+        """The stages that did not pass in the earlier run."""
+        passed = {stage["name"] for stage in self.earlier["stages"] if stage["result"] == "pass"}
+        return [name for name in BUDGETS if name not in passed]
+
+    def write(self, stages: Sequence[Stage]) -> None:
+        """The file of all stages, those of the earlier run included."""
+        if self.file is None:
+            return
+        known = {stage["name"]: stage for stage in self.earlier["stages"]} | {s.name: asdict(s) for s in stages}
+        found = {
+            "environment": self.environment,
+            "stages": [known[name] for name in BUDGETS if name in known],
+            "tests": self.earlier["tests"] | self.tests,
+        }
+        write_json(self.file, found)
+
     # ---- stages
 
     def _build(self, stage: Stage, limit: float) -> None:
         if self._lacks_cuda(stage):
+            return
+        status = native.status("cuda")
+        if status.startswith("built ahead"):  # there is nothing to measure then, but the library must load
+            load = "from fusedmix.backends import native; native.load('cuda'); native.load('cpp')"
+            self._command(stage, [sys.executable, "-c", load], limit)
+            stage.detail = status.replace(f"{ROOT}{os.sep}", "")
             return
         options = ["--quick", "--device", self.device.type, "--cache", str(self.folder / "cache")]
         output = self._command(stage, [sys.executable, "-m", "benchmarks.first_use", *options, *self._files()], limit)
@@ -109,11 +162,12 @@ class Suite:
             return
         shim = ["--shim"] if self.given.dry_run else []
         begin = time.monotonic()
-        command = [sys.executable, "-m", "benchmarks.kernel_test", str(self.folder / "kernels"), *shim]
-        built = self._command(stage, command, limit)
-        if stage.result != "pass":
-            return
-        self.binary = Path(built.splitlines()[-1])
+        if self.binary is None:
+            command = [sys.executable, "-m", "benchmarks.kernel_test", str(self.folder / "kernels"), *shim]
+            built = self._command(stage, command, limit)
+            if stage.result != "pass":
+                return
+            self.binary = Path(built.splitlines()[-1])
         took = time.monotonic() - begin
         large = [] if self.given.dry_run else ["--large"]
         output = self._command(stage, [str(self.binary), *large], limit - took)
@@ -133,12 +187,17 @@ class Suite:
             alone = ["--backends", backend, "--budget", str(left * 0.75)]
             output = self._command(stage, [*command, *alone], left)
             stage.result, stage.output = "fail", [*lost, f"again, {backend} alone:", *stage.output]
-        (self.folder / "benchmark.txt").write_text(output)
         met = re.search(r"\d+ of \d+ targets met", output)
         stage.detail = met[0] if met else ""
         if stage.result != "pass":
             missed = [line for line in output.splitlines() if "FAIL" in line or line.startswith("not measured")]
             stage.output = missed or stage.output
+
+    def _training(self, stage: Stage, limit: float) -> None:
+        dry = ["--dry-run"] if self.given.dry_run else ["--device", "cuda", "--budget", str(limit * 0.75)]
+        command = [sys.executable, "-m", "benchmarks.train_step", "--models", MODEL, *self._files(), *dry]
+        stage.detail = MODEL
+        self._command(stage, command, limit)
 
     def _tests(self, stage: Stage, limit: float) -> None:
         self._pytest(stage, limit, "not triton")
@@ -152,7 +211,10 @@ class Suite:
         workers = min(12, os.cpu_count() or 1)
         parallel = ["-n", str(workers)] if workers > 1 and find_spec("xdist") else []
         options = ["-q", "-k", which, "-m", "", "-p", "no:cacheprovider"]  # -m "": those marked thorough as well
-        command = [sys.executable, "-m", "pytest", self.given.tests, *options]
+        command = [sys.executable, "-m", "pytest", *self.given.tests, *options]
+        if self.given.tests == DEFAULT_TESTS:
+            command.append("--on-gpu")
+            command += [] if self.out is None else [f"--write-agreement={self.out / f'{self.name}-agreement.csv'}"]
         self._command(stage, [*command, *parallel, f"--junitxml={report}"], limit)
         if report.exists():
             self.tests[stage.name] = found = summarise(report)
@@ -194,8 +256,10 @@ class Suite:
             "TRITON_CACHE_DIR": str(self.folder / "triton-cache"),
         }
         env = {**os.environ, **caches, "PYTHONUNBUFFERED": "1"}
-        log = self.folder / f"{stage.name}.log"
-        with log.open("w") as file:
+        log = self.logs / f"{stage.name}.log"
+        with log.open("a", encoding="utf-8") as file:
+            print("$", *command, file=file, flush=True)
+            begin = file.tell()
             process = subprocess.Popen(
                 command, cwd=ROOT, env=env, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
             )
@@ -209,7 +273,7 @@ class Suite:
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
                 stage.result = "timeout"
-        output = log.read_text(errors="replace").replace(f"{ROOT}{os.sep}", "")
+        output = log.read_bytes()[begin:].decode(errors="replace").replace(f"{ROOT}{os.sep}", "")
         stage.output = [] if stage.result == "pass" else output.splitlines()[-40:]
         return output
 
@@ -247,25 +311,20 @@ def summarise(report: Path) -> dict[str, Any]:
 def main() -> int:
     arguments = parser(__doc__)
     arguments.add_argument("--dry-run", action="store_true", help="on the CPU; writes only to --out")
-    arguments.add_argument("--stages", type=lambda words: words.split(","), default=list(BUDGETS))
-    arguments.add_argument("--tests", default="tests", help="what pytest runs")
+    arguments.add_argument("--stages", type=lambda words: words.split(","), default=list(BUDGETS), help="or: left")
+    arguments.add_argument("--tests", nargs="+", default=DEFAULT_TESTS, help="what pytest runs")
+    arguments.add_argument("--work", type=Path, help="where caches and the kernels' test are kept; default: nowhere")
     given = arguments.parse_args()
-    unknown = set(given.stages) - set(BUDGETS)
+    unknown = set(given.stages) - set(BUDGETS) - ({"left"} if len(given.stages) == 1 else set())
     if unknown:
         arguments.error(f"--stages must be of {', '.join(BUDGETS)}, but got {', '.join(sorted(unknown))}")
     if not given.dry_run and not torch.cuda.is_available():
         print("gpu_suite: torch finds no GPU (--dry-run runs on the CPU what can be run there)")
         return 2
     with tempfile.TemporaryDirectory(prefix="fusedmix-suite-") as folder:
-        suite = Suite(given, Path(folder))
+        suite = Suite(given, (given.work or Path(folder)).absolute())
         stages = suite.run()
-    if suite.out is not None:
-        found = {
-            "environment": suite.environment,
-            "stages": [asdict(stage) for stage in stages],
-            "tests": suite.tests,
-        }
-        write_json(suite.out / f"{suite.name}-suite.json", found)
+        suite.write(stages)
     rows = [(s.name, s.result, f"{s.seconds:.1f}", s.detail) for s in stages]
     total = sum(stage.seconds for stage in stages)
     print(f"\n{markdown(('stage', 'result', 's', ''), rows)}\n\n{suite.environment['device']}, {total:.0f} s in all")

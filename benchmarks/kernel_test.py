@@ -2,12 +2,14 @@
 
     python -m benchmarks.kernel_test FOLDER [--shim]
 
-Prints the path of the executable. --shim: the CUDA kernels run on the CPU.
+Prints the path of the executable. --shim: the CUDA kernels run on the CPU. What FOLDER holds already of the very same
+sources is not built again: it may be built where there is no GPU, and taken to one.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -18,7 +20,19 @@ from benchmarks.common import ROOT
 from fusedmix.backends import native
 
 CSRC = ROOT / "csrc"
-_CPU = ("dispatch.cpp", "labels.cpp", "mix.cpp", "sample.cpp")
+
+
+def built(folder: Path, shim: bool = False) -> Path | None:
+    """The executable, if there is one of these very sources."""
+    target = _target(folder, shim)
+    return target if target.is_file() else None
+
+
+def _target(folder: Path, shim: bool) -> Path:
+    digest = hashlib.sha256()
+    for path in sorted(path for path in CSRC.rglob("*") if path.suffix in (".h", ".cpp", ".cu")):
+        digest.update(path.relative_to(CSRC).as_posix().encode() + b"\0" + path.read_bytes())
+    return folder / f"fusedmix_{'shim' if shim else 'cuda'}_test_{digest.hexdigest()[:16]}"
 
 
 def build(folder: Path, archs: Sequence[str] = (), shim: bool = False, jobs: int = 16) -> Path:
@@ -33,6 +47,8 @@ def build(folder: Path, archs: Sequence[str] = (), shim: bool = False, jobs: int
         BuildError: a compiler is missing.
         RuntimeError: it does not compile; the message is what the compiler said.
     """
+    if (known := built(folder, shim)) is not None:
+        return known
     cxx = native._cxx()
     includes = [f"-I{CSRC}", f"-I{CSRC / 'include'}", f"-I{CSRC / 'shim'}"]
     if shim:
@@ -48,17 +64,17 @@ def build(folder: Path, archs: Sequence[str] = (), shim: bool = False, jobs: int
         link, more = [nvcc, *host, *(f"-L{f / 'lib'}" for f in folders), "-cudart=static"], []
     compile_cpp = [*cxx, *native._HOST_FLAGS, *includes, "-c"]
 
+    cpu, cuda = (sorted(path for path in (CSRC / name).iterdir() if path.suffix != ".h") for name in ("cpu", "cuda"))
     kernels = CSRC / "cpu" / "kernels.cpp"
     commands = [[*compile_cpp, *flags, f"-DFUSEDMIX_ISA={isa}", str(kernels)] for isa, flags in native._ISAS]
-    commands += [[*compile_cpp, str(CSRC / "cpu" / name)] for name in _CPU]
-    cuda = [*sorted((CSRC / "cuda").glob("*.cu")), CSRC / "cuda" / "plan_walk.cpp", CSRC / "tests" / "cuda_test.cpp"]
-    commands += [[*compile_cuda, str(path)] for path in (*cuda, *more)]
+    commands += [[*compile_cpp, str(path)] for path in cpu if path != kernels]
+    commands += [[*compile_cuda, str(path)] for path in (*cuda, CSRC / "tests" / "cuda_test.cpp", *more)]
 
     folder.mkdir(parents=True, exist_ok=True)
     objects = [folder / f"{n}-{Path(command[-1]).stem}.o" for n, command in enumerate(commands)]
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(_run, ([*c, "-o", str(o)] for c, o in zip(commands, objects, strict=True))))
-    target = folder / f"fusedmix_{'shim' if shim else 'cuda'}_test"
+    target = _target(folder, shim)
     _run([*link, *map(str, objects), "-o", str(target)])
     return target
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -78,12 +79,29 @@ def pytest_addoption(parser):
         help="write the table of what tests/test_agreement.py finds to FILE; without FILE to the committed one, which "
         "this run is then not compared with",
     )
+    parser.addoption("--on-gpu", action="store_true", help="leave out all cases in which no GPU takes part")
 
 
 def pytest_configure(config):
     path = config.getoption("--write-agreement")
     if path and not hasattr(config, "workerinput"):  # a worker's reports come to the process that started it
         config.pluginmanager.register(agreement_table.Writer(Path(path)))
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--on-gpu"):
+        return
+    for_gpu = [item for item in items if on_gpu(item)]
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(for_gpu)])
+    items[:] = for_gpu
+
+
+def on_gpu(item):
+    """Whether a GPU takes part in a test: not in those of kernels that are compiled for other GPUs, nor of the shim."""
+    case = item.name.partition("[")[2]
+    if "compiled" in item.fixturenames or "on the CPU" in case:
+        return False
+    return item.path.stem in ("test_gpu", "test_triton_kernels") or re.search(r"\b(cuda|triton)\b", case) is not None
 
 
 def required(name):

@@ -11,6 +11,7 @@ import torch
 import fusedmix as fm
 from conftest import NO_CUDA, NO_TRITON
 from fusedmix import backends
+from fusedmix.bench.device import extra_memory, launches
 from fusedmix.ops import GeneratorHandle
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -27,20 +28,19 @@ LAUNCHES = {"cuda": 2, "triton": 3}
 TOO_MANY = {"cuda": 512, "triton": 2}
 
 
+# Of a capture that is refused before anything is in it.
+EMPTY_GRAPH = pytest.mark.filterwarnings("ignore:The CUDA Graph is empty:UserWarning")
+
+
 def batch(n=8, classes=10, size=(16, 16), dtype=torch.float32):
     generator = torch.Generator("cuda").manual_seed(1)
     x = torch.rand((n, 3, *size), generator=generator, device="cuda").to(dtype)
     return x, torch.arange(n, device="cuda") % classes
 
 
-def kernels_of(graph):
+def launched(graph):
     """How many kernels a captured graph launches."""
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-        graph.replay()
-        torch.cuda.synchronize()
-    return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profiler.events())
+    return launches(graph.replay)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -67,8 +67,8 @@ def test_every_replay_mixes_anew_and_as_eager_would(backend, inplace, pairing, p
     with torch.cuda.graph(seeds):
         drawn = torch.ops.fusedmix.draw_seed(0, device=x.device)
     # torch sets its generator before a replay, and draws: the same launches in both graphs.
-    assert 0 < kernels_of(graph) - kernels_of(seeds) <= LAUNCHES[backend]
-    seen, expected_seeds = set(), []
+    assert 0 < launched(graph) - launched(seeds) <= LAUNCHES[backend]
+    expected_seeds = []
     torch.cuda.manual_seed(7)
     for _ in range(REPLAYS):
         seeds.replay()
@@ -80,9 +80,7 @@ def test_every_replay_mixes_anew_and_as_eager_would(backend, inplace, pairing, p
         plan = mix.sample(x.shape[0], x.shape[2:], device="cuda", seed=seed)
         assert torch.equal(images, fm.mix(x, plan, backend=backend))
         assert torch.equal(targets, fm.mix_labels(y, plan, num_classes=10, backend=backend))
-        seen.add(plan.geometry.cpu().numpy().tobytes() + plan.partner.cpu().numpy().tobytes())
-    assert len(set(expected_seeds)) == REPLAYS
-    assert len(seen) >= REPLAYS - 1  # two seeds may draw the same small box
+    assert len(set(expected_seeds)) == REPLAYS  # though two seeds may draw the same box of an image so small
 
 
 FMIX = {"max_soft": 0.0, "decay_power": 3}, {"max_soft": 0.2}, {"variant": "released"}
@@ -141,6 +139,7 @@ def test_every_replay_of_fmix_makes_new_masks(backend, options):
     assert len(seen) == 20
 
 
+@EMPTY_GRAPH
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_pixels_on_the_cpu_cannot_be_captured(backend):
     x, _ = batch()
@@ -155,18 +154,14 @@ def test_extra_memory_of_fmix(backend):
     """24 MiB while masks are made, a bit for each of their pixels, and what any plan takes."""
     x, y = batch(n=256, size=(224, 224))
     mix = fm.FMix(num_classes=100, per="sample", sampling="device", inplace=True, backend=backend)
-    mix(x, y)
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
     _, targets = mix(x, y)
-    torch.cuda.synchronize()
-    extra = torch.cuda.max_memory_allocated() - before
+    extra = extra_memory(lambda: mix(x, y), x.device)
     assert (
         extra <= targets.nbytes + (24 << 20) + 256 * 224 * 224 // 8 + max(2**20, x.nbytes // 16) + 128 * 256 + 16 * 512
     )
 
 
+@EMPTY_GRAPH
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_host_sampling_cannot_be_captured(backend):
     x, y = batch()
@@ -176,6 +171,7 @@ def test_host_sampling_cannot_be_captured(backend):
         mix(x, y)
 
 
+@EMPTY_GRAPH
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_plan_too_large_for_the_arguments_cannot_be_captured(backend):
     n = TOO_MANY[backend]
@@ -241,13 +237,8 @@ def test_another_device_than_the_current_one(backend):
 def test_extra_memory_in_place(backend, pairing, shape):
     x, y = batch(n=shape[0], size=shape[2:])
     mix = fm.GMix(num_classes=100, pairing=pairing, per="sample", inplace=True, backend=backend)
-    mix(x, y)
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
     _, targets = mix(x, y)
-    torch.cuda.synchronize()
-    extra = torch.cuda.max_memory_allocated() - before
+    extra = extra_memory(lambda: mix(x, y), x.device)
     plan = 128 * shape[0]  # bytes, rounded up generously by the allocator below
     assert extra <= targets.nbytes + max(2**20, x.nbytes // 16) + plan + 16 * 512
 
@@ -285,17 +276,14 @@ def test_label_losses(backend, loss, per, there):
         for dtype in (torch.float32, torch.bfloat16):
             z = torch.randn(n, classes, device="cuda", generator=torch.Generator("cuda").manual_seed(0)).to(dtype)
             z.requires_grad_()
-            loss(z, labels, plan, label_smoothing=0.1, backend=name).backward()
-            torch.cuda.synchronize()
-            z.grad = None
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-            value = loss(z, labels, plan, label_smoothing=0.1, backend=name)
-            value.backward()
-            torch.cuda.synchronize()
-            extra = torch.cuda.max_memory_allocated() - before - z.nbytes
-            assert name == "reference" or extra <= 64 * n + 64 * 512
-            results.append((value.detach(), z.grad.float()))
+
+            def step(z=z, name=name):
+                value = loss(z, labels, plan, label_smoothing=0.1, backend=name)
+                return value.detach(), *torch.autograd.grad(value, z)
+
+            assert name == "reference" or extra_memory(step, z.device) <= z.nbytes + 64 * n + 64 * 512
+            value, grad = step()
+            results.append((value, grad.float()))
     for got, want, eps in zip(results[:2], results[2:], (2**-23, 2**-8), strict=True):
         torch.testing.assert_close(got[0], want[0], rtol=64 * 2**-23, atol=0)
         torch.testing.assert_close(got[1], want[1], rtol=eps, atol=64 * 2**-23 * float(want[1].abs().max()))
@@ -324,7 +312,7 @@ def test_a_captured_loss(backend, loss):
         slope = step()
     graph.replay()
     assert torch.equal(slope, expected)
-    assert kernels_of(graph) == 3
+    assert launched(graph) == 3
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -19,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # benchmarks is no part of what is installed
 
 from benchmarks import gpu_suite  # noqa: E402
+from fusedmix.backends import native  # noqa: E402
 
 TESTS = """
 import pytest
@@ -33,6 +36,11 @@ def test_of_triton(): pass
 @pytest.mark.skip(reason="an older peer")
 def test_is_skipped(): pass
 """
+
+
+def stages_of(out):
+    found = json.loads((out / "dry-run-suite.json").read_text())
+    return found, {stage["name"]: stage for stage in found["stages"]}
 
 
 @pytest.mark.thorough
@@ -60,9 +68,11 @@ def test_dry_run(tmp_path):
         text=True,
     )
     assert done.returncode == 1, done.stdout + done.stderr  # a test failed
-    names = ("suite.json", "mix.csv", "targets.csv", "environment.json")
+    names = ("suite.json", "mix.csv", "targets.csv", "environment.json", "logs")
     assert {path.name for path in out.iterdir()} == {f"dry-run-{name}" for name in names}
-    found = json.loads((out / "dry-run-suite.json").read_text())
+    assert {path.name for path in (out / "dry-run-logs").iterdir()} == {"tests.log", "triton.log", "benchmark.log"}
+    assert "def test_fails" in (out / "dry-run-logs" / "tests.log").read_text()
+    found, _ = stages_of(out)
     assert found["environment"]["commit"] == "abc"
     assert found["environment"]["torch"] == torch.__version__
     stages = {stage["name"]: stage for stage in found["stages"]}
@@ -86,11 +96,16 @@ def test_dry_run(tmp_path):
     assert {row["provider"] for row in timed} == {
         *("fusedmix", "torch", "torchvision", "torch.compile", "copy", "numpy"),
     }
-    assert {row["dtype"] for row in timed} == {"float32", "bfloat16"}
+    assert {row["dtype"] for row in timed} == {"float32", "bfloat16", "uint8"}
+    assert {row["layout"] for row in timed} == {"contiguous", "channels_last"}
+    assert {row["pairing"] for row in timed if row["call"] in ("mix", "mix_")} >= {"roll", "random"}
+    compiled = {(row["method"], row["per"]) for row in timed if row["provider"] == "torch.compile"}
+    assert compiled == {(method, per) for method in ("MixUp", "CutMix") for per in ("batch", "sample")}
+    assert "not measured" not in (out / "dry-run-logs" / "benchmark.log").read_text()
     assert {row["measure"] for row in timed} == {"wall", "host", "first process", "later process"}
     assert all(float(row["copy_ratio"]) > 0 for row in timed if row["measure"] == "wall")
     limits = {row["limit"] for row in rows(out / "dry-run-targets.csv", CHECK)}
-    assert {row["call"] for row in timed} >= {"mix_cross_entropy", "mix_binary_cross_entropy"}
+    assert {row["call"] for row in timed} >= {"mix_cross_entropy", "mix_binary_cross_entropy", "mix_adjoint"}
     assert limits >= {"1.2", "3", "1.1", "1.05", "1.8", "2", "2.5", "4", "5", "8"}
 
 
@@ -105,8 +120,172 @@ def test_without_a_gpu(module):
 
 @pytest.fixture
 def suite(tmp_path):
-    given = argparse.Namespace(dry_run=True, commit="abc", out=None, stages=["build"], tests="tests")
-    return gpu_suite.Suite(given, tmp_path)
+    return suite_of(tmp_path)
+
+
+def suite_of(folder, out=None, stages=("build",), tests=("tests",), commit="abc"):
+    given = argparse.Namespace(dry_run=True, commit=commit, out=out, stages=list(stages), tests=list(tests))
+    suite = gpu_suite.Suite(given, folder)
+    suite.logs.mkdir(parents=True, exist_ok=True)
+    return suite
+
+
+def test_a_later_run_goes_on_where_the_first_stopped(tmp_path, monkeypatch):
+    """Stages of the same commit are added up; those that passed are not run again if `left` is asked for."""
+    results = {"build": "pass", "tests": "timeout", "triton": "pass", "training": "fail"}
+    ran = []
+
+    def run_as(results):
+        def stage_of(suite, stage, limit):
+            ran.append(stage.name)
+            stage.result = results[stage.name]
+            if stage.name in ("tests", "triton"):
+                suite.tests[stage.name] = results[stage.name]
+
+        for name in results:
+            monkeypatch.setattr(gpu_suite.Suite, f"_{name}", stage_of)
+
+    def written(stages, commit="abc"):
+        ran.clear()
+        suite = suite_of(tmp_path, tmp_path / "out", stages, commit=commit)
+        suite.write(suite.run())
+        found, by_name = stages_of(tmp_path / "out")
+        return {name: stage["result"] for name, stage in by_name.items()}, found["tests"]
+
+    run_as(results)
+    assert written(["training", "build", "tests", "triton"]) == (
+        {"build": "pass", "tests": "timeout", "triton": "pass", "training": "fail"},
+        {"tests": "timeout", "triton": "pass"},
+    )
+    assert ran == ["build", "tests", "triton", "training"]  # tests before benchmarks, in whatever order they are given
+    run_as(dict.fromkeys(("tests", "training", "kernels", "benchmark"), "pass"))
+    monkeypatch.setattr(gpu_suite, "SANITIZER", ())
+    monkeypatch.setattr(gpu_suite, "BUDGETS", {k: v for k, v in gpu_suite.BUDGETS.items() if "check" not in k})
+    assert written(["left"]) == (
+        dict.fromkeys(("build", "kernels", "tests", "triton", "benchmark", "training"), "pass"),
+        {"tests": "pass", "triton": "pass"},
+    )
+    assert ran == ["kernels", "tests", "benchmark", "training"]
+    assert written(["left"])[0]["build"] == "pass"
+    assert ran == []
+    assert written(["tests"], commit="another") == ({"tests": "pass"}, {"tests": "pass"})
+
+
+def test_whole_logs_are_kept(tmp_path):
+    suite = suite_of(tmp_path / "work", tmp_path / "out")
+    stage = gpu_suite.Stage("kernels")
+    for code in ("print('one\\n' * 100)", "print('two'); raise SystemExit(3)"):
+        said = suite._command(stage, [sys.executable, "-c", code], 60)
+    assert said == "two\n"
+    log = (tmp_path / "out" / "dry-run-logs" / "kernels.log").read_text()
+    assert log.count("one\n") == 100
+    assert log.endswith("two\n")
+    assert stage.result == "fail"
+
+
+def test_the_tests_of_a_gpu():
+    """Every file with cases for a GPU is among those that the suite runs there, and cases without one are left out."""
+    here = Path(__file__).parent
+    asking = {path.name for path in here.glob("test_*.py") if re.search(r"\bNO_CUDA\b|TRITON_DEVICE", path.read_text())}
+    assert asking - {Path(__file__).name} <= set(gpu_suite.TESTS)
+    files = [f"tests/{name}" for name in ("test_gpu.py", "test_ops.py", "test_agreement.py")]
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            *files,
+            "-m",
+            "",
+            "--on-gpu",
+            "--collect-only",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    collected = [line for line in done.stdout.splitlines() if "::" in line]
+    assert any("test_gpu.py" in line for line in collected)
+    assert not any("on the CPU" in line or "[reference" in line or "[cpp" in line for line in collected)
+    assert all("cuda" in line or "triton" in line for line in collected if "test_gpu.py" not in line)
+
+
+@pytest.mark.parametrize("argument", ["left,tests", "none"])
+def test_stages_that_are_none(argument, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gpu_suite", "--stages", argument])
+    with pytest.raises(SystemExit):
+        gpu_suite.main()
+    assert "--stages must be of build" in capsys.readouterr().err
+
+
+def test_the_kernels_test_is_built_once(tmp_path, monkeypatch):
+    """What lies in the folder of the very same sources is taken, wherever it was built."""
+    kernel_test = gpu_suite.kernel_test
+    assert kernel_test.built(tmp_path, shim=True) is None
+    target = kernel_test._target(tmp_path, shim=True)
+    target.write_text("")
+    monkeypatch.setattr(kernel_test, "_run", lambda command: pytest.fail("is built again"))
+    assert kernel_test.build(tmp_path, shim=True) == target == kernel_test.built(tmp_path, shim=True)
+    csrc = tmp_path / "csrc"
+    shutil.copytree(kernel_test.CSRC, csrc)
+    monkeypatch.setattr(kernel_test, "CSRC", csrc)
+    assert kernel_test.built(tmp_path, shim=True) == target
+    (csrc / "cuda" / "mix.cu").write_text("// another\n")
+    assert kernel_test.built(tmp_path, shim=True) is None
+
+
+@pytest.mark.thorough
+def test_the_kernels_test_links_for_a_gpu(tmp_path):
+    """It cannot be run here; that it links is what a list of files by hand once missed."""
+    reason = native.why_not("cuda") if torch.cuda.is_available() else None
+    try:
+        native._nvcc()
+    except native.BuildError as error:
+        reason = str(error)
+    if reason is not None:
+        assert os.environ.get("CI") is None, reason
+        pytest.skip(reason)
+    binary = gpu_suite.kernel_test.build(tmp_path, ["90"])
+    done = subprocess.run([binary], capture_output=True, text=True)
+    assert torch.cuda.is_available() or done.returncode != 0
+    assert binary.stat().st_size > 1 << 20
+
+
+WARNS_AS_BENCHMARK = """
+import warnings
+
+class PytestBenchmarkWarning(UserWarning): pass
+
+def pytest_configure(config):
+    if config.getoption("dist", "no") != "no":
+        warnings.warn(PytestBenchmarkWarning(
+            "Benchmarks are automatically disabled because xdist plugin is active."
+            "Benchmarks cannot be performed reliably in a parallelized environment."))
+"""
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_pytest_benchmark_beside_xdist(tmp_path, ours):
+    """It warns, up to its version 5.2 when it is configured, and a warning that is an error ends the run."""
+    pytest.importorskip("xdist")
+    tomllib = pytest.importorskip("tomllib")  # Python 3.11
+    configured = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
+    filters = configured["filterwarnings"] if ours else ["error"]
+    (tmp_path / "pytest.ini").write_text("[pytest]\nfilterwarnings =\n    " + "\n    ".join(filters) + "\n")
+    (tmp_path / "warns.py").write_text(WARNS_AS_BENCHMARK)
+    (tmp_path / "test_it.py").write_text("def test_passes(): pass\n")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "pytest", "-p", "warns", "-n", "2", "-q"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    print(done.stdout, done.stderr)
+    assert (done.returncode == 0) == ours
 
 
 def test_a_stage_that_hangs_is_ended_with_all_that_it_started(suite, tmp_path):
@@ -135,7 +314,7 @@ def test_a_stage_that_fails_keeps_the_end_of_its_output(suite):
 def test_a_stage_that_is_interrupted_leaves_its_report(suite, tmp_path):
     stage = gpu_suite.Stage("tests")
     (tmp_path / "test_slow.py").write_text("import time\n\ndef test_a(): pass\n\ndef test_b(): time.sleep(600)\n")
-    suite.given.tests = str(tmp_path / "test_slow.py")
+    suite.given.tests = [str(tmp_path / "test_slow.py")]
     for limit in (15, 90):  # on a busy machine pytest takes its time to start
         suite._pytest(stage, limit, "test")
         if "tests" in suite.tests:

@@ -34,6 +34,8 @@ class Timing:
     least_us: float = 0.0
     repeats: int = 0
     copy_ratio: float = 0.0  # to a copy in the same run: of the batch on a CPU, of as many bytes on a GPU; 0: none
+    layout: str = "contiguous"
+    kernels: str = ""  # that the call launched on a GPU
 
     def record(self, microseconds: Sequence[float]) -> None:
         """Fills in the summary of its times."""
