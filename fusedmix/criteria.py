@@ -97,7 +97,17 @@ def _mixed(
     checks.tensor("target", target)
     checks.same_batch("target", target, plan)
     if targets == "dense":
-        return criterion(input, _soft(input, target, mix, plan), *args, **kwargs)
+        mixed = _soft(input, target, mix, plan)
+        try:
+            return criterion(input, mixed, *args, **kwargs)
+        except Exception as error:
+            widths = (input.shape[1], mixed.shape[1]) if isinstance(input, Tensor) and input.ndim == mixed.ndim == 2 else ()
+            if len(set(widths)) < 2:
+                raise
+            raise ValueError(
+                f"The criterion cannot compare outputs of {widths[0]} classes with labels of {widths[1]}, which follow "
+                f"from num_classes={mix.num_classes} of the mixing module or from the labels' own width: {error}"
+            ) from error
     check_smoothing(targets, mix)
     if isinstance(input, Tensor):
         checks.same_batch("input", input, plan)
