@@ -264,7 +264,7 @@ def writable(name: str, x: Tensor) -> None:
             f"{name} cannot be mixed in place while grad is enabled: a tensor that requires grad would lose its old "
             "values to autograd. Use fusedmix.mix (inplace=False), or torch.no_grad()."
         )
-    if x.is_neg():
+    if not torch.compiler.is_compiling() and x.is_neg():
         raise InplaceError(
             f"{name} cannot be mixed in place: it is a negated view, as the imaginary part of a conjugate is. "
             "Use fusedmix.mix (inplace=False), or x.resolve_neg()."

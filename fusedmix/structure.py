@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.overrides import has_torch_function_unary
 from torch.utils import _pytree as pytree
 
@@ -230,8 +231,9 @@ def dims_back(x: Tensor, axes: tuple[int, ...] | None) -> Tensor:
 
 def has_type(x: Any) -> bool:
     """Whether a tensor is of a subclass that `plain` takes off: torchvision's, or one with or without its own
-    __torch_function__. Those with a __torch_dispatch__ are more than a type: operators reach what they hold."""
-    if type(x) is Tensor or not isinstance(x, Tensor):
+    __torch_function__. A parameter is a tensor to every operator, and what has a __torch_dispatch__ is more than a
+    type: operators reach what it holds."""
+    if type(x) in (Tensor, Parameter) or not isinstance(x, Tensor):
         return False
     return type(x).__torch_dispatch__ == Tensor.__torch_dispatch__
 
@@ -252,7 +254,7 @@ def like(x: Tensor, leaf: Tensor) -> Tensor:
     tv_tensors = sys.modules.get("torchvision.tv_tensors")
     if tv_tensors is not None and isinstance(leaf, tv_tensors.TVTensor):
         return tv_tensors.wrap(x, like=leaf)
-    if not has_torch_function_unary(leaf):  # nn.Parameter: what is made of one is none
+    if not has_torch_function_unary(leaf):  # its class leaves operators alone
         return x
     typed = type(leaf).__torch_function__(_mixed, (type(leaf),), (leaf, x), {})
     return x if typed is NotImplemented else typed
