@@ -101,13 +101,12 @@ def _mixed(
         try:
             return criterion(input, mixed, *args, **kwargs)
         except Exception as error:
-            widths = (input.shape[1], mixed.shape[1]) if isinstance(input, Tensor) and input.ndim == mixed.ndim == 2 else ()
-            if len(set(widths)) < 2:
-                raise
-            raise ValueError(
-                f"The criterion cannot compare outputs of {widths[0]} classes with labels of {widths[1]}, which follow "
-                f"from num_classes={mix.num_classes} of the mixing module or from the labels' own width: {error}"
-            ) from error
+            if isinstance(input, Tensor) and input.ndim == mixed.ndim == 2 and input.shape[1] != mixed.shape[1]:
+                raise ValueError(
+                    f"The outputs have {input.shape[1]} classes, but the mixed labels {mixed.shape[1]}: num_classes of "
+                    f"the mixing module is {mix.num_classes}, and the labels came with shape {tuple(target.shape)}."
+                ) from error
+            raise
     check_smoothing(targets, mix)
     if isinstance(input, Tensor):
         checks.same_batch("input", input, plan)

@@ -135,9 +135,11 @@ class EmbedMix(MixUp):
             numbers = labels.is_floating_point() and not (self.label_smoothing and labels.ndim == 2)
             if not numbers:
                 self._check_labels(labels)
-            if numbers and labels.dtype not in checks.IMAGE_DTYPES:
+            elif labels.dtype not in checks.IMAGE_DTYPES:
                 dtypes = checks.names(checks.IMAGE_DTYPES[:4])
-                raise ValueError(f"Labels that are numbers must have one of the dtypes {dtypes}, but got {labels.dtype}.")
+                raise ValueError(
+                    f"Labels that are numbers must have one of the dtypes {dtypes}, but got {labels.dtype}."
+                )
             if not labels.ndim or labels.shape[0] != embeddings.shape[0]:
                 raise ValueError(
                     f"labels must have one entry for each of {embeddings.shape[0]} samples, but got shape "

@@ -360,9 +360,7 @@ class MixHandle(checks.Checked):
             where[key] = self._mixed(step, checks.tensor(f"inputs {key!r}", where[key]), f"input {key!r}")
         return tuple(positional), named
 
-    def _mix_first(
-        self, step: _Step, tree: Any, what: str, seed: int | None = None, *, inputs: bool = False
-    ) -> Any:
+    def _mix_first(self, step: _Step, tree: Any, what: str, seed: int | None = None, *, inputs: bool = False) -> Any:
         """A tensor, or any structure, with its first floating-point tensor mixed; among the inputs of the model, the
         likeliest of those that have keys."""
         if type(tree) is Tensor and tree.is_floating_point():

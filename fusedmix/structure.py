@@ -182,12 +182,12 @@ def find_labels(sample: Any) -> Any:
     )
 
 
-def check_dims(x: Tensor, axes: tuple[int, ...] | None) -> None:
+def check_dims(x: Tensor, axes: Sequence[int] | None) -> None:
     """Raises ValueError unless masks know which dims of an image, batch included, they extend over."""
     kind, shape = _kind(x), tuple(x.shape)
     if kind != "tensor" or axes is None:
-        dims = {"image": (4,), "video": (5,)}.get(kind, (4, 3))
-        if x.ndim in dims:
+        expected = 5 if kind == "video" else 4
+        if x.ndim == expected or (kind == "tensor" and x.ndim == 3):
             return
         hint = ""
         if kind == "tensor" and x.ndim == 2:
@@ -199,14 +199,14 @@ def check_dims(x: Tensor, axes: tuple[int, ...] | None) -> None:
             hint = f" {AXES_OF_FIVE_DIMS}"
         others = " (or 3 for signals)" if kind == "tensor" else ""
         raise ValueError(
-            f"Expected a batched input with {dims[0]} dims{others}, but got {x.ndim} dimensions: shape {shape}.{hint}"
+            f"Expected a batched input with {expected} dims{others}, but got {x.ndim} dimensions: shape {shape}.{hint}"
         )
     dims = [axis + x.ndim if axis < 0 else axis for axis in axes]
     if not all(0 < d < x.ndim for d in dims) or len(set(dims)) < len(dims):
         raise ValueError(f"axes must be different dims of the images other than the batch, but got {axes} for {shape}.")
 
 
-def mask_dims(x: Tensor, axes: tuple[int, ...] | None) -> tuple[int, ...]:
+def mask_dims(x: Tensor, axes: Sequence[int] | None) -> tuple[int, ...]:
     """The dims that masks extend over, in their order: `axes`, else (H, W) of images and videos (B, ..., H, W),
     everything after (B, C) of pure tensors."""
     if axes is not None:
@@ -214,17 +214,17 @@ def mask_dims(x: Tensor, axes: tuple[int, ...] | None) -> tuple[int, ...]:
     return tuple(range(2, x.ndim)) if _kind(x) == "tensor" else (x.ndim - 2, x.ndim - 1)
 
 
-def spatial_size(x: Tensor, axes: tuple[int, ...] | None) -> tuple[int, ...]:
+def spatial_size(x: Tensor, axes: Sequence[int] | None) -> tuple[int, ...]:
     """The sides of the masks of an image."""
     return tuple(x.shape[d] for d in mask_dims(x, axes))
 
 
-def dims_last(x: Tensor, axes: tuple[int, ...] | None) -> Tensor:
+def dims_last(x: Tensor, axes: Sequence[int] | None) -> Tensor:
     """A view with the dims of the masks where a plan takes them, at the end."""
     return x if axes is None else x.movedim(mask_dims(x, axes), tuple(range(-len(axes), 0)))
 
 
-def dims_back(x: Tensor, axes: tuple[int, ...] | None) -> Tensor:
+def dims_back(x: Tensor, axes: Sequence[int] | None) -> Tensor:
     """The view of which `dims_last` made this one."""
     return x if axes is None else x.movedim(tuple(range(-len(axes), 0)), mask_dims(x, axes))
 

@@ -447,7 +447,9 @@ class MixTransform(checks.Checked, nn.Module):
     ) -> Source:
         """The randomness of one batch: numbers from the host's generator, or a seed for a device."""
         if device.type == "meta" and (self.sampling == "device" or self._fourier):
-            raise ValueError(f"{type(self).__name__} draws on the device of the images, but the meta device has no values.")
+            raise ValueError(
+                f"{type(self).__name__} draws on the device of the images, but the meta device has no values."
+            )
         if self.sampling == "host":
             if not torch.compiler.is_compiling() and _capturing():
                 raise RuntimeError(

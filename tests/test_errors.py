@@ -192,7 +192,11 @@ SAMPLE = {
     "lam string": (lambda m: m.sample(4, (8, 8), lam="0.5"), TypeError, ("lam", "'0.5'", "number")),
     "lam wrong shape": (lambda m: m.sample(4, (8, 8), lam=torch.ones(3)), ValueError, ("lam", "(3,)", "(4,)")),
     "lam integers": (lambda m: m.sample(4, (8, 8), lam=torch.ones(4).long()), ValueError, ("lam", "int64", "float")),
-    "lam sparse": (lambda m: m.sample(4, (8, 8), lam=torch.ones(4).to_sparse()), ValueError, ("lam", "sparse", "dense")),
+    "lam sparse": (
+        lambda m: m.sample(4, (8, 8), lam=torch.ones(4).to_sparse()),
+        ValueError,
+        ("lam", "sparse", "dense"),
+    ),
     "lam a list": (lambda m: m.sample(4, (8, 8), lam=[0.5] * 4), TypeError, ("lam", "[0.5, 0.5, 0.5, 0.5]", "number")),
     "lam tensor outside": (
         lambda m: m.sample(1, (8, 8), lam=torch.tensor([-0.5])),
@@ -221,7 +225,11 @@ APPLY = {
     "x sparse": (lambda: fm.mix(X.to_sparse(), PLAN), ValueError, ("x ", "sparse", "dense")),
     "x an array": (lambda: fm.mix(X.numpy(), PLAN), TypeError, ("x ", "ndarray", "torch.as_tensor")),
     "x nested": (lambda: fm.mix(nested((8, 8)), PLAN), ValueError, ("x ", "a nested tensor", "dense")),
-    "x negated in place": (lambda: fm.mix_(negated(4, 3, 8, 8), PLAN), fm.InplaceError, ("x ", "negated", "resolve_neg")),
+    "x negated in place": (
+        lambda: fm.mix_(negated(4, 3, 8, 8), PLAN),
+        fm.InplaceError,
+        ("x ", "negated", "resolve_neg"),
+    ),
     "labels in a column": (
         lambda: fm.mix_labels(Y.unsqueeze(1), PLAN),
         ValueError,
@@ -396,14 +404,24 @@ CALL = {
     "image 2D": (
         lambda m: m(X[:, 0, 0], Y),
         ValueError,
-        ("Expected a batched input with 4 dims", "(4, 8)", "fusedmix.mix(x, plan)", "mix.sample(4, (8,))", "axes=(-1,)"),
+        (
+            "Expected a batched input with 4 dims",
+            "(4, 8)",
+            "fusedmix.mix(x, plan)",
+            "mix.sample(4, (8,))",
+            "axes=(-1,)",
+        ),
     ),
     "image 5D": (
         lambda m: m(X.unsqueeze(1), Y),
         ValueError,
         ("Expected a batched input with 4 dims", "(4, 1, 3, 8, 8)", "tv_tensors.Video", "axes=(-2, -1)"),
     ),
-    "image 6D": (lambda m: m(X[:, None, None], Y), ValueError, ("Expected a batched input with 4 dims", "6 dimensions")),
+    "image 6D": (
+        lambda m: m(X[:, None, None], Y),
+        ValueError,
+        ("Expected a batched input with 4 dims", "6 dimensions"),
+    ),
     "image type 5D": (
         lambda m: m(tv_tensors.Image(X.unsqueeze(1)), Y),
         ValueError,

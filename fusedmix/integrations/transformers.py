@@ -189,8 +189,8 @@ def _loss(outputs: Any, labels: Any, num_items_in_batch: Any = None, *, label_sm
 
     if isinstance(labels, Tensor) and labels.ndim == z.ndim == 2 and labels.shape[1] != z.shape[1]:
         raise ValueError(
-            f"The model gives logits of {z.shape[1]} classes, but the labels have {labels.shape[1]}: num_classes of the "
-            "mixing module must be num_labels of the model."
+            f"The logits have {z.shape[1]} classes, but the mixed labels {labels.shape[1]}: num_classes of the mixing "
+            "module must be num_labels of the model."
         )
 
     def each(targets: Tensor) -> Tensor:
