@@ -368,7 +368,8 @@ class MixHandle(checks.Checked):
         leaves, rebuild = structure.flatten(tree)
         found = [i for i, x in enumerate(leaves) if isinstance(x, Tensor) and x.is_floating_point() and x.ndim]
         if inputs:
-            found = structure.find_images(tree, leaves, found, None, "inputs=")
+            likely = [i for i in found if structure.may_be_images(leaves[i], None, self.mix.axes)]
+            found = structure.find_images(tree, leaves, found, likely, "inputs=")
         for i in found:
             leaves[i] = self._mixed(step, leaves[i], what, seed)
             return rebuild(leaves)
@@ -381,6 +382,8 @@ class MixHandle(checks.Checked):
         if step.plan is None:
             step.plan = self._sample(x, what, seed)
         axes = None if step.plan.constant else self.mix.axes
+        if axes is not None:
+            structure.check_dims(x, axes)
         view = structure.dims_last(structure.plain(x), axes)
         return structure.like(structure.dims_back(apply(view, step.plan, backend=self.mix.backend), axes), x)
 

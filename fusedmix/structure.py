@@ -9,6 +9,7 @@ its types.
 from __future__ import annotations
 
 import copy
+import math
 import sys
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from itertools import islice
@@ -41,7 +42,13 @@ class Sample(NamedTuple):
     labels_index: int
 
 
-def parse(sample: Any, name: str, labels_getter: Getter | str | None, images_getter: Getter | None) -> Sample:
+def parse(
+    sample: Any,
+    name: str,
+    labels_getter: Getter | str | None,
+    images_getter: Getter | None,
+    axes: Sequence[int] | None = None,
+) -> Sample:
     """Takes a sample apart.
 
     Raises:
@@ -87,7 +94,8 @@ def parse(sample: Any, name: str, labels_getter: Getter | str | None, images_get
         if not images:
             pure = [i for i, kind in enumerate(kinds) if kind == "tensor" and i != labels_index]
             batch_size = labels.shape[0] if labels is not None and labels.ndim else None
-            images = find_images(sample, leaves, pure, batch_size, "images_getter=")
+            likely = [i for i in pure if may_be_images(leaves[i], batch_size, axes)]
+            images = find_images(sample, leaves, pure, likely, "images_getter=")
     masks = [i for i, kind in enumerate(kinds) if kind == "mask"]
     return Sample(leaves, rebuild, images, masks, labels, labels_index)
 
@@ -131,13 +139,13 @@ def _filled(mapping: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
     return type(mapping)(items)  # type: ignore[call-arg]
 
 
-def find_images(sample: Any, leaves: list[Any], pure: list[int], batch_size: int | None, keyword: str) -> list[int]:
-    """Which of the pure tensors (indices of leaves) are the images: the first, or of a mapping the likeliest.
+def find_images(sample: Any, leaves: list[Any], pure: list[int], likely: list[int], keyword: str) -> list[int]:
+    """Which of the pure tensors (indices of leaves), of which some are likely, are the images: the first, or of a
+    mapping the one whose key says so, or the only likely one.
 
     Raises:
-        ValueError: the keys do not say which; `keyword` says what to pass.
+        ValueError: there are several; `keyword` says what to pass.
     """
-    likely = [i for i in pure if _may_be_images(leaves[i], batch_size)]
     if len(pure) < 2 or likely == pure[:1]:
         return pure[:1]
     where = paths(sample)
@@ -155,9 +163,11 @@ def find_images(sample: Any, leaves: list[Any], pure: list[int], batch_size: int
     return chosen
 
 
-def _may_be_images(x: Tensor, batch_size: int | None) -> bool:
+def may_be_images(x: Tensor, batch_size: int | None, axes: Sequence[int] | None) -> bool:
+    """Whether a tensor has the layout, the dims, the dtype and the batch size of images."""
+    fewest, most = (3, 5) if axes is None else (2, math.inf)
     dense = x.layout is torch.strided and not x.is_nested
-    return dense and 3 <= x.ndim <= 5 and x.dtype in checks.IMAGE_DTYPES and batch_size in (None, x.shape[0])
+    return dense and fewest <= x.ndim <= most and x.dtype in checks.IMAGE_DTYPES and batch_size in (None, x.shape[0])
 
 
 def find_labels(sample: Any) -> Any:
@@ -185,10 +195,8 @@ def find_labels(sample: Any) -> Any:
 def check_dims(x: Tensor, axes: Sequence[int] | None) -> None:
     """Raises ValueError unless masks know which dims of an image, batch included, they extend over."""
     kind, shape = _kind(x), tuple(x.shape)
-    if kind != "tensor" or axes is None:
-        expected = 5 if kind == "video" else 4
-        if x.ndim == expected or (kind == "tensor" and x.ndim == 3):
-            return
+    expected = 5 if kind == "video" else 4
+    if x.ndim != expected and (kind != "tensor" or (axes is None and x.ndim != 3)):
         hint = ""
         if kind == "tensor" and x.ndim == 2:
             hint = (
@@ -201,7 +209,7 @@ def check_dims(x: Tensor, axes: Sequence[int] | None) -> None:
         raise ValueError(
             f"Expected a batched input with {expected} dims{others}, but got {x.ndim} dimensions: shape {shape}.{hint}"
         )
-    dims = [axis + x.ndim if axis < 0 else axis for axis in axes]
+    dims = [axis + x.ndim if axis < 0 else axis for axis in axes or ()]
     if not all(0 < d < x.ndim for d in dims) or len(set(dims)) < len(dims):
         raise ValueError(f"axes must be different dims of the images other than the batch, but got {axes} for {shape}.")
 

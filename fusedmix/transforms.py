@@ -220,7 +220,7 @@ class MixTransform(checks.Checked, nn.Module):
         sample = inputs if len(inputs) > 1 else inputs[0]
         if self._off():
             return sample
-        parsed = structure.parse(sample, name, self.labels_getter, self.images_getter)
+        parsed = structure.parse(sample, name, self.labels_getter, self.images_getter, self.axes)
         leaves, labels = parsed.leaves, parsed.labels
         if labels is not None:
             self._check_labels(labels)
@@ -426,7 +426,7 @@ class MixTransform(checks.Checked, nn.Module):
         warnings.warn(
             f"Boxes are empty on images whose masks have the sides {size}: half a box's side is rounded down, as "
             "torchvision does it, which is 0 on a side of 1 or 2 pixels unless 1-λ rounds to 1. CutMix leaves such "
-            "batches as they are, and HMix blends them as MixUp does. Pass signals (B, C, 1, L) as (B, C, L), by "
+            "batches as they are, and HMix only blends them. Pass signals (B, C, 1, L) as (B, C, L), by "
             "squeeze(2), or give the module axes=(-1,).",
             stacklevel=4,
         )

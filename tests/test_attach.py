@@ -1043,6 +1043,15 @@ def test_videos(make, video, options):
         assert (out.as_subclass(torch.Tensor).double() - expected).abs().max() <= 2**-21
 
 
+def test_axes_that_another_input_does_not_have():
+    net = nn.Bilinear(10, 10, 3)
+    with (
+        fm.attach(net, fm.CutMix(axes=(-2, -1)), inputs=[0, 1]),
+        pytest.raises(ValueError, match=r"axes must be different dims of the images.*\(-2, -1\) for \(6, 10\)"),
+    ):
+        net(torch.rand(B, 12, 10), torch.rand(B, 10))
+
+
 def test_videos_without_a_mask():
     """One number mixes any shape, as it always did."""
     net = nn.Identity()

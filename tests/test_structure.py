@@ -930,6 +930,18 @@ def test_axes_of_several_stacks_and_of_masks() -> None:
     assert torch.equal(out["mask"].as_subclass(Tensor), torch.where(own, m, m[plan.partner]))
 
 
+def test_signals_without_channels_in_a_dict() -> None:
+    """With axes=, what has two dims may be images."""
+    sample = {"table": images(B, 9), "wave": images(B, 33), "labels": classes()}
+    with pytest.raises(ValueError, match="Several tensors may be the images"):
+        fm.CutMix(num_classes=K, axes=(-1,))(sample)
+    out, plan = run(
+        build("CutMix", axes=(-1,)), {"table": sample["table"], "x": sample["wave"], "labels": classes()}, size=(33,)
+    )
+    assert_blended(out["x"], sample["wave"], plan)
+    assert out["table"] is sample["table"]
+
+
 def test_axes_of_a_set() -> None:
     methods = [fm.MixUp(axes=(-2, -1)), fm.CutMix(axes=(-2, -1))]
     assert fm.RandomMix(methods, num_classes=K).axes == (-2, -1)
@@ -942,8 +954,9 @@ def test_axes_of_a_set() -> None:
 def test_axes_that_images_do_not_have(axes: tuple[int, ...]) -> None:
     """(B, C, H, W) has no dim 4, its dim -1 is 3, and its dim -4 is the batch."""
     state = torch.get_rng_state()
-    with pytest.raises(ValueError, match=r"axes must be different dims of the images other than the batch"):
-        fm.CutMix(num_classes=K, axes=axes)(images(), classes())
+    for x in (images(), tv_tensors.Image(images())):
+        with pytest.raises(ValueError, match=r"axes must be different dims of the images other than the batch"):
+            fm.CutMix(num_classes=K, axes=axes)(x, classes())
     assert torch.equal(torch.get_rng_state(), state)
 
 

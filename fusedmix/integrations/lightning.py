@@ -124,7 +124,7 @@ def _replaced(batch: Any, mix: MixTransform) -> list[Any]:
     Raises:
         TypeError: one of them cannot be replaced where it is.
     """
-    parsed = structure.parse(batch, type(mix).__name__, mix.labels_getter, mix.images_getter)
+    parsed = structure.parse(batch, type(mix).__name__, mix.labels_getter, mix.images_getter, mix.axes)
     positions = [*parsed.images, *parsed.masks, *([parsed.labels_index] if parsed.labels is not None else [])]
     paths = structure.paths(batch)
     for i in positions:
