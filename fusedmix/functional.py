@@ -68,7 +68,8 @@ def mix_labels(
     """Mixes labels into dense soft targets: weight·y + (1-weight)·y[partner] (Park 2022, eq. 1). Differentiable.
 
     Args:
-        labels: (B,) integer classes in [0, num_classes), of any width; or (B, K) one-hot, soft or multi-hot labels.
+        labels: (B,) integer classes in [0, num_classes), of any width; or (B, K) one-hot, soft or multi-hot labels,
+            which integers of shape (B, 1) are only if num_classes is 1.
         plan: a plan for B samples, on any device.
         num_classes: K; may be None for (B, K) labels.
         label_smoothing: ε in [0, 1]: y becomes (1-ε)·y + ε/K before it is mixed (Szegedy 2016).

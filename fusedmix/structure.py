@@ -112,7 +112,11 @@ def flatten(tree: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
         rest, outer = iter(new), []
         for leaf, (inner, inside) in zip(leaves, opened, strict=True):
             part = list(islice(rest, len(inner)))
-            outer.append(part[0] if inside is None else _filled(leaf, inside(part)))
+            if inside is None:
+                outer.append(part[0])
+            else:  # what nothing was mixed in passes through: not every mapping can be copied
+                changed = any(a is not b for a, b in zip(part, inner, strict=True))
+                outer.append(_filled(leaf, inside(part)) if changed else leaf)
         return pytree.tree_unflatten(outer, spec)
 
     return [leaf for inner, _ in opened for leaf in inner], rebuild

@@ -407,6 +407,25 @@ def test_mappings_keep_their_type(kind: str, where: str, inplace: bool) -> None:
     assert before["labels"] is y
 
 
+class Unique(Held):
+    """A mapping that can be neither copied nor made of a dict."""
+
+    def __init__(self) -> None:
+        super().__init__({"path": "a.jpg", "depth": [images(seed=3)]})
+
+    def __copy__(self) -> Any:
+        raise TypeError
+
+
+def test_mappings_that_hold_nothing_to_mix_pass_through() -> None:
+    other = Unique()
+    out, plan = run(build("CutMix"), images(), classes(), other)
+    assert out[2] is other
+    assert_blended(out[0], images(), plan)
+    out, _ = run(build("CutMix"), {"image": images(), "labels": classes(), "meta": other})
+    assert out["meta"] is other
+
+
 class Pair(NamedTuple):
     images: Tensor
     labels: Tensor
