@@ -290,7 +290,7 @@ class MixTransform(checks.Checked, nn.Module):
         operators = torch.ops.fusedmix_cpp if name == "cpp" else torch.ops.fusedmix_cuda
         try:
             classes, batch_size, size = self.num_classes, x.shape[0], x.shape[2:]
-            if y.ndim == 2:
+            if y.ndim == 2:  # integers of one column are refused
                 classes = y.shape[1]
                 if self.num_classes not in (None, classes) or classes < 2:
                     return None
