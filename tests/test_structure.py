@@ -961,6 +961,21 @@ def test_signals_without_channels_in_a_dict() -> None:
     assert out["table"] is sample["table"]
 
 
+def test_axes_set_later() -> None:
+    mix, x = build("CutMix"), images(B, 3, 2, H, W)
+    mix.axes = [-2, -1]
+    (out, _), plan = run(mix, x, classes())
+    assert mix.axes == (-2, -1)
+    assert_blended(out, x, plan)
+    for wrong, error in ((-1, TypeError), ((0,), ValueError), ("HW", TypeError)):
+        with pytest.raises(error, match="axes"):
+            mix.axes = wrong
+    assert mix.axes == (-2, -1)
+    mix.axes = None
+    with pytest.raises(ValueError, match="5 dimensions"):
+        mix(x, classes())
+
+
 def test_axes_of_a_set() -> None:
     methods = [fm.MixUp(axes=(-2, -1)), fm.CutMix(axes=(-2, -1))]
     assert fm.RandomMix(methods, num_classes=K).axes == (-2, -1)
