@@ -134,11 +134,42 @@ def device(name: str, x: Any) -> torch.device:
         raise ValueError(f"{name} must be a device such as 'cpu' or 'cuda:0', but got {x!r}: {reason}") from None
 
 
+def axes(name: str, x: Any) -> tuple[int, ...]:
+    """`x` as 1 to 3 dims of the images, from the front or, negative, from the back."""
+    if not isinstance(x, Sequence) or isinstance(x, str):
+        raise TypeError(f"{name} must be a sequence of 1 to 3 ints or None, but got {x!r} of type {type(x).__name__}.")
+    dims = tuple(integer(f"{name}[{i}]", axis, -(2**31), 2**31) for i, axis in enumerate(x))
+    if not 1 <= len(dims) <= 3 or 0 in dims or len(set(dims)) < len(dims):
+        raise ValueError(f"{name} must be 1 to 3 different dims other than 0, the batch, but got {dims!r}.")
+    return dims
+
+
 def tensor(name: str, x: Any) -> Tensor:
-    """`x`, if it is a tensor."""
+    """`x`, if it is a tensor that lies in memory as it is."""
     if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a tensor, but got {type(x).__name__}.")
-    return x
+        raise TypeError(f"{name} must be a tensor, but got {type(x).__name__}.{makes_one(x)}")
+    return dense(name, x)
+
+
+def makes_one(x: Any) -> str:
+    """How to make a tensor of what is none, if it is an array or a list."""
+    array = (isinstance(x, Sequence) and not isinstance(x, str)) or hasattr(x, "__array__")
+    return " torch.as_tensor(...) makes a tensor of it." if array else ""
+
+
+def dense(name: str, x: Tensor) -> Tensor:
+    """`x`, if it is neither sparse, nested, quantized nor masked."""
+    if x.is_nested:
+        came = "a nested tensor"
+    elif isinstance(x, torch.masked.MaskedTensor):
+        came = "a MaskedTensor"
+    elif x.layout is not torch.strided:
+        came = f"one of layout {x.layout}"
+    elif x.is_quantized:
+        came = f"a quantized one of {x.dtype}"
+    else:
+        return x
+    raise ValueError(f"{name} must be a dense tensor, but got {came}.")
 
 
 def batch(name: str, x: Any) -> Tensor:
@@ -146,18 +177,16 @@ def batch(name: str, x: Any) -> Tensor:
     tensor(name, x)
     if x.ndim < 1:
         raise ValueError(f"{name} must have a batch dim, but got a tensor of shape {tuple(x.shape)}.")
-    if x.layout is not torch.strided or x.is_nested:
-        came = "a nested tensor" if x.is_nested else x.layout
-        raise ValueError(f"{name} must be a dense tensor, but got {came}.")
     if x.dtype not in IMAGE_DTYPES:
         raise ValueError(f"{name} must have one of the dtypes {names(IMAGE_DTYPES)}, but got {x.dtype}.")
     return x
 
 
-def labels(x: Any, num_classes: int | None) -> Tensor:
-    """`x`, if it is (B,) integer classes or (B, K) soft labels that fit num_classes."""
+def labels(x: Any, num_classes: int | None, width: str = "num_classes") -> Tensor:
+    """`x`, if it is (B,) integer classes or (B, K) soft labels that fit num_classes, which errors call `width`."""
     if not isinstance(x, Tensor):
-        raise ValueError(f"The labels must be a tensor, but got {type(x)} instead.")
+        raise ValueError(f"The labels must be a tensor, but got {type(x)} instead.{makes_one(x)}")
+    dense("labels", x)
     if x.ndim not in (1, 2):
         raise ValueError(
             "labels should be index based with shape (batch_size,) or probability based with shape "
@@ -169,11 +198,18 @@ def labels(x: Any, num_classes: int | None) -> Tensor:
         raise ValueError(f"1D labels must have one of the dtypes {names(INTEGER_DTYPES)}, but got {x.dtype}.")
     if x.is_floating_point() and x.dtype not in IMAGE_DTYPES:
         raise ValueError(f"Soft labels must have one of the dtypes {names(IMAGE_DTYPES[:4])}, but got {x.dtype}.")
+    if x.ndim == 2 and x.shape[1] == 1 and num_classes != 1 and x.dtype in INTEGER_DTYPES:
+        raise ValueError(
+            f"labels of shape {tuple(x.shape)} and dtype {x.dtype} would be taken for soft labels of a single class. "
+            "Pass class numbers as (batch_size,), by labels.squeeze(1), or one-hot labels as (batch_size, num_classes)."
+        )
     if x.ndim == 2 and num_classes is not None and x.shape[1] != num_classes:
         raise ValueError(
-            "When passing 2D labels, their last dimension must match num_classes, "
-            f"but got {x.shape[1]} != {num_classes}. num_classes may be None for 2D labels."
+            f"When passing 2D labels, their last dimension must match {width}, but got {x.shape[1]} != {num_classes}."
+            + (" num_classes may be None for 2D labels." if width == "num_classes" else "")
         )
+    if x.ndim == 2 and x.shape[1] < 1:
+        raise ValueError(f"Soft labels must have at least one class, but got shape {tuple(x.shape)}.")
     return x
 
 
@@ -191,9 +227,10 @@ def same_batch(name: str, x: Tensor, plan: Any) -> None:
     """Raises unless `plan` is a plan for as many samples as `x` has."""
     if not isinstance(plan, MixPlan):
         raise TypeError(f"plan must be a MixPlan, but got {type(plan).__name__}.")
-    if x.shape[0] != plan.batch_size:
+    if x.ndim < 1 or x.shape[0] != plan.batch_size:
+        came = x.shape[0] if x.ndim else "none"
         raise ValueError(
-            f"The batch size of {name} does not match the plan: {x.shape[0]} != {plan.batch_size} "
+            f"The batch size of {name} does not match the plan: {came} != {plan.batch_size} "
             f"({name} has shape {tuple(x.shape)})."
         )
 
@@ -226,6 +263,11 @@ def writable(name: str, x: Tensor) -> None:
         raise InplaceError(
             f"{name} cannot be mixed in place while grad is enabled: a tensor that requires grad would lose its old "
             "values to autograd. Use fusedmix.mix (inplace=False), or torch.no_grad()."
+        )
+    if not torch.compiler.is_compiling() and x.is_neg():
+        raise InplaceError(
+            f"{name} cannot be mixed in place: it is a negated view, as the imaginary part of a conjugate is. "
+            "Use fusedmix.mix (inplace=False), or x.resolve_neg()."
         )
     # Sorted by stride, each dim must step over all that the smaller ones span.
     span = 0

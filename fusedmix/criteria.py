@@ -97,7 +97,16 @@ def _mixed(
     checks.tensor("target", target)
     checks.same_batch("target", target, plan)
     if targets == "dense":
-        return criterion(input, _soft(input, target, mix, plan), *args, **kwargs)
+        mixed = _soft(input, target, mix, plan)
+        try:
+            return criterion(input, mixed, *args, **kwargs)
+        except Exception as error:
+            if isinstance(input, Tensor) and input.ndim == mixed.ndim == 2 and input.shape[1] != mixed.shape[1]:
+                raise ValueError(
+                    f"The outputs have {input.shape[1]} classes, but the mixed labels {mixed.shape[1]}: num_classes of "
+                    f"the mixing module is {mix.num_classes}, and the labels came with shape {tuple(target.shape)}."
+                ) from error
+            raise
     check_smoothing(targets, mix)
     if isinstance(input, Tensor):
         checks.same_batch("input", input, plan)

@@ -129,11 +129,22 @@ class EmbedMix(MixUp):
         if self._off():
             return embeddings, attention_mask, labels
         _check(embeddings, attention_mask)
-        numbers = labels is not None and labels.is_floating_point() and not (self.label_smoothing and labels.ndim == 2)
-        if labels is not None and not numbers:
-            self._check_labels(labels)
-        if labels is not None and (not labels.ndim or labels.shape[0] != embeddings.shape[0]):
-            raise ValueError(f"labels must have one entry for each of {embeddings.shape[0]} samples, but got {labels}.")
+        numbers = False
+        if labels is not None:
+            checks.tensor("labels", labels)
+            numbers = labels.is_floating_point() and not (self.label_smoothing and labels.ndim == 2)
+            if not numbers:
+                self._check_labels(labels)
+            elif labels.dtype not in checks.IMAGE_DTYPES:
+                dtypes = checks.names(checks.IMAGE_DTYPES[:4])
+                raise ValueError(
+                    f"Labels that are numbers must have one of the dtypes {dtypes}, but got {labels.dtype}."
+                )
+            if not labels.ndim or labels.shape[0] != embeddings.shape[0]:
+                raise ValueError(
+                    f"labels must have one entry for each of {embeddings.shape[0]} samples, but got shape "
+                    f"{tuple(labels.shape)}."
+                )
         plan = self.sample(
             embeddings.shape[0],
             (max(embeddings.shape[1], 1),),

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusedmix import backends, checks
+from fusedmix import backends, checks, structure
 from fusedmix.backends import reference
 from fusedmix.ops import differentiable_mix
 from fusedmix.plan import MixPlan
@@ -27,12 +27,14 @@ def mix(x: Tensor, plan: MixPlan, *, backend: str | None = None) -> Tensor:
         backend: an implementation by name; None chooses (`fusedmix info` shows which).
 
     Returns:
-        A new tensor of the dtype and the memory format of x.
+        A new tensor of the dtype, the memory format and the subclass of x.
 
     Raises:
         TypeError, ValueError: x or plan is of the wrong type, dtype or shape.
         BackendError: the backend asked for cannot run here.
     """
+    if structure.has_type(x):
+        return structure.like(mix(structure.plain(x), plan, backend=backend), x)
     operators, masks = _prepare("x", x, plan, backend)
     return differentiable_mix(operators, x, masks)
 
@@ -47,10 +49,11 @@ def mix_(x: Tensor, plan: MixPlan, *, backend: str | None = None) -> Tensor:
 
     Nothing has been written then.
     """
-    operators, masks = _prepare("x", x, plan, backend)
-    checks.writable("x", x)
-    operators.mix_(x, *masks)
-    torch.autograd.graph.increment_version(x)
+    written = structure.plain(x)
+    operators, masks = _prepare("x", written, plan, backend)
+    checks.writable("x", written)
+    operators.mix_(written, *masks)
+    torch.autograd.graph.increment_version(written)
     return x
 
 
@@ -65,7 +68,8 @@ def mix_labels(
     """Mixes labels into dense soft targets: weight·y + (1-weight)·y[partner] (Park 2022, eq. 1). Differentiable.
 
     Args:
-        labels: (B,) integer classes in [0, num_classes), of any width; or (B, K) one-hot, soft or multi-hot labels.
+        labels: (B,) integer classes in [0, num_classes), of any width; or (B, K) one-hot, soft or multi-hot labels,
+            which integers of shape (B, 1) are only if num_classes is 1.
         plan: a plan for B samples, on any device.
         num_classes: K; may be None for (B, K) labels.
         label_smoothing: ε in [0, 1]: y becomes (1-ε)·y + ε/K before it is mixed (Szegedy 2016).
@@ -79,6 +83,9 @@ def mix_labels(
             the CPU; elsewhere checked only if the environment variable FUSEDMIX_CHECK_LABELS is 1, because the check
             waits for the device: without it such a label gives a row without a one).
     """
+    if structure.has_type(labels):
+        options = {"num_classes": num_classes, "label_smoothing": label_smoothing, "backend": backend}
+        return structure.like(mix_labels(structure.plain(labels), plan, **options), labels)  # type: ignore[arg-type]
     if num_classes is not None:
         num_classes = checks.integer("num_classes", num_classes, 1)
     classes = checks.dense_labels(labels, num_classes)

@@ -13,7 +13,6 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 from torch.utils.hooks import RemovableHandle
 
 from fusedmix import checks, structure
@@ -54,10 +53,11 @@ def attach(
         layers: None: the input. Else for every forward pass one of these is drawn uniformly, and its output is mixed
             (Verma et al., "Manifold Mixup", ICML 2019): modules of the model, or their names in model.named_modules();
             "" or "input" is the input of the model. Of an output that is a tuple, list or dict the first floating-point
-            tensor is mixed. Hidden states are (B, ...) for MixUp and SamplePairing, (B, C, *S) with 1 to 3 spatial
-            sides for every method.
+            tensor is mixed. Hidden states are (B, ...) for MixUp and SamplePairing, (B, C, L) or (B, C, H, W) for every
+            method; what else has the dims that `axes` of `mix` names.
         inputs: which arguments are mixed if it is the input, all by one plan: positions and keywords, as the model is
-            called. None: the first floating-point tensor among the arguments, which may be inside tuples and dicts.
+            called. None: the first floating-point tensor among the arguments, which may be inside tuples and dicts; of
+            keywords and dicts the one called image, images, pixel_values, x or video if several may be images.
             A model that calls itself is mixed once, in the outermost call.
         calls: where a layer is called several times in one forward pass: "first": its first output is mixed; "all":
             every one, by one plan (branches that share an encoder).
@@ -277,7 +277,7 @@ class MixHandle(checks.Checked):
             return None
         if self._inputs is not None:
             return self._mix_named(step, args, kwargs)
-        return self._mix_first(step, (args, kwargs), self._names[step.drawn])
+        return self._mix_first(step, (args, kwargs), self._names[step.drawn], inputs=True)
 
     def _enter(self, _module: nn.Module, _args: Any) -> None:
         """Before the forward of a model inside its wrapper."""
@@ -360,15 +360,19 @@ class MixHandle(checks.Checked):
             where[key] = self._mixed(step, checks.tensor(f"inputs {key!r}", where[key]), f"input {key!r}")
         return tuple(positional), named
 
-    def _mix_first(self, step: _Step, tree: Any, what: str, seed: int | None = None) -> Any:
-        """A tensor, or any structure, with its first floating-point tensor mixed."""
+    def _mix_first(self, step: _Step, tree: Any, what: str, seed: int | None = None, *, inputs: bool = False) -> Any:
+        """A tensor, or any structure, with its first floating-point tensor mixed; among the inputs of the model, the
+        likeliest of those that have keys."""
         if type(tree) is Tensor and tree.is_floating_point():
             return self._mixed(step, tree, what, seed)
-        leaves, spec = pytree.tree_flatten(tree)
-        for i, leaf in enumerate(leaves):
-            if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.ndim:
-                leaves[i] = self._mixed(step, leaf, what, seed)
-                return pytree.tree_unflatten(leaves, spec)
+        leaves, rebuild = structure.flatten(tree)
+        found = [i for i, x in enumerate(leaves) if isinstance(x, Tensor) and x.is_floating_point() and x.ndim]
+        if inputs:
+            likely = [i for i in found if structure.may_be_images(leaves[i], None, self.mix.axes)]
+            found = structure.find_images(tree, leaves, found, likely, "inputs=")
+        for i in found:
+            leaves[i] = self._mixed(step, leaves[i], what, seed)
+            return rebuild(leaves)
         raise ValueError(
             f"{what} must hold a floating-point tensor to mix, but got {[type(leaf).__name__ for leaf in leaves]}. "
             "Pass inputs= to name what is mixed, or layers= to mix a hidden state, such as the output of an embedding."
@@ -377,18 +381,25 @@ class MixHandle(checks.Checked):
     def _mixed(self, step: _Step, x: Tensor, what: str, seed: int | None = None) -> Tensor:
         if step.plan is None:
             step.plan = self._sample(x, what, seed)
-        return structure.like(apply(structure.plain(x), step.plan, backend=self.mix.backend), x)
+        axes = None if step.plan.constant else self.mix.axes
+        if axes is not None:
+            structure.check_dims(x, axes)
+        view = structure.dims_last(structure.plain(x), axes)
+        return structure.like(structure.dims_back(apply(view, step.plan, backend=self.mix.backend), axes), x)
 
     def _sample(self, x: Tensor, what: str, seed: int | None) -> MixPlan:
         checks.batch(what, structure.plain(x))
-        size = structure.spatial_size(x)
-        if not 1 <= len(size) <= 3 or 0 in size:
-            if not self.mix._constant:
-                raise ValueError(
-                    f"{what} must be (batch_size, channels, ...) with 1 to 3 spatial sides of at least one pixel to be "
-                    f"mixed by {type(self.mix).__name__}, but has shape {tuple(x.shape)}. MixUp mixes any shape."
-                )
-            size = (1,)
+        axes, name, shape = self.mix.axes, type(self.mix).__name__, tuple(x.shape)
+        if self.mix._constant:
+            size = shape[2:] if 3 <= x.ndim <= 5 and 0 not in shape else (1,)
+        else:
+            try:
+                structure.check_dims(x, axes)
+            except ValueError as error:
+                raise ValueError(f"{what} cannot be mixed by {name}: {error} MixUp mixes any shape.") from None
+            size = structure.spatial_size(x, axes)
+            if 0 in size:
+                raise ValueError(f"{what} must have at least one pixel to be mixed by {name}, but has shape {shape}.")
         device = x.device if self.mix.sampling == "device" else None
         return self.mix.sample(x.shape[0], size, device=device, seed=seed)
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fusedmix import backends, checks, loss_gradients
+from fusedmix import backends, checks, loss_gradients, structure
 from fusedmix.backends import reference
 from fusedmix.functional import beside, in_range, mix_labels
 from fusedmix.methods import Reduction
@@ -61,18 +61,15 @@ def mix_cross_entropy(
             on a GPU the loss of such a sample and its partner is NaN, unless FUSEDMIX_CHECK_LABELS is 1).
         BackendError: the backend asked for cannot run here.
     """
-    _check_logits(logits)
+    logits = _check_logits(logits)
     checks.choice("reduction", reduction, tuple(_REDUCTIONS))
     label_smoothing = checks.number("label_smoothing", label_smoothing, 0.0, 1.0)
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
         raise TypeError(f"ignore_index must be an int, but got {ignore_index!r} of type {type(ignore_index).__name__}.")
     num_classes = logits.shape[1]
     weight = _of_classes("weight", weight, logits)
-    checks.labels(labels, num_classes)
-    checks.same_batch("labels", labels, plan)
-    checks.same_batch("logits", logits, plan)
+    labels = _labels(labels, plan, logits)
 
-    labels = labels.to(logits.device)
     if labels.ndim == 2:
         if ignore_index >= 0:
             raise ValueError(f"ignore_index must be negative where labels are soft, but got {ignore_index}.")
@@ -124,7 +121,7 @@ def mix_binary_cross_entropy(
     Raises:
         TypeError, ValueError, BackendError: as `mix_cross_entropy`.
     """
-    _check_logits(logits)
+    logits = _check_logits(logits)
     checks.choice("reduction", reduction, tuple(_REDUCTIONS))
     checks.boolean("sum_classes", sum_classes)
     label_smoothing = checks.number("label_smoothing", label_smoothing, 0.0, 1.0)
@@ -133,11 +130,9 @@ def mix_binary_cross_entropy(
     num_classes = logits.shape[1]
     weight = _of_classes("weight", weight, logits)
     pos_weight = _of_classes("pos_weight", pos_weight, logits)
-    checks.labels(labels, num_classes)
-    checks.same_batch("labels", labels, plan)
-    checks.same_batch("logits", logits, plan)
+    labels = _labels(labels, plan, logits)
 
-    labels = in_range(labels.to(logits.device), num_classes)
+    labels = in_range(labels, num_classes)
     labels = labels.long() if labels.ndim == 1 else labels
     dense = reduction == "none" and not sum_classes
     if dense or (labels.requires_grad and torch.is_grad_enabled()):
@@ -157,7 +152,8 @@ def _compute(logits: Tensor) -> torch.dtype:
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
-def _check_logits(logits: Any) -> None:
+def _check_logits(logits: Any) -> Tensor:
+    """The logits without a subclass."""
     checks.tensor("logits", logits)
     if logits.ndim != 2 or logits.dtype not in checks.IMAGE_DTYPES[:4]:
         raise ValueError(
@@ -166,6 +162,17 @@ def _check_logits(logits: Any) -> None:
         )
     if logits.shape[1] < 1:
         raise ValueError(f"logits must have at least one class, but got shape {tuple(logits.shape)}.")
+    return structure.plain(logits)
+
+
+def _labels(labels: Any, plan: Any, logits: Tensor) -> Tensor:
+    """The labels, beside the logits; raises unless they fit them and the plan."""
+    labels = structure.plain(checks.labels(labels, logits.shape[1], "the logits' classes"))
+    checks.same_batch("labels", labels, plan)
+    checks.same_batch("logits", logits, plan)
+    if labels.is_meta and not logits.is_meta:
+        raise ValueError(f"labels must have values, as the logits on {logits.device} have, but are on the meta device.")
+    return labels.to(logits.device)
 
 
 def _of_classes(name: str, x: Any, logits: Tensor) -> Tensor | None:
@@ -182,7 +189,7 @@ def _of_classes(name: str, x: Any, logits: Tensor) -> Tensor | None:
         )
     if x.requires_grad:
         raise ValueError(f"{name} must not require grad: it is a constant of the loss.")
-    x = x.to(logits.device, _compute(logits))
+    x = structure.plain(x).to(logits.device, _compute(logits))
     return x.reshape(1).expand(num_classes).contiguous() if one else x.contiguous()
 
 

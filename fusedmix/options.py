@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, TypeVar, get_args, get_type_hints
 
@@ -50,6 +50,7 @@ class BatchOptions(DrawingOptions, total=False):
 
     labels_getter: structure.Getter | Literal["default"] | None
     images_getter: structure.Getter | None
+    axes: Sequence[int] | None
     inplace: bool
     mask_classes: int | None
     mask_ignore_index: int | None
@@ -78,8 +79,13 @@ class Options(BatchOptions, total=False):
             modes, as torchvision's transforms do.
         labels_getter: "default" (the second item, or the key "labels"), a function from the sample to its labels, or
             None if there are no labels.
-        images_getter: None (tv_tensors images and videos, else the first pure tensor that is not the labels), or a
-            function from the sample to its images, a tensor or a sequence of tensors, mixed by one plan.
+        images_getter: None (tv_tensors images and videos, else the first pure tensor that is not the labels; of a dict
+            the one under "image", "images", "pixel_values", "x" or "video" if several may be images), or a function
+            from the sample to its images, a tensor or a sequence of tensors, mixed by one plan.
+        axes: 1 to 3 dims of the images that masks extend over, all others being mixed alike: (-2, -1) for videos
+            (B, T, C, H, W), (-3, -2, -1) for volumes (B, C, D, H, W), (1, 2) for images (B, H, W, C), (-1,) for
+            spectrograms cut along time. None: (H, W) of images (B, C, H, W) and of tv_tensors.Video, (L,) of signals
+            (B, C, L); tensors of five dims are refused.
         inplace: whether images and masks are overwritten.
         mask_classes: None: segmentation label maps stay label maps (CutMix, and FMix without soft edges); K: they
             become soft one-hot targets.
@@ -136,6 +142,7 @@ _KEYWORDS = {
     "training_only": _Keyword(False, checks.boolean),
     "labels_getter": _Keyword("default", _or_none(lambda name, x: x if x == "default" else _function(name, x))),
     "images_getter": _Keyword(None, _or_none(_function)),
+    "axes": _Keyword(None, _or_none(checks.axes)),
     "inplace": _Keyword(False, checks.boolean),
     "mask_classes": _Keyword(None, _COUNT),
     "mask_ignore_index": _Keyword(255, _or_none(partial(checks.integer, low=-(2**63), high=2**63 - 1))),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fusedmix import checks
+from fusedmix import checks, structure
 from fusedmix.functional import mix
 from fusedmix.plan import MixPlan
 
@@ -31,6 +31,9 @@ def mix_masks(
         TypeError, ValueError: an argument is of the wrong type or shape; label maps would have to be blended, but
             num_classes is None; a label is neither in [0, K) nor ignore_index (checked on the CPU).
     """
+    if structure.has_type(masks):
+        mixed = mix_masks(structure.plain(masks), plan, num_classes=num_classes, ignore_index=ignore_index)
+        return structure.like(mixed, masks)
     checks.same_batch("masks", checks.tensor("masks", masks), plan)
     if num_classes is not None:
         num_classes = checks.integer("num_classes", num_classes, 1)
@@ -55,13 +58,14 @@ def check_masks(
     masks: Tensor, size: tuple[int, ...], binary: bool, num_classes: int | None, ignore_index: int | None
 ) -> None:
     """Raises ValueError if `masks` cannot be mixed by masks of that size, binary or not."""
+    checks.dense("masks", masks)
     if tuple(masks.shape[1:][-len(size) :]) != size:
         raise ValueError(
             f"masks must end in the spatial size of the images, {size}, but got shape {tuple(masks.shape)}."
         )
     if masks.is_floating_point():
         checks.batch("masks", masks)
-    elif masks.is_complex():
+    elif masks.dtype not in (*checks.INTEGER_DTYPES, torch.bool):
         raise ValueError(f"masks must be label maps or real dense targets, but got {masks.dtype}.")
     elif num_classes is None and not binary:
         raise ValueError(

@@ -1,20 +1,34 @@
 """What in a training sample is an image, a segmentation mask, the labels: torchvision v2's conventions.
 
 A sample is any pytree. Its images are its tv_tensors.Image and Video, or, if it has none, the first pure tensor that
-is not the labels. Everything that is neither passes through. torchvision is never imported here: if the program has
-not imported it, the sample holds none of its types.
+is not the labels; of a dict, which has no order that means anything, the tensor whose key says so. Everything that is
+neither passes through. torchvision is never imported here: if the program has not imported it, the sample holds none of
+its types.
 """
 
 from __future__ import annotations
 
+import copy
+import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
+from torch.nn import Parameter
+from torch.overrides import has_torch_function_unary
 from torch.utils import _pytree as pytree
 
+from fusedmix import checks
+
 Getter = Callable[[Any], Any]
+IMAGE_KEYS = ("image", "images", "pixel_values", "x", "video")
+AXES_OF_FIVE_DIMS = (
+    "Wrap a video as tv_tensors.Video, or pass axes=(-2, -1) to the module: its masks then extend over the last two "
+    "dims, alike in all frames. For volumes (B, C, D, H, W) pass axes=(-3, -2, -1)."
+)
 
 
 class Sample(NamedTuple):
@@ -28,7 +42,13 @@ class Sample(NamedTuple):
     labels_index: int
 
 
-def parse(sample: Any, name: str, labels_getter: Getter | str | None, images_getter: Getter | None) -> Sample:
+def parse(
+    sample: Any,
+    name: str,
+    labels_getter: Getter | str | None,
+    images_getter: Getter | None,
+    axes: Sequence[int] | None = None,
+) -> Sample:
     """Takes a sample apart.
 
     Raises:
@@ -45,7 +65,7 @@ def parse(sample: Any, name: str, labels_getter: Getter | str | None, images_get
     ):  # what the rest of this function would find, at a tenth of its time
         x, y = sample
         return Sample([x, y], type(sample), [0] if x is not y else [], [], y, 0 if x is y else 1)
-    leaves, spec = pytree.tree_flatten(sample)
+    leaves, rebuild = flatten(sample)
     kinds = [_kind(leaf) for leaf in leaves]
     only_masks = "mask" in kinds and not {"image", "video", "tensor"} & set(kinds)
     if "unsupported" in kinds or only_masks:
@@ -58,7 +78,8 @@ def parse(sample: Any, name: str, labels_getter: Getter | str | None, images_get
     if labels_getter is not None:
         labels = find_labels(sample) if labels_getter == "default" else labels_getter(sample)  # type: ignore[operator]
         if not isinstance(labels, Tensor):
-            raise ValueError(f"The labels must be a tensor, but got {type(labels)} instead.")
+            raise ValueError(f"The labels must be a tensor, but got {type(labels)} instead.{checks.makes_one(labels)}")
+        checks.dense("labels", labels)
         labels_index = _position(leaves, labels, "labels_getter")
     if images_getter is not None:
         found = images_getter(sample)
@@ -71,9 +92,86 @@ def parse(sample: Any, name: str, labels_getter: Getter | str | None, images_get
     else:
         images = [i for i, kind in enumerate(kinds) if kind in ("image", "video")]
         if not images:
-            images = [i for i, kind in enumerate(kinds) if kind == "tensor" and i != labels_index][:1]
+            pure = [i for i, kind in enumerate(kinds) if kind == "tensor" and i != labels_index]
+            batch_size = labels.shape[0] if labels is not None and labels.ndim else None
+            likely = [i for i in pure if may_be_images(leaves[i], batch_size, axes)]
+            images = find_images(sample, leaves, pure, likely, "images_getter=")
     masks = [i for i, kind in enumerate(kinds) if kind == "mask"]
-    return Sample(leaves, lambda new: pytree.tree_unflatten(new, spec), images, masks, labels, labels_index)
+    return Sample(leaves, rebuild, images, masks, labels, labels_index)
+
+
+def flatten(tree: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
+    """The leaves of a tree, and what makes a tree of such leaves. Mappings that are no pytrees (UserDict, BatchFeature,
+    a dict of one's own class) are taken apart too, and keep their type."""
+    leaves, spec = pytree.tree_flatten(tree)
+    if not any(isinstance(leaf, Mapping) for leaf in leaves):
+        return leaves, lambda new: pytree.tree_unflatten(new, spec)
+    opened = [flatten(dict(leaf)) if isinstance(leaf, Mapping) else ([leaf], None) for leaf in leaves]
+
+    def rebuild(new: list[Any]) -> Any:
+        rest, outer = iter(new), []
+        for leaf, (inner, inside) in zip(leaves, opened, strict=True):
+            part = list(islice(rest, len(inner)))
+            if inside is None:
+                outer.append(part[0])
+            else:  # what nothing was mixed in passes through: not every mapping can be copied
+                changed = any(a is not b for a, b in zip(part, inner, strict=True))
+                outer.append(_filled(leaf, inside(part)) if changed else leaf)
+        return pytree.tree_unflatten(outer, spec)
+
+    return [leaf for inner, _ in opened for leaf in inner], rebuild
+
+
+def paths(tree: Any) -> list[tuple[Any, ...]]:
+    """The pytree paths of the leaves, in the order of `flatten`."""
+    found = []
+    for path, leaf in pytree.tree_flatten_with_path(tree)[0]:
+        inner = paths(dict(leaf)) if isinstance(leaf, Mapping) else [()]
+        found += [(*path, *rest) for rest in inner]
+    return found
+
+
+def _filled(mapping: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
+    """A mapping of the same type with other items."""
+    if not isinstance(mapping, MutableMapping):
+        return type(mapping)(items)  # type: ignore[call-arg]
+    before, filled = dict(mapping), copy.copy(mapping)
+    filled.update(items)
+    if all(mapping[key] is value for key, value in before.items()):
+        return filled
+    mapping.update(before)  # its copy holds the same items, not a copy of them
+    return type(mapping)(items)  # type: ignore[call-arg]
+
+
+def find_images(sample: Any, leaves: list[Any], pure: list[int], likely: list[int], keyword: str) -> list[int]:
+    """Which of the pure tensors (indices of leaves), of which some are likely, are the images: the first, or of a
+    mapping the one whose key says so, or the only likely one.
+
+    Raises:
+        ValueError: there are several; `keyword` says what to pass.
+    """
+    if len(pure) < 2 or likely == pure[:1]:
+        return pure[:1]
+    where = paths(sample)
+    keys = {i: [key.key for key in where[i] if isinstance(key, pytree.MappingKey)] for i in pure}
+    if not keys[pure[0]]:
+        return pure[:1]  # by its position
+    named = [i for i in pure if keys[i] and str(keys[i][-1]).lower() in IMAGE_KEYS]
+    chosen = named if len(named) == 1 else [i for i in named if i in likely] or likely or pure[:1]
+    if len(chosen) > 1:
+        found = ", ".join(f"{''.join(map(str, where[i]))} of shape {tuple(leaves[i].shape)}" for i in chosen)
+        raise ValueError(
+            f"Several tensors may be the images: {found}. Pass {keyword}, or give the images alone a key that says so: "
+            f"{', '.join(IMAGE_KEYS)}."
+        )
+    return chosen
+
+
+def may_be_images(x: Tensor, batch_size: int | None, axes: Sequence[int] | None) -> bool:
+    """Whether a tensor has the layout, the dims, the dtype and the batch size of images."""
+    fewest, most = (3, 5) if axes is None else (2, math.inf)
+    dense = x.layout is torch.strided and not x.is_nested
+    return dense and fewest <= x.ndim <= most and x.dtype in checks.IMAGE_DTYPES and batch_size in (None, x.shape[0])
 
 
 def find_labels(sample: Any) -> Any:
@@ -86,7 +184,8 @@ def find_labels(sample: Any) -> Any:
     if not isinstance(sample, Mapping):
         raise ValueError(
             "When using the default labels_getter, the input must be a dictionary, or a tuple or list whose second "
-            f"item is a dictionary or a tensor, but got {type(sample)}. Pass labels_getter=."
+            f"item is a dictionary or a tensor, but got {type(sample)}.{checks.makes_one(sample)} "
+            "Pass labels_getter= where the labels are elsewhere, or labels_getter=None if there are none."
         )
     keys = [key for key in sample if isinstance(key, str)]
     for key in [k for k in keys if k.lower() == "labels"] + [k for k in keys if "label" in k.lower()]:
@@ -97,27 +196,85 @@ def find_labels(sample: Any) -> Any:
     )
 
 
-def expected_dims(leaf: Tensor) -> tuple[int, ...]:
-    """How many dims, batch included, an image may have."""
-    return {"image": (4,), "video": (5,)}.get(_kind(leaf), (4, 3, 5))
+def check_dims(x: Tensor, axes: Sequence[int] | None) -> None:
+    """Raises ValueError unless masks know which dims of an image, batch included, they extend over."""
+    kind, shape = _kind(x), tuple(x.shape)
+    expected = 5 if kind == "video" else 4
+    if x.ndim != expected and (kind != "tensor" or (axes is None and x.ndim != 3)):
+        hint = ""
+        if kind == "tensor" and x.ndim == 2:
+            hint = (
+                " Pass axes=(-1,) to the module for (batch_size, samples) and (batch_size, features), or use "
+                f"fusedmix.mix(x, plan) with plan = mix.sample{(shape[0], shape[1:])}."
+            )
+        elif kind == "tensor" and x.ndim == 5:
+            hint = f" {AXES_OF_FIVE_DIMS}"
+        others = " (or 3 for signals)" if kind == "tensor" else ""
+        raise ValueError(
+            f"Expected a batched input with {expected} dims{others}, but got {x.ndim} dimensions: shape {shape}.{hint}"
+        )
+    dims = [axis + x.ndim if axis < 0 else axis for axis in axes or ()]
+    if not all(0 < d < x.ndim for d in dims) or len(set(dims)) < len(dims):
+        raise ValueError(f"axes must be different dims of the images other than the batch, but got {axes} for {shape}.")
 
 
-def spatial_size(leaf: Tensor) -> tuple[int, ...]:
-    """The spatial sides: (H, W) of images and videos (B, ..., H, W), everything after (B, C) of pure tensors."""
-    return tuple(leaf.shape[2:] if _kind(leaf) == "tensor" else leaf.shape[-2:])
+def mask_dims(x: Tensor, axes: Sequence[int] | None) -> tuple[int, ...]:
+    """The dims that masks extend over, in their order: `axes`, else (H, W) of images and videos (B, ..., H, W),
+    everything after (B, C) of pure tensors."""
+    if axes is not None:
+        return tuple(sorted(axis % x.ndim for axis in axes))
+    return tuple(range(2, x.ndim)) if _kind(x) == "tensor" else (x.ndim - 2, x.ndim - 1)
+
+
+def spatial_size(x: Tensor, axes: Sequence[int] | None) -> tuple[int, ...]:
+    """The sides of the masks of an image."""
+    return tuple(x.shape[d] for d in mask_dims(x, axes))
+
+
+def dims_last(x: Tensor, axes: Sequence[int] | None) -> Tensor:
+    """A view with the dims of the masks where a plan takes them, at the end."""
+    return x if axes is None else x.movedim(mask_dims(x, axes), tuple(range(-len(axes), 0)))
+
+
+def dims_back(x: Tensor, axes: Sequence[int] | None) -> Tensor:
+    """The view of which `dims_last` made this one."""
+    return x if axes is None else x.movedim(tuple(range(-len(axes), 0)), mask_dims(x, axes))
+
+
+def has_type(x: Any) -> bool:
+    """Whether a tensor is of a subclass that `plain` takes off: torchvision's, or one with or without its own
+    __torch_function__. A parameter is a tensor to every operator, and what has a __torch_dispatch__ is more than a
+    type: operators reach what it holds."""
+    if type(x) in (Tensor, Parameter) or not isinstance(x, Tensor):
+        return False
+    return type(x).__torch_dispatch__ == Tensor.__torch_dispatch__
 
 
 def plain(leaf: Tensor) -> Tensor:
-    """The tensor without torchvision's type."""
-    return leaf if type(leaf) is Tensor else leaf.as_subclass(Tensor)
+    """The tensor without its subclass."""
+    if not has_type(leaf):
+        return leaf
+    with torch._C.DisableTorchFunctionSubclass():
+        return leaf.as_subclass(Tensor)
 
 
 def like(x: Tensor, leaf: Tensor) -> Tensor:
-    """`x` with torchvision's type of `leaf`, if it has one."""
-    tv_tensors = sys.modules.get("torchvision.tv_tensors")
-    if tv_tensors is None or not isinstance(leaf, tv_tensors.TVTensor):
+    """`x`, made of a plain `leaf`, with the subclass of `leaf`: by the rules of the subclass, as torchvision's own
+    transforms leave it to them, so that it keeps what else it keeps (the metadata of MONAI's MetaTensor)."""
+    if not has_type(leaf):
         return x
-    return tv_tensors.wrap(x, like=leaf)
+    tv_tensors = sys.modules.get("torchvision.tv_tensors")
+    if tv_tensors is not None and isinstance(leaf, tv_tensors.TVTensor):
+        return tv_tensors.wrap(x, like=leaf)
+    if not has_torch_function_unary(leaf):  # its class leaves operators alone
+        return x
+    typed = type(leaf).__torch_function__(_mixed, (type(leaf),), (leaf, x), {})
+    return x if typed is NotImplemented else typed
+
+
+def _mixed(original: Tensor, mixed: Tensor) -> Tensor:
+    """The function that __torch_function__ of a subclass is told of."""
+    return mixed
 
 
 def _kind(leaf: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, cast
@@ -65,7 +66,9 @@ class MixTransform(checks.Checked, nn.Module):
     sampling: SamplingName
     backend: BackendName | None
     targets: TargetsName
-    training_only: bool = False  # of a module that was pickled when there was no such keyword
+    # Of a module that was pickled when there was no such keyword.
+    training_only: bool = False
+    axes: tuple[int, ...] | None = None
     labels_getter: structure.Getter | Literal["default"] | None
     images_getter: structure.Getter | None
     inplace: bool
@@ -76,6 +79,8 @@ class MixTransform(checks.Checked, nn.Module):
     _member: bool = False  # whether it is one of the methods of a RandomMix
     _generator: GeneratorHandle | None = None
     _spec: Tensor  # (methods, len(Column)) float64, on the CPU wherever the module goes
+    _boxed: bool = False  # whether a method cuts boxes
+    _warned: bool = False  # that its boxes are empty
 
     def __init__(self, spec: Tensor, options: Mapping[str, Any]) -> None:
         super().__init__()
@@ -90,6 +95,7 @@ class MixTransform(checks.Checked, nn.Module):
         self._constant = all(method.is_constant for method in methods)
         self._fourier = any(method.is_fourier for method in methods)
         self._soft = bool((spec[:, Column.SOFT] > 0).any())
+        self._boxed = not methods.isdisjoint({Method.CUTMIX, Method.HMIX_RELEASED, Method.HMIX_PAPER})
         self._binary = methods <= {Method.CUTMIX, Method.FMIX_RELEASED, Method.FMIX_PAPER} and not self._soft
 
     def _take(self, given: Mapping[str, Any]) -> None:
@@ -214,13 +220,13 @@ class MixTransform(checks.Checked, nn.Module):
         sample = inputs if len(inputs) > 1 else inputs[0]
         if self._off():
             return sample
-        parsed = structure.parse(sample, name, self.labels_getter, self.images_getter)
+        parsed = structure.parse(sample, name, self.labels_getter, self.images_getter, self.axes)
         leaves, labels = parsed.leaves, parsed.labels
         if labels is not None:
             self._check_labels(labels)
         batch_size, size = self._check_images(parsed)
 
-        x = structure.plain(leaves[parsed.images[0]])
+        x = structure.dims_last(structure.plain(leaves[parsed.images[0]]), self.axes)
         operators = backends.operators(x.device.type, self.backend)  # an error now, not when something has been drawn
         if self._in_one_call(x, parsed):
             assert labels is not None
@@ -231,8 +237,9 @@ class MixTransform(checks.Checked, nn.Module):
             source = self._draw(request, self._generator, None, x.device)
             made_on = CPU if source.seed is None else x.device
             num_classes = self.num_classes or labels.shape[1]
+            y = structure.plain(labels)
             arguments = (
-                in_range(labels, num_classes) if torch.compiler.is_compiling() else labels,
+                in_range(y, num_classes) if torch.compiler.is_compiling() else y,
                 *self._placed(request, source, made_on),
                 num_classes,
                 self.label_smoothing,
@@ -242,8 +249,9 @@ class MixTransform(checks.Checked, nn.Module):
                 torch.autograd.graph.increment_version(x)
             else:
                 mixed, targets, *_ = operators.mix_batch(x, *arguments)
+                mixed = structure.dims_back(mixed, self.axes)
                 leaves[parsed.images[0]] = structure.like(mixed, leaves[parsed.images[0]])
-            leaves[parsed.labels_index] = targets
+            leaves[parsed.labels_index] = structure.like(targets, labels)
             return parsed.rebuild(leaves)
 
         # Numbers drawn on the host travel with the launch; FMix's masks are made where they are used.
@@ -277,29 +285,37 @@ class MixTransform(checks.Checked, nn.Module):
             self._plain_backends[device_type, self.backend] = name
         if name not in ("cpp", "cuda") or (name == "cuda" and (_capturing() or "FUSEDMIX_CHECK_LABELS" in os.environ)):
             return None
-        operators = torch.ops.fusedmix_cpp if name == "cpp" else torch.ops.fusedmix_cuda
-        classes = y.shape[1] if y.ndim == 2 else self.num_classes
-        if classes is None or self.num_classes not in (None, classes) or not 3 <= x.ndim <= 5:
+        if not 3 <= x.ndim <= 4:
             return None
-        arguments = (
-            x,
-            y,
-            self._current_spec(),
-            x.shape[0],
-            x.shape[2:],
-            int(self._pairing),
-            int(self._per),
-            self.p,
-            None,
-            None,
-            _SEED_TO_DRAW if self.sampling == "device" else None,
-            None,
-            None,
-            classes,
-            self.label_smoothing,
-        )
+        operators = torch.ops.fusedmix_cpp if name == "cpp" else torch.ops.fusedmix_cuda
         try:
+            classes, batch_size, size = self.num_classes, x.shape[0], x.shape[2:]
+            if y.ndim == 2:  # integers of one column are refused
+                classes = y.shape[1]
+                if self.num_classes not in (None, classes) or classes < 2:
+                    return None
+            if classes is None or (self._boxed and min(size) < 3 and not self._warned):
+                return None
+            arguments = (
+                x,
+                y,
+                self._current_spec(),
+                batch_size,
+                size,
+                int(self._pairing),
+                int(self._per),
+                self.p,
+                None,
+                None,
+                _SEED_TO_DRAW if self.sampling == "device" else None,
+                None,
+                None,
+                classes,
+                self.label_smoothing,
+            )
             if self.inplace:
+                if x.is_neg():
+                    return None
                 targets = operators.mix_batch_.default(*arguments)[0]
                 torch.autograd.graph.increment_version(x)
                 return type(sample)((x, targets))
@@ -321,6 +337,7 @@ class MixTransform(checks.Checked, nn.Module):
             and self.targets == "dense"
             and self.labels_getter == "default"
             and self.images_getter is None
+            and self.axes is None
             and (
                 self._pairing <= Pairing.RANDOM
                 if self.sampling == "device"
@@ -400,7 +417,20 @@ class MixTransform(checks.Checked, nn.Module):
     def _request(
         self, batch_size: int, size: tuple[int, ...], lam: Tensor | None, classes: Tensor | None
     ) -> tuple[Any, ...]:
+        self._warn_of_empty_boxes(size)
         return self._current_spec(), batch_size, size, int(self._pairing), int(self._per), self.p, lam, classes
+
+    def _warn_of_empty_boxes(self, size: tuple[int, ...]) -> None:
+        if not self._boxed or self._warned or torch.compiler.is_compiling() or min(size) > 2:
+            return
+        warnings.warn(
+            f"Boxes are empty on images whose masks have the sides {size}: half a box's side is rounded down, as "
+            "torchvision does it, which is 0 on a side of 1 or 2 pixels unless 1-λ rounds to 1. CutMix leaves such "
+            "batches as they are, and HMix only blends them. Pass signals (B, C, 1, L) as (B, C, L), by "
+            "squeeze(2), or give the module axes=(-1,).",
+            stacklevel=4,
+        )
+        self._warned = True
 
     def _placed(self, request: tuple[Any, ...], source: Source, device: torch.device) -> tuple[Any, ...]:
         """A request and its source as operators take them that make a plan on `device`: with their tensors there, but a
@@ -416,6 +446,10 @@ class MixTransform(checks.Checked, nn.Module):
         self, request: tuple[Any, ...], handle: GeneratorHandle | None, seed: int | None, device: torch.device
     ) -> Source:
         """The randomness of one batch: numbers from the host's generator, or a seed for a device."""
+        if device.type == "meta" and (self.sampling == "device" or self._fourier):
+            raise ValueError(
+                f"{type(self).__name__} draws on the device of the images, but the meta device has no values."
+            )
         if self.sampling == "host":
             if not torch.compiler.is_compiling() and _capturing():
                 raise RuntimeError(
@@ -435,7 +469,9 @@ class MixTransform(checks.Checked, nn.Module):
         if lam is None:
             return None
         low, high = (-_FLOAT32_MAX, _FLOAT32_MAX) if self._constant else (0.0, 1.0)
-        if not isinstance(lam, Tensor):
+        if isinstance(lam, Tensor):
+            lam = structure.plain(checks.dense("lam", lam))
+        else:
             return torch.tensor(checks.number("lam", lam, low, high), dtype=torch.float32, device=CPU)
         if lam.shape not in ((), (batch_size,)) or not lam.is_floating_point():
             raise ValueError(
@@ -466,28 +502,28 @@ class MixTransform(checks.Checked, nn.Module):
         """Raises unless images and masks fit each other and the labels; their batch and spatial size."""
         images = [parsed.leaves[i] for i in parsed.images]
         if not images:
-            raise ValueError("No image or video was found in the sample, which must hold at least one.")
-        batch_size = images[0].shape[0] if parsed.labels is None and images[0].ndim else None
+            held = ", ".join(sorted({type(leaf).__name__ for leaf in parsed.leaves}))
+            raise ValueError(
+                "No image or video was found in the sample, which must hold at least one as a tensor that is not the "
+                f"labels, but got {held}."
+            )
+        first = checks.dense("images", images[0])
+        batch_size = first.shape[0] if parsed.labels is None and first.ndim else None
         if parsed.labels is not None:
             batch_size = parsed.labels.shape[0]
         for x in images:
-            dims = structure.expected_dims(x)
-            if x.ndim not in dims:
-                others = f" (or {' or '.join(map(str, dims[1:]))} for pure tensors)" if len(dims) > 1 else ""
-                raise ValueError(
-                    f"Expected a batched input with {dims[0]} dims{others}, but got {x.ndim} dimensions: "
-                    f"shape {tuple(x.shape)}."
-                )
+            checks.dense("images", x)
+            structure.check_dims(x, self.axes)
             checks.batch("images", structure.plain(x))
             if x.shape[0] != batch_size:
                 raise ValueError(
                     "The batch size of the image or video does not match the batch size of the labels "
                     f"or of the other images: {x.shape[0]} != {batch_size}."
                 )
-        sizes = {structure.spatial_size(x) for x in images}
+        sizes = {structure.spatial_size(x, self.axes) for x in images}
         if len(sizes) > 1 and not self._constant:
             raise ValueError(f"Images mixed by one plan must have one spatial size, but got {sorted(sizes)}.")
-        size = structure.spatial_size(images[0])
+        size = structure.spatial_size(first, self.axes)
         if 0 in size:
             raise ValueError(f"Images must have at least one pixel, but got the spatial size {size}.")
         masks = [parsed.leaves[i] for i in parsed.masks]
@@ -508,7 +544,8 @@ class MixTransform(checks.Checked, nn.Module):
 
     def _mix_targets(self, labels: Tensor, plan: MixPlan, device: torch.device) -> Tensor | SparseTargets:
         if self.targets == "sparse":
-            return SparseTargets(labels, labels[plan.partner.to(labels.device)], plan.weight.to(labels.device))
+            lent = structure.plain(labels)[plan.partner.to(labels.device)]
+            return SparseTargets(labels, structure.like(lent, labels), plan.weight.to(labels.device))
         return mix_labels(
             labels,
             plan,
@@ -519,17 +556,18 @@ class MixTransform(checks.Checked, nn.Module):
         )
 
     def _mix_image(self, x: Tensor, plan: MixPlan) -> Tensor:
+        view = structure.dims_last(structure.plain(x), self.axes)
         if self.inplace:
-            mix_(structure.plain(x), plan, backend=self.backend)
+            mix_(view, plan, backend=self.backend)
             return x
-        return structure.like(mix(structure.plain(x), plan, backend=self.backend), x)
+        return structure.like(structure.dims_back(mix(view, plan, backend=self.backend), self.axes), x)
 
     def _mix_mask(self, masks: Tensor, plan: MixPlan) -> Tensor:
         mixed = mix_masks(
             structure.plain(masks), plan, num_classes=self.mask_classes, ignore_index=self.mask_ignore_index
         )
         if self.inplace and mixed.shape == masks.shape and mixed.dtype == masks.dtype:
-            masks.copy_(mixed)
+            structure.plain(masks).copy_(mixed)
             return masks
         return structure.like(mixed, masks)
 
@@ -898,9 +936,11 @@ def _classes(labels: Tensor | None, batch_size: int, pairing: str) -> Tensor:
     """(B,) int64 classes for pairing by class."""
     if labels is None:
         raise ValueError(f"labels must be given for pairing={pairing!r}, but got None.")
-    checks.labels(labels, None)
+    labels = structure.plain(checks.labels(labels, None))
     if labels.shape[0] != batch_size:
         raise ValueError(f"labels must have one entry for each of {batch_size} samples, but got {labels.shape[0]}.")
+    if labels.is_meta:
+        raise ValueError(f"labels must have values for pairing={pairing!r}, but got a tensor on the meta device.")
     if labels.ndim == 1:
         return labels.long()
     return (labels if labels.is_floating_point() else labels.long()).argmax(1)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from collections import UserDict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from scipy import stats
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from torchvision import tv_tensors
 
 import fusedmix as fm
 from conftest import option_id
@@ -1013,6 +1015,91 @@ def test_bad_calls():
     ):
         net(images())
     net(images())
+
+
+VIDEO = torch.rand(B, 4, 3, 12, 10, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("options", [{}, {"layers": ["0"]}, {"inputs": [0]}], ids=["input", "layer", "inputs"])
+@pytest.mark.parametrize("video", [VIDEO, tv_tensors.Video(VIDEO)], ids=["tensor", "Video"])
+@pytest.mark.parametrize("make", [fm.CutMix, fm.HMix, fm.GMix, fm.FMix])
+def test_videos(make, video, options):
+    """Cut alike in all frames, by axes= or by torchvision's type, and never through time or colours."""
+    net = nn.Sequential(nn.Identity(), nn.Identity())
+    if type(video) is torch.Tensor:
+        with fm.attach(net, make(), **options):
+            state = torch.get_rng_state()
+            with pytest.raises(ValueError, match=r"(the model's input|layer '0'|input 0).*tv_tensors.Video.*axes=\(-2"):
+                net(video)
+            assert torch.equal(torch.get_rng_state(), state)
+    mix = make(**({"axes": (-2, -1)} if type(video) is torch.Tensor else {}))
+    with fm.attach(net, mix, **options) as handle:
+        torch.manual_seed(3)
+        out = net(video)
+        assert handle.plan.size == (12, 10)
+        assert type(out) is type(video)
+        m = handle.plan.mask().double()[:, None, None]
+        expected = m * VIDEO.double() + (1 - m) * VIDEO.double()[handle.plan.partner]
+        assert (out.as_subclass(torch.Tensor).double() - expected).abs().max() <= 2**-21
+
+
+def test_axes_that_another_input_does_not_have():
+    net = nn.Bilinear(10, 10, 3)
+    with (
+        fm.attach(net, fm.CutMix(axes=(-2, -1)), inputs=[0, 1]),
+        pytest.raises(ValueError, match=r"axes must be different dims of the images.*\(-2, -1\) for \(6, 10\)"),
+    ):
+        net(torch.rand(B, 12, 10), torch.rand(B, 10))
+
+
+def test_videos_without_a_mask():
+    """One number mixes any shape, as it always did."""
+    net = nn.Identity()
+    with fm.attach(net, fm.MixUp()) as handle:
+        out = net(VIDEO)
+        assert torch.equal(out, fm.mix(VIDEO, handle.plan))
+
+
+class Keywords(nn.Module):
+    def forward(self, **inputs):
+        return inputs
+
+
+def test_the_likelier_input_of_keywords():
+    net, depth = Keywords(), torch.rand(B, 1, 12, 10)
+    with fm.attach(net, fm.CutMix()) as handle:
+        out = net(depth=depth, pixel_values=images())
+        assert out["depth"] is depth
+        assert torch.equal(out["pixel_values"], fm.mix(images(), handle.plan))
+        out = net(batch=UserDict(attention=torch.ones(B, 5), features=images()))["batch"]
+        assert type(out) is UserDict
+        assert torch.equal(out["features"], fm.mix(images(), handle.plan))
+        with pytest.raises(ValueError, match=r"Several tensors may be the images.*inputs="):
+            net(depth=depth, rgb=images())
+
+
+@pytest.mark.parametrize("kind", ["module", "function"])
+@pytest.mark.parametrize("criterion", [nn.CrossEntropyLoss, nn.BCEWithLogitsLoss])
+@pytest.mark.parametrize("target", [torch.arange(B) % 4, torch.rand(B, 5)], ids=["classes", "soft"])
+def test_labels_of_another_width_than_the_outputs(kind, criterion, target):
+    net = nn.Identity()
+    with fm.attach(net, fm.CutMix(num_classes=5 if target.ndim == 1 else None)) as handle:
+        net(images())
+        loss = handle.wrap(criterion() if kind == "module" else lambda z, t: criterion()(z, t))
+        with pytest.raises(ValueError, match=r"outputs have 7 classes, but the mixed labels 5: num_classes"):
+            loss(torch.zeros(B, 7), target)
+        assert loss(torch.zeros(B, 5), target).isfinite()
+
+
+def test_what_a_criterion_does_with_another_width_is_its_own_business():
+    """Features of any width and weights of its own, as margin losses have them."""
+    weight, net = torch.rand(9, 5), nn.Identity()
+    with fm.attach(net, fm.CutMix(num_classes=5)) as handle:
+        net(images())
+        loss = handle.wrap(lambda features, target: F.cross_entropy(features @ weight, target))
+        assert loss(torch.rand(B, 9), torch.arange(B) % 5).isfinite()
+        with pytest.raises(ZeroDivisionError):
+            handle.wrap(lambda z, t: 1 / 0)(torch.zeros(B, 5), torch.arange(B) % 5)
 
 
 # --- activation checkpointing ---------------------------------------------------------------------

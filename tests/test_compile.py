@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import UserDict
+
 import pytest
 import torch
 
@@ -49,6 +51,8 @@ def test_every_method(method, sampling, per):
         {"inplace": True},
         {"inplace": True, "sampling": "device"},
         {"lam_range": (0.2, 0.8)},
+        {"axes": (1, -1)},
+        {"axes": (1, -1), "inplace": True},
         {"generator": torch.Generator()},
         {"generator": torch.Generator(), "sampling": "device"},
     ],
@@ -65,6 +69,24 @@ def test_every_option(options):
             mix.generator.manual_seed(2)
             batches.append(f(X.clone(), Y))
         assert torch.equal(batches[0][0], batches[1][0])
+
+
+@pytest.mark.parametrize("make", [dict, UserDict], ids=["dict", "UserDict"])
+def test_the_images_of_a_dict(make):
+    """Also where they are the likelier of two tensors."""
+    mix = fm.CutMix(num_classes=5)
+
+    def step(x, y):
+        batch = mix(make({"depth": x[:, :1], "image": x, "labels": y}))
+        return batch["image"], batch["labels"]
+
+    equal_batches(step, torch.compile(step, fullgraph=True, backend="aot_eager"), X, Y)
+
+
+def test_parameters_are_tensors():
+    plan, x = fm.CutMix().sample(6, (12, 10), lam=0.5), torch.nn.Parameter(X)
+    compiled = torch.compile(lambda x: fm.mix(x, plan), fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x), fm.mix(X, plan))
 
 
 def test_sparse_targets():

@@ -4,6 +4,8 @@ anything is drawn or written."""
 from __future__ import annotations
 
 import os
+import re
+import warnings
 
 import pytest
 import torch
@@ -17,6 +19,24 @@ Y = torch.tensor([0, 1, 2, 3])
 PLAN = fm.CutMix().sample(4, (8, 8))
 BLENDED = fm.MixUp().sample(4, (8, 8))
 GENERATOR = torch.Generator()
+
+
+def nested(shape):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of PyTorch: that nested tensors may change
+        return torch.nested.nested_tensor([torch.zeros(shape) for _ in range(4)])
+
+
+def negated(*shape):
+    """A view that says it is negated: the imaginary part of a conjugate."""
+    return torch.ones(shape).to(torch.complex64).conj().imag
+
+
+def attached_to(mix):
+    model = torch.nn.Identity()
+    fm.attach(model, mix)
+    return model
+
 
 # name: (call, exception, fragments of the message: the argument, what came, what is allowed)
 CONSTRUCTION = {
@@ -62,6 +82,13 @@ CONSTRUCTION = {
         TypeError,
         ("mask_ignore_index", "0.5", "int"),
     ),
+    "axes an int": (lambda: fm.CutMix(axes=-1), TypeError, ("axes", "-1", "sequence of 1 to 3 ints")),
+    "axes a string": (lambda: fm.CutMix(axes="HW"), TypeError, ("axes", "'HW'", "sequence of 1 to 3 ints")),
+    "axes of floats": (lambda: fm.CutMix(axes=(-2.0, -1)), TypeError, ("axes[0]", "-2.0", "int")),
+    "axes empty": (lambda: fm.CutMix(axes=()), ValueError, ("axes", "()", "1 to 3")),
+    "axes four": (lambda: fm.CutMix(axes=(1, 2, 3, 4)), ValueError, ("axes", "(1, 2, 3, 4)", "1 to 3")),
+    "axes the batch": (lambda: fm.CutMix(axes=(0, 1)), ValueError, ("axes", "(0, 1)", "other than 0")),
+    "axes twice": (lambda: fm.CutMix(axes=(-1, -1)), ValueError, ("axes", "(-1, -1)", "different")),
     "sampling empty": (lambda: fm.MixUp(sampling=""), ValueError, ("sampling", "''", "host, device")),
     "weights overflow": (
         lambda: fm.RandomMix([fm.MixUp(), fm.MixUp()], [1e308, 1e308]),
@@ -165,6 +192,12 @@ SAMPLE = {
     "lam string": (lambda m: m.sample(4, (8, 8), lam="0.5"), TypeError, ("lam", "'0.5'", "number")),
     "lam wrong shape": (lambda m: m.sample(4, (8, 8), lam=torch.ones(3)), ValueError, ("lam", "(3,)", "(4,)")),
     "lam integers": (lambda m: m.sample(4, (8, 8), lam=torch.ones(4).long()), ValueError, ("lam", "int64", "float")),
+    "lam sparse": (
+        lambda m: m.sample(4, (8, 8), lam=torch.ones(4).to_sparse()),
+        ValueError,
+        ("lam", "sparse", "dense"),
+    ),
+    "lam a list": (lambda m: m.sample(4, (8, 8), lam=[0.5] * 4), TypeError, ("lam", "[0.5, 0.5, 0.5, 0.5]", "number")),
     "lam tensor outside": (
         lambda m: m.sample(1, (8, 8), lam=torch.tensor([-0.5])),
         ValueError,
@@ -190,6 +223,69 @@ APPLY = {
     "x int64": (lambda: fm.mix(X.long(), PLAN), ValueError, ("x ", "int64", "float32, float16, bfloat16")),
     "x complex": (lambda: fm.mix(X.cfloat(), PLAN), ValueError, ("x ", "complex64", "float32")),
     "x sparse": (lambda: fm.mix(X.to_sparse(), PLAN), ValueError, ("x ", "sparse", "dense")),
+    "x an array": (lambda: fm.mix(X.numpy(), PLAN), TypeError, ("x ", "ndarray", "torch.as_tensor")),
+    "x nested": (lambda: fm.mix(nested((8, 8)), PLAN), ValueError, ("x ", "a nested tensor", "dense")),
+    "x negated in place": (
+        lambda: fm.mix_(negated(4, 3, 8, 8), PLAN),
+        fm.InplaceError,
+        ("x ", "negated", "resolve_neg"),
+    ),
+    "labels in a column": (
+        lambda: fm.mix_labels(Y.unsqueeze(1), PLAN),
+        ValueError,
+        ("labels", "(4, 1)", "int64", "squeeze(1)", "one-hot"),
+    ),
+    "labels without classes": (
+        lambda: fm.mix_labels(torch.rand(4, 0), PLAN),
+        ValueError,
+        ("labels", "(4, 0)", "at least one class"),
+    ),
+    "labels an array": (
+        lambda: fm.mix_labels(Y.numpy(), PLAN, num_classes=4),
+        ValueError,
+        ("labels", "ndarray", "tensor", "torch.as_tensor"),
+    ),
+    "masks of another kind of numbers": (
+        lambda: fm.mix_masks(X[:, 0].byte().view(torch.bits8), PLAN),
+        ValueError,
+        ("masks", "bits8", "label maps"),
+    ),
+    "targets a scalar": (lambda: fm.mix_targets(torch.tensor(1.0), PLAN), ValueError, ("targets", "()", "(batch_size")),
+    "soft labels wider than the logits": (
+        lambda: fm.mix_cross_entropy(torch.ones(4, 4), torch.ones(4, 5), PLAN),
+        ValueError,
+        ("labels", "the logits' classes", "5 != 4"),
+    ),
+    "soft labels narrower than the logits": (
+        lambda: fm.mix_binary_cross_entropy(torch.ones(4, 4), torch.ones(4, 3), PLAN),
+        ValueError,
+        ("labels", "the logits' classes", "3 != 4"),
+    ),
+    "loss labels in a column": (
+        lambda: fm.mix_cross_entropy(torch.ones(4, 4), Y.unsqueeze(1), PLAN),
+        ValueError,
+        ("labels", "(4, 1)", "squeeze(1)"),
+    ),
+    "loss labels without values": (
+        lambda: fm.mix_cross_entropy(torch.ones(4, 4), Y.to("meta"), PLAN),
+        ValueError,
+        ("labels", "meta", "values"),
+    ),
+    "labels of EmbedMix a list": (
+        lambda: fm.EmbedMix(num_classes=4)(X[:, 0], None, [0, 1, 2, 3]),
+        TypeError,
+        ("labels", "list", "torch.as_tensor"),
+    ),
+    "labels of EmbedMix of eight bits": (
+        lambda: fm.EmbedMix(num_classes=4)(X[:, 0], None, torch.zeros(4).to(torch.float8_e5m2)),
+        ValueError,
+        ("float8_e5m2", "float32, float16"),
+    ),
+    "labels of EmbedMix a scalar": (
+        lambda: fm.EmbedMix(num_classes=4)(X[:, 0], None, torch.tensor(1.0)),
+        ValueError,
+        ("labels", "4", "()"),
+    ),
     "lam beyond float32": (lambda: fm.MixUp().sample(4, (8, 8), lam=1e300), ValueError, ("lam", "1e+300", "3.4")),
     "soft labels of eight bits": (
         lambda: fm.mix_labels(torch.zeros(4, 3).to(torch.float8_e5m2), PLAN),
@@ -305,7 +401,52 @@ CALL = {
     "labels a string": (lambda m: m(X, "cat"), ValueError, ("default labels_getter", "str")),
     "two images, no labels key": (lambda m: m({"a": X, "b": X}), ValueError, ("Could not infer", "['a', 'b']")),
     "no image": (lambda m: m("cat", Y), ValueError, ("No image or video",)),
-    "image 2D": (lambda m: m(X[:, 0, 0], Y), ValueError, ("Expected a batched input with 4 dims", "(4, 8)")),
+    "image 2D": (
+        lambda m: m(X[:, 0, 0], Y),
+        ValueError,
+        (
+            "Expected a batched input with 4 dims",
+            "(4, 8)",
+            "fusedmix.mix(x, plan)",
+            "mix.sample(4, (8,))",
+            "axes=(-1,)",
+        ),
+    ),
+    "image 5D": (
+        lambda m: m(X.unsqueeze(1), Y),
+        ValueError,
+        ("Expected a batched input with 4 dims", "(4, 1, 3, 8, 8)", "tv_tensors.Video", "axes=(-2, -1)"),
+    ),
+    "image 6D": (
+        lambda m: m(X[:, None, None], Y),
+        ValueError,
+        ("Expected a batched input with 4 dims", "6 dimensions"),
+    ),
+    "image type 5D": (
+        lambda m: m(tv_tensors.Image(X.unsqueeze(1)), Y),
+        ValueError,
+        ("Expected a batched input with 4 dims", "(4, 1, 3, 8, 8)"),
+    ),
+    "image an array": (lambda m: m(X.numpy(), Y), ValueError, ("No image or video", "a tensor", "ndarray")),
+    "image nested": (lambda m: m(nested((3, 8)), Y), ValueError, ("images", "nested", "dense")),
+    "image sparse": (lambda m: m(X.to_sparse(), Y), ValueError, ("images", "sparse", "dense")),
+    "image complex": (lambda m: m(X.cfloat(), Y), ValueError, ("images", "complex64", "float32")),
+    "image scalar": (lambda m: m(torch.tensor(1.0), Y), ValueError, ("4 dims", "0 dimensions", "()")),
+    "images in doubt": (
+        lambda m: m({"depth": X[:, :1], "rgb": X, "labels": Y}),
+        ValueError,
+        ("['depth'] of shape (4, 1, 8, 8)", "['rgb']", "images_getter=", "pixel_values"),
+    ),
+    "labels a list": (lambda m: m(X, [0, 1, 2, 3]), ValueError, ("default labels_getter", "list", "torch.as_tensor")),
+    "labels an array": (lambda m: m(X, Y.numpy()), ValueError, ("default labels_getter", "ndarray", "torch.as_tensor")),
+    "labels a list in a dict": (
+        lambda m: m({"image": X, "labels": [0, 1, 2, 3]}),
+        ValueError,
+        ("labels must be a tensor", "list", "torch.as_tensor"),
+    ),
+    "labels in a column": (lambda m: m(X, Y.unsqueeze(1)), ValueError, ("labels", "(4, 1)", "squeeze(1)", "one-hot")),
+    "labels sparse": (lambda m: m(X, torch.eye(4).to_sparse()), ValueError, ("labels", "sparse", "dense")),
+    "labels nested": (lambda m: m(X, nested((3,))), ValueError, ("labels", "nested", "dense")),
     "image int32": (lambda m: m(X.int(), Y), ValueError, ("images", "int32", "float32")),
     "image without pixels": (lambda m: m(X[..., :0], Y), ValueError, ("pixel", "(8, 0)")),
     "batches differ": (lambda m: m(X, Y[:3]), ValueError, ("does not match the batch size of the labels", "4 != 3")),
@@ -369,6 +510,36 @@ GETTERS = {
         ValueError,
         ("masks", "3", "[0, 3)"),
     ),
+    "in place on a negated view": (
+        lambda: fm.CutMix(inplace=True, num_classes=9)(negated(4, 3, 8, 8), Y),
+        fm.InplaceError,
+        ("images", "negated", "resolve_neg"),
+    ),
+    "axes beyond the images": (
+        lambda: fm.CutMix(num_classes=9, axes=(-2, 4))(X, Y),
+        ValueError,
+        ("axes", "(-2, 4)", "(4, 3, 8, 8)"),
+    ),
+    "axes of attach": (
+        lambda: attached_to(fm.CutMix())(X.unsqueeze(1)),
+        ValueError,
+        ("the model's input", "(4, 1, 3, 8, 8)", "tv_tensors.Video", "axes=(-2, -1)"),
+    ),
+    "inputs of attach in doubt": (
+        lambda: attached_to(fm.CutMix())({"rgb": X, "depth": X[:, :1]}),
+        ValueError,
+        ("['rgb']", "['depth']", "inputs="),
+    ),
+    "by class without values": (
+        lambda: fm.MixUp(pairing="same_class").sample(4, (8, 8), labels=Y.to("meta")),
+        ValueError,
+        ("labels", "meta", "values"),
+    ),
+    "drawn where there are no values": (
+        lambda: fm.CutMix(num_classes=9, per="sample")(X.to("meta"), Y.to("meta")),
+        ValueError,
+        ("CutMix", "meta", "values"),
+    ),
     "in place on a leaf": (
         lambda: fm.MixUp(inplace=True, num_classes=9)(X.clone().requires_grad_(), Y),
         ValueError,
@@ -396,6 +567,7 @@ def check(call, exception, fragments):
     for tensor, before, version in tensors:
         assert torch.equal(tensor, before), "something was written"
         assert tensor._version == version, "something was written"
+    return message
 
 
 @pytest.mark.parametrize(
@@ -403,6 +575,61 @@ def check(call, exception, fragments):
 )
 def test_wrong_arguments(case):
     check(*case)
+
+
+# What is no tensor that lies in memory as it is, of the shapes and the kinds of numbers that the functions take.
+NO_DENSE = {
+    "nested": lambda x: nested(x.shape[1:]),
+    "jagged": lambda x: torch.nested.nested_tensor([x[0].float().reshape(-1, 1)] * len(x), layout=torch.jagged),
+    "sparse": lambda x: x.to_sparse(),
+    "csr": lambda x: x.reshape(len(x), -1).to_sparse_csr(),
+    "quantized": lambda x: torch.quantize_per_tensor(x.float(), 0.1, 0, torch.quint8),
+    "opaque": lambda x: x.float().to_mkldnn(),
+    "masked": lambda x: torch.masked.masked_tensor(x, torch.ones_like(x, dtype=torch.bool)),
+    "array": lambda x: x.numpy(),
+    "list": lambda x: x.tolist(),
+    "tuple": lambda x: tuple(x.tolist()),
+}
+EMBEDDINGS, LOGITS, SOFT = torch.rand(4, 5, 6), torch.rand(4, 4), torch.eye(4)
+TAKES = {
+    "mix": (lambda v: fm.mix(v, PLAN), X),
+    "mix_": (lambda v: fm.mix_(v, PLAN), X),
+    "mix of one number": (lambda v: fm.mix(v, BLENDED, backend="reference"), X),
+    "mix_labels": (lambda v: fm.mix_labels(v, PLAN, num_classes=4), Y),
+    "mix_labels, soft": (lambda v: fm.mix_labels(v, PLAN), SOFT),
+    "mix_masks": (lambda v: fm.mix_masks(v, PLAN), X[:, 0].long()),
+    "mix_masks, dense": (lambda v: fm.mix_masks(v, PLAN), X),
+    "mix_targets": (lambda v: fm.mix_targets(v, PLAN), SOFT),
+    "mix_embeddings": (lambda v: fm.mix_embeddings(v, BLENDED), EMBEDDINGS),
+    "mix_embeddings, mask": (lambda v: fm.mix_embeddings(EMBEDDINGS, BLENDED, v), torch.ones(4, 5)),
+    "EmbedMix": (lambda v: fm.EmbedMix(num_classes=4)(v, None, Y), EMBEDDINGS),
+    "EmbedMix, labels": (lambda v: fm.EmbedMix(num_classes=4)(EMBEDDINGS, None, v), Y),
+    "cross entropy": (lambda v: fm.mix_cross_entropy(v, Y, PLAN), LOGITS),
+    "cross entropy, labels": (lambda v: fm.mix_cross_entropy(LOGITS, v, PLAN), SOFT),
+    "cross entropy, weight": (lambda v: fm.mix_cross_entropy(LOGITS, Y, PLAN, weight=v), torch.ones(4)),
+    "binary": (lambda v: fm.mix_binary_cross_entropy(v, Y, PLAN), LOGITS),
+    "binary, labels": (lambda v: fm.mix_binary_cross_entropy(LOGITS, v, PLAN), SOFT),
+    "module": (lambda v: fm.CutMix(num_classes=4)(v, Y), X),
+    "module in place": (lambda v: fm.MixUp(num_classes=4, inplace=True)(v, Y), X),
+    "module without labels": (lambda v: fm.CutMix(labels_getter=None)({"image": v}), X),
+    "module, classes": (lambda v: fm.CutMix(num_classes=4)(X, v), Y),
+    "module, soft labels": (lambda v: fm.FMix()(X, v), SOFT),
+    "module, sparse targets": (lambda v: fm.RandomMix([fm.MixUp()], targets="sparse")({"x": X, "labels": v}), SOFT),
+    "by class": (lambda v: fm.MixUp(num_classes=4, pairing="cross_class").sample(4, (8, 8), labels=v), SOFT),
+    "attach": (lambda v: attached_to(fm.CutMix())(v), X),
+}
+
+
+@pytest.mark.parametrize("kind", NO_DENSE)
+@pytest.mark.parametrize("name", TAKES)
+@pytest.mark.filterwarnings("ignore")  # of PyTorch: that nested, sparse and masked tensors may change
+def test_what_is_no_dense_tensor(name, kind):
+    """Each is refused in a sentence of ours, never in one of PyTorch's ("INTERNAL ASSERT", "please file an issue")."""
+    call, fitting = TAKES[name]
+    given = NO_DENSE[kind](fitting)
+    message = check(lambda: call(given), (ValueError, TypeError), ())
+    ours = "must be a dense tensor|must be a tensor|must hold a floating-point tensor|No image or video|labels_getter"
+    assert re.search(ours, message), message
 
 
 @pytest.mark.parametrize("case", SAMPLE.values(), ids=SAMPLE)

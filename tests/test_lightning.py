@@ -51,6 +51,7 @@ def collate(structure):
             "list": [images, labels],
             "dict": {"images": images, "labels": labels},
             "user dict": UserDict(pixels=images, labels=labels),
+            "before": UserDict(depth=images[:, :1].float(), image=images, labels=labels),
             "nested": {"id": 3, "views": ([images], {"labels": labels})},
             "tuple": (images, labels),
             "named tuple": Pair(images, labels),
@@ -66,7 +67,8 @@ def parts(batch):
         return tuple(batch)
     if "views" in batch:
         return batch["views"][0][0], batch["views"][1]["labels"]
-    return batch["pixels" if "pixels" in batch else "images"], batch["labels"]
+    key = next(key for key in ("pixels", "image", "images") if key in batch)
+    return batch[key], batch["labels"]
 
 
 def classifier(lightning, dropout=0.0):
@@ -180,6 +182,7 @@ def same(runs, others):
         (fm.CutMix, "dict", {"inplace": True}),
         (fm.CutMix, "list", {"sampling": "device"}),
         (fm.MixUp, "user dict", {"targets": "sparse"}),
+        (fm.CutMix, "before", {}),
         (fm.CutMix, "nested", {"targets": "sparse", "per": "sample"}),
         (fm.MixUp, "nested", {"images_getter": lambda batch: batch["views"][0][0]}),
     ],

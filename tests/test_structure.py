@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections import OrderedDict, defaultdict
-from collections.abc import Iterator
+import warnings
+from collections import OrderedDict, UserDict, defaultdict
+from collections.abc import Iterator, MutableMapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import one_hot
 from torchvision import tv_tensors
+from torchvision.transforms import v2
 
 import fusedmix as fm
 from conftest import INTEGERS
@@ -243,6 +246,75 @@ def test_one_image_type_at_two_places(inplace: bool) -> None:
     assert_blended(out["k"], images(), plan)
 
 
+LIKELY = {
+    "depth before image": ({"depth": (B, 1, H, W), "image": (B, 3, H, W)}, "image"),
+    "embeddings before images": ({"text": (B, 7, 9), "Images": (B, 3, H, W)}, "Images"),
+    "volume before pixel_values": ({"dose": (B, 1, 4, H, W), "pixel_values": (B, 3, H, W)}, "pixel_values"),
+    "x after others": ({"a": (B, 1, H, W), "b": (B, 2, H, W), "x": (B, 3, H, W)}, "x"),
+    "a table before the only image": ({"table": (B, 9), "picture": (B, 3, H, W)}, "picture"),
+    "numbers before the only image": ({"weights": (B,), "picture": (B, 3, H, W)}, "picture"),
+    "anchors of another batch size": ({"anchors": (B + 3, 4, 4), "picture": (B, 3, H, W)}, "picture"),
+    "tokens before the image": ({"tokens": "long", "picture": (B, 3, H, W)}, "picture"),
+    "one key says it of a list": ({"depth": (B, 1, H, W), "image": [(B, 3, H, W)]}, "image"),
+    "one key of two is an image": ({"x": (B, 9), "image": (B, 3, H, W), "z": (B, 3, H, W)}, "image"),
+}
+
+
+def filled(shape: Any, seed: int) -> Any:
+    if isinstance(shape, list):
+        return [filled(s, seed) for s in shape]
+    return torch.zeros(B, 7, 9, dtype=torch.long) if shape == "long" else images(*shape, seed=seed)
+
+
+@pytest.mark.parametrize("where", ["dict", "nested", "first of a tuple", "UserDict"])
+@pytest.mark.parametrize("case", list(LIKELY))
+def test_the_likelier_images_of_a_dict(case: str, where: str) -> None:
+    """A tensor that stands before the images is not mixed in their place."""
+    shapes, key = LIKELY[case]
+    inner = {name: filled(shape, seed) for seed, (name, shape) in enumerate(shapes.items())}
+    sample: Any = {
+        "dict": lambda: {**inner, "labels": classes()},
+        "nested": lambda: {"inputs": inner, "labels": classes()},
+        "first of a tuple": lambda: (inner, classes()),
+        "UserDict": lambda: UserDict({**inner, "labels": classes()}),
+    }[where]()
+    out, plan = run(build("CutMix"), sample)
+    out = out["inputs"] if where == "nested" else out[0] if where == "first of a tuple" else out
+    mixed, given = (tree[key][0] if isinstance(tree[key], list) else tree[key] for tree in (out, inner))
+    assert_blended(mixed, given, plan)
+    for name in inner.keys() - {key}:
+        assert out[name] is inner[name]
+
+
+@pytest.mark.parametrize(
+    "sample",
+    [
+        {"rgb": images(), "depth": images(B, 1, H, W)},
+        {"image": images(), "video": images()},
+        {"image": [images(), images()]},
+        {"inputs": {"a": images()}, "more": {"b": images(B, 2, 9)}},
+    ],
+    ids=["no key", "two keys", "a list under the key", "nested"],
+)
+def test_images_in_doubt_are_refused(sample: Any) -> None:
+    state = torch.get_rng_state()
+    with pytest.raises(ValueError, match=r"Several tensors may be the images: .*shape \(6, .*Pass images_getter="):
+        fm.CutMix(num_classes=K, inplace=True)({**sample, "labels": classes()})
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_first_of_a_tuple_is_the_images() -> None:
+    """By position, whatever stands behind it and however it is called, as torchvision has it."""
+    for rest in ([images(seed=1)], [{"image": images(seed=1)}], [torch.arange(B), [images(seed=1)]]):
+        for mix in (fm.CutMix(num_classes=K), v2.CutMix(num_classes=K)):
+            torch.manual_seed(1)
+            out = mix(images(), classes(), *rest)
+            torch.manual_seed(1)
+            assert torch.equal(out[0], v2.CutMix(num_classes=K)(images(), classes())[0])
+            leaves = [torch.utils._pytree.tree_leaves(tree) for tree in (out[2:], rest)]
+            assert all(a is b for a, b in zip(*leaves, strict=True))
+
+
 # --- what passes through --------------------------------------------------------------------------------------------
 
 
@@ -270,6 +342,88 @@ def test_everything_else_passes_through(name: str) -> None:
     assert all(a is b for a, b in zip(out[2]["nested"][1]["deep"], others["nested"][1]["deep"], strict=True))
     for key, copy in copies.items():
         assert torch.equal(others[key], copy)
+
+
+class Dict(dict):  # type: ignore[type-arg]
+    """Of one's own, with an attribute."""
+
+    source: str = ""
+
+
+class Held(MutableMapping):  # type: ignore[type-arg]
+    """A mapping whose copy holds the same items."""
+
+    def __init__(self, items: Any) -> None:
+        self._items = dict(items)
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._items[key]
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self._items[key] = value
+
+    def __delitem__(self, key: Any) -> None:
+        del self._items[key]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+
+MAPPINGS: dict[str, Any] = {"UserDict": UserDict, "dict": Dict, "held": Held, "read-only": MappingProxyType}
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("where", ["top", "in a tuple", "in itself"])
+@pytest.mark.parametrize("kind", [*MAPPINGS, "BatchFeature", "BatchEncoding"])
+def test_mappings_keep_their_type(kind: str, where: str, inplace: bool) -> None:
+    if kind.startswith("Batch"):
+        MAPPINGS[kind] = getattr(pytest.importorskip("transformers"), kind)
+    make, x, y = MAPPINGS[kind], images(), classes()
+    sample: Any = {
+        "top": lambda: make({"labels": y, "pixel_values": x, "name": "text"}),
+        "in a tuple": lambda: (make({"pixel_values": x}), make({"labels": y, "name": "text"})),
+        "in itself": lambda: make({"inner": make({"pixel_values": x}), "labels": y, "name": "text"}),
+    }[where]()
+    if kind == "dict" and where == "top":
+        sample.source = "somewhere"
+    (out, plan) = run(build("CutMix", inplace=inplace), sample)
+    assert type(out) is type(sample)
+    assert getattr(out, "source", None) == getattr(sample, "source", None)
+    holder, labels, before = out, out, sample
+    if where == "in a tuple":
+        (holder, labels), before = out, sample[1]
+        assert type(holder) is type(labels) is type(before)
+    elif where == "in itself":
+        holder = out["inner"]
+        assert type(holder) is type(sample)
+    assert_blended(holder["pixel_values"], images(), plan)
+    assert (holder["pixel_values"] is x) == inplace
+    assert_targets(labels["labels"], one_hot(classes(), K), plan)
+    assert labels["name"] == "text"
+    assert list(labels) == list(before)
+    assert before["labels"] is y
+
+
+class Unique(Held):
+    """A mapping that can be neither copied nor made of a dict."""
+
+    def __init__(self) -> None:
+        super().__init__({"path": "a.jpg", "depth": [images(seed=3)]})
+
+    def __copy__(self) -> Any:
+        raise TypeError
+
+
+def test_mappings_that_hold_nothing_to_mix_pass_through() -> None:
+    other = Unique()
+    out, plan = run(build("CutMix"), images(), classes(), other)
+    assert out[2] is other
+    assert_blended(out[0], images(), plan)
+    out, _ = run(build("CutMix"), {"image": images(), "labels": classes(), "meta": other})
+    assert out["meta"] is other
 
 
 class Pair(NamedTuple):
@@ -325,6 +479,138 @@ def test_several_arguments_come_back_as_a_tuple() -> None:
     assert_blended(out[0], x, plan)
     with pytest.raises(TypeError, match="must be called with a batch"):
         fm.MixUp(num_classes=K)()
+
+
+# --- subclasses of Tensor -------------------------------------------------------------------------------------------
+
+
+class Bare(Tensor):
+    """Without anything of its own."""
+
+
+class Described(Tensor):
+    """With metadata that go from operation to operation, as MONAI's MetaTensor has them."""
+
+    meta: Any = None
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = super().__torch_function__(func, types, args, kwargs or {})
+        given = [x for x in args if isinstance(x, Described)]
+        if isinstance(made, Described) and given:
+            made.meta = given[0].meta
+        return made
+
+
+class Unwrapping(Tensor):
+    """Calls functions with plain tensors and puts its type on what comes back."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        with torch._C.DisableTorchFunctionSubclass():
+            args, kwargs = torch.utils._pytree.tree_map_only(cls, lambda x: x.as_subclass(Tensor), (args, kwargs or {}))
+            made = func(*args, **kwargs)
+            return made.as_subclass(cls) if isinstance(made, Tensor) else made
+
+
+class Refusing(Tensor):
+    """Knows a few functions only, as docs/notes/extending shows it, and none of ours."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not getattr(func, "__module__", "torch").startswith("torch") and func.__module__ is not None:
+            return NotImplemented
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def typed(x: Tensor, kind: Any) -> Tensor:
+    x = x.as_subclass(kind)
+    if kind is Described:
+        x.meta = {"affine": 3}  # type: ignore[attr-defined]
+    return x
+
+
+def assert_like(out: Any, expected: Any) -> None:
+    assert type(out) is type(expected)
+    assert getattr(out, "meta", None) == getattr(expected, "meta", None)
+
+
+@pytest.mark.parametrize("what", ["images", "labels", "soft labels", "both"])
+@pytest.mark.parametrize("method", ["MixUp", "CutMix"])
+@pytest.mark.parametrize("kind", [Bare, Described, Unwrapping], ids=lambda kind: kind.__name__)
+def test_subclasses_are_those_of_torchvision(kind: Any, method: str, what: str) -> None:
+    x, y = images(), soft_labels() if what == "soft labels" else classes()
+    sample = (typed(x, kind) if what in ("images", "both") else x, y if what == "images" else typed(y, kind))
+    torch.manual_seed(3)
+    expected = getattr(v2, method)(num_classes=K)(*sample)
+    for options in ({}, {"inplace": True}, {"backend": "reference"}, {"axes": (-2, -1)}):
+        torch.manual_seed(3)
+        out = getattr(fm, method)(num_classes=K, **options)(*(t.clone() for t in sample))
+        for got, want in zip(out, expected, strict=True):
+            assert_like(got, want)
+            assert (got.as_subclass(Tensor) - want.as_subclass(Tensor)).abs().max() <= 2**-20
+
+
+@pytest.mark.parametrize("kind", [Bare, Described, Unwrapping, tv_tensors.Image], ids=lambda kind: kind.__name__)
+@every_module
+def test_subclasses_keep_their_type(name: str, kind: Any) -> None:
+    """The values are those of plain tensors, on every way through a module, also one that is differentiated."""
+    for options in ({}, {"targets": "sparse"}, {"generator": torch.Generator().manual_seed(1)}):
+        x = typed(images(), kind)
+        outs = [run(build(name, **options), given, classes())[0] for given in (x, images(), typed(images(), kind))]
+        outs.append(run(build(name, **options), typed(images().requires_grad_(), kind), classes())[0])
+        if "generator" not in options:
+            for out, _ in outs:
+                assert torch.equal(out.as_subclass(Tensor).detach(), outs[1][0])
+        for out, _ in outs[:1] + outs[2:]:
+            assert_like(out, x)
+        assert outs[3][0].requires_grad
+
+
+@pytest.mark.parametrize("kind", [Bare, Described, Unwrapping, tv_tensors.Image], ids=lambda kind: kind.__name__)
+def test_functions_keep_subclasses(kind: Any) -> None:
+    x, plan = images(), fm.CutMix().sample(B, (H, W), lam=0.5)
+    mixed = fm.mix(typed(x, kind), plan)
+    assert_like(mixed, typed(x, kind))
+    assert torch.equal(mixed.as_subclass(Tensor), fm.mix(x, plan))
+    given = typed(x.clone(), kind)
+    assert fm.mix_(given, plan) is given
+    assert torch.equal(given.as_subclass(Tensor), fm.mix(x, plan))
+    for function, plain in (
+        (lambda t: fm.mix_labels(t, plan, num_classes=K), classes()),
+        (lambda t: fm.mix_targets(t, plan), soft_labels()),
+        (lambda t: fm.mix_masks(t, plan), label_map()),
+        (lambda t: fm.mix_masks(t, plan, num_classes=K), label_map()),
+        (lambda t: fm.mix_masks(t, plan), x),
+    ):
+        out = function(typed(plain, kind))
+        assert_like(out, typed(plain, kind))
+        assert torch.equal(out.as_subclass(Tensor), function(plain))
+    with fm.attach(nn.Identity(), fm.CutMix()) as handle:
+        assert_like(handle.model(typed(x, kind)), typed(x, kind))
+    logits = soft_labels()
+    for loss in (fm.mix_cross_entropy, fm.mix_binary_cross_entropy):
+        expected = loss(logits, classes(), plan)
+        for args in ((typed(logits, kind), classes()), (logits, typed(classes(), kind))):
+            assert torch.equal(loss(*args, plan), expected)
+
+
+def test_a_subclass_that_knows_no_other_functions_is_mixed() -> None:
+    out, plan = run(build("CutMix"), typed(images(), Refusing), classes())
+    assert_blended(out[0].as_subclass(Tensor), images(), plan)
+
+
+def test_gradients_of_subclasses() -> None:
+    x, plan = images(), fm.MixUp().sample(B, (H, W), lam=0.3)
+    leaves = [x.clone().requires_grad_() for _ in range(2)]
+    fm.mix(leaves[0].as_subclass(Described), plan).square().sum().backward()
+    fm.mix(leaves[1], plan).square().sum().backward()
+    assert torch.equal(leaves[0].grad, leaves[1].grad)
+
+
+def test_parameters_are_tensors() -> None:
+    x = nn.Parameter(images())
+    assert type(v2.CutMix(num_classes=K)(x, classes())[0]) is type(fm.CutMix(num_classes=K)(x, classes())[0]) is Tensor
 
 
 # --- without labels -------------------------------------------------------------------------------------------------
@@ -544,10 +830,15 @@ def test_set_return_type(name: str, kind: str) -> None:
         assert type(out[key]) is type(expected[key]) is type(value)
 
 
+def axes_of(size: tuple[int, ...]) -> tuple[int, ...] | None:
+    """What tells a volume from a video."""
+    return (-3, -2, -1) if len(size) == 3 else None
+
+
 @pytest.mark.parametrize("size", [(1,), (37,), (9, 1), (4, 6, 5), (1, 8, 1)], ids=str)
 @every_module
 def test_signals_and_volumes(name: str, size: tuple[int, ...]) -> None:
-    x, y, mix = images(B, 2, *size), classes(), build(name)
+    x, y, mix = images(B, 2, *size), classes(), build(name, axes=axes_of(size))
     torch.manual_seed(0)
     for _ in range(4):
         state = torch.get_rng_state()
@@ -563,7 +854,7 @@ def test_signals_and_volumes(name: str, size: tuple[int, ...]) -> None:
 def test_boxes_of_signals_and_volumes(size: tuple[int, ...]) -> None:
     """One axis-aligned box of the partner, taken from the values themselves; label weight = what is left outside."""
     x = torch.arange(float(B)).reshape(B, 1, *[1] * len(size)).expand(B, 1, *size).clone()
-    mix = fm.CutMix(num_classes=B, alpha=2.0)
+    mix = fm.CutMix(num_classes=B, alpha=2.0, axes=axes_of(size))
     torch.manual_seed(0)
     for _ in range(8):
         out, targets = mix(x, torch.arange(B))
@@ -580,7 +871,192 @@ def test_boxes_of_signals_and_volumes(size: tuple[int, ...]) -> None:
         assert (targets.double() - expected).abs().max() <= 2**-23
 
 
+@pytest.mark.parametrize("shape", [(B, 3, 4, H, W), (B, 4, 3, H, W)], ids=["BTCHW", "BCTHW"])
+@pytest.mark.parametrize("inplace", [False, True])
+@every_module
+def test_five_dims_are_no_images(name: str, inplace: bool, shape: tuple[int, ...]) -> None:
+    """Nobody knows which of them is time, and torchvision refuses them too."""
+    x, y = images(*shape), classes()
+    for peer in (v2.MixUp(num_classes=K), v2.CutMix(num_classes=K)):
+        with pytest.raises(ValueError, match="Expected a batched input with 4 dims"):
+            peer(x, y)
+    state = torch.get_rng_state()
+    for sample in ((x, y), {"video": x, "labels": y}):
+        with pytest.raises(
+            ValueError, match=r"Expected a batched input with 4 dims.*tv_tensors.Video.*axes=\(-2, -1\)"
+        ):
+            build(name, inplace=inplace)(sample)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(x, images(*shape))
+
+
+AXES = {
+    "BTCHW": ((B, 3, 2, H, W), (-2, -1)),
+    "BTHWC": ((B, 3, H, W, 2), (2, 3)),
+    "BHWC": ((B, H, W, 3), (1, 2)),
+    "BHWC, from the back": ((B, H, W, 3), (-2, -3)),
+    "volumes": ((B, 2, 5, 6, 7), (-3, -2, -1)),
+    "time and space of BTCHW": ((B, 4, 2, H, W), (1, -2, -1)),
+    "time of a spectrogram": ((B, 1, H, W), (-1,)),
+    "frequencies of a spectrogram": ((B, 1, H, W), (2,)),
+    "samples without channels": ((B, 33), (-1,)),
+    "six dims": ((B, 2, 2, 3, H, W), (4, 5)),
+}
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("case", list(AXES))
+@every_module
+def test_axes(name: str, case: str, inplace: bool) -> None:
+    """The mask extends over these dims, and all others are mixed alike."""
+    shape, axes = AXES[case]
+    x, y = images(*shape), classes()
+    given = x.clone()
+    dims = sorted(axis % x.ndim for axis in axes)
+    size = tuple(shape[d] for d in dims)
+    (out, targets), plan = run(build(name, axes=axes, inplace=inplace), given, y, size=size)
+    m = plan.mask().double()
+    m = m.reshape([side if d in (0, *dims) else 1 for d, side in enumerate(shape)])
+    expected = m * x.double() + (1 - m) * x.double()[plan.partner]
+    assert (out.double() - expected).abs().max() <= 2**-21 * (1 + x.abs().max())
+    assert_targets(targets, one_hot(y, K), plan)
+    assert (out is given) == inplace
+    assert out.stride() == x.stride()
+    assert inplace or torch.equal(given, x)
+
+
+@pytest.mark.parametrize("method", ["MixUp", "CutMix"])
+def test_axes_of_a_video_are_those_of_torchvision(method: str) -> None:
+    x, y = images(B, 3, 2, H, W), classes()
+    for seed in range(5):
+        torch.manual_seed(seed)
+        expected, targets = getattr(v2, method)(num_classes=K)(tv_tensors.Video(x), y)
+        torch.manual_seed(seed)
+        out, got = getattr(fm, method)(num_classes=K, axes=(-2, -1))(x, y)
+        assert (out - expected.as_subclass(Tensor)).abs().max() <= 2**-21 * (1 + x.abs().max())
+        assert (got - targets).abs().max() <= 2**-22
+
+
+def test_axes_of_several_stacks_and_of_masks() -> None:
+    """A volume with its label map, and a second stack of another number of dims."""
+    size = (5, 6, 7)
+    x, more, m = images(B, 2, *size), images(B, *size, seed=1), label_map(B, *size)
+    mix = build("CutMix", axes=(-3, -2, -1), images_getter=lambda s: [s["x"], s["more"]])
+    out, plan = run(mix, {"x": x, "more": more, "labels": classes(), "mask": tv_tensors.Mask(m)}, size=size)
+    assert_blended(out["x"], x, plan)
+    assert_blended(out["more"], more, plan)
+    own = plan.mask() == 1
+    assert torch.equal(out["mask"].as_subclass(Tensor), torch.where(own, m, m[plan.partner]))
+
+
+def test_signals_without_channels_in_a_dict() -> None:
+    """With axes=, what has two dims may be images."""
+    sample = {"table": images(B, 9), "wave": images(B, 33), "labels": classes()}
+    with pytest.raises(ValueError, match="Several tensors may be the images"):
+        fm.CutMix(num_classes=K, axes=(-1,))(sample)
+    out, plan = run(
+        build("CutMix", axes=(-1,)), {"table": sample["table"], "x": sample["wave"], "labels": classes()}, size=(33,)
+    )
+    assert_blended(out["x"], sample["wave"], plan)
+    assert out["table"] is sample["table"]
+
+
+def test_axes_set_later() -> None:
+    mix, x = build("CutMix"), images(B, 3, 2, H, W)
+    mix.axes = [-2, -1]
+    (out, _), plan = run(mix, x, classes())
+    assert mix.axes == (-2, -1)
+    assert_blended(out, x, plan)
+    for wrong, error in ((-1, TypeError), ((0,), ValueError), ("HW", TypeError)):
+        with pytest.raises(error, match="axes"):
+            mix.axes = wrong
+    assert mix.axes == (-2, -1)
+    mix.axes = None
+    with pytest.raises(ValueError, match="5 dimensions"):
+        mix(x, classes())
+
+
+def test_axes_of_a_set() -> None:
+    methods = [fm.MixUp(axes=(-2, -1)), fm.CutMix(axes=(-2, -1))]
+    assert fm.RandomMix(methods, num_classes=K).axes == (-2, -1)
+    assert "axes=(-2, -1)" in repr(fm.RandomMix(methods))
+    with pytest.raises(ValueError, match="disagree about axes"):
+        fm.RandomMix([fm.MixUp(axes=(-1,)), fm.CutMix(axes=(-2, -1))])
+
+
+@pytest.mark.parametrize("axes", [(3, 4), (-1, 3), (-5, -1), (-4, -3)], ids=str)
+def test_axes_that_images_do_not_have(axes: tuple[int, ...]) -> None:
+    """(B, C, H, W) has no dim 4, its dim -1 is 3, and its dim -4 is the batch."""
+    state = torch.get_rng_state()
+    for x in (images(), tv_tensors.Image(images())):
+        with pytest.raises(ValueError, match=r"axes must be different dims of the images other than the batch"):
+            fm.CutMix(num_classes=K, axes=axes)(x, classes())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("name", ["CutMix", "HMix", "CutMix_per_sample", "RandomMix_per_sample"])
+@pytest.mark.parametrize("shape", [(B, 3, 1, W), (B, 3, H, 2), (B, 3, 1)], ids=str)
+def test_boxes_that_are_always_empty_are_told_once(name: str, shape: tuple[int, ...]) -> None:
+    mix = build(name)
+    with pytest.warns(UserWarning, match=r"Boxes are empty.*squeeze") as caught:
+        mix(images(*shape), classes())
+    assert len(caught) == 1
+    assert str(shape[2:]) in str(caught[0].message)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(3):
+            mix(images(*shape), classes())
+            mix.sample(B, shape[2:])
+    with pytest.warns(UserWarning, match="Boxes are empty"):
+        build(name).sample(B, shape[2:])
+    with pytest.warns(UserWarning, match="Boxes are empty"), fm.attach(nn.Identity(), build(name)) as handle:
+        handle.model(images(*shape))
+
+
+@pytest.mark.filterwarnings("error:Boxes are empty")
+def test_boxes_that_may_be_cut_are_not_told_of() -> None:
+    for name in ("CutMix", "HMix"):
+        build(name)(images(B, 3, 3, 3), classes())
+        build(name, axes=(-1,))(images(B, 3, 1, W), classes())
+        build(name)(images(B, 3, W), classes())
+    for name in ("MixUp", "GMix", "SamplePairing"):
+        build(name)(images(B, 3, 1, W), classes())
+
+
+def test_the_warning_of_empty_boxes_is_right() -> None:
+    """torchvision cuts nothing from such images either, and both cut from the squeezed ones."""
+    x, y = images(B, 3, 1, W), classes()
+    for seed in range(20):
+        torch.manual_seed(seed)
+        assert torch.equal(v2.CutMix(num_classes=K)(x, y)[0], x)
+        torch.manual_seed(seed)
+        assert torch.equal(fm.CutMix(num_classes=K)(x, y)[0], x)
+    torch.manual_seed(0)
+    assert any(not torch.equal(fm.CutMix(num_classes=K)(x.squeeze(2), y)[0], x.squeeze(2)) for _ in range(20))
+
+
 # --- labels ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", INTEGERS, ids=str)
+@pytest.mark.parametrize("num_classes", [None, K])
+@pytest.mark.parametrize("targets", ["dense", "sparse"])
+def test_class_numbers_in_a_column(dtype: torch.dtype, num_classes: int | None, targets: str) -> None:
+    """(B, 1) integers are class numbers that nobody squeezed, not soft labels of one class."""
+    y, state = classes(dtype).unsqueeze(1), torch.get_rng_state()
+    for inplace in (False, True):
+        with pytest.raises(ValueError, match=r"labels of shape \(6, 1\).*squeeze\(1\).*one-hot"):
+            fm.CutMix(num_classes=num_classes, targets=targets, inplace=inplace)(images(), y)
+    with pytest.raises(ValueError, match=r"squeeze\(1\)"):
+        fm.CutMix(pairing="same_class").sample(B, (H, W), labels=y)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_soft_labels_of_one_class() -> None:
+    """Numbers that cannot be classes, and classes of which there is one."""
+    for y, num_classes in ((torch.rand(B, 1), None), (torch.rand(B, 1) > 0.5, None), (torch.ones(B, 1).long(), 1)):
+        (_, targets), plan = run(build("CutMix", num_classes=num_classes), images(), y)
+        assert_targets(targets, y, plan)
 
 
 @pytest.mark.parametrize("dtype", INTEGERS, ids=str)

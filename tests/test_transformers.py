@@ -419,6 +419,37 @@ def test_a_batch_without_labels(remembering, arguments):
         super(type(trainer), trainer).compute_loss(trainer.model, {"pixel_values": X})
 
 
+def test_videos(remembering, arguments):
+    """(B, T, C, H, W) need axes=, and a tensor before the pixels is not mixed in their place."""
+    video = torch.rand(4, 3, 2, 8, 8)
+    inputs = {"bias": torch.rand(4, 1, 8, 8), "pixel_values": video, "labels": Y[:4]}
+    seen = {}
+
+    class Video(torch.nn.Module):
+        def forward(self, pixel_values, bias):
+            seen.update(pixels=pixel_values, bias=bias)
+            return {"logits": pixel_values.mean((1, 3, 4)) @ torch.ones(2, CLASSES)}
+
+    def loss(**options):
+        mix = fm.CutMix(num_classes=CLASSES, **options)
+        trainer = remembering(Video(), arguments(), train_dataset=Pictures(), mix=mix)
+        return super(type(trainer), trainer).compute_loss(trainer.model.train(), dict(inputs))
+
+    with pytest.raises(ValueError, match=r"got 5 dimensions.*axes=\(-2, -1\)"):
+        loss()
+    assert loss(axes=(-2, -1)).isfinite()
+    assert seen["bias"] is inputs["bias"]
+    lent = (seen["pixels"] != video).flatten(1, 2)
+    assert lent.any()
+    assert torch.equal(lent.any(1), lent.all(1)), "one box in all frames and colours"
+
+
+def test_classes_that_the_model_does_not_have(remembering, vit, arguments):
+    trainer = remembering(vit(), arguments(), train_dataset=Pictures(), mix=fm.CutMix(num_classes=CLASSES + 2))
+    with pytest.raises(ValueError, match=f"logits have {CLASSES} classes, but the mixed labels {CLASSES + 2}"):
+        trainer.train()
+
+
 def test_without_a_mix(remembering, vit, arguments):
     """mix=None: the Trainer as it is."""
     trainer = remembering(vit(), arguments(), train_dataset=Pictures())

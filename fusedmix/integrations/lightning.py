@@ -13,12 +13,10 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections import UserDict
 from collections.abc import MutableMapping, MutableSequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch.utils import _pytree as pytree
 
 from fusedmix import checks, structure
 from fusedmix.integrations.positions import Schedule, check_mix, check_schedules, check_seed, mix_at
@@ -96,9 +94,8 @@ class MixCallback(checks.Checked, Callback):
                 schedule.step(epoch)
             self._epoch = epoch
         assert self.seed is not None
-        sample = dict(batch) if isinstance(batch, UserDict) else batch
-        paths = _replaced(sample, self.mix)
-        mixed = mix_at(self.mix, sample, self.seed, trainer.global_rank, epoch, batch_idx)
+        paths = _replaced(batch, self.mix)
+        mixed = mix_at(self.mix, batch, self.seed, trainer.global_rank, epoch, batch_idx)
         for path in paths:
             holder = batch
             for key in path[:-1]:
@@ -127,9 +124,9 @@ def _replaced(batch: Any, mix: MixTransform) -> list[Any]:
     Raises:
         TypeError: one of them cannot be replaced where it is.
     """
-    parsed = structure.parse(batch, type(mix).__name__, mix.labels_getter, mix.images_getter)
+    parsed = structure.parse(batch, type(mix).__name__, mix.labels_getter, mix.images_getter, mix.axes)
     positions = [*parsed.images, *parsed.masks, *([parsed.labels_index] if parsed.labels is not None else [])]
-    paths = [path for path, _ in pytree.tree_flatten_with_path(batch)[0]]
+    paths = structure.paths(batch)
     for i in positions:
         holder = batch
         for key in paths[i][:-1]:

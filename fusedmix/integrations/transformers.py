@@ -53,7 +53,8 @@ class MixTrainerMixin(checks.Checked):
         *args: those of the Trainer.
         **kwargs: those of the Trainer.
         mix: any mixing module, with generator=None; None: nothing is mixed. Its labels_getter="default" finds the key
-            "labels"; the images are the first other tensor.
+            "labels"; the images are under "pixel_values" or what else says so, or the only tensor that may be images.
+            Videos (B, T, C, H, W) need axes=(-2, -1).
         mix_schedule: None, or one or several objects whose `step(epoch)` is called before the first batch of every
             epoch. They are not part of checkpoints, but stepped when a training resumes.
         mix_seed: None: `args.seed`.
@@ -185,6 +186,12 @@ def _samples(num_items: Any, labels: Any) -> Any:
 def _loss(outputs: Any, labels: Any, num_items_in_batch: Any = None, *, label_smoothing: float = 0.0) -> Tensor:
     logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
     z = logits if logits.dtype == torch.float64 else logits.float()
+
+    if isinstance(labels, Tensor) and labels.ndim == z.ndim == 2 and labels.shape[1] != z.shape[1]:
+        raise ValueError(
+            f"The logits have {z.shape[1]} classes, but the mixed labels {labels.shape[1]}: num_classes of the mixing "
+            "module must be num_labels of the model."
+        )
 
     def each(targets: Tensor) -> Tensor:
         targets = targets.to(z.device, z.dtype if targets.ndim == 2 else torch.int64)
