@@ -135,7 +135,9 @@ def sides(name: str, x: Any, *, stored: bool = False) -> tuple[int, ...]:
         raise TypeError(f"{name} must be a sequence of 1 to 3 ints, but got {x!r} of type {type(x).__name__}.")
     if not 1 <= len(x) <= 3:
         raise ValueError(f"{name} must have 1 to 3 spatial dims, but got {tuple(x)!r}.")
-    size = tuple(integer(f"{name}[{i}]", side, 1, LONGEST_SIDE) for i, side in enumerate(x))
+    size = tuple(integer(f"{name}[{i}]", side, 1) for i, side in enumerate(x))
+    for i, side in enumerate(size):
+        integer(f"{name}[{i}]", side, 1, LONGEST_SIDE)
     bits = 31 if stored else 63
     if not torch.compiler.is_compiling() and math.prod(size) >= 1 << bits:
         raise ValueError(f"{name} must have fewer than 2^{bits} pixels{' for FMix' if stored else ''}, but got {size}.")

@@ -24,12 +24,16 @@ from fusedmix.methods import Column, Method, Pairing, Per, Reduction
 _FLOATING = checks.IMAGE_DTYPES[:4]
 
 
-def checked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The operator of that name, with its arguments checked."""
+def checked(name: str, schema: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The operator of that name and schema, with its arguments checked."""
     check = _CHECKS[name]
+    arguments = torch._C.parse_schema(name + schema).arguments
+    tensors = [i for i, argument in enumerate(arguments) if isinstance(argument.type, torch.TensorType)]
 
     @functools.wraps(function)
     def call(*args: Any) -> Any:
+        for i in tensors:
+            checks.tensor(arguments[i].name, args[i])  # torch lets None pass
         check(*args)
         return function(*args)
 
@@ -70,6 +74,11 @@ def _stored(size: Sequence[int]) -> None:
 def _hints(pairing: int, per: int) -> None:
     checks.integer("pairing", pairing, 0, len(Pairing) - 1)
     checks.integer("per", per, 0, len(Per) - 1)
+
+
+def _seed(seed: Tensor, *, needed: bool) -> None:
+    if seed.dtype != torch.int64 or seed.numel() > 1 or (needed and not seed.numel()):
+        raise ValueError(f"seed must be one number of int64, but got {seed.dtype} of shape {tuple(seed.shape)}.")
 
 
 def _spec(spec: Tensor) -> bool:
@@ -194,8 +203,7 @@ def _check_fourier(
     for name, x in (("kind", kind), ("geometry", geometry), ("value", value)):
         checks.part(name, x, batch_size)
         _beside(name, x, kind.device)
-    if seed.dtype != torch.int64 or seed.numel() != 1:
-        raise ValueError(f"seed must be one number of int64, but got {seed.dtype} of shape {tuple(seed.shape)}.")
+    _seed(seed, needed=batch_size > 0)
 
 
 def _check_sample(
@@ -222,8 +230,8 @@ def _check_sample(
         checks.shaped("lam", lam, torch.float32, *((batch_size,) if lam.ndim else ()))
     if labels is not None:
         checks.shaped("labels", labels, torch.int64, batch_size)
-    if seed is not None and (seed.dtype != torch.int64 or seed.numel() > 1):
-        raise ValueError(f"seed must be one number of int64, but got {seed.dtype} of shape {tuple(seed.shape)}.")
+    if seed is not None:
+        _seed(seed, needed=False)  # one that is to be drawn has no number
     if drawn is not None:
         _beside("drawn", drawn, torch.device("cpu"))
         checks.shaped("drawn", drawn, torch.float64, Per(per).draws(batch_size), WIDTH)

@@ -168,7 +168,7 @@ def _define(backend: str, module: ModuleType | None = None) -> torch.library.Lib
             start = _START_OF_REQUEST.get(name)
             if start is not None:
                 function = _with_request(function, start)
-            library.impl(name, operands.checked(name, function), "CompositeExplicitAutograd")
+            library.impl(name, operands.checked(name, schema, function), "CompositeExplicitAutograd")
     return library
 
 

@@ -82,9 +82,9 @@ inline Tensor packed(const char* name, const Tensor& t, ScalarType dtype, std::i
   return t.is_contiguous() ? t : torch::stable::contiguous(t);
 }
 
-// One number.
-inline Tensor packed_number(const char* name, const Tensor& t, ScalarType dtype) {
-  if (t.scalar_type() != dtype || t.numel() != 1) refuse(name, t, "one number of " + name_of(dtype));
+// One number; none will do where it is not `needed`.
+inline Tensor packed_number(const char* name, const Tensor& t, ScalarType dtype, bool needed = true) {
+  if (t.scalar_type() != dtype || t.numel() > 1 || (needed && t.numel() == 0)) refuse(name, t, "one number of " + name_of(dtype));
   return t;
 }
 

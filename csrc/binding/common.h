@@ -176,7 +176,7 @@ struct Request {
       partner = packed("partner", *partner, ScalarType::Long, {batch});
       a.partner = const_data<int64_t>(*partner);
     }
-    if (seed && (seed->scalar_type() != ScalarType::Long || seed->numel() > 1)) refuse("seed", *seed, "one number of int64");
+    if (seed) packed_number("seed", *seed, ScalarType::Long, false);  // one that is to be drawn has none
     if (pairing > kFlip && drawn && !partner) refuse("partner is missing: where numbers were drawn elsewhere, so were partners");
     if (pairing > kRandom && !partner && !classes) refuse("labels are missing: the partners depend on them");
     return a;

@@ -71,7 +71,8 @@ Tensor fourier(Tensor spec, Tensor kind, Tensor geometry, Tensor value, Tensor s
   value = packed("value", value, ScalarType::Float, {a.batch, 2});
   a.per = static_cast<int32_t>(per);
   a.draws = static_cast<int32_t>(draws);
-  a.seed = static_cast<uint64_t>(*const_data<int64_t>(packed_number("seed", seed, ScalarType::Long)));
+  packed_number("seed", seed, ScalarType::Long, a.batch > 0);
+  if (seed.numel() > 0) a.seed = static_cast<uint64_t>(*const_data<int64_t>(seed));
   a.kind = const_data<int32_t>(kind);
   a.geometry = const_data<int32_t>(geometry);
   a.value = const_data<float>(value);

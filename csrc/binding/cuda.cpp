@@ -269,12 +269,12 @@ Tensor fourier(Tensor spec, Tensor kind, Tensor geometry, Tensor value, Tensor s
   kind = packed("kind", kind, ScalarType::Int, {f.batch});
   geometry = packed("geometry", geometry, ScalarType::Int, {f.batch, 6});
   value = packed("value", value, ScalarType::Float, {f.batch, 2});
-  seed = packed_number("seed", seed, ScalarType::Long);
+  packed_number("seed", seed, ScalarType::Long, f.batch > 0);
   f.per = static_cast<int32_t>(per);
   f.draws = static_cast<int32_t>(draws);
   if (seed.is_cuda()) {
     f.seed = const_data<int64_t>(seed);
-  } else {
+  } else if (seed.numel() > 0) {
     f.seed_value = static_cast<uint64_t>(*const_data<int64_t>(seed));
   }
   f.kind = const_data<int32_t>(kind);
