@@ -343,7 +343,7 @@ Tensor cross_entropy_backward(Tensor grad, Tensor logits, Tensor labels, Tensor 
   cpu::LossArgs args = loss_args(t, label_smoothing);
   args.ignore = ignore_index;
   statistics = packed("statistics", statistics, t.compute(), {t.batch(), 2});
-  scale = packed_number("scale", scale, t.compute());
+  scale = packed("scale", scale, t.compute(), {});
   const Tensor out = empty_cpu("the gradient", {t.batch(), t.classes()}, logits.scalar_type());
   const int64_t step = t.grad_step(grad);
   cpu::cross_entropy_backward(args, statistics.const_data_ptr(), grad.const_data_ptr(), step, number(scale),

@@ -531,7 +531,7 @@ Tensor cross_entropy_backward(Tensor grad, Tensor logits, Tensor labels, Tensor 
   launch.target.check_here("statistics", statistics);
   launch.target.check_here("scale", scale);
   statistics = packed("statistics", statistics, launch.tensors.compute(), {launch.tensors.batch(), 2});
-  scale = packed_number("scale", scale, launch.tensors.compute());
+  scale = packed("scale", scale, launch.tensors.compute(), {});
   return launch.gradient(grad, 1.0, scale.const_data_ptr(), statistics.const_data_ptr());
 }
 

@@ -33,6 +33,7 @@ struct LossTensors {
 
   // By which the sum of all losses is multiplied, where no label is ignored.
   double factor(int64_t reduction) const {
+    check_number("reduction", reduction, kNone, kMeanOfAll);
     const double rows = static_cast<double>(batch());
     return reduction == kMean ? 1 / rows : (reduction == kMeanOfAll ? 1 / (rows * static_cast<double>(classes())) : 1.0);
   }
