@@ -195,7 +195,7 @@ def _check_fourier(
     soft: bool,
 ) -> None:
     _spec(spec)
-    _sides(size, 0)
+    _sides(size, 1)
     _stored(size)
     _hints(Pairing.RANDOM, per)
     _hints(Pairing.RANDOM, draws)

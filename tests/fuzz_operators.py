@@ -228,8 +228,8 @@ class Case:
         return "binary_cross_entropy_backward", (self.gradient(compute, reduction), *arguments, reduction)
 
     def comparable(self) -> bool:
-        """Whether all backends must do alike: not where there is nothing to mix, which PyTorch may have no shape for, and
-        not where some draw by themselves."""
+        """Whether all backends must do alike: not where there is nothing to mix, which PyTorch may have no shape for,
+        and not where some draw by themselves."""
         tensors = [t for t in self.arguments if isinstance(t, Tensor)]
         start = {"sample": 8, "mix_batch": 10, "mix_batch_": 10}.get(self.operator)  # of seed and drawn
         drawn = start is None or self.arguments[start : start + 2] != [None, None]

@@ -118,21 +118,21 @@ void to_sides(const Sizes& sizes, int64_t first, int64_t count, int64_t* sides) 
 }
 
 // Their product fits 63 bits.
-inline void check_sides(const int64_t* sides) {
+inline void check_sides(const int64_t* sides, int64_t least) {
   double pixels = 1;
   for (int axis = 0; axis < 3; ++axis) {
-    check_number("a spatial side", sides[axis], 0, kLongestSide);
+    check_number("a spatial side", sides[axis], least, kLongestSide);
     pixels *= static_cast<double>(sides[axis]);
   }
   if (pixels >= 0x1p63) refuse("an image of more than 2^63 pixels");
 }
 
 // Of an operator that takes `size`: 1 to 3 sides.
-inline void to_sides(const std::vector<int64_t>& size, int64_t* sides) {
+inline void to_sides(const std::vector<int64_t>& size, int64_t* sides, int64_t least) {
   const auto ndim = static_cast<int64_t>(size.size());
   check_number("the number of spatial dims", ndim, 1, 3);
   to_sides(size, 0, ndim, sides);
-  check_sides(sides);
+  check_sides(sides, least);
 }
 
 inline void check_hints(int64_t pairing, int64_t per) {
@@ -149,7 +149,7 @@ inline void check_images(const Tensor& x, int64_t ndim, bool adjoint, int64_t* s
     refuse("images with " + std::to_string(ndim) + " spatial dims must have a batch dim before them, but got shape " + shape_of(x.sizes()));
   }
   to_sides(x.sizes(), x.dim() - ndim, ndim, sides);
-  check_sides(sides);
+  check_sides(sides, 0);
 }
 
 // Labels of a batch: (batch,) classes, or (batch, num_classes) of any real dtype if `soft`.

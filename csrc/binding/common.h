@@ -151,8 +151,7 @@ struct Request {
     check_number("the batch size", batch, 0, INT64_MAX);
     a.batch = batch;
     a.ndim = static_cast<int32_t>(size.size());
-    to_sides(size, a.size);
-    for (const int64_t side : size) check_number("a spatial side", side, 1, kLongestSide);
+    to_sides(size, a.size, 1);
     if (has_fourier()) stored_pixels(a.size);
     check_hints(pairing, per);
     a.pairing = static_cast<int32_t>(pairing);

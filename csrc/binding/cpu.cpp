@@ -46,7 +46,7 @@ struct MaskTensors {
 
 Tensor mask(Tensor kind, Tensor geometry, Tensor value, std::vector<int64_t> size, int64_t per, std::optional<Tensor> pixels) {
   int64_t sides[3];
-  to_sides(size, sides);
+  to_sides(size, sides, 0);
   const int64_t n = rows_of("kind", kind);
   MaskTensors masks(kind, geometry, value, n, sides, static_cast<int64_t>(size.size()), kRandom, per, pixels);
   Tensor out = new_masks(masks.value, n, size);
@@ -62,7 +62,7 @@ Tensor fourier(Tensor spec, Tensor kind, Tensor geometry, Tensor value, Tensor s
   a.rows = reinterpret_cast<const MethodRow*>(rows.const_data_ptr());
   a.methods = static_cast<int32_t>(rows.size(0));
   a.ndim = static_cast<int32_t>(size.size());
-  to_sides(size, a.size);
+  to_sides(size, a.size, 1);
   a.batch = rows_of("kind", kind);
   check_hints(kRandom, per);
   check_hints(kRandom, draws);
@@ -84,7 +84,7 @@ Tensor fourier(Tensor spec, Tensor kind, Tensor geometry, Tensor value, Tensor s
   } else {
     a.bits = data<uint32_t>(out);
   }
-  if (pixels > 0) cpu::fourier(a, parallel());
+  cpu::fourier(a, parallel());
   return out;
 }
 

@@ -236,7 +236,7 @@ Tensor mix_adjoint(Tensor grad, Tensor partner, Tensor kind, Tensor geometry, Te
 Tensor mask(Tensor kind, Tensor geometry, Tensor value, std::vector<int64_t> size, int64_t per, std::optional<Tensor> pixels) {
   if (!kind.is_cuda()) refuse("kind must be on a GPU");
   int64_t sides[3];
-  to_sides(size, sides);
+  to_sides(size, sides, 0);
   check_hints(kRandom, per);
   const Target target(kind.get_device_index());
   const int64_t n = rows_of("kind", kind);
@@ -262,7 +262,7 @@ Tensor fourier(Tensor spec, Tensor kind, Tensor geometry, Tensor value, Tensor s
   f.rows = reinterpret_cast<const MethodRow*>(rows.const_data_ptr());
   f.methods = static_cast<int32_t>(rows.size(0));
   f.ndim = static_cast<int32_t>(size.size());
-  to_sides(size, f.size);
+  to_sides(size, f.size, 1);
   f.batch = rows_of("kind", kind);
   check_hints(kRandom, per);
   check_hints(kRandom, draws);
@@ -283,7 +283,6 @@ Tensor fourier(Tensor spec, Tensor kind, Tensor geometry, Tensor value, Tensor s
   const int64_t pixels = stored_pixels(f.size), n = mask_rows(per, f.batch);
   const Tensor out = soft ? target.empty("the pixels of FMix's masks", {n, pixels}, ScalarType::Short)
                           : target.empty("the pixels of FMix's masks", {n, (pixels + 31) / 32}, ScalarType::Int);
-  if (pixels == 0) return out;
   if (soft) {
     f.levels = data<uint16_t>(out);
   } else {

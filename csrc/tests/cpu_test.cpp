@@ -118,6 +118,20 @@ void test_refusal() {
   }
 }
 
+// What a thread throws is thrown by the call, once all are done.
+void test_errors_of_threads() {
+  context = "an error of a thread";
+  std::string what;
+  try {
+    kThreeThreads(100, 1, [](int64_t, int64_t end) {
+      if (end > 50) throw std::runtime_error("thrown");
+    });
+  } catch (const std::runtime_error& error) {
+    what = error.what();
+  }
+  expect(what == "thrown", "lost");
+}
+
 void test_masks() {
   Random random(3);
   for (const Masks masks : kMasks) {
@@ -415,6 +429,7 @@ int main() {
   using namespace fusedmix::test;
   test_mixes();
   test_refusal();
+  test_errors_of_threads();
   test_masks();
   test_targets();
   test_weights();
