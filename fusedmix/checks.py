@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from fusedmix.formulas import Kind
 from fusedmix.methods import Per
 from fusedmix.plan import MixPlan
 
@@ -238,7 +239,7 @@ def pixels(
 def same_batch(name: str, x: Tensor, plan: Any) -> None:
     """Raises unless `plan` is a plan for as many samples as `x` has, and its parts belong together.
 
-    What the parts hold is checked by the operators, and by `partners` where none is called.
+    What the parts hold is checked on the CPU by the operators, and by `partners` where none is called.
     """
     if not isinstance(plan, MixPlan):
         raise TypeError(f"plan must be a MixPlan, but got {type(plan).__name__}.")
@@ -250,6 +251,9 @@ def same_batch(name: str, x: Tensor, plan: Any) -> None:
     else:
         if plan.stored or plan.pixels is not None:
             pixels(plan.pixels, batch_size, plan.size, plan.per, needed=plan.stored, prefix="plan.")
+        if device.type != "cpu":  # where operators take what they find
+            partners(plan.partner)
+            kinds(plan.kind, stored=plan.pixels is not None)
         return
     sizes = {getattr(plan, part_name).shape[:1] for part_name in _PARTS}
     if len(sizes) == 1 and plan.partner.ndim and x.shape[0] != plan.batch_size:
@@ -282,6 +286,20 @@ def partners(x: Tensor, *, permutation: bool = False) -> None:
         raise ValueError(
             "partner is not a permutation, as it must be in place and for gradients: a sample is the partner of two."
         )
+
+
+def kinds(x: Tensor, *, stored: bool, masks: bool = True) -> None:
+    """Raises ValueError if masks are of no kind, of FMix's without pixels (unless `stored`), or of another one than the
+    constants where there are no `masks` to look at."""
+    if not readable(x):
+        return
+    low, high = (int(v) for v in x.aminmax())
+    most = int(Kind.FOURIER) if masks else int(Kind.CONSTANT)
+    if low < 0 or high > most:
+        where = "" if masks else " where ndim is 0"
+        raise ValueError(f"kind must be in [0, {most}]{where}, but got {low if low < 0 else high}.")
+    if high >= Kind.FOURIER_RELEASED and not stored:
+        raise ValueError("pixels must hold the masks of FMix, but got None.")
 
 
 def class_range(labels: Tensor, num_classes: int, name: str = "labels", *, ignore_index: int | None = None) -> None:

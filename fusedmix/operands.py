@@ -18,7 +18,6 @@ from torch import Tensor
 
 from fusedmix import checks
 from fusedmix.draws import WIDTH
-from fusedmix.formulas import Kind
 from fusedmix.methods import Column, Method, Pairing, Per, Reduction
 
 _FLOATING = checks.IMAGE_DTYPES[:4]
@@ -115,15 +114,7 @@ def _masks(
         _stored(size)
         checks.pixels(pixels, batch_size, tuple(size), per, needed=False)
         _beside("pixels", pixels, device, or_cpu=True)
-    if not checks.readable(kind):
-        return
-    low, high = (int(v) for v in kind.aminmax())
-    most = int(Kind.FOURIER) if size else int(Kind.CONSTANT)
-    if low < 0 or high > most:
-        what = "" if size else " where ndim is 0"
-        raise ValueError(f"kind must be in [0, {most}]{what}, but got {low if low < 0 else high}.")
-    if high >= Kind.FOURIER_RELEASED and pixels is None:
-        raise ValueError("pixels must hold the masks of FMix, but got None.")
+    checks.kinds(kind, stored=pixels is not None, masks=len(size) > 0)
 
 
 def _labels(labels: Tensor, batch_size: int, num_classes: int, *, soft: bool = True) -> None:

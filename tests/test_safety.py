@@ -245,6 +245,14 @@ def test_what_a_plan_holds_on_a_gpu_is_checked_if_asked_for(monkeypatch):
     monkeypatch.setitem(os.environ, "FUSEDMIX_CHECK_PLANS", "1")
     refused(lambda: checks.partners(partner, permutation=True), "not a permutation")
     refused(lambda: checks.partners(partner + 1), "[0, 3)", "3")
+    monkeypatch.delenv("FUSEDMIX_CHECK_PLANS")
+    plan = fm.FMix(per="sample").sample(3, SIZE)
+    there = pytree.tree_map(lambda t: t.as_subclass(Elsewhere), plan)
+    for wrong, words in (({"partner": partner + 1}, "partner"), ({"pixels": None, "stored": False}, "pixels")):
+        checks.same_batch("x", batch()[0][:3], replace(there, **wrong))
+        with monkeypatch.context() as patch:
+            patch.setitem(os.environ, "FUSEDMIX_CHECK_PLANS", "1")
+            refused(lambda: checks.same_batch("x", batch()[0][:3], replace(there, **wrong)), words)  # noqa: B023
 
 
 def test_a_plan_stays_whole_as_a_pytree():
