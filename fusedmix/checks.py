@@ -14,6 +14,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from fusedmix.formulas import Kind
+from fusedmix.methods import Per
 from fusedmix.plan import MixPlan
 
 IMAGE_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.uint8)
@@ -27,6 +29,17 @@ INTEGER_DTYPES = (
     torch.uint32,
     torch.uint64,
 )
+LONGEST_SIDE = 2**31 - 1  # in pixels: a plan holds boxes and centres in 32 bits
+# The tensors of a plan, but for pixels: their dtypes, and what follows the batch dim.
+_PARTS: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
+    "partner": (torch.int64, ()),
+    "lam": (torch.float32, ()),
+    "weight": (torch.float64, ()),
+    "kind": (torch.int32, ()),
+    "geometry": (torch.int32, (6,)),
+    "value": (torch.float32, (2,)),
+}
+_WHOLE_BATCH = "A plan is for a whole batch and cannot be cut: mix the whole batch, then split what comes out."
 
 
 class Checked:
@@ -116,13 +129,20 @@ def interval(name: str, x: Any) -> tuple[float, float]:
     return low, high
 
 
-def sides(name: str, x: Any) -> tuple[int, ...]:
-    """`x` as 1 to 3 spatial sides, each at least 1 pixel."""
+def sides(name: str, x: Any, *, stored: bool = False) -> tuple[int, ...]:
+    """`x` as 1 to 3 spatial sides, each of 1 to 2^31-1 pixels, and of fewer than 2^63 together, or 2^31 where masks are
+    `stored`."""
     if not isinstance(x, Sequence) or isinstance(x, str):
         raise TypeError(f"{name} must be a sequence of 1 to 3 ints, but got {x!r} of type {type(x).__name__}.")
     if not 1 <= len(x) <= 3:
         raise ValueError(f"{name} must have 1 to 3 spatial dims, but got {tuple(x)!r}.")
-    return tuple(integer(f"{name}[{i}]", side, 1) for i, side in enumerate(x))
+    size = tuple(integer(f"{name}[{i}]", side, 1) for i, side in enumerate(x))
+    for i, side in enumerate(size):
+        integer(f"{name}[{i}]", side, 1, LONGEST_SIDE)
+    bits = 31 if stored else 63
+    if not torch.compiler.is_compiling() and math.prod(size) >= 1 << bits:
+        raise ValueError(f"{name} must have fewer than 2^{bits} pixels{' for FMix' if stored else ''}, but got {size}.")
+    return size
 
 
 def device(name: str, x: Any) -> torch.device:
@@ -223,16 +243,101 @@ def dense_labels(x: Any, num_classes: int | None) -> int:
     return num_classes
 
 
+def shaped(name: str, x: Tensor, dtype: torch.dtype, *shape: int, why: str = "") -> None:
+    """Raises unless `x` has that dtype and that shape."""
+    if x.dtype != dtype or x.shape != shape:
+        raise ValueError(
+            f"{name} must be {names([dtype])} of shape {shape}, but got {names([x.dtype])} of shape "
+            f"{tuple(x.shape)}.{why and ' '}{why}"
+        )
+
+
+def part(name: str, x: Tensor, batch_size: int, prefix: str = "", why: str = "") -> None:
+    """Raises unless `x` may be the part of that name of a plan for a batch."""
+    dtype, rest = _PARTS[name]
+    shaped(prefix + name, x, dtype, batch_size, *rest, why=why)
+
+
+def pixels(
+    x: Tensor | None, batch_size: int, size: tuple[int, ...], per: int, *, needed: bool, prefix: str = ""
+) -> None:
+    """Raises unless `x` may be the pixels of a plan; None only if they are not needed."""
+    if x is None:
+        if needed:
+            raise ValueError(f"{prefix}pixels must hold the masks of FMix, but got None.")
+        return
+    soft = x.dtype == torch.int16
+    across = math.prod(size) if soft else -(-math.prod(size) // 32)
+    rows = Per(per).draws(batch_size) if batch_size else 0
+    shaped(f"{prefix}pixels", x, torch.int16 if soft else torch.int32, rows, across)
+
+
 def same_batch(name: str, x: Tensor, plan: Any) -> None:
-    """Raises unless `plan` is a plan for as many samples as `x` has."""
+    """Raises unless `plan` is a plan for as many samples as `x` has, and its parts belong together.
+
+    What the parts hold is checked on the CPU by the operators, and by `partners` where none is called.
+    """
     if not isinstance(plan, MixPlan):
         raise TypeError(f"plan must be a MixPlan, but got {type(plan).__name__}.")
-    if x.ndim < 1 or x.shape[0] != plan.batch_size:
-        came = x.shape[0] if x.ndim else "none"
+    if x.ndim < 1:
+        raise ValueError(f"{name} must have a batch dim, but got a tensor of shape {tuple(x.shape)}.")
+    batch_size, device = x.shape[0], plan.partner.device
+    for part_name, (dtype, rest) in _PARTS.items():
+        t = getattr(plan, part_name)
+        if t.dtype != dtype or t.shape != (batch_size, *rest) or t.device != device:
+            break
+    else:
+        if plan.stored or plan.pixels is not None:
+            pixels(plan.pixels, batch_size, plan.size, plan.per, needed=plan.stored, prefix="plan.")
+        if device.type != "cpu":  # where operators take what they find
+            partners(plan.partner)
+            kinds(plan.kind, stored=plan.pixels is not None)
+        return
+    sizes = {getattr(plan, part_name).shape[:1] for part_name in _PARTS}
+    if len(sizes) == 1 and plan.partner.ndim and x.shape[0] != plan.batch_size:
         raise ValueError(
-            f"The batch size of {name} does not match the plan: {came} != {plan.batch_size} "
-            f"({name} has shape {tuple(x.shape)})."
+            f"The batch size of {name} does not match the plan: {x.shape[0]} != {plan.batch_size} "
+            f"({name} has shape {tuple(x.shape)}). {_WHOLE_BATCH}"
         )
+    for part_name in _PARTS:
+        part(part_name, getattr(plan, part_name), batch_size, "plan.", _WHOLE_BATCH)
+    raise ValueError(f"The parts of plan must be on one device, but {part_name} is on {t.device}, not on {device}.")
+
+
+def readable(x: Tensor) -> bool:
+    """Whether what `x` holds can be checked here: on the CPU; on a GPU, which that waits for, only if
+    FUSEDMIX_CHECK_PLANS=1 asks for it; not inside a graph."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return False
+    return x.numel() > 0 and (x.device.type == "cpu" or os.environ.get("FUSEDMIX_CHECK_PLANS") == "1")
+
+
+def partners(x: Tensor, *, permutation: bool = False) -> None:
+    """Raises ValueError if a partner is none of the samples, or if `permutation` one of two."""
+    if not readable(x):
+        return
+    batch_size = x.shape[0]
+    low, high = (int(v) for v in x.aminmax())
+    if low < 0 or high >= batch_size:
+        raise ValueError(f"partner must be in [0, {batch_size}), but got {low if low < 0 else high}. {_WHOLE_BATCH}")
+    if permutation and (x.bincount(minlength=batch_size) != 1).any():
+        raise ValueError(
+            "partner is not a permutation, as it must be in place and for gradients: a sample is the partner of two."
+        )
+
+
+def kinds(x: Tensor, *, stored: bool, masks: bool = True) -> None:
+    """Raises ValueError if masks are of no kind, of FMix's without pixels (unless `stored`), or of another one than the
+    constants where there are no `masks` to look at."""
+    if not readable(x):
+        return
+    low, high = (int(v) for v in x.aminmax())
+    most = int(Kind.FOURIER) if masks else int(Kind.CONSTANT)
+    if low < 0 or high > most:
+        where = "" if masks else " where ndim is 0"
+        raise ValueError(f"kind must be in [0, {most}]{where}, but got {low if low < 0 else high}.")
+    if high >= Kind.FOURIER_RELEASED and not stored:
+        raise ValueError("pixels must hold the masks of FMix, but got None.")
 
 
 def class_range(labels: Tensor, num_classes: int, name: str = "labels", *, ignore_index: int | None = None) -> None:

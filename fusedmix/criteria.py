@@ -142,6 +142,7 @@ def _two_terms(
     parameters: dict[str, Any] | None,
 ) -> Tensor:
     """w·L(input, target) + (1-w)·L(input, target of the partner), sample by sample where w differs between samples."""
+    checks.partners(plan.partner)
     lent = target[plan.partner.to(target.device)]
     if plan.per is Per.BATCH and plan.batch_size:
         own, other = (_loss(criterion(input, y, *args, **kwargs)) for y in (target, lent))

@@ -165,7 +165,8 @@ def plan(request: Request, source: Source, device: torch.device) -> PlanTensors:
     if source.seed is not None:
         return _realise(request, _from_seed(request, source.seed, device))
     drawn = source.drawn
-    assert drawn is not None
+    if drawn is None:
+        raise ValueError("Either seed or drawn must be given, but both are None.")
     if source.partner is None:
         partner = partners.formula(request.pairing, request.batch_size, CPU)
     else:

@@ -53,6 +53,7 @@ def mix_embeddings(
         raise ValueError("plan must have constant masks, as those of MixUp and EmbedMix, but got another one.")
     if attention_mask is None:
         return mix(embeddings, plan, backend=backend), None
+    checks.partners(plan.partner)
     dtype = attention_mask.dtype
     if dtype in checks.INTEGER_DTYPES:
         attention_mask = attention_mask.long()  # for what torch cannot do with the wider unsigned types

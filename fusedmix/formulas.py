@@ -167,7 +167,11 @@ def _root(x: Tensor, d: int) -> Tensor:
     libraries in the last bit, so they are rounded to float32.
     """
     if d == 2:
-        return x.new_tensor([math.sqrt(v) for v in x.tolist()]) if x.device.type == "cpu" else x.sqrt()
+        return (
+            x.new_tensor([math.sqrt(v) if v >= 0 else math.nan for v in x.tolist()])
+            if x.device.type == "cpu"
+            else x.sqrt()
+        )
     return x if d == 1 else x.pow(1.0 / 3.0).float().double()
 
 

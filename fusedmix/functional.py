@@ -95,6 +95,7 @@ def mix_labels(
     operators = backends.operators(labels.device.type, backend)
     plan = beside(plan, labels)
     if labels.requires_grad and torch.is_grad_enabled():  # rare enough (distillation) to be left to autograd
+        checks.partners(plan.partner)
         return reference.mix_labels(labels, plan.partner, plan.weight, classes, label_smoothing)
     return operators.mix_labels(labels, plan.partner, plan.weight, classes, label_smoothing)
 

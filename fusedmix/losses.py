@@ -137,6 +137,7 @@ def mix_binary_cross_entropy(
     dense = reduction == "none" and not sum_classes
     if dense or (labels.requires_grad and torch.is_grad_enabled()):
         # What is (B, K) anyway; and learned labels, which are rare enough to be left to autograd.
+        checks.partners(plan.partner)
         z = logits.to(_compute(logits))
         t = reference.binary_targets(z, labels, plan.partner, plan.weight, label_smoothing, target_threshold)
         loss = F.binary_cross_entropy_with_logits(z, t, weight, reduction="none", pos_weight=pos_weight)

@@ -5,8 +5,10 @@ A backend is a set of implementations in the namespace `fusedmix_<backend>`: Pyt
 drawn on the host, and the seeds of what is drawn on the device, come from two operators of the namespace `fusedmix`:
 tagged as random and opaque to torch.compile, so that nothing drawn is frozen into a graph.
 
-Operators neither check nor differentiate: fusedmix/functional.py does both, and enters the autograd.Function at the
-end of this file only if a gradient is needed (a call through autograd costs several times a plain one).
+Operators check what they are called with (fusedmix/operands.py for those in Python, csrc/binding/checks.h for those in
+C++), so that they are safe whoever calls them, but do not differentiate: fusedmix/functional.py enters the
+autograd.Function at the end of this file only if a gradient is needed (a call through autograd costs several times a
+plain one).
 """
 
 from __future__ import annotations
@@ -20,9 +22,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fusedmix import draws, fourier
+from fusedmix import draws, fourier, operands
 from fusedmix.backends import reference, triton
-from fusedmix.checks import class_range
+from fusedmix.checks import class_range, partners
 from fusedmix.draws import PlanTensors, Request, Source
 from fusedmix.methods import Pairing, Per, Reduction
 
@@ -164,11 +166,9 @@ def _define(backend: str, module: ModuleType | None = None) -> torch.library.Lib
         if module is not None:
             function = getattr(module, name)
             start = _START_OF_REQUEST.get(name)
-            library.impl(
-                name,
-                function if start is None else _with_request(function, start),
-                "CompositeExplicitAutograd",
-            )
+            if start is not None:
+                function = _with_request(function, start)
+            library.impl(name, operands.checked(name, schema, function), "CompositeExplicitAutograd")
     return library
 
 
@@ -309,5 +309,6 @@ class _Mix(torch.autograd.Function):
 def differentiable_mix(operators: Any, x: Tensor, masks: tuple[Any, ...], adjoint: bool = False) -> Tensor:
     """mix(x, *masks) or its adjoint, through autograd only if x needs a gradient: the plain call costs a fraction."""
     if x.requires_grad and torch.is_grad_enabled():
+        partners(masks[0], permutation=True)  # which the gradient needs
         return _Mix.apply(operators, adjoint, x, *masks)
     return (operators.mix_adjoint if adjoint else operators.mix)(x, *masks)

@@ -36,6 +36,7 @@ class MixPlan:
         pixels: what FMix's masks are, which no formula gives: (n, ceil(S / 32)) int32 with a bit for each of S pixels,
             or (n, S) int16 levels of 1/65535 where they are soft (`fusedmix.fourier`); n is 1, (B+1)//2 or B by `per`.
             None: no mask of the plan needs any.
+        stored: whether a mask may be FMix's, so that pixels are needed.
     """
 
     partner: Tensor
@@ -50,6 +51,7 @@ class MixPlan:
     constant: bool = False
     binary: bool = False
     pixels: Tensor | None = None
+    stored: bool = False
 
     @property
     def batch_size(self) -> int:
@@ -73,6 +75,15 @@ class MixPlan:
             said += [f"lam {low:.2f}" if low == high else f"lam {low:.2f} to {high:.2f}"]
         return f"MixPlan({', '.join(said)}, {self.device})"
 
+    def __getitem__(self, index: Any) -> Any:
+        raise TypeError(f"A plan cannot be cut or iterated over, but got plan[{index!r}]. {_MIX_FIRST}")
+
+    def __len__(self) -> int:
+        raise TypeError(f"A plan has no length: it is for plan.batch_size = {self.batch_size} samples. {_MIX_FIRST}")
+
+    def __bool__(self) -> bool:
+        return True  # which Python would ask the length for
+
     def mask(self) -> Tensor:
         """The masks as (B, *size) float32, weights of the sample itself: for looking and testing."""
         from fusedmix import backends  # which import checks of plans
@@ -89,6 +100,10 @@ class MixPlan:
         return replace(self, **moved)
 
 
+# Of a plan that is to serve micro-batches.
+_MIX_FIRST = (
+    "It pairs samples of the whole batch. Mix the whole batch, then split what comes out: fm.mix(x, plan).split(n)."
+)
 _TENSORS = ("partner", "lam", "weight", "kind", "geometry", "value", "pixels")
 _STATIC = tuple(f.name for f in fields(MixPlan) if f.name not in _TENSORS)
 
@@ -107,8 +122,7 @@ def _flatten_with_keys(plan: MixPlan) -> tuple[list[tuple[Any, Any]], tuple[Any,
 
 
 def _unflatten(leaves: Any, context: tuple[Any, ...]) -> MixPlan:
-    tensors, pixels = tuple(leaves)[:6], tuple(leaves)[6:]
-    return MixPlan(*tensors, *context, *pixels)
+    return MixPlan(**dict(zip(_TENSORS, leaves, strict=False)), **dict(zip(_STATIC, context, strict=True)))
 
 
 pytree.register_pytree_node(

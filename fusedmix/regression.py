@@ -32,6 +32,7 @@ def mix_targets(targets: Tensor, plan: MixPlan) -> Tensor:
             f"(classes are mixed by mix_labels), but got {targets.dtype} of shape {tuple(targets.shape)}."
         )
     checks.same_batch("targets", targets, plan)
+    checks.partners(plan.partner)
     y = targets if targets.dtype == torch.float64 else targets.float()
     weight = per_sample(plan.weight, y)
     mixed = weight.to(y.dtype) * y + (1.0 - weight).to(y.dtype) * y[plan.partner.to(y.device)]

@@ -41,6 +41,7 @@ def mix_masks(
     if masks.is_floating_point():
         return mix(masks, plan)
     if num_classes is None:
+        checks.partners(plan.partner)
         own = plan.mask().to(masks.device) == 1
         own = own.reshape([masks.shape[0]] + [1] * (masks.ndim - own.ndim) + list(plan.size))
         return torch.where(own, masks, masks[plan.partner.to(masks.device)])

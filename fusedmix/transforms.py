@@ -158,7 +158,7 @@ class MixTransform(checks.Checked, nn.Module):
             RuntimeError: sampling="host" while a CUDA graph is captured, which would freeze the draw into the graph.
         """
         batch_size = checks.integer("batch_size", batch_size, 0)
-        size = checks.sides("size", size)
+        size = checks.sides("size", size, stored=self._fourier)
         given = self._check_lam(lam, batch_size)
         classes = _classes(labels, batch_size, self.pairing) if self._pairing in _BY_CLASS else None
         if generator is not None and seed is not None:
@@ -186,7 +186,7 @@ class MixTransform(checks.Checked, nn.Module):
             # A plan of numbers drawn on the host is made on the host.
             made_on = CPU if source.seed is None else where
             drawn: PlanTensors = self._operators(made_on).sample(*self._placed(request, source, made_on), made_on)
-            plan = MixPlan(*drawn, *static).to(where, non_blocking=True)
+            plan = MixPlan(*drawn, *static, stored=self._fourier).to(where, non_blocking=True)
             if not self._fourier:
                 return plan
             # Masks that are stored are made where they are wanted, whoever drew the numbers.
@@ -526,6 +526,8 @@ class MixTransform(checks.Checked, nn.Module):
         size = structure.spatial_size(first, self.axes)
         if 0 in size:
             raise ValueError(f"Images must have at least one pixel, but got the spatial size {size}.")
+        for each in sizes:
+            checks.sides("the spatial size of images", each, stored=self._fourier)
         masks = [parsed.leaves[i] for i in parsed.masks]
         for m in masks:
             if m.ndim < 1 or m.shape[0] != batch_size:

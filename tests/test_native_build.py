@@ -6,6 +6,8 @@ The table of sources and flags is the real one; the sources are stubs that compi
 from __future__ import annotations
 
 import ctypes
+import hashlib
+import importlib.metadata
 import importlib.util
 import os
 import shutil
@@ -390,9 +392,78 @@ def test_a_library_that_cannot_be_loaded(box: Box) -> None:
     path, _ = native._cached("cpp")
     path.parent.mkdir(parents=True)
     path.write_bytes(b"\x7fELF")
+    digest = hashlib.sha256(b"\x7fELF").hexdigest()
+    path.with_name(path.name + ".sha256").write_text(digest)  # it is as it was built
     why = reason(native)
     assert why.startswith(f"{path} cannot be loaded (")
     assert "delete it" in why
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:4096])
+
+
+def corrupt(path: Path) -> None:
+    whole = bytearray(path.read_bytes())
+    whole[len(whole) // 2] ^= 1
+    path.write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        truncate,
+        corrupt,
+        lambda path: path.write_bytes(b""),
+        lambda path: path.with_name(path.name + ".sha256").unlink(),
+        lambda path: path.with_name(path.name + ".sha256").write_text(""),
+    ],
+    ids=["truncated", "corrupted", "empty", "no digest", "empty digest"],
+)
+def test_a_damaged_library_is_built_anew(box: Box, damage: Callable[[Path], object]) -> None:
+    """A truncated one would end the process that loads it by a signal: so it is loaded in processes of their own."""
+    out, err = box.process().communicate(timeout=60)
+    assert out == "42\n", err
+    path, _ = box.native()._cached("cpp")
+    damage(path)
+    assert "will be built" in box.native().status("cpp")
+    first = len(box.calls())
+    process = box.process()
+    out, err = process.communicate(timeout=60)
+    assert (out, process.returncode) == ("42\n", 0), err
+    assert f"{path} is damaged: it is built anew" in err
+    assert len(box.calls()) == 2 * first
+    out, err = box.process().communicate(timeout=60)
+    assert (out, err) == ("42\n", "")
+    assert len(box.calls()) == 2 * first
+
+
+def test_a_damaged_library_where_none_is_built(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert answer(box.native()) == 42
+    truncate(box.native()._cached("cpp")[0])
+    monkeypatch.setenv("FUSEDMIX_JIT", "0")
+    assert "neither built ahead nor cached" in reason(box.native())
+
+
+def test_a_damaged_library_that_was_built_ahead(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has not the size that pip wrote down."""
+    native = box.native()
+    path = box.root / "fusedmix" / "_native" / native.ahead_file("cpp")
+    path.parent.mkdir()
+    native.build("cpp", path, path.parent)
+
+    class File(importlib.metadata.PackagePath):
+        size = path.stat().st_size
+
+        def locate(self) -> Path:
+            return box.root / self
+
+    recorded = [File("fusedmix", "_native", path.name), File("fusedmix", "version.py")]
+    monkeypatch.setattr(importlib.metadata, "files", lambda name: recorded)
+    assert answer(box.native()) == 42
+    truncate(path)
+    assert f"{path} is damaged: it has not the {File.size} bytes" in reason(box.native())
+    assert "install again" in box.native().status("cpp")
 
 
 def test_jit_forbidden(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:

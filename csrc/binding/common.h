@@ -8,38 +8,60 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <optional>
-#include <stdexcept>
 #include <tuple>
 #include <vector>
 
 #include "../cpu/mix.h"
+#include "../include/fusedmix/partners.h"
+#include "checks.h"
 
 namespace fusedmix {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 using Plan = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-// Contiguous memory of one dtype on a device, straight from the allocator: a dispatched aten::empty costs twice as much.
-inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype, int32_t device_type, int32_t device_index) {
+// Memory straight from the allocator: a dispatched aten::empty costs twice as much. torch keeps the allocator's reason to
+// itself (it has printed it).
+inline Tensor allocate(const char* what, int64_t rank, const int64_t* sizes, const int64_t* strides, ScalarType dtype,
+                       int32_t device_type, int32_t device_index) {
+  AtenTensorHandle handle;
+  const auto scalar = static_cast<int32_t>(dtype);
+  if (aoti_torch_empty_strided(rank, sizes, strides, scalar, device_type, device_index, &handle) != AOTI_TORCH_SUCCESS) {
+    double bytes = static_cast<double>(bytes_of(dtype));
+    for (int64_t d = 0; d < rank; ++d) bytes *= static_cast<double>(sizes[d]);
+    out_of_memory(what, bytes);
+  }
+  return Tensor(handle);
+}
+
+// What `make` allocates through the dispatcher, elements of x's dtype.
+template <class Make>
+Tensor allocated(const char* what, const Tensor& x, double elements, const Make& make) {
+  try {
+    return make();
+  } catch (const std::exception&) {
+    out_of_memory(what, elements * static_cast<double>(bytes_of(x.scalar_type())));
+  }
+}
+
+// Contiguous memory of one dtype on a device.
+inline Tensor empty(const char* what, std::initializer_list<int64_t> sizes, ScalarType dtype, int32_t device_type,
+                    int32_t device_index) {
   int64_t strides[4], step = 1;
   for (int d = static_cast<int>(sizes.size()) - 1; d >= 0; --d) {
     strides[d] = step;
     step *= std::max<int64_t>(1, sizes.begin()[d]);
   }
-  AtenTensorHandle handle;
-  const auto scalar = static_cast<int32_t>(dtype);
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(sizes.size(), sizes.begin(), strides, scalar, device_type, device_index,
-                                                  &handle));
-  return Tensor(handle);
+  return allocate(what, static_cast<int64_t>(sizes.size()), sizes.begin(), strides, dtype, device_type, device_index);
 }
 
-inline Tensor empty_cpu(std::initializer_list<int64_t> sizes, ScalarType dtype) {
-  return empty(sizes, dtype, aoti_torch_device_type_cpu(), 0);
+inline Tensor empty_cpu(const char* what, std::initializer_list<int64_t> sizes, ScalarType dtype) {
+  return empty(what, sizes, dtype, aoti_torch_device_type_cpu(), 0);
 }
 
-// torch.empty_like(x). Where x fills its memory, without the dispatcher, which takes most of the time of a small one.
+// torch.empty_like(x), for the mixed images. Where x fills its memory, without the dispatcher, which takes most of the time
+// of a small one.
 inline Tensor new_like(const Tensor& x) {
+  constexpr char kWhat[] = "the mixed images";
   const auto sizes = x.sizes(), strides = x.strides();
   const int64_t rank = x.dim();
   int64_t filled = 1;
@@ -48,18 +70,28 @@ inline Tensor new_like(const Tensor& x) {
     filled *= sizes[d];
     d = ++found < rank ? -1 : rank;
   }
-  if (filled != x.numel() || filled == 0) return torch::stable::empty_like(x);
-  AtenTensorHandle handle;
+  if (filled != x.numel() || filled == 0) {
+    return allocated(kWhat, x, static_cast<double>(x.numel()), [&] { return torch::stable::empty_like(x); });
+  }
   int32_t device_type;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(x.get(), &device_type));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(rank, sizes.data(), strides.data(), static_cast<int32_t>(x.scalar_type()),
-                                                  device_type, x.get_device_index(), &handle));
-  return Tensor(handle);
+  return allocate(kWhat, rank, sizes.data(), strides.data(), x.scalar_type(), device_type, x.get_device_index());
+}
+
+// (n, *size) float32 masks beside a tensor of float32.
+inline Tensor new_masks(const Tensor& value, int64_t n, const std::vector<int64_t>& size) {
+  std::vector<int64_t> shape{n};
+  shape.insert(shape.end(), size.begin(), size.end());
+  double elements = 1;
+  for (const int64_t side : shape) elements *= static_cast<double>(side);
+  return allocated("the masks", value, elements, [&] {
+    return torch::stable::new_empty(value, torch::headeronly::IntHeaderOnlyArrayRef(shape));
+  });
 }
 
 inline Plan empty_plan(int64_t batch, int32_t device_type, int32_t device_index) {
   const auto make = [&](std::initializer_list<int64_t> sizes, ScalarType dtype) {
-    return empty(sizes, dtype, device_type, device_index);
+    return empty("the plan", sizes, dtype, device_type, device_index);
   };
   return {make({batch}, ScalarType::Long),   make({batch}, ScalarType::Float),  make({batch}, ScalarType::Double),
           make({batch}, ScalarType::Int),    make({batch, 6}, ScalarType::Int), make({batch, 2}, ScalarType::Float)};
@@ -80,65 +112,21 @@ inline PlanOut plan_out(const Plan& plan) {
           data<int32_t>(kind),    data<int32_t>(geometry), data<float>(value)};
 }
 
-inline ElementType element_type(const Tensor& x) {
-  switch (x.scalar_type()) {
-    case ScalarType::Float: return ElementType::kFloat32;
-    case ScalarType::Half: return ElementType::kFloat16;
-    case ScalarType::BFloat16: return ElementType::kBFloat16;
-    case ScalarType::Double: return ElementType::kFloat64;
-    case ScalarType::Byte: return ElementType::kUInt8;
-    default: throw std::invalid_argument("fusedmix: this dtype cannot be blended");
-  }
+// How many pixels images have of which masks are stored. Kernels number them in 32 bits.
+inline int64_t stored_pixels(const int64_t* sides) {
+  const double count = static_cast<double>(sides[0]) * static_cast<double>(sides[1]) * static_cast<double>(sides[2]);
+  if (count > kLongestSide) refuse("the pixels of FMix's masks must be fewer than 2^31");
+  return static_cast<int64_t>(count);
 }
 
-// A contiguous tensor of that dtype: the plan's and the spec's are; hand-made ones need not be.
-inline Tensor packed(const Tensor& t, ScalarType dtype) {
-  if (t.scalar_type() != dtype) throw std::invalid_argument("fusedmix: a tensor of the plan has the wrong dtype");
-  return t.is_contiguous() ? t : torch::stable::contiguous(t);
-}
-
-// Spatial sides as (z, y, x).
-template <class Sizes>
-void to_sides(const Sizes& sizes, int64_t first, int64_t count, int64_t* sides) {
-  for (int64_t axis = 0; axis < 3; ++axis) sides[axis] = axis < 3 - count ? 1 : sizes[first + axis - (3 - count)];
-}
-
-// Masks that are stored: those of `batch` samples, of those sides. `kept` is the memory that the view is of.
-inline Pixels pixels_of(const Tensor& kept, const int64_t* sides, int64_t per, int64_t batch) {
-  const bool soft = kept.scalar_type() == ScalarType::Short;
-  const int64_t count = sides[0] * sides[1] * sides[2], stride = soft ? count : (count + 31) / 32;
-  if ((!soft && kept.scalar_type() != ScalarType::Int) || kept.dim() != 2 || kept.size(1) != stride ||
-      kept.size(0) != mask_rows(per, batch)) {
-    throw std::invalid_argument("fusedmix: the pixels of the plan do not fit the batch");
-  }
+// Masks that are stored: those of `batch` samples, of those sides. `kept` becomes the memory that the view is of.
+inline Pixels pixels_of(const Tensor& given, const int64_t* sides, int64_t per, int64_t batch, Tensor& kept) {
+  const bool soft = given.scalar_type() == ScalarType::Short;
+  const int64_t count = stored_pixels(sides), stride = soft ? count : (count + 31) / 32;
+  kept = packed("pixels", given, soft ? ScalarType::Short : ScalarType::Int, {mask_rows(per, batch), stride});
   return {soft ? nullptr : const_data<uint32_t>(kept), soft ? const_data<uint16_t>(kept) : nullptr, stride,
           {sides[0], sides[1], sides[2]}, static_cast<int32_t>(per), batch};
 }
-
-// The tensors of a plan that kernels read, alive as long as the view is used.
-struct PlanTensors {
-  Tensor partner, kind, geometry, value;
-  std::optional<Tensor> pixels;
-
-  PlanTensors(const Tensor& p, const Tensor& k, const Tensor& g, const Tensor& v, const std::optional<Tensor>& px = {})
-      : partner(packed(p, ScalarType::Long)),
-        kind(packed(k, ScalarType::Int)),
-        geometry(packed(g, ScalarType::Int)),
-        value(packed(v, ScalarType::Float)) {
-    if (px) pixels = px->is_contiguous() ? *px : torch::stable::contiguous(*px);
-  }
-
-  PlanView view(int64_t pairing, int64_t per, const int64_t* sides) const {
-    PlanView made{const_data<int64_t>(partner), const_data<int32_t>(kind),        const_data<int32_t>(geometry),
-                  const_data<float>(value),     static_cast<int32_t>(pairing), per == kPerBatch, {}};
-    if (pixels) made.pixels = pixels_of(*pixels, sides, per, kind.size(0));
-    const int64_t rows = made.shared && kind.size(0) > 0 ? 1 : kind.size(0);
-    for (int64_t i = 0; i < rows && !pixels; ++i) {
-      if (is_fourier(made.kind[i])) throw std::invalid_argument("fusedmix: the plan of FMix lacks its pixels");
-    }
-    return made;
-  }
-};
 
 inline Layout layout_of(const Tensor& src, const Tensor& dst, int64_t spatial) {
   return make_layout(static_cast<int>(src.dim()), src.sizes().data(), src.strides().data(), dst.strides().data(),
@@ -154,35 +142,56 @@ struct Request {
   double p;
   std::optional<Tensor> lam, classes, seed, drawn, partner;
 
+  // Checked. What the tensors hold is not, but for the spec: check_drawn() does that on the host.
   cpu::SampleArgs args() {
     cpu::SampleArgs a{};
-    spec = packed(spec, ScalarType::Double);
+    spec = packed_spec(spec);
     a.rows = reinterpret_cast<const MethodRow*>(spec.const_data_ptr());
     a.methods = static_cast<int32_t>(spec.size(0));
+    check_number("the batch size", batch, 0, INT64_MAX);
     a.batch = batch;
     a.ndim = static_cast<int32_t>(size.size());
-    for (int axis = 0; axis < 3; ++axis) a.size[axis] = axis < 3 - a.ndim ? 1 : size[axis - (3 - a.ndim)];
+    to_sides(size, a.size, 1);
+    if (has_fourier()) stored_pixels(a.size);
+    check_hints(pairing, per);
     a.pairing = static_cast<int32_t>(pairing);
     a.per = static_cast<int32_t>(per);
     a.p = p;
     if (lam) {
-      lam = packed(*lam, ScalarType::Float);
-      a.lam = const_data<float>(*lam);
       a.lam_each = lam->dim() == 1;
+      lam = a.lam_each ? packed("lam", *lam, ScalarType::Float, {batch}) : packed("lam", *lam, ScalarType::Float, {});
+      a.lam = const_data<float>(*lam);
     }
     if (classes) {
-      classes = packed(*classes, ScalarType::Long);
+      classes = packed("labels", *classes, ScalarType::Long, {batch});
       a.classes = const_data<int64_t>(*classes);
     }
     if (drawn) {
-      drawn = packed(*drawn, ScalarType::Double);
+      const int64_t draws = per == kPerBatch ? 1 : mask_rows(per, batch);
+      drawn = packed("drawn", *drawn, ScalarType::Double, {draws, kDrawnWidth});
       a.drawn = const_data<double>(*drawn);
     }
     if (partner) {
-      partner = packed(*partner, ScalarType::Long);
+      partner = packed("partner", *partner, ScalarType::Long, {batch});
       a.partner = const_data<int64_t>(*partner);
     }
+    if (seed) packed_number("seed", *seed, ScalarType::Long, false);  // one that is to be drawn has none
+    if (pairing > kFlip && drawn && !partner) refuse("partner is missing: where numbers were drawn elsewhere, so were partners");
+    if (pairing > kRandom && !partner && !classes) refuse("labels are missing: the partners depend on them");
     return a;
+  }
+
+  // What kernels on the host take for granted of numbers that were drawn elsewhere.
+  void check_drawn(const cpu::SampleArgs& a) const {
+    for (int64_t i = 0; a.drawn != nullptr && i < drawn->size(0); ++i) {
+      const double* row = a.drawn + kDrawnWidth * i;
+      bool fits = row[0] >= 0 && row[0] < a.methods;
+      for (int axis = 0; axis < 3; ++axis) fits = fits && row[3 + axis] >= 0 && row[3 + axis] < static_cast<double>(a.size[axis]);
+      if (!fits) refuse("row " + std::to_string(i) + " of drawn has no such method, or a centre outside of the image");
+    }
+    if (a.partner == nullptr) return;
+    check_partners(a.partner, batch);
+    if (!is_permutation(a.partner, batch)) refuse_repeated_partners();
   }
 
   // Whether one draw serves the whole batch. One λ for each sample makes the masks differ, whatever the draws were.
@@ -190,12 +199,18 @@ struct Request {
 
   // How many spatial dims the masks depend on: none if every method of the request is constant.
   int64_t spatial() const {
-    const Tensor rows = packed(spec, ScalarType::Double);
-    const auto* row = reinterpret_cast<const MethodRow*>(rows.const_data_ptr());
-    for (int64_t i = 0; i < rows.size(0); ++i) {
-      if (!is_constant(row[i].method)) return static_cast<int64_t>(size.size());
-    }
-    return 0;
+    return has([](const MethodRow& row) { return !is_constant(row.method); }) ? static_cast<int64_t>(size.size()) : 0;
+  }
+  // The masks of FMix are made between the plan and the images.
+  bool has_fourier() const {
+    return has([](const MethodRow& row) { return is_fourier_method(row.method); });
+  }
+
+ private:
+  template <class F>
+  bool has(const F& f) const {
+    const auto* row = static_cast<const MethodRow*>(spec.const_data_ptr());  // packed by args()
+    return std::any_of(row, row + spec.size(0), f);
   }
 };
 
@@ -212,11 +227,11 @@ inline void draw_as_torchvision(const cpu::SampleArgs& args, double* drawn) {
   const MethodRow& row = args.rows[0];
   if (args.methods != 1 || args.p < 1.0 || row.p < 1.0 || args.per != kPerBatch || args.pairing > kFlip ||
       is_fourier_method(row.method)) {
-    throw std::invalid_argument("fusedmix: this request is drawn elsewhere");
+    refuse("this request is drawn elsewhere");
   }
   // Kept for good, one of each a thread: making them would cost as much as the draws.
-  static thread_local const Tensor& alphas = *new Tensor(empty_cpu({2}, ScalarType::Double));
-  static thread_local const Tensor& integer = *new Tensor(empty_cpu({1}, ScalarType::Long));
+  static thread_local const Tensor& alphas = *new Tensor(empty_cpu("a draw", {2}, ScalarType::Double));
+  static thread_local const Tensor& integer = *new Tensor(empty_cpu("a draw", {1}, ScalarType::Long));
   std::fill(drawn, drawn + kDrawnWidth, 0.0);
   drawn[1] = 1.0;
   drawn[2] = row.lam == row.lam ? row.lam : 1.0;
@@ -245,7 +260,7 @@ inline void draw_as_torchvision(const cpu::SampleArgs& args, double* drawn) {
 // torch.ops.fusedmix.draw_seed would.
 inline uint64_t seed_value(const Tensor& seed) {
   if (seed.numel() > 0) return static_cast<uint64_t>(*const_data<int64_t>(seed));
-  static thread_local const Tensor& drawn = *new Tensor(empty_cpu({1}, ScalarType::Long));
+  static thread_local const Tensor& drawn = *new Tensor(empty_cpu("a draw", {1}, ScalarType::Long));
   StableIValue stack[] = {torch::stable::detail::from(drawn), torch::stable::detail::from(std::nullopt)};
   call("aten::random_", "", stack);
   torch::stable::detail::to<Tensor>(stack[0]);
@@ -255,6 +270,7 @@ inline uint64_t seed_value(const Tensor& seed) {
 // The plan of a request on the CPU: from a seed, from numbers drawn elsewhere, or drawn here.
 inline Plan sample_on_cpu(Request& request) {
   cpu::SampleArgs args = request.args();
+  request.check_drawn(args);
   double drawn[kDrawnWidth];
   if (request.seed) {
     args.seed = seed_value(*request.seed);
@@ -268,18 +284,19 @@ inline Plan sample_on_cpu(Request& request) {
 }
 
 // Everything that fusedmix/checks.py refuses, for an operator that draws: nothing may be drawn for a batch that cannot be
-// mixed. Only that it is refused matters: the caller then asks checks.py for the reason.
-inline void check_step(const Tensor& x, const Tensor& y, const Request& request, bool in_place, int64_t num_classes) {
-  const auto refuse = [] { throw std::invalid_argument("fusedmix: this batch cannot be mixed in one call"); };
-  const int64_t spatial = static_cast<int64_t>(request.size.size());
-  element_type(x);
-  if (spatial < 1 || spatial > 3 || x.dim() < spatial + 1 || x.size(0) != request.batch) refuse();
-  for (int64_t d = 0; d < spatial; ++d) {
-    if (request.size[d] < 1 || x.size(x.dim() - spatial + d) != request.size[d]) refuse();
-  }
-  if (y.dim() < 1 || y.dim() > 2 || y.size(0) != request.batch || num_classes < 1) refuse();
-  if (y.dim() == 2 && y.size(1) != num_classes) refuse();
+// mixed. What the labels hold is left to the binding.
+inline void check_step(const Tensor& x, const Tensor& y, Request& request, bool in_place, int64_t num_classes) {
+  request.args();
+  // The masks of FMix are made between the plan and the images.
+  if (request.has_fourier()) refuse("FMix cannot be mixed in one call");
+  int64_t sides[3];
+  const auto spatial = static_cast<int64_t>(request.size.size());
+  check_images(x, spatial, false, sides);
+  if (x.size(0) != request.batch) check_number("the batch size", request.batch, x.size(0), x.size(0));
+  for (int64_t d = 0; d < spatial; ++d) check_number("a spatial side", x.size(x.dim() - spatial + d), request.size[d], request.size[d]);
+  check_labels(y, request.batch, num_classes, true);
   if (!in_place || x.numel() == 0) return;
+  constexpr char kOverlaps[] = "images cannot be mixed in place: their memory overlaps itself";
   // Sorted by stride, each dim must step over all that the smaller ones span.
   const auto sizes = x.sizes(), strides = x.strides();
   int64_t span = 0, last = -1;
@@ -291,9 +308,9 @@ inline void check_step(const Tensor& x, const Tensor& y, const Request& request,
     }
     if (next < 0) break;
     for (int64_t d = 0; d < x.dim(); ++d) {
-      if (d != next && sizes[d] > 1 && strides[d] == strides[next]) refuse();
+      if (d != next && sizes[d] > 1 && strides[d] == strides[next]) refuse(kOverlaps);
     }
-    if (strides[next] <= span) refuse();
+    if (strides[next] <= span) refuse(kOverlaps);
     last = strides[next];
     span += strides[next] * (sizes[next] - 1);
   }

@@ -24,38 +24,61 @@ Plan sample(Tensor spec, int64_t batch_size, std::vector<int64_t> size, int64_t 
   return sample_on_cpu(request);
 }
 
+// The masks of a plan, in the types and layouts that kernels read, alive as long as the view is used. Checked, and what they
+// hold as well.
+struct MaskTensors {
+  Tensor kind, geometry, value, pixels;
+  PlanView view{};
+
+  // `ndim`: on how many spatial dims the masks depend. `given`: the pixels.
+  MaskTensors(const Tensor& k, const Tensor& g, const Tensor& v, int64_t batch, const int64_t* sides, int64_t ndim, int64_t pairing,
+              int64_t per, const std::optional<Tensor>& given)
+      : kind(packed("kind", k, ScalarType::Int, {batch})),
+        geometry(packed("geometry", g, ScalarType::Int, {batch, 6})),
+        value(packed("value", v, ScalarType::Float, {batch, 2})) {
+    check_hints(pairing, per);
+    view = {nullptr, const_data<int32_t>(kind), const_data<int32_t>(geometry), const_data<float>(value),
+            static_cast<int32_t>(pairing), per == kPerBatch, {}};
+    if (given) view.pixels = pixels_of(*given, sides, per, batch, pixels);
+    check_kinds(view.kind, batch, ndim > 0, given.has_value());
+  }
+};
+
 Tensor mask(Tensor kind, Tensor geometry, Tensor value, std::vector<int64_t> size, int64_t per, std::optional<Tensor> pixels) {
-  const PlanTensors plan(empty_cpu({0}, ScalarType::Long), kind, geometry, value, pixels);
   int64_t sides[3];
-  to_sides(size, 0, static_cast<int64_t>(size.size()), sides);
-  const int64_t n = kind.size(0);
-  std::vector<int64_t> shape{n};
-  shape.insert(shape.end(), size.begin(), size.end());
-  Tensor out = torch::stable::new_empty(value, torch::headeronly::IntHeaderOnlyArrayRef(shape));
-  PlanView view = plan.view(kRandom, per, sides);
-  view.shared = false;  // a mask is written for every sample
-  cpu::masks(view, n, sides, data<float>(out), parallel());
+  to_sides(size, sides, 0);
+  const int64_t n = rows_of("kind", kind);
+  MaskTensors masks(kind, geometry, value, n, sides, static_cast<int64_t>(size.size()), kRandom, per, pixels);
+  Tensor out = new_masks(masks.value, n, size);
+  masks.view.shared = false;  // a mask is written for every sample
+  cpu::masks(masks.view, n, sides, data<float>(out), parallel());
   return out;
 }
 
 Tensor fourier(Tensor spec, Tensor kind, Tensor geometry, Tensor value, Tensor seed, std::vector<int64_t> size, int64_t per,
                int64_t draws, bool soft) {
-  const Tensor rows = packed(spec, ScalarType::Double);
-  const PlanTensors plan(empty_cpu({0}, ScalarType::Long), kind, geometry, value);
+  const Tensor rows = packed_spec(spec);
   cpu::FourierArgs a{};
   a.rows = reinterpret_cast<const MethodRow*>(rows.const_data_ptr());
   a.methods = static_cast<int32_t>(rows.size(0));
   a.ndim = static_cast<int32_t>(size.size());
-  to_sides(size, 0, a.ndim, a.size);
-  a.batch = kind.size(0);
+  to_sides(size, a.size, 1);
+  a.batch = rows_of("kind", kind);
+  check_hints(kRandom, per);
+  check_hints(kRandom, draws);
+  kind = packed("kind", kind, ScalarType::Int, {a.batch});
+  geometry = packed("geometry", geometry, ScalarType::Int, {a.batch, 6});
+  value = packed("value", value, ScalarType::Float, {a.batch, 2});
   a.per = static_cast<int32_t>(per);
   a.draws = static_cast<int32_t>(draws);
-  a.seed = seed.numel() > 0 ? static_cast<uint64_t>(*const_data<int64_t>(seed)) : 0;
-  a.kind = const_data<int32_t>(plan.kind);
-  a.geometry = const_data<int32_t>(plan.geometry);
-  a.value = const_data<float>(plan.value);
-  const int64_t pixels = a.size[0] * a.size[1] * a.size[2], n = mask_rows(per, a.batch);
-  const Tensor out = soft ? empty_cpu({n, pixels}, ScalarType::Short) : empty_cpu({n, (pixels + 31) / 32}, ScalarType::Int);
+  packed_number("seed", seed, ScalarType::Long, a.batch > 0);
+  if (seed.numel() > 0) a.seed = static_cast<uint64_t>(*const_data<int64_t>(seed));
+  a.kind = const_data<int32_t>(kind);
+  a.geometry = const_data<int32_t>(geometry);
+  a.value = const_data<float>(value);
+  const int64_t pixels = stored_pixels(a.size), n = mask_rows(per, a.batch);
+  const Tensor out = soft ? empty_cpu("the pixels of FMix's masks", {n, pixels}, ScalarType::Short)
+                          : empty_cpu("the pixels of FMix's masks", {n, (pixels + 31) / 32}, ScalarType::Int);
   if (soft) {
     a.levels = data<uint16_t>(out);
   } else {
@@ -65,33 +88,40 @@ Tensor fourier(Tensor spec, Tensor kind, Tensor geometry, Tensor value, Tensor s
   return out;
 }
 
-void apply(const Tensor& src, const Tensor& dst, const PlanTensors& plan, int64_t ndim, int64_t pairing, int64_t per,
-           bool adjoint = false) {
+enum class Way { kOutOfPlace, kInPlace, kAdjoint };
+
+// Into `out`, if there is any: the images themselves in place.
+Tensor apply(Way way, const Tensor& src, const Tensor* out, const Tensor& partner, const Tensor& kind, const Tensor& geometry,
+             const Tensor& value, int64_t ndim, int64_t pairing, int64_t per, const std::optional<Tensor>& pixels) {
   int64_t sides[3];
-  to_sides(src.sizes(), src.dim() - ndim, ndim, sides);
-  cpu::mix({element_type(src), src.const_data_ptr(), dst.mutable_data_ptr(), layout_of(src, dst, ndim),
-            plan.view(pairing, per, sides), adjoint},
+  check_images(src, ndim, way == Way::kAdjoint, sides);
+  const int64_t batch = src.size(0);
+  const Tensor partners = packed("partner", partner, ScalarType::Long, {batch});
+  MaskTensors masks(kind, geometry, value, batch, sides, ndim, pairing, per, pixels);
+  masks.view.partner = const_data<int64_t>(partners);
+  const Tensor dst = out == nullptr ? new_like(src) : *out;
+  cpu::mix({element_type(src), src.const_data_ptr(), dst.mutable_data_ptr(), layout_of(src, dst, ndim), masks.view,
+            way == Way::kAdjoint},
            parallel());
+  return dst;
 }
 
 Tensor mix(Tensor x, Tensor partner, Tensor kind, Tensor geometry, Tensor value, int64_t ndim, int64_t pairing,
            int64_t per, std::optional<Tensor> pixels) {
-  Tensor out = new_like(x);
-  apply(x, out, {partner, kind, geometry, value, pixels}, ndim, pairing, per);
-  return out;
+  return apply(Way::kOutOfPlace, x, nullptr, partner, kind, geometry, value, ndim, pairing, per, pixels);
 }
 
 void mix_(Tensor x, Tensor partner, Tensor kind, Tensor geometry, Tensor value, int64_t ndim, int64_t pairing,
           int64_t per, std::optional<Tensor> pixels) {
-  apply(x, x, {partner, kind, geometry, value, pixels}, ndim, pairing, per);
+  apply(Way::kInPlace, x, &x, partner, kind, geometry, value, ndim, pairing, per, pixels);
 }
 
 Tensor mix_adjoint(Tensor grad, Tensor partner, Tensor kind, Tensor geometry, Tensor value, int64_t ndim, int64_t pairing,
                    int64_t per, std::optional<Tensor> pixels) {
-  Tensor out = new_like(grad);
-  apply(grad, out, {partner, kind, geometry, value, pixels}, ndim, pairing, per, true);
-  return out;
+  return apply(Way::kAdjoint, grad, nullptr, partner, kind, geometry, value, ndim, pairing, per, pixels);
 }
+
+[[noreturn]] void refuse_labels(const Tensor& labels) { refuse("labels", labels, "integers or floating point"); }
 
 // Labels of an integer type, or soft labels that are not floating point, in the type that the kernels take.
 template <class To>
@@ -113,13 +143,8 @@ void converted(const Tensor& labels, To* out) {
     case ScalarType::UInt16: return copy(const_data<uint16_t>(labels));
     case ScalarType::UInt32: return copy(const_data<uint32_t>(labels));
     case ScalarType::UInt64: return copy(const_data<uint64_t>(labels));
-    default: throw std::invalid_argument("fusedmix: labels of this dtype cannot be mixed");
+    default: refuse_labels(labels);
   }
-}
-
-bool floating(ScalarType type) {
-  return type == ScalarType::Float || type == ScalarType::Half || type == ScalarType::BFloat16 ||
-         type == ScalarType::Double;
 }
 
 // Classes as int64, in `copy` if they are not so already. Throws if one is out of range.
@@ -129,8 +154,7 @@ const int64_t* classes_of(const Tensor& labels, int64_t num_classes, std::vector
   if (labels.scalar_type() == ScalarType::Long && labels.is_contiguous()) {
     classes = const_data<int64_t>(labels);
   } else {
-    if (labels.scalar_type() == ScalarType::Bool) throw std::invalid_argument("fusedmix: classes may not be bool");
-    copy.resize(batch);
+    resize(copy, batch, "the classes as int64");
     converted(labels, copy.data());
     classes = copy.data();
   }
@@ -143,89 +167,8 @@ const int64_t* classes_of(const Tensor& labels, int64_t num_classes, std::vector
   return classes;
 }
 
-void check_labels(const Tensor& labels, int64_t num_classes) {
-  std::vector<int64_t> copy;
-  if (labels.dim() == 1) {
-    classes_of(labels, num_classes, copy);
-  } else if (!floating(labels.scalar_type())) {
-    switch (labels.scalar_type()) {
-      case ScalarType::Long: case ScalarType::Int: case ScalarType::Short: case ScalarType::Char: case ScalarType::Byte:
-      case ScalarType::Bool: case ScalarType::UInt16: case ScalarType::UInt32: case ScalarType::UInt64: return;
-      default: throw std::invalid_argument("fusedmix: labels of this dtype cannot be mixed");
-    }
-  }
-}
-
-Tensor mix_labels(Tensor labels, Tensor partner, Tensor weight, int64_t num_classes, double label_smoothing) {
-  partner = packed(partner, ScalarType::Long);
-  weight = packed(weight, ScalarType::Double);
-  const int64_t batch = labels.size(0);
-  cpu::LabelArgs args{};
-  args.partner = const_data<int64_t>(partner);
-  args.weight = const_data<double>(weight);
-  args.batch = batch;
-  args.num_classes = num_classes;
-  args.smoothing = label_smoothing;
-  std::vector<int64_t> classes;
-  std::vector<float> soft;
-  ScalarType type = ScalarType::Float;
-  if (labels.dim() == 1) {
-    args.classes = classes_of(labels, num_classes, classes);
-  } else if (floating(labels.scalar_type())) {
-    type = labels.scalar_type();
-    args.type = element_type(labels);
-    args.soft = labels.const_data_ptr();
-    args.soft_stride = labels.stride(0);
-    args.soft_step = labels.stride(1);
-  } else {
-    soft.resize(batch * num_classes);
-    converted(labels, soft.data());
-    args.soft = soft.data();
-    args.soft_stride = num_classes;
-    args.soft_step = 1;
-  }
-  Tensor targets = empty_cpu({batch, num_classes}, type);
-  args.targets = targets.mutable_data_ptr();
-  if (batch > 0) cpu::mix_labels(args, parallel());
-  return targets;
-}
-
-// The whole step: plan, targets, images. The labels first: one out of range must leave the images as they were.
-std::tuple<Tensor, Plan> step(const Tensor& x, const Tensor& out, const Tensor& y, Request request, int64_t num_classes,
-                              double label_smoothing) {
-  check_step(x, y, request, x.get() == out.get(), num_classes);
-  check_labels(y, num_classes);
-  Plan plan = sample_on_cpu(request);
-  const auto& [partner, lam, weight, kind, geometry, value] = plan;
-  Tensor targets = mix_labels(y, partner, weight, num_classes, label_smoothing);
-  apply(x, out, {partner, kind, geometry, value}, request.spatial(), request.pairing,
-        request.shared() ? kPerBatch : kPerSample);
-  return {targets, plan};
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mix_batch(
-    Tensor x, Tensor y, Tensor spec, int64_t batch_size, std::vector<int64_t> size, int64_t pairing, int64_t per, double p,
-    std::optional<Tensor> lam, std::optional<Tensor> labels, std::optional<Tensor> seed, std::optional<Tensor> drawn,
-    std::optional<Tensor> partner, int64_t num_classes, double label_smoothing) {
-  Tensor out = new_like(x);
-  auto [targets, plan] = step(x, out, y, {spec, batch_size, size, pairing, per, p, lam, labels, seed, drawn, partner},
-                              num_classes, label_smoothing);
-  return std::tuple_cat(std::make_tuple(out, targets), plan);
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mix_batch_(
-    Tensor x, Tensor y, Tensor spec, int64_t batch_size, std::vector<int64_t> size, int64_t pairing, int64_t per, double p,
-    std::optional<Tensor> lam, std::optional<Tensor> labels, std::optional<Tensor> seed, std::optional<Tensor> drawn,
-    std::optional<Tensor> partner, int64_t num_classes, double label_smoothing) {
-  auto [targets, plan] = step(x, x, y, {spec, batch_size, size, pairing, per, p, lam, labels, seed, drawn, partner},
-                              num_classes, label_smoothing);
-  return std::tuple_cat(std::make_tuple(targets), plan);
-}
-
-// ---- label losses ----
-
-cpu::LabelType soft_type(ScalarType type) {
-  switch (type) {
+cpu::LabelType soft_type(const Tensor& labels) {
+  switch (labels.scalar_type()) {
     case ScalarType::Long: return cpu::LabelType::kInt64;
     case ScalarType::Int: return cpu::LabelType::kInt32;
     case ScalarType::Short: return cpu::LabelType::kInt16;
@@ -239,9 +182,84 @@ cpu::LabelType soft_type(ScalarType type) {
     case ScalarType::Half: return cpu::LabelType::kFloat16;
     case ScalarType::BFloat16: return cpu::LabelType::kBFloat16;
     case ScalarType::Double: return cpu::LabelType::kFloat64;
-    default: throw std::invalid_argument("fusedmix: labels of this dtype cannot be mixed");
+    default: refuse_labels(labels);
   }
 }
+
+Tensor mix_labels(Tensor labels, Tensor partner, Tensor weight, int64_t num_classes, double label_smoothing) {
+  const int64_t batch = rows_of("labels", labels);
+  check_labels(labels, batch, num_classes, true);
+  partner = packed("partner", partner, ScalarType::Long, {batch});
+  weight = packed("weight", weight, ScalarType::Double, {batch});
+  check_partners(const_data<int64_t>(partner), batch);
+  cpu::LabelArgs args{};
+  args.partner = const_data<int64_t>(partner);
+  args.weight = const_data<double>(weight);
+  args.batch = batch;
+  args.num_classes = num_classes;
+  args.smoothing = label_smoothing;
+  std::vector<int64_t> classes;
+  std::vector<float> soft;
+  ScalarType type = ScalarType::Float;
+  if (labels.dim() == 1) {
+    args.classes = classes_of(labels, num_classes, classes);
+  } else if (is_floating(labels.scalar_type())) {
+    type = labels.scalar_type();
+    args.type = element_type(labels);
+    args.soft = labels.const_data_ptr();
+    args.soft_stride = labels.stride(0);
+    args.soft_step = labels.stride(1);
+  } else {
+    resize(soft, batch * num_classes, "the labels as float32");
+    converted(labels, soft.data());
+    args.soft = soft.data();
+    args.soft_stride = num_classes;
+    args.soft_step = 1;
+  }
+  Tensor targets = empty_cpu("the targets", {batch, num_classes}, type);
+  args.targets = targets.mutable_data_ptr();
+  if (batch > 0) cpu::mix_labels(args, parallel());
+  return targets;
+}
+
+// The whole step: plan, targets, images. The labels first: one out of range must leave the images as they were.
+std::tuple<Tensor, Tensor, Plan> step(Way way, const Tensor& x, const Tensor& y, Request request, int64_t num_classes,
+                                      double label_smoothing) {
+  check_step(x, y, request, way == Way::kInPlace, num_classes);
+  std::vector<int64_t> copy;
+  if (y.dim() == 1) {
+    classes_of(y, num_classes, copy);
+  } else {
+    soft_type(y);
+  }
+  const Tensor out = way == Way::kInPlace ? x : new_like(x);  // before anything is drawn: memory may be short
+  Plan plan = sample_on_cpu(request);
+  const auto& [partner, lam, weight, kind, geometry, value] = plan;
+  Tensor targets = mix_labels(y, partner, weight, num_classes, label_smoothing);
+  Tensor mixed = apply(way, x, &out, partner, kind, geometry, value, request.spatial(), request.pairing,
+                       request.shared() ? kPerBatch : kPerSample, std::nullopt);
+  return {mixed, targets, plan};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mix_batch(
+    Tensor x, Tensor y, Tensor spec, int64_t batch_size, std::vector<int64_t> size, int64_t pairing, int64_t per, double p,
+    std::optional<Tensor> lam, std::optional<Tensor> labels, std::optional<Tensor> seed, std::optional<Tensor> drawn,
+    std::optional<Tensor> partner, int64_t num_classes, double label_smoothing) {
+  auto [mixed, targets, plan] = step(Way::kOutOfPlace, x, y, {spec, batch_size, size, pairing, per, p, lam, labels, seed, drawn, partner},
+                                     num_classes, label_smoothing);
+  return std::tuple_cat(std::make_tuple(mixed, targets), plan);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mix_batch_(
+    Tensor x, Tensor y, Tensor spec, int64_t batch_size, std::vector<int64_t> size, int64_t pairing, int64_t per, double p,
+    std::optional<Tensor> lam, std::optional<Tensor> labels, std::optional<Tensor> seed, std::optional<Tensor> drawn,
+    std::optional<Tensor> partner, int64_t num_classes, double label_smoothing) {
+  auto [mixed, targets, plan] = step(Way::kInPlace, x, y, {spec, batch_size, size, pairing, per, p, lam, labels, seed, drawn, partner},
+                                     num_classes, label_smoothing);
+  return std::tuple_cat(std::make_tuple(targets), plan);
+}
+
+// ---- label losses ----
 
 cpu::LossArgs loss_args(LossTensors& t, double label_smoothing) {
   cpu::LossArgs args{};
@@ -253,12 +271,11 @@ cpu::LossArgs loss_args(LossTensors& t, double label_smoothing) {
     args.classes = const_data<int64_t>(t.labels);
   } else {
     args.soft = t.labels.const_data_ptr();
-    args.soft_type = soft_type(t.labels.scalar_type());
+    args.soft_type = soft_type(t.labels);
     args.soft_stride = t.labels.stride(0);
     args.soft_step = t.labels.stride(1);
   }
-  t.partner = packed(t.partner, ScalarType::Long);
-  t.weight = packed(t.weight, ScalarType::Double);
+  check_partners(const_data<int64_t>(t.partner), t.batch());
   args.partner = const_data<int64_t>(t.partner);
   args.weight = const_data<double>(t.weight);
   if (t.class_weight) args.class_weight = t.class_weight->const_data_ptr();
@@ -266,6 +283,16 @@ cpu::LossArgs loss_args(LossTensors& t, double label_smoothing) {
   args.batch = t.batch();
   args.num_classes = t.classes();
   args.smoothing = label_smoothing;
+  return args;
+}
+
+// A class out of range is an error: there is no logit for it.
+cpu::LossArgs binary_args(LossTensors& t, double label_smoothing, std::optional<double> threshold) {
+  cpu::LossArgs args = loss_args(t, label_smoothing);
+  args.thresholded = threshold.has_value();
+  args.threshold = threshold.value_or(0);
+  std::vector<int64_t> unused;
+  if (t.labels.dim() == 1) classes_of(t.labels, t.classes(), unused);
   return args;
 }
 
@@ -279,7 +306,7 @@ void total(const Tensor& losses, double factor, const Tensor& out) {
 // The losses of rows times a factor, summed; or as they are.
 Tensor reduced(const Tensor& losses, int64_t reduction, double factor) {
   if (reduction == kNone) return losses;
-  Tensor out = empty_cpu({}, losses.scalar_type());
+  Tensor out = empty_cpu("a loss", {}, losses.scalar_type());
   losses.scalar_type() == ScalarType::Double ? total<double>(losses, factor, out) : total<float>(losses, factor, out);
   return out;
 }
@@ -288,13 +315,15 @@ double number(const Tensor& t) {
   return t.scalar_type() == ScalarType::Double ? *const_data<double>(t) : static_cast<double>(*const_data<float>(t));
 }
 
-std::tuple<Tensor, Tensor, Tensor> cross_entropy(Tensor logits, Tensor labels, Tensor partner, Tensor weight, int64_t, int64_t,
-                                                 std::optional<Tensor> class_weight, double label_smoothing,
+std::tuple<Tensor, Tensor, Tensor> cross_entropy(Tensor logits, Tensor labels, Tensor partner, Tensor weight, int64_t pairing,
+                                                 int64_t per, std::optional<Tensor> class_weight, double label_smoothing,
                                                  int64_t ignore_index, int64_t reduction) {
-  LossTensors t(logits, labels, partner, weight, class_weight, std::nullopt);
+  LossTensors t(logits, labels, partner, weight, class_weight, std::nullopt, pairing, per, false);
+  check_number("reduction", reduction, kNone, kMeanOfAll);
   cpu::LossArgs args = loss_args(t, label_smoothing);
   args.ignore = ignore_index;
-  const Tensor losses = empty_cpu({t.batch()}, t.compute()), statistics = empty_cpu({t.batch(), 2}, t.compute());
+  const Tensor losses = empty_cpu("the losses", {t.batch()}, t.compute());
+  const Tensor statistics = empty_cpu("the losses", {t.batch(), 2}, t.compute());
   cpu::cross_entropy(args, losses.mutable_data_ptr(), statistics.mutable_data_ptr(), parallel());
   double scale = 1;
   if (reduction == kMean) {
@@ -302,47 +331,42 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy(Tensor logits, Tensor labels, T
     for (int64_t i = 0; i < t.batch(); ++i) counted += args.classes[i] != ignore_index;
     scale = 1 / static_cast<double>(counted);
   }
-  Tensor factor = empty_cpu({}, t.compute());
+  Tensor factor = empty_cpu("a loss", {}, t.compute());
   t.compute() == ScalarType::Double ? void(*data<double>(factor) = scale) : void(*data<float>(factor) = static_cast<float>(scale));
   return {reduced(losses, reduction, scale), statistics, factor};
 }
 
-Tensor cross_entropy_backward(Tensor grad, Tensor logits, Tensor labels, Tensor partner, Tensor weight, int64_t, int64_t,
-                              std::optional<Tensor> class_weight, Tensor statistics, Tensor scale, double label_smoothing,
-                              int64_t ignore_index) {
-  LossTensors t(logits, labels, partner, weight, class_weight, std::nullopt);
+Tensor cross_entropy_backward(Tensor grad, Tensor logits, Tensor labels, Tensor partner, Tensor weight, int64_t pairing,
+                              int64_t per, std::optional<Tensor> class_weight, Tensor statistics, Tensor scale,
+                              double label_smoothing, int64_t ignore_index) {
+  LossTensors t(logits, labels, partner, weight, class_weight, std::nullopt, pairing, per, false);
   cpu::LossArgs args = loss_args(t, label_smoothing);
   args.ignore = ignore_index;
-  statistics = packed(statistics, t.compute());
-  const Tensor out = empty_cpu({t.batch(), t.classes()}, logits.scalar_type());
+  statistics = packed("statistics", statistics, t.compute(), {t.batch(), 2});
+  scale = packed("scale", scale, t.compute(), {});
+  const Tensor out = empty_cpu("the gradient", {t.batch(), t.classes()}, logits.scalar_type());
   const int64_t step = t.grad_step(grad);
   cpu::cross_entropy_backward(args, statistics.const_data_ptr(), grad.const_data_ptr(), step, number(scale),
                               out.mutable_data_ptr(), parallel());
   return out;
 }
 
-Tensor binary_cross_entropy(Tensor logits, Tensor labels, Tensor partner, Tensor weight, int64_t, int64_t,
+Tensor binary_cross_entropy(Tensor logits, Tensor labels, Tensor partner, Tensor weight, int64_t pairing, int64_t per,
                             std::optional<Tensor> class_weight, std::optional<Tensor> pos_weight, double label_smoothing,
                             std::optional<double> threshold, int64_t reduction) {
-  LossTensors t(logits, labels, partner, weight, class_weight, pos_weight);
-  cpu::LossArgs args = loss_args(t, label_smoothing);
-  args.thresholded = threshold.has_value();
-  args.threshold = threshold.value_or(0);
-  std::vector<int64_t> checked;
-  if (labels.dim() == 1) classes_of(t.labels, t.classes(), checked);
-  const Tensor losses = empty_cpu({t.batch()}, t.compute());
+  LossTensors t(logits, labels, partner, weight, class_weight, pos_weight, pairing, per, true);
+  const cpu::LossArgs args = binary_args(t, label_smoothing, threshold);
+  const Tensor losses = empty_cpu("the losses", {t.batch()}, t.compute());
   cpu::binary_cross_entropy(args, losses.mutable_data_ptr(), parallel());
   return reduced(losses, reduction, t.factor(reduction));
 }
 
-Tensor binary_cross_entropy_backward(Tensor grad, Tensor logits, Tensor labels, Tensor partner, Tensor weight, int64_t,
-                                     int64_t, std::optional<Tensor> class_weight, std::optional<Tensor> pos_weight,
+Tensor binary_cross_entropy_backward(Tensor grad, Tensor logits, Tensor labels, Tensor partner, Tensor weight, int64_t pairing,
+                                     int64_t per, std::optional<Tensor> class_weight, std::optional<Tensor> pos_weight,
                                      double label_smoothing, std::optional<double> threshold, int64_t reduction) {
-  LossTensors t(logits, labels, partner, weight, class_weight, pos_weight);
-  cpu::LossArgs args = loss_args(t, label_smoothing);
-  args.thresholded = threshold.has_value();
-  args.threshold = threshold.value_or(0);
-  const Tensor out = empty_cpu({t.batch(), t.classes()}, logits.scalar_type());
+  LossTensors t(logits, labels, partner, weight, class_weight, pos_weight, pairing, per, true);
+  const cpu::LossArgs args = binary_args(t, label_smoothing, threshold);
+  const Tensor out = empty_cpu("the gradient", {t.batch(), t.classes()}, logits.scalar_type());
   const int64_t step = t.grad_step(grad);
   cpu::binary_cross_entropy_backward(args, grad.const_data_ptr(), step, t.factor(reduction), out.mutable_data_ptr(),
                                      parallel());

@@ -13,18 +13,18 @@ struct LossTensors {
   Tensor logits, labels, partner, weight;
   std::optional<Tensor> class_weight, pos_weight;
 
+  // `soft`: labels may be (B, K).
   LossTensors(const Tensor& z, const Tensor& y, const Tensor& p, const Tensor& w, const std::optional<Tensor>& c,
-              const std::optional<Tensor>& positive)
-      : logits(z), labels(y.dim() == 1 ? packed(y, ScalarType::Long) : y), partner(p), weight(w) {
-    if (element_type(z) == ElementType::kUInt8) throw std::invalid_argument("fusedmix: logits must be floating point");
-    if (y.size(0) != z.size(0) || p.size(0) != z.size(0) || w.size(0) != z.size(0)) {
-      throw std::invalid_argument("fusedmix: logits, labels and plan must have one batch size");
-    }
-    if (c) class_weight = packed(*c, compute());
-    if (positive) pos_weight = packed(*positive, compute());
-    for (const auto& each : {class_weight, pos_weight}) {
-      if (each && each->size(0) != classes()) throw std::invalid_argument("fusedmix: a weight of another number of classes");
-    }
+              const std::optional<Tensor>& positive, int64_t pairing, int64_t per, bool soft)
+      : logits(z) {
+    if (z.dim() != 2 || !is_floating(z.scalar_type())) refuse("logits", z, "floating point of shape (any, any)");
+    check_labels(y, batch(), classes(), soft);
+    check_hints(pairing, per);
+    labels = y.dim() == 1 ? packed("labels", y, ScalarType::Long, {batch()}) : y;
+    partner = packed("partner", p, ScalarType::Long, {batch()});
+    weight = packed("weight", w, ScalarType::Double, {batch()});
+    if (c) class_weight = packed("the weights of classes", *c, compute(), {classes()});
+    if (positive) pos_weight = packed("the weights of positives", *positive, compute(), {classes()});
   }
 
   int64_t batch() const { return logits.size(0); }
@@ -33,13 +33,17 @@ struct LossTensors {
 
   // By which the sum of all losses is multiplied, where no label is ignored.
   double factor(int64_t reduction) const {
+    check_number("reduction", reduction, kNone, kMeanOfAll);
     const double rows = static_cast<double>(batch());
     return reduction == kMean ? 1 / rows : (reduction == kMeanOfAll ? 1 / (rows * static_cast<double>(classes())) : 1.0);
   }
 
   // Of one gradient for all rows 0, else from row to row.
   int64_t grad_step(const Tensor& grad) const {
-    if (grad.scalar_type() != compute()) throw std::invalid_argument("fusedmix: a gradient of the wrong dtype");
+    const bool fits = grad.dim() == 0 || (grad.dim() == 1 && grad.size(0) == batch());
+    if (!fits || grad.scalar_type() != compute()) {
+      refuse("grad", grad, name_of(compute()) + " of shape () or " + shape_of(std::initializer_list<int64_t>{batch()}));
+    }
     return grad.dim() == 0 ? 0 : grad.stride(0);
   }
 };

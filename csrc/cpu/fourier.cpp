@@ -2,6 +2,7 @@
 // fusedmix/fourier.py's; one thread makes a mask.
 #include "../include/fusedmix/fourier.h"
 
+#include <algorithm>
 #include <cmath>
 #include <functional>
 #include <limits>
@@ -9,6 +10,7 @@
 #include <mutex>
 #include <vector>
 
+#include "../include/fusedmix/memory.h"
 #include "kernels.h"
 #include "mix.h"
 
@@ -16,6 +18,8 @@ namespace fusedmix::cpu {
 namespace {
 
 constexpr double kTwoPi = 6.283185307179586;
+// What memory is for.
+constexpr char kOfWaves[] = "the waves of FMix's masks", kOfImage[] = "a grey image of FMix";
 
 int64_t round_up(int64_t n) { return (n + kWaveLanes - 1) / kWaveLanes * kWaveLanes; }
 
@@ -33,8 +37,8 @@ struct Waves {
     ny = s.low[1] + s.count[1];
     nx = round_up(s.count[2]);
     half = round_up(s.side[2] / 2 + 1);
-    deviation_a.assign(nz * ny * nx, 0.0f);
-    deviation_b.assign(nz * ny * nx, 0.0f);
+    resize(deviation_a, nz * ny * nx, kOfWaves);
+    resize(deviation_b, nz * ny * nx, kOfWaves);
     for (int64_t z = 0, at = 0; z < nz; ++z) {
       for (int64_t ky = 0; ky < ny; ++ky, at += nx) {
         for (int64_t kx = 0; kx < s.count[2]; ++kx) {
@@ -70,13 +74,15 @@ struct Waves {
   // Of `count` frequencies from `low` at the first `pixels` of `side` pixels, rows `stride` apart. k·x modulo the side is exact.
   static void fill(std::vector<float>& c, std::vector<float>& s, int64_t side, int64_t low, int64_t count, int64_t pixels,
                    int64_t stride) {
-    std::vector<float> one_c(side), one_s(side);
+    std::vector<float> one_c, one_s;
+    resize(one_c, side, kOfWaves);
+    resize(one_s, side, kOfWaves);
     for (int64_t x = 0; x < side; ++x) {
       one_c[x] = static_cast<float>(std::cos(kTwoPi * static_cast<double>(x) / static_cast<double>(side)));
       one_s[x] = static_cast<float>(std::sin(kTwoPi * static_cast<double>(x) / static_cast<double>(side)));
     }
-    c.assign(count * stride, 0.0f);
-    s.assign(count * stride, 0.0f);
+    resize(c, count * stride, kOfWaves);
+    resize(s, count * stride, kOfWaves);
     for (int64_t k = 0; k < count; ++k) {
       const int64_t step = ((low + k) % side + side) % side;
       for (int64_t x = 0, at = 0; x < pixels; ++x, at = (at + step) % side) {
@@ -91,14 +97,15 @@ struct Waves {
 class Maker {
  public:
   explicit Maker(const Waves& waves)
-      : w_(waves),
-        plane_(waves.ny * waves.nx),
-        noise_(4 * waves.nx),
-        coefficients_(waves.spectrum.count[0] * 4 * plane_),
-        turned_(4 * plane_),
-        mixed_(4 * plane_),
-        rows_(2 * waves.spectrum.side[1] * waves.nx),
-        grey_(waves.spectrum.side[0] * waves.spectrum.side[1] * waves.spectrum.side[2]) {}
+      : w_(waves), plane_(waves.ny * waves.nx) {
+    const Spectrum& s = waves.spectrum;
+    resize(noise_, 4 * waves.nx, kOfImage);
+    resize(coefficients_, s.count[0] * 4 * plane_, kOfImage);
+    resize(turned_, 4 * plane_, kOfImage);
+    resize(mixed_, 4 * plane_, kOfImage);
+    resize(rows_, 2 * s.side[1] * waves.nx, kOfImage);
+    resize(grey_, s.side[0] * s.side[1] * s.side[2], kOfImage);
+  }
 
   // The grey image of a mask, row-major.
   const std::vector<float>& grey(uint64_t seed, uint64_t index) {
@@ -181,11 +188,11 @@ class Selector {
     if (number >= n) return loops.above(bits, v, n, -kInfinity);
     float low = -kInfinity, high = kInfinity;
     if (n >= 4 * kSample) bracket(v, n, number, &low, &high);
-    found_.resize(n);
+    resize(found_, n, kOfImage);
     int64_t count = 0;
     int64_t over = loops.bracket(v, n, low, high, found_.data(), n, &count);
     if (number <= over || number > over + count) over = loops.bracket(v, n, -kInfinity, kInfinity, found_.data(), n, &count);
-    values_.resize(count);
+    resize(values_, count, kOfImage);
     for (int64_t k = 0; k < count; ++k) values_[k] = v[found_[k]];
     const auto wanted = values_.begin() + (number - over - 1);
     std::nth_element(values_.begin(), wanted, values_.end(), std::greater<float>());
@@ -202,8 +209,9 @@ class Selector {
 
   // The levels of a mask with a soft edge.
   void soften(const float* v, int64_t n, int64_t number, int64_t soft, uint16_t* levels) {
-    const int64_t first = number - soft, stop = number + soft;
-    keys_.resize(n);
+    // Clamped: a plan that no sampler made may say anything.
+    const int64_t first = std::clamp<int64_t>(number - soft, 0, n), stop = std::clamp<int64_t>(number + soft, first, n);
+    resize(keys_, n, kOfImage);
     for (int64_t q = 0; q < n; ++q) keys_[q] = key(v[q], q);
     if (first > 0) std::nth_element(keys_.begin(), keys_.begin() + first, keys_.end());
     if (stop < n) std::nth_element(keys_.begin() + first, keys_.begin() + stop, keys_.end());
@@ -222,7 +230,7 @@ class Selector {
   }
 
   void bracket(const float* v, int64_t n, int64_t number, float* low, float* high) {
-    values_.resize(kSample);
+    resize(values_, kSample, kOfImage);
     for (int64_t k = 0; k < kSample; ++k) values_[k] = v[k * n / kSample];
     const int64_t at = number * kSample / n;
     const auto nth = [&](int64_t k) {

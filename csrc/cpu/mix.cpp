@@ -19,7 +19,7 @@
 #include <sys/mman.h>
 #endif
 
-#include "../include/fusedmix/sampling.h"
+#include "../include/fusedmix/partners.h"
 #include "kernels.h"
 
 namespace fusedmix::cpu {
@@ -57,23 +57,28 @@ int64_t ceil_div(int64_t n, int64_t by) { return (n + by - 1) / by; }
 int64_t even_groups(int64_t n, int64_t most) { return ceil_div(n, ceil_div(n, std::max<int64_t>(1, most))); }
 
 // The cycles of the permutation, one after another: sample order[k]'s partner is order[k+1], the last one's is the first.
+// Partners that are no permutation, which only an image that is written elsewhere may have, are cut into paths: there the
+// last one's partner is a sample that has been in a path before, its own one or another.
 struct Cycles {
   std::vector<int64_t> order, start;
 
-  Cycles(const PlanView& plan, int64_t batch) {
-    order.reserve(batch);
-    std::vector<bool> seen(batch, false);
+  Cycles(const PlanView& plan, int64_t batch, bool paths) {
+    check_partners(plan.partner, batch);
+    resize(order, batch, "the cycles of the partners");
+    std::vector<bool> seen;
+    resize(seen, batch, "the cycles of the partners");
+    int64_t n = 0;
     for (int64_t i = 0; i < batch; ++i) {
       if (seen[i]) continue;
-      start.push_back(static_cast<int64_t>(order.size()));
-      for (int64_t j = i; !seen[j]; j = plan.partner[j]) {
-        if (plan.partner[j] < 0 || plan.partner[j] >= batch) throw std::out_of_range("partner is not a permutation");
+      start.push_back(n);
+      int64_t j = i;
+      for (; !seen[j]; j = plan.partner[j]) {
         seen[j] = true;
-        order.push_back(j);
+        order[n++] = j;
       }
-      if (plan.partner[order.back()] != i) throw std::out_of_range("partner is not a permutation");
+      if (j != i && !paths) refuse_repeated_partners();
     }
-    start.push_back(static_cast<int64_t>(order.size()));
+    start.push_back(n);
   }
 };
 
@@ -86,7 +91,8 @@ class Tables {
   Tables(const PlanView& plan, int64_t masks, const Row& row, const int64_t* size, bool boxes, const Parallel& parallel)
       : row_axis_(row.axis), length_(row.length) {
     int64_t n = 0;
-    offset_.assign(masks, -1);
+    resize(offset_, masks, "the tables of masks");
+    std::fill(offset_.begin(), offset_.end(), -1);
     for (int axis = 0; axis < 3; ++axis) {
       first_[axis] = n;
       n += axis == row.axis ? row.length : size[axis];
@@ -101,10 +107,10 @@ class Tables {
     if (total == 0) return;
     thread_local std::vector<float> kept;  // by the thread that calls, as scratch memory is
     if (total <= kKeptTable) {
-      if (static_cast<int64_t>(kept.size()) < total) kept.resize(total);
+      if (static_cast<int64_t>(kept.size()) < total) resize(kept, total, "the tables of masks");
       values_ = kept.data();
     } else {
-      own_.reset(new float[total]);
+      own_ = unwritten<float>(total, "the tables of masks");
       values_ = own_.get();
     }
     parallel(masks, masks < kManyMasks ? masks : 8, [&](int64_t begin, int64_t end) {
@@ -164,7 +170,8 @@ class Tables {
       const int64_t centre = mask.first[axis];
       if (is_in(mask, axis, size[axis])) n = std::max(n, 1 + std::max(centre, size[axis] - 1 - centre));
     }
-    found.assign(n, 0.0f);
+    resize(found, n, "the tables of masks");
+    std::fill(found.begin(), found.end(), 0.0f);
     const double rate = mask.outer, step = std::exp(-2.0 * rate);
     double g = 1.0, q = 1.0;
     for (int64_t d = 0; d < n; ++d, g *= q, q *= step) {
@@ -220,9 +227,9 @@ struct Span {
   int64_t begin, end;
   float w;
 };
-// The w of a span that does: no number is it, as λ may be any.
+// The w of a span that does: no number is it, as λ may be any. (A λ of NaN is a number here, of a mask that never varies.)
 constexpr float kVaries = std::numeric_limits<float>::quiet_NaN();
-inline bool varies(float w) { return w != w; }
+inline bool varies(const Mask& mask, float w) { return w != w && mask.kind > kBox; }
 
 // The pixels of one Fourier mask.
 class PixelsOf {
@@ -266,8 +273,8 @@ class Mixer {
         rows_(kernels_.rows[static_cast<int>(args.type)]),
         size_(element_size(args.type)),
         row_(innermost_row(args.layout)),
-        cycles_(args.plan, args.layout.batch),
         in_place_(args.src == args.dst),
+        cycles_(args.plan, args.layout.batch, !in_place_ && !args.adjoint),
         packed_(row_.src_step == 1 && row_.dst_step == 1) {
     const Layout& layout = args.layout;
     int64_t sides[3] = {1, 1, 1};
@@ -275,11 +282,11 @@ class Mixer {
       if (layout.dims[d].axis >= 0) sides[layout.dims[d].axis] = layout.dims[d].size;
     }
     const int64_t masks = args.plan.shared ? 1 : layout.batch;
-    masks_.reserve(masks);
+    resize(masks_, masks, "the masks of a batch");
     bool boxes = false;
     for (int64_t m = 0; m < masks; ++m) {
-      masks_.push_back(mask_at(args.plan, m));
-      boxes = boxes || (!args.plan.shared && !args.adjoint && masks_.back().kind == kBox && !copies(masks_.back()));
+      masks_[m] = mask_at(args.plan, m);
+      boxes = boxes || (!args.plan.shared && !args.adjoint && masks_[m].kind == kBox && !copies(masks_[m]));
     }
     tables_ = std::make_unique<Tables>(args.plan, masks, row_, sides, boxes, parallel);
 
@@ -324,7 +331,7 @@ class Mixer {
       const int64_t w_at = next(kLinks * kBlock * sizeof(float)), shared_w_at = next(elements * sizeof(float));
       const int64_t lane_at = next(m.packed_ ? 0 : (2 * kLinks + 1) * kBlock * m.size_);
       const int64_t saved_at = next(m.in_place_ ? elements * m.size_ : 0);
-      if (static_cast<int64_t>(memory.size()) < bytes) memory.resize(bytes);
+      if (static_cast<int64_t>(memory.size()) < bytes) resize(memory, bytes, "the tiles that are mixed at a time");
       w = reinterpret_cast<float*>(memory.data() + w_at);
       shared_w = reinterpret_cast<float*>(memory.data() + shared_w_at);
       lane = memory.data() + lane_at;
@@ -505,7 +512,7 @@ class Mixer {
     for (int64_t r = 0; r < block.rows; ++r, w += width) {
       for_spans(made, block.row[r], kept, [&](const Span& span) {
         float* at = w + (span.begin - block.begin);
-        if (varies(span.w)) {
+        if (varies(*made.mask, span.w)) {
           varying(i, block.row[r], span, at);
         } else {
           std::fill(at, at + (span.end - span.begin), span.w);
@@ -613,7 +620,8 @@ class Mixer {
     if (length == 1 && in_place_) return;  // paired with itself
     const auto skipped = [&](int64_t k) { return !args_.plan.shared && untouched(mask(order[k]), s); };
     const auto copied = [&](int64_t k) { return copies(mask(order[k])); };
-    bool whole = length <= kLinks;
+    const int64_t after = args_.plan.partner[order[length - 1]];
+    bool whole = length <= kLinks && after == order[0];
     for (int64_t k = 0; k < length && whole; ++k) whole = !skipped(k) && copied(k) == copied(0);
     if (in_place_ && !whole && !skipped(length - 1)) save(order[0], order[length - 1], s);
     for (int64_t k = 0, links; k < length; k += links) {
@@ -621,7 +629,7 @@ class Mixer {
       if (skipped(k)) continue;
       while (links < kLinks && k + links < length && !skipped(k + links) && copied(k + links) == copied(k)) ++links;
       Chain chain{static_cast<int>(links), {}, k + links == length, whole};
-      for (int64_t l = 0; l <= links; ++l) chain.sample[l] = order[k + l == length ? 0 : k + l];
+      for (int64_t l = 0; l <= links; ++l) chain.sample[l] = k + l == length ? after : order[k + l];
       if (copied(k)) {
         copy_chain(chain, s);
       } else if (!whole || length != 2) {
@@ -830,8 +838,8 @@ class Mixer {
   const RowKernels& rows_;
   const int64_t size_;
   const Row row_;
-  const Cycles cycles_;
   const bool in_place_;
+  const Cycles cycles_;
   const bool packed_;  // the elements of a row lie behind each other
   std::vector<Mask> masks_;
   std::unique_ptr<Tables> tables_;

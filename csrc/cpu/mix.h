@@ -1,6 +1,9 @@
 // What the CPU backend does, free of torch. The binding (csrc/binding/cpu.cpp) and the tests call these.
 #pragma once
 
+#include <atomic>
+#include <exception>
+
 #include "../include/fusedmix/element.h"
 #include "../include/fusedmix/layout.h"
 #include "../include/fusedmix/plan.h"
@@ -8,7 +11,8 @@
 
 namespace fusedmix::cpu {
 
-// Runs body(begin, end) over pieces of [0, n), on several threads if it likes: torch's pool, or a loop.
+// Runs body(begin, end) over pieces of [0, n), on several threads if it likes: torch's pool, or a loop. Bodies that it runs
+// throw nothing: what one of them threw is thrown when all are done.
 struct Parallel {
   void (*run)(int64_t n, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context);
   int threads;
@@ -17,7 +21,21 @@ struct Parallel {
   void operator()(int64_t n, int64_t grain, const F& f) const {
     if (n <= 0) return;
     if (threads == 1 || n <= grain) return f(int64_t{0}, n);
-    run(n, grain, [](int64_t b, int64_t e, void* c) { (*static_cast<const F*>(c))(b, e); }, const_cast<F*>(&f));
+    struct Context {
+      const F& f;
+      std::atomic_flag thrown = ATOMIC_FLAG_INIT;
+      std::exception_ptr error;
+    } context{f};
+    const auto body = [](int64_t begin, int64_t end, void* c) {
+      auto& all = *static_cast<Context*>(c);
+      try {
+        all.f(begin, end);
+      } catch (...) {
+        if (!all.thrown.test_and_set()) all.error = std::current_exception();
+      }
+    };
+    run(n, grain, body, &context);
+    if (context.error) std::rethrow_exception(context.error);
   }
 };
 

@@ -2,10 +2,18 @@
 #include <numeric>
 #include <vector>
 
+#include "../include/fusedmix/memory.h"
 #include "mix.h"
 
 namespace fusedmix::cpu {
 namespace {
+
+std::vector<int64_t> ascending(int64_t n) {
+  std::vector<int64_t> order;
+  resize(order, n, "the partners of a batch");
+  std::iota(order.begin(), order.end(), int64_t{0});
+  return order;
+}
 
 // The samples in the order of their keys; equal keys in the order they stand in.
 template <class Key>
@@ -16,8 +24,7 @@ void stable_sort_by(std::vector<int64_t>& order, const Key& key) {
 void by_class(const SampleArgs& args, const std::vector<int64_t>& keys, int64_t* partner) {
   const int64_t n = args.batch;
   const int64_t* label = args.classes;
-  std::vector<int64_t> order(n);
-  std::iota(order.begin(), order.end(), int64_t{0});
+  std::vector<int64_t> order = ascending(n);
   stable_sort_by(order, [&](int64_t i) { return keys[i]; });
   stable_sort_by(order, [&](int64_t i) { return label[i]; });
   if (args.pairing == kSameClass) {
@@ -49,11 +56,10 @@ void partners(const SampleArgs& args, int64_t* partner) {
   } else if (args.pairing == kRoll || args.pairing == kFlip) {
     for (int64_t i = 0; i < n; ++i) partner[i] = formula_partner(args.pairing, i, n);
   } else {
-    std::vector<int64_t> keys(n);
+    std::vector<int64_t> keys = ascending(n);
     for (int64_t i = 0; i < n; ++i) keys[i] = partner_key(args.seed, i);
     if (args.pairing != kRandom) return by_class(args, keys, partner);
-    std::vector<int64_t> order(n);
-    std::iota(order.begin(), order.end(), int64_t{0});
+    std::vector<int64_t> order = ascending(n);
     stable_sort_by(order, [&](int64_t i) { return keys[i]; });
     for (int64_t k = 0; k < n; ++k) partner[order[k]] = k;  // the rank of each sample's key
   }

@@ -652,8 +652,7 @@ int make(const Fourier& f, const Variant& v, bool first_variant, void* stream) {
   for (int64_t first = 0; first < n; first += parts.masks) {
     const Chunk chunk{f.kind, f.geometry, f.value, first, std::min(parts.masks, n - first), v.kind, v.decay, v.cutoff};
     const auto launch = [&](auto kernel, int64_t blocks, int threads, const auto& args) {
-      if (blocks > INT32_MAX) throw std::invalid_argument("more blocks than one launch can have");
-      return device::launch(kernel, blocks, threads, stream, args);
+      return device::launch(kernel, launchable(blocks), threads, stream, args);
     };
     int error = 0;
     if (any) {

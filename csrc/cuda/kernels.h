@@ -11,6 +11,12 @@ namespace fusedmix::cuda {
 
 constexpr int kThreads = 128;
 
+// As many blocks as one launch can have.
+inline int64_t launchable(int64_t blocks) {
+  if (blocks > INT32_MAX) throw std::invalid_argument("more blocks than one launch can have");
+  return blocks;
+}
+
 // A plan on the host travels inside the kernel's arguments. The pointers of the view are then offsets into `bytes`.
 constexpr int kInlineBytes = 2816;
 struct InlinePlan {
@@ -57,6 +63,8 @@ struct Walk {
 
 // Chooses for a chip of so many multiprocessors. Throws std::invalid_argument for a batch that no launch can address.
 Walk plan_walk(const Images& images, int32_t pairing, int multiprocessors);
+// The same out of place, for partners that are no permutation: every sample by itself, and its partner is read a second time.
+Walk walk_each(Walk walk, int64_t batch);
 
 // Copies the heads aside. Only for a walk with staged_bytes > 0, and only if sample() has not done it.
 int stage(const Images& images, const Walk& walk, void* staged, void* stream);

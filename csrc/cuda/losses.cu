@@ -57,9 +57,8 @@ int launch(LossArgs& args, const InlinePlan* inline_plan, bool wide, bool backwa
   while (args.lanes < threads && args.lanes * kLossAhead < vectors) args.lanes *= 2;
   const int64_t each = args.lanes * kLossAhead;
   args.parts = backwards ? std::max<int64_t>(1, (vectors + each - 1) / each) : 1;
-  const int64_t rows = threads / args.lanes, blocks = (args.loss.batch + rows - 1) / rows * args.parts;
+  const int64_t rows = threads / args.lanes, blocks = launchable((args.loss.batch + rows - 1) / rows * args.parts);
   if (blocks == 0) return 0;
-  if (blocks > INT32_MAX) throw std::invalid_argument("more blocks than one launch can have");
   switch (args.loss.type) {
     case ElementType::kFloat16: return launch_loss<Half>(args, wide, backwards, blocks, stream);
     case ElementType::kBFloat16: return launch_loss<BFloat16>(args, wide, backwards, blocks, stream);

@@ -39,7 +39,7 @@ struct LossRow {
     const auto at = [&](const void* p) { return args.plan_inline ? base + reinterpret_cast<uintptr_t>(p) : p; };
     const auto* partners = static_cast<const int64_t*>(at(args.plan.partner));
     const auto* weights = static_cast<const double*>(at(args.loss.weight));
-    partner = args.plan.pairing <= kFlip ? formula_partner(args.plan.pairing, i, args.loss.batch) : device::load(partners + i);
+    partner = partner_of(args.plan.pairing, partners, i, args.loss.batch);
     weight = device::load(weights + (args.loss.weight_shared ? 0 : i));
   }
 

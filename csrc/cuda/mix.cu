@@ -51,9 +51,8 @@ int mix(const Images* images, const PlanView& plan, const InlinePlan* inline_pla
     args.mix_blocks = walk.tiles * walk.units;
     args.limit = plan.pairing == kFlip ? (images->layout.batch + 1) / 2 : images->layout.batch;
   }
-  const int64_t blocks = args.mix_blocks + target_blocks(targets);
+  const int64_t blocks = launchable(args.mix_blocks + target_blocks(targets));
   if (blocks == 0) return 0;
-  if (blocks > INT32_MAX) throw std::invalid_argument("more blocks than one launch can have");
   if (images == nullptr) return launch_mix<float>(args, 1, false, blocks, stream);
   switch (images->type) {
     case ElementType::kFloat32: return launch_mix<float>(args, walk.width, images->adjoint, blocks, stream);
@@ -66,13 +65,13 @@ int mix(const Images* images, const PlanView& plan, const InlinePlan* inline_pla
 
 int stage(const Images& images, const Walk& walk, void* staged, void* stream) {
   const StageArgs args = stage_args(images, walk, staged);
-  const int64_t blocks = stage_blocks(args);
+  const int64_t blocks = launchable(stage_blocks(args));
   return blocks == 0 ? 0 : device::launch(stage_kernel, blocks, kThreads, stream, args);
 }
 
 int masks(const PlanView& plan, int64_t n, const int64_t* size, float* out, void* stream) {
   const MaskArgs args{plan, n, {size[0], size[1], size[2]}, out};
-  const int64_t blocks = (n * size[0] * size[1] * size[2] + kThreads - 1) / kThreads;
+  const int64_t blocks = launchable((n * size[0] * size[1] * size[2] + kThreads - 1) / kThreads);
   return blocks == 0 ? 0 : device::launch(mask_kernel, blocks, kThreads, stream, args);
 }
 

@@ -39,6 +39,7 @@ Walk plan_walk(const Images& images, int32_t pairing, int multiprocessors) {
   const Layout& layout = images.layout;
   const int64_t size = element_size(images.type);
   if (layout.batch > INT32_MAX) throw std::invalid_argument("more than 2^31 samples");
+  if (innermost_row(layout).inner > INT32_MAX && innermost_row(layout).axis >= 0) throw std::invalid_argument("more than 2^31 channels");
   Walk walk{};
   walk.width = widest(images, size);
   walk.columns = layout.elements / walk.width;
@@ -66,6 +67,14 @@ Walk plan_walk(const Images& images, int32_t pairing, int multiprocessors) {
   walk.units = divide_up(layout.batch, walk.span);
   walk.heads = true;
   walk.staged_bytes = in_place ? walk.units * sample_bytes : 0;
+  return walk;
+}
+
+Walk walk_each(Walk walk, int64_t batch) {
+  walk.span = 1;
+  walk.units = batch;
+  walk.heads = true;
+  walk.staged_bytes = 0;
   return walk;
 }
 

@@ -233,7 +233,7 @@ int sample(const Sampling& sampling, const Images* images, const Walk& walk, voi
   args.sample_blocks = (sampling.batch + kSamples - 1) / kSamples;
   if (args.sample_blocks == 0) return 0;
   if (images != nullptr && walk.staged_bytes > 0) args.stage = stage_args(*images, walk, staged);
-  const int64_t blocks = args.sample_blocks + stage_blocks(args.stage);
+  const int64_t blocks = launchable(args.sample_blocks + stage_blocks(args.stage));
   return device::launch(sample_kernel, blocks, kThreads, stream, args);
 }
 

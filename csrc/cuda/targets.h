@@ -3,6 +3,7 @@
 
 #include "../include/fusedmix/labels.h"
 #include "kernels.h"
+#include "partner.h"
 
 namespace fusedmix::cuda {
 
@@ -45,7 +46,7 @@ FUSEDMIX_DEVICE void write_targets(const Targets& t, const PlanView& plan, int64
     const int64_t at = (block * kTargetsPerThread + n) * kThreads + device::thread();
     if (at >= total) return;
     const int64_t i = at / t.num_classes, k = at % t.num_classes;
-    const int64_t j = plan.pairing <= kFlip ? formula_partner(plan.pairing, i, t.batch) : device::load(plan.partner + i);
+    const int64_t j = partner_of(plan.pairing, plan.partner, i, t.batch);
     const LabelWeights<T> mixed(device::load(t.weight + (t.weight_shared ? 0 : i)));
     device::store(static_cast<T*>(t.out) + at, mixed(smooth(load_label<T>(t, i, k)), smooth(load_label<T>(t, j, k))));
   }

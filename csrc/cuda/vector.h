@@ -248,10 +248,15 @@ FUSEDMIX_DEVICE void stored_weights(const PlanView& plan, const OnPixels& on, co
 
 // ---- masks by formula ----
 
-// The mask of a sample; what its kind does not need is not loaded.
+// The mask of a sample; what its kind does not need is not loaded. One that no formula has (FMix's without pixels, a kind that
+// there is not), which only the host could refuse, makes NaN.
 FUSEDMIX_DEVICE Mask load_mask(const PlanView& plan, int64_t i) {
   const int64_t row = plan.shared ? 0 : i;
   Mask mask{device::load(plan.kind + row), {0, 0, 0}, {0, 0, 0}, device::load(plan.value + 2 * row), 0.0f};
+  if (static_cast<uint32_t>(mask.kind) > kGaussianComplement) {
+    mask.kind = kConstant;
+    mask.outer = NAN;
+  }
   if (mask.kind == kConstant) return mask;
   FUSEDMIX_UNROLL
   for (int axis = 0; axis < 3; ++axis) mask.first[axis] = device::load(plan.geometry + 6 * row + axis);

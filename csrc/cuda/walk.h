@@ -9,8 +9,12 @@
 // have been overwritten by the walk that began there: in place the heads are staged, copied aside by an earlier launch.
 // Heads are fixed by their index, before the permutation is known: the launch that draws it can stage them. Cycles without
 // a head are walked whole, by the block in whose span their smallest sample lies.
+//
+// What only the host could refuse, partners that are no permutation, gives any values at any place of the batch, but walks end:
+// after as many steps as there are samples.
 #pragma once
 
+#include "partner.h"
 #include "vector.h"
 
 namespace fusedmix::cuda {
@@ -24,7 +28,7 @@ struct WalkArgs {
 };
 
 FUSEDMIX_DEVICE int64_t partner_of(const PlanView& plan, int64_t i, int64_t batch) {
-  return plan.pairing <= kFlip ? formula_partner(plan.pairing, i, batch) : device::load(plan.partner + i);
+  return partner_of(plan.pairing, plan.partner, i, batch);
 }
 
 // In 32 bits, which samples fit: a division of 64 costs several times as much, and there is one for every step.
@@ -40,11 +44,11 @@ FUSEDMIX_DEVICE bool begins(const WalkArgs& walk, const PlanView& plan, int64_t 
   if (is_head(walk, c)) return true;
   if (plan.pairing == kRoll) return c == 0 && !walk.heads;
   // The smallest of its cycle, if the cycle has no head. Half of all samples know after one step, few after many.
-  while (j != c) {
+  for (int64_t steps = 0; j != c && steps < walk.batch; ++steps) {
     if (j < c || is_head(walk, j)) return false;
     j = partner_of(plan, j, walk.batch);
   }
-  return true;
+  return j == c;
 }
 
 // One step of a walk.
@@ -69,7 +73,7 @@ struct Walker {
   const Starts& starts;
   int64_t base;
   int32_t count;
-  int32_t k = 0;
+  int32_t k = 0, steps = 0;
   int64_t first = -1, at = -1;
 
   FUSEDMIX_DEVICE Visit step() {
@@ -77,6 +81,7 @@ struct Walker {
       while (k < count && starts[k] == 0) ++k;
       if (k >= count) return {Visit::kNone, 0};
       first = at = base + k++;
+      steps = 0;
       return {Visit::kBegin, static_cast<int32_t>(first)};
     }
     const int64_t j = partner_of(plan, at, walk.batch);
@@ -84,7 +89,7 @@ struct Walker {
       at = -1;
       return {Visit::kStaged, static_cast<int32_t>(j)};
     }
-    if (j == first) {
+    if (j == first || ++steps >= walk.batch) {
       at = -1;
       return {Visit::kClose, static_cast<int32_t>(j)};
     }

@@ -111,11 +111,25 @@ void test_refusal() {
     bool refused = false;
     try {
       cpu::mix({x.type, x.data(), x.data(), layout_of(x, x, 2), plan.view(), false}, kOneThread);
-    } catch (const std::out_of_range&) {
+    } catch (const std::invalid_argument&) {
       refused = true;
     }
     expect(refused && x.memory == before, "not refused, or written to");
   }
+}
+
+// What a thread throws is thrown by the call, once all are done.
+void test_errors_of_threads() {
+  context = "an error of a thread";
+  std::string what;
+  try {
+    kThreeThreads(100, 1, [](int64_t, int64_t end) {
+      if (end > 50) throw std::runtime_error("thrown");
+    });
+  } catch (const std::runtime_error& error) {
+    what = error.what();
+  }
+  expect(what == "thrown", "lost");
 }
 
 void test_masks() {
@@ -415,6 +429,7 @@ int main() {
   using namespace fusedmix::test;
   test_mixes();
   test_refusal();
+  test_errors_of_threads();
   test_masks();
   test_targets();
   test_weights();

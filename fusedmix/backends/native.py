@@ -17,6 +17,7 @@ import errno
 import functools
 import hashlib
 import importlib
+import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -400,6 +401,18 @@ def build(name: Name, target: Path, scratch: Path, archs: Sequence[str] = ()) ->
     (scratch / target.name).replace(target)
 
 
+def _digest_file(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256")
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a cached library is what was built: a truncated one would kill the process that loads it (SIGBUS)."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest() == _digest_file(path).read_text()
+    except OSError:
+        return False
+
+
 def _first_error(log: Path) -> str:
     """The line of a compiler's output that says what is wrong."""
     said = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
@@ -434,8 +447,24 @@ def _ahead(name: Name, check_gpus: bool) -> Path | None:
         return None
     for path in sorted(folder.glob(ahead_file(name, ["*"]))):
         if name == "cpp" or not check_gpus or _runs_on(path.name.split("-")[3].split("."), _present_archs()):
-            return path
+            return _as_installed(path)
     return None
+
+
+def _as_installed(path: Path) -> Path:
+    """A library that was built ahead, if it has the size that pip wrote down; where pip did not, as it is.
+
+    Raises:
+        BuildError: it has not.
+    """
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        for file in importlib.metadata.files("fusedmix") or ():
+            same = file.name == path.name and Path(str(file.locate())).resolve() == path.resolve()
+            if same and file.size not in (None, path.stat().st_size):
+                raise BuildError(
+                    f"{path} is damaged: it has not the {file.size} bytes that were installed: install again"
+                )
+    return path
 
 
 def _cache_root() -> Path:
@@ -530,7 +559,7 @@ def _build_into_cache(name: Name, target: Path, archs: Sequence[str]) -> None:
     try:
         root.mkdir(parents=True, exist_ok=True)
         with _locked(root / f"{folder.name}.lock", f"waiting for another process that builds the {name} backend"):
-            if target.exists():
+            if _is_whole(target):
                 return
             if failed.exists() and failed.stat().st_mtime > arrived:  # it would fail here as well
                 raise BuildError(f"{_first_error(failed)} (all of it: {failed})")
@@ -540,7 +569,14 @@ def _build_into_cache(name: Name, target: Path, archs: Sequence[str]) -> None:
             try:
                 _say(f"building the {name} backend at first use, about {LIBRARIES[name].takes}, into {folder}")
                 started = time.monotonic()
-                build(name, target, scratch, archs)
+                built = scratch / "built" / target.name
+                build(name, built, scratch, archs)
+                folder.mkdir(exist_ok=True)
+                # The library last: where a process is killed in between, it is not whole.
+                digest = scratch / "digest"
+                digest.write_text(hashlib.sha256(built.read_bytes()).hexdigest())
+                digest.replace(_digest_file(target))
+                built.replace(target)
                 failed.unlink(missing_ok=True)  # of an earlier try
                 _say(f"built the {name} backend in {time.monotonic() - started:.0f} s")
             except BuildError as error:
@@ -575,7 +611,7 @@ def why_not(name: Name) -> str | None:
         _check_buildable(name)
     except BuildError as error:
         with contextlib.suppress(BuildError):
-            if _cached(name)[0].exists():
+            if _is_whole(_cached(name)[0]):
                 return None
         return str(error)
     return None
@@ -597,7 +633,9 @@ def load(name: Name) -> None:
             path = _ahead(name, check_gpus=True)
             if path is None:
                 path, archs = _cached(name)
-                if not path.exists():
+                if not _is_whole(path):
+                    if path.exists():
+                        _say(f"{path} is damaged: it is built anew")
                     _build_into_cache(name, path, archs)
             try:
                 torch.ops.load_library(str(path))
@@ -634,4 +672,4 @@ def status(name: Name) -> str:
         cached, _ = _cached(name)
     except BuildError as error:
         return str(error)
-    return f"cached: {cached}" if cached.exists() else f"will be built at first use (about {LIBRARIES[name].takes})"
+    return f"cached: {cached}" if _is_whole(cached) else f"will be built at first use (about {LIBRARIES[name].takes})"

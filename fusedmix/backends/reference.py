@@ -53,12 +53,15 @@ def mask(
     m = torch.where(kind == Kind.GAUSSIAN, gaussian.float(), m)
     m = torch.where(kind == Kind.GAUSSIAN_COMPLEMENT, (1.0 - gaussian).float(), m)
     m = m.reshape([kind.shape[0], *size])
+    kind = kind.reshape([-1] + [1] * len(size))
     if pixels is not None and kind.shape[0]:
         row = draw_of(torch.arange(kind.shape[0], device=device), per, kind.shape[0])
-        m = torch.where(
-            kind.reshape([-1] + [1] * len(size)) >= Kind.FOURIER_RELEASED, unpack(pixels, tuple(size))[row], m
-        )
-    return m
+        m = torch.where(kind >= Kind.FOURIER_RELEASED, unpack(pixels, tuple(size))[row], m)
+    if device.type == "cpu":
+        return m
+    # On the CPU they have been refused: a kind that there is not, and FMix's masks without pixels.
+    last = Kind.GAUSSIAN_COMPLEMENT if pixels is None else Kind.FOURIER
+    return torch.where((kind < Kind.CONSTANT) | (kind > last), torch.nan, m)
 
 
 fourier = masks  # the pixels of the Fourier masks of a plan
@@ -90,7 +93,7 @@ def mix(
     pixels: Tensor | None = None,
 ) -> Tensor:
     """M ⊙ x + (1-M) ⊙ x[partner] (Park 2022, eq. 1) in the layout of x; its last `ndim` dims are spatial."""
-    partner = partner.to(x.device)
+    partner = _near(partner, x)
     out = torch.empty_like(x)
     for i in _chunks(x):
         m = _masks_of(i, x, kind, geometry, value, ndim, per, pixels)
@@ -125,7 +128,7 @@ def mix_adjoint(
     pixels: Tensor | None = None,
 ) -> Tensor:
     """The gradient of mix: M_i·g_i + (1-M_j)·g_j with partner(j) = i, rounded once."""
-    partner = partner.to(grad.device)
+    partner = _near(partner, grad)
     inverse = torch.empty_like(partner).scatter_(0, partner, torch.arange(partner.shape[0], device=grad.device))
     out = torch.empty_like(grad)
     for i in _chunks(grad):
@@ -144,7 +147,7 @@ def mix_labels(labels: Tensor, partner: Tensor, weight: Tensor, num_classes: int
 
     In one-hot labels a class outside 0..K-1 is an error on the CPU and a row without a one elsewhere.
     """
-    partner, weight = partner.to(labels.device), weight.to(labels.device)
+    partner, weight = _near(partner, labels), weight.to(labels.device)
     if labels.ndim == 1:
         class_range(labels, num_classes)
         index = torch.arange(num_classes, device=labels.device)
@@ -225,7 +228,7 @@ def mixed_classes(
 
     A label that is ignored gives nothing to a row, not to its smoothing either; one outside 0..K-1 makes the row NaN.
     """
-    partner, weight = partner.to(z.device), weight.to(z.device)
+    partner, weight = _near(partner, z), weight.to(z.device)
     own, index = labels.unsqueeze(1), torch.arange(z.shape[1], device=z.device)
     target = torch.zeros_like(z)
     ignored = torch.ones_like(labels, dtype=torch.bool)
@@ -348,6 +351,15 @@ def _masks(request: Request, plan: Sequence[Tensor]) -> tuple[Any, ...]:
     constant = all(Method(int(m)).is_constant for m in request.spec[:, Column.METHOD].tolist())
     ndim = 0 if constant else len(request.size)
     return partner, kind, geometry, value, ndim, int(request.pairing), int(per)
+
+
+def _near(partner: Tensor, x: Tensor) -> Tensor:
+    """The partners beside x. A number that is no sample's, which has been refused on the CPU, stands for the sample."""
+    partner = partner.to(x.device)
+    if x.device.type == "cpu":
+        return partner
+    own = torch.arange(partner.shape[0], device=x.device)
+    return torch.where((partner >= 0) & (partner < partner.shape[0]), partner, own)
 
 
 def _chunks(x: Tensor) -> Iterator[Tensor]:

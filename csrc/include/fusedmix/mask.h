@@ -25,7 +25,7 @@ struct Mask {
 
 FUSEDMIX_HD bool is_gaussian(int32_t kind) { return kind == kGaussian || kind == kGaussianComplement; }
 // Whether the mask follows from no formula: pixels.h.
-FUSEDMIX_HD bool is_fourier(int32_t kind) { return kind >= kFourierReleased; }
+FUSEDMIX_HD bool is_fourier(int32_t kind) { return kind == kFourierReleased || kind == kFourier; }
 
 // Whether coordinate `c` of an axis lies in the box.
 FUSEDMIX_HD bool in_box(const Mask& mask, int axis, int64_t c) { return c >= mask.first[axis] && c < mask.stop[axis]; }

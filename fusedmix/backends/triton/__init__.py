@@ -59,26 +59,27 @@ def fourier(*arguments: Any) -> Tensor:
 
 def mix(x: Tensor, *masks: Any) -> Tensor:
     """M ⊙ x + (1-M) ⊙ x[partner] in the layout of x."""
-    from fusedmix.backends.triton.mix_kernel import apply
+    from fusedmix.backends.triton.mix_kernel import apply, followed, repeats
 
+    masks = followed(masks)
     out = torch.empty_like(x)
-    apply(x, out, masks)
+    apply(x, out, masks, each=repeats(masks))
     return out
 
 
 def mix_(x: Tensor, *masks: Any) -> None:
     """The same, in place."""
-    from fusedmix.backends.triton.mix_kernel import apply
+    from fusedmix.backends.triton.mix_kernel import apply, followed
 
-    apply(x, x, masks)
+    apply(x, x, followed(masks))
 
 
 def mix_adjoint(grad: Tensor, *masks: Any) -> Tensor:
     """The gradient of mix: M_i·g_i + (1-M_j)·g_j with partner(j) = i."""
-    from fusedmix.backends.triton.mix_kernel import apply
+    from fusedmix.backends.triton.mix_kernel import apply, followed
 
     out = torch.empty_like(grad)
-    apply(grad, out, masks, adjoint=True)
+    apply(grad, out, followed(masks), adjoint=True)
     return out
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fusedmix.backends.triton.labels_kernel import UNSIGNED, label
 from fusedmix.backends.triton.launch import Kernel
-from fusedmix.backends.triton.mix_kernel import brought, partner_of
+from fusedmix.backends.triton.mix_kernel import brought, pairing_of, partner_of
 from fusedmix.backends.triton.numbers import bits, from_bits, from_compute, to_compute
 from fusedmix.methods import Pairing, Per, Reduction
 
@@ -400,6 +400,7 @@ _binary_backward = Kernel(binary_cross_entropy_backward_kernel)
 def _plan(logits: Tensor, partner: Tensor, weight: Tensor, pairing: int, per: int) -> tuple[Any, ...]:
     """partner, weight and its bits as arguments, PAIRING and WEIGHTS as constants."""
     device = logits.device
+    pairing = pairing_of(partner, pairing)
     partner = logits if pairing <= Pairing.FLIP else brought(device, partner)[0].contiguous()
     if per == Per.BATCH and weight.device != device and weight.numel():
         return partner, logits, bits(float(weight[0])), min(pairing, 2), 2

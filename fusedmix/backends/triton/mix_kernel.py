@@ -32,6 +32,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fusedmix import partners
 from fusedmix.backends.triton.launch import Kernel, milliseconds, multiprocessors
 from fusedmix.backends.triton.numbers import fma, from_compute, nearest_even, spread, to_compute
 from fusedmix.formulas import padded
@@ -153,22 +154,32 @@ def evaluate(
 
 
 @triton.jit
-def numbers_of(i, kind, geometry, value, given, MASKS: tl.constexpr):
-    """The mask of sample i: from the arguments (MASKS 2), from row 0 of the plan (1), or from row i (0)."""
+def is_kind(kind, FOURIER: tl.constexpr):
+    """Whether there are masks of a kind, or of kinds."""
+    return (kind >= 0) & (kind < (6 if FOURIER else 4))
+
+
+@triton.jit
+def numbers_of(i, kind, geometry, value, given, FOURIER: tl.constexpr, MASKS: tl.constexpr):
+    """The mask of sample i: from the arguments (MASKS 2), from row 0 of the plan (1), or from row i (0).
+
+    One that there is not (FMix's without pixels, another kind), which only the host could refuse, makes NaN."""
     if MASKS == 2:
         m = given
     else:
         row = i if MASKS == 0 else i * 0
         g = geometry + row * 6
+        kind_i = tl.load(kind + row)
+        exists = is_kind(kind_i, FOURIER)
         m = (
-            tl.load(kind + row),
+            tl.where(exists, kind_i, 0),
             tl.load(g),
             tl.load(g + 1),
             tl.load(g + 2),
             tl.load(g + 3),
             tl.load(g + 4),
             tl.load(g + 5),
-            tl.load(value + row * 2),
+            tl.where(exists, tl.load(value + row * 2), float("nan")),
             tl.load(value + row * 2 + 1),
         )
     return m
@@ -254,13 +265,20 @@ def needs(
 
 
 @triton.jit
+def known(j, i, batch):
+    """The partner j of a sample i. A number that is no sample's, which only the host could refuse, stands for the
+    sample itself: nothing outside of the batch is touched."""
+    return tl.where((j >= 0) & (j < batch), j, i)
+
+
+@triton.jit
 def partner_of(i, partner, batch, PAIRING: tl.constexpr):
     if PAIRING == 0:
         j = tl.where(i == 0, batch - 1, i - 1)
     elif PAIRING == 1:
         j = batch - 1 - i
     else:
-        j = tl.load(partner + i)
+        j = known(tl.load(partner + i), i, batch)
     return j
 
 
@@ -274,21 +292,23 @@ def is_head(i, span, HEADS: tl.constexpr):
 
 
 @triton.jit
-def starts(base, end, partner, span, HEADS: tl.constexpr, IN_PLACE: tl.constexpr):
+def starts(base, end, partner, batch, span, HEADS: tl.constexpr, IN_PLACE: tl.constexpr):
     """At which of the 64 samples from `base` a walk begins, as bits: at heads, and at the smallest sample of a cycle
-    without one. Half of all samples know after one step, few after many."""
+    without one. Half of all samples know after one step, few after many; of what is no permutation, none for ever."""
     lane = tl.arange(0, 64).to(tl.int64)
     c = base + lane
     valid = c < end
-    j = tl.load(partner + c, mask=valid, other=0)
+    j = known(tl.load(partner + c, mask=valid, other=0), c, batch)
     if IN_PLACE:  # nothing happens to a sample that is its own partner
         valid = valid & (j != c)
     begins = valid & is_head(c, span, HEADS)
     unknown = valid & ~begins
-    while tl.max(unknown.to(tl.int32), axis=0) > 0:  # carries 3: begins, unknown, j
+    steps = base * 0
+    while (tl.max(unknown.to(tl.int32), axis=0) > 0) & (steps < batch):  # carries 4: begins, unknown, j, steps
         begins = begins | (unknown & (j == c))
         unknown = unknown & (j > c) & ~is_head(j, span, HEADS)
-        j = tl.load(partner + j, mask=unknown, other=0)
+        j = known(tl.load(partner + j, mask=unknown, other=0), j, batch)
+        steps += 1
     return tl.sum(tl.where(begins, tl.full([64], 1, tl.int64) << lane, 0), axis=0)
 
 
@@ -397,7 +417,7 @@ def mix_kernel(
     for c in range(begin, end):  # carries int(PAIRING > 1): bits
         if PAIRING > 1:
             if (c - begin) % 64 == 0:
-                bits = starts(c, end, partner, span, HEADS, IN_PLACE)
+                bits = starts(c, end, partner, batch, span, HEADS, IN_PLACE)
             goes = ((bits >> ((c - begin) % 64)) & 1) != 0
         elif IN_PLACE:
             goes = partner_of(c, partner, batch, PAIRING) != c
@@ -405,7 +425,7 @@ def mix_kernel(
             goes = c >= 0
         if goes:
             # Samples i, j = p(i) and k = p(j): i is written, j at hand, k asked for. Before the first there is no i.
-            m = numbers_of(c, kind, geometry, value, given, MASKS)
+            m = numbers_of(c, kind, geometry, value, given, FOURIER, MASKS)
             own, lent = needs(m, c, low, high, live, store, spots, PLANE, IN_PLACE, FOURIER, MASKS, AXIS, INNER)
             # In place the first is lost to the last, unless it is kept, or left as it is.
             held = own
@@ -419,11 +439,13 @@ def mix_kernel(
             lent_i, lent_j = tl.zeros_like(lent), lent
             last = c < 0  # whether the walk stops at j
             more = c >= 0
-            while more:  # carries 7 + IN_PLACE - ADJOINT: i, j, a, b, last, more; lent_j and lent_i, where used
+            steps = c * 0  # of what is no permutation a walk ends nevertheless
+            while more:  # carries 8 + IN_PLACE - ADJOINT: i, j, a, b, last, more, steps; lent_j and lent_i, where used
                 k = partner_of(j, partner, batch, PAIRING)
                 head = is_head(k, span, HEADS)
-                stops = head | (k == c)
-                m_k = numbers_of(k, kind, geometry, value, given, MASKS)
+                steps += 1
+                stops = head | (k == c) | (steps >= batch)
+                m_k = numbers_of(k, kind, geometry, value, given, FOURIER, MASKS)
                 own_k, lent_k = needs(
                     m_k, k, low, high, live, store, spots, PLANE, IN_PLACE, FOURIER, MASKS, AXIS, INNER
                 )
@@ -443,11 +465,11 @@ def mix_kernel(
                     ahead = tl.where(held, first, ahead)
 
                 if i >= 0:
-                    m_i = numbers_of(i, kind, geometry, value, given, MASKS)
+                    m_i = numbers_of(i, kind, geometry, value, given, FOURIER, MASKS)
                     w = evaluate(m_i, i, z, y, x, store, spots, FOURIER, MASKS, AXIS, INNER)
                     w = tl.broadcast_to(w, a.shape)
                     if ADJOINT:  # the gradient of j: its own, and what i lent
-                        m_j = numbers_of(j, kind, geometry, value, given, MASKS)
+                        m_j = numbers_of(j, kind, geometry, value, given, FOURIER, MASKS)
                         w_j = evaluate(m_j, j, z, y, x, store, spots, FOURIER, MASKS, AXIS, INNER)
                         w_j = tl.broadcast_to(w_j, a.shape)
                         tl.store(target + j * dst_batch * V, blend_adjoint(w_j, b, w, a), mask=live)
@@ -541,6 +563,7 @@ def mask_kernel(
         q = pixel_of(z, y, x, height, width)[:, None]
         stored, _, _ = read((pixels, across, rows, batch), i[:, None], (q, 0, q, q), FOURIER, MASKS, -1, 1)
         w = tl.where(kinds >= 4, tl.reshape(stored, [N]), w)
+    w = tl.where(is_kind(kinds, FOURIER), w, float("nan"))
     tl.store(out + at, w, mask=at < total)
 
 
@@ -736,6 +759,7 @@ def apply(
     adjoint: bool = False,
     staged: Tensor | None = None,
     by_value: bool | None = None,
+    each: bool = False,
 ) -> None:
     """Mixes `src` into `dst`, which may be `src` itself.
 
@@ -744,12 +768,15 @@ def apply(
             after x.
         staged: the heads, if they have been copied aside.
         by_value: whether one mask for the batch travels in the arguments; None: if it is on the CPU and src is not.
+        each: out of place, whether every sample is walked by itself: for partners that are no permutation.
     """
     if src.numel() == 0:
         return
     partner, kind, geometry, value, ndim, pairing, per, *rest = masks
     pixels = rest[0] if rest and ndim else None
     walk = walk_of(src, dst, ndim, pairing)
+    if each:
+        walk = walk._replace(span=1, units=walk.batch, heads=walk.batch, staged=0)
     in_place = src.data_ptr() == dst.data_ptr()
     given, mode = _NOTHING_GIVEN, 1 if per == Per.BATCH else 0
     elsewhere = kind.device != src.device
@@ -795,6 +822,27 @@ def apply(
         (min(pairing, 2), mode, _fourier(pixels), ndim == 0, heads, in_place, adjoint, *walk.constants),
         src.device,
     )
+
+
+def pairing_of(partner: Tensor, pairing: int) -> int:
+    """The pairing by which kernels may find the partners: by formula only where those that the host can read are the
+    formula's. Hand-made ones need not be."""
+    if pairing > Pairing.FLIP or partner.device.type != "cpu":
+        return pairing
+    formula = partners.formula(Pairing(pairing), partner.shape[0], partner.device)
+    return pairing if torch.equal(partner, formula) else Pairing.RANDOM
+
+
+def followed(masks: Sequence[Any]) -> tuple[Any, ...]:
+    """What `apply` takes of a plan that anyone may have made."""
+    partner, kind, geometry, value, ndim, pairing, *rest = masks
+    return (partner, kind, geometry, value, ndim, pairing_of(partner, pairing), *rest)
+
+
+def repeats(masks: Sequence[Any]) -> bool:
+    """Whether partners that the host can read are no permutation."""
+    partner, *_, pairing = masks[:6]
+    return pairing > Pairing.FLIP and partner.device.type == "cpu" and bool((partner.bincount() != 1).any())
 
 
 def stage_heads(src: Tensor, walk: Walk) -> Tensor:

@@ -1,0 +1,198 @@
+// What operators are called with, checked before anything is drawn, made or written: an operator is safe whoever calls it.
+// For both bindings. fusedmix/operands.py does the same for the operators that are written in Python.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cmath>
+#include <initializer_list>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "../include/fusedmix/element.h"
+#include "../include/fusedmix/plan.h"
+#include "../include/fusedmix/sampling.h"
+
+namespace fusedmix {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+constexpr int64_t kAny = -1;  // as a size that a tensor is to have
+constexpr int64_t kLongestSide = INT32_MAX;  // in pixels: a plan holds boxes and centres in 32 bits
+
+[[noreturn]] inline void refuse(const std::string& what) { throw std::invalid_argument("fusedmix: " + what + "."); }
+
+template <class Sizes>
+std::string shape_of(const Sizes& sizes) {
+  std::string text;
+  for (const int64_t size : sizes) text += (text.empty() ? "" : ", ") + (size == kAny ? "any" : std::to_string(size));
+  return "(" + text + (sizes.size() == 1 ? ",)" : ")");
+}
+
+inline std::string name_of(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float: return "float32";
+    case ScalarType::Half: return "float16";
+    case ScalarType::BFloat16: return "bfloat16";
+    case ScalarType::Double: return "float64";
+    case ScalarType::Byte: return "uint8";
+    case ScalarType::Char: return "int8";
+    case ScalarType::Short: return "int16";
+    case ScalarType::Int: return "int32";
+    case ScalarType::Long: return "int64";
+    case ScalarType::Bool: return "bool";
+    case ScalarType::UInt16: return "uint16";
+    case ScalarType::UInt32: return "uint32";
+    case ScalarType::UInt64: return "uint64";
+    default: return "another dtype";
+  }
+}
+
+// Of an element.
+inline int64_t bytes_of(ScalarType type) {
+  switch (type) {
+    case ScalarType::Double: case ScalarType::Long: case ScalarType::UInt64: return 8;
+    case ScalarType::Float: case ScalarType::Int: case ScalarType::UInt32: return 4;
+    case ScalarType::Half: case ScalarType::BFloat16: case ScalarType::Short: case ScalarType::UInt16: return 2;
+    default: return 1;
+  }
+}
+
+[[noreturn]] inline void refuse(const char* name, const Tensor& t, const std::string& wanted) {
+  refuse(std::string(name) + " must be " + wanted + ", but got " + name_of(t.scalar_type()) + " of shape " + shape_of(t.sizes()));
+}
+
+inline void check_number(const char* name, int64_t x, int64_t low, int64_t high) {
+  if (x < low || x > high) {
+    refuse(std::string(name) + " must be in [" + std::to_string(low) + ", " + std::to_string(high) + "], but got " + std::to_string(x));
+  }
+}
+
+// ---- tensors ----
+
+// The tensor in contiguous memory, if it has that dtype and those sizes.
+inline Tensor packed(const char* name, const Tensor& t, ScalarType dtype, std::initializer_list<int64_t> sizes) {
+  bool fits = t.scalar_type() == dtype && t.dim() == static_cast<int64_t>(sizes.size());
+  for (int64_t d = 0; fits && d < t.dim(); ++d) fits = sizes.begin()[d] == kAny || t.size(d) == sizes.begin()[d];
+  if (!fits) refuse(name, t, name_of(dtype) + " of shape " + shape_of(sizes));
+  return t.is_contiguous() ? t : torch::stable::contiguous(t);
+}
+
+// One number; none will do where it is not `needed`.
+inline Tensor packed_number(const char* name, const Tensor& t, ScalarType dtype, bool needed = true) {
+  if (t.scalar_type() != dtype || t.numel() > 1 || (needed && t.numel() == 0)) refuse(name, t, "one number of " + name_of(dtype));
+  return t;
+}
+
+inline ElementType element_type(const Tensor& x) {
+  switch (x.scalar_type()) {
+    case ScalarType::Float: return ElementType::kFloat32;
+    case ScalarType::Half: return ElementType::kFloat16;
+    case ScalarType::BFloat16: return ElementType::kBFloat16;
+    case ScalarType::Double: return ElementType::kFloat64;
+    case ScalarType::Byte: return ElementType::kUInt8;
+    default: refuse(name_of(x.scalar_type()) + " cannot be blended");
+  }
+}
+
+inline bool is_floating(ScalarType type) {
+  return type == ScalarType::Float || type == ScalarType::Half || type == ScalarType::BFloat16 || type == ScalarType::Double;
+}
+
+// The size of the first dim.
+inline int64_t rows_of(const char* name, const Tensor& t) {
+  if (t.dim() < 1) refuse(name, t, "of at least one dim");
+  return t.size(0);
+}
+
+// ---- sides and hints ----
+
+// Spatial sides as (z, y, x), the absent ones 1.
+template <class Sizes>
+void to_sides(const Sizes& sizes, int64_t first, int64_t count, int64_t* sides) {
+  for (int64_t axis = 0; axis < 3; ++axis) sides[axis] = axis < 3 - count ? 1 : sizes[first + axis - (3 - count)];
+}
+
+// Their product fits 63 bits.
+inline void check_sides(const int64_t* sides, int64_t least) {
+  double pixels = 1;
+  for (int axis = 0; axis < 3; ++axis) {
+    check_number("a spatial side", sides[axis], least, kLongestSide);
+    pixels *= static_cast<double>(sides[axis]);
+  }
+  if (pixels >= 0x1p63) refuse("an image of more than 2^63 pixels");
+}
+
+// Of an operator that takes `size`: 1 to 3 sides.
+inline void to_sides(const std::vector<int64_t>& size, int64_t* sides, int64_t least) {
+  const auto ndim = static_cast<int64_t>(size.size());
+  check_number("the number of spatial dims", ndim, 1, 3);
+  to_sides(size, 0, ndim, sides);
+  check_sides(sides, least);
+}
+
+inline void check_hints(int64_t pairing, int64_t per) {
+  check_number("pairing", pairing, kRoll, kSameClass);
+  check_number("per", per, kPerBatch, kPerSample);
+}
+
+// Images, whose last `ndim` dims are spatial.
+inline void check_images(const Tensor& x, int64_t ndim, bool adjoint, int64_t* sides) {
+  const ElementType type = element_type(x);
+  if (adjoint && type == ElementType::kUInt8) refuse("a gradient must be floating point, but got uint8");
+  check_number("the number of spatial dims", ndim, 0, 3);
+  if (x.dim() < ndim + 1) {
+    refuse("images with " + std::to_string(ndim) + " spatial dims must have a batch dim before them, but got shape " + shape_of(x.sizes()));
+  }
+  to_sides(x.sizes(), x.dim() - ndim, ndim, sides);
+  check_sides(sides, 0);
+}
+
+// Labels of a batch: (batch,) classes, or (batch, num_classes) of any real dtype if `soft`.
+inline void check_labels(const Tensor& y, int64_t batch, int64_t num_classes, bool soft) {
+  check_number("the number of classes", num_classes, 1, INT64_MAX);
+  const bool fits = (y.dim() == 1 || (soft && y.dim() == 2 && y.size(1) == num_classes)) && y.size(0) == batch;
+  if (!fits) {
+    const std::string wanted = "of shape " + shape_of(std::initializer_list<int64_t>{batch});
+    refuse("labels", y, soft ? wanted + " or " + shape_of(std::initializer_list<int64_t>{batch, num_classes}) : wanted);
+  }
+  const ScalarType type = y.scalar_type();
+  if (y.dim() == 1 && (is_floating(type) || type == ScalarType::Bool)) refuse("labels", y, "integers, where they are classes");
+}
+
+// ---- what tensors of the host hold ----
+
+// `masks`: of images that have spatial dims. `stored`: there are pixels.
+inline void check_kinds(const int32_t* kind, int64_t batch, bool masks, bool stored) {
+  for (int64_t i = 0; i < batch; ++i) {
+    if (kind[i] < kConstant || kind[i] > kFourier) {
+      refuse("kind must be in [0, " + std::to_string(kFourier) + "], but got " + std::to_string(kind[i]));
+    }
+    if (!masks && kind[i] != kConstant) {
+      refuse("kind must be 0 everywhere where ndim is 0, but got " + std::to_string(kind[i]));
+    }
+    if (is_fourier(kind[i]) && !stored) refuse("the pixels of FMix's masks are missing");
+  }
+}
+
+// What may be drawn: (methods, 12) numbers on the host.
+inline Tensor packed_spec(const Tensor& spec) {
+  if (spec.is_cuda()) refuse("spec must be on the CPU");
+  Tensor rows = packed("spec", spec, ScalarType::Double, {kAny, sizeof(MethodRow) / sizeof(double)});
+  check_number("the number of methods", rows.size(0), 1, INT32_MAX);
+  const auto* row = static_cast<const MethodRow*>(rows.const_data_ptr());
+  for (int64_t i = 0; i < rows.size(0); ++i) {
+    const MethodRow& r = row[i];
+    const bool known = r.method >= kMixUp && r.method <= kFMixPaper && r.method == std::floor(r.method);
+    if (!known || (is_fourier_method(r.method) && !(r.decay >= 0 && r.decay <= 100 && r.cutoff >= 0 && r.soft == r.soft))) {
+      refuse("row " + std::to_string(i) + " of spec describes no method");
+    }
+  }
+  return rows;
+}
+
+}  // namespace fusedmix

@@ -1,0 +1,50 @@
+// Partners that the host can read: what they may be. Host code.
+#pragma once
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "memory.h"
+#include "sampling.h"
+
+namespace fusedmix {
+
+// Of plans that were cut: said of a partner that is in another piece.
+constexpr char kWholeBatch[] = " (a plan is for the whole batch: mix that, then split it)";
+
+inline void check_partners(const int64_t* partner, int64_t batch) {
+  for (int64_t i = 0; i < batch; ++i) {
+    if (partner[i] < 0 || partner[i] >= batch) {
+      throw std::invalid_argument("fusedmix: partner must be in [0, " + std::to_string(batch) + "), but got " +
+                                  std::to_string(partner[i]) + kWholeBatch + ".");
+    }
+  }
+}
+
+[[noreturn]] inline void refuse_repeated_partners() {
+  throw std::invalid_argument(
+      "fusedmix: partner is not a permutation, as it must be in place and for gradients: a sample is the partner of two.");
+}
+
+// Of partners that have been checked.
+inline bool is_permutation(const int64_t* partner, int64_t batch) {
+  std::vector<bool> seen;
+  resize(seen, batch, "the cycles of the partners");
+  for (int64_t i = 0; i < batch; ++i) {
+    if (seen[partner[i]]) return false;
+    seen[partner[i]] = true;
+  }
+  return true;
+}
+
+// Whether they are those of a formula (kRoll, kFlip).
+inline bool are_formula(const int64_t* partner, int64_t batch, int32_t pairing) {
+  for (int64_t i = 0; i < batch; ++i) {
+    if (partner[i] != formula_partner(pairing, i, batch)) return false;
+  }
+  return true;
+}
+
+}  // namespace fusedmix

@@ -1,0 +1,383 @@
+"""What operators that are written in Python are called with, checked before anything is drawn, made or written: an
+operator is safe whoever calls it, and its kernels may take for granted what is checked here. The mirror of
+csrc/binding/checks.h, which does the same for those in C++.
+
+What tensors hold is checked on the CPU, and on a GPU only if FUSEDMIX_CHECK_PLANS=1 asks for it (checks.readable).
+There kernels take a sample whose partner is none for its own partner, and make NaN of one whose mask is unknown.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusedmix import checks
+from fusedmix.draws import WIDTH
+from fusedmix.methods import Column, Method, Pairing, Per, Reduction
+
+_FLOATING = checks.IMAGE_DTYPES[:4]
+
+
+def checked(name: str, schema: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The operator of that name and schema, with its arguments checked."""
+    check = _CHECKS[name]
+    arguments = torch._C.parse_schema(name + schema).arguments
+    tensors = [i for i, argument in enumerate(arguments) if isinstance(argument.type, torch.TensorType)]
+
+    @functools.wraps(function)
+    def call(*args: Any) -> Any:
+        for i in tensors:
+            checks.tensor(arguments[i].name, args[i])  # torch lets None pass
+        check(*args)
+        return function(*args)
+
+    return call
+
+
+# ---- Parts of arguments ----------------------------------------------------------------------------------------------
+
+
+def _beside(name: str, x: Tensor | None, device: torch.device, *, or_cpu: bool = False) -> None:
+    if x is not None and x.device != device and not (or_cpu and x.device.type == "cpu"):
+        raise ValueError(f"{name} must be on {device}{' or on the CPU' if or_cpu else ''}, but is on {x.device}.")
+
+
+def _rows(name: str, x: Tensor) -> int:
+    if x.ndim < 1:
+        raise ValueError(f"{name} must have a batch dim, but got shape ().")
+    return x.shape[0]
+
+
+def _sides(size: Sequence[int], least: int) -> None:
+    checks.integer("the number of spatial dims", len(size), 1, 3)
+    _sides_of(size, least)
+
+
+def _sides_of(size: Sequence[int], least: int) -> None:
+    for side in size:
+        checks.integer("a spatial side", side, least, checks.LONGEST_SIDE)
+    if math.prod(size) >= 1 << 63:
+        raise ValueError(f"images must have fewer than 2^63 pixels, but got {tuple(size)}.")
+
+
+def _stored(size: Sequence[int]) -> None:
+    if math.prod(size) > checks.LONGEST_SIDE:
+        raise ValueError(f"the pixels of FMix's masks must be fewer than 2^31, but got {tuple(size)}.")
+
+
+def _hints(pairing: int, per: int) -> None:
+    checks.integer("pairing", pairing, 0, len(Pairing) - 1)
+    checks.integer("per", per, 0, len(Per) - 1)
+
+
+def _seed(seed: Tensor, *, needed: bool) -> None:
+    if seed.dtype != torch.int64 or seed.numel() > 1 or (needed and not seed.numel()):
+        raise ValueError(f"seed must be one number of int64, but got {seed.dtype} of shape {tuple(seed.shape)}.")
+
+
+def _spec(spec: Tensor) -> bool:
+    """Whether there is FMix among the methods."""
+    _beside("spec", spec, torch.device("cpu"))
+    checks.shaped("spec", spec, torch.float64, _rows("spec", spec), len(Column))
+    checks.integer("the number of methods", spec.shape[0], 1)
+    stored = False
+    for i, row in enumerate(spec.tolist()):
+        method = row[Column.METHOD]
+        known = 0 <= method < len(Method) and method == int(method)
+        fourier = known and Method(int(method)).is_fourier
+        if not known or (fourier and not (0 <= row[Column.DECAY] <= 100 and row[Column.CUTOFF] >= 0)):
+            raise ValueError(f"row {i} of spec describes no method.")
+        stored = stored or fourier
+    return stored
+
+
+def _masks(
+    kind: Tensor,
+    geometry: Tensor,
+    value: Tensor,
+    batch_size: int,
+    size: Sequence[int],
+    per: int,
+    pixels: Tensor | None,
+    device: torch.device,
+) -> None:
+    """Of images of that size, () if all masks are constant."""
+    for name, x in (("kind", kind), ("geometry", geometry), ("value", value)):
+        checks.part(name, x, batch_size)
+        _beside(name, x, device, or_cpu=True)
+    if pixels is not None:
+        _stored(size)
+        checks.pixels(pixels, batch_size, tuple(size), per, needed=False)
+        _beside("pixels", pixels, device, or_cpu=True)
+    checks.kinds(kind, stored=pixels is not None, masks=len(size) > 0)
+
+
+def _labels(labels: Tensor, batch_size: int, num_classes: int, *, soft: bool = True) -> None:
+    checks.integer("num_classes", num_classes, 1)
+    checks.labels(labels, num_classes)
+    if labels.shape[0] != batch_size or (labels.ndim == 2 and not soft):
+        raise ValueError(
+            f"labels must have {batch_size} rows{'' if soft else ' of one class'}, but got shape {tuple(labels.shape)}."
+        )
+
+
+# ---- Operators -------------------------------------------------------------------------------------------------------
+
+
+def _check_mix(
+    x: Tensor,
+    partner: Tensor,
+    kind: Tensor,
+    geometry: Tensor,
+    value: Tensor,
+    ndim: int,
+    pairing: int,
+    per: int,
+    pixels: Tensor | None = None,
+    *,
+    permutation: bool = False,
+) -> None:
+    checks.batch("x", x)
+    checks.integer("ndim", ndim, 0, 3)
+    if x.ndim < ndim + 1:
+        raise ValueError(f"x must have a batch dim before {ndim} spatial dims, but got shape {tuple(x.shape)}.")
+    size = tuple(x.shape[x.ndim - ndim :])
+    _sides_of(size, 0)
+    _hints(pairing, per)
+    checks.part("partner", partner, x.shape[0])
+    _beside("partner", partner, x.device, or_cpu=True)
+    _masks(kind, geometry, value, x.shape[0], size, per, pixels, x.device)
+    checks.partners(partner, permutation=permutation)
+
+
+def _check_adjoint(grad: Tensor, *masks: Any) -> None:
+    if not grad.is_floating_point():
+        raise ValueError(f"grad must be floating point, but got {grad.dtype}.")
+    _check_mix(grad, *masks, permutation=True)
+
+
+def _check_mask(
+    kind: Tensor,
+    geometry: Tensor,
+    value: Tensor,
+    size: Sequence[int],
+    per: int = Per.SAMPLE,
+    pixels: Tensor | None = None,
+) -> None:
+    _sides(size, 0)
+    _hints(Pairing.RANDOM, per)
+    _masks(kind, geometry, value, _rows("kind", kind), size, per, pixels, kind.device)
+
+
+def _check_fourier(
+    spec: Tensor,
+    kind: Tensor,
+    geometry: Tensor,
+    value: Tensor,
+    seed: Tensor,
+    size: Sequence[int],
+    per: int,
+    draws: int,
+    soft: bool,
+) -> None:
+    _spec(spec)
+    _sides(size, 1)
+    _stored(size)
+    _hints(Pairing.RANDOM, per)
+    _hints(Pairing.RANDOM, draws)
+    batch_size = _rows("kind", kind)
+    for name, x in (("kind", kind), ("geometry", geometry), ("value", value)):
+        checks.part(name, x, batch_size)
+        _beside(name, x, kind.device)
+    _seed(seed, needed=batch_size > 0)
+
+
+def _check_sample(
+    spec: Tensor,
+    batch_size: int,
+    size: Sequence[int],
+    pairing: int,
+    per: int,
+    p: float,
+    lam: Tensor | None,
+    labels: Tensor | None,
+    seed: Tensor | None,
+    drawn: Tensor | None,
+    partner: Tensor | None,
+    device: torch.device | None = None,
+) -> None:
+    stored = _spec(spec)
+    checks.integer("the batch size", batch_size, 0)
+    _sides(size, 1)
+    if stored:
+        _stored(size)
+    _hints(pairing, per)
+    if lam is not None:
+        checks.shaped("lam", lam, torch.float32, *((batch_size,) if lam.ndim else ()))
+    if labels is not None:
+        checks.shaped("labels", labels, torch.int64, batch_size)
+    if seed is not None:
+        _seed(seed, needed=False)  # one that is to be drawn has no number
+    if drawn is not None:
+        _beside("drawn", drawn, torch.device("cpu"))
+        checks.shaped("drawn", drawn, torch.float64, Per(per).draws(batch_size), WIDTH)
+        most = torch.tensor([spec.shape[0], *[1] * (3 - len(size)), *size], device="cpu")
+        numbers = drawn[:, [0, 3, 4, 5]]
+        if not ((numbers >= 0) & (numbers < most)).all():
+            raise ValueError("drawn must have methods of the spec and centres inside of the image.")
+    if partner is not None:
+        _beside("partner", partner, torch.device("cpu"))
+        checks.part("partner", partner, batch_size)
+        checks.partners(partner, permutation=True)
+    if drawn is not None and partner is None and not Pairing(pairing).is_formula:
+        raise ValueError("partner must come with drawn, where it is no formula, but got None.")
+    if pairing > Pairing.RANDOM and partner is None and labels is None:
+        raise ValueError("labels must come where partners depend on them, but got None.")
+
+
+def _check_step(x: Tensor, y: Tensor, *args: Any) -> None:
+    *request, num_classes, _ = args
+    _check_sample(*request)
+    spec, batch_size, size = request[:3]
+    if any(Method(int(row[Column.METHOD])).is_fourier for row in spec.tolist()):
+        raise ValueError("FMix cannot be mixed in one call: its masks are made between the plan and the images.")
+    checks.batch("x", x)
+    if x.ndim < len(size) + 1 or x.shape[0] != batch_size or tuple(x.shape[x.ndim - len(size) :]) != tuple(size):
+        raise ValueError(f"x must be ({batch_size}, ..., *{tuple(size)}), but got shape {tuple(x.shape)}.")
+    _labels(y, batch_size, num_classes)
+    _beside("labels", y, x.device)
+
+
+def _check_mix_labels(
+    labels: Tensor, partner: Tensor, weight: Tensor, num_classes: int, label_smoothing: float
+) -> None:
+    batch_size = _rows("labels", labels)
+    _labels(labels, batch_size, num_classes)
+    for name, x in (("partner", partner), ("weight", weight)):
+        checks.part(name, x, batch_size)
+        _beside(name, x, labels.device, or_cpu=True)
+    checks.partners(partner)
+
+
+def _loss(
+    logits: Tensor,
+    labels: Tensor,
+    partner: Tensor,
+    weight: Tensor,
+    pairing: int,
+    per: int,
+    *weights: Tensor | None,
+    soft: bool,
+) -> torch.dtype:
+    """The compute dtype."""
+    if logits.ndim != 2 or logits.dtype not in _FLOATING:
+        raise ValueError(
+            f"logits must be (batch_size, num_classes) and floating point, but got {logits.dtype} of shape "
+            f"{tuple(logits.shape)}."
+        )
+    compute = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    batch_size, num_classes = logits.shape
+    _labels(labels, batch_size, num_classes, soft=soft)
+    if labels.ndim == 1:
+        checks.shaped("labels", labels, torch.int64, batch_size)
+    _beside("labels", labels, logits.device)
+    _hints(pairing, per)
+    for name, x in (("partner", partner), ("weight", weight)):
+        checks.part(name, x, batch_size)
+        _beside(name, x, logits.device, or_cpu=True)
+    checks.partners(partner)
+    for name, of_classes in zip(("class_weight", "pos_weight"), weights, strict=False):
+        if of_classes is not None:
+            checks.shaped(name, of_classes, compute, num_classes)
+            _beside(name, of_classes, logits.device)
+    return compute
+
+
+def _reduction(reduction: int) -> None:
+    checks.integer("reduction", reduction, 0, len(Reduction) - 1)
+
+
+def _gradient(grad: Tensor, logits: Tensor, compute: torch.dtype) -> None:
+    checks.shaped("grad", grad, compute, *((logits.shape[0],) if grad.ndim else ()))
+    _beside("grad", grad, logits.device)
+
+
+def _check_cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    partner: Tensor,
+    weight: Tensor,
+    pairing: int,
+    per: int,
+    class_weight: Tensor | None,
+    label_smoothing: float,
+    ignore_index: int,
+    reduction: int,
+) -> None:
+    _loss(logits, labels, partner, weight, pairing, per, class_weight, soft=False)
+    _reduction(reduction)
+
+
+def _check_cross_entropy_backward(
+    grad: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    partner: Tensor,
+    weight: Tensor,
+    pairing: int,
+    per: int,
+    class_weight: Tensor | None,
+    statistics: Tensor,
+    scale: Tensor,
+    label_smoothing: float,
+    ignore_index: int,
+) -> None:
+    compute = _loss(logits, labels, partner, weight, pairing, per, class_weight, soft=False)
+    _gradient(grad, logits, compute)
+    checks.shaped("statistics", statistics, compute, logits.shape[0], 2)
+    checks.shaped("scale", scale, compute)
+    _beside("statistics", statistics, logits.device)
+    _beside("scale", scale, logits.device)
+
+
+def _check_binary(
+    logits: Tensor,
+    labels: Tensor,
+    partner: Tensor,
+    weight: Tensor,
+    pairing: int,
+    per: int,
+    class_weight: Tensor | None,
+    pos_weight: Tensor | None,
+    label_smoothing: float,
+    threshold: float | None,
+    reduction: int,
+) -> torch.dtype:
+    _reduction(reduction)
+    return _loss(logits, labels, partner, weight, pairing, per, class_weight, pos_weight, soft=True)
+
+
+def _check_binary_backward(grad: Tensor, logits: Tensor, *args: Any) -> None:
+    _gradient(grad, logits, _check_binary(logits, *args))
+
+
+_CHECKS: dict[str, Callable[..., Any]] = {
+    "sample": _check_sample,
+    "mask": _check_mask,
+    "fourier": _check_fourier,
+    "mix": _check_mix,
+    "mix_": functools.partial(_check_mix, permutation=True),
+    "mix_adjoint": _check_adjoint,
+    "mix_labels": _check_mix_labels,
+    "mix_batch": _check_step,
+    "mix_batch_": _check_step,
+    "cross_entropy": _check_cross_entropy,
+    "cross_entropy_backward": _check_cross_entropy_backward,
+    "binary_cross_entropy": _check_binary,
+    "binary_cross_entropy_backward": _check_binary_backward,
+}
