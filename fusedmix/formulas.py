@@ -56,6 +56,12 @@ class Masks(NamedTuple):
     weight: Tensor  # (n,) float64
 
 
+def quotient(x: Tensor, divisor: float) -> Tensor:
+    """x / divisor, rounded once, as the kernels divide. By a number torch divides on a GPU as a product with its
+    reciprocal, whose last bit is wrong for one quotient in some hundred: so by a tensor, on the device of x."""
+    return x / x.new_full((), divisor)
+
+
 def padded(size: tuple[int, ...]) -> tuple[int, ...]:
     """The sides as (depth, height, width)."""
     return (1,) * (3 - len(size)) + tuple(size)
@@ -114,7 +120,7 @@ def _boxes(method: Tensor, ratio: Tensor, lam: Tensor, centre: Tensor, size: tup
     first[:, :absent] = 0
     stop[:, :absent] = 1
 
-    box = (stop - first).prod(1).double() / math.prod(size)
+    box = quotient((stop - first).prod(1).double(), math.prod(size))
     rest = 1.0 - box
     # What stands outside the box is λ/(1-β), β the box's actual share (released, mean λ for every mask), or
     # λ/(1-(1-λ)·ratio) (paper, mean λ but for clipping and rounding). Where nothing is outside, any finite value does.
@@ -145,7 +151,7 @@ def _gaussians(method: Tensor, lam: Tensor, centre: Tensor, size: tuple[int, ...
     mean = torch.ones_like(lam)
     for axis, side in enumerate(padded(size)):
         distance = torch.arange(side, device=lam.device) - centre[:, axis : axis + 1]
-        mean = mean * (-rate.double().unsqueeze(1) * distance.square()).exp().sum(1) / side
+        mean = quotient(mean * (-rate.double().unsqueeze(1) * distance.square()).exp().sum(1), side)
 
     complement = ~released | (lam >= 0.5)
     constant = s <= 0
@@ -188,7 +194,7 @@ def _fouriers(method: Tensor, rows: Tensor, lam: Tensor, coin: Tensor, size: tup
         kind=torch.where(released, int(Kind.FOURIER_RELEASED), int(Kind.FOURIER)).int(),
         geometry=torch.stack((number, soft, zero, zero, zero, zero), dim=1).int(),
         value=torch.stack((rows[:, Column.DECAY], rows[:, Column.CUTOFF]), dim=1).float(),
-        weight=torch.where(rows[:, Column.REFORMULATE] != 0, 1.0, number / pixels),
+        weight=torch.where(rows[:, Column.REFORMULATE] != 0, 1.0, quotient(number, pixels)),
     )
 
 

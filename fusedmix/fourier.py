@@ -29,7 +29,7 @@ import math
 import torch
 from torch import Tensor
 
-from fusedmix.formulas import Kind
+from fusedmix.formulas import Kind, quotient
 from fusedmix.methods import Column, Method, Per
 from fusedmix.philox import Stream, words
 
@@ -169,7 +169,7 @@ def unpack(pixels: Tensor, size: tuple[int, ...]) -> Tensor:
     """(n, *size) float32 masks from bits (int32) or levels (int16)."""
     count = math.prod(size)
     if pixels.dtype == torch.int16:
-        return ((pixels.int() & 0xFFFF).float() / LEVELS).reshape(-1, *size)
+        return quotient((pixels.int() & 0xFFFF).float(), LEVELS).reshape(-1, *size)
     bits = (pixels.long().unsqueeze(2) >> torch.arange(32, device=pixels.device)) & 1
     return bits.reshape(pixels.shape[0], -1)[:, :count].float().reshape(-1, *size)
 

@@ -111,8 +111,11 @@ def in_range(labels: Tensor, num_classes: int, ignore_index: int | None = None) 
 
 
 def beside(plan: MixPlan, x: Tensor) -> MixPlan:
-    """The plan where operators on x take it: beside x, or on the CPU, from where it travels with the launch."""
-    return plan if plan.device == x.device or plan.device.type == "cpu" else plan.to(x.device)
+    """The plan where operators on x take it: beside x, or on the CPU, from where it travels with the launch. Not inside
+    a graph, which may be captured, and would launch what travelled then for ever."""
+    if plan.device == x.device or (plan.device.type == "cpu" and not torch.compiler.is_compiling()):
+        return plan
+    return plan.to(x.device, non_blocking=x.device.type != "cpu")
 
 
 def _prepare(name: str, x: Tensor, plan: MixPlan, backend: str | None) -> tuple[Any, tuple[Any, ...]]:

@@ -75,7 +75,10 @@ _SCHEMAS = {
         f"(Tensor grad, {_MIXED}, Tensor? pos_weight, float label_smoothing, float? threshold, int reduction) -> Tensor"
     ),
 }
-_RANDOM = (torch.Tag.pt2_compliant_tag, torch.Tag.nondeterministic_seeded)
+# Of them, those that read tensors on the host: what may have been drawn, a seed. A CUDA graph would keep what they read
+# when it was captured, so torch.compile(mode="reduce-overhead") must leave them outside.
+_OUTSIDE_GRAPHS = ("sample", "fourier", "mix_batch", "mix_batch_")
+_RANDOM = (torch.Tag.pt2_compliant_tag, torch.Tag.nondeterministic_seeded, torch.Tag.cudagraph_unsafe)
 
 
 def _empty_plan(batch_size: int, device: torch.device) -> PlanTensors:
@@ -92,8 +95,14 @@ def _empty_plan(batch_size: int, device: torch.device) -> PlanTensors:
     )
 
 
+def _made_on(seed: Tensor | None, device: torch.device) -> torch.device:
+    """Where a plan is made: of a seed on the device asked for, of numbers drawn on the host, or now, on the CPU."""
+    return draws.CPU if seed is None else device
+
+
 def _fake_sample(*args: Any) -> PlanTensors:
-    return _empty_plan(args[1], args[-1])
+    *_, seed, _, _, device = args
+    return _empty_plan(args[1], _made_on(seed, device))
 
 
 def _fake_mask(kind: Tensor, geometry: Tensor, value: Tensor, size: tuple[int, ...], *_: Any) -> Tensor:
@@ -118,12 +127,10 @@ def _fake_mix_labels(labels: Tensor, partner: Tensor, weight: Tensor, num_classe
     return labels.new_empty((labels.shape[0], num_classes), dtype=dtype)
 
 
-def _fake_mix_batch(x: Tensor, y: Tensor, spec: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    # Drawn numbers make a plan on the CPU, a seed makes one on the device of the images.
-    drawn = args[len(Request._fields)]
-    device = x.device if drawn is None else drawn.device
-    targets = _fake_mix_labels(y, spec, spec, args[-2], args[-1])
-    return (torch.empty_like(x), targets, *_empty_plan(x.shape[0], device))
+def _fake_mix_batch(x: Tensor, y: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    *_, seed, _, _, num_classes, label_smoothing = args
+    targets = _fake_mix_labels(y, y, y, num_classes, label_smoothing)
+    return (torch.empty_like(x), targets, *_empty_plan(x.shape[0], _made_on(seed, x.device)))
 
 
 def _fake_loss(logits: Tensor, *args: Any) -> Tensor:
@@ -161,7 +168,8 @@ def _define(backend: str, module: ModuleType | None = None) -> torch.library.Lib
     """Defines every operator in the backend's namespace and registers the module's functions for all devices."""
     library = torch.library.Library(f"fusedmix_{backend}", "DEF")
     for name, schema in _SCHEMAS.items():
-        library.define(name + schema, tags=torch.Tag.pt2_compliant_tag)
+        outside = (torch.Tag.cudagraph_unsafe,) if name in _OUTSIDE_GRAPHS else ()
+        library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag, *outside))
         torch.library.register_fake(f"fusedmix_{backend}::{name}", _FAKES[name], lib=library)
         if module is not None:
             function = getattr(module, name)

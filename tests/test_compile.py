@@ -208,6 +208,31 @@ def test_a_schedule_of_alpha_does_not_recompile():
     assert torch.equal(images, X)  # α = 0 is λ = 1
 
 
+CHANGES = {
+    "alpha": lambda mix: [setattr(method, "alpha", 0.01) for method in mix.methods],
+    "p": lambda mix: setattr(mix, "p", 0.5),
+    "p of the methods": lambda mix: [setattr(method, "p", 0.5) for method in mix.methods],
+    "enabled": lambda mix: setattr(mix, "enabled", False),
+    "weights": lambda mix: mix._shares.copy_(torch.tensor([0.0, 1.0])),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("sampling", ["host", "device"])
+def test_what_changes_between_steps_is_seen(change, sampling):
+    mix = fm.RandomMix([fm.MixUp(), fm.CutMix()], weights=[1.0, 0.0], num_classes=5, per="sample", sampling=sampling)
+    compiled = torch.compile(mix, fullgraph=True, backend="aot_eager")
+    batches = []
+    for _ in range(2):
+        for f in (mix, compiled):
+            torch.manual_seed(11)
+            batches.append(f(X, Y)[0])
+        CHANGES[change](mix)
+    assert torch.equal(batches[0], batches[1])
+    assert torch.equal(batches[2], batches[3])
+    assert not torch.equal(batches[1], batches[3])
+
+
 def test_labels_out_of_range_are_found_inside_a_graph():
     compiled = torch.compile(fm.CutMix(num_classes=4, inplace=True), fullgraph=True, backend="aot_eager")
     x = X.clone()

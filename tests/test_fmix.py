@@ -13,11 +13,15 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage, stats
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fusedmix as fm
 from conftest import NO_CPP, NO_CUDA, NO_TRITON, TRITON_DEVICE, TRITON_MARKS
 from fusedmix import backends, fourier
+from fusedmix.backends import reference
+from fusedmix.draws import Request, Source
 from fusedmix.formulas import Kind
+from fusedmix.methods import Pairing, Per
 from fusedmix.philox import Stream, words
 
 VARIANTS = ("paper", "released")
@@ -327,6 +331,38 @@ def test_ties_do_not_change_the_count(backend):
     module = fm.FMix(per="sample", decay_power=60.0)
     plan, masks = masks_by(backend, module, 12, size, lam=torch.linspace(0, 1, 12), seed=3)
     assert torch.equal(masks.sum((1, 2)).long(), plan.geometry[:, 0].long().cpu())
+
+
+class DividesAsOnAGpu(TorchDispatchMode):
+    """There torch divides by a number, or by a tensor on the CPU, as a product with its reciprocal."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten.div.Tensor:
+            x, divisor = args
+            if not isinstance(divisor, torch.Tensor) or divisor.device != x.device:
+                return x * torch.as_tensor(divisor, dtype=x.dtype).reciprocal()
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_level_is_divided_as_the_kernels_do():
+    """The float32 nearest to the quotient, however torch divides by numbers."""
+    levels = torch.arange(fourier.LEVELS + 1)
+    expected = (levels.double() / fourier.LEVELS).float()  # a float64 that is no tie of float32
+    with DividesAsOnAGpu():
+        assert not torch.equal(levels.float() / fourier.LEVELS, expected)  # what it is about
+        found = fourier.unpack(levels.to(torch.int16).unsqueeze(0), levels.shape)
+    assert torch.equal(found[0], expected)
+
+
+def test_plans_do_not_depend_on_how_torch_divides(method):
+    mix = method(per="sample")
+    for size in ((3000,), (33, 57), (12, 20, 18)):
+        request = Request(mix._current_spec(), 200, size, Pairing.ROLL, Per.SAMPLE, 1.0, None, None)
+        asked = request, Source(torch.tensor(4), None, None), torch.device("cpu")
+        expected = reference.sample(*asked)  # not through the operator, which no mode looks into
+        with DividesAsOnAGpu():
+            found = reference.sample(*asked)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def test_bits_and_levels_are_unpacked():

@@ -315,19 +315,108 @@ def test_a_captured_loss(backend, loss):
     assert launched(graph) == 3
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
-def test_compiled_equals_eager(backend, mode):
-    x, y = batch()
-    mix = fm.CutMix(num_classes=10, per="sample", backend=backend)
-    compiled = torch.compile(mix, fullgraph=True, mode=mode)
+def equal_steps(eager, compiled, *batch, steps=4):
+    """Both give the same from the same seed. The first calls of a compiled function are no replays, the last are."""
     runs = []
-    for f in (mix, compiled):
+    for f in (eager, compiled):
         torch.manual_seed(3)
-        runs.append([tuple(t.clone() for t in f(x, y)) for _ in range(4)])
-    for eager, traced in zip(*runs, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(eager, traced, strict=True))
-    assert not torch.equal(runs[1][0][0], runs[1][1][0])
+        runs.append([[t.clone() for t in f(*batch)] for _ in range(steps)])  # a replay overwrites what it returned
+    for expected, got in zip(*runs, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))
+    return runs[1]
+
+
+def compiled_for_graphs(f):
+    torch._dynamo.reset()
+    return torch.compile(f, fullgraph=True, mode="reduce-overhead")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_compiled_equals_eager(backend):
+    mix = fm.CutMix(num_classes=10, per="sample", backend=backend)
+    steps = equal_steps(mix, torch.compile(mix, fullgraph=True), *batch())
+    assert not torch.equal(steps[0][0], steps[1][0])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("sampling", ["host", "device"])
+@pytest.mark.parametrize("per", ["batch", "sample"])
+def test_compiled_for_graphs(backend, sampling, per, method):
+    x, y = batch()
+    for inplace in (False, True):
+        mix = method(num_classes=10, sampling=sampling, per=per, inplace=inplace, backend=backend)
+        compiled = compiled_for_graphs(mix)
+        equal_steps(*(lambda x, y, f=f: f(x.clone(), y) for f in (mix, compiled)), x, y)
+
+
+def set_alpha(mix, value):
+    for method in mix.methods:
+        method.alpha = value
+
+
+CHANGES = {
+    "alpha": lambda mix: set_alpha(mix, 0.01),
+    "off by alpha": lambda mix: set_alpha(mix, 0.0),
+    "p": lambda mix: setattr(mix, "p", 0.0),
+    "p of the methods": lambda mix: [setattr(method, "p", 0.0) for method in mix.methods],
+    "enabled": lambda mix: setattr(mix, "enabled", False),
+    "a schedule": lambda mix: fm.schedules.OffAfter(mix, 0),
+    "weights": lambda mix: mix._shares.copy_(torch.tensor([0.0, 1.0])),
+}
+OFF = CHANGES.keys() - {"alpha", "weights"}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("sampling", ["host", "device"])
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("with_fmix", [False, True])
+def test_graphs_do_not_freeze_what_may_change(backend, sampling, change, with_fmix):
+    """Neither where a module mixes in one call nor where it makes a plan and masks first."""
+    x, y = batch(n=32)
+    methods = [fm.MixUp(alpha=8.0), (fm.FMix if with_fmix else fm.CutMix)(alpha=8.0)]
+    mix = fm.RandomMix(methods, weights=[1.0, 0.0], num_classes=10, sampling=sampling, per="sample", backend=backend)
+    compiled = compiled_for_graphs(mix)
+    before = equal_steps(mix, compiled, x, y)
+    CHANGES[change](mix)
+    after = equal_steps(mix, compiled, x, y)
+    assert not torch.equal(before[-1][0], after[-1][0])
+    for images, targets in after if change in OFF else []:
+        assert torch.equal(images, x)
+        assert torch.equal(targets, torch.nn.functional.one_hot(y, 10).float())
+    if change == "p":
+        mix.p = 1.0  # and back again
+        assert torch.equal(equal_steps(mix, compiled, x, y)[-1][0], before[-1][0])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("sampling", ["host", "device"])
+@pytest.mark.parametrize("name", ["CutMix", "FMix"])
+def test_a_training_step_for_graphs(backend, sampling, name):
+    """The plan, images, labels and losses, forward and backward; α is changed between the steps."""
+    x, y = batch()
+    mix = getattr(fm, name)(sampling=sampling, per="sample", backend=backend)
+    model = torch.nn.Linear(768, 10, device="cuda")
+
+    def loss_of(x, y):
+        plan = mix.sample(x.shape[0], x.shape[2:])
+        logits = model(fm.mix(x, plan, backend=backend).flatten(1))
+        losses = [f(logits, y, plan, backend=backend) for f in (fm.mix_cross_entropy, fm.mix_binary_cross_entropy)]
+        return sum(losses) + (logits * fm.mix_labels(y, plan, num_classes=10, backend=backend)).sum()
+
+    compiled = compiled_for_graphs(loss_of)
+    for alpha in (1.0, 0.1, 0.0):
+        mix.alpha = alpha
+        runs = []
+        for f in (loss_of, compiled):
+            torch.manual_seed(4)
+            runs.append([])
+            for _ in range(4):
+                torch.compiler.cudagraph_mark_step_begin()
+                loss = f(x.requires_grad_(), y)
+                slopes = torch.autograd.grad(loss, (x, *model.parameters()))
+                runs[-1].append([t.detach().clone() for t in (loss, *slopes)])
+        torch.testing.assert_close(runs[1], runs[0])
+        assert (alpha == 0) == torch.equal(runs[1][-2][0], runs[1][-1][0])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -6,10 +6,13 @@ import math
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fusedmix as fm
 from conftest import NO_CPP, NO_CUDA, NO_TRITON, TRITON_DEVICE, TRITON_MARKS
 from fusedmix import backends
+from fusedmix.backends import reference
+from fusedmix.draws import Request, Source
 from fusedmix.methods import Method, Pairing, Per, Reduction, spec_row
 from fusedmix.ops import GeneratorHandle
 
@@ -180,6 +183,50 @@ def test_mix_batch_that_draws(operators, operator, spec, per, seed):
     checks = ("test_schema", "test_faketensor")
     overload = getattr(operators.namespace, operator).default
     torch.library.opcheck(overload, (x, labels, *asked, 3, 0.1), test_utils=checks)
+
+
+SOURCES = {
+    "seed": lambda device: Source(torch.tensor(7), None, None),
+    "seed-there": lambda device: Source(torch.empty((), dtype=torch.int64, device=device), None, None),
+    "seed-to-draw": lambda device: Source(torch.empty(0, dtype=torch.int64), None, None),
+    "drawn": lambda device: Source(None, *torch.ops.fusedmix.draw_host(*request(), 0, 4)),
+    "to-draw": lambda device: Source(None, None, None),
+}
+
+
+def made_by(call, source, device):
+    """(name, device) of all outputs of the operators that make plans, of images on a device."""
+    source = SOURCES[source](device)
+    x, y = torch.empty(5, 3, 6, 7, device=device), torch.empty(5, dtype=torch.int64, device=device)
+    asked = Request(SPEC, 5, (6, 7), Pairing.RANDOM, Per.SAMPLE, 0.7, None, None)
+    arguments = {
+        "sample": ((), (device,)),
+        "mix_batch": ((x, y), (3, 0.1)),
+        "mix_batch_": ((x, y), (3, 0.1)),
+    }
+    outputs = {name: call(name, before, (asked, source), after) for name, (before, after) in arguments.items()}
+    return [(name, t.device.type) for name, tensors in outputs.items() for t in tensors]
+
+
+@pytest.mark.parametrize("name", ["reference", "triton", "cuda"])
+@pytest.mark.parametrize("source", SOURCES)
+def test_the_fakes_know_where_a_plan_is(name, source):
+    """Of images on a GPU. What the reference does on torch's device without memory says where; what it does not do is
+    to draw: then a seed is one, and numbers are numbers."""
+
+    def run(operator, before, asked, after):
+        return getattr(reference, operator)(*before, *asked, *after)
+
+    def imagine(operator, before, asked, after):
+        request, source = asked
+        return getattr(getattr(torch.ops, f"fusedmix_{name}"), operator)(*before, *request, *source, *after)
+
+    given = {"seed-to-draw": "seed", "to-draw": "drawn"}.get(source, source)
+    expected = made_by(run, given, torch.device("meta"))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        found = made_by(imagine, source, torch.device("cuda"))
+    assert found == [(operator, "cuda" if device == "meta" else device) for operator, device in expected]
+    assert ("sample", "cpu" if given == "drawn" else "cuda") in found
 
 
 @pytest.mark.parametrize("pairing", Pairing)
