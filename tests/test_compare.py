@@ -52,7 +52,10 @@ def repository(tmp_path_factory):
     git("init", "-b", "main")
     for tag in ("now", "slow"):
         if tag == "slow":
-            for path, text in (("fusedmix/functional.py", _SLOW), ("fusedmix/__init__.py", "\ndel GMix\n")):
+            for path, text in (
+                ("fusedmix/functional.py", _SLOW),
+                ("fusedmix/api.py", "\ndel GMix\n__all__.remove('GMix')\n"),
+            ):
                 with (folder / path).open("a") as file:
                     file.write(text)
         git("add", "-A")
