@@ -103,6 +103,7 @@ def test_drawing_anew_from_an_own_generator_is_refused():
         out.sum().backward()
 
 
+@pytest.mark.thorough  # inductor builds C++
 @pytest.mark.parametrize("sampling", ["host", "device"])
 def test_compiled_checkpoint(sampling):
     torch._dynamo.reset()
