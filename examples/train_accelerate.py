@@ -45,7 +45,7 @@ def small_cnn() -> nn.Module:
 
 
 def accuracy(accelerator: Accelerator, model: nn.Module, loader: DataLoader) -> float:
-    """The share of correct predictions on all ranks. Nothing is mixed: `mix` is not called."""
+    """The share of correct predictions on all ranks. Nothing is mixed: `mixer` is not called."""
     model.eval()
     correct = []
     with torch.no_grad():
@@ -55,7 +55,7 @@ def accuracy(accelerator: Accelerator, model: nn.Module, loader: DataLoader) -> 
 
 
 def train(
-    mix: fm.MixTransform,
+    mixer: fm.MixTransform,
     data: Dataset,
     test: Dataset,
     *,
@@ -92,7 +92,7 @@ def train(
         loader.set_epoch(epoch)
         model.train()
         for batch in loader:
-            images, targets = mix(*batch)
+            images, targets = mixer(*batch)
             with accelerator.accumulate(model):
                 loss = F.cross_entropy(model(images), targets)
                 accelerator.backward(loss)
@@ -115,10 +115,10 @@ def main() -> None:
     parser.add_argument("--cpu", action="store_true")
     parser.add_argument("--steps", type=Path, help="where each rank writes what it trained on, as steps-<rank>.pt")
     options = parser.parse_args()
-    # training_only: after mix.eval() it would return batches as they are, wherever it is called.
-    mix = fm.RandomMix([fm.MixUp(alpha=0.8), fm.CutMix()], num_classes=CLASSES, inplace=True, training_only=True)
+    # training_only: after mixer.eval() it would return batches as they are, wherever it is called.
+    mixer = fm.RandomMix([fm.MixUp(alpha=0.8), fm.CutMix()], num_classes=CLASSES, inplace=True, training_only=True)
     seen = train(
-        mix,
+        mixer,
         striped(512, seed=0),
         striped(256, seed=1),
         epochs=options.epochs,

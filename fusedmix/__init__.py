@@ -1,6 +1,6 @@
 """fusedmix: Mixup, CutMix, HMix, GMix and their relatives, for images and labels of a batch.
 
-Two halves: modules that sample a plan and apply it (`mix = fusedmix.CutMix(num_classes=1000)`), and functions that
+Two halves: modules that sample a plan and apply it (`mixer = fusedmix.CutMix(num_classes=1000)`), and functions that
 apply any plan (`fusedmix.mix`, `mix_`, `mix_labels`, `mix_masks`, `mix_cross_entropy`,
 `mix_binary_cross_entropy`).
 

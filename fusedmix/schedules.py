@@ -6,10 +6,13 @@ are numbers in memory, not constants of a graph or of a process: compiled steps 
 workers that run already, persistent ones too, mix their next batches by the new values.
 
 Examples:
-    >>> mix = fusedmix.CutMix(num_classes=1000)
-    >>> schedules = [fusedmix.schedules.CosineAlpha(mix, end=0.1, epochs=300), fusedmix.schedules.OffAfter(mix, 285)]
+    >>> mixer = fusedmix.CutMix(num_classes=1000)
+    >>> schedules = [
+    ...     fusedmix.schedules.CosineAlpha(mixer, end=0.1, epochs=300),
+    ...     fusedmix.schedules.OffAfter(mixer, 285),
+    ... ]
     >>> for epoch in range(300):
-    ...     train_one_epoch(model, loader, mix)
+    ...     train_one_epoch(model, loader, mixer)
     ...     for schedule in schedules:
     ...         schedule.step()
 """

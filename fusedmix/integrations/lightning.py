@@ -5,8 +5,8 @@ Examples:
     ...     def training_step(self, batch, batch_idx):
     ...         images, targets = batch  # mixed: targets are (B, K)
     ...         return F.cross_entropy(self(images), targets)
-    >>> mix = fm.RandomMix([fm.MixUp(alpha=0.8), fm.CutMix()], num_classes=1000)
-    >>> L.Trainer(callbacks=[MixCallback(mix)]).fit(Classifier(), train_loader, val_loader)
+    >>> mixer = fm.RandomMix([fm.MixUp(alpha=0.8), fm.CutMix()], num_classes=1000)
+    >>> L.Trainer(callbacks=[MixCallback(mixer)]).fit(Classifier(), train_loader, val_loader)
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@ labels as an item of the batch, and draws the first batch after resuming before 
 
 Examples:
     >>> model = ViTForImageClassification.from_pretrained(name, num_labels=1000, ignore_mismatched_sizes=True)
-    >>> mix = fm.RandomMix([fm.MixUp(alpha=0.8), fm.CutMix()], num_classes=1000)
+    >>> mixer = fm.RandomMix([fm.MixUp(alpha=0.8), fm.CutMix()], num_classes=1000)
     >>> trainer = MixTrainer(
-    ...     model=model, args=args, train_dataset=train, eval_dataset=test, mix=mix, compute_metrics=accuracy
+    ...     model=model, args=args, train_dataset=train, eval_dataset=test, mix=mixer, compute_metrics=accuracy
     ... )
     >>> trainer.train()
     >>> trainer.evaluate()  # as it always was: nothing is mixed
