@@ -297,8 +297,9 @@ _LIBRARIES = [_define("reference", reference), _define("triton", triton), _defin
 def tracked(*tensors: Tensor) -> bool:
     """Whether a derivative by one of the tensors may be asked for, backwards or forwards, or torch.vmap maps one: what
     operators do not see, and goes through autograd, which costs several times a plain call."""
-    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
-        return True
+    for x in tensors:  # not any(): this is asked at every step
+        if x.requires_grad and torch.is_grad_enabled():
+            return True
     return transformed() and any(
         torch._C._functorch.is_functorch_wrapped_tensor(x) or forward_ad.unpack_dual(x).tangent is not None
         for x in tensors
