@@ -312,15 +312,22 @@ def readable(x: Tensor) -> bool:
     return x.numel() > 0 and (x.device.type == "cpu" or os.environ.get("FUSEDMIX_CHECK_PLANS") == "1")
 
 
+def _unwrapped(x: Tensor) -> Tensor:
+    """All the values of a tensor at once where torch.vmap maps over it."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(x):
+        x = torch._C._functorch.get_unwrapped(x)
+    return x
+
+
 def partners(x: Tensor, *, permutation: bool = False) -> None:
     """Raises ValueError if a partner is none of the samples, or if `permutation` one of two."""
     if not readable(x):
         return
-    batch_size = x.shape[0]
+    batch_size, x = x.shape[0], _unwrapped(x)
     low, high = (int(v) for v in x.aminmax())
     if low < 0 or high >= batch_size:
         raise ValueError(f"partner must be in [0, {batch_size}), but got {low if low < 0 else high}. {_WHOLE_BATCH}")
-    if permutation and (x.bincount(minlength=batch_size) != 1).any():
+    if permutation and x.ndim == 1 and (x.bincount(minlength=batch_size) != 1).any():  # each of many: by the operator
         raise ValueError(
             "partner is not a permutation, as it must be in place and for gradients: a sample is the partner of two."
         )
@@ -350,7 +357,7 @@ def class_range(labels: Tensor, num_classes: int, name: str = "labels", *, ignor
         return
     if labels.device.type != "cpu" and os.environ.get("FUSEDMIX_CHECK_LABELS") != "1":
         return
-    labels = labels.long()
+    labels = _unwrapped(labels).long()
     if ignore_index is not None:
         labels = labels[labels != ignore_index]
         if labels.numel() == 0:

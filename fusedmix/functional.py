@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fusedmix import backends, checks, structure
 from fusedmix.backends import reference
-from fusedmix.ops import differentiable_mix
+from fusedmix.ops import differentiable_mix, tracked, transformed
 from fusedmix.plan import MixPlan
 
 
@@ -52,6 +52,9 @@ def mix_(x: Tensor, plan: MixPlan, *, backend: str | None = None) -> Tensor:
     written = structure.plain(x)
     operators, masks = _prepare("x", written, plan, backend)
     checks.writable("x", written)
+    if transformed():  # torch's own copy takes tangents along
+        written.copy_(differentiable_mix(operators, written, masks))
+        return x
     operators.mix_(written, *masks)
     torch.autograd.graph.increment_version(written)
     return x
@@ -94,7 +97,7 @@ def mix_labels(
     labels = in_range(labels, classes)
     operators = backends.operators(labels.device.type, backend)
     plan = beside(plan, labels)
-    if labels.requires_grad and torch.is_grad_enabled():  # rare enough (distillation) to be left to autograd
+    if tracked(labels, plan.weight):  # rare enough (distillation) to be left to autograd
         checks.partners(plan.partner)
         return reference.mix_labels(labels, plan.partner, plan.weight, classes, label_smoothing)
     return operators.mix_labels(labels, plan.partner, plan.weight, classes, label_smoothing)

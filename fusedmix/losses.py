@@ -12,6 +12,7 @@ from fusedmix import backends, checks, loss_gradients, structure
 from fusedmix.backends import reference
 from fusedmix.functional import beside, in_range, mix_labels
 from fusedmix.methods import Reduction
+from fusedmix.ops import tracked
 from fusedmix.plan import MixPlan
 
 _REDUCTIONS = {"mean": Reduction.MEAN, "sum": Reduction.SUM, "none": Reduction.NONE}
@@ -132,10 +133,10 @@ def mix_binary_cross_entropy(
     pos_weight = _of_classes("pos_weight", pos_weight, logits)
     labels = _labels(labels, plan, logits)
 
+    dense = (reduction == "none" and not sum_classes) or (labels.is_floating_point() and tracked(labels))
     labels = in_range(labels, num_classes)
     labels = labels.long() if labels.ndim == 1 else labels
-    dense = reduction == "none" and not sum_classes
-    if dense or (labels.requires_grad and torch.is_grad_enabled()):
+    if dense:
         # What is (B, K) anyway; and learned labels, which are rare enough to be left to autograd.
         checks.partners(plan.partner)
         z = logits.to(_compute(logits))
@@ -173,7 +174,8 @@ def _labels(labels: Any, plan: Any, logits: Tensor) -> Tensor:
     checks.same_batch("logits", logits, plan)
     if labels.is_meta and not logits.is_meta:
         raise ValueError(f"labels must have values, as the logits on {logits.device} have, but are on the meta device.")
-    return labels.to(logits.device)
+    # torch.func takes what comes out of an operation, even one that does nothing, for something that is differentiated.
+    return labels if labels.device == logits.device else labels.to(logits.device)
 
 
 def _of_classes(name: str, x: Any, logits: Tensor) -> Tensor | None:

@@ -7,7 +7,7 @@ tagged as random and opaque to torch.compile, so that nothing drawn is frozen in
 
 Operators check what they are called with (fusedmix/operands.py for those in Python, csrc/binding/checks.h for those in
 C++), so that they are safe whoever calls them, but do not differentiate: fusedmix/functional.py enters the
-autograd.Function at the end of this file only if a gradient is needed (a call through autograd costs several times a
+autograd.Function at the end of this file only if a derivative is needed (a call through autograd costs several times a
 plain one).
 """
 
@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from fusedmix import draws, fourier, operands
 from fusedmix.backends import reference, triton
@@ -293,6 +294,66 @@ torch.library.register_fake("fusedmix::checked_classes", lambda labels, *_: torc
 _LIBRARIES = [_define("reference", reference), _define("triton", triton), _define("cpp"), _define("cuda")]
 
 
+def tracked(*tensors: Tensor) -> bool:
+    """Whether a derivative by one of the tensors may be asked for, backwards or forwards, or torch.vmap maps one: what
+    operators do not see, and goes through autograd, which costs several times a plain call."""
+    for x in tensors:  # not any(): this is asked at every step
+        if x.requires_grad and torch.is_grad_enabled():
+            return True
+    return transformed() and any(
+        torch._C._functorch.is_functorch_wrapped_tensor(x) or forward_ad.unpack_dual(x).tangent is not None
+        for x in tensors
+    )
+
+
+def transformed() -> bool:
+    """Whether there may be tensors with tangents, or with a dim of torch.vmap."""
+    # Not inside torch.compile, which traces a function that has a jvp nowhere.
+    return not torch.compiler.is_compiling() and (
+        torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    )
+
+
+def forwards(base: Any, jvp: Callable[..., Any], vmap: Callable[..., Any] | None = None) -> Any:
+    """An autograd.Function with a derivative forwards and a rule for vmap. A class of its own, because torch.compile
+    traces none that has a jvp.
+
+    Args:
+        base: the function with its derivative backwards.
+        jvp: takes ctx, the saved tensors and the tangents. Around it there may be another derivative forwards, for
+            which torch's own way would silently give 0: it switches them off, and hands over saved tensors that still
+            have the tangents of the jvp at hand.
+        vmap: as torch.autograd.Function has it; where it, or its result, is None there is a call for each place of the
+            mapped dim.
+    """
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        base.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(*ctx.to_save)
+
+    def call_jvp(ctx: Any, *tangents: Any) -> Any:
+        with forward_ad._set_fwd_grad_enabled(True):
+            saved = [None if t is None else forward_ad.unpack_dual(t).primal for t in ctx.saved_tensors]
+            return jvp(ctx, saved, *tangents)
+
+    def one_by_one(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+        def at(i: int) -> Any:
+            return made.apply(*(x if dim is None else x.select(dim, i) for x, dim in zip(args, in_dims, strict=True)))
+
+        outputs = [at(i) for i in range(info.batch_size)]
+        if isinstance(outputs[0], Tensor):
+            return torch.stack(outputs), 0
+        return tuple(map(torch.stack, zip(*outputs, strict=True))), (0,) * len(outputs[0])
+
+    def call_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+        mapped = None if vmap is None else vmap(info, in_dims, *args)
+        return one_by_one(info, in_dims, *args) if mapped is None else mapped
+
+    rules: dict[str, Any] = {"setup_context": setup_context, "jvp": call_jvp, "vmap": call_vmap}
+    made: Any = type(base.__name__, (base,), {name: staticmethod(rule) for name, rule in rules.items()})
+    return made
+
+
 class _Mix(torch.autograd.Function):
     """mix or its adjoint. x̃ is linear in x, so each is the backward of the other."""
 
@@ -314,9 +375,25 @@ class _Mix(torch.autograd.Function):
         return None, None, differentiable_mix(ctx.operators, grad, masks, adjoint=not ctx.adjoint), *[None] * len(masks)
 
 
+def _mixed_tangent(ctx: Any, saved: list[Any], _: None, __: None, tangent: Tensor, *___: Any) -> Tensor:
+    *tensors, pixels = saved
+    return differentiable_mix(ctx.operators, tangent, (*tensors, *ctx.hints, pixels), ctx.adjoint)
+
+
+def _mapped_mix(_: Any, in_dims: tuple[Any, ...], operators: Any, adjoint: bool, x: Tensor, *masks: Any) -> Any:
+    if any(dim is not None for dim in in_dims[3:]):  # a plan each
+        return None
+    # A mask covers the last dims and is the same along all between: there the mapped dim goes.
+    return differentiable_mix(operators, x.movedim(in_dims[2], 1), masks, adjoint), 1
+
+
+_MixForwards = forwards(_Mix, _mixed_tangent, _mapped_mix)
+
+
 def differentiable_mix(operators: Any, x: Tensor, masks: tuple[Any, ...], adjoint: bool = False) -> Tensor:
-    """mix(x, *masks) or its adjoint, through autograd only if x needs a gradient: the plain call costs a fraction."""
-    if x.requires_grad and torch.is_grad_enabled():
+    """mix(x, *masks) or its adjoint, through autograd only if it must be."""
+    forwards_too = transformed()
+    if forwards_too or (x.requires_grad and torch.is_grad_enabled()):
         partners(masks[0], permutation=True)  # which the gradient needs
-        return _Mix.apply(operators, adjoint, x, *masks)
+        return (_MixForwards if forwards_too else _Mix).apply(operators, adjoint, x, *masks)
     return (operators.mix_adjoint if adjoint else operators.mix)(x, *masks)

@@ -19,7 +19,7 @@ from fusedmix.draws import CPU, NOISE, PlanTensors, Source, moved
 from fusedmix.fourier import default_cutoff
 from fusedmix.functional import in_range, mix, mix_, mix_labels
 from fusedmix.methods import Column, Method, Pairing, Per, spec_row
-from fusedmix.ops import GeneratorHandle, draw_on_host
+from fusedmix.ops import GeneratorHandle, draw_on_host, tracked
 from fusedmix.options import (
     DEFAULTS,
     BackendName,
@@ -276,7 +276,7 @@ class MixTransform(checks.Checked, nn.Module):
         x, y = sample
         if type(x) is not Tensor or type(y) is not Tensor or x is y or not self._plain() or recording():
             return None
-        if (x.requires_grad or y.requires_grad) and torch.is_grad_enabled():
+        if tracked(x, y):
             return None
         device_type = "cpu" if x.is_cpu else x.device.type
         name = self._plain_backends.get((device_type, self.backend))
@@ -359,7 +359,7 @@ class MixTransform(checks.Checked, nn.Module):
             and not parsed.masks
             and labels.device == x.device
             and (torch.compiler.is_compiling() or not recording())
-            and not ((x.requires_grad or labels.requires_grad) and torch.is_grad_enabled())
+            and not tracked(x, labels)
         )
 
     @property

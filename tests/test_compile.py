@@ -213,7 +213,7 @@ CHANGES = {
     "p": lambda mix: setattr(mix, "p", 0.5),
     "p of the methods": lambda mix: [setattr(method, "p", 0.5) for method in mix.methods],
     "enabled": lambda mix: setattr(mix, "enabled", False),
-    "weights": lambda mix: mix._shares.copy_(torch.tensor([0.0, 1.0])),
+    "weights": lambda mix: setattr(mix, "weights", [0.0, 1.0]),
 }
 
 

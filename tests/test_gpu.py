@@ -361,7 +361,7 @@ CHANGES = {
     "p of the methods": lambda mix: [setattr(method, "p", 0.0) for method in mix.methods],
     "enabled": lambda mix: setattr(mix, "enabled", False),
     "a schedule": lambda mix: fm.schedules.OffAfter(mix, 0),
-    "weights": lambda mix: mix._shares.copy_(torch.tensor([0.0, 1.0])),
+    "weights": lambda mix: setattr(mix, "weights", [0.0, 1.0]),
 }
 OFF = CHANGES.keys() - {"alpha", "weights"}
 
