@@ -308,10 +308,7 @@ def tracked(*tensors: Tensor) -> bool:
 
 def transformed() -> bool:
     """Whether there may be tensors with tangents, or with a dim of torch.vmap."""
-    # Not inside torch.compile, which traces a function that has a jvp nowhere.
-    return not torch.compiler.is_compiling() and (
-        torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-    )
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def forwards(base: Any, jvp: Callable[..., Any], vmap: Callable[..., Any] | None = None) -> Any:

@@ -240,3 +240,26 @@ def test_numbers_that_are_not_differentiated_pass():
     images, targets = seeded(lambda: jvp(lambda s: tuple(s * t for t in mix(x.float(), Y)), (scale,), (scale,)))[1]
     assert torch.equal(images, 2 * seeded(mix, x.float(), Y)[0])
     assert torch.equal(targets, 2 * seeded(mix, x.float(), Y)[1])
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        lambda f, x: jvp(f, (x,), (x.cos(),))[1],
+        lambda f, x: grad(f)(x),
+        lambda f, x: vmap(f)(torch.stack([x, x + 1])),
+        lambda f, x: hessian(f)(x),
+    ],
+    ids=["jvp", "grad", "vmap", "hessian"],
+)
+def test_compiled_transforms_are_not_silently_wrong(transform):
+    """torch.compile traces no function that has a jvp: it breaks the graph there, or says so if it may not."""
+    plan, x = plan_of(n=3, size=(2, 2)), torch.rand(3, 1, 2, 2)
+
+    def f(x):
+        return (fm.mix(x**2, plan) ** 2).sum()
+
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: transform(f, x), backend="aot_eager")
+    torch.testing.assert_close(compiled(x), transform(f, x))
+    torch._dynamo.reset()
