@@ -3,7 +3,7 @@
     python -m benchmarks.kernel_test FOLDER [--shim]
 
 Prints the path of the executable. --shim: the CUDA kernels run on the CPU. What FOLDER holds already of the very same
-sources is not built again: it may be built where there is no GPU, and taken to one.
+sources, for the GPUs that are present, is not built again: FUSEDMIX_CUDA_ARCHS builds it where there is no GPU.
 """
 
 from __future__ import annotations
@@ -22,17 +22,28 @@ from fusedmix.backends import native
 CSRC = ROOT / "csrc"
 
 
-def built(folder: Path, shim: bool = False) -> Path | None:
-    """The executable, if there is one of these very sources."""
-    target = _target(folder, shim)
-    return target if target.is_file() else None
+def built(folder: Path, archs: Sequence[str] = (), shim: bool = False) -> Path | None:
+    """The executable, if there is one of these very sources and flags, and (without --shim) for these GPUs.
+
+    Raises:
+        BuildError: no architectures are given or asked for, and there is no GPU.
+    """
+    wanted = [] if shim else [arch.removesuffix("+PTX").rstrip("af") for arch in _archs(archs)]
+    for path in sorted(folder.glob(_target(folder, ["*"], shim).name)):
+        if native._runs_on(path.name.rpartition("-")[2].split("."), wanted):
+            return path
+    return None
 
 
-def _target(folder: Path, shim: bool) -> Path:
-    digest = hashlib.sha256()
+def _archs(archs: Sequence[str]) -> list[str]:
+    return list(archs) or native._asked_archs() or native._present_archs()
+
+
+def _target(folder: Path, archs: Sequence[str], shim: bool) -> Path:
+    digest = hashlib.sha256(repr((native._HOST_FLAGS, native._NVCC_FLAGS, native._ISAS)).encode())
     for path in sorted(path for path in CSRC.rglob("*") if path.suffix in (".h", ".cpp", ".cu")):
         digest.update(path.relative_to(CSRC).as_posix().encode() + b"\0" + path.read_bytes())
-    return folder / f"fusedmix_{'shim' if shim else 'cuda'}_test_{digest.hexdigest()[:16]}"
+    return folder / f"fusedmix_{'shim' if shim else 'cuda'}_test-{digest.hexdigest()[:16]}-{'.'.join(archs)}"
 
 
 def build(folder: Path, archs: Sequence[str] = (), shim: bool = False, jobs: int = 16) -> Path:
@@ -47,8 +58,9 @@ def build(folder: Path, archs: Sequence[str] = (), shim: bool = False, jobs: int
         BuildError: a compiler is missing.
         RuntimeError: it does not compile; the message is what the compiler said.
     """
-    if (known := built(folder, shim)) is not None:
+    if (known := built(folder, archs, shim)) is not None:
         return known
+    archs = [] if shim else _archs(archs)
     cxx = native._cxx()
     includes = [f"-I{CSRC}", f"-I{CSRC / 'include'}", f"-I{CSRC / 'shim'}"]
     if shim:
@@ -57,7 +69,7 @@ def build(folder: Path, archs: Sequence[str] = (), shim: bool = False, jobs: int
     else:
         nvcc = native._nvcc()
         host = [f"-ccbin={cxx[0]}"] if len(cxx) == 1 else []
-        generate = native._gencode(archs or native._asked_archs() or native._present_archs(), native._known_archs(nvcc))
+        generate = native._gencode(archs, native._known_archs(nvcc))
         folders = native._pypi_cuda() if any(Path(nvcc).is_relative_to(f) for f in native._pypi_cuda()) else []
         includes += [f"-I{f / 'include'}" for f in folders]
         compile_cuda = [nvcc, *host, *native._NVCC_FLAGS, *generate, *includes, "-c"]
@@ -74,9 +86,9 @@ def build(folder: Path, archs: Sequence[str] = (), shim: bool = False, jobs: int
     objects = [folder / f"{n}-{Path(command[-1]).stem}.o" for n, command in enumerate(commands)]
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(_run, ([*c, "-o", str(o)] for c, o in zip(commands, objects, strict=True))))
-    target = _target(folder, shim)
-    _run([*link, *map(str, objects), "-o", str(target)])
-    return target
+    whole = folder / "linked"
+    _run([*link, *map(str, objects), "-o", str(whole)])
+    return whole.replace(_target(folder, archs, shim))  # what a run that was ended left is no executable
 
 
 def _run(command: Sequence[str]) -> None:
