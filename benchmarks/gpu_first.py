@@ -21,7 +21,8 @@ from fusedmix.bench.timing import Timing
 
 LIMIT = 120.0  # seconds
 DTYPE = torch.bfloat16
-# Prints the microseconds of the first call and of the next by each sampler. What is built by nvcc is there already.
+# Prints the microseconds of the first call and of the next by each sampler, if they mix as the reference does. What is
+# built by nvcc is there already.
 _FIRST_CALLS = """
 import json, sys, time
 import torch
@@ -38,6 +39,12 @@ for sampling in ("host", "device"):
         begin = time.perf_counter()
         mix(x, y)[1].sum().item()
         took[f"{call}, sampling={sampling}"] = (time.perf_counter() - begin) * 1e6
+    torch.manual_seed(0)
+    before = x.clone()
+    mix(x, y)
+    torch.manual_seed(0)
+    if not torch.equal(x, fm.mix(before, mix.sample(len(x), x.shape[2:], device=device), backend="reference")):
+        sys.exit(f"CutMix with sampling={sampling} does not mix as the reference does")
 print(json.dumps(took))
 """
 

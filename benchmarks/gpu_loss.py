@@ -15,7 +15,7 @@ from torch import Tensor
 
 import fusedmix as fm
 from benchmarks.cpu_loss import LARGE, LOSSES, Loss
-from benchmarks.gpu_batch import noting
+from benchmarks.gpu_batch import as_copied, noting
 from fusedmix.bench import copies
 from fusedmix.bench.device import Clones, Replays, finish
 from fusedmix.bench.results import Check, dtype_name
@@ -57,7 +57,9 @@ def measure(
         entries.append((row("torch", name), partial(step, theirs)))
     for name, copy in copies.copies(device).items():
         # Of the logits: two thirds of the bytes, which the ratio is told.
-        entries.append((row("copy", "copy", method=name), partial(_copy, copy, clones)))
+        with noting(failed, f"copy: {name}, {dtype_name(dtype)}"):
+            as_copied(name, copy, clones.out[0], clones.x[0])
+            entries.append((row("copy", "copy", method=name), partial(_copy, copy, clones)))
 
     starts = {}
     for n, (timing, call) in enumerate(entries):

@@ -6,19 +6,21 @@
 also channels_last, uint8, 1024x3x224x224 and 4096x3x32x32. Time on the device:
 several calls in a CUDA graph, over clones of the batch that outgrow the cache, their data restored before every replay;
 everything once a round, in an order drawn anew. Ratios are to the fastest copy of as many bytes in the same run.
-Before it is timed, everything is compared: plans, steps, modules and adjoints with the reference, peers with it, too;
-what differs or fails then, or in a backend's first calls, is left out and said. On float32 and uint8 the kernels that a
-call launched are written beside it. Writes <gpu>-mix.csv, <gpu>-targets.csv and
-<gpu>-environment.json. Exit status 1: a target is missed or was not measured; 2: there is no GPU. --dry-run: tiny
-batches on the CPU.
+Before it is timed, everything is compared: plans, steps, modules, adjoints and peers with the reference, copies with
+what they copy; what differs or fails then, or in a backend's first calls, is left out and said. When all of a batch is
+timed, the kernels that each call launches are written beside it. Writes <gpu>-mix.csv, <gpu>-targets.csv and
+<gpu>-environment.json, anew after every batch. Exit status 1: a target is missed or was not measured; 2: there is no
+GPU. --dry-run: tiny batches on the CPU.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -57,26 +59,31 @@ def measure_host(device: torch.device, backends: list[str], loops: int) -> tuple
     x, y = tiny.clones.x[0], tiny.y
     plan = tiny.plan("CutMix", "roll", "batch")
     masks = (plan.partner, plan.kind, plan.geometry, plan.value, 2, int(plan.pairing), int(plan.per))
-    calls: list[tuple[str, str, str, Callable[[], Any]]] = []
+    calls: list[tuple[str, str, str, Callable[[], Any], Callable[[], None]]] = []
     for backend in backends:
         operators = fused_backends.operators(device.type, backend)
+        check = partial(tiny.as_reference, plan, backend, labels=True)  # mix_ is the operator and its checks
+        labels = partial(fm.mix_labels, y, plan, num_classes=10, backend=backend)
         calls += [
-            (backend, "operator mix_", "CutMix", partial(operators.mix_, x, *masks)),
-            (backend, "mix_", "CutMix", partial(fm.mix_, x, plan, backend=backend)),
-            (backend, "mix_labels", "CutMix", partial(fm.mix_labels, y, plan, num_classes=10, backend=backend)),
+            (backend, "operator mix_", "CutMix", partial(operators.mix_, x, *masks), check),
+            (backend, "mix_", "CutMix", partial(fm.mix_, x, plan, backend=backend), check),
+            (backend, "mix_labels", "CutMix", labels, check),
         ]
         for method in peers.TORCHVISION:
             for sampling in ("host", "device"):
                 mix = METHODS[method](num_classes=10, inplace=True, sampling=sampling, backend=backend)
-                calls.append((backend, f"module, sampling={sampling}", method, partial(mix, x, y)))
-    calls += [("", "module", method, partial(peer(num_classes=10), x, y)) for method, peer in peers.TORCHVISION.items()]
+                check = partial(tiny.as_its_plan, mix)
+                calls.append((backend, f"module, sampling={sampling}", method, partial(mix, x, y), check))
+    for method, peer in peers.TORCHVISION.items():
+        calls.append(("", "module", method, partial(peer(num_classes=10), x, y), partial(tiny.as_torchvision, method)))
     rows = []
-    for backend, call, method, function in calls:
+    for backend, call, method, function, check in calls:
         row = tiny.row(
             call, method, measure="host", backend=backend, pairing="roll", per="batch", inplace=bool(backend)
         )
         row.provider = "fusedmix" if backend else "torchvision"
         with noting(tiny.failed, f"{backend or row.provider}: {call} {method}, time on the host"):
+            check()
             function()
             row.record(host_microseconds(function, loops, finish=lambda: finish(device)))
             rows.append(row)
@@ -120,7 +127,8 @@ def measure_numpy(size: tuple[int, ...], rounds: int) -> Timing:
     def one() -> Any:
         return mask(*size, 0.5, generator)
 
-    one()
+    if not abs(one().sum() - 0.5 * math.prod(size)) < 1:
+        raise RuntimeError("NumPy's mask has not as many ones as it should")
     row = Timing("host", "numpy", "mask", "FMix", per="sample", dtype="float32", shape="x".join(map(str, size)))
     row.record(host_microseconds(one, rounds, calls=1))
     return row
@@ -137,58 +145,79 @@ def entries_of(batch: Batch, shape: tuple[int, ...], first: bool) -> list[Entry]
     return [*found, *batch.torchvision()]
 
 
-def run(given: Namespace, device: torch.device) -> tuple[list[Timing], list[Check], list[str]]:
-    """All rows and checks, and what was not measured, with the reason."""
-    deadline = time.monotonic() + given.budget
-    rounds, loops = (2, 2) if given.dry_run else (given.rounds, 40)
+@dataclass
+class Report:
+    """What has been measured so far."""
+
+    rows: list[Timing] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)  # and why
+
+
+def run(given: Namespace, device: torch.device, report: Report, write: Callable[[], None]) -> None:
+    """Measures everything, what is asked first before the rest, and has the report written whenever a part is done."""
+    deadline = math.inf if given.dry_run else time.monotonic() + given.budget
+    rounds, loops = (1, 2) if given.dry_run else (given.rounds, 40)
     first_shape = DRY if given.dry_run else LARGE
     rows, broken = gpu_first.measure(given.backends, device, first_shape)
-    left_out = [f"{backend}: {reason}" for backend, reason in broken.items()]
+    report.rows += rows
+    report.left_out += [f"{backend}: {reason}" for backend, reason in broken.items()]
     backends = [backend for backend in given.backends if backend not in broken]
-    checks: list[Check] = []
 
-    def measure(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool, first: bool) -> None:
-        name = f"{dtype_name(dtype)} {'x'.join(map(str, shape))}{', channels_last' if channels_last else ''}"
+    def part(name: str, measure: Callable[[], None]) -> None:
         if time.monotonic() > deadline:
-            left_out.append(f"{name}: no time was left")
+            report.left_out.append(f"{name}: no time was left")
             return
+        with noting(report.left_out, name):
+            measure()
+        write()
+        finish(device)  # an error where a kernel has taken the device with it: nothing else can be measured then
+
+    def host() -> None:
+        found, failed = measure_host(device, backends, loops)
+        report.left_out += failed
+        report.checks += host_targets(found)
+        report.rows += [*found, measure_numpy(first_shape[2:], rounds)]
+
+    def mixing(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool, first: bool, name: str) -> None:
         batch = Batch(DRY if given.dry_run else shape, dtype, device, CLASSES[shape], backends, channels_last)
-        entries = entries_of(batch, shape, first)
-        found = batch.measure(entries, rounds)
-        left_out.extend(batch.failed)
-        rows.extend(found)
+        try:
+            found = batch.measure(entries_of(batch, shape, first), rounds, deadline)
+        finally:
+            report.left_out += batch.failed
+        report.rows += found
         if first:
-            checks.extend(targets(found, large=shape == LARGE))
-        del batch, entries
+            report.checks += targets(found, large=shape == LARGE)
+        del batch
         if device.type != "cuda":
             return
         torch.cuda.empty_cache()
         for backend in backends if first else ():
-            with noting(left_out, f"{backend}: memory, {name}"):
-                checks.extend(measure_memory(shape, dtype, device, backend))
-            with noting(left_out, f"{backend}: memory of FMix, {name}"):
-                checks.append(measure_fmix_memory(shape, dtype, device, backend))
+            with noting(report.left_out, f"{backend}: memory, {name}"):
+                report.checks += measure_memory(shape, dtype, device, backend)
+            with noting(report.left_out, f"{backend}: memory of FMix, {name}"):
+                report.checks.append(measure_fmix_memory(shape, dtype, device, backend))
 
-    for shape, dtype, channels_last in FIRST:
-        measure(shape, dtype, channels_last, first=True)
-    if time.monotonic() > deadline:
-        left_out.append("label losses: no time was left")
-    else:
+    def losses() -> None:
         found, beside, failed = gpu_loss.run(backends, device, given.dry_run, rounds)
-        rows, checks, left_out = [*rows, *found], [*checks, *beside], [*left_out, *failed]
-    host, failed = measure_host(device, backends, loops)
-    host.append(measure_numpy(first_shape[2:], rounds))
-    rows, checks, left_out = [*rows, *host], [*checks, *host_targets(host)], [*left_out, *failed]
-    for shape, dtype, channels_last in REST:
-        measure(shape, dtype, channels_last, first=False)
-    return rows, checks, left_out
+        report.rows += found
+        report.checks += beside
+        report.left_out += failed
+
+    part("time on the host", host)  # before anything is profiled, which may make launches slower
+    for shape, dtype, channels_last in (*FIRST, *REST):
+        first = (shape, dtype, channels_last) in FIRST
+        name = f"{dtype_name(dtype)} {'x'.join(map(str, shape))}{', channels_last' if channels_last else ''}"
+        part(name, partial(mixing, shape, dtype, channels_last, first, name))
+        if (shape, dtype, channels_last) == FIRST[-1]:
+            part("label losses", losses)
 
 
 def main() -> int:
     arguments = parser(__doc__)
     arguments.add_argument("--backends", type=lambda words: words.split(","), help="default: cuda,triton")
     arguments.add_argument("--rounds", type=int, default=60)
-    arguments.add_argument("--budget", type=float, default=150.0, help="seconds after which no shape is begun")
+    arguments.add_argument("--budget", type=float, default=150.0, help="seconds after which nothing is begun")
     arguments.add_argument("--dry-run", action="store_true", help="tiny batches on the CPU; writes only to --out")
     given = arguments.parse_args()
     if not given.dry_run and not torch.cuda.is_available():
@@ -196,14 +225,17 @@ def main() -> int:
         return 2
     device = torch.device("cpu" if given.dry_run else "cuda")
     given.backends = given.backends or ([fused_backends.choose(device.type)] if given.dry_run else ["cuda", "triton"])
-    rows, checks, left_out = run(given, device)
-
     env = environment(device, given.commit)
-    if given.out is not None or not given.dry_run:
-        folder, name = given.out or RESULTS, given.name or ("dry-run" if given.dry_run else slug(env["device"]))
-        write_csv(folder / f"{name}-mix.csv", rows, env)
-        write_csv(folder / f"{name}-targets.csv", checks, env)
-        write_json(folder / f"{name}-environment.json", env)
+    report = Report()
+
+    def write() -> None:
+        if given.out is not None or not given.dry_run:
+            folder, name = given.out or RESULTS, given.name or ("dry-run" if given.dry_run else slug(env["device"]))
+            write_csv(folder / f"{name}-mix.csv", report.rows, env)
+            write_csv(folder / f"{name}-targets.csv", report.checks, env)
+            write_json(folder / f"{name}-environment.json", env)
+
+    run(given, device, report, write)
     header = ("what", "by", "in place", "pairing", "per", "dtype", "shape", "layout", "us", "p20", "p80", "x copy")
     print(
         markdown(
@@ -217,14 +249,14 @@ def main() -> int:
                     *(f"{t:.2f}" for t in (r.median_us, r.p20_us, r.p80_us)),
                     f"{r.copy_ratio:.2f}" if r.copy_ratio else r.measure,
                 )
-                for r in rows
+                for r in report.rows
             ],
         )
     )
-    print(f"\n{targets_table(checks)}")
-    for what in left_out:
+    print(f"\n{targets_table(report.checks)}")
+    for what in report.left_out:
         print(f"not measured: {what}")
-    return 0 if given.dry_run or (not left_out and all(check.met for check in checks)) else 1
+    return 0 if given.dry_run or (not report.left_out and all(check.met for check in report.checks)) else 1
 
 
 if __name__ == "__main__":

@@ -241,7 +241,7 @@ def gpu_mix() -> str:
 
 
 def _ratios(path: Path) -> str:
-    rows = [row for row in _rows(path.name) if row["measure"] == "device"]
+    rows = [row for row in _rows(path.name) if row["measure"] == "device" and not _layout(row)]
     shape = next(row["shape"] for row in rows if row["method"] == "MixUp")
     header = ("in copies of the batch", "in place, roll", "flip", "per sample", "out of place", "whole call")
     peers = ("torch.compile, in place", "out of place", "torchvision, whole call")
@@ -305,9 +305,9 @@ def _gpu(path: Path) -> str:
     parts = [f"### {rows[0]['device']}\n"]
     for measure in dict.fromkeys(row["measure"] for row in rows):
         found = [row for row in rows if row["measure"] == measure]
-        for dtype, shape in dict.fromkeys((row["dtype"], row["shape"]) for row in found):
-            some = [row for row in found if (row["dtype"], row["shape"]) == (dtype, shape)]
-            title = f"{_MEASURES.get(measure, measure)}, {dtype} {_shape(shape)}"
+        for batch in dict.fromkeys(map(_batch, found)):
+            title = f"{_MEASURES.get(measure, measure)}, {batch}"
+            some = [row for row in found if _batch(row) == batch]
             parts.append(f"#### {title}\n\n{_times(some)}\n\n{source}\n")
     hidden = [row for row in every if not is_shown(row)]
     if hidden:
@@ -318,6 +318,15 @@ def _gpu(path: Path) -> str:
     if targets.exists():
         parts.append(f"#### Targets\n\n{_targets((command, targets.name))}")
     return "\n".join(parts)
+
+
+def _layout(row: dict[str, str]) -> str:
+    """Of a batch that is not contiguous. Older files have no such column."""
+    return row.get("layout", "").removeprefix("contiguous")
+
+
+def _batch(row: dict[str, str]) -> str:
+    return " ".join(filter(None, (row["dtype"], _shape(row["shape"]), _layout(row))))
 
 
 _MEASURES = {

@@ -19,11 +19,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # benchmarks is no part of what is installed
 
 from benchmarks import gpu_batch, gpu_first, gpu_targets, tables  # noqa: E402
-from fusedmix.bench import environment, results, timing  # noqa: E402
+from fusedmix.bench import device, environment, results, timing  # noqa: E402
 
 ENVIRONMENT = {"device", "driver", "torch", "cuda", "triton", "commit", "date"}
 TIMING = {"measure", "provider", "call", "method", "backend", "pairing", "per", "inplace", "dtype", "shape", "share"}
-SUMMARY = {"bytes", "median_us", "p20_us", "p80_us", "least_us", "repeats", "copy_ratio"}
+SUMMARY = {"bytes", "median_us", "p20_us", "p80_us", "least_us", "repeats", "copy_ratio", "layout", "kernels"}
 CHECK = {"what", "value", "limit", "unit", "at_least", "met"}
 
 
@@ -188,6 +188,72 @@ def test_what_fails_is_noted_and_the_rest_is_measured():
     entries = [entry("a", broken), entry("b", works, broken), entry("c", works)]
     assert [row.backend for row in batch.measure(entries, 1) if row.call != "copy"] == ["c"]
     assert batch.failed == [f"{name}: mix_ MixUp, float32 2x3x4x4: RuntimeError: no such kernel" for name in "ab"]
+
+
+def test_a_copy_that_copies_something_else_is_left_out(monkeypatch):
+    monkeypatch.setattr(
+        gpu_batch.copies, "copies", lambda device: {"neg": torch.Tensor.copy_, "copy_": torch.Tensor.copy_}
+    )
+    batch = gpu_batch.Batch((2, 3, 4, 4), torch.float32, torch.device("cpu"), 10, ["reference"])
+    assert [row.method for row in batch.measure([], 1)] == ["copy_"]
+    assert len(batch.failed) == 1
+    assert batch.failed[0].startswith("torch: copy neg, float32 2x3x4x4: AssertionError")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8], ids=str)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_everything_on_a_batch_is_compared(dtype, channels_last, monkeypatch):
+    """Every entry has a check, which passes with the reference, and compares something."""
+    pytest.importorskip("torchvision")
+
+    def differs(*_, **__):
+        raise ArithmeticError
+
+    batch = gpu_batch.Batch((4, 3, 6, 8), dtype, torch.device("cpu"), 10, ["reference"], channels_last)
+    groups = [batch.plans(labels=True), batch.out_of_place(), batch.copies({0.5, 1.0})]
+    if dtype.is_floating_point:
+        groups += [batch.adjoints(), batch.steps(), batch.modules(), batch.fmix(), batch.torchvision()]
+    for entries in groups:
+        for entry in entries:
+            assert entry.check is not None, entry.row
+            entry.check()
+            with monkeypatch.context() as differing:
+                differing.setattr(torch.testing, "assert_close", differs)
+                with pytest.raises(ArithmeticError):
+                    entry.check()
+    assert not batch.failed
+
+
+def test_rows_for_which_there_is_no_time_are_said():
+    batch = gpu_batch.Batch((2, 3, 4, 4), torch.float32, torch.device("cpu"), 10, ["reference"])
+    entries = list(batch.plans(methods=("MixUp",), pairings=("roll",)))
+    assert batch.measure(entries, 1, deadline=0.0) == []
+    count = len(entries) + len(list(batch.copies({1.0})))
+    assert len(batch.failed) == 1
+    assert f"no time was left for {count} rows, from torch: copy copy_ on" in batch.failed[0]
+
+
+def test_kernels_are_told_apart_by_what_marks_each_call():
+    names = ["spin", "a", "b", "spin", "spin", "a"]
+    assert device.split(names, 3) == [["a", "b"], [], ["a"]]
+    for seen, count in ((names, 2), (names[1:], 3), ([], 1)):
+        with pytest.raises(RuntimeError, match=f"each of {count} calls"):
+            device.split(seen, count)
+    assert device.split([], 0) == []
+
+
+@pytest.mark.parametrize(
+    ("signature", "name"),
+    [
+        ("void fusedmix::cuda::mix_kernel<float, 4>(fusedmix::Args)", "fusedmix::cuda::mix_kernel"),
+        ("void at::native::(anonymous namespace)::spin_kernel(long)", "at::native::spin_kernel"),
+        ("mix_kernel", "mix_kernel"),
+        ("Memcpy HtoD (Pageable -> Device)", "Memcpy HtoD"),
+    ],
+    ids=("template", "anonymous", "plain", "copy"),
+)
+def test_names_of_kernels(signature, name):
+    assert device.kernel_name(signature) == name
 
 
 def test_a_backend_that_does_not_start():

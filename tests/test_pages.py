@@ -10,6 +10,7 @@ import itertools
 import re
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -180,6 +181,7 @@ def test_gpu_tables_come_from_a_gpu_alone(tmp_path, monkeypatch):
         Timing("device", **some, backend="cuda", dtype=dtype, shape="256x3x224x224", median_us=median, copy_ratio=ratio)
         for dtype, median, ratio in (("float32", 2.5, 0.875), ("bfloat16", 1.5, 0.9375))
     ]
+    rows.append(replace(rows[0], layout="channels_last", median_us=9.5))  # no other time of the contiguous batch
     write_csv(tmp_path / "cpu-mix.csv", rows, environment | {"device": "AMD EPYC"})
     for table in (tables.gpu, tables.gpu_mix, tables.gpu_train_step, tables.gpu_train_step_all):
         assert table() == "There are no results of a GPU in `benchmarks/results`.\n"
@@ -187,11 +189,12 @@ def test_gpu_tables_come_from_a_gpu_alone(tmp_path, monkeypatch):
     write_csv(tmp_path / "h200-targets.csv", [Check("it", 2.0, 1.0, "x")], environment | {"device": "NVIDIA H200"})
     made = tables.gpu()
     assert made.startswith("### NVIDIA H200\n\n#### Time on the device, float32")
-    assert made.count("\n*`python -m benchmarks.gpu_mix` on NVIDIA H200, torch 2.15, commit abc, 2026-01-02.*\n") == 3
+    assert made.count("\n*`python -m benchmarks.gpu_mix` on NVIDIA H200, torch 2.15, commit abc, 2026-01-02.*\n") == 4
     assert "left out" not in made
     assert re.findall(r"#### (.*)", made) == [
         "Time on the device, float32 256×3×224×224",
         "Time on the device, bfloat16 256×3×224×224",
+        "Time on the device, float32 256×3×224×224 channels_last",
         "Targets",
     ]
     assert re.search(r"\| MixUp: mix_ +\| fusedmix \(cuda\) +\| 2\.50 +\| 1\.25 +\| 4\.75 +\| 1\.00", made)

@@ -9,7 +9,7 @@ import math
 import re
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -161,20 +161,45 @@ def extra_memory(call: Callable[[], Any], device: torch.device) -> int:
 
 def launches(call: Callable[[], Any]) -> int:
     """Kernels, copies and fills that a call puts on the GPU."""
-    return len(kernels(call))
-
-
-def kernels(call: Callable[[], Any]) -> list[str]:
-    """The names of what a call puts on the GPU, in order, without arguments of templates and functions."""
     call()
+    return len(kernels([call])[0])
+
+
+def kernels(calls: Sequence[Callable[[], Any]]) -> list[list[str]]:
+    """The names of what each call puts on the current stream of the GPU, in order, without arguments of templates and
+    functions. The calls have compiled before what they need.
+
+    Raises:
+        RuntimeError: the profiler has not seen all of it.
+    """
     torch.cuda.synchronize()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the profiler's own, of cycles and flushes
-        with profile(activities=[ProfilerActivity.CUDA]) as seen:
-            call()
+        # Up to torch 2.11 of every profile, though there is but one cycle.
+        warnings.filterwarnings("ignore", "Warning: Profiler clears events at the end of each cycle", UserWarning)
+        with profile(activities=[ProfilerActivity.CUDA]) as seen:  # one for all: to start it takes long
+            for call in calls:
+                torch.cuda._sleep(1)
+                call()
             torch.cuda.synchronize()
     events = [event for event in seen.events() if event.device_type == DeviceType.CUDA]
-    return [kernel_name(event.name) for event in sorted(events, key=lambda event: event.time_range.start)]
+    return split([kernel_name(event.name) for event in sorted(events, key=lambda e: e.time_range.start)], len(calls))
+
+
+def split(names: Sequence[str], count: int) -> list[list[str]]:
+    """What stands behind each of `count` marks, the first name being the mark.
+
+    Raises:
+        RuntimeError: there is another number of marks.
+    """
+    if names.count(names[0] if names else "") != count:
+        raise RuntimeError(f"the profiler has not seen each of {count} calls")
+    found: list[list[str]] = []
+    for name in names:
+        if name == names[0]:
+            found.append([])
+        else:
+            found[-1].append(name)
+    return found
 
 
 def kernel_name(signature: str) -> str:
