@@ -6,10 +6,10 @@
 A stage that fails or runs out of time does not stop the others, nor does a backend that is broken or cannot be had stop
 the other one; a table at the end says how each went. Tests come before benchmarks, and those that need no GPU are left
 out; the tests of triton are a stage of their own. Writes <gpu>-suite.json and what the tests of agreement found,
-<gpu>-agreement.csv, beside the files of the benchmarks, and all that a stage printed into <gpu>-logs. A run of other
-stages of the same commit adds to the file. What --work holds is kept for it: caches, and the kernels' test, which may
-have been built elsewhere. Exit status 0: every stage that could run passed; 1: one did not; 2: there is no GPU.
---dry-run: on the CPU, what can run there.
+<gpu>-agreement.csv, beside the files of the benchmarks, and all that a stage printed into <gpu>-logs. The first is
+written after every stage, and a run of other stages of the same commit adds to it. What --work holds is kept for that
+run: caches, and the kernels' test, which may have been built elsewhere. Exit status 0: every stage that could run
+passed; 1: one did not; 2: there is no GPU. --dry-run: on the CPU, what can run there.
 """
 
 from __future__ import annotations
@@ -55,9 +55,11 @@ BUDGETS = {
     "initcheck": 60.0,
     "synccheck": 60.0,
 }
-MODEL = "vit_s"  # of the training steps: that of which mixing takes the largest share
+# Of the training steps: the model of which mixing takes the largest share, and as many rounds as fit.
+MODEL, ROUNDS = "vit_s", 8
 # The tests with cases that need a GPU; `--on-gpu` (tests/conftest.py) leaves the other cases out.
-TESTS = tuple(f"test_{name}.py" for name in ("gpu", "ops", "fmix", "analysis", "triton_kernels", "agreement"))
+_WITH_GPU = ("gpu", "ops", "losses", "fmix", "timm", "analysis", "triton_kernels", "agreement")
+TESTS = tuple(f"test_{name}.py" for name in _WITH_GPU)
 DEFAULT_TESTS = [f"tests/{name}" for name in TESTS]
 _GRACE = 5.0  # seconds to write a report in, for what has been interrupted
 SANITIZER = ("memcheck", "racecheck", "initcheck", "synccheck")
@@ -82,7 +84,6 @@ class Suite:
         self.name = "dry-run" if given.dry_run else slug(self.environment["device"])
         self.out: Path | None = given.out or (None if given.dry_run else RESULTS)
         self.tests: dict[str, Any] = {}
-        self.binary: Path | None = kernel_test.built(folder / "kernels", shim=given.dry_run)
         self.logs = folder / "logs" if self.out is None else self.out / f"{self.name}-logs"
         self.ends = time.monotonic() + TOTAL
         self.earlier = self._earlier()
@@ -96,18 +97,19 @@ class Suite:
                 continue
             stage = Stage(name)
             stages.append(stage)
-            (self.logs / f"{name}.log").unlink(missing_ok=True)
             left = min(budget, self.ends - time.monotonic() - _GRACE)
             if left < 5:
                 stage.detail = "no time was left"
                 continue
             print(f"== {name}", flush=True)
+            (self.logs / f"{name}.log").unlink(missing_ok=True)
             begin = time.monotonic()
             run: Callable[[Stage, float], None] = self._sanitize if name in SANITIZER else getattr(self, f"_{name}")
             run(stage, left)
             stage.seconds = round(time.monotonic() - begin, 1)
             for line in stage.output:
                 print(line)
+            self.write(stages)  # now, because whoever lends the GPU may end the run at any time
         return stages
 
     # ---- what an earlier run left
@@ -125,15 +127,16 @@ class Suite:
         return found if same else {"stages": [], "tests": {}}
 
     def left(self) -> list[str]:
-        """The stages that did not pass in the earlier run."""
-        passed = {stage["name"] for stage in self.earlier["stages"] if stage["result"] == "pass"}
-        return [name for name in BUDGETS if name not in passed]
+        """The stages that the earlier run did not come to the end of, whatever they found."""
+        ended = {stage["name"] for stage in self.earlier["stages"] if stage["result"] in ("pass", "fail")}
+        return [name for name in BUDGETS if name not in ended]
 
     def write(self, stages: Sequence[Stage]) -> None:
-        """The file of all stages, those of the earlier run included."""
+        """The file of all stages, those of the earlier run included unless they have run anew."""
         if self.file is None:
             return
-        known = {stage["name"]: stage for stage in self.earlier["stages"]} | {s.name: asdict(s) for s in stages}
+        known = {stage["name"]: stage for stage in self.earlier["stages"]}
+        known |= {s.name: asdict(s) for s in stages if s.result != "not run" or s.name not in known}
         found = {
             "environment": self.environment,
             "stages": [known[name] for name in BUDGETS if name in known],
@@ -147,12 +150,14 @@ class Suite:
         if self._lacks_cuda(stage):
             return
         status = native.status("cuda")
-        if status.startswith("built ahead"):  # there is nothing to measure then, but the library must load
+        cache = self.folder / "cache"
+        if status.startswith("built ahead") or cache.exists():  # building is not to be measured, but it must load
             load = "from fusedmix.backends import native; native.load('cuda'); native.load('cpp')"
             self._command(stage, [sys.executable, "-c", load], limit)
-            stage.detail = status.replace(f"{ROOT}{os.sep}", "")
+            built = status.replace(f"{ROOT}{os.sep}", "") if status.startswith("built ahead") else "kept by --work"
+            stage.detail = built if stage.result == "pass" else ""
             return
-        options = ["--quick", "--device", self.device.type, "--cache", str(self.folder / "cache")]
+        options = ["--quick", "--device", self.device.type, "--cache", str(cache)]
         output = self._command(stage, [sys.executable, "-m", "benchmarks.first_use", *options, *self._files()], limit)
         loaded = re.search(r'"loading_s": \{([^}]*)\}', output)
         stage.detail = " ".join(loaded[1].replace('"', "").split()) + " (s)" if loaded else ""
@@ -161,20 +166,23 @@ class Suite:
         if self._lacks_cuda(stage):
             return
         shim = ["--shim"] if self.given.dry_run else []
-        begin = time.monotonic()
-        if self.binary is None:
+        begin, how = time.monotonic(), "built ahead"
+        if self._binary() is None:
             command = [sys.executable, "-m", "benchmarks.kernel_test", str(self.folder / "kernels"), *shim]
-            built = self._command(stage, command, limit)
+            self._command(stage, command, limit)
             if stage.result != "pass":
                 return
-            self.binary = Path(built.splitlines()[-1])
-        took = time.monotonic() - begin
+            how = f"built in {time.monotonic() - begin:.0f} s"
         large = [] if self.given.dry_run else ["--large"]
-        output = self._command(stage, [str(self.binary), *large], limit - took)
-        stage.detail = f"built in {took:.0f} s; {_last(output)}"
+        output = self._command(stage, [str(self._binary()), *large], limit - (time.monotonic() - begin))
+        stage.detail = f"{how}; {_last(output)}"
+
+    def _binary(self) -> Path | None:
+        """The kernels' test, if it has been built: by this run, an earlier one, or elsewhere."""
+        return kernel_test.built(self.folder / "kernels", shim=self.given.dry_run)
 
     def _benchmark(self, stage: Stage, limit: float) -> None:
-        dry = ["--dry-run"] if self.given.dry_run else ["--budget", str(limit * 0.75)]
+        dry = ["--dry-run"] if self.given.dry_run else ["--rounds", "40", "--budget", str(limit * 0.75)]
         ends = time.monotonic() + limit
         command = [sys.executable, "-m", "benchmarks.gpu_mix", *self._files()]
         output = self._command(stage, [*command, *dry], limit)
@@ -194,7 +202,7 @@ class Suite:
             stage.output = missed or stage.output
 
     def _training(self, stage: Stage, limit: float) -> None:
-        dry = ["--dry-run"] if self.given.dry_run else ["--device", "cuda", "--budget", str(limit * 0.75)]
+        dry = ["--dry-run"] if self.given.dry_run else ["--device", "cuda", "--rounds", str(ROUNDS)]
         command = [sys.executable, "-m", "benchmarks.train_step", "--models", MODEL, *self._files(), *dry]
         stage.detail = MODEL
         self._command(stage, command, limit)
@@ -225,14 +233,12 @@ class Suite:
 
     def _sanitize(self, stage: Stage, limit: float) -> None:
         tool = sanitizer()
-        if self.given.dry_run or tool is None or self.binary is None:
-            reasons = ("dry run", "compute-sanitizer is not found", "the kernels stage built nothing")
+        if self.given.dry_run or tool is None or (binary := self._binary()) is None:
+            reasons = ("dry run", "compute-sanitizer is not found", "the kernels' test is not built")
             stage.detail = reasons[0 if self.given.dry_run else (1 if tool is None else 2)]
             return
         raw = ["--raw"] if stage.name == "initcheck" else []
-        output = self._command(
-            stage, [tool, "--tool", stage.name, "--error-exitcode", "99", str(self.binary), *raw], limit
-        )
+        output = self._command(stage, [tool, "--tool", stage.name, "--error-exitcode", "99", str(binary), *raw], limit)
         stage.detail = next((line.strip("= ") for line in output.splitlines() if "SUMMARY" in line), _last(output))
         if "not supported" in output and "SUMMARY: 0 errors" not in output:
             stage.result, stage.detail = "not run", "compute-sanitizer does not support the device here"
@@ -324,7 +330,6 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="fusedmix-suite-") as folder:
         suite = Suite(given, (given.work or Path(folder)).absolute())
         stages = suite.run()
-        suite.write(stages)
     rows = [(s.name, s.result, f"{s.seconds:.1f}", s.detail) for s in stages]
     total = sum(stage.seconds for stage in stages)
     print(f"\n{markdown(('stage', 'result', 's', ''), rows)}\n\n{suite.environment['device']}, {total:.0f} s in all")

@@ -156,9 +156,7 @@ def test_extra_memory_of_fmix(backend):
     mix = fm.FMix(num_classes=100, per="sample", sampling="device", inplace=True, backend=backend)
     _, targets = mix(x, y)
     extra = extra_memory(lambda: mix(x, y), x.device)
-    assert (
-        extra <= targets.nbytes + (24 << 20) + 256 * 224 * 224 // 8 + max(2**20, x.nbytes // 16) + 128 * 256 + 16 * 512
-    )
+    assert extra <= targets.nbytes + (24 << 20) + 256 * 224 * 224 // 8 + max(2**20, x.nbytes // 16) + 128 * 256
 
 
 @EMPTY_GRAPH
@@ -239,8 +237,8 @@ def test_extra_memory_in_place(backend, pairing, shape):
     mix = fm.GMix(num_classes=100, pairing=pairing, per="sample", inplace=True, backend=backend)
     _, targets = mix(x, y)
     extra = extra_memory(lambda: mix(x, y), x.device)
-    plan = 128 * shape[0]  # bytes, rounded up generously by the allocator below
-    assert extra <= targets.nbytes + max(2**20, x.nbytes // 16) + plan + 16 * 512
+    plan = 128 * shape[0]  # bytes
+    assert extra <= targets.nbytes + max(2**20, x.nbytes // 16) + plan
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -281,7 +279,7 @@ def test_label_losses(backend, loss, per, there):
                 value = loss(z, labels, plan, label_smoothing=0.1, backend=name)
                 return value.detach(), *torch.autograd.grad(value, z)
 
-            assert name == "reference" or extra_memory(step, z.device) <= z.nbytes + 64 * n + 64 * 512
+            assert name == "reference" or extra_memory(step, z.device) <= z.nbytes + 128 * n  # a few numbers a row
             value, grad = step()
             results.append((value, grad.float()))
     for got, want, eps in zip(results[:2], results[2:], (2**-23, 2**-8), strict=True):

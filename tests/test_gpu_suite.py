@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -131,7 +130,7 @@ def suite_of(folder, out=None, stages=("build",), tests=("tests",), commit="abc"
 
 
 def test_a_later_run_goes_on_where_the_first_stopped(tmp_path, monkeypatch):
-    """Stages of the same commit are added up; those that passed are not run again if `left` is asked for."""
+    """Stages of the same commit are added up; those that came to an end are not run again if `left` is asked for."""
     results = {"build": "pass", "tests": "timeout", "triton": "pass", "training": "fail"}
     ran = []
 
@@ -148,7 +147,7 @@ def test_a_later_run_goes_on_where_the_first_stopped(tmp_path, monkeypatch):
     def written(stages, commit="abc"):
         ran.clear()
         suite = suite_of(tmp_path, tmp_path / "out", stages, commit=commit)
-        suite.write(suite.run())
+        suite.run()
         found, by_name = stages_of(tmp_path / "out")
         return {name: stage["result"] for name, stage in by_name.items()}, found["tests"]
 
@@ -162,13 +161,41 @@ def test_a_later_run_goes_on_where_the_first_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_suite, "SANITIZER", ())
     monkeypatch.setattr(gpu_suite, "BUDGETS", {k: v for k, v in gpu_suite.BUDGETS.items() if "check" not in k})
     assert written(["left"]) == (
-        dict.fromkeys(("build", "kernels", "tests", "triton", "benchmark", "training"), "pass"),
+        dict.fromkeys(("build", "kernels", "tests", "triton", "benchmark"), "pass") | {"training": "fail"},
         {"tests": "pass", "triton": "pass"},
     )
-    assert ran == ["kernels", "tests", "benchmark", "training"]
+    assert ran == ["kernels", "tests", "benchmark"]
     assert written(["left"])[0]["build"] == "pass"
     assert ran == []
+    assert written(["training"])[0]["training"] == "pass"  # again, because it is named
     assert written(["tests"], commit="another") == ({"tests": "pass"}, {"tests": "pass"})
+
+
+def test_what_a_run_did_not_come_to_leaves_the_earlier_result_and_log(tmp_path, monkeypatch):
+    def fails(suite, stage, limit):
+        suite._command(stage, [sys.executable, "-c", "print('why'); raise SystemExit(1)"], 60)
+
+    monkeypatch.setattr(gpu_suite.Suite, "_build", fails)
+    suite_of(tmp_path, tmp_path / "out").run()
+    later = suite_of(tmp_path, tmp_path / "out", stages=["build", "tests"])
+    later.ends = 0.0
+    assert [stage.detail for stage in later.run()] == ["no time was left"] * 2
+    later.write(later.run())
+    _, stages = stages_of(tmp_path / "out")
+    assert {name: stage["result"] for name, stage in stages.items()} == {"build": "fail", "tests": "not run"}
+    assert (tmp_path / "out" / "dry-run-logs" / "build.log").read_text().endswith("why\n")
+
+
+def test_a_run_that_is_killed_has_written_what_came_before(tmp_path, monkeypatch):
+    def dies(suite, stage, limit):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gpu_suite.Suite, "_build", lambda suite, stage, limit: setattr(stage, "result", "pass"))
+    monkeypatch.setattr(gpu_suite.Suite, "_tests", dies)
+    with pytest.raises(KeyboardInterrupt):
+        suite_of(tmp_path, tmp_path / "out", stages=["build", "tests"]).run()
+    _, stages = stages_of(tmp_path / "out")
+    assert {name: stage["result"] for name, stage in stages.items()} == {"build": "pass"}
 
 
 def test_whole_logs_are_kept(tmp_path):
@@ -183,34 +210,36 @@ def test_whole_logs_are_kept(tmp_path):
     assert stage.result == "fail"
 
 
-def test_the_tests_of_a_gpu():
-    """Every file with cases for a GPU is among those that the suite runs there, and cases without one are left out."""
-    here = Path(__file__).parent
-    asking = {path.name for path in here.glob("test_*.py") if re.search(r"\bNO_CUDA\b|TRITON_DEVICE", path.read_text())}
-    assert asking - {Path(__file__).name} <= set(gpu_suite.TESTS)
-    files = [f"tests/{name}" for name in ("test_gpu.py", "test_ops.py", "test_agreement.py")]
+FAKE_GPU = """
+import torch
+
+torch.cuda.is_available = lambda: True
+torch.cuda.device_count = lambda: 1
+torch.cuda.get_device_capability = lambda *_: (9, 0)
+"""
+
+
+@pytest.mark.thorough
+def test_the_tests_of_a_gpu(tmp_path):
+    """Every case that takes a GPU, where there is one, is in a file that the suite runs, and none of the others is."""
+    (tmp_path / "fake_gpu.py").write_text(FAKE_GPU)
+    command = [sys.executable, "-m", "pytest", "-p", "fake_gpu", "tests", "-m", "", "--on-gpu", "--collect-only", "-q"]
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    environment = {**os.environ, "PYTHONPATH": path, "FUSEDMIX_CUDA_ARCHS": "90"}
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            *files,
-            "-m",
-            "",
-            "--on-gpu",
-            "--collect-only",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
+        [*command, "-p", "no:cacheprovider"], cwd=ROOT, env=environment, capture_output=True, text=True
     )
-    collected = [line for line in done.stdout.splitlines() if "::" in line]
-    assert any("test_gpu.py" in line for line in collected)
-    assert not any("on the CPU" in line or "[reference" in line or "[cpp" in line for line in collected)
-    assert all("cuda" in line or "triton" in line for line in collected if "test_gpu.py" not in line)
+    collected = [line.split("::", 1) for line in done.stdout.splitlines() if "::" in line]
+    files = {Path(file).name for file, _ in collected}
+    # Of these a case has the name of a backend, but no tensor on a GPU.
+    named_alone = {"test_gpu_suite.py", "test_native_build.py", "test_pages.py"}
+    assert files - named_alone <= set(gpu_suite.TESTS), "gpu_suite runs no other file on a GPU: name it there"
+    assert set(gpu_suite.TESTS) <= files
+    cases = {case for file, case in collected if Path(file).name in gpu_suite.TESTS}
+    assert {"test_on_a_gpu_as_on_the_cpu", "test_refuses_to_be_captured", "test_monte_carlo_of_triton"} <= {
+        case.partition("[")[0] for case in cases
+    }
+    assert not any("on the CPU" in case or "[reference-cpu" in case or "[cpp" in case for case in cases)
 
 
 @pytest.mark.parametrize("argument", ["left,tests", "none"])
@@ -222,19 +251,69 @@ def test_stages_that_are_none(argument, monkeypatch, capsys):
 
 
 def test_the_kernels_test_is_built_once(tmp_path, monkeypatch):
-    """What lies in the folder of the very same sources is taken, wherever it was built."""
+    """What lies in the folder of the very same sources and for these GPUs is taken, wherever it was built."""
     kernel_test = gpu_suite.kernel_test
     assert kernel_test.built(tmp_path, shim=True) is None
-    target = kernel_test._target(tmp_path, shim=True)
+    target = kernel_test._target(tmp_path, ["90", "120+PTX"], shim=False)
     target.write_text("")
+    shim = kernel_test._target(tmp_path, [], shim=True)
+    shim.write_text("")
     monkeypatch.setattr(kernel_test, "_run", lambda command: pytest.fail("is built again"))
-    assert kernel_test.build(tmp_path, shim=True) == target == kernel_test.built(tmp_path, shim=True)
+    assert kernel_test.build(tmp_path, ["90"]) == target
+    assert kernel_test.build(tmp_path, shim=True) == kernel_test.built(tmp_path, shim=True) == shim
+    monkeypatch.setenv("FUSEDMIX_CUDA_ARCHS", "120")
+    assert kernel_test.built(tmp_path) == target
+    assert kernel_test.built(tmp_path, ["80"]) is None
     csrc = tmp_path / "csrc"
     shutil.copytree(kernel_test.CSRC, csrc)
     monkeypatch.setattr(kernel_test, "CSRC", csrc)
-    assert kernel_test.built(tmp_path, shim=True) == target
+    assert kernel_test.built(tmp_path) == target
+    with monkeypatch.context() as other:
+        other.setattr(native, "_NVCC_FLAGS", ("-O1",))
+        assert kernel_test.built(tmp_path) is None
     (csrc / "cuda" / "mix.cu").write_text("// another\n")
+    assert kernel_test.built(tmp_path) is None
+
+
+def test_a_kernels_test_that_was_not_linked_to_its_end_is_none(tmp_path, monkeypatch):
+    kernel_test = gpu_suite.kernel_test
+
+    def run(command):
+        Path(command[command.index("-o") + 1]).write_text("half")
+        if "-c" not in command:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(kernel_test, "_run", run)
+    with pytest.raises(KeyboardInterrupt):
+        kernel_test.build(tmp_path, shim=True)
     assert kernel_test.built(tmp_path, shim=True) is None
+
+
+def test_what_is_built_ahead_is_said(tmp_path, monkeypatch):
+    """The stages of a GPU compile nothing then."""
+    ran = []
+
+    def command(stage, words, limit):
+        ran.append(words)
+        stage.result = "pass"
+        return "7 checks, 0 differ"
+
+    suite = suite_of(tmp_path)
+    monkeypatch.setattr(suite, "_command", command)
+    monkeypatch.setattr(gpu_suite.native, "why_not", lambda name: None)
+    monkeypatch.setattr(gpu_suite.native, "status", lambda name: f"built ahead: {ROOT}/fusedmix/_native/it.so")
+    monkeypatch.setenv("FUSEDMIX_CUDA_ARCHS", "90")
+    suite.given.dry_run = False
+    binary = gpu_suite.kernel_test._target(tmp_path / "kernels", ["90"], shim=False)
+    binary.parent.mkdir()
+    binary.write_text("")
+    build, kernels = gpu_suite.Stage("build"), gpu_suite.Stage("kernels")
+    suite._build(build, 60)
+    suite._kernels(kernels, 60)
+    assert build.detail == "built ahead: fusedmix/_native/it.so"
+    assert kernels.detail == "built ahead; 7 checks, 0 differ"
+    assert "native.load('cuda')" in ran[0][-1]
+    assert ran[1:] == [[str(binary), "--large"]]
 
 
 @pytest.mark.thorough
