@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -83,12 +84,13 @@ def build(folder: Path, archs: Sequence[str] = (), shim: bool = False, jobs: int
     commands += [[*compile_cuda, str(path)] for path in (*cuda, CSRC / "tests" / "cuda_test.cpp", *more)]
 
     folder.mkdir(parents=True, exist_ok=True)
-    objects = [folder / f"{n}-{Path(command[-1]).stem}.o" for n, command in enumerate(commands)]
-    with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(_run, ([*c, "-o", str(o)] for c, o in zip(commands, objects, strict=True))))
-    whole = folder / "linked"
-    _run([*link, *map(str, objects), "-o", str(whole)])
-    return whole.replace(_target(folder, archs, shim))  # what a run that was ended left is no executable
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        objects = [Path(scratch, f"{n}-{Path(command[-1]).stem}.o") for n, command in enumerate(commands)]
+        with ThreadPoolExecutor(jobs) as pool:
+            list(pool.map(_run, ([*c, "-o", str(o)] for c, o in zip(commands, objects, strict=True))))
+        whole = Path(scratch, "linked")
+        _run([*link, *map(str, objects), "-o", str(whole)])
+        return whole.replace(_target(folder, archs, shim))  # what a run that was ended left is no executable
 
 
 def _run(command: Sequence[str]) -> None:
