@@ -487,8 +487,8 @@ class MixTransform(checks.Checked, nn.Module):
         if labels.ndim > 2 and not labels.is_nested and "labels_getter" in self._keywords:  # images alone, as a rule
             raise ValueError(
                 "labels should be index based with shape (batch_size,) or probability based with shape (batch_size, "
-                f"num_classes), but the labels in the batch have shape {tuple(labels.shape)}. If there are none in it, "
-                "make the module with labels_getter=None."
+                f"num_classes), but got a tensor of shape {tuple(labels.shape)} instead. If there are no labels in the "
+                "batch, make the module with labels_getter=None."
             )
         if self.targets == "dense":
             classes: int | None = checks.dense_labels(labels, self.num_classes)
