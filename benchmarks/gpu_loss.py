@@ -15,7 +15,7 @@ from torch import Tensor
 
 import fusedmix as fm
 from benchmarks.cpu_loss import LARGE, LOSSES, Loss
-from benchmarks.gpu_batch import as_copied, noting
+from benchmarks.gpu_batch import DRY_SECONDS, as_copied, noting
 from fusedmix.bench import copies
 from fusedmix.bench.device import Clones, Replays, finish
 from fusedmix.bench.results import Check, dtype_name
@@ -64,7 +64,8 @@ def measure(
     starts = {}
     for n, (timing, call) in enumerate(entries):
         with noting(failed, f"{timing.backend or timing.provider}: {timing.call}, {timing.dtype}"):
-            replays = Replays(call, clones, device, must_capture=timing.provider == "fusedmix")
+            ours = timing.provider == "fusedmix"
+            replays = Replays(call, clones, device, must_capture=ours, seconds=DRY_SECONDS)
             timing.measure = replays.measure
             starts[n] = replays.start
     interleave(starts, 2, lambda: finish(device))

@@ -202,9 +202,9 @@ class Suite:
             stage.output = missed or stage.output
 
     def _training(self, stage: Stage, limit: float) -> None:
-        dry = ["--dry-run"] if self.given.dry_run else ["--device", "cuda", "--rounds", str(ROUNDS)]
-        command = [sys.executable, "-m", "benchmarks.train_step", "--models", MODEL, *self._files(), *dry]
-        stage.detail = MODEL
+        stage.detail = "resnet20" if self.given.dry_run else MODEL
+        how = ["--dry-run"] if self.given.dry_run else ["--device", "cuda", "--rounds", str(ROUNDS)]
+        command = [sys.executable, "-m", "benchmarks.train_step", "--models", stage.detail, *self._files(), *how]
         self._command(stage, command, limit)
 
     def _tests(self, stage: Stage, limit: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import shutil
@@ -410,6 +411,26 @@ def test_without_nvcc_the_stages_of_cuda_say_so(suite, monkeypatch):
         stage = gpu_suite.Stage("build")
         run(stage, 60)
         assert (stage.result, stage.detail) == ("not run", "no compiler for cuda")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("name", ["benchmark", "training"])
+def test_what_is_asked_of_a_benchmark_on_a_gpu_is_understood(suite, monkeypatch, name):
+    """Its command as far as the question for a GPU, which is what a dry run asks otherwise."""
+    asked = []
+
+    def command(stage, words, limit):
+        asked.append(words)
+        stage.result = "pass"
+        return ""
+
+    monkeypatch.setattr(suite, "_command", command)
+    suite.given.dry_run = False
+    getattr(suite, f"_{name}")(gpu_suite.Stage(name), 200)
+    (words,) = asked
+    assert "--dry-run" not in words
+    monkeypatch.setattr(sys, "argv", words[2:])
+    assert importlib.import_module(words[2]).main() == 2
 
 
 @pytest.mark.parametrize("alone", ["cuda", "triton"])
