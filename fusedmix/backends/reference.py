@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from fusedmix import draws
+from fusedmix.backends import passes
+from fusedmix.backends.passes import blend
 from fusedmix.checks import class_range
 from fusedmix.draws import PlanTensors, Request, Source
 from fusedmix.formulas import Kind, padded
@@ -41,17 +43,22 @@ def mask(
     inside = torch.ones((), dtype=torch.bool, device=device)
     gaussian = torch.ones((), dtype=torch.float64, device=device)
     rate = value[:, :1].double()
+    # On the CPU no formula is evaluated for nothing; elsewhere a look at the kinds would wait for the device.
+    kinds = set(kind.tolist()) if device.type == "cpu" else {Kind.GAUSSIAN}
+    curved = not kinds.isdisjoint((Kind.GAUSSIAN, Kind.GAUSSIAN_COMPLEMENT))
     for axis, side in enumerate(sides):
         pixel = torch.arange(side, device=device)
         first, stop = geometry[:, axis, None], geometry[:, axis + 3, None]
         inside = inside & along(axis, (pixel >= first) & (pixel < stop))
-        gaussian = gaussian * along(axis, (-rate * (pixel - first).double().square()).exp())
+        if curved:
+            gaussian = gaussian * along(axis, (-rate * (pixel - first).double().square()).exp())
 
     kind = kind.reshape(-1, 1, 1, 1)
     outer, inner = value[:, 0].reshape(-1, 1, 1, 1), value[:, 1].reshape(-1, 1, 1, 1)
     m = torch.where(inside & (kind == Kind.BOX), inner, outer)
-    m = torch.where(kind == Kind.GAUSSIAN, gaussian.float(), m)
-    m = torch.where(kind == Kind.GAUSSIAN_COMPLEMENT, (1.0 - gaussian).float(), m)
+    if curved:
+        m = torch.where(kind == Kind.GAUSSIAN, gaussian.float(), m)
+        m = torch.where(kind == Kind.GAUSSIAN_COMPLEMENT, (1.0 - gaussian).float(), m)
     m = m.reshape([kind.shape[0], *size])
     if pixels is not None and kind.shape[0]:
         row = draw_of(torch.arange(kind.shape[0], device=device), per, kind.shape[0])
@@ -62,20 +69,6 @@ def mask(
 
 
 fourier = masks  # the pixels of the Fourier masks of a plan
-
-
-def blend(w: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """w·a + (1-w)·b with float32 weights in [0, 1], rounded once.
-
-    Exactly a where w is 1 or both are equal and exactly b where w is 0, whatever infinities and NaN stand in the
-    other one: a box is a copy. uint8 rounds to nearest, ties to even, and saturates.
-    """
-    compute = torch.float64 if a.dtype == torch.float64 else torch.float32
-    x, y = a.to(compute), b.to(compute)
-    mixed = w.double() * (x - y).double() + y.double()
-    mixed = mixed.round().clamp(0, 255) if a.dtype == torch.uint8 else mixed.to(compute)
-    mixed = torch.where((w == 1) | (a == b), a, mixed.to(a.dtype))
-    return torch.where(w == 0, b, mixed)
 
 
 def mix(
@@ -92,9 +85,32 @@ def mix(
     """M ⊙ x + (1-M) ⊙ x[partner] (Park 2022, eq. 1) in the layout of x; its last `ndim` dims are spatial."""
     partner = partner.to(x.device)
     out = torch.empty_like(x)
+    if not x.numel():
+        return out
+    drawn = slice(0, 1) if per == Per.BATCH else slice(None)
+    # What can be read without waiting for a device decides whether the masks have to be made.
+    kinds = set(kind[drawn].tolist()) if kind.device.type == "cpu" else set()
+    if kinds and not ndim:
+        weights = value[drawn, 0].tolist()
+        if per == Per.BATCH:
+            passes.constant(out, x, partner, *weights)
+        else:
+            passes.constants(out, x, partner, weights)
+        return out
+    if kinds == {Kind.BOX} and per == Per.BATCH:
+        passes.box(out, x, partner, geometry[0].tolist(), value[0].tolist(), ndim)
+        return out
+    if kinds == {Kind.BOX} and passes.long_rows(x) and _cuts(value):
+        passes.boxes(out, x, partner, geometry.tolist(), ndim)
+        return out
+    start = 0
     for i in _chunks(x):
+        rows = slice(start, start := start + len(i))
         m = _masks_of(i, x, kind, geometry, value, ndim, per, pixels)
-        out[i] = blend(m, x[i], x[partner[i]])
+        if x.device.type == "cpu":
+            passes.masked(out[rows], x[rows], x, partner[rows], m)
+        else:
+            out[rows] = blend(m, x[i], x[partner[i]])
     return out
 
 
@@ -110,7 +126,11 @@ def mix_(
     pixels: Tensor | None = None,
 ) -> None:
     """The same, in place."""
-    x.copy_(mix(x, partner, kind, geometry, value, ndim, pairing, per, pixels))
+    one = ndim and per == Per.BATCH and x.numel() and kind.device.type == "cpu"
+    if one and kind[0].item() == Kind.BOX and _cuts(value[:1]):
+        passes.box_(x, partner.to(x.device), geometry[0].tolist(), ndim)
+    else:
+        x.copy_(mix(x, partner, kind, geometry, value, ndim, pairing, per, pixels))
 
 
 def mix_adjoint(
@@ -354,6 +374,11 @@ def _chunks(x: Tensor) -> Iterator[Tensor]:
     """The samples of a batch in pieces of about _CHUNK elements, at least one sample each."""
     step = max(1, _CHUNK * x.shape[0] // max(1, x.numel()))
     return iter(torch.arange(x.shape[0], device=x.device).split(step)) if x.shape[0] else iter(())
+
+
+def _cuts(value: Tensor) -> bool:
+    """Whether boxes are copies: all of the sample outside, all of the partner inside."""
+    return value.tolist() == [[1.0, 0.0]] * len(value)
 
 
 def _masks_of(

@@ -1,0 +1,230 @@
+"""The blends of the reference, at the speed of PyTorch's own operations.
+
+`blend` says what a blend is. The rest gives the same bits in less time. Batches go through in pieces that fit the
+caches, because the blend is exact only in float64, and a second and third batch of that would come from memory. Masks
+that are one number, or one box a batch, are numbers of Python here and slices of the batch. Pieces are shared among
+threads of Python, each with pieces so small that PyTorch does not divide them further: its own threads would wait for
+each other at the end of every operation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+_SERIAL = (1 << 15) - 1  # elements of a piece that PyTorch handles in one thread
+_CACHED = 1 << 17  # elements of a piece whose float64 temporaries stay in the caches, where there is one thread anyway
+_WORTH_THREADS = 1 << 18  # elements of a batch from which threads are worth their start
+_LONG_ROW = 1 << 14  # elements of a sample from which a copy of its box is worth a call
+_BITS = {
+    torch.float64: torch.int64,
+    torch.float32: torch.int32,
+    torch.float16: torch.int16,
+    torch.bfloat16: torch.int16,
+}
+
+
+def blend(w: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """w·a + (1-w)·b with float32 weights in [0, 1], rounded once.
+
+    Exactly a where w is 1 or both are equal and exactly b where w is 0, whatever infinities and NaN stand in the
+    other one: a box is a copy. uint8 rounds to nearest, ties to even, and saturates.
+    """
+    compute = torch.float64 if a.dtype == torch.float64 else torch.float32
+    x, y = a.to(compute), b.to(compute)
+    mixed = w.double() * (x - y).double() + y.double()
+    mixed = mixed.round().clamp(0, 255) if a.dtype == torch.uint8 else mixed.to(compute)
+    mixed = torch.where((w == 1) | (a == b), a, mixed.to(a.dtype))
+    return torch.where(w == 0, b, mixed)
+
+
+def constant(out: Tensor, x: Tensor, partner: Tensor | None, w: float) -> None:
+    """Writes the batch mixed with one weight everywhere. Without partners they are those of pairing="roll"."""
+    if w == 1:
+        out.copy_(x)
+    elif w == 0:
+        out.copy_(_partners(x, partner, 0, len(x)))
+    else:
+        x, out = _in_storage_order(x, out)
+        _share(x, lambda i, j, size: _blend_rows(out, x, partner, [w] * len(x), i, j, size))
+
+
+def constants(out: Tensor, x: Tensor, partner: Tensor, w: Sequence[float]) -> None:
+    """Writes the batch mixed with a weight for each sample."""
+    x, out = _in_storage_order(x, out)
+    _share(x, lambda i, j, size: _blend_rows(out, x, partner, w, i, j, size))
+
+
+def box(
+    out: Tensor, x: Tensor, partner: Tensor | None, geometry: Sequence[int], value: Sequence[float], ndim: int
+) -> None:
+    """Writes the batch mixed with one weight outside a box and another inside."""
+    constant(out, x, partner, value[0])
+    inside = _inside(geometry, ndim)
+    if out[inside].numel():
+        constant(out[inside], x[inside], partner, value[1])
+
+
+def box_(x: Tensor, partner: Tensor | None, geometry: Sequence[int], ndim: int) -> None:
+    """Replaces a box of every sample by its partner's: the only mask that leaves most of a batch as it is."""
+    inside = x[_inside(geometry, ndim)]
+    if inside.numel():
+        inside.copy_(inside.roll(1, 0) if partner is None else inside[partner])
+
+
+def boxes(out: Tensor, x: Tensor, partner: Tensor, geometry: Sequence[Sequence[int]], ndim: int) -> None:
+    """Writes the batch with a box of each sample replaced by its partner's."""
+    partners = partner.tolist()
+
+    def part(i: int, j: int, _: int) -> None:
+        out[i:j].copy_(x[i:j])
+        for row in range(i, j):
+            inside = _inside(geometry[row], ndim)
+            out[row][inside].copy_(x[partners[row]][inside])
+
+    _share(x, part)
+
+
+def masked(out: Tensor, x: Tensor, batch: Tensor, partner: Tensor, m: Tensor) -> None:
+    """Writes samples mixed by float32 masks.
+
+    Args:
+        out, x: (n, ...).
+        batch: (B, ...), where the partners are.
+        partner: (n,).
+        m: (n or 1, ...), broadcasts against x.
+    """
+    ones, zeros = m == 1, m == 0
+    binary = bool((ones | zeros).all())
+    some_ones, some_zeros = bool(ones.any()), bool(zeros.any())
+    wide = m if binary else m.double()
+
+    def part(start: int, stop: int, size: int) -> None:
+        for i, j in _pieces(start, stop, max(1, size * len(x) // x.numel())):
+            of_masks = slice(i, j) if len(m) > 1 else slice(None)
+            a, b, to = x[i:j], _partners(batch, partner, i, j), out[i:j]
+            if binary:
+                torch.where(ones[of_masks], a, b, out=to)
+                continue
+            _blend_into(to, a, b, wide[of_masks])
+            if some_ones:
+                torch.where(ones[of_masks], a, to, out=to)
+            if some_zeros:
+                torch.where(zeros[of_masks], b, to, out=to)
+
+    _share(x, part)
+
+
+def long_rows(x: Tensor) -> bool:
+    """Whether samples are so large that a call for each costs little."""
+    return x.numel() >= _LONG_ROW * len(x)
+
+
+def _blend_rows(
+    out: Tensor, x: Tensor, partner: Tensor | None, w: Sequence[float], start: int, stop: int, size: int
+) -> None:
+    """Blends samples start..stop-1, each with its weight, in pieces of about `size` elements."""
+    length = x.numel() // len(x)
+    for i, j in _pieces(start, stop, max(1, size // max(1, length))):
+        a, b, to = x[i:j], _partners(x, partner, i, j), out[i:j]
+        weights = w[i:j]
+        if min(weights) == max(weights):
+            if weights[0] in (0, 1):
+                to.copy_(a if weights[0] else b)
+                continue
+            sliced = length > size and x.ndim == 2  # a sample larger than a piece
+            for k, end in _pieces(0, length, size) if sliced else ((0, length),):
+                part = (slice(None), slice(k, end)) if sliced else ()
+                _blend_into(to[part], a[part], b[part], weights[0])
+            continue
+        column = torch.tensor(weights, dtype=torch.float64, device=x.device).reshape([-1] + [1] * (x.ndim - 1))
+        _blend_into(to, a, b, column)
+        for row, weight in enumerate(weights):
+            if weight in (0, 1):
+                to[row].copy_(a[row] if weight else b[row])
+
+
+def _blend_into(out: Tensor, a: Tensor, b: Tensor, w: float | Tensor) -> None:
+    """Writes blend(w, a, b), of weights that are neither 0 nor 1: where they are, the caller has to.
+
+    A product of float32 numbers is exact in float64, so it does not matter whether w·(a-b) + b is formed in one step.
+    """
+    if a.device.type != "cpu":  # there a look at the values would wait for the device
+        out.copy_(blend(torch.as_tensor(w, dtype=torch.float32, device=a.device), a, b))
+        return
+    if not a.numel():
+        return
+    if a.dtype == torch.uint8:
+        wide = b.double()
+        out.copy_(_add(wide, a.double().sub_(wide), w).round_().clamp_(0, 255))
+        return
+    if a.dtype == torch.float64:
+        mixed = ((a - b) * w).add_(b)
+        out.copy_(mixed)
+    else:
+        y = b.float()
+        mixed = _add(y.double(), (a.float() - y).double(), w)
+        mixed = out.copy_(mixed if a.dtype == torch.float32 else mixed.float())
+    # Where a equals b the result is a, which the sum is not for infinities (it is NaN) and where a is -0. To look for
+    # either, -0 being the least of all integers, takes a tenth of the time of comparing a with b and choosing.
+    bits = _BITS[a.dtype]
+    if a.view(bits).amin().item() == torch.iinfo(bits).min or math.isnan(mixed.amin().item()):
+        torch.where(a == b, a, out, out=out)
+
+
+def _add(y: Tensor, difference: Tensor, w: float | Tensor) -> Tensor:
+    """y + w·difference, in place."""
+    return y.addcmul_(difference, w) if isinstance(w, Tensor) else y.add_(difference, alpha=w)
+
+
+def _partners(x: Tensor, partner: Tensor | None, i: int, j: int) -> Tensor:
+    """The partners of samples i..j-1; a view of the batch where that can be."""
+    if partner is None:
+        return x[i - 1 : j - 1] if i else torch.cat((x[-1:], x[: j - 1])) if j > 1 else x[-1:]
+    if j == i + 1:
+        k = int(partner[i])
+        return x[k : k + 1]
+    return x[partner[i:j]] if x.ndim != 2 else x.index_select(0, partner[i:j])
+
+
+def _inside(geometry: Sequence[int], ndim: int) -> tuple[object, ...]:
+    """The index of a box (first z, y, x, stop z, y, x) in the last `ndim` dims."""
+    return (..., *(slice(geometry[axis], geometry[axis + 3]) for axis in range(3 - ndim, 3)))
+
+
+def _in_storage_order(*batches: Tensor) -> list[Tensor]:
+    """Batches of one layout as (B, everything else) if they are dense, else as they are: for masks without a place."""
+    first = batches[0]
+    order = [0, *sorted(range(1, first.ndim), key=lambda axis: -first.stride(axis))]
+    moved = [x.permute(order) for x in batches]
+    return [x.reshape(len(x), -1) for x in moved] if all(x.is_contiguous() for x in moved) else list(batches)
+
+
+def _pieces(start: int, stop: int, step: int) -> list[tuple[int, int]]:
+    return [(i, min(i + step, stop)) for i in range(start, stop, step)]
+
+
+def _share(x: Tensor, part: Callable[[int, int, int], None]) -> None:
+    """Calls part(first sample, past the last one, elements of a piece) for parts of the batch, in as many threads as
+    PyTorch would use."""
+    if not x.numel():
+        return
+    threads = torch.get_num_threads()
+    size = _CACHED if threads == 1 or x.device.type != "cpu" else _SERIAL
+    workers = min(threads, len(x)) if x.numel() >= _WORTH_THREADS and size == _SERIAL else 1
+    if workers == 1:
+        part(0, len(x), size)
+        return
+    from concurrent.futures import ThreadPoolExecutor
+
+    inference = torch.is_inference_mode_enabled()  # every thread has modes of its own
+
+    def work(k: int) -> None:
+        with torch.inference_mode(inference), torch.no_grad():
+            part(len(x) * k // workers, len(x) * (k + 1) // workers, size)
+
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(work, range(workers)))
