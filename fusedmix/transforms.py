@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from fusedmix import backends, checks, structure
+from fusedmix.backends import reference
 from fusedmix.checkpointing import check_rewinds, recorded, recording
-from fusedmix.draws import CPU, NOISE, PlanTensors, Source, moved
+from fusedmix.draws import CPU, NOISE, PlanTensors, Request, Source, moved
 from fusedmix.fourier import default_cutoff
 from fusedmix.functional import in_range, mix, mix_, mix_labels
 from fusedmix.methods import Column, Method, Pairing, Per, spec_row
@@ -275,6 +276,8 @@ class MixTransform(checks.Checked, nn.Module):
         if name is None:
             name = backends.choose(device_type, self.backend)
             self._plain_backends[device_type, self.backend] = name
+        if name == "reference":
+            return self._plain_reference_step(sample)
         if name not in ("cpp", "cuda") or (name == "cuda" and (_capturing() or "FUSEDMIX_CHECK_LABELS" in os.environ)):
             return None
         operators = torch.ops.fusedmix_cpp if name == "cpp" else torch.ops.fusedmix_cuda
@@ -307,6 +310,23 @@ class MixTransform(checks.Checked, nn.Module):
         except (RuntimeError, ValueError):
             # Refused (which error that is depends on torch's version), or not loaded where the module was unpickled.
             return None
+
+    def _plain_reference_step(self, sample: Any) -> Any:
+        """The same without an operator, which in Python costs more than mixing a small batch does. Where operators are
+        watched (by a TorchDispatchMode) there has to be one."""
+        x, y = sample
+        if not x.is_cpu or self.sampling == "device" or torch._C._len_torch_dispatch_stack() or not 3 <= x.ndim <= 5:
+            return None
+        classes = y.shape[1] if y.ndim == 2 else self.num_classes
+        if classes is None or self.num_classes not in (None, classes):
+            return None
+        spec, size = self._current_spec(), tuple(x.shape[2:])
+        request = Request(spec, x.shape[0], size, self._pairing, self._per, self.p, None, None)
+        try:
+            mixed = reference.plain_step(x, y, request, classes, self.label_smoothing, self.inplace)
+        except (RuntimeError, ValueError):
+            return None
+        return type(sample)(mixed)
 
     def _off(self) -> bool:
         """Whether nothing is mixed because the module is in evaluation mode."""

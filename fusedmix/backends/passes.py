@@ -15,10 +15,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from fusedmix.formulas import Kind, OneMask
+
 _SERIAL = (1 << 15) - 1  # elements of a piece that PyTorch handles in one thread
 _CACHED = 1 << 17  # elements of a piece whose float64 temporaries stay in the caches, where there is one thread anyway
 _WORTH_THREADS = 1 << 18  # elements of a batch from which threads are worth their start
 _LONG_ROW = 1 << 14  # elements of a sample from which a copy of its box is worth a call
+_TINY = 1 << 12  # elements that are compared in less time than looked at
 _BITS = {
     torch.float64: torch.int64,
     torch.float32: torch.int32,
@@ -41,12 +44,39 @@ def blend(w: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return torch.where(w == 0, b, mixed)
 
 
+def one(x: Tensor, partner: Tensor | None, mask: OneMask, ndim: int) -> Tensor:
+    """The batch mixed by one mask, a number or a box in the last `ndim` dims. Without partners they are those of
+    pairing="roll"."""
+    out = torch.empty_like(x)
+    constant(out, x, partner, mask.value[0])
+    inside = _inside(mask.geometry, ndim)
+    if mask.kind == Kind.BOX:
+        constant(out[inside], x[inside], partner, mask.value[1])
+    return out
+
+
+def one_(x: Tensor, partner: Tensor | None, mask: OneMask, ndim: int) -> None:
+    """The same, in place. A box of CutMix leaves most of a batch as it is."""
+    if mask.kind == Kind.BOX and mask.value == (1.0, 0.0):
+        inside = x[_inside(mask.geometry, ndim)]
+        inside.copy_(inside.roll(1, 0) if partner is None else inside[partner])
+    else:
+        x.copy_(one(x, partner, mask, ndim))
+
+
 def constant(out: Tensor, x: Tensor, partner: Tensor | None, w: float) -> None:
-    """Writes the batch mixed with one weight everywhere. Without partners they are those of pairing="roll"."""
+    """Writes the batch mixed with one weight everywhere."""
+    if not out.numel():
+        return
     if w == 1:
         out.copy_(x)
+    elif w == 0 and partner is None:
+        out[1:].copy_(x[:-1])
+        out[:1].copy_(x[-1:])
     elif w == 0:
-        out.copy_(_partners(x, partner, 0, len(x)))
+        out.copy_(x[partner])
+    elif x.numel() <= _SERIAL:
+        _blend_into(out, x, x.roll(1, 0) if partner is None else x[partner], w)
     else:
         x, out = _in_storage_order(x, out)
         _share(x, lambda i, j, size: _blend_rows(out, x, partner, [w] * len(x), i, j, size))
@@ -56,23 +86,6 @@ def constants(out: Tensor, x: Tensor, partner: Tensor, w: Sequence[float]) -> No
     """Writes the batch mixed with a weight for each sample."""
     x, out = _in_storage_order(x, out)
     _share(x, lambda i, j, size: _blend_rows(out, x, partner, w, i, j, size))
-
-
-def box(
-    out: Tensor, x: Tensor, partner: Tensor | None, geometry: Sequence[int], value: Sequence[float], ndim: int
-) -> None:
-    """Writes the batch mixed with one weight outside a box and another inside."""
-    constant(out, x, partner, value[0])
-    inside = _inside(geometry, ndim)
-    if out[inside].numel():
-        constant(out[inside], x[inside], partner, value[1])
-
-
-def box_(x: Tensor, partner: Tensor | None, geometry: Sequence[int], ndim: int) -> None:
-    """Replaces a box of every sample by its partner's: the only mask that leaves most of a batch as it is."""
-    inside = x[_inside(geometry, ndim)]
-    if inside.numel():
-        inside.copy_(inside.roll(1, 0) if partner is None else inside[partner])
 
 
 def boxes(out: Tensor, x: Tensor, partner: Tensor, geometry: Sequence[Sequence[int]], ndim: int) -> None:
@@ -171,7 +184,7 @@ def _blend_into(out: Tensor, a: Tensor, b: Tensor, w: float | Tensor) -> None:
     # Where a equals b the result is a, which the sum is not for infinities (it is NaN) and where a is -0. To look for
     # either, -0 being the least of all integers, takes a tenth of the time of comparing a with b and choosing.
     bits = _BITS[a.dtype]
-    if a.view(bits).amin().item() == torch.iinfo(bits).min or math.isnan(mixed.amin().item()):
+    if a.numel() <= _TINY or a.view(bits).amin().item() == torch.iinfo(bits).min or math.isnan(mixed.amin()):
         torch.where(a == b, a, out, out=out)
 
 

@@ -16,11 +16,12 @@ from torch import Tensor
 from fusedmix import draws
 from fusedmix.backends import passes
 from fusedmix.backends.passes import blend
-from fusedmix.checks import class_range
+from fusedmix.checks import batch, class_range, dense_labels, writable
 from fusedmix.draws import PlanTensors, Request, Source
-from fusedmix.formulas import Kind, padded
+from fusedmix.formulas import Kind, OneMask, padded
 from fusedmix.fourier import draw_of, masks, unpack
-from fusedmix.methods import Column, Method, Per, Reduction
+from fusedmix.methods import Column, Method, Pairing, Per, Reduction
+from fusedmix.partners import formula
 
 _CHUNK = 1 << 22  # elements blended at a time: bounds the float64 temporaries to some 100 MB
 
@@ -84,23 +85,15 @@ def mix(
 ) -> Tensor:
     """M ⊙ x + (1-M) ⊙ x[partner] (Park 2022, eq. 1) in the layout of x; its last `ndim` dims are spatial."""
     partner = partner.to(x.device)
+    mask = _one(x, kind, geometry, value, ndim, per)
+    if mask is not None:
+        return passes.one(x, partner, mask, ndim)
     out = torch.empty_like(x)
-    if not x.numel():
-        return out
-    drawn = slice(0, 1) if per == Per.BATCH else slice(None)
     # What can be read without waiting for a device decides whether the masks have to be made.
-    kinds = set(kind[drawn].tolist()) if kind.device.type == "cpu" else set()
-    if kinds and not ndim:
-        weights = value[drawn, 0].tolist()
-        if per == Per.BATCH:
-            passes.constant(out, x, partner, *weights)
-        else:
-            passes.constants(out, x, partner, weights)
+    if kind.device.type == "cpu" and not ndim:
+        passes.constants(out, x, partner, value[:, 0].tolist())
         return out
-    if kinds == {Kind.BOX} and per == Per.BATCH:
-        passes.box(out, x, partner, geometry[0].tolist(), value[0].tolist(), ndim)
-        return out
-    if kinds == {Kind.BOX} and passes.long_rows(x) and _cuts(value):
+    if kind.device.type == "cpu" and passes.long_rows(x) and _cuts(kind, value):
         passes.boxes(out, x, partner, geometry.tolist(), ndim)
         return out
     start = 0
@@ -126,9 +119,9 @@ def mix_(
     pixels: Tensor | None = None,
 ) -> None:
     """The same, in place."""
-    one = ndim and per == Per.BATCH and x.numel() and kind.device.type == "cpu"
-    if one and kind[0].item() == Kind.BOX and _cuts(value[:1]):
-        passes.box_(x, partner.to(x.device), geometry[0].tolist(), ndim)
+    mask = _one(x, kind, geometry, value, ndim, per)
+    if mask is not None:
+        passes.one_(x, partner.to(x.device), mask, ndim)
     else:
         x.copy_(mix(x, partner, kind, geometry, value, ndim, pairing, per, pixels))
 
@@ -167,16 +160,37 @@ def mix_labels(labels: Tensor, partner: Tensor, weight: Tensor, num_classes: int
     partner, weight = partner.to(labels.device), weight.to(labels.device)
     if labels.ndim == 1:
         class_range(labels, num_classes)
+    return _mixed_labels(labels, partner, weight.unsqueeze(1), num_classes, label_smoothing)
+
+
+def _mixed_labels(
+    labels: Tensor, partner: Tensor | None, weight: Tensor | float, num_classes: int, label_smoothing: float
+) -> Tensor:
+    """mix_labels with weights (B, 1), or one for all; without partners they are those of pairing="roll"."""
+
+    def of_partners(x: Tensor) -> Tensor:
+        return x.roll(1, 0) if partner is None else x[partner]
+
+    own, lent = weight, 1.0 - weight
+    compute = torch.float64 if labels.dtype == torch.float64 else torch.float32
+    if isinstance(own, Tensor) and isinstance(lent, Tensor):
+        own, lent = own.to(compute), lent.to(compute)
+    if labels.ndim == 1 and labels.device.type == "cpu":
+        index = labels.long().unsqueeze(1)
+        y = torch.zeros((labels.shape[0], num_classes), dtype=torch.float32, device=labels.device)
+        if not label_smoothing:  # two numbers a row
+            if not isinstance(own, Tensor):
+                own = torch.full(index.shape, own, dtype=torch.float32, device=labels.device)
+            return y.scatter_(1, of_partners(index), lent).scatter_add_(1, index, own)
+        y.scatter_(1, index, 1.0)
+    elif labels.ndim == 1:
         index = torch.arange(num_classes, device=labels.device)
         y = (labels.long().unsqueeze(1) == index).float()
     else:
         y = labels if labels.is_floating_point() else labels.float()
-    compute = torch.float64 if y.dtype == torch.float64 else torch.float32
     if label_smoothing:
         y = (y.to(compute) * (1.0 - label_smoothing) + label_smoothing / num_classes).to(y.dtype)
-    own = y.to(compute) * weight.to(compute).unsqueeze(1)
-    lent = y[partner].to(compute) * (1.0 - weight).to(compute).unsqueeze(1)
-    return lent.to(y.dtype) + own.to(y.dtype)
+    return (of_partners(y).to(compute) * lent).to(y.dtype) + (y.to(compute) * own).to(y.dtype)
 
 
 def cross_entropy(
@@ -353,6 +367,39 @@ def mix_batch_(
     return targets, *plan
 
 
+def plain_step(
+    x: Tensor, y: Tensor, request: Request, num_classes: int, label_smoothing: float, inplace: bool
+) -> tuple[Tensor, Tensor]:
+    """Images and targets of the usual step of a training: one mask a batch, drawn by torch's default generator, and
+    partners by formula. The checks first: they raise before anything is drawn or written."""
+    batch("images", x)
+    dense_labels(y, num_classes)
+    if x.shape[0] != y.shape[0] or not x.numel() or y.device != x.device:
+        raise ValueError("This step is not a plain one.")
+    if y.ndim == 1:
+        class_range(y, num_classes)
+    if inplace:
+        writable("images", x)
+    numbers, _ = draws.host_batch(request, None)
+    one = draws.single(request, numbers)
+    if one is None:
+        plan = sample(
+            request, Source(None, torch.tensor([numbers], dtype=torch.float64, device=x.device), None), x.device
+        )
+        targets = mix_labels(y, plan[0], plan[2], num_classes, label_smoothing)
+        if not inplace:
+            return mix(x, *_masks(request, plan)), targets
+        mix_(x, *_masks(request, plan))
+        return x, targets
+    partner = None if request.pairing == Pairing.ROLL else formula(request.pairing, len(x), x.device)
+    targets = _mixed_labels(y, partner, one.mask.weight, num_classes, label_smoothing)
+    ndim = len(request.size)
+    if not inplace:
+        return passes.one(x, partner, one.mask, ndim), targets
+    passes.one_(x, partner, one.mask, ndim)
+    return x, targets
+
+
 def _step(
     x: Tensor, y: Tensor, request: Request, source: Source, num_classes: int, label_smoothing: float
 ) -> tuple[Tensor, ...]:
@@ -376,9 +423,20 @@ def _chunks(x: Tensor) -> Iterator[Tensor]:
     return iter(torch.arange(x.shape[0], device=x.device).split(step)) if x.shape[0] else iter(())
 
 
-def _cuts(value: Tensor) -> bool:
-    """Whether boxes are copies: all of the sample outside, all of the partner inside."""
-    return value.tolist() == [[1.0, 0.0]] * len(value)
+def _one(x: Tensor, kind: Tensor, geometry: Tensor, value: Tensor, ndim: int, per: int) -> OneMask | None:
+    """The mask of a batch that has one, if it is a number or a box and can be read without waiting for a device."""
+    if per != Per.BATCH or kind.device.type != "cpu" or not x.numel():
+        return None
+    of = Kind.CONSTANT if not ndim else kind[0].item()
+    if of not in (Kind.CONSTANT, Kind.BOX):
+        return None
+    first, second = value[0].tolist()
+    return OneMask(int(of), geometry[0].tolist(), (first, second), math.nan)
+
+
+def _cuts(kind: Tensor, value: Tensor) -> bool:
+    """Whether all masks are boxes that are copies: all of the sample outside, all of the partner inside."""
+    return bool((kind == Kind.BOX).all()) and value.tolist() == [[1.0, 0.0]] * len(value)
 
 
 def _masks_of(
