@@ -124,7 +124,7 @@ def host_batch(request: Request, generator: torch.Generator | None) -> tuple[lis
     if not math.isnan(row[Column.LAM]):
         drawn[2] = row[Column.LAM]
     elif row[Column.ALPHA] > 0 and lam is None:
-        drawn[2] = torch._sample_dirichlet(_concentration(row[Column.ALPHA]), generator=generator)[0, 0].item()
+        drawn[2] = torch._sample_dirichlet(_concentration(row[Column.ALPHA]), generator=generator).tolist()[0][0]
         if row[Column.REFORMULATE]:
             drawn[2] = _swapped(torch.tensor(drawn[2]), _host_uniform(1, generator)).item()
     partner = _host_partner(pairing, batch_size, labels, generator)

@@ -9,6 +9,7 @@ each other at the end of every operation.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -21,6 +22,7 @@ _SERIAL = (1 << 15) - 1  # elements of a piece that PyTorch handles in one threa
 _CACHED = 1 << 17  # elements of a piece whose float64 temporaries stay in the caches, where there is one thread anyway
 _WORTH_THREADS = 1 << 18  # elements of a batch from which threads are worth their start
 _LONG_ROW = 1 << 14  # elements of a sample from which a copy of its box is worth a call
+_SMALL = 1 << 16  # elements of a batch that is one piece
 _TINY = 1 << 12  # elements that are compared in less time than looked at
 _BITS = {
     torch.float64: torch.int64,
@@ -75,11 +77,11 @@ def constant(out: Tensor, x: Tensor, partner: Tensor | None, w: float) -> None:
         out[:1].copy_(x[-1:])
     elif w == 0:
         out.copy_(x[partner])
-    elif x.numel() <= _SERIAL:
+    elif x.numel() <= _SMALL:
         _blend_into(out, x, x.roll(1, 0) if partner is None else x[partner], w)
     else:
         x, out = _in_storage_order(x, out)
-        _share(x, lambda i, j, size: _blend_rows(out, x, partner, [w] * len(x), i, j, size))
+        _share(x, lambda i, j, size: _blend_rows(out, x, partner, w, i, j, size))
 
 
 def constants(out: Tensor, x: Tensor, partner: Tensor, w: Sequence[float]) -> None:
@@ -137,27 +139,29 @@ def long_rows(x: Tensor) -> bool:
 
 
 def _blend_rows(
-    out: Tensor, x: Tensor, partner: Tensor | None, w: Sequence[float], start: int, stop: int, size: int
+    out: Tensor, x: Tensor, partner: Tensor | None, w: float | Sequence[float], start: int, stop: int, size: int
 ) -> None:
-    """Blends samples start..stop-1, each with its weight, in pieces of about `size` elements."""
+    """Blends samples start..stop-1 with one weight, or each with its own, in pieces of about `size` elements."""
     length = x.numel() // len(x)
-    for i, j in _pieces(start, stop, max(1, size // max(1, length))):
+    alone = 1 if partner is None and start == 0 else 0  # the only one whose partner is not the sample before it
+    for i, j in _pieces(start, alone, 1) + _pieces(start + alone, stop, max(1, size // length)):
         a, b, to = x[i:j], _partners(x, partner, i, j), out[i:j]
-        weights = w[i:j]
-        if min(weights) == max(weights):
-            if weights[0] in (0, 1):
-                to.copy_(a if weights[0] else b)
-                continue
-            sliced = length > size and x.ndim == 2  # a sample larger than a piece
-            for k, end in _pieces(0, length, size) if sliced else ((0, length),):
-                part = (slice(None), slice(k, end)) if sliced else ()
-                _blend_into(to[part], a[part], b[part], weights[0])
+        if isinstance(w, float):
+            weights = [w]
+        elif len(set(weights := w[i:j])) > 1:
+            column = torch.tensor(weights, dtype=torch.float64, device=x.device).reshape([-1] + [1] * (x.ndim - 1))
+            _blend_into(to, a, b, column)
+            for row, weight in enumerate(weights):
+                if weight in (0, 1):
+                    to[row].copy_(a[row] if weight else b[row])
             continue
-        column = torch.tensor(weights, dtype=torch.float64, device=x.device).reshape([-1] + [1] * (x.ndim - 1))
-        _blend_into(to, a, b, column)
-        for row, weight in enumerate(weights):
-            if weight in (0, 1):
-                to[row].copy_(a[row] if weight else b[row])
+        if weights[0] in (0, 1):
+            to.copy_(a if weights[0] else b)
+        elif length <= size or x.ndim != 2:
+            _blend_into(to, a, b, weights[0])
+        else:  # a sample larger than a piece
+            for k, end in _pieces(0, length, size):
+                _blend_into(to[:, k:end], a[:, k:end], b[:, k:end], weights[0])
 
 
 def _blend_into(out: Tensor, a: Tensor, b: Tensor, w: float | Tensor) -> None:
@@ -175,8 +179,13 @@ def _blend_into(out: Tensor, a: Tensor, b: Tensor, w: float | Tensor) -> None:
         out.copy_(_add(wide, a.double().sub_(wide), w).round_().clamp_(0, 255))
         return
     if a.dtype == torch.float64:
-        mixed = ((a - b) * w).add_(b)
-        out.copy_(mixed)
+        mixed = torch.add((a - b).mul_(w), b, out=out)
+    elif isinstance(w, float) and _add_is_fused():
+        x, y = (a, b) if a.dtype == torch.float32 else (a.float(), b.float())
+        difference = x - y
+        mixed = torch.add(y, difference, alpha=w, out=out if a.dtype == torch.float32 else difference)
+        if mixed is not out:
+            out.copy_(mixed)
     else:
         y = b.float()
         mixed = _add(y.double(), (a.float() - y).double(), w)
@@ -184,7 +193,7 @@ def _blend_into(out: Tensor, a: Tensor, b: Tensor, w: float | Tensor) -> None:
     # Where a equals b the result is a, which the sum is not for infinities (it is NaN) and where a is -0. To look for
     # either, -0 being the least of all integers, takes a tenth of the time of comparing a with b and choosing.
     bits = _BITS[a.dtype]
-    if a.numel() <= _TINY or a.view(bits).amin().item() == torch.iinfo(bits).min or math.isnan(mixed.amin()):
+    if a.numel() <= _TINY or a.view(bits).amin().item() == torch.iinfo(bits).min or math.isnan(mixed.sum().item()):
         torch.where(a == b, a, out, out=out)
 
 
@@ -193,10 +202,21 @@ def _add(y: Tensor, difference: Tensor, w: float | Tensor) -> Tensor:
     return y.addcmul_(difference, w) if isinstance(w, Tensor) else y.add_(difference, alpha=w)
 
 
+@functools.cache
+def _add_is_fused() -> bool:
+    """Whether y + w·difference of float32 is rounded once by this build of PyTorch on this processor: in its vectorised
+    loop, in what is left over of it, and in the one for strides."""
+    y = torch.full((257, 2), -1.0, dtype=torch.float32, device="cpu")
+    difference = torch.full_like(y, 1.0 + 2.0**-12)
+    of = [(y[:n].flatten(), difference[:n].flatten()) for n in (1, 2, 257)] + [(y[:, 0], difference[:, 0])]
+    # The product is 1 - 2^-24, which float32 rounds to 1.
+    return all(bool((torch.add(*pair, alpha=1.0 - 2.0**-12) == -(2.0**-24)).all()) for pair in of)
+
+
 def _partners(x: Tensor, partner: Tensor | None, i: int, j: int) -> Tensor:
     """The partners of samples i..j-1; a view of the batch where that can be."""
     if partner is None:
-        return x[i - 1 : j - 1] if i else torch.cat((x[-1:], x[: j - 1])) if j > 1 else x[-1:]
+        return x[i - 1 : j - 1] if i else x[-1:]
     if j == i + 1:
         k = int(partner[i])
         return x[k : k + 1]
