@@ -201,7 +201,7 @@ def single(request: Request, drawn: Sequence[float]) -> Single | None:
     return None if mask is None else Single(lam, mask)
 
 
-def _expanded(one: Single, batch_size: int) -> tuple[Tensor, ...]:
+def _expanded(one: Single, batch_size: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """lam, weight, kind, geometry, value of every sample."""
     lam, (kind, geometry, value, weight) = one
     return (

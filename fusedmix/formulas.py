@@ -108,6 +108,11 @@ class OneMask(NamedTuple):
     value: tuple[float, float]
     weight: float
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether it is a box that is a copy: all of the sample outside, all of the partner inside."""
+        return self.kind == Kind.BOX and self.value == (1.0, 0.0)
+
 
 def constant(lam: float, weight: float) -> OneMask:
     """λ everywhere."""

@@ -164,11 +164,11 @@ def _define(backend: str, module: ModuleType | None = None) -> torch.library.Lib
         if module is not None:
             function = getattr(module, name)
             start = _START_OF_REQUEST.get(name)
-            library.impl(
-                name,
-                function if start is None else _with_request(function, start),
-                "CompositeExplicitAutograd",
-            )
+            if start is not None:
+                function = _with_request(function, start)
+            if module is reference:
+                function = reference.where_float64_is(name, function)
+            library.impl(name, function, "CompositeExplicitAutograd")
     return library
 
 

@@ -144,6 +144,7 @@ class MixTransform(checks.Checked, nn.Module):
                 (MixUp, SamplePairing), for which any finite value extrapolates.
             labels: (B,) classes or (B, K), needed by pairing="cross_class" and "same_class" and ignored otherwise.
             device: where the plan's tensors are to be; None: on the CPU. A plan there serves batches on any device.
+                It stays there for a device that has no float64 (MPS).
             generator: instead of the module's.
             seed: makes the draw a pure function of its arguments: an int in [-2^63, 2^64). With sampling="host" it is
                 what torch.manual_seed(seed) followed by the draw would give (torch's CPU generator uses 32 bits of it).
@@ -168,6 +169,8 @@ class MixTransform(checks.Checked, nn.Module):
                 "give it to the module: its own generator is found there."
             )
         where = CPU if device is None else checks.device("device", device)
+        if not reference.has_float64(where):
+            where = CPU  # where label weights can be; from there a plan serves any device
         handle = self._generator if generator is None else GeneratorHandle(generator)
         if self._off():
             given, seed, handle = torch.ones((), device=CPU), 0, None  # nothing is drawn from anybody's generator
@@ -230,7 +233,7 @@ class MixTransform(checks.Checked, nn.Module):
             if not torch.compiler.is_compiling():
                 check_rewinds(self._generator is None)
             source = self._draw(request, self._generator, None, x.device)
-            made_on = CPU if source.seed is None else x.device
+            made_on = CPU if source.seed is None or not reference.has_float64(x.device) else x.device
             num_classes = self.num_classes or labels.shape[1]
             arguments = (
                 in_range(labels, num_classes) if torch.compiler.is_compiling() else labels,

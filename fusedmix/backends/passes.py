@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ _SERIAL = (1 << 15) - 1  # elements of a piece that PyTorch handles in one threa
 _CACHED = 1 << 17  # elements of a piece whose float64 temporaries stay in the caches, where there is one thread anyway
 _WORTH_THREADS = 1 << 18  # elements of a batch from which threads are worth their start
 _LONG_ROW = 1 << 14  # elements of a sample from which a copy of its box is worth a call
-_SMALL = 1 << 16  # elements of a batch that is one piece
+_SMALL = 1 << 18  # elements of a batch that is one piece
 _TINY = 1 << 12  # elements that are compared in less time than looked at
 _BITS = {
     torch.float64: torch.int64,
@@ -59,7 +60,7 @@ def one(x: Tensor, partner: Tensor | None, mask: OneMask, ndim: int) -> Tensor:
 
 def one_(x: Tensor, partner: Tensor | None, mask: OneMask, ndim: int) -> None:
     """The same, in place. A box of CutMix leaves most of a batch as it is."""
-    if mask.kind == Kind.BOX and mask.value == (1.0, 0.0):
+    if mask.is_cut:
         inside = x[_inside(mask.geometry, ndim)]
         inside.copy_(inside.roll(1, 0) if partner is None else inside[partner])
     else:
@@ -147,7 +148,7 @@ def _blend_rows(
     for i, j in _pieces(start, alone, 1) + _pieces(start + alone, stop, max(1, size // length)):
         a, b, to = x[i:j], _partners(x, partner, i, j), out[i:j]
         if isinstance(w, float):
-            weights = [w]
+            weights: Sequence[float] = [w]
         elif len(set(weights := w[i:j])) > 1:
             column = torch.tensor(weights, dtype=torch.float64, device=x.device).reshape([-1] + [1] * (x.ndim - 1))
             _blend_into(to, a, b, column)
@@ -223,7 +224,7 @@ def _partners(x: Tensor, partner: Tensor | None, i: int, j: int) -> Tensor:
     return x[partner[i:j]] if x.ndim != 2 else x.index_select(0, partner[i:j])
 
 
-def _inside(geometry: Sequence[int], ndim: int) -> tuple[object, ...]:
+def _inside(geometry: Sequence[int], ndim: int) -> tuple[Any, ...]:
     """The index of a box (first z, y, x, stop z, y, x) in the last `ndim` dims."""
     return (..., *(slice(geometry[axis], geometry[axis + 3]) for axis in range(3 - ndim, 3)))
 
@@ -231,7 +232,7 @@ def _inside(geometry: Sequence[int], ndim: int) -> tuple[object, ...]:
 def _in_storage_order(*batches: Tensor) -> list[Tensor]:
     """Batches of one layout as (B, everything else) if they are dense, else as they are: for masks without a place."""
     first = batches[0]
-    order = [0, *sorted(range(1, first.ndim), key=lambda axis: -first.stride(axis))]
+    order = [0, *sorted(range(1, first.ndim), key=first.stride, reverse=True)]
     moved = [x.permute(order) for x in batches]
     return [x.reshape(len(x), -1) for x in moved] if all(x.is_contiguous() for x in moved) else list(batches)
 

@@ -7,7 +7,7 @@ then w·(a-b) + b as if exact, then the rounding to the image's dtype.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,13 +17,47 @@ from fusedmix import draws
 from fusedmix.backends import passes
 from fusedmix.backends.passes import blend
 from fusedmix.checks import batch, class_range, dense_labels, writable
-from fusedmix.draws import PlanTensors, Request, Source
+from fusedmix.draws import CPU, PlanTensors, Request, Source
 from fusedmix.formulas import Kind, OneMask, padded
 from fusedmix.fourier import draw_of, masks, unpack
 from fusedmix.methods import Column, Method, Pairing, Per, Reduction
 from fusedmix.partners import formula
 
 _CHUNK = 1 << 22  # elements blended at a time: bounds the float64 temporaries to some 100 MB
+
+
+def has_float64(device: torch.device) -> bool:
+    """Whether a device has float64, as all of them but Apple's and some of Intel's have."""
+    if device.type == "xpu":
+        return bool(torch.xpu.get_device_properties(device).has_fp64)
+    return device.type != "mps"
+
+
+def where_float64_is(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """An operator that works on the CPU for tensors on a device without float64, and brings its results back.
+
+    The weights of a plan, which are float64, stay on the CPU. A box that is a copy is cut where the images are.
+    """
+
+    def call(*args: Any) -> Any:
+        tensors = [x for x in args if isinstance(x, Tensor)]
+        device = next((x.device for x in tensors if not has_float64(x.device)), None)
+        if device is None:
+            return function(*args)
+        if name in ("mix", "mix_"):
+            x, _, kind, geometry, value, ndim, _, per, *_ = args
+            one = _one(x, kind, geometry, value, ndim, per)
+            if one is not None and one.is_cut:
+                return function(*args)
+        there = [x.cpu() if isinstance(x, Tensor) else CPU if isinstance(x, torch.device) else x for x in args]
+        results = function(*there)
+        if name in ("mix_", "mix_batch_"):
+            args[0].copy_(there[0])
+        if isinstance(results, tuple):
+            return tuple(x if x.dtype == torch.float64 else x.to(device) for x in results)
+        return results if results is None else results.to(device)
+
+    return call
 
 
 def mask(
@@ -157,7 +191,7 @@ def mix_labels(labels: Tensor, partner: Tensor, weight: Tensor, num_classes: int
 
     In one-hot labels a class outside 0..K-1 is an error on the CPU and a row without a one elsewhere.
     """
-    partner, weight = partner.to(labels.device), weight.to(labels.device)
+    partner = partner.to(labels.device)
     if labels.ndim == 1:
         class_range(labels, num_classes)
     return _mixed_labels(labels, partner, weight.unsqueeze(1), num_classes, label_smoothing)
@@ -174,7 +208,7 @@ def _mixed_labels(
     own, lent = weight, 1.0 - weight
     compute = torch.float64 if labels.dtype == torch.float64 else torch.float32
     if isinstance(own, Tensor) and isinstance(lent, Tensor):
-        own, lent = own.to(compute), lent.to(compute)
+        own, lent = own.to(compute).to(labels.device), lent.to(compute).to(labels.device)  # MPS has no float64
     if labels.ndim == 1 and labels.device.type == "cpu":
         index = labels.long().unsqueeze(1)
         y = torch.zeros((labels.shape[0], num_classes), dtype=torch.float32, device=labels.device)
