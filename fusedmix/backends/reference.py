@@ -1,7 +1,8 @@
-"""The meaning of every operator, in PyTorch: the oracle that the kernels are tested against. Slow and readable.
+"""The meaning of every operator, in PyTorch: the oracle that the kernels are tested against, and what serves where none
+of them runs.
 
 Blends are rounded once: the difference of the partners in the compute dtype (float32; float64 for float64 images),
-then w·(a-b) + b as if exact, then the rounding to the image's dtype.
+then w·(a-b) + b as if exact, then the rounding to the image's dtype (fusedmix/backends/passes.py).
 """
 
 from __future__ import annotations
