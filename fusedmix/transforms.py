@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from fusedmix import backends, checks, structure
+from fusedmix.backends import reference
 from fusedmix.checkpointing import check_rewinds, recorded, recording
-from fusedmix.draws import CPU, NOISE, PlanTensors, Source, moved
+from fusedmix.draws import CPU, NOISE, PlanTensors, Request, Source, moved
 from fusedmix.fourier import default_cutoff
 from fusedmix.functional import in_range, mix, mix_, mix_labels
 from fusedmix.methods import Column, Method, Pairing, Per, spec_row
@@ -149,6 +150,7 @@ class MixTransform(checks.Checked, nn.Module):
                 (MixUp, SamplePairing), for which any finite value extrapolates.
             labels: (B,) classes or (B, K), needed by pairing="cross_class" and "same_class" and ignored otherwise.
             device: where the plan's tensors are to be; None: on the CPU. A plan there serves batches on any device.
+                It stays there for a device that has no float64 (MPS).
             generator: instead of the module's.
             seed: makes the draw a pure function of its arguments: an int in [-2^63, 2^64). With sampling="host" it is
                 what torch.manual_seed(seed) followed by the draw would give (torch's CPU generator uses 32 bits of it).
@@ -173,6 +175,8 @@ class MixTransform(checks.Checked, nn.Module):
                 "give it to the module: its own generator is found there."
             )
         where = CPU if device is None else checks.device("device", device)
+        if not reference.has_float64(where):
+            where = CPU  # where label weights can be; from there a plan serves any device
         handle = self._generator if generator is None else GeneratorHandle(generator)
         if self._off():
             given, seed, handle = torch.ones((), device=CPU), 0, None  # nothing is drawn from anybody's generator
@@ -235,7 +239,7 @@ class MixTransform(checks.Checked, nn.Module):
             if not torch.compiler.is_compiling():
                 check_rewinds(self._generator is None)
             source = self._draw(request, self._generator, None, x.device)
-            made_on = CPU if source.seed is None else x.device
+            made_on = CPU if source.seed is None or not reference.has_float64(x.device) else x.device
             num_classes = self.num_classes or labels.shape[1]
             y = structure.plain(labels)
             arguments = (
@@ -283,6 +287,8 @@ class MixTransform(checks.Checked, nn.Module):
         if name is None:
             name = backends.choose(device_type, self.backend)
             self._plain_backends[device_type, self.backend] = name
+        if name == "reference":
+            return self._plain_reference_step(sample)
         if name not in ("cpp", "cuda") or (name == "cuda" and (_capturing() or "FUSEDMIX_CHECK_LABELS" in os.environ)):
             return None
         if not 3 <= x.ndim <= 4:
@@ -323,6 +329,23 @@ class MixTransform(checks.Checked, nn.Module):
         except (RuntimeError, ValueError):
             # Refused (which error that is depends on torch's version), or not loaded where the module was unpickled.
             return None
+
+    def _plain_reference_step(self, sample: Any) -> Any:
+        """The same without an operator, which in Python costs more than mixing a small batch does. Where operators are
+        watched (by a TorchDispatchMode) there has to be one."""
+        x, y = sample
+        if not x.is_cpu or self.sampling == "device" or torch._C._len_torch_dispatch_stack() or not 3 <= x.ndim <= 5:
+            return None
+        classes = y.shape[1] if y.ndim == 2 else self.num_classes
+        if classes is None or self.num_classes not in (None, classes):
+            return None
+        spec, size = self._current_spec(), tuple(x.shape[2:])
+        request = Request(spec, x.shape[0], size, self._pairing, self._per, self.p, None, None)
+        try:
+            mixed = reference.plain_step(x, y, request, classes, self.label_smoothing, self.inplace)
+        except (RuntimeError, ValueError):
+            return None
+        return type(sample)(mixed)
 
     def _off(self) -> bool:
         """Whether nothing is mixed because the module is in evaluation mode."""
