@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fusedmix import partners
-from fusedmix.formulas import Masks, generate, padded
+from fusedmix.formulas import Masks, OneMask, constant, float32, generate, one, padded
 from fusedmix.methods import Column, Method, Pairing, Per
 from fusedmix.philox import Stream, below, symmetric_beta, uniform, words
 
@@ -67,7 +68,8 @@ PlanTensors = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 def host(request: Request, generator: torch.Generator | None) -> tuple[Tensor, Tensor | None]:
     """`drawn` and `partner` of a Source, from torch's CPU generator."""
     if request.per == Per.BATCH:
-        return _host_batch(request, generator)
+        numbers, partner = host_batch(request, generator)
+        return torch.tensor([numbers], dtype=torch.float64, device=CPU), partner
     spec, batch_size, size, pairing, per, p, lam, labels = request
     n = per.draws(batch_size)
     drawn = torch.zeros((n, WIDTH), dtype=torch.float64, device=CPU)
@@ -100,15 +102,14 @@ def host(request: Request, generator: torch.Generator | None) -> tuple[Tensor, T
     return drawn, partner
 
 
-def _host_batch(request: Request, generator: torch.Generator | None) -> tuple[Tensor, Tensor | None]:
+def host_batch(request: Request, generator: torch.Generator | None) -> tuple[list[float], Tensor | None]:
     """The same for one draw, with numbers in place of tensors: this is every step of a training with the defaults,
     and twenty operations on tensors of one element would be most of its time on the host."""
     spec, batch_size, size, pairing, _, p, lam, labels = request
     drawn = [0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
 
-    def left_alone() -> tuple[Tensor, Tensor | None]:
-        partner = None if pairing.is_formula else partners.formula(pairing, batch_size, CPU)
-        return torch.zeros((1, WIDTH), dtype=torch.float64, device=CPU), partner
+    def left_alone() -> tuple[list[float], Tensor | None]:
+        return [0.0] * WIDTH, None if pairing.is_formula else partners.formula(pairing, batch_size, CPU)
 
     if p < 1.0 and not bool(_host_uniform(1, generator) < p):
         return left_alone()
@@ -123,7 +124,7 @@ def _host_batch(request: Request, generator: torch.Generator | None) -> tuple[Te
     if not math.isnan(row[Column.LAM]):
         drawn[2] = row[Column.LAM]
     elif row[Column.ALPHA] > 0 and lam is None:
-        drawn[2] = torch._sample_dirichlet(_concentration(row[Column.ALPHA]), generator=generator)[0, 0].item()
+        drawn[2] = torch._sample_dirichlet(_concentration(row[Column.ALPHA]), generator=generator).tolist()[0][0]
         if row[Column.REFORMULATE]:
             drawn[2] = _swapped(torch.tensor(drawn[2]), _host_uniform(1, generator)).item()
     partner = _host_partner(pairing, batch_size, labels, generator)
@@ -134,7 +135,7 @@ def _host_batch(request: Request, generator: torch.Generator | None) -> tuple[Te
     if method.is_fourier:
         drawn[6] = torch.randint(2, (1,), generator=generator, device=CPU).item()
         drawn[NOISE] = torch.randint(1 << 52, (1,), generator=generator, device=CPU).item()
-    return torch.tensor([drawn], dtype=torch.float64, device=CPU), partner
+    return drawn, partner
 
 
 def _swapped(lam: Tensor, chance: Tensor) -> Tensor:
@@ -171,8 +172,46 @@ def plan(request: Request, source: Source, device: torch.device) -> PlanTensors:
         partner = partners.formula(request.pairing, request.batch_size, CPU)
     else:
         partner = source.partner.clone()  # what an operator returns may not be what it was given
+    if request.per == Per.BATCH and (request.lam is None or not request.lam.ndim):
+        one = single(request, drawn[0].tolist())
+        if one is not None:
+            return partner, *_expanded(one, request.batch_size)
     choice, centre = drawn[:, 0].long(), drawn[:, 3:6].long()
     return _realise(request, Draws(choice, drawn[:, 1] != 0, drawn[:, 2].float(), centre, drawn[:, 6] != 0, partner))
+
+
+class Single(NamedTuple):
+    """The one mask of a batch, as numbers."""
+
+    lam: float
+    mask: OneMask
+
+
+def single(request: Request, drawn: Sequence[float]) -> Single | None:
+    """What `_realise` makes of the numbers of one draw, without the hundred operations on tensors of one element. None
+    for the methods whose formulas take tensors."""
+    row = request.spec[int(drawn[0])].tolist()
+    if not drawn[1]:
+        return Single(1.0, constant(1.0, 1.0))
+    lam = float32(drawn[2])
+    if math.isnan(row[Column.LAM]) and row[Column.ALPHA] > 0:
+        lam = float32(min(max(lam, row[Column.LAM_MIN]), row[Column.LAM_MAX]))
+    if request.lam is not None:
+        lam = request.lam.float().item()
+    mask = one(int(row[Column.METHOD]), row[Column.RATIO], lam, [int(c) for c in drawn[3:6]], request.size)
+    return None if mask is None else Single(lam, mask)
+
+
+def _expanded(one: Single, batch_size: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """lam, weight, kind, geometry, value of every sample."""
+    lam, (kind, geometry, value, weight) = one
+    return (
+        torch.full((batch_size,), lam, dtype=torch.float32, device=CPU),
+        torch.full((batch_size,), weight, dtype=torch.float64, device=CPU),
+        torch.full((batch_size,), kind, dtype=torch.int32, device=CPU),
+        torch.tensor([geometry], dtype=torch.int32, device=CPU).repeat(batch_size, 1),
+        torch.tensor([value], dtype=torch.float32, device=CPU).repeat(batch_size, 1),
+    )
 
 
 def _from_seed(request: Request, seed: Tensor, device: torch.device) -> Draws:

@@ -21,6 +21,7 @@ with fewer than three spatial dims have leading sides of 1.
 
 from __future__ import annotations
 
+import ctypes
 import math
 from enum import IntEnum
 from typing import NamedTuple
@@ -103,6 +104,51 @@ def generate(
     if methods & _FOURIERS:
         masks = _where(method >= Method.FMIX_RELEASED, _fouriers(method, rows, lam64, coin, size), masks)
     return masks
+
+
+class OneMask(NamedTuple):
+    """One generated mask, as numbers of Python."""
+
+    kind: int
+    geometry: list[int]
+    value: tuple[float, float]
+    weight: float
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether it is a box that is a copy: all of the sample outside, all of the partner inside."""
+        return self.kind == Kind.BOX and self.value == (1.0, 0.0)
+
+
+def constant(lam: float, weight: float) -> OneMask:
+    """λ everywhere."""
+    return OneMask(Kind.CONSTANT, [0] * 6, (lam, 0.0), weight)
+
+
+def one(method: int, ratio: float, lam: float, centre: list[int], size: tuple[int, ...]) -> OneMask | None:
+    """What `generate` makes of one draw, bit for bit, where that is a number or a box; None where it is not, and of
+    boxes in three dimensions, whose cube roots are PyTorch's."""
+    if method in (Method.MIXUP, Method.SAMPLE_PAIRING):
+        return constant(lam, 1.0 if method == Method.SAMPLE_PAIRING else lam)
+    if method not in _BOXES or len(size) == 3:
+        return None
+    root = math.sqrt if len(size) == 2 else float
+    fraction = root(1.0 - lam) * root(ratio)
+    first, stop, box = [0, 0, 0], [1, 1, 1], 1
+    for axis, side in enumerate(size, 3 - len(size)):
+        half = math.floor(side * fraction) // 2
+        first[axis], stop[axis] = max(centre[axis] - half, 0), min(centre[axis] + half, side)
+        box *= stop[axis] - first[axis]
+    rest = 1.0 - box / math.prod(size)
+    share = rest if method == Method.HMIX_RELEASED else (1.0 - ratio) + lam * ratio
+    outside = 1.0 if method == Method.CUTMIX else float32(min(lam / share, 1.0)) if share > 0 else 0.0
+    weight = lam if method == Method.HMIX_RELEASED else outside * rest
+    return OneMask(Kind.BOX, [*first, *stop], (outside, 0.0), weight)
+
+
+def float32(x: float) -> float:
+    """`x` rounded to float32."""
+    return ctypes.c_float(x).value
 
 
 def _boxes(method: Tensor, ratio: Tensor, lam: Tensor, centre: Tensor, size: tuple[int, ...]) -> Masks:

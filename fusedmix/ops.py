@@ -177,6 +177,8 @@ def _define(backend: str, module: ModuleType | None = None) -> torch.library.Lib
             start = _START_OF_REQUEST.get(name)
             if start is not None:
                 function = _with_request(function, start)
+            if module is reference:
+                function = reference.where_float64_is(name, function)
             library.impl(name, operands.checked(name, schema, function), "CompositeExplicitAutograd")
     return library
 

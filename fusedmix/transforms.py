@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from fusedmix import backends, checks, structure
+from fusedmix.backends import reference
 from fusedmix.checkpointing import check_rewinds, recorded, recording
-from fusedmix.draws import CPU, NOISE, PlanTensors, Source, moved
+from fusedmix.draws import CPU, NOISE, PlanTensors, Request, Source, moved
 from fusedmix.fourier import default_cutoff
 from fusedmix.functional import in_range, mix, mix_, mix_labels
 from fusedmix.methods import Column, Method, Pairing, Per, spec_row
@@ -149,6 +150,7 @@ class MixTransform(checks.Checked, nn.Module):
                 (MixUp, SamplePairing), for which any finite value extrapolates.
             labels: (B,) classes or (B, K), needed by pairing="cross_class" and "same_class" and ignored otherwise.
             device: where the plan's tensors are to be; None: on the CPU. A plan there serves batches on any device.
+                It stays there for a device that has no float64 (MPS).
             generator: instead of the module's.
             seed: makes the draw a pure function of its arguments: an int in [-2^63, 2^64). With sampling="host" it is
                 what torch.manual_seed(seed) followed by the draw would give (torch's CPU generator uses 32 bits of it).
@@ -173,6 +175,8 @@ class MixTransform(checks.Checked, nn.Module):
                 "give it to the module: its own generator is found there."
             )
         where = CPU if device is None else checks.device("device", device)
+        if not reference.has_float64(where):
+            where = CPU  # where label weights can be; from there a plan serves any device
         handle = self._generator if generator is None else GeneratorHandle(generator)
         if self._off():
             given, seed, handle = torch.ones((), device=CPU), 0, None  # nothing is drawn from anybody's generator
@@ -235,7 +239,7 @@ class MixTransform(checks.Checked, nn.Module):
             if not torch.compiler.is_compiling():
                 check_rewinds(self._generator is None)
             source = self._draw(request, self._generator, None, x.device)
-            made_on = CPU if source.seed is None else x.device
+            made_on = CPU if source.seed is None or not reference.has_float64(x.device) else x.device
             num_classes = self.num_classes or labels.shape[1]
             y = structure.plain(labels)
             arguments = (
@@ -283,7 +287,14 @@ class MixTransform(checks.Checked, nn.Module):
         if name is None:
             name = backends.choose(device_type, self.backend)
             self._plain_backends[device_type, self.backend] = name
-        if name not in ("cpp", "cuda") or (name == "cuda" and (_capturing() or "FUSEDMIX_CHECK_LABELS" in os.environ)):
+        # In Python an operator costs more than mixing a small batch does, so `reference` takes this step without one, but
+        # where operators are watched (by a TorchDispatchMode).
+        direct = name == "reference" and self.sampling == "host" and x.is_cpu and y.is_cpu
+        if direct and torch._C._len_torch_dispatch_stack():
+            return None
+        if not (direct or name in ("cpp", "cuda")) or (
+            name == "cuda" and (_capturing() or "FUSEDMIX_CHECK_LABELS" in os.environ)
+        ):
             return None
         if not 3 <= x.ndim <= 4:
             return None
@@ -296,6 +307,12 @@ class MixTransform(checks.Checked, nn.Module):
                     return None
             if classes is None or (self._boxed and min(size) < 3 and not self._warned):
                 return None
+            if direct:
+                request = Request(
+                    self._current_spec(), batch_size, tuple(size), self._pairing, self._per, self.p, None, None
+                )
+                mixed = reference.plain_step(x, y, request, classes, self.label_smoothing, self.inplace)
+                return type(sample)(mixed)
             arguments = (
                 x,
                 y,

@@ -1,26 +1,66 @@
-"""The meaning of every operator, in PyTorch: the oracle that the kernels are tested against. Slow and readable.
+"""The meaning of every operator, in PyTorch: the oracle that the kernels are tested against, and what serves where none
+of them runs.
 
 Blends are rounded once: the difference of the partners in the compute dtype (float32; float64 for float64 images),
-then w·(a-b) + b as if exact, then the rounding to the image's dtype.
+then w·(a-b) + b as if exact, then the rounding to the image's dtype (fusedmix/backends/passes.py).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fusedmix import draws
-from fusedmix.checks import class_range
-from fusedmix.draws import PlanTensors, Request, Source
-from fusedmix.formulas import Kind, padded
+from fusedmix.backends import passes
+from fusedmix.backends.passes import blend
+from fusedmix.checks import batch, class_range, dense_labels, writable
+from fusedmix.draws import CPU, PlanTensors, Request, Source
+from fusedmix.formulas import Kind, OneMask, padded
 from fusedmix.fourier import draw_of, masks, unpack
-from fusedmix.methods import Column, Method, Per, Reduction
+from fusedmix.methods import Column, Method, Pairing, Per, Reduction
+from fusedmix.partners import formula
 
 _CHUNK = 1 << 22  # elements blended at a time: bounds the float64 temporaries to some 100 MB
+
+
+def has_float64(device: torch.device) -> bool:
+    """Whether a device has float64, as all of them but Apple's and some of Intel's have."""
+    if device.type == "xpu":
+        return bool(torch.xpu.get_device_properties(device).has_fp64)
+    return device.type != "mps"
+
+
+def where_float64_is(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """An operator that works on the CPU for tensors on a device without float64, and brings its results back.
+
+    The weights of a plan, which are float64, stay on the CPU. A box that is a copy is cut where the images are.
+    """
+
+    def call(*args: Any) -> Any:
+        devices = (
+            x if isinstance(x, torch.device) else x.device for x in args if isinstance(x, (Tensor, torch.device))
+        )
+        device = next((device for device in devices if not has_float64(device)), None)
+        if device is None:
+            return function(*args)
+        if name in ("mix", "mix_"):
+            x, _, kind, geometry, value, ndim, _, per, *_ = args
+            one = _one(x, kind, geometry, value, ndim, per)
+            if one is not None and one.is_cut:
+                return function(*args)
+        there = [x.cpu() if isinstance(x, Tensor) else CPU if isinstance(x, torch.device) else x for x in args]
+        results = function(*there)
+        if name in ("mix_", "mix_batch_"):
+            args[0].copy_(there[0])
+        if isinstance(results, tuple):
+            return tuple(x if x.dtype == torch.float64 else x.to(device) for x in results)
+        return results if results is None else results.to(device)
+
+    return call
 
 
 def mask(
@@ -41,17 +81,22 @@ def mask(
     inside = torch.ones((), dtype=torch.bool, device=device)
     gaussian = torch.ones((), dtype=torch.float64, device=device)
     rate = value[:, :1].double()
+    # On the CPU no formula is evaluated for nothing; elsewhere a look at the kinds would wait for the device.
+    kinds = set(kind.tolist()) if device.type == "cpu" else {Kind.GAUSSIAN}
+    curved = not kinds.isdisjoint((Kind.GAUSSIAN, Kind.GAUSSIAN_COMPLEMENT))
     for axis, side in enumerate(sides):
         pixel = torch.arange(side, device=device)
         first, stop = geometry[:, axis, None], geometry[:, axis + 3, None]
         inside = inside & along(axis, (pixel >= first) & (pixel < stop))
-        gaussian = gaussian * along(axis, (-rate * (pixel - first).double().square()).exp())
+        if curved:
+            gaussian = gaussian * along(axis, (-rate * (pixel - first).double().square()).exp())
 
     kind = kind.reshape(-1, 1, 1, 1)
     outer, inner = value[:, 0].reshape(-1, 1, 1, 1), value[:, 1].reshape(-1, 1, 1, 1)
     m = torch.where(inside & (kind == Kind.BOX), inner, outer)
-    m = torch.where(kind == Kind.GAUSSIAN, gaussian.float(), m)
-    m = torch.where(kind == Kind.GAUSSIAN_COMPLEMENT, (1.0 - gaussian).float(), m)
+    if curved:
+        m = torch.where(kind == Kind.GAUSSIAN, gaussian.float(), m)
+        m = torch.where(kind == Kind.GAUSSIAN_COMPLEMENT, (1.0 - gaussian).float(), m)
     m = m.reshape([kind.shape[0], *size])
     kind = kind.reshape([-1] + [1] * len(size))
     if pixels is not None and kind.shape[0]:
@@ -67,20 +112,6 @@ def mask(
 fourier = masks  # the pixels of the Fourier masks of a plan
 
 
-def blend(w: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """w·a + (1-w)·b with float32 weights in [0, 1], rounded once.
-
-    Exactly a where w is 1 or both are equal and exactly b where w is 0, whatever infinities and NaN stand in the
-    other one: a box is a copy. uint8 rounds to nearest, ties to even, and saturates.
-    """
-    compute = torch.float64 if a.dtype == torch.float64 else torch.float32
-    x, y = a.to(compute), b.to(compute)
-    mixed = w.double() * (x - y).double() + y.double()
-    mixed = mixed.round().clamp(0, 255) if a.dtype == torch.uint8 else mixed.to(compute)
-    mixed = torch.where((w == 1) | (a == b), a, mixed.to(a.dtype))
-    return torch.where(w == 0, b, mixed)
-
-
 def mix(
     x: Tensor,
     partner: Tensor,
@@ -94,10 +125,25 @@ def mix(
 ) -> Tensor:
     """M ⊙ x + (1-M) ⊙ x[partner] (Park 2022, eq. 1) in the layout of x; its last `ndim` dims are spatial."""
     partner = _near(partner, x)
+    mask = _one(x, kind, geometry, value, ndim, per)
+    if mask is not None:
+        return passes.one(x, partner, mask, ndim)
     out = torch.empty_like(x)
+    # What can be read without waiting for a device decides whether the masks have to be made.
+    if kind.device.type == "cpu" and not ndim:
+        passes.constants(out, x, partner, value[:, 0].tolist())
+        return out
+    if kind.device.type == "cpu" and passes.long_rows(x) and _cuts(kind, value):
+        passes.boxes(out, x, partner, geometry.tolist(), ndim)
+        return out
+    start = 0
     for i in _chunks(x):
+        rows = slice(start, start := start + len(i))
         m = _masks_of(i, x, kind, geometry, value, ndim, per, pixels)
-        out[i] = blend(m, x[i], x[partner[i]])
+        if x.device.type == "cpu":
+            passes.masked(out[rows], x[rows], x, partner[rows], m)
+        else:
+            out[rows] = blend(m, x[i], x[partner[i]])
     return out
 
 
@@ -113,7 +159,11 @@ def mix_(
     pixels: Tensor | None = None,
 ) -> None:
     """The same, in place."""
-    x.copy_(mix(x, partner, kind, geometry, value, ndim, pairing, per, pixels))
+    mask = _one(x, kind, geometry, value, ndim, per)
+    if mask is not None:
+        passes.one_(x, _near(partner, x), mask, ndim)
+    else:
+        x.copy_(mix(x, partner, kind, geometry, value, ndim, pairing, per, pixels))
 
 
 def mix_adjoint(
@@ -147,19 +197,40 @@ def mix_labels(labels: Tensor, partner: Tensor, weight: Tensor, num_classes: int
 
     In one-hot labels a class outside 0..K-1 is an error on the CPU and a row without a one elsewhere.
     """
-    partner, weight = _near(partner, labels), weight.to(labels.device)
+    partner = _near(partner, labels)
     if labels.ndim == 1:
         class_range(labels, num_classes)
+    return _mixed_labels(labels, partner, weight.unsqueeze(1), num_classes, label_smoothing)
+
+
+def _mixed_labels(
+    labels: Tensor, partner: Tensor | None, weight: Tensor | float, num_classes: int, label_smoothing: float
+) -> Tensor:
+    """mix_labels with weights (B, 1), or one for all; without partners they are those of pairing="roll"."""
+
+    def of_partners(x: Tensor) -> Tensor:
+        return x.roll(1, 0) if partner is None else x[partner]
+
+    own, lent = weight, 1.0 - weight
+    compute = torch.float64 if labels.dtype == torch.float64 else torch.float32
+    if isinstance(own, Tensor) and isinstance(lent, Tensor):
+        own, lent = own.to(compute).to(labels.device), lent.to(compute).to(labels.device)  # MPS has no float64
+    if labels.ndim == 1 and labels.device.type == "cpu":
+        index = labels.long().unsqueeze(1)
+        y = torch.zeros((labels.shape[0], num_classes), dtype=torch.float32, device=labels.device)
+        if not label_smoothing:  # two numbers a row
+            if not isinstance(own, Tensor):
+                own = torch.full(index.shape, own, dtype=torch.float32, device=labels.device)
+            return y.scatter_(1, of_partners(index), lent).scatter_add_(1, index, own)
+        y.scatter_(1, index, 1.0)
+    elif labels.ndim == 1:
         index = torch.arange(num_classes, device=labels.device)
         y = (labels.long().unsqueeze(1) == index).float()
     else:
         y = labels if labels.is_floating_point() else labels.float()
-    compute = torch.float64 if y.dtype == torch.float64 else torch.float32
     if label_smoothing:
         y = (y.to(compute) * (1.0 - label_smoothing) + label_smoothing / num_classes).to(y.dtype)
-    own = y.to(compute) * weight.to(compute).unsqueeze(1)
-    lent = y[partner].to(compute) * (1.0 - weight).to(compute).unsqueeze(1)
-    return lent.to(y.dtype) + own.to(y.dtype)
+    return (of_partners(y).to(compute) * lent).to(y.dtype) + (y.to(compute) * own).to(y.dtype)
 
 
 def cross_entropy(
@@ -336,6 +407,41 @@ def mix_batch_(
     return targets, *plan
 
 
+def plain_step(
+    x: Tensor, y: Tensor, request: Request, num_classes: int, label_smoothing: float, inplace: bool
+) -> tuple[Tensor, Tensor]:
+    """Images and targets of the usual step of a training: one mask a batch, drawn by torch's default generator, and
+    partners by formula. The checks first: they raise before anything is drawn or written."""
+    batch("images", x)
+    dense_labels(y, num_classes)
+    if x.shape[0] != y.shape[0] or not x.numel() or y.device != x.device:
+        raise ValueError("This step is not a plain one.")
+    if y.ndim == 1:
+        class_range(y, num_classes)
+    if inplace:
+        writable("images", x)
+        if x.is_neg():
+            raise ValueError("A negated view is not written.")
+    numbers, _ = draws.host_batch(request, None)
+    one = draws.single(request, numbers)
+    if one is None:
+        plan = sample(
+            request, Source(None, torch.tensor([numbers], dtype=torch.float64, device=x.device), None), x.device
+        )
+        targets = mix_labels(y, plan[0], plan[2], num_classes, label_smoothing)
+        if not inplace:
+            return mix(x, *_masks(request, plan)), targets
+        mix_(x, *_masks(request, plan))
+        return x, targets
+    partner = None if request.pairing == Pairing.ROLL else formula(request.pairing, len(x), x.device)
+    targets = _mixed_labels(y, partner, one.mask.weight, num_classes, label_smoothing)
+    ndim = len(request.size)
+    if not inplace:
+        return passes.one(x, partner, one.mask, ndim), targets
+    passes.one_(x, partner, one.mask, ndim)
+    return x, targets
+
+
 def _step(
     x: Tensor, y: Tensor, request: Request, source: Source, num_classes: int, label_smoothing: float
 ) -> tuple[Tensor, ...]:
@@ -366,6 +472,22 @@ def _chunks(x: Tensor) -> Iterator[Tensor]:
     """The samples of a batch in pieces of about _CHUNK elements, at least one sample each."""
     step = max(1, _CHUNK * x.shape[0] // max(1, x.numel()))
     return iter(torch.arange(x.shape[0], device=x.device).split(step)) if x.shape[0] else iter(())
+
+
+def _one(x: Tensor, kind: Tensor, geometry: Tensor, value: Tensor, ndim: int, per: int) -> OneMask | None:
+    """The mask of a batch that has one, if it is a number or a box and can be read without waiting for a device."""
+    if per != Per.BATCH or kind.device.type != "cpu" or not x.numel():
+        return None
+    of = Kind.CONSTANT if not ndim else kind[0].item()
+    if of not in (Kind.CONSTANT, Kind.BOX):
+        return None
+    first, second = value[0].tolist()
+    return OneMask(int(of), geometry[0].tolist(), (first, second), math.nan)
+
+
+def _cuts(kind: Tensor, value: Tensor) -> bool:
+    """Whether all masks are boxes that are copies: all of the sample outside, all of the partner inside."""
+    return bool((kind == Kind.BOX).all()) and value.tolist() == [[1.0, 0.0]] * len(value)
 
 
 def _masks_of(
