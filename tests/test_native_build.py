@@ -546,7 +546,7 @@ def test_no_home(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_elsewhere_nothing_is_built(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     native = box.native()
     monkeypatch.setattr(native.sys, "platform", "win32")
-    assert native.why_not("cpp") == "the native libraries are built on Linux and macOS only"
+    assert native.why_not("cpp") == "the native libraries are built on Linux and macOS only: under Windows, use WSL"
 
 
 def test_no_sources(box: Box) -> None:

@@ -372,7 +372,7 @@ def literals():
 def test_what_troubleshooting_quotes_is_said():
     """Reasons word for word but for the gaps; of messages in headings, most of which blocks raise, 3 words."""
     said, page = list(literals()), text_of(DOCS / "troubleshooting.md")
-    first = '"mixing ... batches with the slow reference backend"'
+    first = '"fusedmix: ... batches are mixed by plain PyTorch operations"'
     reasons = [row[0] for row in table_after(DOCS / "troubleshooting.md", first) if row[0][0] == "`"]
     assert len(reasons) > 12
     for reason in reasons:

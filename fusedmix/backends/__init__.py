@@ -108,9 +108,15 @@ def _choose(device_type: str, backend: str | None, named: str | None) -> str:
         if reason is None:
             break
         passed_over.append(f"{name} ({reason})")
-    if name == "reference" and passed_over:
+    if name == "reference" and device_type != "meta":
         # Once for each device type. Not a warning: programs turn those into errors, and nothing is wrong.
-        _log.warning("mixing %s batches with the slow reference backend, not %s", device_type, ", ".join(passed_over))
+        why = ", ".join(passed_over) or f"there is none for {device_type!r} tensors"
+        _log.warning(
+            "fusedmix: %s batches are mixed by plain PyTorch operations (the backend reference), not by a faster "
+            "backend: %s. The results are right. `fusedmix info` shows every backend.",
+            device_type,
+            why,
+        )
     return name
 
 

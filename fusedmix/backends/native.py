@@ -198,7 +198,8 @@ def _cxx() -> list[str]:
         found = _which(candidate)
         if found is not None:
             return [found]
-    raise BuildError("no C++ compiler is found: install one (apt install g++, conda install cxx-compiler) or set CXX")
+    how = "xcode-select --install" if sys.platform == "darwin" else "apt install g++"
+    raise BuildError(f"no C++ compiler is found: install one ({how}, conda install cxx-compiler) or set CXX")
 
 
 def _nvcc() -> str:
@@ -502,7 +503,7 @@ def _no_cache(error: OSError) -> BuildError:
 def _check_buildable(name: Name) -> None:
     """Raises BuildError if a library cannot be built at first use, as far as can be told without trying."""
     if not platform_builds():
-        raise BuildError("the native libraries are built on Linux and macOS only")
+        raise BuildError("the native libraries are built on Linux and macOS only: under Windows, use WSL")
     _translation_units(name)
     if os.environ.get("FUSEDMIX_JIT", "").lower() in ("0", "false", "no", "off"):
         raise JitForbiddenError(
