@@ -287,9 +287,14 @@ class MixTransform(checks.Checked, nn.Module):
         if name is None:
             name = backends.choose(device_type, self.backend)
             self._plain_backends[device_type, self.backend] = name
-        if name == "reference":
-            return self._plain_reference_step(sample)
-        if name not in ("cpp", "cuda") or (name == "cuda" and (_capturing() or "FUSEDMIX_CHECK_LABELS" in os.environ)):
+        # In Python an operator costs more than mixing a small batch does, so `reference` takes this step without one, but
+        # where operators are watched (by a TorchDispatchMode).
+        direct = name == "reference" and self.sampling == "host" and x.is_cpu and y.is_cpu
+        if direct and torch._C._len_torch_dispatch_stack():
+            return None
+        if not (direct or name in ("cpp", "cuda")) or (
+            name == "cuda" and (_capturing() or "FUSEDMIX_CHECK_LABELS" in os.environ)
+        ):
             return None
         if not 3 <= x.ndim <= 4:
             return None
@@ -302,6 +307,12 @@ class MixTransform(checks.Checked, nn.Module):
                     return None
             if classes is None or (self._boxed and min(size) < 3 and not self._warned):
                 return None
+            if direct:
+                request = Request(
+                    self._current_spec(), batch_size, tuple(size), self._pairing, self._per, self.p, None, None
+                )
+                mixed = reference.plain_step(x, y, request, classes, self.label_smoothing, self.inplace)
+                return type(sample)(mixed)
             arguments = (
                 x,
                 y,
@@ -329,23 +340,6 @@ class MixTransform(checks.Checked, nn.Module):
         except (RuntimeError, ValueError):
             # Refused (which error that is depends on torch's version), or not loaded where the module was unpickled.
             return None
-
-    def _plain_reference_step(self, sample: Any) -> Any:
-        """The same without an operator, which in Python costs more than mixing a small batch does. Where operators are
-        watched (by a TorchDispatchMode) there has to be one."""
-        x, y = sample
-        if not x.is_cpu or self.sampling == "device" or torch._C._len_torch_dispatch_stack() or not 3 <= x.ndim <= 5:
-            return None
-        classes = y.shape[1] if y.ndim == 2 else self.num_classes
-        if classes is None or self.num_classes not in (None, classes):
-            return None
-        spec, size = self._current_spec(), tuple(x.shape[2:])
-        request = Request(spec, x.shape[0], size, self._pairing, self._per, self.p, None, None)
-        try:
-            mixed = reference.plain_step(x, y, request, classes, self.label_smoothing, self.inplace)
-        except (RuntimeError, ValueError):
-            return None
-        return type(sample)(mixed)
 
     def _off(self) -> bool:
         """Whether nothing is mixed because the module is in evaluation mode."""

@@ -196,7 +196,11 @@ def _blend_into(out: Tensor, a: Tensor, b: Tensor, w: float | Tensor) -> None:
     # Where a equals b the result is a, which the sum is not for infinities (it is NaN) and where a is -0. To look for
     # either, -0 being the least of all integers, takes a tenth of the time of comparing a with b and choosing.
     bits = _BITS[a.dtype]
-    if a.numel() <= _TINY or a.view(bits).amin().item() == torch.iinfo(bits).min or math.isnan(mixed.sum().item()):
+    if (
+        a.numel() <= _TINY
+        or a.resolve_neg().view(bits).amin().item() == torch.iinfo(bits).min
+        or math.isnan(mixed.sum().item())
+    ):
         torch.where(a == b, a, out, out=out)
 
 

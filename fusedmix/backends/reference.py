@@ -41,8 +41,10 @@ def where_float64_is(name: str, function: Callable[..., Any]) -> Callable[..., A
     """
 
     def call(*args: Any) -> Any:
-        tensors = [x for x in args if isinstance(x, Tensor)]
-        device = next((x.device for x in tensors if not has_float64(x.device)), None)
+        devices = (
+            x if isinstance(x, torch.device) else x.device for x in args if isinstance(x, (Tensor, torch.device))
+        )
+        device = next((device for device in devices if not has_float64(device)), None)
         if device is None:
             return function(*args)
         if name in ("mix", "mix_"):
@@ -159,7 +161,7 @@ def mix_(
     """The same, in place."""
     mask = _one(x, kind, geometry, value, ndim, per)
     if mask is not None:
-        passes.one_(x, partner.to(x.device), mask, ndim)
+        passes.one_(x, _near(partner, x), mask, ndim)
     else:
         x.copy_(mix(x, partner, kind, geometry, value, ndim, pairing, per, pixels))
 
@@ -418,6 +420,8 @@ def plain_step(
         class_range(y, num_classes)
     if inplace:
         writable("images", x)
+        if x.is_neg():
+            raise ValueError("A negated view is not written.")
     numbers, _ = draws.host_batch(request, None)
     one = draws.single(request, numbers)
     if one is None:
