@@ -287,8 +287,8 @@ class MixTransform(checks.Checked, nn.Module):
         if name is None:
             name = backends.choose(device_type, self.backend)
             self._plain_backends[device_type, self.backend] = name
-        # In Python an operator costs more than mixing a small batch does, so `reference` takes this step without one, but
-        # where operators are watched (by a TorchDispatchMode).
+        # In Python an operator costs more than mixing a small batch does, so `reference` takes this step without one,
+        # except where operators are watched (by a TorchDispatchMode).
         direct = name == "reference" and self.sampling == "host" and x.is_cpu and y.is_cpu
         if direct and torch._C._len_torch_dispatch_stack():
             return None
