@@ -292,9 +292,9 @@ class MixTransform(checks.Checked, nn.Module):
         direct = name == "reference" and self.sampling == "host" and x.is_cpu and y.is_cpu
         if direct and torch._C._len_torch_dispatch_stack():
             return None
-        if not (direct or name in ("cpp", "cuda")) or (
-            name == "cuda" and (_capturing() or "FUSEDMIX_CHECK_LABELS" in os.environ)
-        ):
+        if not direct and name not in ("cpp", "cuda"):
+            return None
+        if name == "cuda" and (_capturing() or "FUSEDMIX_CHECK_LABELS" in os.environ):
             return None
         if not 3 <= x.ndim <= 4:
             return None

@@ -90,7 +90,7 @@ def test_passes_give_the_bits_of_the_definition(pieces: str, method: str, per: s
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("size", [(7,), (6, 9), (3, 4, 5)], ids=str)
+@pytest.mark.parametrize("size", [(7,), (6, 9)], ids=str)
 @pytest.mark.parametrize("method", [name for name in METHODS if "FMix" not in name and name != "RandomMix"])
 def test_the_plain_step_is_the_general_one(
     pieces: str, monkeypatch: pytest.MonkeyPatch, method: str, size: tuple[int, ...], smoothing: float
