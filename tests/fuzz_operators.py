@@ -43,7 +43,7 @@ SIZES = (
     (4, 0),
     (2, 3, 4),
     (2, 2, 2, 2),
-    (2**31 - 1, 2**31 - 1, 2),
+    (2**31 - 1, 2**31 - 1, 3),
     (2**62,),
 )
 # The mirrored checks differ only in how they refuse.
