@@ -84,7 +84,9 @@ class Per(IntEnum):
 
     def draws(self, batch_size: int) -> int:
         """Number of independent draws for a batch."""
-        return (1, (batch_size + 1) // 2, batch_size)[self]
+        if self == Per.PAIR:
+            return (batch_size + 1) // 2
+        return 1 if self == Per.BATCH else batch_size
 
 
 def spec_row(

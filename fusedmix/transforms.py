@@ -308,6 +308,8 @@ class MixTransform(checks.Checked, nn.Module):
             if classes is None or (self._boxed and min(size) < 3 and not self._warned):
                 return None
             if direct:
+                if max(size) > checks.LONGEST_SIDE:
+                    return None
                 request = Request(
                     self._current_spec(), batch_size, tuple(size), self._pairing, self._per, self.p, None, None
                 )

@@ -307,9 +307,10 @@ def test_theory(tmp_path):
 def test_fallback(tmp_path):
     said = run("fallback", "--quick", "--threads", 1, "--commit", "abc", "--out", tmp_path)
     assert "4 targets met" in said
-    rows = list(csv.DictReader((tmp_path / "cpu-fallback.csv").open()))
-    assert {row["provider"] for row in rows} == {"torchvision", "fusedmix"}
-    assert all(row["backend"] == "reference" for row in rows if row["provider"] == "fusedmix")
+    with (tmp_path / "cpu-fallback.csv").open() as file:
+        found = list(csv.DictReader(file))
+    assert {row["provider"] for row in found} == {"torchvision", "fusedmix"}
+    assert all(row["backend"] == "reference" for row in found if row["provider"] == "fusedmix")
 
 
 def test_cpu_fmix(tmp_path):

@@ -312,7 +312,7 @@ def test_memory_that_is_not_there_is_named():
     box = fm.CutMix().sample(2, (3, 3))
     huge = torch.zeros(1).expand(2, 1, n)
     cases = {
-        "the plan": (lambda: fm.MixUp().sample(n, (3,), seed=1), 8 * n),
+        "the plan": (lambda: fm.MixUp(backend="cpp").sample(n, (3,), seed=1), 8 * n),
         "the labels as float32": (lambda: cpp.mix_labels(few.expand(2, n), *plan, n, 0.0), 8 * n),
         "the targets": (lambda: cpp.mix_labels(few[0].expand(2), *plan, n, 0.0), 8 * n),
         "the masks": (lambda: cpp.mask(box.kind, box.geometry, box.value, (2**30, 2**20)), 8 * 2**50),

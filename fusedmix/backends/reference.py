@@ -215,7 +215,8 @@ def _mixed_labels(
     compute = torch.float64 if labels.dtype == torch.float64 else torch.float32
     if isinstance(own, Tensor) and isinstance(lent, Tensor):
         own, lent = own.to(compute).to(labels.device), lent.to(compute).to(labels.device)  # MPS has no float64
-    if labels.ndim == 1 and labels.device.type == "cpu":
+    # Not under vmap, where weights may have a dim that what is written into has not.
+    if labels.ndim == 1 and labels.device.type == "cpu" and not torch._C._are_functorch_transforms_active():
         index = labels.long().unsqueeze(1)
         y = torch.zeros((labels.shape[0], num_classes), dtype=torch.float32, device=labels.device)
         if not label_smoothing:  # two numbers a row
