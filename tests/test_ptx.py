@@ -256,10 +256,11 @@ def test_everything_is_compiled(reports):
 
 
 def test_nothing_is_on_a_stack(kernels):
-    """But for sm_100 and 120 ptxas puts up to four registers of one kernel aside: bytes mixed by stored masks."""
+    """But for sm_100 ptxas puts two, and for sm_120 four registers of one kernel aside: bytes mixed by stored masks."""
+    aside = {"100": 8, "120": 16}
     for arch, symbol, report in kernels:
-        if arch in ("100", "120") and mix_of(symbol) == Mix("h", 16, False, True):
-            assert report["stack"] <= 16
+        if arch in aside and mix_of(symbol) == Mix("h", 16, False, True):
+            assert report["stack"] <= aside[arch]
             continue
         assert report["stack"] == 0, (arch, symbol)
         assert report["spilled"] == 0, (arch, symbol)
