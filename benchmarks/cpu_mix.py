@@ -61,20 +61,25 @@ def with_plans(x: Tensor) -> list[Measured]:
     return found
 
 
+def same_batch(name: str, mix: Any, peer: Any, x: Tensor, y: Tensor) -> None:
+    """Raises unless our module and torchvision's make the same batch of the same seed."""
+    results = []
+    for module in (mix, peer):
+        torch.manual_seed(0)
+        results.append(module(x, y))
+    # A box is a copy. A blend: rounded once here, three times there.
+    tolerance = 0.0 if name == "CutMix" else 4 * torch.finfo(x.dtype).eps * float(x.abs().max())
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=0.0, atol=tolerance)
+    torch.testing.assert_close(results[0][1], results[1][1], rtol=0.0, atol=0.0)
+
+
 def with_peers(x: Tensor, y: Tensor) -> list[Measured]:
     """The modules, which also draw and mix labels, beside torchvision's. Raises if their results differ."""
     found: list[Measured] = []
     for name, (ours, theirs) in PEERS.items():
         mix, peer = ours(num_classes=CLASSES), theirs(num_classes=CLASSES)
         in_place = ours(num_classes=CLASSES, inplace=True)
-        results = []
-        for module in (mix, peer):
-            torch.manual_seed(0)
-            results.append(module(x, y))
-        # A box is a copy. A blend: fused here, three roundings there.
-        tolerance = 0.0 if name == "CutMix" else 4 * torch.finfo(x.dtype).eps * float(x.abs().max())
-        torch.testing.assert_close(results[0][0], results[1][0], rtol=0.0, atol=tolerance)
-        torch.testing.assert_close(results[0][1], results[1][1], rtol=0.0, atol=0.0)
+        same_batch(name, mix, peer, x, y)
         row = Timing("wall", "fusedmix", "module", name, pairing="roll", per="batch")
         found.append((row, partial(mix, x, y)))
         row = replace(row, inplace=True)

@@ -14,17 +14,16 @@ from functools import partial
 from typing import Any
 
 import torch
-from torchvision.transforms import v2
 
 import fusedmix as fm
 from benchmarks.common import RESULTS, parser
+from benchmarks.cpu_mix import PEERS, same_batch
 from fusedmix.bench.environment import environment
 from fusedmix.bench.results import Check, markdown, targets_table, write_csv, write_json
 from fusedmix.bench.timing import Timing, interleave, wall
 
 CLASSES = 1000
 SHAPES = ((128, 3, 224, 224), (512, 3, 32, 32), (64, 3, 32, 32), (8, 3, 32, 32), (4, 3, 8, 8))
-PEERS = {"MixUp": (fm.MixUp, v2.MixUp), "CutMix": (fm.CutMix, v2.CutMix)}
 MORE: dict[str, Any] = {"HMix": fm.HMix, "GMix": fm.GMix, "FMix": fm.FMix}
 LIMIT = 1.1  # times torchvision's time, of a median
 
@@ -48,14 +47,7 @@ def measure(shape: tuple[int, ...], rounds: int, threads: int) -> list[Timing]:
 
     for name, (ours, theirs) in PEERS.items():
         mix, peer = ours(num_classes=CLASSES, backend="reference"), theirs(num_classes=CLASSES)
-        results = []
-        for module in (mix, peer):
-            torch.manual_seed(0)
-            results.append(module(x, y))
-        # A box is a copy. A blend: rounded once here, three times there.
-        tolerance = 0.0 if name == "CutMix" else 4 * torch.finfo(x.dtype).eps * float(x.abs().max())
-        torch.testing.assert_close(results[0][0], results[1][0], rtol=0.0, atol=tolerance)
-        torch.testing.assert_close(results[0][1], results[1][1], rtol=0.0, atol=0.0)
+        same_batch(name, mix, peer, x, y)
         add("torchvision", name, peer, per="batch")
         add("fusedmix", name, mix, per="batch")
         add("fusedmix", name, ours(num_classes=CLASSES, backend="reference", inplace=True), per="batch", inplace=True)
