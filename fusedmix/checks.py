@@ -14,8 +14,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fusedmix.formulas import Kind
-from fusedmix.methods import Per
+from fusedmix.masks import holds, is_stored
+from fusedmix.masks.family import WORDS
+from fusedmix.methods import Families, Kind, Per
 from fusedmix.plan import MixPlan
 
 IMAGE_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.uint8)
@@ -35,9 +36,7 @@ _PARTS: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
     "partner": (torch.int64, ()),
     "lam": (torch.float32, ()),
     "weight": (torch.float64, ()),
-    "kind": (torch.int32, ()),
-    "geometry": (torch.int32, (6,)),
-    "value": (torch.float32, (2,)),
+    "masks": (torch.int32, (WORDS,)),
 }
 _WHOLE_BATCH = "A plan is for a whole batch and cannot be cut: mix the whole batch, then split what comes out."
 
@@ -291,7 +290,7 @@ def same_batch(name: str, x: Tensor, plan: Any) -> None:
             pixels(plan.pixels, batch_size, plan.size, plan.per, needed=plan.stored, prefix="plan.")
         if device.type != "cpu":  # where operators take what they find
             partners(plan.partner)
-            kinds(plan.kind, stored=plan.pixels is not None)
+            records(plan.masks, plan.families, stored=plan.pixels is not None)
         return
     sizes = {getattr(plan, part_name).shape[:1] for part_name in _PARTS}
     if len(sizes) == 1 and plan.partner.ndim and x.shape[0] != plan.batch_size:
@@ -333,17 +332,26 @@ def partners(x: Tensor, *, permutation: bool = False) -> None:
         )
 
 
-def kinds(x: Tensor, *, stored: bool, masks: bool = True) -> None:
-    """Raises ValueError if masks are of no kind, of FMix's without pixels (unless `stored`), or of another one than the
-    constants where there are no `masks` to look at."""
+def records(x: Tensor, families: int, *, stored: bool, spatial: bool = True) -> None:
+    """Raises ValueError if `families` is no set of them, or a mask is of none of them, of FMix's without pixels (unless
+    `stored`), or of another one than the constants where masks are not `spatial`."""
+    every = sum(Families)
+    if not 0 < families <= every:
+        raise ValueError(f"families must be a set of families, a number in [1, {every}], but got {families}.")
     if not readable(x):
         return
-    low, high = (int(v) for v in x.aminmax())
-    most = int(Kind.FOURIER) if masks else int(Kind.CONSTANT)
-    if low < 0 or high > most:
-        where = "" if masks else " where ndim is 0"
-        raise ValueError(f"kind must be in [0, {most}]{where}, but got {low if low < 0 else high}.")
-    if high >= Kind.FOURIER_RELEASED and not stored:
+    x = _unwrapped(x)
+    held = holds(x, families if spatial else families & Families.CONSTANTS)
+    if not held.all():
+        row = int(held.long().argmin())
+        kind = int(x[row, 0])
+        named = Kind(kind).name if kind in set(Kind) else "none"
+        where = "" if spatial else ", and constant where ndim is 0"
+        raise ValueError(
+            f"masks must be of the plan's families, {Families(families)!r}{where}, but that of sample {row} is of kind "
+            f"{kind} ({named})."
+        )
+    if not stored and Families(families).stored and is_stored(x).any():
         raise ValueError("pixels must hold the masks of FMix, but got None.")
 
 

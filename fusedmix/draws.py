@@ -5,29 +5,29 @@ both. The device's computes every number from (seed, logical index) with Philox,
 follows from the numbers is the business of an operator: here `plan`, which the kernels mirror.
 
 Order of the host draws (a step that is certain or not needed is not drawn): p of the module, the method, p of the
-method, λ, FMix's swap of λ, the random partners, the centre along the last, second to last, third to last axis, FMix's
-coin, the seed of its noise. Per batch this is what v2.RandomApply, v2.RandomChoice, v2.MixUp and v2.CutMix draw; per
-pair and per sample each step is one call for all draws.
+method, λ, FMix's swap of λ, the random partners, then what the method's family draws, in the order of `Drawn`. Per
+batch this is what v2.RandomApply, v2.RandomChoice, v2.MixUp and v2.CutMix draw; per pair and per sample each step is
+one call for all draws.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+import operator
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fusedmix import partners
-from fusedmix.formulas import Masks, OneMask, constant, float32, generate, one, padded
-from fusedmix.methods import Column, Method, Pairing, Per
+from fusedmix import masks, partners
+from fusedmix.masks.constant import constant
+from fusedmix.masks.family import Draws, Masks, OneMask, float32, padded, record
+from fusedmix.methods import WIDTH, Column, Drawn, Method, Number, Pairing, Per
 from fusedmix.philox import Stream, below, symmetric_beta, uniform, words
 
 CPU = torch.device("cpu")
-WIDTH = 8  # numbers of one draw
-NOISE = 7  # of them, the seed of FMix's noise: one for the batch, below 2^52, in every row
 
 
 class Request(NamedTuple):
@@ -47,95 +47,86 @@ class Source(NamedTuple):
     """Where the numbers of one batch come from: a seed, or numbers that were drawn already (on the CPU)."""
 
     seed: Tensor | None  # () int64: everything follows from it, by Philox
-    drawn: Tensor | None  # (n, WIDTH) float64: choice, applied, λ before any clamp, centre z, y, x, coin, noise seed
+    drawn: Tensor | None  # (n, WIDTH) float64, in the order of Number
     partner: Tensor | None  # (B,) int64, with drawn: the partners, where they are not a formula
 
 
-class Draws(NamedTuple):
-    """What came out, for each of n draws."""
-
-    choice: Tensor  # (n,) int64, the row of the spec
-    applied: Tensor  # (n,) bool
-    lam: Tensor  # (n,) float32
-    centre: Tensor  # (n, 3) int64, (z, y, x)
-    coin: Tensor  # (n,) bool: whether FMix rounds the number of ones up
-    partner: Tensor  # (B,) int64
+PlanTensors = tuple[Tensor, Tensor, Tensor, Tensor]  # partner, lam, weight, masks
+_NOTHING = [0.0] * WIDTH  # drawn, or mixed
 
 
-PlanTensors = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+def host(request: Request, generator: torch.Generator | None) -> tuple[list[list[float]], Tensor | None]:
+    """`drawn`, as lists, and `partner` of a Source, from torch's CPU generator.
 
-
-def host(request: Request, generator: torch.Generator | None) -> tuple[Tensor, Tensor | None]:
-    """`drawn` and `partner` of a Source, from torch's CPU generator."""
-    if request.per == Per.BATCH:
-        numbers, partner = host_batch(request, generator)
-        return torch.tensor([numbers], dtype=torch.float64, device=CPU), partner
+    With numbers in place of tensors: one draw is every step of a training with the defaults, and twenty operations on
+    tensors of one element would be most of its time on the host.
+    """
     spec, batch_size, size, pairing, per, p, lam, labels = request
     n = per.draws(batch_size)
-    drawn = torch.zeros((n, WIDTH), dtype=torch.float64, device=CPU)
-    choice = torch.zeros(n, dtype=torch.int64, device=CPU)
-    applied = torch.ones(n, dtype=torch.bool, device=CPU)
+    numbers = [[0.0, 1.0, 1.0, *_NOTHING[Number.CENTRE :]] for _ in range(n)]
+
+    def chances(count: int) -> Tensor:
+        return torch.rand(count, generator=generator, device=CPU)
+
+    def integers(below: int, count: int) -> list[int]:
+        return torch.randint(below, (count,), generator=generator, device=CPU).tolist()
+
+    def left_alone() -> bool:
+        return per == Per.BATCH and not numbers[0][Number.APPLIED]
+
+    def whole_batch_left_alone() -> tuple[list[list[float]], Tensor | None]:
+        return [_NOTHING], None if pairing.is_formula else partners.formula(pairing, batch_size, CPU)
+
     if p < 1.0:
-        applied = applied & (_host_uniform(n, generator) < p)
-    chances = spec[:, Column.WEIGHT].float()
-    if n and not chances.isnan().any():
-        choice = torch.multinomial(chances, n, replacement=n > 1, generator=generator)
-    rows = spec[choice]
-    if (rows[:, Column.P] < 1.0).any():
-        applied = applied & (_host_uniform(n, generator) < rows[:, Column.P])
-    fixed = rows[:, Column.LAM]
-    drawn[:, 0], drawn[:, 1], drawn[:, 2] = choice, applied, torch.where(fixed.isnan(), 1.0, fixed)
-    random = (rows[:, Column.ALPHA] > 0) & fixed.isnan()
-    if lam is None and random.any():
-        alpha = rows[random, Column.ALPHA].float()
-        drawn[random, 2] = torch._sample_dirichlet(torch.stack((alpha, alpha), 1), generator=generator)[:, 0].double()
-        swaps = random & (rows[:, Column.REFORMULATE] != 0)
-        if swaps.any():
-            drawn[swaps, 2] = _swapped(drawn[swaps, 2], _host_uniform(int(swaps.sum()), generator))
+        for of, applied in zip(numbers, (chances(n) < p).tolist(), strict=True):
+            of[Number.APPLIED] = float(applied)
+        if left_alone():
+            return whole_batch_left_alone()
+    table = spec.tolist()
+    if n and not any(math.isnan(row[Column.WEIGHT]) for row in table):
+        weights = spec[:, Column.WEIGHT].float()
+        choices = torch.multinomial(weights, n, replacement=n > 1, generator=generator).tolist()
+        for of, choice in zip(numbers, choices, strict=True):
+            of[Number.CHOICE] = choice
+    rows = [table[int(of[Number.CHOICE])] for of in numbers]
+    if any(row[Column.P] < 1.0 for row in rows):
+        for of, row, chance in zip(numbers, rows, chances(n).tolist(), strict=True):
+            of[Number.APPLIED] *= chance < float32(row[Column.P])  # in float32, as torchvision compares
+        if left_alone():
+            return whole_batch_left_alone()
+    for of, row in zip(numbers, rows, strict=True):
+        if not math.isnan(row[Column.LAM]):
+            of[Number.LAM] = row[Column.LAM]
+    random = [
+        (of, row)
+        for of, row in zip(numbers, rows, strict=True)
+        if math.isnan(row[Column.LAM]) and row[Column.ALPHA] > 0
+    ]
+    if lam is None and random:
+        alphas = _concentration(tuple(row[Column.ALPHA] for _, row in random))
+        for (of, _), (share, _) in zip(
+            random, torch._sample_dirichlet(alphas, generator=generator).tolist(), strict=True
+        ):
+            of[Number.LAM] = share
+        swaps = [of for of, row in random if row[Column.REFORMULATE]]
+        if swaps:
+            for of, chance in zip(swaps, chances(len(swaps)).tolist(), strict=True):
+                of[Number.LAM] = of[Number.LAM] if chance < of[Number.LAM] else 1.0 - of[Number.LAM]
     partner = _host_partner(pairing, batch_size, labels, generator)
-    if _has_centre(rows):
+    wanted = functools.reduce(operator.or_, (int(row[Column.DRAWS]) for row in rows), 0)
+    if wanted & Drawn.CENTRE:
         for axis in range(2, 2 - len(size), -1):
-            drawn[:, 3 + axis] = torch.randint(padded(size)[axis], (n,), generator=generator, device=CPU)
-    if n and (rows[:, Column.METHOD] >= Method.FMIX_RELEASED).any():
-        drawn[:, 6] = torch.randint(2, (n,), generator=generator, device=CPU)
-        drawn[:, NOISE] = torch.randint(1 << 52, (1,), generator=generator, device=CPU)
-    return drawn, partner
+            _set(numbers, Number.CENTRE + axis, integers(padded(size)[axis], n))
+    if wanted & Drawn.COIN:
+        _set(numbers, Number.COIN, integers(2, n))
+    if wanted & Drawn.NOISE:
+        _set(numbers, Number.NOISE, integers(1 << 52, 1) * n)
+    return numbers, partner
 
 
-def host_batch(request: Request, generator: torch.Generator | None) -> tuple[list[float], Tensor | None]:
-    """The same for one draw, with numbers in place of tensors: this is every step of a training with the defaults,
-    and twenty operations on tensors of one element would be most of its time on the host."""
-    spec, batch_size, size, pairing, _, p, lam, labels = request
-    drawn = [0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
-
-    def left_alone() -> tuple[list[float], Tensor | None]:
-        return [0.0] * WIDTH, None if pairing.is_formula else partners.formula(pairing, batch_size, CPU)
-
-    if p < 1.0 and not bool(_host_uniform(1, generator) < p):
-        return left_alone()
-    rows = spec.tolist()
-    choice = 0
-    if not math.isnan(rows[0][Column.WEIGHT]):
-        choice = int(torch.multinomial(spec[:, Column.WEIGHT].float(), 1, generator=generator))
-    row = rows[choice]
-    if row[Column.P] < 1.0 and not bool(_host_uniform(1, generator) < row[Column.P]):
-        return left_alone()
-    drawn[0] = choice
-    if not math.isnan(row[Column.LAM]):
-        drawn[2] = row[Column.LAM]
-    elif row[Column.ALPHA] > 0 and lam is None:
-        drawn[2] = torch._sample_dirichlet(_concentration(row[Column.ALPHA]), generator=generator).tolist()[0][0]
-        if row[Column.REFORMULATE]:
-            drawn[2] = _swapped(torch.tensor(drawn[2]), _host_uniform(1, generator)).item()
-    partner = _host_partner(pairing, batch_size, labels, generator)
-    method = Method(int(row[Column.METHOD]))
-    if method.has_centre:
-        for k in range(1, len(size) + 1):
-            drawn[6 - k] = torch.randint(size[-k], (1,), generator=generator, device=CPU).item()
-    if method.is_fourier:
-        drawn[6] = torch.randint(2, (1,), generator=generator, device=CPU).item()
-        drawn[NOISE] = torch.randint(1 << 52, (1,), generator=generator, device=CPU).item()
-    return drawn, partner
+def _set(numbers: list[list[float]], place: int, drawn: list[int]) -> None:
+    for of, number in zip(numbers, drawn, strict=True):
+        of[place] = number
 
 
 def _swapped(lam: Tensor, chance: Tensor) -> Tensor:
@@ -145,8 +136,8 @@ def _swapped(lam: Tensor, chance: Tensor) -> Tensor:
 
 
 @functools.lru_cache(maxsize=256)
-def _concentration(alpha: float) -> Tensor:
-    return torch.tensor([[alpha, alpha]], dtype=torch.float32, device=CPU)
+def _concentration(alphas: tuple[float, ...]) -> Tensor:
+    return torch.tensor([[alpha, alpha] for alpha in alphas], dtype=torch.float32, device=CPU)
 
 
 def _host_partner(
@@ -162,9 +153,9 @@ def _host_partner(
 
 
 def plan(request: Request, source: Source, device: torch.device) -> PlanTensors:
-    """partner, lam, weight, kind, geometry, value of a batch: on `device`, or on the CPU for numbers drawn there."""
+    """partner, lam, weight, masks of a batch: on `device`, or on the CPU for numbers drawn there."""
     if source.seed is not None:
-        return _realise(request, _from_seed(request, source.seed, device))
+        return _realise(request, *_from_seed(request, source.seed, device))
     drawn = source.drawn
     if drawn is None:
         raise ValueError("Either seed or drawn must be given, but both are None.")
@@ -176,8 +167,9 @@ def plan(request: Request, source: Source, device: torch.device) -> PlanTensors:
         one = single(request, drawn[0].tolist())
         if one is not None:
             return partner, *_expanded(one, request.batch_size)
-    choice, centre = drawn[:, 0].long(), drawn[:, 3:6].long()
-    return _realise(request, Draws(choice, drawn[:, 1] != 0, drawn[:, 2].float(), centre, drawn[:, 6] != 0, partner))
+    choice, applied, lam, z, y, x, coin, _ = drawn.unbind(1)
+    centre = torch.stack((z, y, x), dim=1).long()
+    return _realise(request, Draws(choice.long(), applied != 0, lam.float(), centre, coin != 0), partner)
 
 
 class Single(NamedTuple):
@@ -190,32 +182,30 @@ class Single(NamedTuple):
 def single(request: Request, drawn: Sequence[float]) -> Single | None:
     """What `_realise` makes of the numbers of one draw, without the hundred operations on tensors of one element. None
     for the methods whose formulas take tensors."""
-    row = request.spec[int(drawn[0])].tolist()
-    if not drawn[1]:
+    row = request.spec[int(drawn[Number.CHOICE])].tolist()
+    if not drawn[Number.APPLIED]:
         return Single(1.0, constant(1.0, 1.0))
-    lam = float32(drawn[2])
+    lam = float32(drawn[Number.LAM])
     if math.isnan(row[Column.LAM]) and row[Column.ALPHA] > 0:
         lam = float32(min(max(lam, row[Column.LAM_MIN]), row[Column.LAM_MAX]))
     if request.lam is not None:
         lam = request.lam.float().item()
-    mask = one(int(row[Column.METHOD]), row[Column.RATIO], lam, [int(c) for c in drawn[3:6]], request.size)
+    centre = [int(c) for c in drawn[Number.CENTRE : Number.CENTRE + 3]]
+    mask = masks.one(Method(int(row[Column.METHOD])), row[Column.RATIO], lam, centre, request.size)
     return None if mask is None else Single(lam, mask)
 
 
-def _expanded(one: Single, batch_size: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """lam, weight, kind, geometry, value of every sample."""
-    lam, (kind, geometry, value, weight) = one
+def _expanded(one: Single, batch_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """lam, weight, masks of every sample."""
     return (
-        torch.full((batch_size,), lam, dtype=torch.float32, device=CPU),
-        torch.full((batch_size,), weight, dtype=torch.float64, device=CPU),
-        torch.full((batch_size,), kind, dtype=torch.int32, device=CPU),
-        torch.tensor([geometry], dtype=torch.int32, device=CPU).repeat(batch_size, 1),
-        torch.tensor([value], dtype=torch.float32, device=CPU).repeat(batch_size, 1),
+        torch.full((batch_size,), one.lam, dtype=torch.float32, device=CPU),
+        torch.full((batch_size,), one.mask.weight, dtype=torch.float64, device=CPU),
+        record(one.mask).repeat(batch_size, 1),
     )
 
 
-def _from_seed(request: Request, seed: Tensor, device: torch.device) -> Draws:
-    """Every number by Philox, on `device`."""
+def _from_seed(request: Request, seed: Tensor, device: torch.device) -> tuple[Draws, Tensor]:
+    """Every number by Philox, on `device`, and the partners."""
     spec, batch_size, size, pairing, per, p, _, labels = request
     index = torch.arange(per.draws(batch_size), device=device)
     seed = moved(seed, device)
@@ -256,12 +246,12 @@ def _from_seed(request: Request, seed: Tensor, device: torch.device) -> Draws:
 
     centre = torch.zeros((index.shape[0], 3), dtype=torch.int64, device=device)
     coin = torch.zeros_like(applied)
-    if any(not Method(int(m)).is_constant for m in request.spec[:, Column.METHOD].tolist()):
+    if request.spec[:, Column.DRAWS].any():
         *axes, last = words(seed, index, Stream.CENTRE)
         for axis, word in zip(range(2, 2 - len(size), -1), axes, strict=False):
             centre[:, axis] = below(word, padded(size)[axis])
         coin = last >= 1 << 31
-    return Draws(choice, applied, lam.float(), centre, coin, partner)
+    return Draws(choice, applied, lam.float(), centre, coin), partner
 
 
 def moved(x: Tensor, device: torch.device) -> Tensor:
@@ -269,36 +259,28 @@ def moved(x: Tensor, device: torch.device) -> Tensor:
     return x.to(device, non_blocking=device.type != "cpu")
 
 
-def _has_centre(rows: Tensor) -> bool:
-    """Whether a method of these rows, on the CPU, has a centre to draw."""
-    return any(Method(int(m)).has_centre for m in set(rows[:, Column.METHOD].tolist()))
-
-
-def _host_uniform(n: int, generator: torch.Generator | None) -> Tensor:
-    return torch.rand(n, generator=generator, device=CPU)
-
-
-def _realise(request: Request, drawn: Draws) -> PlanTensors:
+def _realise(request: Request, draws: Draws, partner: Tensor) -> PlanTensors:
     """Draws to plan: λ clamped, masks generated, everything brought to the batch's length."""
     spec, batch_size, size, _, per, _, given, _ = request
-    methods = frozenset(int(m) for m in spec[:, Column.METHOD].tolist())
-    rows = spec.to(drawn.choice.device, non_blocking=True)[drawn.choice]
-    _, applied, lam, centre, coin, partner = drawn
+    methods = {Method(int(m)) for m in spec[:, Column.METHOD].tolist()}
+    rows = spec.to(draws.choice.device, non_blocking=True)[draws.choice]
     # lam_range clamps what was drawn from the Beta: not a fixed λ (SamplePairing), not the λ = 1 of α <= 0.
-    clamped = torch.minimum(torch.maximum(lam.double(), rows[:, Column.LAM_MIN]), rows[:, Column.LAM_MAX])
+    lam = draws.lam.double()
+    clamped = torch.minimum(torch.maximum(lam, rows[:, Column.LAM_MIN]), rows[:, Column.LAM_MAX])
     random = rows[:, Column.LAM].isnan() & (rows[:, Column.ALPHA] > 0)
-    lam = torch.where(random, clamped, lam.double()).float()
+    lam = torch.where(random, clamped, lam).float()
     if given is not None:
         lam = given.to(lam.device, torch.float32, non_blocking=True)
         if given.ndim:
-            rows, applied, centre, coin = (_to_batch(t, per, batch_size) for t in (rows, applied, centre, coin))
+            rows = _to_batch(rows, per, batch_size)
+            draws = Draws(*(_to_batch(t, per, batch_size) for t in draws))
             per = Per.SAMPLE
-        lam = lam.expand(applied.shape)
-    lam = torch.where(applied, lam, 1.0)
-    method = torch.where(applied, rows[:, Column.METHOD], float(Method.MIXUP))
-    masks = generate(methods | {Method.MIXUP}, method, rows, lam, centre, coin, size)
-    lam, masks = _to_batch(lam, per, batch_size), Masks(*(_to_batch(t, per, batch_size) for t in masks))
-    return partner, lam, masks.weight, masks.kind, masks.geometry, masks.value
+        lam = lam.expand(draws.applied.shape)
+    lam = torch.where(draws.applied, lam, 1.0)
+    method = torch.where(draws.applied, rows[:, Column.METHOD], float(Method.MIXUP))
+    made = masks.generate(frozenset(methods | {Method.MIXUP}), method, rows, lam, draws, size)
+    lam, made = _to_batch(lam, per, batch_size), Masks(*(_to_batch(t, per, batch_size) for t in made))
+    return partner, lam, made.weight, made.records
 
 
 def _to_batch(x: Tensor, per: Per, batch_size: int) -> Tensor:

@@ -12,6 +12,7 @@ from typing_extensions import Unpack
 
 from fusedmix import checks
 from fusedmix.functional import mix
+from fusedmix.masks.family import packed
 from fusedmix.options import EmbeddingOptions, spelled_out
 from fusedmix.plan import MixPlan, SparseTargets
 from fusedmix.regression import mix_targets, per_sample
@@ -108,7 +109,8 @@ class EmbedMix(MixUp):
         if not self.fold or options.get("lam") is not None:
             return plan
         lam = torch.maximum(plan.lam, 1.0 - plan.lam)
-        return replace(plan, lam=lam, weight=lam.double(), value=torch.stack((lam, torch.zeros_like(lam)), 1))
+        masks = packed(plan.kind, plan.geometry, torch.stack((lam, torch.zeros_like(lam)), 1))
+        return replace(plan, lam=lam, weight=lam.double(), masks=masks)
 
     def forward(
         self, embeddings: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None

@@ -29,8 +29,8 @@ import math
 import torch
 from torch import Tensor
 
-from fusedmix.formulas import Kind, quotient
-from fusedmix.methods import Column, Method, Per
+from fusedmix.masks.family import geometry, kind, quotient, value
+from fusedmix.methods import Column, Families, Kind, Method, Per
 from fusedmix.philox import Stream, words
 
 LEVELS = 65535  # of a soft mask
@@ -185,21 +185,13 @@ def rows(per: int, batch_size: int) -> int:
 
 
 def masks(
-    spec: Tensor,
-    kind: Tensor,
-    geometry: Tensor,
-    value: Tensor,
-    seed: Tensor,
-    size: tuple[int, ...],
-    per: int,
-    draws: int,
-    soft: bool,
+    spec: Tensor, records: Tensor, seed: Tensor, size: tuple[int, ...], per: int, draws: int, soft: bool
 ) -> Tensor:
     """The pixels of the Fourier masks of a plan: bits, or levels.
 
     Args:
         spec: (methods, len(Column)): what may have been drawn.
-        kind, geometry, value: (B,), (B, 6), (B, 2): the plan.
+        records: (B, 12): the masks of the plan.
         seed: () or (1,) int64: of the noise.
         size: 1 to 3 spatial sides.
         per: how many masks the batch has: row i of the result is that of sample i ("batch": of all, "pair": of i and
@@ -210,19 +202,20 @@ def masks(
     Returns:
         (masks, ceil(S / 32)) int32, or (masks, S) int16, on the plan's device. Rows of other kinds of masks are 0.
     """
-    size, batch_size, count = tuple(size), kind.shape[0], math.prod(size)
+    size, batch_size, count, device = tuple(size), records.shape[0], math.prod(size), records.device
     n = rows(per, batch_size)
     shape, dtype = ((n, count), torch.int16) if soft else ((n, words_per_mask(size)), torch.int32)
-    out = torch.zeros(shape, dtype=dtype, device=kind.device)
-    seed = seed.to(kind.device).reshape(-1)[:1].reshape(()) if n else seed
-    index = draw_of(torch.arange(n, device=kind.device), draws, batch_size)
+    out = torch.zeros(shape, dtype=dtype, device=device)
+    seed = seed.to(device).reshape(-1)[:1].reshape(()) if n else seed
+    index = draw_of(torch.arange(n, device=device), draws, batch_size)
+    of, (number, half), numbers = kind(records)[:n], geometry(records)[:n, :2].unbind(1), value(records)[:n]
     for method, decay, cutoff in sorted(set(fourier_rows(spec))):
         released = method == Method.FMIX_RELEASED
-        numbers = torch.tensor([decay, cutoff], dtype=torch.float32, device=kind.device)
-        wanted = (kind[:n] == (Kind.FOURIER_RELEASED if released else Kind.FOURIER)) & (value[:n] == numbers).all(1)
+        image = torch.tensor([decay, cutoff], dtype=torch.float32, device=device)
+        wanted = (of == (Kind.FOURIER_RELEASED if released else Kind.FOURIER)) & (numbers == image).all(1)
         for i in wanted.nonzero().flatten().tolist():
             g = grey(seed, index[i : i + 1], size, "released" if released else "paper", decay, cutoff)
-            level = levels(g.flatten(1), geometry[i : i + 1, 0], geometry[i : i + 1, 1])
+            level = levels(g.flatten(1), number[i : i + 1], half[i : i + 1])
             out[i] = level.to(torch.int16)[0] if soft else pack(level == LEVELS)[0]
     return out
 
@@ -232,5 +225,5 @@ def fourier_rows(spec: Tensor) -> list[tuple[int, float, float]]:
     return [
         (int(row[Column.METHOD]), *torch.tensor([row[Column.DECAY], row[Column.CUTOFF]]).tolist())
         for row in spec.tolist()
-        if Method(int(row[Column.METHOD])).is_fourier
+        if Families(int(row[Column.FAMILIES])).stored
     ]

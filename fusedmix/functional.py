@@ -134,9 +134,8 @@ def _prepare(name: str, x: Tensor, plan: MixPlan, backend: str | None) -> tuple[
     plan = beside(plan, x)
     return operators, (
         plan.partner,
-        plan.kind,
-        plan.geometry,
-        plan.value,
+        plan.masks,
+        int(plan.families),
         ndim,
         int(plan.pairing),
         int(plan.per),

@@ -1,21 +1,15 @@
-"""What a method is to a sampler: a row of numbers.
+"""The numbers that every language of the package shares. They are part of the backends' contract: never renumber.
 
-Samplers are operators, and operators take tensors. A module therefore hands them a float64 tensor on the CPU with
-one row per method it may draw (one for CutMix, two for a RandomMix of two) and the columns below. Because it is a
-tensor, a schedule may change α between two steps of a compiled model without a recompilation.
+tests/test_numbers.py holds those of csrc against these; those of Triton's kernels are made of these.
 """
 
 from __future__ import annotations
 
-import math
-from enum import IntEnum
-
-import torch
-from torch import Tensor
+from enum import IntEnum, IntFlag
 
 
 class Method(IntEnum):
-    """A formula of METHODS: which mask follows from λ. The numbers are part of every backend's contract."""
+    """A formula of METHODS: which mask follows from λ."""
 
     MIXUP = 0
     CUTMIX = 1
@@ -27,24 +21,73 @@ class Method(IntEnum):
     FMIX_RELEASED = 7
     FMIX_PAPER = 8
 
-    @property
-    def is_constant(self) -> bool:
-        """Whether the mask is one number."""
-        return self in (Method.MIXUP, Method.SAMPLE_PAIRING)
+
+class Kind(IntEnum):
+    """Which formula evaluates a mask: the first word of its record."""
+
+    CONSTANT = 0
+    BOX = 1
+    GAUSSIAN = 2
+    GAUSSIAN_COMPLEMENT = 3
+    FOURIER_RELEASED = 4
+    FOURIER = 5
+
+
+class Families(IntFlag):
+    """Which masks a call may hold. Every set also holds the mask that is 1 everywhere, of a sample left as it is."""
+
+    CONSTANTS = 1
+    CUTS = 2  # boxes, 1 outside and 0 inside
+    BOXES = 4  # boxes of any two values
+    GAUSSIANS = 8
+    STORED = 16  # a bit for each pixel
+    LEVELS = 32  # a level for each pixel
 
     @property
-    def is_fourier(self) -> bool:
-        """Whether the mask is a thresholded random field."""
-        return self >= Method.FMIX_RELEASED
+    def constant(self) -> bool:
+        """Whether every mask is one number."""
+        return self == Families.CONSTANTS
 
     @property
-    def has_centre(self) -> bool:
-        """Whether the mask has a centre to draw."""
-        return not self.is_constant and not self.is_fourier
+    def binary(self) -> bool:
+        """Whether every mask is 0 or 1 everywhere."""
+        return not self & ~(Families.CUTS | Families.STORED)
+
+    @property
+    def boxed(self) -> bool:
+        """Whether there may be boxes."""
+        return bool(self & (Families.CUTS | Families.BOXES))
+
+    @property
+    def stored(self) -> bool:
+        """Whether there may be masks that no formula gives."""
+        return bool(self & (Families.STORED | Families.LEVELS))
+
+
+class Drawn(IntFlag):
+    """What a method draws on the host after λ and the partners, in this order."""
+
+    CENTRE = 1  # along the last, second to last, third to last axis
+    COIN = 2  # whether a number of pixels is rounded up
+    NOISE = 4  # a seed, one for the batch
+
+
+class Number(IntEnum):
+    """The places of the numbers of a draw that was made on the host."""
+
+    CHOICE = 0  # the row of the spec
+    APPLIED = 1
+    LAM = 2  # before any clamp
+    CENTRE = 3  # z, y, x
+    COIN = 6
+    NOISE = 7  # below 2^52, the same in every row
+
+
+WIDTH = len(Number) + 2  # numbers of one draw
 
 
 class Column(IntEnum):
-    """The columns of a spec."""
+    """The columns of a spec (fusedmix/spec.py)."""
 
     METHOD = 0
     WEIGHT = 1  # probability of this row, the rows summing to 1; NaN where there is no choice, and none is drawn
@@ -58,6 +101,8 @@ class Column(IntEnum):
     SOFT = 9  # FMix: the share of the pixels on either side of the edge over which the mask falls from 1 to 0
     CUTOFF = 10  # FMix: the highest frequency, in cycles along the longest side; infinity: all there are
     REFORMULATE = 11  # FMix: 1 for λ ~ Beta(α+1, α) and a label weight of 1
+    DRAWS = 12  # Drawn, of the method
+    FAMILIES = 13  # Families, of the method
 
 
 class Pairing(IntEnum):
@@ -87,23 +132,6 @@ class Per(IntEnum):
         if self == Per.PAIR:
             return (batch_size + 1) // 2
         return 1 if self == Per.BATCH else batch_size
-
-
-def spec_row(
-    method: Method,
-    *,
-    alpha: float = 1.0,
-    lam: float = math.nan,
-    lam_range: tuple[float, float] = (0.0, 1.0),
-    ratio: float = 1.0,
-    decay: float = 0.0,
-    soft: float = 0.0,
-    cutoff: float = math.inf,
-    reformulate: bool = False,
-) -> Tensor:
-    """One row of a spec: float64, on the CPU whatever the default device."""
-    columns = (float(method), math.nan, 1.0, alpha, lam, *lam_range, ratio, decay, soft, cutoff, float(reformulate))
-    return torch.tensor([columns], dtype=torch.float64, device="cpu")
 
 
 class Reduction(IntEnum):

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusedmix import checks
-from fusedmix.draws import WIDTH
-from fusedmix.methods import Column, Method, Pairing, Per, Reduction
+from fusedmix import checks, masks
+from fusedmix.methods import WIDTH, Column, Method, Number, Pairing, Per, Reduction
+from fusedmix.spec import families
 
 _FLOATING = checks.IMAGE_DTYPES[:4]
 
@@ -81,25 +81,24 @@ def _seed(seed: Tensor, *, needed: bool) -> None:
 
 
 def _spec(spec: Tensor) -> bool:
-    """Whether there is FMix among the methods."""
+    """Whether there are masks to be stored among those of the methods."""
     _beside("spec", spec, torch.device("cpu"))
     checks.shaped("spec", spec, torch.float64, _rows("spec", spec), len(Column))
     checks.integer("the number of methods", spec.shape[0], 1)
-    stored = False
     for i, row in enumerate(spec.tolist()):
         method = row[Column.METHOD]
-        known = 0 <= method < len(Method) and method == int(method)
-        fourier = known and Method(int(method)).is_fourier
-        if not known or (fourier and not (0 <= row[Column.DECAY] <= 100 and row[Column.CUTOFF] >= 0)):
+        known = method in set(Method)
+        if known:
+            family = masks.of(Method(int(method)))
+            known = row[Column.DRAWS] == family.draws and row[Column.FAMILIES] == family.may_hold(row)
+        if not known or not (0 <= row[Column.DECAY] <= 100 and row[Column.CUTOFF] >= 0):
             raise ValueError(f"row {i} of spec describes no method.")
-        stored = stored or fourier
-    return stored
+    return families(spec).stored
 
 
 def _masks(
-    kind: Tensor,
-    geometry: Tensor,
-    value: Tensor,
+    x: Tensor,
+    families: int,
     batch_size: int,
     size: Sequence[int],
     per: int,
@@ -107,14 +106,13 @@ def _masks(
     device: torch.device,
 ) -> None:
     """Of images of that size, () if all masks are constant."""
-    for name, x in (("kind", kind), ("geometry", geometry), ("value", value)):
-        checks.part(name, x, batch_size)
-        _beside(name, x, device, or_cpu=True)
+    checks.part("masks", x, batch_size)
+    _beside("masks", x, device, or_cpu=True)
     if pixels is not None:
         _stored(size)
         checks.pixels(pixels, batch_size, tuple(size), per, needed=False)
         _beside("pixels", pixels, device, or_cpu=True)
-    checks.kinds(kind, stored=pixels is not None, masks=len(size) > 0)
+    checks.records(x, families, stored=pixels is not None, spatial=len(size) > 0)
 
 
 def _labels(labels: Tensor, batch_size: int, num_classes: int, *, soft: bool = True) -> None:
@@ -132,9 +130,8 @@ def _labels(labels: Tensor, batch_size: int, num_classes: int, *, soft: bool = T
 def _check_mix(
     x: Tensor,
     partner: Tensor,
-    kind: Tensor,
-    geometry: Tensor,
-    value: Tensor,
+    records: Tensor,
+    families: int,
     ndim: int,
     pairing: int,
     per: int,
@@ -151,49 +148,34 @@ def _check_mix(
     _hints(pairing, per)
     checks.part("partner", partner, x.shape[0])
     _beside("partner", partner, x.device, or_cpu=True)
-    _masks(kind, geometry, value, x.shape[0], size, per, pixels, x.device)
+    _masks(records, families, x.shape[0], size, per, pixels, x.device)
     checks.partners(partner, permutation=permutation)
 
 
-def _check_adjoint(grad: Tensor, *masks: Any) -> None:
+def _check_adjoint(grad: Tensor, *args: Any) -> None:
     if not grad.is_floating_point():
         raise ValueError(f"grad must be floating point, but got {grad.dtype}.")
-    _check_mix(grad, *masks, permutation=True)
+    _check_mix(grad, *args, permutation=True)
 
 
 def _check_mask(
-    kind: Tensor,
-    geometry: Tensor,
-    value: Tensor,
-    size: Sequence[int],
-    per: int = Per.SAMPLE,
-    pixels: Tensor | None = None,
+    records: Tensor, families: int, size: Sequence[int], per: int = Per.SAMPLE, pixels: Tensor | None = None
 ) -> None:
     _sides(size, 0)
     _hints(Pairing.RANDOM, per)
-    _masks(kind, geometry, value, _rows("kind", kind), size, per, pixels, kind.device)
+    _masks(records, families, _rows("masks", records), size, per, pixels, records.device)
 
 
 def _check_fourier(
-    spec: Tensor,
-    kind: Tensor,
-    geometry: Tensor,
-    value: Tensor,
-    seed: Tensor,
-    size: Sequence[int],
-    per: int,
-    draws: int,
-    soft: bool,
+    spec: Tensor, records: Tensor, seed: Tensor, size: Sequence[int], per: int, draws: int, soft: bool
 ) -> None:
     _spec(spec)
     _sides(size, 1)
     _stored(size)
     _hints(Pairing.RANDOM, per)
     _hints(Pairing.RANDOM, draws)
-    batch_size = _rows("kind", kind)
-    for name, x in (("kind", kind), ("geometry", geometry), ("value", value)):
-        checks.part(name, x, batch_size)
-        _beside(name, x, kind.device)
+    batch_size = _rows("masks", records)
+    checks.part("masks", records, batch_size)
     _seed(seed, needed=batch_size > 0)
 
 
@@ -227,7 +209,7 @@ def _check_sample(
         _beside("drawn", drawn, torch.device("cpu"))
         checks.shaped("drawn", drawn, torch.float64, Per(per).draws(batch_size), WIDTH)
         most = torch.tensor([spec.shape[0], *[1] * (3 - len(size)), *size], device="cpu")
-        numbers = drawn[:, [0, 3, 4, 5]]
+        numbers = drawn[:, [Number.CHOICE, *range(Number.CENTRE, Number.COIN)]]
         if not ((numbers >= 0) & (numbers < most)).all():
             raise ValueError("drawn must have methods of the spec and centres inside of the image.")
     if partner is not None:
@@ -244,7 +226,7 @@ def _check_step(x: Tensor, y: Tensor, *args: Any) -> None:
     *request, num_classes, _ = args
     _check_sample(*request)
     spec, batch_size, size = request[:3]
-    if any(Method(int(row[Column.METHOD])).is_fourier for row in spec.tolist()):
+    if _spec(spec):
         raise ValueError("FMix cannot be mixed in one call: its masks are made between the plan and the images.")
     checks.batch("x", x)
     if x.ndim < len(size) + 1 or x.shape[0] != batch_size or tuple(x.shape[x.ndim - len(size) :]) != tuple(size):

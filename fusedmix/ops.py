@@ -27,25 +27,21 @@ from fusedmix import draws, fourier, operands
 from fusedmix.backends import reference, triton
 from fusedmix.checks import class_range, partners
 from fusedmix.draws import PlanTensors, Request, Source
-from fusedmix.methods import Pairing, Per, Reduction
+from fusedmix.masks.family import WORDS
+from fusedmix.methods import WIDTH, Pairing, Per, Reduction
 
 _REQUEST = "Tensor spec, SymInt batch_size, SymInt[] size, int pairing, int per, float p, Tensor? lam, Tensor? labels"
 _SOURCE = "Tensor? seed, Tensor? drawn, Tensor? partner"
-_PLAN = "Tensor partner, Tensor lam, Tensor weight, Tensor kind, Tensor geometry, Tensor value"
+_PLAN = "Tensor partner, Tensor lam, Tensor weight, Tensor masks"
 _MIXED = "Tensor logits, Tensor labels, Tensor partner, Tensor weight, int pairing, int per, Tensor? class_weight"
 # `pixels` are those of Fourier masks (fusedmix/fourier.py), if there may be any.
-_MASKS = (
-    "Tensor partner, Tensor kind, Tensor geometry, Tensor value, int ndim, int pairing, int per, Tensor? pixels=None"
-)
+_MASKS = "Tensor partner, Tensor masks, int families, int ndim, int pairing, int per, Tensor? pixels=None"
 
 # The operators that every backend has.
 _SCHEMAS = {
     "sample": f"({_REQUEST}, {_SOURCE}, Device device) -> ({_PLAN})",
-    "mask": ("(Tensor kind, Tensor geometry, Tensor value, SymInt[] size, int per=2, Tensor? pixels=None) -> Tensor"),
-    "fourier": (
-        "(Tensor spec, Tensor kind, Tensor geometry, Tensor value, Tensor seed, SymInt[] size, int per, int draws, "
-        "bool soft) -> Tensor"
-    ),
+    "mask": "(Tensor masks, int families, SymInt[] size, int per=2, Tensor? pixels=None) -> Tensor",
+    "fourier": "(Tensor spec, Tensor masks, Tensor seed, SymInt[] size, int per, int draws, bool soft) -> Tensor",
     "mix": f"(Tensor x, {_MASKS}) -> Tensor",
     "mix_": f"(Tensor(a!) x, {_MASKS}) -> ()",
     "mix_adjoint": f"(Tensor grad, {_MASKS}) -> Tensor",
@@ -90,9 +86,7 @@ def _empty_plan(batch_size: int, device: torch.device) -> PlanTensors:
         empty(torch.int64),
         empty(torch.float32),
         empty(torch.float64),
-        empty(torch.int32),
-        empty(torch.int32, 6),
-        empty(torch.float32, 2),
+        empty(torch.int32, WORDS),
     )
 
 
@@ -106,17 +100,15 @@ def _fake_sample(*args: Any) -> PlanTensors:
     return _empty_plan(args[1], _made_on(seed, device))
 
 
-def _fake_mask(kind: Tensor, geometry: Tensor, value: Tensor, size: tuple[int, ...], *_: Any) -> Tensor:
-    return value.new_empty((kind.shape[0], *size))
+def _fake_mask(masks: Tensor, _: int, size: tuple[int, ...], *__: Any) -> Tensor:
+    return masks.new_empty((masks.shape[0], *size), dtype=torch.float32)
 
 
-def _fake_fourier(
-    spec: Tensor, kind: Tensor, geometry: Tensor, value: Tensor, seed: Tensor, size: Any, per: int, _: int, soft: bool
-) -> Tensor:
-    n = fourier.rows(per, kind.shape[0])
+def _fake_fourier(_: Tensor, masks: Tensor, __: Tensor, size: Any, per: int, ___: int, soft: bool) -> Tensor:
+    n = fourier.rows(per, masks.shape[0])
     if soft:
-        return kind.new_empty((n, math.prod(size)), dtype=torch.int16)
-    return kind.new_empty((n, fourier.words_per_mask(size)))
+        return masks.new_empty((n, math.prod(size)), dtype=torch.int16)
+    return masks.new_empty((n, fourier.words_per_mask(size)))
 
 
 def _fake_like(x: Tensor, *_: Any) -> Tensor:
@@ -239,7 +231,8 @@ def _restored(device: str, state: bytes) -> GeneratorHandle:
 def _draw_host(*args: Any) -> tuple[Tensor, Tensor]:
     *request, generator, seed = args
     source = GeneratorHandle.find(generator) if seed is None else torch.Generator("cpu").manual_seed(seed)
-    drawn, partner = draws.host(_request(*request), source)
+    numbers, partner = draws.host(_request(*request), source)
+    drawn = torch.tensor(numbers, dtype=torch.float64, device="cpu").reshape(-1, WIDTH)
     return drawn, torch.empty(0, dtype=torch.int64, device="cpu") if partner is None else partner
 
 
@@ -247,7 +240,7 @@ def _fake_draw_host(*args: Any) -> tuple[Tensor, Tensor]:
     request = _request(*args[:-2])
     partners = 0 if request.pairing.is_formula else request.batch_size
     return (
-        torch.empty((request.per.draws(request.batch_size), draws.WIDTH), dtype=torch.float64, device="cpu"),
+        torch.empty((request.per.draws(request.batch_size), WIDTH), dtype=torch.float64, device="cpu"),
         torch.empty(partners, dtype=torch.int64, device="cpu"),
     )
 
@@ -363,9 +356,9 @@ class _Mix(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.operators, ctx.adjoint, _, *masks = inputs
-        *tensors, ndim, pairing, per, pixels = masks
+        *tensors, families, ndim, pairing, per, pixels = masks
         ctx.save_for_backward(*tensors, pixels)
-        ctx.hints = ndim, pairing, per
+        ctx.hints = families, ndim, pairing, per
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fusedmix.formulas import Kind
-from fusedmix.methods import Pairing, Per
+from fusedmix.masks import family
+from fusedmix.methods import Families, Kind, Pairing, Per
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -18,40 +18,32 @@ class MixPlan:
     """Everything drawn for one batch of B samples: who is mixed with whom, by which mask, at which label weight.
 
     Made by the `sample` method of a mixing module; consumed by `mix`, `mix_`, `mix_labels`, `mix_cross_entropy`.
-    A plan is a pytree whose leaves are its tensors. Masks are not stored but computed from at most eight numbers,
+    A plan is a pytree whose leaves are its tensors. Masks are not stored but computed from a record of 12 words each,
     except FMix's, of which a bit is stored for each pixel.
 
     Attributes:
         partner: (B,) int64, a permutation: sample i is mixed with sample partner[i].
         lam: (B,) float32, the mixing coefficient λ, the share of the sample itself; 1 for a sample left as it is.
         weight: (B,) float64, the label weight of the sample itself: the realised mean of its mask (SamplePairing: 1).
-        kind: (B,) int32, the formula of the mask (`fusedmix.formulas.Kind`).
-        geometry: (B, 6) int32, its box or centre.
-        value: (B, 2) float32, its values or rate.
+        masks: (B, 12) int32, a record of each mask (`fusedmix.masks.family`).
         size: the spatial sides, 1 to 3 of them, in pixels.
+        families: which masks there may be, whatever was drawn (`fusedmix.methods.Families`).
         pairing: how the partners were found.
         per: how many draws the batch got.
-        constant: whether every mask is λ everywhere whatever was drawn, so that the plan fits signals of any size.
-        binary: whether every mask is 0 or 1 everywhere whatever was drawn, so that label maps can be mixed by it.
         pixels: what FMix's masks are, which no formula gives: (n, ceil(S / 32)) int32 with a bit for each of S pixels,
             or (n, S) int16 levels of 1/65535 where they are soft (`fusedmix.fourier`); n is 1, (B+1)//2 or B by `per`.
             None: no mask of the plan needs any.
-        stored: whether a mask may be FMix's, so that pixels are needed.
     """
 
     partner: Tensor
     lam: Tensor
     weight: Tensor
-    kind: Tensor
-    geometry: Tensor
-    value: Tensor
+    masks: Tensor
     size: tuple[int, ...]
+    families: Families
     pairing: Pairing = Pairing.RANDOM
     per: Per = Per.SAMPLE
-    constant: bool = False
-    binary: bool = False
     pixels: Tensor | None = None
-    stored: bool = False
 
     @property
     def batch_size(self) -> int:
@@ -62,6 +54,36 @@ class MixPlan:
     def device(self) -> torch.device:
         """Where the plan's tensors are. A plan on the CPU serves batches on any device."""
         return self.partner.device
+
+    @property
+    def kind(self) -> Tensor:
+        """(B,) int32, the formula of each mask (`fusedmix.methods.Kind`): for looking, as the next two are."""
+        return family.kind(self.masks)
+
+    @property
+    def geometry(self) -> Tensor:
+        """(B, 6) int32, its box or centre."""
+        return family.geometry(self.masks)
+
+    @property
+    def value(self) -> Tensor:
+        """(B, 2) float32, its values or rate."""
+        return family.value(self.masks)
+
+    @property
+    def constant(self) -> bool:
+        """Whether every mask is λ everywhere whatever was drawn, so that the plan fits signals of any size."""
+        return self.families.constant
+
+    @property
+    def binary(self) -> bool:
+        """Whether every mask is 0 or 1 everywhere whatever was drawn, so that label maps can be mixed by it."""
+        return self.families.binary
+
+    @property
+    def stored(self) -> bool:
+        """Whether a mask may be FMix's, so that pixels are needed."""
+        return self.families.stored
 
     def __repr__(self) -> str:
         """One line: which masks, for how many samples, and the range of λ where that can be read."""
@@ -89,7 +111,7 @@ class MixPlan:
         from fusedmix import backends  # which import checks of plans
 
         operators = backends.operators(self.device.type)
-        return operators.mask(self.kind, self.geometry, self.value, self.size, int(self.per), self.pixels)
+        return operators.mask(self.masks, int(self.families), self.size, int(self.per), self.pixels)
 
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> MixPlan:
         """The plan with its tensors on `device`; itself if they are there already."""
@@ -104,7 +126,7 @@ class MixPlan:
 _MIX_FIRST = (
     "It pairs samples of the whole batch. Mix the whole batch, then split what comes out: fm.mix(x, plan).split(n)."
 )
-_TENSORS = ("partner", "lam", "weight", "kind", "geometry", "value", "pixels")
+_TENSORS = ("partner", "lam", "weight", "masks", "pixels")
 _STATIC = tuple(f.name for f in fields(MixPlan) if f.name not in _TENSORS)
 
 

@@ -16,10 +16,10 @@ from typing_extensions import Unpack
 from fusedmix import backends, checks, structure
 from fusedmix.backends import reference
 from fusedmix.checkpointing import check_rewinds, recorded, recording
-from fusedmix.draws import CPU, NOISE, PlanTensors, Request, Source, moved
+from fusedmix.draws import CPU, PlanTensors, Request, Source, moved
 from fusedmix.fourier import default_cutoff
 from fusedmix.functional import in_range, mix, mix_, mix_labels
-from fusedmix.methods import Column, Method, Pairing, Per, spec_row
+from fusedmix.methods import Column, Families, Method, Number, Pairing, Per
 from fusedmix.ops import GeneratorHandle, draw_on_host, tracked
 from fusedmix.options import (
     DEFAULTS,
@@ -40,6 +40,7 @@ from fusedmix.options import (
 )
 from fusedmix.plan import MixPlan, SparseTargets
 from fusedmix.segmentation import check_masks, mix_masks
+from fusedmix.spec import families, spec_row
 
 _FLOAT32_MAX = torch.finfo(torch.float32).max
 _SEED_TO_DRAW = torch.empty(0, dtype=torch.int64, device=CPU)  # stands for a seed that the operator draws itself
@@ -80,7 +81,6 @@ class MixTransform(checks.Checked, nn.Module):
     _member: bool = False  # whether it is one of the methods of a RandomMix
     _generator: GeneratorHandle | None = None
     _spec: Tensor  # (methods, len(Column)) float64, on the CPU wherever the module goes
-    _boxed: bool = False  # whether a method cuts boxes
     _warned: bool = False  # that its boxes are empty
 
     def __init__(self, spec: Tensor, options: Mapping[str, Any]) -> None:
@@ -91,13 +91,11 @@ class MixTransform(checks.Checked, nn.Module):
         self._spec = spec
         self._take(options)
         self._plain_backends: dict[tuple[str, str | None], str] = {}  # by device type and what `backend` was then
-        methods = {Method(int(m)) for m in spec[:, Column.METHOD].tolist()}
         self._one_method = spec.shape[0] == 1 and not isinstance(self, RandomMix)
-        self._constant = all(method.is_constant for method in methods)
-        self._fourier = any(method.is_fourier for method in methods)
-        self._soft = bool((spec[:, Column.SOFT] > 0).any())
-        self._boxed = not methods.isdisjoint({Method.CUTMIX, Method.HMIX_RELEASED, Method.HMIX_PAPER})
-        self._binary = methods <= {Method.CUTMIX, Method.FMIX_RELEASED, Method.FMIX_PAPER} and not self._soft
+        self._families = families(spec)
+        self._constant, self._boxed = self._families.constant, self._families.boxed
+        self._stored = self._families.stored
+        self._soft = Families.LEVELS in self._families
 
     def _take(self, given: Mapping[str, Any]) -> None:
         """Sets the attributes to the keywords given and to the defaults of the rest, or raises and sets none."""
@@ -160,7 +158,7 @@ class MixTransform(checks.Checked, nn.Module):
             RuntimeError: sampling="host" while a CUDA graph is captured, which would freeze the draw into the graph.
         """
         batch_size = checks.integer("batch_size", batch_size, 0)
-        size = checks.sides("size", size, stored=self._fourier)
+        size = checks.sides("size", size, stored=self._stored)
         given = self._check_lam(lam, batch_size)
         classes = _classes(labels, batch_size, self.pairing) if self._pairing in _BY_CLASS else None
         if generator is not None and seed is not None:
@@ -182,7 +180,7 @@ class MixTransform(checks.Checked, nn.Module):
             given, seed, handle = torch.ones((), device=CPU), 0, None  # nothing is drawn from anybody's generator
         request = self._request(batch_size, size, given, classes)
         per = Per.SAMPLE if given is not None and given.ndim else self._per
-        static = (size, self._pairing, per, self._constant, self._binary)
+        static = (size, self._families, self._pairing, per)
         spec, draws = request[0], int(self._per)
 
         def make() -> MixPlan:
@@ -190,17 +188,18 @@ class MixTransform(checks.Checked, nn.Module):
             # A plan of numbers drawn on the host is made on the host.
             made_on = CPU if source.seed is None else where
             drawn: PlanTensors = self._operators(made_on).sample(*self._placed(request, source, made_on), made_on)
-            plan = MixPlan(*drawn, *static, stored=self._fourier).to(where, non_blocking=True)
-            if not self._fourier:
+            plan = MixPlan(*drawn, *static).to(where, non_blocking=True)
+            if not plan.stored:
                 return plan
             # Masks that are stored are made where they are wanted, whoever drew the numbers.
             noise = source.seed
             if source.drawn is not None:
-                noise = source.drawn[:1, NOISE].long()
+                noise = source.drawn[:1, Number.NOISE].long()
             assert noise is not None
             noise = noise if noise.device.type == "cpu" else moved(noise, where)
-            numbers = (spec, plan.kind, plan.geometry, plan.value, noise)
-            return replace(plan, pixels=self._operators(where).fourier(*numbers, size, int(per), draws, self._soft))
+            return replace(
+                plan, pixels=self._operators(where).fourier(spec, plan.masks, noise, size, int(per), draws, self._soft)
+            )
 
         if torch.compiler.is_compiling():
             return make()
@@ -259,7 +258,7 @@ class MixTransform(checks.Checked, nn.Module):
             return parsed.rebuild(leaves)
 
         # Numbers drawn on the host travel with the launch; FMix's masks are made where they are used.
-        beside = self.sampling == "device" or self._fourier
+        beside = self.sampling == "device" or self._stored
         plan = self.sample(batch_size, size, labels=labels, device=x.device if beside else None)
         # The labels first: they may still turn out to be out of range, and nothing may be half-written then.
         if labels is not None:
@@ -363,7 +362,7 @@ class MixTransform(checks.Checked, nn.Module):
                 else self._one_method and self._per is Per.BATCH and self._pairing <= Pairing.FLIP and self.p == 1.0
             )
             and not (self.sampling == "host" and _capturing())
-            and not self._fourier
+            and not self._stored
         )
 
     def _in_one_call(self, x: Tensor, parsed: structure.Sample) -> bool:
@@ -372,7 +371,7 @@ class MixTransform(checks.Checked, nn.Module):
         labels = parsed.labels
         return (
             labels is not None
-            and not self._fourier
+            and not self._stored
             and self.targets == "dense"
             and len(parsed.images) == 1
             and not parsed.masks
@@ -465,7 +464,7 @@ class MixTransform(checks.Checked, nn.Module):
         self, request: tuple[Any, ...], handle: GeneratorHandle | None, seed: int | None, device: torch.device
     ) -> Source:
         """The randomness of one batch: numbers from the host's generator, or a seed for a device."""
-        if device.type == "meta" and (self.sampling == "device" or self._fourier):
+        if device.type == "meta" and (self.sampling == "device" or self._stored):
             raise ValueError(
                 f"{type(self).__name__} draws on the device of the images, but the meta device has no values."
             )
@@ -546,7 +545,7 @@ class MixTransform(checks.Checked, nn.Module):
         if 0 in size:
             raise ValueError(f"Images must have at least one pixel, but got the spatial size {size}.")
         for each in sizes:
-            checks.sides("the spatial size of images", each, stored=self._fourier)
+            checks.sides("the spatial size of images", each, stored=self._stored)
         masks = [parsed.leaves[i] for i in parsed.masks]
         for m in masks:
             if m.ndim < 1 or m.shape[0] != batch_size:
@@ -554,7 +553,7 @@ class MixTransform(checks.Checked, nn.Module):
                     f"The batch size of the masks must be that of the images, {batch_size}, "
                     f"but got shape {tuple(m.shape)}."
                 )
-            check_masks(structure.plain(m), size, self._binary, self.mask_classes, self.mask_ignore_index)
+            check_masks(structure.plain(m), size, self._families.binary, self.mask_classes, self.mask_ignore_index)
         if self.inplace:
             for name, written in (("images", images), ("masks", masks)):
                 for x in written:

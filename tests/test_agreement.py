@@ -44,7 +44,7 @@ from agreement_table import Found, Key
 from conftest import METHODS, NO_CPP, NO_CUDA, NO_TRITON, TRITON_DEVICE, TRITON_MARKS
 from fusedmix import backends
 from fusedmix.backends import reference
-from fusedmix.formulas import Kind
+from fusedmix.methods import Kind
 from fusedmix.plan import MixPlan
 
 try:

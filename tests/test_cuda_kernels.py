@@ -25,8 +25,7 @@ from conftest import INTEGERS, METHODS
 from fusedmix import fourier, partners
 from fusedmix.backends import reference
 from fusedmix.draws import Request, Source
-from fusedmix.formulas import Kind
-from fusedmix.methods import Method, Pairing, Per, spec_row
+from fusedmix.methods import Kind, Method, Pairing, Per, spec_row
 
 shim_build = pytest.importorskip("shim_build")  # fcntl: not on Windows
 pytestmark = [

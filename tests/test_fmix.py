@@ -20,8 +20,7 @@ from conftest import NO_CPP, NO_CUDA, NO_TRITON, TRITON_DEVICE, TRITON_MARKS
 from fusedmix import backends, fourier
 from fusedmix.backends import reference
 from fusedmix.draws import Request, Source
-from fusedmix.formulas import Kind
-from fusedmix.methods import Pairing, Per
+from fusedmix.methods import Kind, Pairing, Per
 from fusedmix.philox import Stream, words
 
 VARIANTS = ("paper", "released")

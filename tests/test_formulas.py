@@ -16,10 +16,10 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from fusedmix.formulas import Kind, generate
 from scipy import stats
 
 import fusedmix as fm
-from fusedmix.formulas import Kind, generate
 from fusedmix.methods import Method, spec_row
 
 # name: how to make the module, its formula, its ratio

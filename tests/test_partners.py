@@ -12,7 +12,7 @@ from scipy import stats
 
 import fusedmix as fm
 from conftest import INTEGERS
-from fusedmix.formulas import Kind
+from fusedmix.methods import Kind
 
 SAMPLINGS = ["host", "device"]
 SIZES = [0, 1, 2, 3, 8, 33, 1000]

@@ -20,8 +20,7 @@ import fuzz_operators
 from conftest import METHODS, NO_CPP, NO_TRITON, STORED, TRITON_DEVICE, TRITON_MARKS
 from fusedmix import backends, checks
 from fusedmix.backends import reference
-from fusedmix.formulas import Kind
-from fusedmix.methods import Pairing, Per
+from fusedmix.methods import Kind, Pairing, Per
 
 INTERPRETED = NO_TRITON is None and TRITON_DEVICE == "cpu"
 CPU_BACKENDS = [

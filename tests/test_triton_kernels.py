@@ -33,8 +33,7 @@ from conftest import METHODS, NO_TRITON, TRITON_DEVICE
 from fusedmix import fourier, philox
 from fusedmix.backends import reference
 from fusedmix.draws import Request, Source
-from fusedmix.formulas import Kind
-from fusedmix.methods import Pairing, Per
+from fusedmix.methods import Kind, Pairing, Per
 
 pytest.importorskip("triton")
 pytest.importorskip("shim_build")  # of test_cuda_kernels: fcntl, not on Windows

@@ -5,7 +5,7 @@
 the mean over masks M and over all pixels i for which i+d lies inside the image too. Three answers: measured on masks
 that the kernels draw, exact by enumeration of all centres, and the closed forms of the paper.
 
-The enumeration is written as mathematics, apart from fusedmix/formulas.py, so that each can be held against the other.
+The enumeration is written as mathematics, apart from fusedmix/masks, so that each can be held against the other.
 It takes λ as the kernels do, rounded to float32: of 1 - .19 = .81 the box has nine tenths of a side, or a pixel less.
 """
 

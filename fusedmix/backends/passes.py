@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusedmix.formulas import Kind, OneMask
+from fusedmix.masks.family import OneMask
+from fusedmix.methods import Kind
 
 _SERIAL = (1 << 15) - 1  # elements of a piece that PyTorch handles in one thread
 _CACHED = 1 << 17  # elements of a piece whose float64 temporaries stay in the caches, where there is one thread anyway

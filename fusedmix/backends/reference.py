@@ -19,10 +19,12 @@ from fusedmix.backends import passes
 from fusedmix.backends.passes import blend
 from fusedmix.checks import batch, class_range, dense_labels, writable
 from fusedmix.draws import CPU, PlanTensors, Request, Source
-from fusedmix.formulas import Kind, OneMask, padded
 from fusedmix.fourier import draw_of, masks, unpack
-from fusedmix.methods import Column, Method, Pairing, Per, Reduction
+from fusedmix.masks import evaluate
+from fusedmix.masks.family import OneMask, geometry, kind, value
+from fusedmix.methods import Families, Kind, Pairing, Per, Reduction
 from fusedmix.partners import formula
+from fusedmix.spec import families as families_of
 
 _CHUNK = 1 << 22  # elements blended at a time: bounds the float64 temporaries to some 100 MB
 
@@ -48,8 +50,8 @@ def where_float64_is(name: str, function: Callable[..., Any]) -> Callable[..., A
         if device is None:
             return function(*args)
         if name in ("mix", "mix_"):
-            x, _, kind, geometry, value, ndim, _, per, *_ = args
-            one = _one(x, kind, geometry, value, ndim, per)
+            x, _, records, _, ndim, _, per, *_ = args
+            one = _one(x, records, ndim, per)
             if one is not None and one.is_cut:
                 return function(*args)
         there = [x.cpu() if isinstance(x, Tensor) else CPU if isinstance(x, torch.device) else x for x in args]
@@ -64,49 +66,14 @@ def where_float64_is(name: str, function: Callable[..., Any]) -> Callable[..., A
 
 
 def mask(
-    kind: Tensor,
-    geometry: Tensor,
-    value: Tensor,
-    size: tuple[int, ...],
-    per: int = Per.SAMPLE,
-    pixels: Tensor | None = None,
+    records: Tensor, families: int, size: tuple[int, ...], per: int = Per.SAMPLE, pixels: Tensor | None = None
 ) -> Tensor:
-    """(n, *size) float32 masks from their numbers (fusedmix/formulas.py has the table), and from their pixels."""
-    sides = padded(size)
-    device = kind.device
-
-    def along(axis: int, x: Tensor) -> Tensor:
-        return x.reshape([-1] + [x.shape[1] if a == axis else 1 for a in range(3)])
-
-    inside = torch.ones((), dtype=torch.bool, device=device)
-    gaussian = torch.ones((), dtype=torch.float64, device=device)
-    rate = value[:, :1].double()
-    # On the CPU no formula is evaluated for nothing; elsewhere a look at the kinds would wait for the device.
-    kinds = set(kind.tolist()) if device.type == "cpu" else {Kind.GAUSSIAN}
-    curved = not kinds.isdisjoint((Kind.GAUSSIAN, Kind.GAUSSIAN_COMPLEMENT))
-    for axis, side in enumerate(sides):
-        pixel = torch.arange(side, device=device)
-        first, stop = geometry[:, axis, None], geometry[:, axis + 3, None]
-        inside = inside & along(axis, (pixel >= first) & (pixel < stop))
-        if curved:
-            gaussian = gaussian * along(axis, (-rate * (pixel - first).double().square()).exp())
-
-    kind = kind.reshape(-1, 1, 1, 1)
-    outer, inner = value[:, 0].reshape(-1, 1, 1, 1), value[:, 1].reshape(-1, 1, 1, 1)
-    m = torch.where(inside & (kind == Kind.BOX), inner, outer)
-    if curved:
-        m = torch.where(kind == Kind.GAUSSIAN, gaussian.float(), m)
-        m = torch.where(kind == Kind.GAUSSIAN_COMPLEMENT, (1.0 - gaussian).float(), m)
-    m = m.reshape([kind.shape[0], *size])
-    kind = kind.reshape([-1] + [1] * len(size))
-    if pixels is not None and kind.shape[0]:
-        row = draw_of(torch.arange(kind.shape[0], device=device), per, kind.shape[0])
-        m = torch.where(kind >= Kind.FOURIER_RELEASED, unpack(pixels, tuple(size))[row], m)
-    if device.type == "cpu":
-        return m
-    # On the CPU they have been refused: a kind that there is not, and FMix's masks without pixels.
-    last = Kind.GAUSSIAN_COMPLEMENT if pixels is None else Kind.FOURIER
-    return torch.where((kind < Kind.CONSTANT) | (kind > last), torch.nan, m)
+    """(n, *size) float32 masks from their records, and from their pixels."""
+    size, n = tuple(size), records.shape[0]
+    stored = None
+    if pixels is not None and n:
+        stored = unpack(pixels, size)[draw_of(torch.arange(n, device=records.device), per, n)]
+    return evaluate(records, families, size, stored)
 
 
 fourier = masks  # the pixels of the Fourier masks of a plan
@@ -115,9 +82,8 @@ fourier = masks  # the pixels of the Fourier masks of a plan
 def mix(
     x: Tensor,
     partner: Tensor,
-    kind: Tensor,
-    geometry: Tensor,
-    value: Tensor,
+    records: Tensor,
+    families: int,
     ndim: int,
     pairing: int,
     per: int,
@@ -125,21 +91,22 @@ def mix(
 ) -> Tensor:
     """M ⊙ x + (1-M) ⊙ x[partner] (Park 2022, eq. 1) in the layout of x; its last `ndim` dims are spatial."""
     partner = _near(partner, x)
-    mask = _one(x, kind, geometry, value, ndim, per)
+    mask = _one(x, records, ndim, per)
     if mask is not None:
         return passes.one(x, partner, mask, ndim)
     out = torch.empty_like(x)
     # What can be read without waiting for a device decides whether the masks have to be made.
-    if kind.device.type == "cpu" and not ndim:
-        passes.constants(out, x, partner, value[:, 0].tolist())
+    readable = records.device.type == "cpu"
+    if readable and not ndim:
+        passes.constants(out, x, partner, value(records)[:, 0].tolist())
         return out
-    if kind.device.type == "cpu" and passes.long_rows(x) and _cuts(kind, value):
-        passes.boxes(out, x, partner, geometry.tolist(), ndim)
+    if readable and families == Families.CUTS and passes.long_rows(x) and bool((kind(records) == Kind.BOX).all()):
+        passes.boxes(out, x, partner, geometry(records).tolist(), ndim)
         return out
     start = 0
     for i in _chunks(x):
         rows = slice(start, start := start + len(i))
-        m = _masks_of(i, x, kind, geometry, value, ndim, per, pixels)
+        m = _masks_of(i, x, records, families, ndim, per, pixels)
         if x.device.type == "cpu":
             passes.masked(out[rows], x[rows], x, partner[rows], m)
         else:
@@ -150,28 +117,26 @@ def mix(
 def mix_(
     x: Tensor,
     partner: Tensor,
-    kind: Tensor,
-    geometry: Tensor,
-    value: Tensor,
+    records: Tensor,
+    families: int,
     ndim: int,
     pairing: int,
     per: int,
     pixels: Tensor | None = None,
 ) -> None:
     """The same, in place."""
-    mask = _one(x, kind, geometry, value, ndim, per)
+    mask = _one(x, records, ndim, per)
     if mask is not None:
         passes.one_(x, _near(partner, x), mask, ndim)
     else:
-        x.copy_(mix(x, partner, kind, geometry, value, ndim, pairing, per, pixels))
+        x.copy_(mix(x, partner, records, families, ndim, pairing, per, pixels))
 
 
 def mix_adjoint(
     grad: Tensor,
     partner: Tensor,
-    kind: Tensor,
-    geometry: Tensor,
-    value: Tensor,
+    records: Tensor,
+    families: int,
     ndim: int,
     pairing: int,
     per: int,
@@ -183,8 +148,8 @@ def mix_adjoint(
     out = torch.empty_like(grad)
     for i in _chunks(grad):
         j = inverse[i]
-        own = _masks_of(i, grad, kind, geometry, value, ndim, per, pixels).double()
-        lent = 1.0 - _masks_of(j, grad, kind, geometry, value, ndim, per, pixels).double()
+        own = _masks_of(i, grad, records, families, ndim, per, pixels).double()
+        lent = 1.0 - _masks_of(j, grad, records, families, ndim, per, pixels).double()
         # An overflowed gradient must not turn into NaN where its weight is 0.
         kept = torch.where(own == 0, 0.0, own * grad[i].double())
         given = torch.where(lent == 0, 0.0, lent * grad[j].double())
@@ -423,12 +388,11 @@ def plain_step(
         writable("images", x)
         if x.is_neg():
             raise ValueError("A negated view is not written.")
-    numbers, _ = draws.host_batch(request, None)
-    one = draws.single(request, numbers)
+    numbers, _ = draws.host(request, None)
+    one = draws.single(request, numbers[0])
     if one is None:
-        plan = sample(
-            request, Source(None, torch.tensor([numbers], dtype=torch.float64, device=x.device), None), x.device
-        )
+        drawn = torch.tensor(numbers, dtype=torch.float64, device=x.device)
+        plan = sample(request, Source(None, drawn, None), x.device)
         targets = mix_labels(y, plan[0], plan[2], num_classes, label_smoothing)
         if not inplace:
             return mix(x, *_masks(request, plan)), targets
@@ -453,11 +417,11 @@ def _step(
 
 def _masks(request: Request, plan: Sequence[Tensor]) -> tuple[Any, ...]:
     """What `mix` takes after x."""
-    partner, _, _, kind, geometry, value = plan
+    partner, _, _, records = plan
     per = Per.SAMPLE if request.lam is not None and request.lam.ndim else request.per
-    constant = all(Method(int(m)).is_constant for m in request.spec[:, Column.METHOD].tolist())
-    ndim = 0 if constant else len(request.size)
-    return partner, kind, geometry, value, ndim, int(request.pairing), int(per)
+    may_hold = families_of(request.spec)
+    ndim = 0 if may_hold == Families.CONSTANTS else len(request.size)
+    return partner, records, int(may_hold), ndim, int(request.pairing), int(per)
 
 
 def _near(partner: Tensor, x: Tensor) -> Tensor:
@@ -475,31 +439,27 @@ def _chunks(x: Tensor) -> Iterator[Tensor]:
     return iter(torch.arange(x.shape[0], device=x.device).split(step)) if x.shape[0] else iter(())
 
 
-def _one(x: Tensor, kind: Tensor, geometry: Tensor, value: Tensor, ndim: int, per: int) -> OneMask | None:
+def _one(x: Tensor, records: Tensor, ndim: int, per: int) -> OneMask | None:
     """The mask of a batch that has one, if it is a number or a box and can be read without waiting for a device."""
-    if per != Per.BATCH or kind.device.type != "cpu" or not x.numel():
+    if per != Per.BATCH or records.device.type != "cpu" or not x.numel():
         return None
-    of = Kind.CONSTANT if not ndim else kind[0].item()
+    first = records[:1]
+    of = Kind.CONSTANT if not ndim else kind(first).item()
     if of not in (Kind.CONSTANT, Kind.BOX):
         return None
-    first, second = value[0].tolist()
-    return OneMask(int(of), geometry[0].tolist(), (first, second), math.nan)
-
-
-def _cuts(kind: Tensor, value: Tensor) -> bool:
-    """Whether all masks are boxes that are copies: all of the sample outside, all of the partner inside."""
-    return bool((kind == Kind.BOX).all()) and value.tolist() == [[1.0, 0.0]] * len(value)
+    outer, inner = value(first)[0].tolist()
+    return OneMask(int(of), geometry(first)[0].tolist(), (outer, inner), math.nan)
 
 
 def _masks_of(
-    i: Tensor, x: Tensor, kind: Tensor, geometry: Tensor, value: Tensor, ndim: int, per: int, pixels: Tensor | None
+    i: Tensor, x: Tensor, records: Tensor, families: int, ndim: int, per: int, pixels: Tensor | None
 ) -> Tensor:
     """Masks (n, 1, ..., 1, *S) of samples i that broadcast against x[i]; with ndim 0 (constant masks) S is (). Of a
     batch that shares one n is 1."""
     row = i[:1] * 0 if per == Per.BATCH else i
-    kind, geometry, value = (t.to(x.device)[row] for t in (kind, geometry, value))
+    records = records.to(x.device)[row]
     if pixels is not None:
         pixels = pixels.to(x.device)[draw_of(row, per, x.shape[0])]
     size = tuple(x.shape[x.ndim - ndim :])
-    m = mask(kind, geometry, value, size, Per.SAMPLE, pixels) if ndim else value[:, 0]
+    m = mask(records, families, size, Per.SAMPLE, pixels) if ndim else value(records)[:, 0]
     return m.reshape([row.shape[0]] + [1] * (x.ndim - 1 - ndim) + list(size))

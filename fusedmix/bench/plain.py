@@ -1,7 +1,7 @@
 """Mixing in plain PyTorch, as one writes it in a training script: what torch.compile is given, and what it is without.
 
 Draws are NumPy's, on the host; images, masks and targets are tensor operations. Partners are those of torchvision
-(`roll`), masks those of the papers' released code (`fusedmix.formulas`).
+(`roll`), masks those of the papers' released code (`fusedmix.masks`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from torch import Tensor
 
 import fusedmix as fm
 from fusedmix.bench import fmix_numpy
-from fusedmix.formulas import Kind
+from fusedmix.masks.family import packed
+from fusedmix.methods import Families, Kind
 
 RATIO = 0.75  # of HMix
 
@@ -154,4 +155,5 @@ def plan_of(
     if partner is None:
         partner = torch.arange(-1, batch - 1) % batch
     weight = numbers.weight.expand(batch).contiguous()
-    return fm.MixPlan(partner, weight, weight.double(), kind, geometry, value, size)
+    families = {"MixUp": Families.CONSTANTS, "GMix": Families.GAUSSIANS}.get(method, Families.BOXES)
+    return fm.MixPlan(partner, weight, weight.double(), packed(kind, geometry, value), size, families)

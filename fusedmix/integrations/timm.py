@@ -46,9 +46,9 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from fusedmix import backends, checks, structure
-from fusedmix.formulas import Kind
 from fusedmix.functional import mix_, mix_labels
-from fusedmix.methods import Pairing, Per
+from fusedmix.masks.family import packed
+from fusedmix.methods import Families, Kind, Pairing, Per
 from fusedmix.plan import MixPlan
 from fusedmix.transforms import _capturing
 
@@ -377,18 +377,17 @@ class Mixup(checks.Checked):
             geometry[:, 1:3], geometry[:, 4:6] = drawn.box[:, :2], drawn.box[:, 2:]
             geometry[:, 3] = drawn.cut  # a box is one deep
             value[drawn.cut, 0] = 1
+        families = Families.CUTS if self.mixup_alpha <= 0 else Families.CUTS | Families.CONSTANTS
+        families = families if cuts else Families.CONSTANTS
         return MixPlan(
             partner=_flipped(batch_size),
             lam=torch.from_numpy(drawn.lam.astype(np.float32)),
             weight=torch.from_numpy(drawn.weight.astype(np.float64)),
-            kind=torch.from_numpy(kind),
-            geometry=torch.from_numpy(geometry),
-            value=torch.from_numpy(value),
+            masks=packed(torch.from_numpy(kind), torch.from_numpy(geometry), torch.from_numpy(value)),
             size=size,
+            families=families,
             pairing=Pairing.FLIP,
             per=_PER[self.mode],
-            constant=not cuts,
-            binary=self.mixup_alpha <= 0,
         )
 
     def _mix_float64_(self, x: Tensor, plan: MixPlan) -> None:

@@ -27,9 +27,9 @@ from torch import Tensor
 from fusedmix.backends.triton.launch import Kernel
 from fusedmix.backends.triton.numbers import turn, words
 from fusedmix.backends.triton.sample_kernel import draw_index, seed_of
-from fusedmix.formulas import Kind, padded
 from fusedmix.fourier import fourier_rows, frequencies, rows, words_per_mask
-from fusedmix.methods import Method
+from fusedmix.masks.family import padded
+from fusedmix.methods import Kind, Method
 
 _SCRATCH = 24 << 20  # bytes, unless one mask needs more
 _BLOCK = 256  # coefficients, waves or ranks of a program

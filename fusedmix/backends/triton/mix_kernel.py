@@ -35,7 +35,7 @@ from torch import Tensor
 from fusedmix import partners
 from fusedmix.backends.triton.launch import Kernel, milliseconds, multiprocessors
 from fusedmix.backends.triton.numbers import fma, from_compute, nearest_even, spread, to_compute
-from fusedmix.formulas import padded
+from fusedmix.masks.family import padded
 from fusedmix.methods import Pairing, Per
 
 # ---- One pixel -------------------------------------------------------------------------------------------------------
@@ -82,7 +82,7 @@ def inside(c, first, stop):
 
 @triton.jit
 def formula(m, z, y, x):
-    """M at pixels, of m = (kind, first z y x, stop z y x, outer, inner); fusedmix/formulas.py has the kinds."""
+    """M at pixels, of m = (kind, first z y x, stop z y x, outer, inner); fusedmix/masks has the kinds."""
     kind, z0, y0, x0, z1, y1, x1, outer, inner = m
     if kind >= 2:
         dz, dy, dx = (z - z0).to(tl.float32), (y - y0).to(tl.float32), (x - x0).to(tl.float32)

@@ -1,4 +1,4 @@
-"""Everything random about a batch, from a seed: the mirror of fusedmix/draws.py (device) and fusedmix/formulas.py.
+"""Everything random about a batch, from a seed: the mirror of fusedmix/draws.py (device) and fusedmix/masks.
 
 Every number is a function of (seed, logical index), so programs share nothing: a random partner is the rank of a
 sample's key among all keys, and each program makes all of the keys anew. λ, boxes and weights are computed in float64,
@@ -26,7 +26,7 @@ from fusedmix.backends.triton.numbers import (
     words,
 )
 from fusedmix.draws import PlanTensors, Request
-from fusedmix.formulas import padded
+from fusedmix.masks.family import padded
 from fusedmix.methods import Column, Method, Pairing
 
 _SAMPLES = 16  # of a program

@@ -1,0 +1,109 @@
+"""Mask families: from a method, λ and what else was drawn to the record of a mask, and from it to the mask.
+
+These are the formulas of the methods (Park, Yun, Chun, "A Unified Analysis of Mixed Sample Data Augmentation",
+NeurIPS 2022, and the papers that the files name), vectorised over draws. fusedmix/masks/family.py says what a family
+is.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import operator
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fusedmix.masks import box, constant, fourier, gaussian
+from fusedmix.masks.family import Draws, Family, Masks, OneMask, kind, padded, value
+from fusedmix.methods import Families, Kind, Method
+
+FAMILIES = (constant.FAMILY, box.FAMILY, gaussian.FAMILY, fourier.FAMILY)
+_OF = {method: family for family in FAMILIES for method in family.methods}
+# The kinds that each part of a set of families holds. Of the constant 1 there may be one in any.
+KINDS = {
+    Families.CONSTANTS: constant.FAMILY.kinds,
+    Families.CUTS: box.FAMILY.kinds,
+    Families.BOXES: box.FAMILY.kinds,
+    Families.GAUSSIANS: gaussian.FAMILY.kinds,
+    Families.STORED: fourier.FAMILY.kinds,
+    Families.LEVELS: fourier.FAMILY.kinds,
+}
+
+
+def of(method: Method) -> Family:
+    """The family of a method."""
+    return _OF[method]
+
+
+def generate(
+    methods: frozenset[Method], method: Tensor, rows: Tensor, lam: Tensor, draws: Draws, size: tuple[int, ...]
+) -> Masks:
+    """The masks of n draws.
+
+    Args:
+        methods: the methods that occur, so that no formula is evaluated for nothing.
+        method: (n,) float64 with values of Method.
+        rows: (n, len(Column)) float64, the row of the spec of each.
+        lam: (n,) float32.
+        draws: what else was drawn.
+        size: 1 to 3 spatial sides.
+    """
+    made = None
+    for family in FAMILIES:
+        if family.methods.isdisjoint(methods):
+            continue
+        masks = family.make(method, rows, lam.double(), draws, size)
+        if made is not None:
+            own = functools.reduce(operator.or_, (method == of for of in family.methods))
+            masks = Masks(
+                torch.where(own.unsqueeze(1), masks.records, made.records), torch.where(own, masks.weight, made.weight)
+            )
+        made = masks
+    assert made is not None
+    return made
+
+
+def one(method: Method, ratio: float, lam: float, centre: Sequence[int], size: tuple[int, ...]) -> OneMask | None:
+    """What `generate` makes of one draw, bit for bit, as numbers of Python; None for families that cannot."""
+    family = of(method)
+    return None if family.one is None else family.one(method, ratio, lam, centre, size)
+
+
+def evaluate(records: Tensor, families: int, size: tuple[int, ...], stored: Tensor | None) -> Tensor:
+    """(n, *size) float32 masks of records (n, WORDS). NaN where the kind is of none of the families.
+
+    Args:
+        families: which masks there may be.
+        stored: (n, *size) float32: what those that no formula gives are, if there are any.
+    """
+    sides = padded(size)
+    n = records.shape[0]
+    if stored is not None:
+        stored = stored.reshape(n, *sides)
+    made = records.new_full((n, *sides), math.nan, dtype=torch.float32)
+    kinds = kind(records).reshape(-1, 1, 1, 1)
+    for family in FAMILIES:
+        if family is constant.FAMILY or any(
+            families & part and family.kinds == kinds_of for part, kinds_of in KINDS.items()
+        ):
+            own = functools.reduce(operator.or_, (kinds == of for of in family.kinds))
+            made = torch.where(own, family.evaluate(records, sides, stored), made)
+    return made.reshape(n, *size)
+
+
+def holds(records: Tensor, families: int) -> Tensor:
+    """(n,) bool: whether each record is of one of the families, or the constant 1."""
+    kinds, (outer, inner) = kind(records), value(records).unbind(1)
+    held = (kinds == Kind.CONSTANT) & (outer == 1)
+    for part, of_part in KINDS.items():
+        if families & part:
+            own = functools.reduce(operator.or_, (kinds == of for of in of_part))
+            held = held | (own & (outer == 1) & (inner == 0) if part == Families.CUTS else own)
+    return held
+
+
+def is_stored(records: Tensor) -> Tensor:
+    """(n,) bool: whether each record is of a mask that no formula gives."""
+    return functools.reduce(operator.or_, (kind(records) == of for of in KINDS[Families.STORED]))

@@ -1,0 +1,115 @@
+"""Boxes: CutMix (Yun 2019) and HMix (Park 2022)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fusedmix.masks.family import (
+    Draws,
+    Family,
+    Masks,
+    OneMask,
+    along,
+    everywhere,
+    float32,
+    geometry,
+    packed,
+    padded,
+    quotient,
+    value,
+)
+from fusedmix.methods import Column, Drawn, Families, Kind, Method
+
+
+def make(method: Tensor, rows: Tensor, lam: Tensor, draws: Draws, size: tuple[int, ...]) -> Masks:
+    """A box of the partner, clipped to the image.
+
+    A side is (1-λ)^(1/d)·ratio^(1/d) of the image's, so that an unclipped box holds (1-λ)·ratio of a d-dimensional
+    image; the product of the roots is formed first, as in the authors' code, because another order moves the box.
+    """
+    ratio, centre = rows[:, Column.RATIO], draws.centre
+    sides = centre.new_tensor(padded(size))
+    # In float64: in float32 int(64·√½·√½) is 31, in float64 it is 32, and the box would be off by a pixel on each side.
+    fraction = _root(1.0 - lam, len(size)) * _root(ratio, len(size))
+    half = (sides * fraction.unsqueeze(1)).floor().long() // 2
+    first = (centre - half).clamp_min(0)
+    stop = torch.minimum(centre + half, sides)
+    absent = 3 - len(size)
+    first[:, :absent] = 0
+    stop[:, :absent] = 1
+
+    box = quotient((stop - first).prod(1).double(), math.prod(size))
+    rest = 1.0 - box
+    # What stands outside the box is λ/(1-β), β the box's actual share (released, mean λ for every mask), or
+    # λ/(1-(1-λ)·ratio) (paper, mean λ but for clipping and rounding). Where nothing is outside, any finite value does.
+    share = torch.where(method == Method.HMIX_RELEASED, rest, (1.0 - ratio) + lam * ratio)
+    outside = torch.where(share > 0, lam / share, 0.0).clamp_max(1.0)
+    outside = torch.where(method == Method.CUTMIX, 1.0, outside).float()
+    return Masks(
+        packed(
+            kind=torch.full_like(lam, Kind.BOX, dtype=torch.int32),
+            geometry=torch.cat((first, stop), dim=1),
+            value=torch.stack((outside, torch.zeros_like(outside)), dim=1),
+        ),
+        weight=torch.where(method == Method.HMIX_RELEASED, lam, outside.double() * rest),
+    )
+
+
+def evaluate(records: Tensor, sides: tuple[int, ...], stored: Tensor | None) -> Tensor:
+    """M, the value inside the box or outside."""
+    inside = torch.ones((), dtype=torch.bool, device=records.device)
+    for axis, side in enumerate(sides):
+        pixel = torch.arange(side, device=records.device)
+        first, stop = geometry(records)[:, axis, None], geometry(records)[:, axis + 3, None]
+        inside = inside & along(axis, (pixel >= first) & (pixel < stop))
+    outer, inner = value(records).unbind(1)
+    return torch.where(inside, everywhere(inner), everywhere(outer))
+
+
+def one(method: int, ratio: float, lam: float, centre: Sequence[int], size: tuple[int, ...]) -> OneMask | None:
+    """A box as numbers; None in three dimensions, whose cube roots are PyTorch's."""
+    if len(size) == 3:
+        return None
+    root = math.sqrt if len(size) == 2 else float
+    fraction = root(1.0 - lam) * root(ratio)
+    first, stop, box = [0, 0, 0], [1, 1, 1], 1
+    for axis, side in enumerate(size, 3 - len(size)):
+        half = math.floor(side * fraction) // 2
+        first[axis], stop[axis] = max(centre[axis] - half, 0), min(centre[axis] + half, side)
+        box *= stop[axis] - first[axis]
+    rest = 1.0 - box / math.prod(size)
+    share = rest if method == Method.HMIX_RELEASED else (1.0 - ratio) + lam * ratio
+    outside = 1.0 if method == Method.CUTMIX else float32(min(lam / share, 1.0)) if share > 0 else 0.0
+    weight = lam if method == Method.HMIX_RELEASED else outside * rest
+    return OneMask(Kind.BOX, [*first, *stop], (outside, 0.0), weight)
+
+
+def _root(x: Tensor, d: int) -> Tensor:
+    """x^(1/d) of float64, the same on every backend: a box is the floor of a multiple of it.
+
+    Square roots are correctly rounded, as math.sqrt's and a GPU's are. On x86 torch.sqrt takes them from a vector
+    library that gets 14 of 1000 wrong in the last bit (torch 2.10 and 2.15), hence the loop. Cube roots differ between
+    libraries in the last bit, so they are rounded to float32.
+    """
+    if d == 2:
+        return (
+            x.new_tensor([math.sqrt(v) if v >= 0 else math.nan for v in x.tolist()])
+            if x.device.type == "cpu"
+            else x.sqrt()
+        )
+    return x if d == 1 else x.pow(1.0 / 3.0).float().double()
+
+
+FAMILY = Family(
+    kinds=frozenset({Kind.BOX}),
+    methods=frozenset({Method.CUTMIX, Method.HMIX_RELEASED, Method.HMIX_PAPER}),
+    draws=Drawn.CENTRE,
+    may_hold=lambda row: Families.CUTS if row[Column.METHOD] == Method.CUTMIX else Families.BOXES,
+    make=make,
+    evaluate=evaluate,
+    one=one,
+)

@@ -1,0 +1,44 @@
+"""What a method is to a sampler: a row of numbers.
+
+Samplers are operators, and operators take tensors. A module therefore hands them a float64 tensor on the CPU with
+one row per method it may draw (one for CutMix, two for a RandomMix of two) and the columns of `Column`. Because it is a
+tensor, a schedule may change α between two steps of a compiled model without a recompilation.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from fusedmix import masks
+from fusedmix.methods import Column, Families, Method
+
+
+def spec_row(
+    method: Method,
+    *,
+    alpha: float = 1.0,
+    lam: float = math.nan,
+    lam_range: tuple[float, float] = (0.0, 1.0),
+    ratio: float = 1.0,
+    decay: float = 0.0,
+    soft: float = 0.0,
+    cutoff: float = math.inf,
+    reformulate: bool = False,
+) -> Tensor:
+    """One row of a spec: float64, on the CPU whatever the default device."""
+    family = masks.of(method)
+    values = (float(method), math.nan, 1.0, alpha, lam, *lam_range, ratio, decay, soft, cutoff, float(reformulate))
+    row = torch.tensor([*values, family.draws, 0], dtype=torch.float64, device="cpu")
+    row[Column.FAMILIES] = family.may_hold(row.tolist())
+    return row.unsqueeze(0)
+
+
+def families(spec: Tensor) -> Families:
+    """The masks that may come of a spec. Of stored ones, levels if there are any: one tensor holds those of a batch."""
+    found = Families(0)
+    for of_row in spec[:, Column.FAMILIES].tolist():
+        found |= Families(int(of_row))
+    return found & ~Families.STORED if Families.LEVELS in found else found
