@@ -155,7 +155,7 @@ class Batch:
         spec = mix._request(self.shape[0], size, None, None)[0]
         seed = torch.ones((), dtype=torch.int64, device=self.device)
         each = int(plan.per)
-        arguments = (spec, plan.kind, plan.geometry, plan.value, seed, size, each, each, False)
+        arguments = (spec, plan.masks, seed, size, each, each, False)
         more = {"backend": backend, "pairing": "roll", "per": per, "inplace": True}
         applied = self.row("mix_", name, share=1.0 - float(plan.weight.mean()), **more)
         return [
@@ -201,7 +201,7 @@ class Batch:
         """What the backward pass calls, on gradients of the shape and layout of the images."""
         for method, pairing, per in ADJOINTS:
             plan = self.plan(method, pairing, per)
-            masks = (plan.partner, plan.kind, plan.geometry, plan.value, len(plan.size), int(plan.pairing))
+            masks = (plan.partner, plan.masks, int(plan.families), len(plan.size), int(plan.pairing))
             for backend in self.backends:
                 operators = fused_backends.operators(self.device.type, backend)
                 row = self.row("mix_adjoint", method, backend=backend, pairing=pairing, per=per)

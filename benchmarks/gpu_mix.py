@@ -58,7 +58,7 @@ def measure_host(device: torch.device, backends: list[str], loops: int) -> tuple
     tiny = Batch((32, 3, 8, 8), torch.float32, device, 10, backends)
     x, y = tiny.clones.x[0], tiny.y
     plan = tiny.plan("CutMix", "roll", "batch")
-    masks = (plan.partner, plan.kind, plan.geometry, plan.value, 2, int(plan.pairing), int(plan.per))
+    masks = (plan.partner, plan.masks, int(plan.families), 2, int(plan.pairing), int(plan.per))
     calls: list[tuple[str, str, str, Callable[[], Any], Callable[[], None]]] = []
     for backend in backends:
         operators = fused_backends.operators(device.type, backend)

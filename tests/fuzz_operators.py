@@ -138,7 +138,7 @@ class Case:
     def _masks(self) -> tuple[Any, ...]:
         plan = self.plan()
         ndim = 0 if plan.constant and self.random.random() < 0.5 else len(self.size)
-        return (plan.partner, plan.kind, plan.geometry, plan.value, ndim, int(plan.pairing), int(plan.per), plan.pixels)
+        return (plan.partner, plan.masks, int(plan.families), ndim, int(plan.pairing), int(plan.per), plan.pixels)
 
     def mix(self) -> tuple[str, tuple[Any, ...]]:
         return "mix", (self.images(self.random.choice(IMAGES)), *self._masks())
@@ -151,14 +151,14 @@ class Case:
 
     def mask(self) -> tuple[str, tuple[Any, ...]]:
         plan = self.plan()
-        return "mask", (plan.kind, plan.geometry, plan.value, self.size, int(plan.per), plan.pixels)
+        return "mask", (plan.masks, int(plan.families), self.size, int(plan.per), plan.pixels)
 
     def fourier(self) -> tuple[str, tuple[Any, ...]]:
         module = fm.FMix(per=self.per, pairing=self.pairing, max_soft=self.random.choice((0.0, 0.3)))
         plan = module.sample(self.batch, self.size, seed=3)
         seed = torch.tensor(self.random.randrange(100))
         per = int(plan.per)
-        return "fourier", (module._spec, plan.kind, plan.geometry, plan.value, seed, self.size, per, per, module._soft)
+        return "fourier", (module._spec, plan.masks, seed, self.size, per, per, module._soft)
 
     def labels(self) -> Tensor:
         if self.random.random() < 0.6:

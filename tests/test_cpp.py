@@ -89,7 +89,7 @@ def python(code, timeout=120, **environment):
 
 def assert_same_plan(made, expected):
     """Everything equal but the label weight, which is a sum over pixels."""
-    for name, a, b in zip(("partner", "lam", "weight", "kind", "geometry", "value"), made, expected, strict=True):
+    for name, a, b in zip(("partner", "lam", "weight", "masks"), made, expected, strict=True):
         assert a.dtype == b.dtype, name
         if name == "weight":
             assert ((a - b).abs() <= 1e-13).all()
@@ -362,7 +362,7 @@ EVERYTHING = """
             size = shape[2:]
             per, pairing = ("batch", "flip") if number % 2 else ("sample", "random")
             plan = method(per=per, pairing=pairing).sample(shape[0], size, seed=number)
-            masks = (plan.partner, plan.kind, plan.geometry, plan.value)
+            masks = (plan.partner, plan.masks, int(plan.families))
             masks += (0 if plan.constant else len(size), int(plan.pairing), int(plan.per))
             at = f"{name} {shape}"
             for index, tensor in enumerate((*masks[:4], plan.lam, plan.weight, cpp.mask(*masks[1:4], size))):
@@ -611,7 +611,7 @@ def test_partners_that_are_no_permutation(cpp, partner):
     plan = fm.CutMix(per="sample").sample(3, (4, 4), seed=0)
     x = images_of((3, 1, 4, 4))
     before = x.clone()
-    masks = (torch.tensor(partner), plan.kind, plan.geometry, plan.value, 2, int(Pairing.RANDOM), int(Per.SAMPLE))
+    masks = (torch.tensor(partner), plan.masks, int(plan.families), 2, int(Pairing.RANDOM), int(Per.SAMPLE))
     with pytest.raises(ValueError, match="partner"):
         cpp.mix_(x, *masks)
     assert torch.equal(x, before)

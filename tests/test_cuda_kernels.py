@@ -25,7 +25,8 @@ from conftest import INTEGERS, METHODS
 from fusedmix import fourier, partners
 from fusedmix.backends import reference
 from fusedmix.draws import Request, Source
-from fusedmix.methods import Kind, Method, Pairing, Per, spec_row
+from fusedmix.methods import Kind, Method, Pairing, Per
+from fusedmix.spec import spec_row
 
 shim_build = pytest.importorskip("shim_build")  # fcntl: not on Windows
 pytestmark = [
@@ -255,7 +256,7 @@ def plan_for(make, shape, spatial, per, pairing, seed=0, **options):
     size = shape[len(shape) - spatial :]
     plan = mix.sample(shape[0], size, seed=seed, labels=labels)
     ndim = 0 if plan.constant else spatial
-    return plan.partner, plan.kind, plan.geometry, plan.value, ndim, plan.pairing, plan.per, plan.pixels
+    return plan.partner, plan.masks, int(plan.families), ndim, plan.pairing, plan.per, plan.pixels
 
 
 @pytest.mark.parametrize(("per", "pairing"), DRAWS)
@@ -340,7 +341,7 @@ def test_masks(shim, name, size):
 
 
 def assert_masks(shim, plan, size):
-    masks = plan.kind, plan.geometry, plan.value, size, plan.per, plan.pixels
+    masks = plan.masks, int(plan.families), size, plan.per, plan.pixels
     out, expected = shim.mask(*masks), reference.mask(*masks)
     gaussian = torch.isin(plan.kind, GAUSSIANS).reshape([-1] + [1] * len(size))
     assert (torch.where(gaussian, 0.0, out) == torch.where(gaussian, 0.0, expected)).all()
@@ -369,7 +370,7 @@ def fmix_plan(size, n=3, seed=5, **options):
     """What `fourier` takes up to the seed, and the reference's pixels."""
     mix = fm.FMix(sampling="device", backend="reference", **{"per": "sample", **options})
     plan = mix.sample(n, size, seed=seed)
-    return (mix._request(n, size, None, None)[0], plan.kind, plan.geometry, plan.value), plan
+    return (mix._request(n, size, None, None)[0], plan.masks, int(plan.families)), plan
 
 
 def assert_bits(out, plan):
@@ -460,7 +461,7 @@ def test_fourier_rows_of_other_kinds(shim, soft):
     plan = mix.sample(24, (12, 20), seed=1)
     spec = mix._request(24, (12, 20), None, None)[0]
     assert len(plan.kind.unique()) == 4
-    tensors = (spec, plan.kind, plan.geometry, plan.value)
+    tensors = (spec, plan.masks, int(plan.families))
     out = shim.fourier(*tensors, 1, (12, 20), Per.SAMPLE, Per.SAMPLE, soft > 0)
     assert torch.equal(out, plan.pixels)
     assert not out[plan.kind < Kind.FOURIER_RELEASED].any()
@@ -790,7 +791,7 @@ def test_counts_can_be_wrong(shim):
     assert_traffic(shim, x, w, masks)
     with pytest.raises(AssertionError):
         assert_traffic(shim, x, 1 - w, masks)
-    plan = {name: t.data_ptr() for name, t in zip(("partner", "kind", "geometry", "value"), masks[:4], strict=True)}
+    plan = {name: t.data_ptr() for name, t in zip(("partner", "masks"), masks[:4], strict=True)}
     shim.module.mix(images, plan | {"pairing": int(masks[5]), "shared": False}, None, shim.walk, 0, None)
     counted = shim.counts("x", x)[1]
     assert torch.equal(counted, 2 * expected_traffic(x, w, masks, shim.walk, True)[2])
@@ -1351,7 +1352,7 @@ def test_batches_that_no_launch_can_address(shim):
         shim.module.plan_walk(addresses((2**31, 1, 1, 1), torch.float32), int(Pairing.ROLL), H200)
     images = addresses((1, 1, 1, 2**43), torch.uint8, in_place=False)
     walk = shim.module.plan_walk(images, int(Pairing.ROLL), H200)
-    plan = {**dict.fromkeys(("partner", "kind", "geometry", "value"), 0), "pairing": 0, "shared": True}
+    plan = {**dict.fromkeys(("partner", "masks"), 0), "pairing": 0, "shared": True}
     with pytest.raises(ValueError, match="more blocks than one launch can have"):
         shim.module.mix(images, plan, None, walk, 0, None)
     assert shim.kernels() == []

@@ -64,7 +64,7 @@ def masks_by(backend, module, batch_size, size, **given):
     module.sampling = "device"
     plan = module.sample(batch_size, size, device=device_of(backend), **given)
     operators = backends.operators(device_of(backend), backend)
-    masks = operators.mask(plan.kind, plan.geometry, plan.value, plan.size, int(plan.per), plan.pixels)
+    masks = operators.mask(plan.masks, int(plan.families), plan.size, int(plan.per), plan.pixels)
     return plan, masks.cpu()
 
 
@@ -283,7 +283,7 @@ def test_masks_of_every_size(backend, variant, soft):
         expected, pictured = masks_by("reference", module, batch_size, size, seed=i, **given)
         assert all(
             torch.equal(getattr(plan, name).cpu(), getattr(expected, name))
-            for name in ("partner", "lam", "weight", "kind", "geometry", "value")
+            for name in ("partner", "lam", "weight", "masks")
         )
         assert plan.pixels.shape == expected.pixels.shape
         assert plan.pixels.dtype == expected.pixels.dtype == (torch.int16 if soft else torch.int32)
@@ -408,7 +408,7 @@ def test_mixing_by_stored_masks(backend, soft):
         module = module or fm.FMix(max_soft=soft, variant=VARIANTS[i % 2], **options)
         plan = module.sample(5, size, seed=i)
         x = laid_out((200 * torch.rand(5, 3, *size, dtype=torch.float64)).to(dtype), layout)
-        masks = (plan.partner, plan.kind, plan.geometry, plan.value, len(size), int(plan.pairing), int(plan.per))
+        masks = (plan.partner, plan.masks, int(plan.families), len(size), int(plan.pairing), int(plan.per))
         expected = reference.mix(x, *masks, plan.pixels)
         there = [t.to(device) if isinstance(t, torch.Tensor) else t for t in (*masks, plan.pixels)]
         where = (size, per, pairing, dtype, layout)
@@ -450,7 +450,7 @@ def test_the_pixels_must_fit(backend):
         pytest.skip("Python raises where shapes do not fit")
     operators = backends.operators(device_of(backend), backend)
     plan = fm.FMix(per="sample").sample(3, (4, 5), seed=5)
-    masks = (plan.partner, plan.kind, plan.geometry, plan.value, 2, int(plan.pairing), int(plan.per))
+    masks = (plan.partner, plan.masks, int(plan.families), 2, int(plan.pairing), int(plan.per))
     x = torch.rand(3, 1, 4, 5, device=device_of(backend))
     for pixels in (None, plan.pixels[:2], plan.pixels[:, :0], plan.pixels.long()):
         with pytest.raises((RuntimeError, ValueError), match="pixels"):

@@ -16,11 +16,15 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from fusedmix.formulas import Kind, generate
 from scipy import stats
 
 import fusedmix as fm
-from fusedmix.methods import Method, spec_row
+from fusedmix.masks import generate
+from fusedmix.masks.family import Draws
+from fusedmix.methods import Families, Kind, Method
+from fusedmix.spec import spec_row
+
+FORMULAS = Families.CONSTANTS | Families.CUTS | Families.BOXES | Families.GAUSSIANS
 
 # name: how to make the module, its formula, its ratio
 METHODS = {
@@ -124,10 +128,9 @@ def formula_at(
     lam = torch.as_tensor(lam, dtype=torch.float32).expand(n)
     zyx = torch.nn.functional.pad(centre, (3 - len(size), 0))
     full = torch.full((n,), float(method), dtype=torch.float64)
-    masks = generate(
-        frozenset({method}), full, spec_row(method, ratio=ratio).expand(full.shape[0], -1), lam, zyx, full > 0, size
-    )
-    return fm.MixPlan(torch.arange(n), lam, masks.weight, masks.kind, masks.geometry, masks.value, size)
+    draws = Draws(torch.zeros(n).long(), full >= 0, lam, zyx, full > 0)
+    masks = generate(frozenset({method}), full, spec_row(method, ratio=ratio).expand(n, -1), lam, draws, size)
+    return fm.MixPlan(torch.arange(n), lam, masks.weight, masks.records, size, FORMULAS)
 
 
 def float32(x: float) -> float:

@@ -13,8 +13,9 @@ from conftest import NO_CPP, NO_CUDA, NO_TRITON, TRITON_DEVICE, TRITON_MARKS
 from fusedmix import backends
 from fusedmix.backends import reference
 from fusedmix.draws import Request, Source
-from fusedmix.methods import Method, Pairing, Per, Reduction, spec_row
+from fusedmix.methods import Method, Pairing, Per, Reduction
 from fusedmix.ops import GeneratorHandle
+from fusedmix.spec import spec_row
 
 HERE = [
     ("reference", "cpu"),
@@ -44,7 +45,7 @@ class Operators:
 
     def masks(self):
         plan = self.plan()
-        return plan.partner, plan.kind, plan.geometry, plan.value, 2, int(Pairing.ROLL), int(Per.SAMPLE)
+        return plan.partner, plan.masks, int(plan.families), 2, int(Pairing.ROLL), int(Per.SAMPLE)
 
 
 @pytest.fixture(scope="module", params=HERE, ids="-".join)
@@ -114,7 +115,7 @@ def test_sample_given_lam(operators, lam):
 
 def test_mask(operators):
     plan = operators.plan()
-    operators.check("mask", plan.kind, plan.geometry, plan.value, [6, 7])
+    operators.check("mask", plan.masks, int(plan.families), [6, 7])
 
 
 @pytest.mark.parametrize(

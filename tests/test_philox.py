@@ -260,7 +260,7 @@ def test_a_sample_does_not_depend_on_the_batch_size(make, pairing):
     large = mix.sample(1000, (33, 20), seed=42)
     for batch_size in (1, 2, 7, 999):
         small = mix.sample(batch_size, (33, 20), seed=42)
-        for name in ("lam", "weight", "kind", "geometry", "value"):
+        for name in ("lam", "weight", "masks"):
             assert torch.equal(getattr(small, name), getattr(large, name)[:batch_size])
 
 
@@ -271,7 +271,7 @@ def test_pairs_and_batches_are_the_first_draws(make):
     pairs = make(per="pair", pairing="flip", sampling="device").sample(9, (16, 16), seed=3)
     batch = make(per="batch", pairing="flip", sampling="device").sample(9, (16, 16), seed=3)
     first = [0, 1, 2, 3, 4, 3, 2, 1, 0]
-    for name in ("lam", "weight", "kind", "geometry", "value"):
+    for name in ("lam", "weight", "masks"):
         assert torch.equal(getattr(pairs, name), getattr(each, name)[first])
         assert torch.equal(getattr(batch, name), getattr(each, name)[[0] * 9])
 
@@ -287,7 +287,7 @@ def test_a_seeded_draw_neither_reads_nor_moves_the_global_generator(sampling, pa
         before = torch.get_rng_state()
         plans.append(mix.sample(64, (32, 32), seed=9, labels=labels))
         assert torch.equal(torch.get_rng_state(), before)
-    for name in ("partner", "lam", "weight", "kind", "geometry", "value"):
+    for name in ("partner", "lam", "weight", "masks"):
         assert torch.equal(getattr(plans[0], name), getattr(plans[1], name))
 
 
@@ -317,5 +317,5 @@ def test_a_host_seed_is_a_manual_seed():
     mix = fm.CutMix(pairing="random")
     torch.manual_seed(77)
     unseeded, seeded = mix.sample(16, (32, 32)), mix.sample(16, (32, 32), seed=77)
-    for name in ("partner", "lam", "weight", "kind", "geometry", "value"):
+    for name in ("partner", "lam", "weight", "masks"):
         assert torch.equal(getattr(unseeded, name), getattr(seeded, name))

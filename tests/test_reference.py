@@ -47,7 +47,7 @@ def assert_same_bits(got: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 def definition(x: torch.Tensor, plan: fm.MixPlan) -> torch.Tensor:
-    m = reference.mask(plan.kind, plan.geometry, plan.value, plan.size, int(plan.per), plan.pixels)
+    m = reference.mask(plan.masks, int(plan.families), plan.size, int(plan.per), plan.pixels)
     m = m.reshape([len(x)] + [1] * (x.ndim - 1 - len(plan.size)) + list(plan.size))
     return passes.blend(m, x, x[plan.partner])
 
@@ -130,12 +130,12 @@ def test_one_mask_in_numbers_is_one_of_tensors(method: str) -> None:
     for size in ((32,), (7, 5), (224, 224), (3, 4, 5)):
         request = Request(mix._current_spec(), 3, size, Pairing.ROLL, Per.BATCH, 0.9, None, None)
         for _ in range(100):
-            numbers, _ = draws.host_batch(request, generator)
-            one = draws.single(request, numbers)
+            numbers, _ = draws.host(request, generator)
+            one = draws.single(request, numbers[0])
             if one is None:
                 continue
             seen += 1
-            drawn = torch.tensor([numbers], dtype=torch.float64).repeat(3, 1)
+            drawn = torch.tensor(numbers, dtype=torch.float64).repeat(3, 1)
             each = draws.plan(request._replace(per=Per.SAMPLE), Source(None, drawn, None), CPU)
             for got, expected in zip(draws._expanded(one, 3), each[1:], strict=True):
                 assert got.dtype == expected.dtype
@@ -199,7 +199,7 @@ def test_what_runs_on_a_device_without_float64_needs_none() -> None:
     """MPS cannot be had here: what stays there, cuts and labels, is watched for float64 beyond a plan's numbers."""
     x, y = torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 2])
     plan = fm.CutMix().sample(4, (8, 8), lam=0.5)
-    numbers = (plan.partner, plan.kind, plan.geometry, plan.value, 2, int(plan.pairing), int(plan.per))
+    numbers = (plan.partner, plan.masks, int(plan.families), 2, int(plan.pairing), int(plan.per))
     with Float64Seen() as seen:
         reference.mix(x, *numbers)
         reference.mix_(x, *numbers)

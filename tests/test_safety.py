@@ -20,7 +20,8 @@ import fuzz_operators
 from conftest import METHODS, NO_CPP, NO_TRITON, STORED, TRITON_DEVICE, TRITON_MARKS
 from fusedmix import backends, checks
 from fusedmix.backends import reference
-from fusedmix.methods import Kind, Pairing, Per
+from fusedmix.masks.family import geometry, packed, value
+from fusedmix.methods import Families, Kind, Pairing, Per
 
 INTERPRETED = NO_TRITON is None and TRITON_DEVICE == "cpu"
 CPU_BACKENDS = [
@@ -34,7 +35,8 @@ CPU_BACKENDS = [
 each_backend = pytest.mark.parametrize("backend", CPU_BACKENDS)
 needs_cpp = pytest.mark.skipif(NO_CPP is not None, reason=str(NO_CPP))
 B, SIZE, K = 6, (5, 7), 4
-TENSORS = ("partner", "lam", "weight", "kind", "geometry", "value", "pixels")
+FORMULAS = Families.CONSTANTS | Families.CUTS | Families.BOXES | Families.GAUSSIANS
+TENSORS = ("partner", "lam", "weight", "masks", "pixels")
 
 
 def batch():
@@ -112,7 +114,7 @@ def test_plans_that_were_cut_elsewhere(name):
     function(plan, x, y)
     cut = pytree.tree_map(lambda t: t[:2], plan)
     refused(lambda: function(cut, x[:2], y[:2]), "partner must be in [0, 2), but got 5")
-    refused(lambda: function(replace(plan, value=plan.value[:2]), x, y), "plan.value", "(6, 2)", "(2, 2)")
+    refused(lambda: function(replace(plan, masks=plan.masks[:2]), x, y), "plan.masks", "(6, 12)", "(2, 12)")
 
 
 @each_backend
@@ -171,7 +173,7 @@ def test_partners_that_repeat(method, backend):
         torch.testing.assert_close(fm.mix(x, plan, backend=backend), expected.float(), atol=1e-6, rtol=1e-5)
         for name in ("mix_", "mix of a leaf"):
             refused(lambda: call(name, plan, backend), "partner is not a permutation")  # noqa: B023
-        masks = (plan.partner, plan.kind, plan.geometry, plan.value, len(SIZE), int(plan.pairing), int(plan.per))
+        masks = (plan.partner, plan.masks, int(plan.families), len(SIZE), int(plan.pairing), int(plan.per))
         operators = backends.operators("cpu", backend)
         refused(lambda: operators.mix_adjoint(x, *masks, plan.pixels), "partner is not a permutation")  # noqa: B023
 
@@ -184,12 +186,11 @@ def test_the_pixels_of_fmix(backend):
         plan = fm.FMix(per=per).sample(B, SIZE, seed=5)
         soft = fm.FMix(per=per, max_soft=0.4).sample(B, SIZE, lam=0.5, seed=5)
         other = fm.FMix(per=per).sample(B, (5, 70), seed=5)
-        unflagged = replace(plan, pixels=None, stored=False)
-        for wrong in (replace(plan, pixels=None), unflagged, replace(plan, pixels=other.pixels)):
+        for wrong in (replace(plan, pixels=None), replace(plan, pixels=other.pixels)):
             refused(lambda: fm.mix(x, wrong, backend=backend), "pixels")  # noqa: B023
             refused(lambda: fm.mix_(x.clone(), wrong, backend=backend), "pixels")  # noqa: B023
         refused(lambda: fm.mix(x, replace(soft, pixels=soft.pixels.int()), backend=backend), "pixels")  # noqa: B023
-        masks = (plan.kind, plan.geometry, plan.value, SIZE, int(plan.per))
+        masks = (plan.masks, int(plan.families), SIZE, int(plan.per))
         operators = backends.operators("cpu", backend)
         for pixels in (None, plan.pixels[:, :-1], torch.cat((plan.pixels, plan.pixels)), plan.pixels.long()):
             refused(lambda: operators.mask(*masks, pixels), "pixels")  # noqa: B023
@@ -207,7 +208,7 @@ def test_numbers_that_no_sampler_makes(backend):
         value = torch.tensor([0.0, 1.0, 0.3, -1.0, nan, -0.5, 1e38])[torch.randint(7, (B, 2))]
         kind = kinds[torch.randperm(B)].int()
         lam, weight = torch.ones(B), torch.ones(B).double()
-        plan = fm.MixPlan(torch.randperm(B), lam, weight, kind, geometry, value, SIZE)
+        plan = fm.MixPlan(torch.randperm(B), lam, weight, packed(kind, geometry, value), SIZE, FORMULAS)
         for x in (torch.rand(B, 3, *SIZE), torch.rand(B, *SIZE, 3).movedim(-1, 1), torch.rand(B, 3, *SIZE[::-1]).mT):
             expected = fm.mix(x, plan, backend="reference")
             torch.testing.assert_close(fm.mix(x, plan, backend=backend), expected, equal_nan=True)
@@ -218,10 +219,39 @@ def test_numbers_that_no_sampler_makes(backend):
 @pytest.mark.parametrize("kind", [-1, 6, 2**31 - 1, -(2**31)])
 def test_kinds_that_there_are_not(kind, backend):
     plan = fm.CutMix(per="sample").sample(B, SIZE, seed=5)
-    kinds = plan.kind.clone()
-    kinds[2] = kind
-    refused(lambda: call("mix", replace(plan, kind=kinds), backend), "kind must be in [0, 5]", str(kind))
-    refused(lambda: call("mix_", replace(plan, kind=kinds), backend), "kind must be in [0, 5]", str(kind))
+    plan.kind[2] = kind
+    for name in ("mix", "mix_"):
+        refused(lambda: call(name, plan, backend), "masks must be of the plan's families", "sample 2", str(kind))  # noqa: B023
+
+
+@each_backend
+def test_masks_of_other_families(backend):
+    """A set of families is a promise, which backends compile for."""
+    made = {"MixUp": fm.MixUp, "CutMix": fm.CutMix, "HMix": fm.HMix, "GMix": fm.GMix}
+    plans = {method: make(per="sample").sample(B, SIZE, lam=0.4, seed=5) for method, make in made.items()}
+    plans["left alone"] = fm.MixUp().sample(B, SIZE, lam=1.0)
+    holds = {
+        Families.CONSTANTS: {"MixUp", "left alone"},
+        Families.CUTS: {"CutMix", "left alone"},
+        Families.BOXES: {"CutMix", "HMix", "left alone"},
+        Families.GAUSSIANS: {"GMix", "left alone"},
+    }
+    x, _ = batch()
+    for families, held in holds.items():
+        for method, plan in plans.items():
+            promised = replace(plan, families=families)
+            if method in held:
+                assert torch.equal(fm.mix(x, promised, backend=backend), fm.mix(x, plan, backend=backend))
+            else:
+                for name in ("mix", "mix_", "mix of a leaf"):
+                    refused(lambda: call(name, promised, backend), "masks must be of the plan's families")  # noqa: B023
+
+
+@each_backend
+@pytest.mark.parametrize("families", [0, 64, -1])
+def test_families_that_there_are_not(families, backend):
+    plan = fm.CutMix(per="sample").sample(B, SIZE, seed=5)
+    refused(lambda: call("mix", replace(plan, families=families), backend), "families must be", str(families))
 
 
 def test_a_plan_is_no_sequence():
@@ -314,10 +344,10 @@ def test_memory_that_is_not_there_is_named():
         "the plan": (lambda: fm.MixUp(backend="cpp").sample(n, (3,), seed=1), 8 * n),
         "the labels as float32": (lambda: cpp.mix_labels(few.expand(2, n), *plan, n, 0.0), 8 * n),
         "the targets": (lambda: cpp.mix_labels(few[0].expand(2), *plan, n, 0.0), 8 * n),
-        "the masks": (lambda: cpp.mask(box.kind, box.geometry, box.value, (2**30, 2**20)), 8 * 2**50),
-        "the mixed images": (lambda: cpp.mix(huge, plan[0], box.kind, box.geometry, box.value, 0, 0, 2), 8 * n),
+        "the masks": (lambda: cpp.mask(box.masks, int(box.families), (2**30, 2**20)), 8 * 2**50),
+        "the mixed images": (lambda: cpp.mix(huge, plan[0], box.masks, int(box.families), 0, 0, 2), 8 * n),
     }
-    box = replace(box, kind=torch.zeros_like(box.kind))
+    box = replace(box, masks=torch.zeros_like(box.masks), families=Families.CONSTANTS)
     for what, (function, count) in cases.items():
         with pytest.raises(RuntimeError, match=rf"out of memory\. {count} bytes could not be allocated for {what}\."):
             function()
@@ -331,7 +361,7 @@ def test_sides_beyond_31_bits(side):
         module = method(num_classes=2)
         refused(lambda: module.sample(2, (3, side)), "size[1]", str(side), "2147483647")  # noqa: B023
         refused(lambda: module(one.expand(2, 1, 1, side), torch.tensor([0, 1])), str(side), "2147483647")  # noqa: B023
-        large = replace(method().sample(2, (1, 3)), size=(1, side), constant=False)
+        large = replace(method().sample(2, (1, 3)), size=(1, side), families=FORMULAS)
         for backend in ("reference", *(() if NO_CPP else ("cpp",))):
             refused(lambda: fm.mix(one.expand(2, 1, 1, side), large, backend=backend), str(side), "2147483647")  # noqa: B023
     refused(lambda: fm.FMix().sample(2, (2**16, 2**15)), "2^31")
@@ -357,7 +387,7 @@ def shim():
 
 def hand_made(method, partner):
     plan = method(per="sample", pairing="random").sample(B, SIZE, seed=5)
-    return (partner, plan.kind, plan.geometry, plan.value, len(SIZE), int(Pairing.RANDOM), int(plan.per), plan.pixels)
+    return (partner, plan.masks, int(plan.families), len(SIZE), int(Pairing.RANDOM), int(plan.per), plan.pixels)
 
 
 @pytest.mark.thorough
@@ -406,9 +436,9 @@ KINDS = torch.tensor([Kind.CONSTANT, Kind.FOURIER_RELEASED, Kind.FOURIER, 6, -1,
 
 def unknown(x, mix):
     """Samples whose mask there is not become NaN, on their own pixels."""
-    _, _, geometry, value, *rest, _ = hand_made(fm.CutMix, FOUND)
-    value = torch.full_like(value, 0.5)
-    out = mix(x, torch.arange(B).roll(1), KINDS, geometry, value, *rest, None)
+    _, records, _, *rest, _ = hand_made(fm.CutMix, FOUND)
+    records = packed(KINDS, geometry(records), torch.full((B, 2), 0.5))
+    out = mix(x, torch.arange(B).roll(1), records, int(FORMULAS), *rest, None)
     return out.flatten(1).isnan().all(1).tolist(), out.flatten(1).isnan().any(1).tolist()
 
 
@@ -416,8 +446,9 @@ def unknown(x, mix):
 def test_masks_that_there_are_not_make_nan_on_cuda(shim):
     x, _ = batch()
     assert unknown(x, shim.mix) == ([False, True, True, True, True, False],) * 2
-    plan = hand_made(fm.CutMix, FOUND)
-    assert shim.mask(KINDS, plan[2], plan[3], SIZE).flatten(1).isnan().all(1).tolist() == [0, 1, 1, 1, 1, 0]
+    records = hand_made(fm.CutMix, FOUND)[1]
+    records = packed(KINDS, geometry(records), value(records))
+    assert shim.mask(records, int(FORMULAS), SIZE).flatten(1).isnan().all(1).tolist() == [0, 1, 1, 1, 1, 0]
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="needs Triton's interpreter")

@@ -367,9 +367,9 @@ def test_targets_are_written_once(n, classes):
 def test_masks_are_written_once(size):
     plan = METHODS["RandomMix"](per="sample", sampling="device").sample(3, size, seed=0)
     with logged() as launches:
-        out = mix_kernel.write_masks(plan.kind, plan.geometry, plan.value, size)
+        out = mix_kernel.write_masks(plan.masks, int(plan.families), size)
     (of,) = launches
-    assert_written_once(of, [plan.kind, plan.geometry, plan.value], [out])
+    assert_written_once(of, [plan.masks, int(plan.families)], [out])
 
 
 @interpreted
@@ -409,7 +409,7 @@ NOISES = (
 
 def fourier_of(mix, plan, seed, device="cpu"):
     """The pixels of a plan as these kernels make them."""
-    numbers = (t.to(device) for t in (plan.kind, plan.geometry, plan.value))
+    numbers = (t.to(device) for t in (plan.masks, int(plan.families)))
     soft = bool((mix._spec[:, fm.methods.Column.SOFT] > 0).any())
     seed = torch.tensor(seed, device=device)
     return fourier_kernel.masks(mix._spec, *numbers, seed, plan.size, int(plan.per), int(mix._per), soft).cpu()
@@ -419,7 +419,7 @@ def fmix_for(name, shape, spatial, per, pairing, seed):
     """The reference's plan as `mix` takes it, pixels included."""
     mix = FMIXES[name](per=per, pairing=pairing, sampling="device", backend="reference")
     plan = mix.sample(shape[0], shape[len(shape) - spatial :], seed=seed)
-    return (*(plan.partner, plan.kind, plan.geometry, plan.value), spatial, plan.pairing, plan.per, plan.pixels)
+    return (*(plan.partner, plan.masks, int(plan.families)), spatial, plan.pairing, plan.per, plan.pixels)
 
 
 @runs
@@ -645,7 +645,7 @@ def test_stored_masks_are_written_out(per):
     for name, size in (("FMix", (37,)), ("FMix, soft", (5, 7)), ("FMix, in part", (3, 5, 11))):
         mix = FMIXES[name](per=per, pairing="flip", sampling="device", backend="reference")
         plan = mix.sample(5, size, seed=0).to(TRITON_DEVICE)
-        arguments = plan.kind, plan.geometry, plan.value, size, int(plan.per), plan.pixels
+        arguments = plan.masks, int(plan.families), size, int(plan.per), plan.pixels
         assert torch.equal(backend.mask(*arguments), reference.mask(*arguments))
 
 
@@ -990,7 +990,7 @@ def test_every_kernel_gets_all_of_its_parameters():
         plan = mix.sample(9, (8, 8), seed=0, labels=y)
         plan.mask()
         fm.mix_(x, plan, backend="triton")
-        backend.mask(plan.kind, plan.geometry, plan.value, (8, 8))
+        backend.mask(plan.masks, int(plan.families), (8, 8))
         for soft in (0.0, 0.3):
             noise = fm.FMix(per="sample", max_soft=soft)
             fourier_of(noise, noise.sample(2, (4, 4), seed=0), 0)

@@ -69,7 +69,7 @@ def mixing(dtype, make, per, pairing, in_place, adjoint, by_value, shape, channe
     out = x if in_place else torch.empty_like(x)
     plan = make(per=per, pairing=pairing, sampling="device").sample(shape[0], shape[2:], seed=0)
     ndim = 0 if plan.constant else 2
-    masks = plan.partner, plan.kind, plan.geometry, plan.value, ndim, plan.pairing, plan.per
+    masks = plan.partner, plan.masks, int(plan.families), ndim, plan.pairing, plan.per
     if stored is not None:
         across = plan.size[0] * plan.size[1] // (32 if stored == torch.int32 else 1)
         masks = *masks, torch.empty((plan.per.draws(shape[0]), across), dtype=stored)
