@@ -278,6 +278,8 @@ def same_batch(name: str, x: Tensor, plan: Any) -> None:
     """
     if not isinstance(plan, MixPlan):
         raise TypeError(f"plan must be a MixPlan, but got {type(plan).__name__}.")
+    if not isinstance(plan.families, Families):
+        raise TypeError(f"plan.families must be of fusedmix.methods.Families, but got {plan.families!r}.")
     if x.ndim < 1:
         raise ValueError(f"{name} must have a batch dim, but got a tensor of shape {tuple(x.shape)}.")
     batch_size, device = x.shape[0], plan.partner.device

@@ -248,10 +248,10 @@ def test_masks_of_other_families(backend):
 
 
 @each_backend
-@pytest.mark.parametrize("families", [0, 64, -1])
+@pytest.mark.parametrize("families", [0, 64])
 def test_families_that_there_are_not(families, backend):
     plan = fm.CutMix(per="sample").sample(B, SIZE, seed=5)
-    refused(lambda: call("mix", replace(plan, families=families), backend), "families must be", str(families))
+    refused(lambda: call("mix", replace(plan, families=Families(families)), backend), "families must be", str(families))
 
 
 def test_a_plan_is_no_sequence():
@@ -277,7 +277,7 @@ def test_what_a_plan_holds_on_a_gpu_is_checked_if_asked_for(monkeypatch):
     monkeypatch.delenv("FUSEDMIX_CHECK_PLANS")
     plan = fm.FMix(per="sample").sample(3, SIZE)
     there = pytree.tree_map(lambda t: t.as_subclass(Elsewhere), plan)
-    for wrong, words in (({"partner": partner + 1}, "partner"), ({"pixels": None, "stored": False}, "pixels")):
+    for wrong, words in (({"partner": partner + 1}, "partner"), ({"families": FORMULAS}, "masks")):
         checks.same_batch("x", batch()[0][:3], replace(there, **wrong))
         with monkeypatch.context() as patch:
             patch.setitem(os.environ, "FUSEDMIX_CHECK_PLANS", "1")
