@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import math
-import operator
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -53,6 +52,7 @@ class Source(NamedTuple):
 
 PlanTensors = tuple[Tensor, Tensor, Tensor, Tensor]  # partner, lam, weight, masks
 _NOTHING = [0.0] * WIDTH  # drawn, or mixed
+_CENTRE, _COIN, _NOISE = (int(drawn) for drawn in Drawn)  # which the arithmetic of flags would take microseconds for
 
 
 def host(request: Request, generator: torch.Generator | None) -> tuple[list[list[float]], Tensor | None]:
@@ -83,13 +83,13 @@ def host(request: Request, generator: torch.Generator | None) -> tuple[list[list
         if left_alone():
             return whole_batch_left_alone()
     table = spec.tolist()
-    if n and not any(math.isnan(row[Column.WEIGHT]) for row in table):
+    if n and not math.isnan(table[0][Column.WEIGHT]):
         weights = spec[:, Column.WEIGHT].float()
         choices = torch.multinomial(weights, n, replacement=n > 1, generator=generator).tolist()
         for of, choice in zip(numbers, choices, strict=True):
             of[Number.CHOICE] = choice
     rows = [table[int(of[Number.CHOICE])] for of in numbers]
-    if any(row[Column.P] < 1.0 for row in rows):
+    if [row for row in rows if row[Column.P] < 1.0]:
         for of, row, chance in zip(numbers, rows, chances(n).tolist(), strict=True):
             of[Number.APPLIED] *= chance < float32(row[Column.P])  # in float32, as torchvision compares
         if left_alone():
@@ -103,7 +103,7 @@ def host(request: Request, generator: torch.Generator | None) -> tuple[list[list
         if math.isnan(row[Column.LAM]) and row[Column.ALPHA] > 0
     ]
     if lam is None and random:
-        alphas = _concentration(tuple(row[Column.ALPHA] for _, row in random))
+        alphas = _concentration(tuple([row[Column.ALPHA] for _, row in random]))
         for (of, _), (share, _) in zip(
             random, torch._sample_dirichlet(alphas, generator=generator).tolist(), strict=True
         ):
@@ -113,13 +113,15 @@ def host(request: Request, generator: torch.Generator | None) -> tuple[list[list
             for of, chance in zip(swaps, chances(len(swaps)).tolist(), strict=True):
                 of[Number.LAM] = of[Number.LAM] if chance < of[Number.LAM] else 1.0 - of[Number.LAM]
     partner = _host_partner(pairing, batch_size, labels, generator)
-    wanted = functools.reduce(operator.or_, (int(row[Column.DRAWS]) for row in rows), 0)
-    if wanted & Drawn.CENTRE:
+    wanted = 0
+    for row in rows:
+        wanted |= int(row[Column.DRAWS])
+    if wanted & _CENTRE:
         for axis in range(2, 2 - len(size), -1):
             _set(numbers, Number.CENTRE + axis, integers(padded(size)[axis], n))
-    if wanted & Drawn.COIN:
+    if wanted & _COIN:
         _set(numbers, Number.COIN, integers(2, n))
-    if wanted & Drawn.NOISE:
+    if wanted & _NOISE:
         _set(numbers, Number.NOISE, integers(1 << 52, 1) * n)
     return numbers, partner
 
