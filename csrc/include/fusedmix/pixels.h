@@ -2,11 +2,11 @@
 // definition is fusedmix/fourier.py's.
 #pragma once
 
-#include "mask.h"
+#include "record.h"
 
 namespace fusedmix {
 
-constexpr int32_t kLevels = 65535;
+constexpr int32_t kFullLevel = 65535;  // a weight of 1
 
 // Pixel q of a mask, in row-major order, is bit q % 32 of word q / 32.
 struct Pixels {
@@ -23,15 +23,15 @@ FUSEDMIX_HD int64_t pixel_step(const Pixels& pixels, int axis) {
   return axis == 2 ? 1 : (axis == 1 ? pixels.side[2] : pixels.side[1] * pixels.side[2]);
 }
 
-FUSEDMIX_HD float weight_of_level(uint16_t level) { return static_cast<float>(level) / static_cast<float>(kLevels); }
+FUSEDMIX_HD float weight_of_level(uint16_t level) { return static_cast<float>(level) / static_cast<float>(kFullLevel); }
 
 // The level of the pixel whose rank is r, of a mask whose `number` largest pixels are 1, with an edge of `soft` ranks on
 // either side: linear in the rank, rounded to the nearest. No tie can occur, 2·soft-1 being odd.
 FUSEDMIX_HD uint16_t level_at(int64_t rank, int64_t number, int64_t soft) {
-  if (rank < number - soft) return static_cast<uint16_t>(kLevels);
+  if (rank < number - soft) return static_cast<uint16_t>(kFullLevel);
   if (rank >= number + soft) return 0;
   const int64_t steps = 2 * soft - 1;
-  return static_cast<uint16_t>((2 * kLevels * (steps - (rank - (number - soft))) + steps) / (2 * steps));
+  return static_cast<uint16_t>((2 * kFullLevel * (steps - (rank - (number - soft))) + steps) / (2 * steps));
 }
 
 }  // namespace fusedmix

@@ -1,9 +1,9 @@
-// From a seed, or from numbers drawn elsewhere, to the mask and the label weight of a sample. The mirror of
-// fusedmix/draws.py (device) and fusedmix/formulas.py; everything in float64, λ rounded once to float32.
+// What is drawn for a sample, from a seed: the mirror of fusedmix/draws.py (device). masks.h makes a mask of it. Everything in
+// float64, λ rounded once to float32.
 #pragma once
 
-#include "mask.h"
 #include "philox.h"
+#include "record.h"
 
 namespace fusedmix {
 
@@ -21,14 +21,35 @@ enum Method : int32_t {
 enum Pairing : int32_t { kRoll = 0, kFlip = 1, kRandom = 2, kCrossClass = 3, kSameClass = 4 };
 enum Per : int32_t { kPerBatch = 0, kPerPair = 1, kPerSample = 2 };
 
+// What a method draws on the host after λ and the partners, in this order.
+enum Drawn : int32_t { kDrawsCentre = 1, kDrawsCoin = 2, kDrawsNoise = 4 };
+
+// The places of the numbers of a draw that was made on the host.
+enum Number : int32_t {
+  kNumberChoice = 0,
+  kNumberApplied = 1,
+  kNumberLam = 2,
+  kNumberCentre = 3,  // z, y, x
+  kNumberCoin = 6,
+  kNumberNoise = 7,
+};
+constexpr int kDrawnWidth = 8;
+
 // One row of a spec: the columns of fusedmix/methods.py, in their order.
 struct MethodRow {
-  double method, weight, p, alpha, lam, lam_min, lam_max, ratio, decay, soft, cutoff, reformulate;
+  double method, weight, p, alpha, lam, lam_min, lam_max, ratio, decay, soft, cutoff, reformulate, draws, families;
 };
 
-// Whether the mask is one number.
-FUSEDMIX_HD bool is_constant(double method) { return method == kMixUp || method == kSamplePairing; }
-FUSEDMIX_HD bool is_fourier_method(double method) { return method >= kFMixReleased; }
+// The spatial sides of the images.
+struct Extent {
+  int32_t ndim;
+  int64_t size[3];  // (z, y, x)
+
+  FUSEDMIX_HD double pixels() const { return static_cast<double>(size[0] * size[1] * size[2]); }
+};
+
+// Whether the partners follow from the batch size alone.
+FUSEDMIX_HD bool is_formula(int32_t pairing) { return pairing == kRoll || pairing == kFlip; }
 
 // The partner by formula.
 FUSEDMIX_HD int64_t formula_partner(int32_t pairing, int64_t i, int64_t batch) {
@@ -47,9 +68,6 @@ FUSEDMIX_HD int64_t mask_rows(int64_t per, int64_t batch) {
   return per == kPerBatch ? 1 : (per == kPerPair ? (batch + 1) / 2 : batch);
 }
 
-// Numbers of a draw that was made elsewhere: choice, applied, λ, centre z, y, x, coin, and the seed of FMix's noise.
-constexpr int kDrawnWidth = 8;
-
 // What is drawn once for a draw: which method, whether it is applied, λ before any clamp, the centre (z, y, x), whether FMix
 // rounds up.
 struct Draw {
@@ -63,8 +81,8 @@ struct Draw {
 // Philox at a logical index. `rows(i)` is row i of the spec. What is certain costs nothing and changes nothing else:
 // every number has a counter of its own. Without `wants_lam` λ is given by the caller, and 1 here.
 template <class Rows>
-FUSEDMIX_HD Draw draw(uint64_t seed, int64_t index, const Rows& rows, int32_t methods, double p, bool wants_lam, int ndim,
-                      const int64_t* size) {
+FUSEDMIX_HD Draw draw(uint64_t seed, int64_t index, const Rows& rows, int32_t methods, double p, bool wants_lam,
+                      const Extent& extent) {
   Draw drawn{0, true, 1.0f, {0, 0, 0}, false};
   const auto at = static_cast<uint64_t>(index);
   if (methods > 1 || p < 1.0) {
@@ -94,9 +112,9 @@ FUSEDMIX_HD Draw draw(uint64_t seed, int64_t index, const Rows& rows, int32_t me
     drawn.lam = static_cast<float>(lam);
   }
   const Words w = words(seed, at, kStreamCentre);
-  drawn.centre[2] = below(w.a, size[2]);
-  if (ndim > 1) drawn.centre[1] = below(w.b, size[1]);
-  if (ndim > 2) drawn.centre[0] = below(w.c, size[0]);
+  drawn.centre[2] = below(w.a, extent.size[2]);
+  if (extent.ndim > 1) drawn.centre[1] = below(w.b, extent.size[1]);
+  if (extent.ndim > 2) drawn.centre[0] = below(w.c, extent.size[0]);
   drawn.coin = w.d >= 0x80000000u;
   return drawn;
 }
@@ -111,84 +129,34 @@ FUSEDMIX_HD float used_lam(const MethodRow& row, const Draw& drawn, const float*
   return static_cast<float>(lam);
 }
 
-// x^(1/d). Cube roots differ between libraries in the last bit, so they are rounded to float32.
-FUSEDMIX_HD double root(double x, int d) {
-  if (d == 1) return x;
-  return d == 2 ? sqrt(x) : static_cast<double>(static_cast<float>(pow(x, 1.0 / 3.0)));
-}
-
-// The mask of a draw and its label weight. Where the mask is a Gaussian the weight is still missing: gaussian_weight()
-// makes it from the sums that gaussian_sum() takes along the axes.
-struct Shape {
-  Mask mask;
+// What a family makes of a draw: the mask of a sample, and its label weight, unless that is made of sums over pixels.
+struct Made {
+  Record record;
   double weight;
 };
 
-FUSEDMIX_HD Shape shape(int32_t method, const MethodRow& row, float lam32, const Draw& drawn, int ndim, const int64_t* size) {
-  const double lam = lam32, ratio = row.ratio;
-  const int64_t* centre = drawn.centre;
-  Shape made{{kConstant, {0, 0, 0}, {0, 0, 0}, lam32, 0.0f}, method == kSamplePairing ? 1.0 : lam};
-  Mask& mask = made.mask;
-  const double pixels = static_cast<double>(size[0] * size[1] * size[2]);
-  if (method >= kCutMix && method <= kHMixPaper) {
-    // The product of the roots first, as in the authors' code: another order moves the box.
-    const double fraction = root(1.0 - lam, ndim) * root(ratio, ndim);
-    mask.kind = kBox;
-    double box = 1.0;
-    for (int axis = 0; axis < 3; ++axis) {
-      const int64_t side = size[axis];
-      const int64_t half = static_cast<int64_t>(floor(static_cast<double>(side) * fraction)) / 2;
-      const int64_t first = centre[axis] - half, stop = centre[axis] + half;
-      const bool absent = axis < 3 - ndim;
-      mask.first[axis] = static_cast<int32_t>(absent || first < 0 ? 0 : first);
-      mask.stop[axis] = static_cast<int32_t>(absent ? 1 : (stop < side ? stop : side));
-      box *= static_cast<double>(mask.stop[axis] - mask.first[axis]);
-    }
-    box /= pixels;
-    const double rest = 1.0 - box;
-    const double share = method == kHMixReleased ? rest : (1.0 - ratio) + lam * ratio;
-    const double outside = method == kCutMix ? 1.0 : (share > 0.0 ? fmin(lam / share, 1.0) : 0.0);
-    mask.outer = static_cast<float>(outside);
-    made.weight = method == kHMixReleased ? lam : static_cast<double>(mask.outer) * rest;
-  } else if (method == kGMixReleased || method == kGMixPaper) {
-    const bool released = method == kGMixReleased;
-    const double s = released ? fmin(lam, 1.0 - lam) : 2.0 * (1.0 - lam);
-    const double volume = s * pixels;
-    const double squared_width = ndim == 2 ? volume : (ndim == 1 ? volume * volume : pow(volume, 2.0 / 3.0));
-    for (int axis = 0; axis < 3; ++axis) mask.first[axis] = static_cast<int32_t>(centre[axis]);
-    if (s > 0.0) {
-      mask.kind = !released || lam >= 0.5 ? kGaussianComplement : kGaussian;
-      mask.outer = static_cast<float>(fmin(3.141592653589793 / squared_width, 3.4028234663852886e38));
-    }
-  } else if (is_fourier_method(method)) {
-    const double number = drawn.coin ? ceil(lam * pixels) : floor(lam * pixels);
-    const double share = fmin(row.soft, fmin(lam, 1.0 - lam));
-    mask.kind = method == kFMixReleased ? kFourierReleased : kFourier;
-    mask.first[0] = static_cast<int32_t>(number);
-    mask.first[1] = static_cast<int32_t>(fmin(floor(pixels * share), fmin(number, pixels - number)));
-    mask.outer = static_cast<float>(row.decay);
-    mask.inner = static_cast<float>(row.cutoff);
-    made.weight = row.reformulate != 0.0 ? 1.0 : number / pixels;
-  }
-  return made;
-}
+// Sums over the pixels of a mask.
+struct Sums {
+  double part[3];
+};
 
-// The part of lane `lane` of `lanes` of Σ exp(-rate·d²) along an axis.
-FUSEDMIX_HD double gaussian_sum(const Mask& mask, int axis, int64_t side, int lane = 0, int lanes = 1) {
-  const double rate = mask.outer;
-  double sum = 0.0;
-  for (int64_t c = lane; c < side; c += lanes) {
-    const double d = static_cast<double>(c - mask.first[axis]);
-    sum += exp(-rate * (d * d));
-  }
-  return sum;
-}
-
-// The mean of a Gaussian mask: it is separable.
-FUSEDMIX_HD double gaussian_weight(const Mask& mask, const double* sums, const int64_t* size) {
-  double mean = 1.0;
-  for (int axis = 0; axis < 3; ++axis) mean = mean * sums[axis] / static_cast<double>(size[axis]);
-  return mask.kind == kGaussianComplement ? 1.0 - mean : mean;
-}
+// A family is a record with names for its words, and says
+//   static Made make(row, lam, drawn, extent)   what follows from a draw
+//   int32_t families() const                    which sets hold the mask, but for being 1 everywhere
+//   Reach reach(stretch) const                  what it does to some elements
+//   auto along(at, axis) const                  the weight as a function of the coordinate along an axis, the others being `at`:
+//                                               what is common to a row is computed once. Along none, -1, the coordinate is 0
+// and, of what follows, what it does otherwise.
+struct Family {
+  static constexpr bool kIsKnown = true;
+  // How the CPU may go through its rows (csrc/cpu/mix.cpp). Of the others it asks along() for every pixel.
+  static constexpr bool kHasBox = false;      // box(): one number in a box, and one outside of it
+  static constexpr bool kHasFactors = false;  // a product of one for each axis, or 1 minus that
+  static constexpr bool kHasPixels = false;   // they are stored: pixels.h
+  // Whether the label weight is made of sums over pixels: what lane `lane` of `lanes` adds, and what follows.
+  static constexpr bool kHasSums = false;
+  FUSEDMIX_HD Sums sums(const Extent&, int, int) const { return {}; }
+  FUSEDMIX_HD double weight(const Sums&, const Extent&) const { return NAN; }
+};
 
 }  // namespace fusedmix

@@ -1,0 +1,83 @@
+// All families of masks: the only switch over kinds, and the only one over methods.
+#pragma once
+
+#include "masks/box.h"
+#include "masks/constant.h"
+#include "masks/fourier.h"
+#include "masks/gaussian.h"
+
+namespace fusedmix {
+
+// A kind or a method that there is not, which only the host can refuse: NaN.
+struct Unknown : Family {
+  static constexpr bool kIsKnown = false;
+  FUSEDMIX_HD static Made make(const MethodRow&, float, const Draw&, const Extent&) { return {{-1, {}}, NAN}; }
+  FUSEDMIX_HD int32_t families() const { return 0; }
+  FUSEDMIX_HD Reach reach(const Stretch&) const { return kBlend; }
+  FUSEDMIX_HD Uniform along(const int32_t*, int32_t) const { return {NAN}; }
+};
+
+// f of the record as its family.
+template <class F>
+FUSEDMIX_HD auto of_kind(const Record& record, const F& f) {
+  switch (record.kind) {
+    case kConstant: return f(bit_cast<Constant>(record));
+    case kBox: return f(bit_cast<Box>(record));
+    case kGaussian: case kGaussianComplement: return f(bit_cast<Gaussian>(record));
+    case kFourierReleased: case kFourier: return f(bit_cast<Fourier>(record));
+    default: return f(Unknown{});
+  }
+}
+
+// f of the family of a method, of which nothing is made yet.
+template <class F>
+FUSEDMIX_HD auto of_method(double method, const F& f) {
+  switch (static_cast<int32_t>(method)) {
+    case kMixUp: case kSamplePairing: return f(Constant{});
+    case kCutMix: case kHMixReleased: case kHMixPaper: return f(Box{});
+    case kGMixReleased: case kGMixPaper: return f(Gaussian{});
+    case kFMixReleased: case kFMixPaper: return f(Fourier{});
+    default: return f(Unknown{});
+  }
+}
+
+// The mask of a draw; all of the sample where nothing is applied. Where is_summed() its weight is missing.
+FUSEDMIX_HD Made make_mask(const MethodRow& row, float lam, const Draw& drawn, const Extent& extent) {
+  return of_method(drawn.applied ? row.method : static_cast<double>(kMixUp),
+                   [&](const auto& family) { return family.make(row, lam, drawn, extent); });
+}
+FUSEDMIX_HD bool is_summed(const Record& record) {
+  return of_kind(record, [](const auto& mask) { return mask.kHasSums; });
+}
+FUSEDMIX_HD Sums sums_of(const Record& record, const Extent& extent, int lane = 0, int lanes = 1) {
+  return of_kind(record, [&](const auto& mask) { return mask.sums(extent, lane, lanes); });
+}
+FUSEDMIX_HD double summed_weight(const Record& record, const Sums& sums, const Extent& extent) {
+  return of_kind(record, [&](const auto& mask) { return mask.weight(sums, extent); });
+}
+
+// Whether the pixels are stored: those of a record, and those of what a method makes.
+FUSEDMIX_HD bool is_stored(const Record& record) {
+  return of_kind(record, [](const auto& mask) { return mask.kHasPixels; });
+}
+FUSEDMIX_HD bool is_stored_method(double method) {
+  return of_method(method, [](const auto& family) { return family.kHasPixels; });
+}
+
+// Whether a set of families holds the mask.
+FUSEDMIX_HD bool is_of(const Record& record, int32_t families) {
+  return of_kind(record, [&](const auto& mask) { return (mask.families() & families) != 0; }) ||
+         (record.kind == kConstant && bit_cast<Constant>(record).value == 1.0f);
+}
+
+FUSEDMIX_HD Reach reach(const Record& record, const Stretch& stretch) {
+  return of_kind(record, [&](const auto& mask) { return mask.reach(stretch); });
+}
+
+// M at a pixel, by formula.
+FUSEDMIX_HD float evaluate(const Record& record, int32_t z, int32_t y, int32_t x) {
+  const int32_t at[3] = {z, y, x};
+  return of_kind(record, [&](const auto& mask) { return mask.along(at, -1)(0); });
+}
+
+}  // namespace fusedmix

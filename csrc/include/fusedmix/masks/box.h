@@ -1,0 +1,81 @@
+// CutMix (Yun 2019) and HMix (Park 2022): one number in a box of the partner, clipped to the image, and one outside of it.
+#pragma once
+
+#include "../sampling.h"
+
+namespace fusedmix {
+
+// x^(1/d). Cube roots differ between libraries in the last bit, so they are rounded to float32.
+FUSEDMIX_HD double root(double x, int d) {
+  if (d == 1) return x;
+  return d == 2 ? sqrt(x) : static_cast<double>(static_cast<float>(pow(x, 1.0 / 3.0)));
+}
+
+struct Box : Family {
+  int32_t kind;
+  int32_t first[3], stop[3];
+  float outer, inner;
+  int32_t unused[3];
+
+  static constexpr bool kHasBox = true;
+
+  FUSEDMIX_HD static Made make(const MethodRow& row, float lam32, const Draw& drawn, const Extent& extent) {
+    const double lam = lam32, ratio = row.ratio;
+    const bool released = row.method == kHMixReleased;
+    // The product of the roots first, as in the authors' code: another order moves the box.
+    const double fraction = root(1.0 - lam, extent.ndim) * root(ratio, extent.ndim);
+    Box mask{};
+    mask.kind = kBox;
+    double share = 1.0;  // of the box in the image
+    for (int axis = 0; axis < 3; ++axis) {
+      const int64_t side = extent.size[axis];
+      const int64_t half = static_cast<int64_t>(floor(static_cast<double>(side) * fraction)) / 2;
+      const int64_t first = drawn.centre[axis] - half, stop = drawn.centre[axis] + half;
+      const bool absent = axis < 3 - extent.ndim;
+      mask.first[axis] = static_cast<int32_t>(absent || first < 0 ? 0 : first);
+      mask.stop[axis] = static_cast<int32_t>(absent ? 1 : (stop < side ? stop : side));
+      share *= static_cast<double>(mask.stop[axis] - mask.first[axis]);
+    }
+    share /= extent.pixels();
+    const double rest = 1.0 - share;
+    // By which λ is divided so that it is the mean: of every mask (released), or of masks that nothing clips (paper).
+    const double outside = released ? rest : (1.0 - ratio) + lam * ratio;
+    mask.outer = row.method == kCutMix ? 1.0f : static_cast<float>(outside > 0.0 ? fmin(lam / outside, 1.0) : 0.0);
+    return {bit_cast<Record>(mask), released ? lam : static_cast<double>(mask.outer) * rest};
+  }
+  FUSEDMIX_HD int32_t families() const { return is_cut() ? kCuts | kBoxes : kBoxes; }
+
+  // Whether it is a copy: all of the sample outside, all of the partner inside.
+  FUSEDMIX_HD bool is_cut() const { return outer == 1.0f && inner == 0.0f; }
+
+  // Whether a row along an axis passes through the box, wherever that is along it.
+  FUSEDMIX_HD bool crosses(const int32_t* at, int32_t row_axis) const {
+    bool inside = true;
+    for (int axis = 0; axis < 3; ++axis) inside = inside && (axis == row_axis || (at[axis] >= first[axis] && at[axis] < stop[axis]));
+    return inside;
+  }
+
+  FUSEDMIX_HD Reach reach(const Stretch& s) const {
+    if (!crosses(s.at, s.axis)) return reach_of(outer);
+    if (s.axis < 0) return reach_of(inner);
+    const int32_t begin = along_axis(first, s.axis), end = along_axis(stop, s.axis);
+    if (s.first >= begin && s.last < end) return reach_of(inner);
+    if (s.last < begin || s.first >= end || begin >= end) return reach_of(outer);
+    return is_cut() ? kSelect : kBlend;
+  }
+
+  struct Row {
+    int32_t begin, end;
+    float outer, inner;
+    FUSEDMIX_HD float operator()(int32_t c) const { return c >= begin && c < end ? inner : outer; }
+  };
+  FUSEDMIX_HD Row along(const int32_t* at, int32_t axis) const {
+    if (!crosses(at, axis)) return {0, 0, outer, outer};
+    return axis < 0 ? Row{0, 1, outer, inner} : Row{along_axis(first, axis), along_axis(stop, axis), outer, inner};
+  }
+
+  FUSEDMIX_HD Box box() const { return *this; }
+};
+static_assert(sizeof(Box) == sizeof(Record));
+
+}  // namespace fusedmix

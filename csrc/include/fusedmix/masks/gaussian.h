@@ -1,0 +1,79 @@
+// GMix (Park 2022): exp(-rate·d²), d the distance to the centre in pixels, or its complement.
+#pragma once
+
+#include "../sampling.h"
+
+namespace fusedmix {
+
+struct Gaussian : Family {
+  int32_t kind;
+  int32_t centre[3];
+  int32_t unused[3];
+  float rate;
+  int32_t rest[4];
+
+  static constexpr bool kHasFactors = true;
+  static constexpr bool kHasSums = true;
+
+  // The Gaussian integrates to s of the volume in any number of dims. Where s is 0 the mask is the limit, λ everywhere.
+  FUSEDMIX_HD static Made make(const MethodRow& row, float lam32, const Draw& drawn, const Extent& extent) {
+    const double lam = lam32;
+    const bool released = row.method == kGMixReleased;
+    const double s = released ? fmin(lam, 1.0 - lam) : 2.0 * (1.0 - lam);
+    const double volume = s * extent.pixels();
+    const double squared_width = extent.ndim == 2 ? volume : (extent.ndim == 1 ? volume * volume : pow(volume, 2.0 / 3.0));
+    Gaussian mask{};
+    mask.kind = kConstant;
+    for (int axis = 0; axis < 3; ++axis) mask.centre[axis] = static_cast<int32_t>(drawn.centre[axis]);
+    mask.rate = lam32;
+    if (s > 0.0) {
+      mask.kind = !released || lam >= 0.5 ? kGaussianComplement : kGaussian;
+      mask.rate = static_cast<float>(fmin(3.141592653589793 / squared_width, 3.4028234663852886e38));
+    }
+    return {bit_cast<Record>(mask), lam};
+  }
+  FUSEDMIX_HD int32_t families() const { return kGaussians; }
+  FUSEDMIX_HD bool is_complement() const { return kind == kGaussianComplement; }
+
+  // The weight is the mean of the mask, which is separable: Σ exp(-rate·d²) along every axis.
+  FUSEDMIX_HD Sums sums(const Extent& extent, int lane, int lanes) const {
+    Sums found{};
+    for (int axis = 0; axis < 3; ++axis) {
+      for (int64_t c = lane; c < extent.size[axis]; c += lanes) {
+        const double d = static_cast<double>(c - centre[axis]);
+        found.part[axis] += exp(-static_cast<double>(rate) * (d * d));
+      }
+    }
+    return found;
+  }
+  FUSEDMIX_HD double weight(const Sums& sums, const Extent& extent) const {
+    double mean = 1.0;
+    for (int axis = 0; axis < 3; ++axis) mean = mean * sums.part[axis] / static_cast<double>(extent.size[axis]);
+    return is_complement() ? 1.0 - mean : mean;
+  }
+
+  FUSEDMIX_HD Reach reach(const Stretch&) const { return kBlend; }
+
+  // One exponential of the whole distance: the product of three would be further off.
+  struct Row {
+    bool complement;
+    float rate, d2;  // of the other axes
+    int32_t centre;
+    FUSEDMIX_HD float operator()(int32_t c) const {
+      const float d = static_cast<float>(c - centre), g = expf(-rate * (d2 + d * d));
+      return complement ? 1.0f - g : g;
+    }
+  };
+  // Squared distances as float: exact up to 4096 pixels.
+  FUSEDMIX_HD Row along(const int32_t* at, int32_t row_axis) const {
+    float d2 = 0.0f;
+    for (int axis = 0; axis < 3; ++axis) {
+      const float d = static_cast<float>(int64_t{at[axis]} - centre[axis]);
+      d2 += axis == row_axis ? 0.0f : d * d;
+    }
+    return {is_complement(), rate, d2, row_axis < 0 ? 0 : along_axis(centre, row_axis)};
+  }
+};
+static_assert(sizeof(Gaussian) == sizeof(Record));
+
+}  // namespace fusedmix

@@ -1,0 +1,59 @@
+// A mask as a record: its kind, and eleven words that mean what its family says (masks/*.h). The numbers are
+// fusedmix/methods.py's.
+#pragma once
+
+#include "element.h"
+
+namespace fusedmix {
+
+enum Kind : int32_t {
+  kConstant = 0,
+  kBox = 1,
+  kGaussian = 2,
+  kGaussianComplement = 3,
+  kFourierReleased = 4,
+  kFourier = 5,
+};
+
+// Which masks a call may hold. Every set also holds the mask that is 1 everywhere.
+enum Families : int32_t {
+  kConstants = 1,
+  kCuts = 2,   // boxes, 1 outside and 0 inside
+  kBoxes = 4,  // boxes of any two values
+  kGaussians = 8,
+  kStored = 16,  // a bit for each pixel
+  kLevels = 32,  // a level for each pixel
+};
+constexpr int32_t kAllFamilies = kConstants | kCuts | kBoxes | kGaussians | kStored | kLevels;
+
+// Words that a family does not use are 0. On a GPU records lie at multiples of 16 bytes: three loads.
+struct Record {
+  int32_t kind;
+  int32_t words[11];
+};
+static_assert(sizeof(Record) == 48);
+
+// Some elements of a sample that lie together, on a mask. Axes are (z, y, x); a signal of fewer dims has leading sides of 1.
+struct Stretch {
+  int32_t at[3];        // the coordinates along the other axes
+  int32_t axis;         // along which they lie; -1: all of them are at one pixel
+  int32_t first, last;  // their coordinates along it
+};
+
+// What a mask does to them: all of the sample, all of its partner, each element of either, or both.
+enum Reach : int32_t { kKeep = 0, kTake = 1, kSelect = 2, kBlend = 3 };
+
+FUSEDMIX_HD Reach reach_of(float w) { return w == 1.0f ? kKeep : (w == 0.0f ? kTake : kBlend); }
+
+// The coordinate along an axis, which may be none. Selected, not indexed: an index would put the record into local memory.
+FUSEDMIX_HD int32_t along_axis(const int32_t* at, int32_t axis) {
+  return axis == 2 ? at[2] : (axis == 1 ? at[1] : at[0]);
+}
+
+// One number everywhere.
+struct Uniform {
+  float w;
+  FUSEDMIX_HD float operator()(int32_t) const { return w; }
+};
+
+}  // namespace fusedmix
