@@ -7,7 +7,6 @@
 // kernels of another commit.
 #include <cmath>
 #include <cstdio>
-#include <cstring>
 #include <functional>
 #include <map>
 #include <memory>
@@ -50,51 +49,47 @@ struct Plan {
   MethodRow row;
   cpu::SampleArgs request{};
   std::vector<int64_t> partner;
-  std::vector<float> lam, value;
+  std::vector<float> lam;
   std::vector<double> weight;
-  std::vector<int32_t> kind, geometry;
+  std::vector<Record> masks;
   std::vector<uint32_t> bits;
 
   Plan(Method method, int64_t batch, int64_t side, int32_t pairing)
-      : row(row_of(method)), partner(batch), lam(batch), value(2 * batch), weight(batch), kind(batch), geometry(6 * batch) {
+      : row(row_of(method)), partner(batch), lam(batch), weight(batch), masks(batch) {
     request.rows = &row;
     request.methods = 1;
     request.batch = batch;
-    request.ndim = 2;
-    request.size[0] = 1;
-    request.size[1] = request.size[2] = side;
+    request.extent = {2, {1, side, side}};
     request.pairing = pairing;
     request.per = kPerSample;
     request.p = 1.0;
     request.seed = kSeed;
     draw();
-    if (is_fourier_method(row.method)) {
+    if (is_stored_method(row.method)) {
       bits.resize(batch * words());
       draw_masks();
     }
   }
   Plan(const Plan&) = delete;
 
-  int64_t words() const { return (request.size[1] * request.size[2] + 31) / 32; }
-  void draw() { cpu::sample(request, {partner.data(), lam.data(), weight.data(), kind.data(), geometry.data(), value.data()}); }
+  int64_t words() const { return (request.extent.size[1] * request.extent.size[2] + 31) / 32; }
+  void draw() { cpu::sample(request, {partner.data(), lam.data(), weight.data(), masks.data()}); }
   void draw_masks() {
     cpu::FourierArgs args{};
     args.rows = &row;
     args.methods = 1;
-    args.ndim = 2;
-    std::memcpy(args.size, request.size, sizeof(args.size));
+    args.extent = request.extent;
     args.batch = request.batch;
     args.per = args.draws = kPerSample;
     args.seed = kSeed;
-    args.kind = kind.data();
-    args.geometry = geometry.data();
-    args.value = value.data();
+    args.masks = masks.data();
     args.bits = bits.data();
     cpu::fourier(args, kOneThread);
   }
   PlanView view() const {
-    PlanView made{partner.data(), kind.data(), geometry.data(), value.data(), request.pairing, false, {}};
-    if (!bits.empty()) made.pixels = {bits.data(), nullptr, words(), {1, request.size[1], request.size[2]}, kPerSample, request.batch};
+    PlanView made{partner.data(), masks.data(), kAllFamilies, request.pairing, false, {}};
+    const int64_t* size = request.extent.size;
+    if (!bits.empty()) made.pixels = {bits.data(), nullptr, words(), {1, size[1], size[2]}, kPerSample, request.batch};
     return made;
   }
 };

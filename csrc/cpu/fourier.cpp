@@ -249,7 +249,7 @@ class Selector {
 }  // namespace
 
 void fourier(const FourierArgs& args, const Parallel& parallel) {
-  const int64_t pixels = args.size[0] * args.size[1] * args.size[2], words = (pixels + 31) / 32;
+  const auto pixels = static_cast<int64_t>(args.extent.pixels()), words = (pixels + 31) / 32;
   const int64_t n = mask_rows(args.per, args.batch);
   struct Variant {
     int32_t kind;
@@ -259,11 +259,11 @@ void fourier(const FourierArgs& args, const Parallel& parallel) {
   std::vector<Variant> variants;
   for (int32_t m = 0; m < args.methods; ++m) {
     const MethodRow& row = args.rows[m];
-    if (!is_fourier_method(row.method)) continue;
-    const bool released = row.method == kFMixReleased;
+    if (!is_stored_method(row.method)) continue;
+    const int32_t kind = Fourier::kind_of(row.method);
     const auto decay = static_cast<float>(row.decay), cutoff = static_cast<float>(row.cutoff);
-    variants.push_back({released ? kFourierReleased : kFourier, decay, cutoff,
-                        Waves::of(spectrum_of(released, args.ndim, args.size, decay, cutoff))});
+    const Spectrum spectrum = spectrum_of(kind == kFourierReleased, args.extent.ndim, args.extent.size, decay, cutoff);
+    variants.push_back({kind, decay, cutoff, Waves::of(spectrum)});
   }
   parallel(n, 1, [&](int64_t begin, int64_t end) {
     std::vector<std::unique_ptr<Maker>> makers(variants.size());
@@ -271,9 +271,10 @@ void fourier(const FourierArgs& args, const Parallel& parallel) {
     for (int64_t i = begin; i < end; ++i) {
       uint32_t* bits = args.bits == nullptr ? nullptr : args.bits + i * words;
       uint16_t* levels = args.levels == nullptr ? nullptr : args.levels + i * pixels;
-      const float *value = args.value + 2 * i, *grey = nullptr;
+      const auto mask = bit_cast<Fourier>(args.masks[i]);
+      const float* grey = nullptr;
       for (size_t v = 0; v < variants.size() && grey == nullptr; ++v) {
-        if (variants[v].kind != args.kind[i] || variants[v].decay != value[0] || variants[v].cutoff != value[1]) continue;
+        if (variants[v].kind != mask.kind || variants[v].decay != mask.decay || variants[v].cutoff != mask.cutoff) continue;
         if (!makers[v]) makers[v] = std::make_unique<Maker>(*variants[v].waves);
         grey = makers[v]->grey(args.seed, static_cast<uint64_t>(draw_index(args.draws, i, args.batch))).data();
       }
@@ -281,9 +282,9 @@ void fourier(const FourierArgs& args, const Parallel& parallel) {
         if (bits != nullptr) std::fill(bits, bits + words, 0u);
         if (levels != nullptr) std::fill(levels, levels + pixels, uint16_t{0});
       } else if (bits != nullptr) {
-        selector.select(grey, pixels, args.geometry[6 * i], bits);
+        selector.select(grey, pixels, mask.number, bits);
       } else {
-        selector.soften(grey, pixels, args.geometry[6 * i], args.geometry[6 * i + 1], levels);
+        selector.soften(grey, pixels, mask.number, mask.soft, levels);
       }
     }
   });

@@ -39,14 +39,33 @@ constexpr int64_t kAnchor = 1024;  // pixels
 constexpr int64_t kKeptTable = 1 << 18;  // numbers
 constexpr int64_t kManyMasks = 256;      // worth more than one thread
 
-Mask mask_at(const PlanView& plan, int64_t i) {
-  const int64_t row = plan.shared ? 0 : i;
-  Mask mask{plan.kind[row], {}, {}, plan.value[2 * row], plan.value[2 * row + 1]};
-  for (int axis = 0; axis < 3; ++axis) {
-    mask.first[axis] = plan.geometry[6 * row + axis];
-    mask.stop[axis] = plan.geometry[6 * row + 3 + axis];
-  }
-  return mask;
+// A mask, and how it is gone through: as its family's traits say (sampling.h).
+struct Mask {
+  enum Form { kFormula, kBox, kFactors, kBits, kLevels };
+  Form form;
+  Record record;
+  Box box;        // empty where the mask is one number
+  Gaussian bell;  // of kFactors
+
+  bool has(Form wanted) const { return form == wanted; }
+};
+
+Mask mask_of(const PlanView& plan, int64_t i) {
+  Mask made{Mask::kFormula, plan.masks[i], {}, {}};
+  of_kind(made.record, [&](const auto& mask) {
+    using Its = std::decay_t<decltype(mask)>;
+    if constexpr (Its::kHasBox) made.form = Mask::kBox, made.box = mask.box();
+    if constexpr (Its::kHasFactors) made.form = Mask::kFactors, made.bell = mask;
+    if constexpr (Its::kHasPixels) made.form = plan.pixels.levels != nullptr ? Mask::kLevels : Mask::kBits;
+  });
+  return made;
+}
+
+std::vector<Mask> masks_of(const PlanView& plan, int64_t n) {
+  std::vector<Mask> masks;
+  resize(masks, n, "the masks of a batch");
+  for (int64_t m = 0; m < n; ++m) masks[m] = mask_of(plan, m);
+  return masks;
 }
 
 bool is_hard(float w) { return w == 0.0f || w == 1.0f; }
@@ -88,10 +107,11 @@ struct Cycles {
 class Tables {
  public:
   // `boxes`: not only of Gaussians.
-  Tables(const PlanView& plan, int64_t masks, const Row& row, const int64_t* size, bool boxes, const Parallel& parallel)
+  Tables(const std::vector<Mask>& masks, const Row& row, const int64_t* size, bool boxes, const Parallel& parallel)
       : row_axis_(row.axis), length_(row.length) {
+    const auto count = static_cast<int64_t>(masks.size());
     int64_t n = 0;
-    resize(offset_, masks, "the tables of masks");
+    resize(offset_, count, "the tables of masks");
     std::fill(offset_.begin(), offset_.end(), -1);
     for (int axis = 0; axis < 3; ++axis) {
       first_[axis] = n;
@@ -99,10 +119,10 @@ class Tables {
     }
     boxes = boxes && row.axis >= 0 && row.length <= kBlock;
     int64_t total = 0;
-    for (int64_t m = 0; m < masks; ++m) {
-      if (!is_gaussian(plan.kind[m]) && !(boxes && plan.kind[m] <= kBox)) continue;
+    for (int64_t m = 0; m < count; ++m) {
+      if (!masks[m].has(Mask::kFactors) && !(boxes && masks[m].has(Mask::kBox))) continue;
       offset_[m] = total;
-      total += is_gaussian(plan.kind[m]) ? n : 2 * row.length;
+      total += masks[m].has(Mask::kFactors) ? n : 2 * row.length;
     }
     if (total == 0) return;
     thread_local std::vector<float> kept;  // by the thread that calls, as scratch memory is
@@ -113,23 +133,23 @@ class Tables {
       own_ = unwritten<float>(total, "the tables of masks");
       values_ = own_.get();
     }
-    parallel(masks, masks < kManyMasks ? masks : 8, [&](int64_t begin, int64_t end) {
+    parallel(count, count < kManyMasks ? count : 8, [&](int64_t begin, int64_t end) {
       std::vector<float> by_distance;
       for (int64_t m = begin; m < end; ++m) {
         if (offset_[m] < 0) continue;
-        const Mask mask = mask_at(plan, plan.shared ? 0 : m);
         float* values = values_ + offset_[m];
-        if (!is_gaussian(mask.kind)) {
-          std::fill(values, values + 2 * row.length, mask.outer);
-          if (mask.kind == kConstant) continue;
-          const int64_t first = std::max(mask.first[row.axis], 0), stop = std::min<int64_t>(mask.stop[row.axis], size[row.axis]);
+        if (masks[m].has(Mask::kBox)) {
+          const Box& box = masks[m].box;
+          std::fill(values, values + 2 * row.length, box.outer);
+          const int64_t first = std::max(box.first[row.axis], 0), stop = std::min<int64_t>(box.stop[row.axis], size[row.axis]);
           float* through = values + row.length;
-          if (first < stop) std::fill(through + first * row.inner, through + stop * row.inner, mask.inner);
+          if (first < stop) std::fill(through + first * row.inner, through + stop * row.inner, box.inner);
           continue;
         }
-        distances(mask, size, by_distance);
+        const Gaussian& bell = masks[m].bell;
+        distances(bell, size, by_distance);
         for (int axis = 0; axis < 3; ++axis) {
-          along(mask, axis, size[axis], axis == row.axis ? row.inner : 1, by_distance, values + first_[axis]);
+          along(bell, axis, size[axis], axis == row.axis ? row.inner : 1, by_distance, values + first_[axis]);
         }
       }
     });
@@ -146,7 +166,7 @@ class Tables {
   const float* row(int64_t mask) const { return axis(mask, row_axis_ < 0 ? 0 : row_axis_); }
 
   // The axes outside the row; all of them are before it where a row is in one pixel.
-  Factors factors(int64_t mask, const int64_t* at) const {
+  Factors factors(int64_t mask, const int32_t* at) const {
     Factors f{1.0f, 1.0f, 1.0f};
     for (int axis = 0; axis < 3; ++axis) {
       if (axis == row_axis_) continue;
@@ -164,15 +184,15 @@ class Tables {
   // exp(-r·d²) for each d that there is along any axis, from exp(-r(d+1)²) = exp(-rd²)·q and the next q = q·exp(-2r): two
   // exponentials for kAnchor pixels. After d steps from an anchor that is off by up to d²·2^-53 of itself, as the error of the
   // first q is raised to the d²; anchors keep it below 2^-33, and what is made of it is rounded to float32.
-  static void distances(const Mask& mask, const int64_t* size, std::vector<float>& found) {
+  static void distances(const Gaussian& bell, const int64_t* size, std::vector<float>& found) {
     int64_t n = 0;
     for (int axis = 0; axis < 3; ++axis) {
-      const int64_t centre = mask.first[axis];
-      if (is_in(mask, axis, size[axis])) n = std::max(n, 1 + std::max(centre, size[axis] - 1 - centre));
+      const int64_t centre = bell.centre[axis];
+      if (is_in(bell, axis, size[axis])) n = std::max(n, 1 + std::max(centre, size[axis] - 1 - centre));
     }
     resize(found, n, "the tables of masks");
     std::fill(found.begin(), found.end(), 0.0f);
-    const double rate = mask.outer, step = std::exp(-2.0 * rate);
+    const double rate = bell.rate, step = std::exp(-2.0 * rate);
     double g = 1.0, q = 1.0;
     for (int64_t d = 0; d < n; ++d, g *= q, q *= step) {
       if (d % kAnchor == 0) {
@@ -185,14 +205,14 @@ class Tables {
     }
   }
 
-  static bool is_in(const Mask& mask, int axis, int64_t side) { return mask.first[axis] >= 0 && mask.first[axis] < side; }
+  static bool is_in(const Gaussian& bell, int axis, int64_t side) { return bell.centre[axis] >= 0 && bell.centre[axis] < side; }
 
   // `repeat`: elements that share a pixel.
-  static void along(const Mask& mask, int axis, int64_t side, int64_t repeat, const std::vector<float>& by_distance,
+  static void along(const Gaussian& bell, int axis, int64_t side, int64_t repeat, const std::vector<float>& by_distance,
                     float* out) {
-    const int64_t centre = mask.first[axis];
-    const double rate = mask.outer;
-    if (!is_in(mask, axis, side)) {  // not from our samplers
+    const int64_t centre = bell.centre[axis];
+    const double rate = bell.rate;
+    if (!is_in(bell, axis, side)) {  // not from our samplers
       for (int64_t c = 0; c < side; ++c, out += repeat) {
         const double d = static_cast<double>(c - centre);
         std::fill(out, out + repeat, static_cast<float>(std::exp(-rate * (d * d))));
@@ -219,7 +239,7 @@ class Tables {
 // A row of a tile: where it starts in a sample, and its coordinates outside the row.
 struct RowAt {
   int64_t src, dst;
-  int64_t at[3];
+  int32_t at[3];
 };
 
 // A stretch of a row in which the mask is one number, or varies.
@@ -229,7 +249,7 @@ struct Span {
 };
 // The w of a span that does: no number is it, as λ may be any. (A λ of NaN is a number here, of a mask that never varies.)
 constexpr float kVaries = std::numeric_limits<float>::quiet_NaN();
-inline bool varies(const Mask& mask, float w) { return w != w && mask.kind > kBox; }
+inline bool varies(const Mask& mask, float w) { return w != w && !mask.has(Mask::kBox); }
 
 // The pixels of one Fourier mask.
 class PixelsOf {
@@ -275,20 +295,17 @@ class Mixer {
         row_(innermost_row(args.layout)),
         in_place_(args.src == args.dst),
         cycles_(args.plan, args.layout.batch, !in_place_ && !args.adjoint),
-        packed_(row_.src_step == 1 && row_.dst_step == 1) {
+        packed_(row_.src_step == 1 && row_.dst_step == 1),
+        masks_(masks_of(args.plan, args.plan.shared ? 1 : args.layout.batch)) {
     const Layout& layout = args.layout;
     int64_t sides[3] = {1, 1, 1};
     for (int d = 0; d < layout.rank; ++d) {
       if (layout.dims[d].axis >= 0) sides[layout.dims[d].axis] = layout.dims[d].size;
     }
-    const int64_t masks = args.plan.shared ? 1 : layout.batch;
-    resize(masks_, masks, "the masks of a batch");
-    bool boxes = false;
-    for (int64_t m = 0; m < masks; ++m) {
-      masks_[m] = mask_at(args.plan, m);
-      boxes = boxes || (!args.plan.shared && !args.adjoint && masks_[m].kind == kBox && !copies(masks_[m]));
-    }
-    tables_ = std::make_unique<Tables>(args.plan, masks, row_, sides, boxes, parallel);
+    const bool boxes = !args.plan.shared && !args.adjoint &&
+                       std::any_of(masks_.begin(), masks_.end(),
+                                   [&](const Mask& m) { return m.has(Mask::kBox) && !m.box.is_empty() && !copies(m); });
+    tables_ = std::make_unique<Tables>(masks_, row_, sides, boxes, parallel);
 
     for (int d = 0; d < row_.outer_rank; ++d) row_count_ *= layout.dims[d].size;
     // Below some 32768 elements, torch's own measure, waking threads takes longer than the work.
@@ -341,7 +358,7 @@ class Mixer {
     std::vector<RowAt> rows;
     bool adjoin;              // whether the rows lie behind each other
     int64_t begin, end;       // of every row
-    int64_t low[3], high[3];  // the coordinates of the rows, the last included
+    int32_t low[3], high[3];  // the coordinates of the rows, the last included
     float *w, *shared_w;  // of a block of each sample of a chain; of the tile, where all samples have one mask
     char *lane, *saved;   // blocks gathered from memory that is not contiguous; the tile of the first sample of a cycle
   };
@@ -372,7 +389,7 @@ class Mixer {
         index /= dim.size;
         row.src += at * dim.src;
         row.dst += at * dim.dst;
-        if (dim.axis >= 0) row.at[dim.axis] = at;
+        if (dim.axis >= 0) row.at[dim.axis] = static_cast<int32_t>(at);
       }
       if (r > 0) {
         const RowAt& before = s.rows[r - 1];
@@ -410,7 +427,7 @@ class Mixer {
 
   // ---- Masks ----
 
-  // A row cut where a box starts and ends. The same for every row that the box reaches; other masks are one span, which varies.
+  // A row cut where a box starts and ends: the same for every row that crosses the box. Other masks are one span, which varies.
   struct Cut {
     int n;
     Span inside[3];
@@ -421,16 +438,16 @@ class Mixer {
 
   Cut cut(int64_t i, int64_t begin, int64_t end) const {
     const Mask& m = mask(i);
-    Cut made{0, {}, {begin, end, is_gaussian(m.kind) || is_fourier(m.kind) ? kVaries : m.outer}, &m, i};
-    if (m.kind != kBox) return made;
+    Cut made{0, {}, {begin, end, m.has(Mask::kBox) ? m.box.outer : kVaries}, &m, i};
+    if (!m.has(Mask::kBox) || m.box.is_empty()) return made;
     int64_t x0 = begin, x1 = end;
     if (row_.axis >= 0) {
-      x0 = std::min(end, std::max(begin, m.first[row_.axis] * row_.inner));
-      x1 = std::max(x0, std::min(end, m.stop[row_.axis] * row_.inner));
+      x0 = std::min(end, std::max(begin, m.box.first[row_.axis] * row_.inner));
+      x1 = std::max(x0, std::min(end, m.box.stop[row_.axis] * row_.inner));
     }
-    if (begin < x0) made.inside[made.n++] = {begin, x0, m.outer};
-    if (x0 < x1) made.inside[made.n++] = {x0, x1, m.inner};
-    if (x1 < end) made.inside[made.n++] = {x1, end, m.outer};
+    if (begin < x0) made.inside[made.n++] = {begin, x0, m.box.outer};
+    if (x0 < x1) made.inside[made.n++] = {x0, x1, m.box.inner};
+    if (x1 < end) made.inside[made.n++] = {x1, end, m.box.outer};
     return made;
   }
 
@@ -447,10 +464,9 @@ class Mixer {
   }
   int64_t step_along() const { return row_.axis < 0 ? 0 : pixel_step(args_.plan.pixels, row_.axis); }
 
-  // The runs of equal pixels of a row of a Fourier mask; a soft one varies.
+  // The runs of equal pixels of a row.
   Spans runs(const Cut& cut, const RowAt& row, std::vector<Span>& found) const {
     const PixelsOf pixels(args_.plan.pixels, cut.sample);
-    if (pixels.soft()) return {&cut.outside, 1};
     const int64_t first = first_pixel(row), step = step_along(), stop = (cut.outside.end + row_.inner - 1) / row_.inner;
     found.clear();
     for (int64_t begin = cut.outside.begin, end; begin < cut.outside.end; begin = end) {
@@ -461,18 +477,13 @@ class Mixer {
     return {found.data(), static_cast<int>(found.size())};
   }
 
-  // The spans of one row; those of a Fourier mask are kept in `found`.
+  // The spans of one row; runs are kept in `found`.
   Spans spans(const Cut& cut, const RowAt& row, std::vector<Span>& found) const {
-    if (is_fourier(cut.mask->kind)) return runs(cut, row, found);
+    if (cut.mask->has(Mask::kBits)) return runs(cut, row, found);
     return cut.n > 0 && reaches(*cut.mask, row) ? Spans{cut.inside, cut.n} : Spans{&cut.outside, 1};
   }
 
-  // Whether a row passes through a box, wherever that is along the row.
-  bool reaches(const Mask& m, const RowAt& row) const {
-    bool inside = true;
-    for (int axis = 0; axis < 3; ++axis) inside = inside && (axis == row_.axis || in_box(m, axis, row.at[axis]));
-    return inside;
-  }
+  bool reaches(const Mask& m, const RowAt& row) const { return m.box.crosses(row.at, row_.axis); }
 
   template <class F>
   void for_spans(const Cut& cut, const RowAt& row, std::vector<Span>& kept, const F& f) const {
@@ -480,9 +491,9 @@ class Mixer {
     for (int k = 0; k < found.n; ++k) f(found.at[k]);
   }
 
-  void gaussian_row(int64_t i, const RowAt& row, int64_t begin, int64_t end, float* w) const {
+  void factored(int64_t i, const RowAt& row, int64_t begin, int64_t end, float* w) const {
     const Factors factors = tables_->factors(table(i), row.at);
-    const bool complement = mask(i).kind == kGaussianComplement;
+    const bool complement = mask(i).bell.is_complement();
     if (row_.axis >= 0) {
       kernels_.gaussian(w, tables_->row(table(i)) + begin, end - begin, factors, complement);
     } else {
@@ -492,16 +503,24 @@ class Mixer {
 
   // The mask of sample i along a span in which it varies.
   void varying(int64_t i, const RowAt& row, const Span& span, float* w) const {
-    if (is_gaussian(mask(i).kind)) return gaussian_row(i, row, span.begin, span.end, w);
-    const PixelsOf pixels(args_.plan.pixels, i);
-    const int64_t first = first_pixel(row), step = step_along();
-    for (int64_t k = span.begin; k < span.end; ++k) w[k - span.begin] = pixels.weight(first + k / row_.inner * step);
+    const Mask& m = mask(i);
+    if (m.has(Mask::kFactors)) return factored(i, row, span.begin, span.end, w);
+    if (m.has(Mask::kLevels)) {
+      const PixelsOf pixels(args_.plan.pixels, i);
+      const int64_t first = first_pixel(row), step = step_along();
+      for (int64_t k = span.begin; k < span.end; ++k) w[k - span.begin] = pixels.weight(first + k / row_.inner * step);
+      return;
+    }
+    of_kind(m.record, [&](const auto& family) {
+      const auto weight = family.along(row.at, row_.axis);
+      for (int64_t k = span.begin; k < span.end; ++k) w[k - span.begin] = weight(static_cast<int32_t>(k / row_.inner));
+    });
   }
 
   // The mask of sample i, a weight for each element of the block.
   void weights(int64_t i, const Block& block, std::vector<Span>& kept, float* w) const {
     const int64_t width = block.end - block.begin;
-    if (is_fourier(mask(i).kind) && row_.inner == 1 && step_along() == 1 && args_.plan.pixels.levels == nullptr) {
+    if (mask(i).has(Mask::kBits) && row_.inner == 1 && step_along() == 1) {
       const uint32_t* bits = PixelsOf(args_.plan.pixels, i).bits();
       for (int64_t r = 0; r < block.rows; ++r) {
         kernels_.fourier.expand(w + r * width, bits, first_pixel(block.row[r]) + block.begin, width);
@@ -524,27 +543,28 @@ class Mixer {
   // Whether a sample is mixed by copying: where each pixel of its mask is 0 or 1. Where everything is read and written anyway,
   // as out of place, or what is copied is in many pieces, blending in long streams is faster, unless types are converted.
   bool copies(const Mask& m) const {
-    if (size_ >= 4 && (!in_place_ || is_fourier(m.kind))) return false;
-    if (is_fourier(m.kind)) return args_.plan.pixels.levels == nullptr;
-    return !is_gaussian(m.kind) && is_hard(m.outer) && (m.kind == kConstant || is_hard(m.inner));
+    if (m.has(Mask::kBits)) return size_ < 4;
+    return m.has(Mask::kBox) && (size_ < 4 || in_place_) && is_hard(m.box.outer) && is_hard(m.box.inner);
   }
 
-  // Whether no row of the tile reaches into the mask's box.
-  bool beside(const Mask& m, const Scratch& s) const {
+  // Whether a mask is one number in the whole tile: no row of it reaches into a box.
+  bool is_number(const Mask& m, const Scratch& s) const {
+    const Box& box = m.box;
+    if (!m.has(Mask::kBox) || box.is_empty()) return m.has(Mask::kBox);
     for (int axis = 0; axis < 3; ++axis) {
-      if (m.first[axis] >= m.stop[axis]) return true;
-      if (axis != row_.axis && (m.stop[axis] <= s.low[axis] || m.first[axis] > s.high[axis])) return true;
+      if (axis != row_.axis && (box.stop[axis] <= s.low[axis] || box.first[axis] > s.high[axis])) return true;
     }
-    return row_.axis >= 0 && (m.stop[row_.axis] * row_.inner <= s.begin || m.first[row_.axis] * row_.inner >= s.end);
+    return row_.axis >= 0 && (box.stop[row_.axis] * row_.inner <= s.begin || box.first[row_.axis] * row_.inner >= s.end);
   }
+  // And both samples show.
+  bool is_share(const Mask& m, const Scratch& s) const { return is_number(m, s) && !is_hard(m.box.outer); }
 
   // Whether mixing a sample in place leaves what is outside of a box as it is.
-  bool only_box(const Mask& m) const { return in_place_ && m.kind == kBox && m.outer == 1.0f; }
+  bool only_box(const Mask& m) const { return in_place_ && m.has(Mask::kBox) && m.box.outer == 1.0f; }
 
   // Or the whole tile.
   bool untouched(const Mask& m, const Scratch& s) const {
-    if (m.kind == kConstant) return in_place_ && m.outer == 1.0f;
-    return only_box(m) && (m.inner == 1.0f || beside(m, s));
+    return only_box(m) && (m.box.inner == 1.0f || is_number(m, s));
   }
 
   // ---- Memory ----
@@ -596,7 +616,7 @@ class Mixer {
         const auto kept = std::remove_if(s.rows.begin(), s.rows.end(), [&](const RowAt& row) { return !reaches(m, row); });
         s.rows.erase(kept, s.rows.end());
       }
-      if (!copies(m) && (m.kind != kConstant || is_hard(m.outer))) {
+      if (!copies(m) && !is_share(m, s)) {
         for_blocks(s, kBlock, kBlock, [&](const Block& block) { weights(0, block, s.runs, s.shared_w + block.offset); });
       }
     }
@@ -665,12 +685,12 @@ class Mixer {
     float one[kLinks];
     bool numbers = true;  // other than 0 and 1, one for each sample
     bool tabled = !args_.plan.shared;
-    const bool complement = mask(chain.sample[0]).kind == kGaussianComplement;
+    const bool complement = mask(chain.sample[0]).bell.is_complement();
     for (int l = 0; l < links; ++l) {
       const Mask& m = mask(chain.sample[l]);
-      one[l] = m.outer;
-      numbers = numbers && (m.kind == kConstant || (m.kind == kBox && beside(m, s))) && !is_hard(m.outer);
-      tabled = tabled && tables_->has(chain.sample[l]) && (m.kind == kGaussianComplement) == complement;
+      one[l] = m.box.outer;
+      numbers = numbers && is_share(m, s);
+      tabled = tabled && tables_->has(chain.sample[l]) && m.bell.is_complement() == complement;
     }
     const int64_t most = numbers || tabled || args_.plan.shared ? kTileBytes : kBlock;
     for_blocks(s, most, tabled && !numbers ? kScaledRows : most, [&](const Block& block) {
@@ -704,7 +724,7 @@ class Mixer {
   // The rows of a block of sample i, which is link l.
   void scale_rows(int64_t i, const Block& block, int l, ScaledRow* rows) const {
     const Mask& m = mask(i);
-    if (is_gaussian(m.kind)) {
+    if (m.has(Mask::kFactors)) {
       const float *z = tables_->axis(i, 0), *y = tables_->axis(i, 1), *x = tables_->axis(i, 2) + block.begin;
       for (int64_t r = 0; r < block.rows; ++r) {
         rows[r].table[l] = x;
@@ -713,7 +733,7 @@ class Mixer {
     } else {
       const float *beside = tables_->box_row(i, false) + block.begin, *through = tables_->box_row(i, true) + block.begin;
       for (int64_t r = 0; r < block.rows; ++r) {
-        rows[r].table[l] = m.kind == kBox && reaches(m, block.row[r]) ? through : beside;
+        rows[r].table[l] = reaches(m, block.row[r]) ? through : beside;
         rows[r].factor[l] = 1.0f;
       }
     }
@@ -816,12 +836,12 @@ class Mixer {
       const int64_t *first = &cycles_.order[cycles_.start[c]], *stop = first + (cycles_.start[c + 1] - cycles_.start[c]);
       for (const int64_t* at = first; at < stop; ++at) {
         const int64_t i = *at, j = at + 1 == stop ? *first : at[1];
-        const bool numbers = mask(i).kind == kConstant && mask(j).kind == kConstant;
+        const bool numbers = is_number(mask(i), s) && is_number(mask(j), s);
         for_blocks(s, kBlock, kBlock, [&](const Block& block) {
           char* out = target(j, block, 0, s);
           const char *g = read(j, block, 1, s), *h = read(i, block, 2, s);
           if (numbers) {
-            rows_.adjoint_uniform(out, g, h, block.elements(), mask(j).outer, mask(i).outer);
+            rows_.adjoint_uniform(out, g, h, block.elements(), mask(j).box.outer, mask(i).box.outer);
           } else {
             weights(j, block, s.runs, own);
             weights(i, block, s.runs, lent);
@@ -841,7 +861,7 @@ class Mixer {
   const bool in_place_;
   const Cycles cycles_;
   const bool packed_;  // the elements of a row lie behind each other
-  std::vector<Mask> masks_;
+  const std::vector<Mask> masks_;
   std::unique_ptr<Tables> tables_;
   int64_t row_count_ = 1, rows_per_tile_;
   int64_t piece_, pieces_;  // of a row
@@ -871,22 +891,26 @@ void mix(const MixArgs& args, const Parallel& parallel) {
 
 void masks(const PlanView& plan, int64_t n, const int64_t* size, float* out, const Parallel& parallel) {
   const Row row{size[2], 1, 1, 1, 2, 0};
-  const Tables tables(plan, n, row, size, false, parallel);
+  const std::vector<Mask> masks = masks_of(plan, n);
+  const Tables tables(masks, row, size, false, parallel);
   const int64_t pixels = size[0] * size[1] * size[2];
   parallel(n, 1, [&](int64_t begin, int64_t end) {
     for (int64_t m = begin; m < end; ++m) {
-      const Mask mask = mask_at(plan, m);
+      const Mask& mask = masks[m];
       float* at = out + m * pixels;
-      for (int64_t z = 0; z < size[0]; ++z) {
-        for (int64_t y = 0; y < size[1]; ++y, at += size[2]) {
-          const int64_t here[3] = {z, y, 0};
-          if (is_fourier(mask.kind)) {
+      for (int32_t z = 0; z < size[0]; ++z) {
+        for (int32_t y = 0; y < size[1]; ++y, at += size[2]) {
+          const int32_t here[3] = {z, y, 0};
+          if (mask.has(Mask::kFactors)) {
+            kernels().gaussian(at, tables.row(m), size[2], tables.factors(m, here), mask.bell.is_complement());
+          } else if (mask.has(Mask::kBits) || mask.has(Mask::kLevels)) {
             const PixelsOf pixels(plan.pixels, m);
             for (int64_t x = 0; x < size[2]; ++x) at[x] = pixels.weight((z * size[1] + y) * size[2] + x);
-          } else if (is_gaussian(mask.kind)) {
-            kernels().gaussian(at, tables.row(m), size[2], tables.factors(m, here), mask.kind == kGaussianComplement);
           } else {
-            for (int64_t x = 0; x < size[2]; ++x) at[x] = evaluate(mask, z, y, x);
+            of_kind(mask.record, [&](const auto& family) {
+              const auto weight = family.along(here, 2);
+              for (int32_t x = 0; x < size[2]; ++x) at[x] = weight(x);
+            });
           }
         }
       }

@@ -6,8 +6,8 @@
 
 #include "../include/fusedmix/element.h"
 #include "../include/fusedmix/layout.h"
+#include "../include/fusedmix/masks.h"
 #include "../include/fusedmix/plan.h"
-#include "../include/fusedmix/sampling.h"
 
 namespace fusedmix::cpu {
 
@@ -69,8 +69,7 @@ struct SampleArgs {
   const MethodRow* rows;
   int32_t methods;
   int64_t batch;
-  int32_t ndim;
-  int64_t size[3];  // (z, y, x)
+  Extent extent;
   int32_t pairing, per;
   double p;
   const float* lam;  // given, or null
@@ -89,14 +88,11 @@ void sample(const SampleArgs& args, const PlanOut& out);
 struct FourierArgs {
   const MethodRow* rows;  // what may have been drawn
   int32_t methods;
-  int32_t ndim;
-  int64_t size[3];  // (z, y, x)
+  Extent extent;
   int64_t batch;
   int32_t per, draws;  // Per: which mask is whose, and which noise is whose
   uint64_t seed;
-  const int32_t* kind;
-  const int32_t* geometry;
-  const float* value;
+  const Record* masks;
   uint32_t* bits;
   uint16_t* levels;
 };

@@ -53,7 +53,7 @@ void partners(const SampleArgs& args, int64_t* partner) {
   const int64_t n = args.batch;
   if (args.partner != nullptr) {
     std::copy(args.partner, args.partner + n, partner);
-  } else if (args.pairing == kRoll || args.pairing == kFlip) {
+  } else if (is_formula(args.pairing)) {
     for (int64_t i = 0; i < n; ++i) partner[i] = formula_partner(args.pairing, i, n);
   } else {
     std::vector<int64_t> keys = ascending(n);
@@ -66,8 +66,10 @@ void partners(const SampleArgs& args, int64_t* partner) {
 }
 
 Draw drawn_elsewhere(const double* row) {
-  return {static_cast<int32_t>(row[0]), row[1] != 0.0, static_cast<float>(row[2]),
-          {static_cast<int64_t>(row[3]), static_cast<int64_t>(row[4]), static_cast<int64_t>(row[5])}, row[6] != 0.0};
+  const double* centre = row + kNumberCentre;
+  return {static_cast<int32_t>(row[kNumberChoice]), row[kNumberApplied] != 0.0, static_cast<float>(row[kNumberLam]),
+          {static_cast<int64_t>(centre[0]), static_cast<int64_t>(centre[1]), static_cast<int64_t>(centre[2])},
+          row[kNumberCoin] != 0.0};
 }
 
 }  // namespace
@@ -76,7 +78,7 @@ void sample(const SampleArgs& args, const PlanOut& out) {
   if (args.batch == 0) return;
   partners(args, out.partner);
   const bool once = args.per == kPerBatch && !(args.lam != nullptr && args.lam_each);
-  Shape made{};
+  Made made{};
   float lam = 0.0f;
   for (int64_t i = 0; i < args.batch; ++i) {
     if (i == 0 || !once) {
@@ -84,26 +86,15 @@ void sample(const SampleArgs& args, const PlanOut& out) {
       const Draw drawn = args.drawn != nullptr
                              ? drawn_elsewhere(args.drawn + kDrawnWidth * at)
                              : draw(args.seed, at, [&](int32_t row) -> const MethodRow& { return args.rows[row]; },
-                                    args.methods, args.p, args.lam == nullptr, args.ndim, args.size);
+                                    args.methods, args.p, args.lam == nullptr, args.extent);
       const MethodRow& row = args.rows[drawn.choice];
       lam = used_lam(row, drawn, args.lam == nullptr ? nullptr : args.lam + (args.lam_each ? i : 0));
-      const int32_t method = drawn.applied ? static_cast<int32_t>(row.method) : kMixUp;
-      made = shape(method, row, lam, drawn, args.ndim, args.size);
-      if (is_gaussian(made.mask.kind)) {
-        double sums[3];
-        for (int axis = 0; axis < 3; ++axis) sums[axis] = gaussian_sum(made.mask, axis, args.size[axis]);
-        made.weight = gaussian_weight(made.mask, sums, args.size);
-      }
+      made = make_mask(row, lam, drawn, args.extent);
+      if (is_summed(made.record)) made.weight = summed_weight(made.record, sums_of(made.record, args.extent), args.extent);
     }
     out.lam[i] = lam;
     out.weight[i] = made.weight;
-    out.kind[i] = made.mask.kind;
-    for (int axis = 0; axis < 3; ++axis) {
-      out.geometry[6 * i + axis] = made.mask.first[axis];
-      out.geometry[6 * i + 3 + axis] = made.mask.stop[axis];
-    }
-    out.value[2 * i] = made.mask.outer;
-    out.value[2 * i + 1] = made.mask.inner;
+    out.masks[i] = made.record;
   }
 }
 

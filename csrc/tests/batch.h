@@ -165,8 +165,8 @@ inline std::vector<int64_t> permutation(Random& random, int64_t n, bool short_cy
 // The tensors of a plan, not drawn by the samplers under test.
 struct HostPlan {
   std::vector<int64_t> partner;
-  std::vector<int32_t> kind, geometry;
-  std::vector<float> value;
+  std::vector<Record> masks;
+  int32_t families = kAllFamilies;
   std::vector<double> weight;
   int32_t pairing = kRoll;
   bool shared = false;
@@ -175,7 +175,7 @@ struct HostPlan {
   Pixels pixels{};               // but for the pointers
 
   PlanView view() const {
-    PlanView made{partner.data(), kind.data(), geometry.data(), value.data(), pairing, shared, pixels};
+    PlanView made{partner.data(), masks.data(), families, pairing, shared, pixels};
     if (!bits.empty()) made.pixels.bits = bits.data();
     if (!levels.empty()) made.pixels.levels = levels.data();
     return made;
@@ -189,7 +189,6 @@ inline HostPlan make_plan(Random& random, int64_t batch, const int64_t* size, in
   plan.shared = shared;
   plan.partner = permutation(random, batch, random.below(3) == 0);
   for (int64_t i = 0; i < batch && pairing <= kFlip; ++i) plan.partner[i] = formula_partner(pairing, i, batch);
-  plan.geometry.assign(6 * batch, 0);
   for (int64_t i = 0; i < batch; ++i) {
     const bool fixed = random.below(4) == 0;  // a weight of 0 or 1
     const auto lam = static_cast<float>(fixed ? random.below(2) : random.uniform());
@@ -208,14 +207,16 @@ inline HostPlan make_plan(Random& random, int64_t batch, const int64_t* size, in
     } else if (chosen == Masks::kBits || chosen == Masks::kLevels) {
       kind = random.below(2) ? kFourier : kFourierReleased;
     }
+    Record mask{kind, {}};
+    std::memcpy(&mask.words[6], &outer, 4);
+    std::memcpy(&mask.words[7], &inner, 4);
     for (int axis = 0; axis < 3; ++axis) {
       const int64_t centre = random.below(size[axis]), half = random.below(size[axis] / 2 + 2);
-      plan.geometry[6 * i + axis] = static_cast<int32_t>(kind == kBox ? std::max<int64_t>(0, centre - half) : centre);
-      plan.geometry[6 * i + 3 + axis] = static_cast<int32_t>(std::min(size[axis], centre + half));  // may be empty
-      if (size[axis] == 1 && kind == kBox) plan.geometry[6 * i + 3 + axis] = 1;
+      mask.words[axis] = static_cast<int32_t>(kind == kBox ? std::max<int64_t>(0, centre - half) : centre);
+      mask.words[3 + axis] = static_cast<int32_t>(std::min(size[axis], centre + half));  // may be empty
+      if (size[axis] == 1 && kind == kBox) mask.words[3 + axis] = 1;
     }
-    plan.kind.push_back(kind);
-    plan.value.insert(plan.value.end(), {outer, inner});
+    plan.masks.push_back(mask);
     plan.weight.push_back(random.uniform());
   }
   if (masks == Masks::kBits || masks == Masks::kLevels) {

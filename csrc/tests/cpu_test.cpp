@@ -58,8 +58,8 @@ void test_mix(Random& random, ElementType type, const std::vector<int64_t>& shap
     const double a = read_element(type, x.data(), here);
     const double b = read_element(type, x.data(), here + (other - i) * x.strides[0]);
     const double w = naive_mask(view, i, pixel);
-    const int32_t kind = plan.kind[shared ? 0 : i], other_kind = plan.kind[shared ? 0 : other];
-    const bool blurred = is_gaussian_kind(kind) || (adjoint && is_gaussian_kind(other_kind));
+    const bool blurred =
+        is_gaussian(plan.masks[shared ? 0 : i]) || (adjoint && is_gaussian(plan.masks[shared ? 0 : other]));
     const double want = adjoint ? naive_adjoint(type, w, a, naive_mask(view, other, pixel), b) : naive_blend(type, w, a, b);
     const double got = read_element(type, out.data(), there);
     if (blurred ? close(type, got, want, false) : same(got, want)) {
@@ -147,11 +147,65 @@ void test_masks() {
         for (at[1] = 0; at[1] < size[1]; ++at[1]) {
           for (at[2] = 0; at[2] < size[2]; ++at[2], ++k) {
             const double want = naive_mask(plan.view(), i, at), error = std::fabs(out[k] - want);
-            expect(error <= (is_gaussian_kind(plan.kind[i]) ? 0x1p-22 : 0.0), "a pixel is off");
+            expect(error <= (is_gaussian(plan.masks[i]) ? 0x1p-22 : 0.0), "a pixel is off");
           }
         }
       }
     }
+  }
+}
+
+// What a family says of rows, beside what it says of single pixels: weights along every axis, and what may be skipped.
+void test_families() {
+  Random random(9);
+  for (const Masks masks : {Masks::kConstant, Masks::kCutMix, Masks::kBlendedBox, Masks::kGaussian}) {
+    context = format("rows of masks: %s", name_of(masks));
+    const int64_t size[3] = {3, 7, 19};
+    const HostPlan plan = make_plan(random, 40, size, kRandom, masks, false);
+    int64_t reached[4] = {};
+    for (const Record& mask : plan.masks) {
+      const auto axis = static_cast<int32_t>(random.below(4)) - 1;
+      int32_t at[3];
+      for (int other = 0; other < 3; ++other) at[other] = static_cast<int32_t>(random.below(size[other]));
+      const auto first = static_cast<int32_t>(axis < 0 ? 0 : random.below(size[axis]));
+      const auto last = static_cast<int32_t>(axis < 0 ? 0 : first + random.below(size[axis] - first));
+      const Reach reach_of_row = reach(mask, {{at[0], at[1], at[2]}, axis, first, last});
+      ++reached[reach_of_row];
+      const PlanView one{nullptr, &mask, kAllFamilies, kRandom, false, {}};
+      for (int32_t c = first; c <= last; ++c) {
+        const float w = of_kind(mask, [&](const auto& family) { return family.along(at, axis)(c); });
+        int64_t pixel[3] = {at[0], at[1], at[2]};
+        if (axis >= 0) pixel[axis] = c;
+        expect(std::fabs(w - naive_mask(one, 0, pixel)) <= (is_gaussian(mask) ? 0x1p-22 : 0.0), "a weight is off");
+        expect(reach_of_row != kKeep || w == 1.0f, "the partner shows");
+        expect(reach_of_row != kTake || w == 0.0f, "the sample shows");
+        expect(reach_of_row != kSelect || w == 0.0f || w == 1.0f, "both show");
+      }
+    }
+    expect(masks != Masks::kCutMix || (reached[kKeep] > 0 && reached[kTake] > 0 && reached[kSelect] > 0), "nothing is skipped");
+  }
+}
+
+// A kind that there is not, which a binding refuses, makes NaN.
+void test_unknown_kinds() {
+  context = "a kind that there is not";
+  Random random(10);
+  const int64_t size[3] = {1, 5, 9};
+  HostPlan plan = make_plan(random, 4, size, kRoll, Masks::kConstant, false);
+  plan.masks[2].kind = 77;
+  Batch x(ElementType::kFloat32, {4, 3, 5, 9}, Order::kContiguous);
+  x.fill(random, false);
+  const Batch before = x;
+  cpu::mix({x.type, x.data(), x.data(), layout_of(x, x, 2), plan.view(), false}, kOneThread);
+  for (int64_t n = 0; n < x.elements(); ++n) {
+    int64_t index[4];
+    const int64_t at = x.at(n, index);
+    const auto own = [&](int64_t i) { return read_element(x.type, before.data(), at + (i - index[0]) * x.strides[0]); };
+    const bool differ = own(index[0]) != own(plan.partner[index[0]]);  // else any weight makes the same
+    expect(std::isnan(read_element(x.type, x.data(), at)) == (index[0] == 2 && differ), "not NaN, or elsewhere");
+  }
+  for (const int32_t set : {kConstants, kCuts, kBoxes, kGaussians, kStored, kLevels}) {
+    expect(!is_of(plan.masks[2], set), "a set that holds it");
   }
 }
 
@@ -211,25 +265,20 @@ void test_targets() {
 
 struct Sampled {
   std::vector<int64_t> partner;
-  std::vector<float> lam, value;
+  std::vector<float> lam;
   std::vector<double> weight;
-  std::vector<int32_t> kind, geometry;
+  std::vector<Record> masks;
 
   explicit Sampled(const cpu::SampleArgs& args)
-      : partner(args.batch),
-        lam(args.batch),
-        value(2 * args.batch),
-        weight(args.batch),
-        kind(args.batch),
-        geometry(6 * args.batch) {
-    cpu::sample(args, {partner.data(), lam.data(), weight.data(), kind.data(), geometry.data(), value.data()});
+      : partner(args.batch), lam(args.batch), weight(args.batch), masks(args.batch) {
+    cpu::sample(args, {partner.data(), lam.data(), weight.data(), masks.data()});
   }
-  PlanView view(int32_t pairing) const { return {partner.data(), kind.data(), geometry.data(), value.data(), pairing, false}; }
+  PlanView view(int32_t pairing) const { return {partner.data(), masks.data(), kAllFamilies, pairing, false, {}}; }
 };
 
 MethodRow row_of(Method method, double alpha) {
   const double ratio = method == kHMixReleased || method == kHMixPaper ? 0.75 : 1.0;
-  return {static_cast<double>(method), std::nan(""), 1.0, alpha, std::nan(""), 0.0, 1.0, ratio, 0.0, 0.0, 0.0, 0.0};
+  return {static_cast<double>(method), std::nan(""), 1.0, alpha, std::nan(""), 0.0, 1.0, ratio, 0.0, 0.0, 0.0, 0.0, 0.0, kAllFamilies};
 }
 
 cpu::SampleArgs request(const MethodRow* row, int64_t batch, int32_t pairing, int32_t per, uint64_t seed) {
@@ -237,10 +286,7 @@ cpu::SampleArgs request(const MethodRow* row, int64_t batch, int32_t pairing, in
   args.rows = row;
   args.methods = 1;
   args.batch = batch;
-  args.ndim = 2;
-  args.size[0] = 1;
-  args.size[1] = 37;
-  args.size[2] = 50;
+  args.extent = {2, {1, 37, 50}};
   args.pairing = pairing;
   args.per = per;
   args.p = 1.0;
@@ -256,14 +302,13 @@ void test_weights() {
       const MethodRow row = row_of(method, 1.0);
       const cpu::SampleArgs args = request(&row, 24, kFlip, per, 5);
       const Sampled plan(args);
-      const int64_t pixels = args.size[1] * args.size[2];
       for (int64_t i = 0; i < args.batch; ++i) {
         double mean = 0.0;
         int64_t at[3] = {0, 0, 0};
-        for (at[1] = 0; at[1] < args.size[1]; ++at[1]) {
-          for (at[2] = 0; at[2] < args.size[2]; ++at[2]) mean += naive_mask(plan.view(kFlip), i, at);
+        for (at[1] = 0; at[1] < args.extent.size[1]; ++at[1]) {
+          for (at[2] = 0; at[2] < args.extent.size[2]; ++at[2]) mean += naive_mask(plan.view(kFlip), i, at);
         }
-        mean /= static_cast<double>(pixels);
+        mean /= args.extent.pixels();
         const double want = method == kSamplePairing ? 1.0 : mean;
         expect(std::fabs(plan.weight[i] - want) < 1e-6, "the label weight is not the mean of the mask");
         expect(plan.lam[i] >= 0.0f && plan.lam[i] <= 1.0f, "lam outside [0, 1]");
@@ -372,21 +417,24 @@ void test_fourier() {
         row.method = released ? kFMixReleased : kFMixPaper;
         row.decay = 2.5;
         row.cutoff = cutoff;
-        std::vector<int32_t> kind(batch, released ? kFourierReleased : kFourier), geometry(6 * batch, 0);
-        std::vector<float> value;
+        Fourier mask{};
+        mask.kind = released ? kFourierReleased : kFourier;
+        mask.decay = 2.5f;
+        mask.cutoff = static_cast<float>(cutoff);
+        std::vector<Record> masks;
         for (int64_t i = 0; i < batch; ++i) {
-          geometry[6 * i] = static_cast<int32_t>(i == 0 ? pixels : random.below(pixels + 1));
-          value.insert(value.end(), {2.5f, static_cast<float>(cutoff)});
+          mask.number = static_cast<int32_t>(i == 0 ? pixels : random.below(pixels + 1));
+          masks.push_back(bit_cast<Record>(mask));
         }
-        kind[3] = kConstant;
+        masks[3].kind = kConstant;
         std::vector<uint32_t> bits(batch * words, 0xDEADBEEFu);
         const uint64_t seed = random.next();
-        const cpu::FourierArgs args{&row, 1, ndim, {size[0], size[1], size[2]}, batch, kPerSample, kPerSample, seed, kind.data(),
-                                    geometry.data(), value.data(), bits.data(), nullptr};
+        const cpu::FourierArgs args{&row,       1,    {ndim, {size[0], size[1], size[2]}}, batch, kPerSample, kPerSample, seed,
+                                    masks.data(), bits.data(), nullptr};
         cpu::fourier(args, random.below(2) ? kOneThread : kThreeThreads);
         const Spectrum spectrum = spectrum_of(released, ndim, size, 2.5, cutoff);
         for (int64_t i = 0; i < batch; ++i) {
-          const int64_t number = kind[i] == kConstant ? 0 : geometry[6 * i];
+          const int64_t number = masks[i].kind == kConstant ? 0 : bit_cast<Fourier>(masks[i]).number;
           const std::vector<bool> want = naive_bits(spectrum, seed, static_cast<uint64_t>(i), number);
           int64_t ones = 0, differ = 0, beyond = 0;
           for (int64_t q = 0; q < 32 * words; ++q) {
@@ -416,8 +464,8 @@ void test_drawn() {
   // √0.7 of 37 and 50: 30.96 and 41.8, halved 15 and 20, around (20, 10), clipped to the image.
   const int32_t box[6] = {0, 5, 0, 1, 35, 30};
   for (int64_t i = 0; i < 5; ++i) {
-    expect(plan.partner[i] == partner[i] && plan.lam[i] == 0.3f && plan.kind[i] == kBox, "partner, lam or kind");
-    expect(std::equal(box, box + 6, plan.geometry.begin() + 6 * i), "box");
+    expect(plan.partner[i] == partner[i] && plan.lam[i] == 0.3f && plan.masks[i].kind == kBox, "partner, lam or kind");
+    expect(std::equal(box, box + 6, plan.masks[i].words), "box");
     expect(std::fabs(plan.weight[i] - (1.0 - 30.0 * 30.0 / (37.0 * 50.0))) < 1e-6, "weight");
   }
 }
@@ -431,6 +479,8 @@ int main() {
   test_refusal();
   test_errors_of_threads();
   test_masks();
+  test_families();
+  test_unknown_kinds();
   test_targets();
   test_weights();
   test_partners();

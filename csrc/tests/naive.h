@@ -22,20 +22,26 @@ inline double round_to(ElementType type, double value) {
   return std::fabs(rounded) > largest ? std::copysign(std::numeric_limits<double>::infinity(), rounded) : rounded;
 }
 
-inline bool is_gaussian_kind(int32_t kind) { return kind == kGaussian || kind == kGaussianComplement; }
+inline bool is_gaussian(const Record& mask) { return mask.kind == kGaussian || mask.kind == kGaussianComplement; }
+inline double float_of(int32_t word) {
+  float value;
+  std::memcpy(&value, &word, sizeof(value));
+  return value;
+}
 
 // M of sample i at a pixel.
 inline double naive_mask(const PlanView& plan, int64_t i, const int64_t* pixel) {
   const int64_t row = plan.shared ? 0 : i;
-  const double outer = plan.value[2 * row], inner = plan.value[2 * row + 1];
-  const int32_t* first = plan.geometry + 6 * row;
-  if (plan.kind[row] == kConstant) return outer;
-  if (plan.kind[row] == kBox) {
+  const Record& mask = plan.masks[row];
+  const double outer = float_of(mask.words[6]), inner = float_of(mask.words[7]);
+  const int32_t* first = mask.words;
+  if (mask.kind == kConstant) return outer;
+  if (mask.kind == kBox) {
     bool inside = true;
     for (int axis = 0; axis < 3; ++axis) inside = inside && pixel[axis] >= first[axis] && pixel[axis] < first[3 + axis];
     return inside ? inner : outer;
   }
-  if (plan.kind[row] == kFourier || plan.kind[row] == kFourierReleased) {
+  if (mask.kind == kFourier || mask.kind == kFourierReleased) {
     const Pixels& stored = plan.pixels;
     const int64_t draw = stored.per == kPerBatch ? 0 : (stored.per == kPerPair ? std::min(row, stored.batch - 1 - row) : row);
     const int64_t at = (pixel[0] * stored.side[1] + pixel[1]) * stored.side[2] + pixel[2];
@@ -45,7 +51,7 @@ inline double naive_mask(const PlanView& plan, int64_t i, const int64_t* pixel) 
   double d2 = 0.0;
   for (int axis = 0; axis < 3; ++axis) d2 += std::pow(static_cast<double>(pixel[axis] - first[axis]), 2.0);
   const double g = std::exp(-outer * d2);
-  return plan.kind[row] == kGaussian ? g : 1.0 - g;
+  return mask.kind == kGaussian ? g : 1.0 - g;
 }
 
 inline bool same(double a, double b) { return a == b || (std::isnan(a) && std::isnan(b)); }

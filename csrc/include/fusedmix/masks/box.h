@@ -48,6 +48,8 @@ struct Box : Family {
   // Whether it is a copy: all of the sample outside, all of the partner inside.
   FUSEDMIX_HD bool is_cut() const { return outer == 1.0f && inner == 0.0f; }
 
+  FUSEDMIX_HD bool is_empty() const { return first[0] >= stop[0] || first[1] >= stop[1] || first[2] >= stop[2]; }
+
   // Whether a row along an axis passes through the box, wherever that is along it.
   FUSEDMIX_HD bool crosses(const int32_t* at, int32_t row_axis) const {
     bool inside = true;
