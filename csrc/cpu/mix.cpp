@@ -43,7 +43,6 @@ constexpr int64_t kManyMasks = 256;      // worth more than one thread
 struct Mask {
   enum Form { kFormula, kBox, kFactors, kBits, kLevels };
   Form form;
-  Record record;
   Box box;        // empty where the mask is one number
   Gaussian bell;  // of kFactors
 
@@ -51,8 +50,8 @@ struct Mask {
 };
 
 Mask mask_of(const PlanView& plan, int64_t i) {
-  Mask made{Mask::kFormula, plan.masks[i], {}, {}};
-  of_kind(made.record, [&](const auto& mask) {
+  Mask made{Mask::kFormula, {}, {}};
+  of_kind(plan.masks[i], [&](const auto& mask) {
     using Its = std::decay_t<decltype(mask)>;
     if constexpr (Its::kHasBox) made.form = Mask::kBox, made.box = mask.box();
     if constexpr (Its::kHasFactors) made.form = Mask::kFactors, made.bell = mask;
@@ -511,7 +510,7 @@ class Mixer {
       for (int64_t k = span.begin; k < span.end; ++k) w[k - span.begin] = pixels.weight(first + k / row_.inner * step);
       return;
     }
-    of_kind(m.record, [&](const auto& family) {
+    of_kind(args_.plan.masks[table(i)], [&](const auto& family) {
       const auto weight = family.along(row.at, row_.axis);
       for (int64_t k = span.begin; k < span.end; ++k) w[k - span.begin] = weight(static_cast<int32_t>(k / row_.inner));
     });
@@ -907,7 +906,7 @@ void masks(const PlanView& plan, int64_t n, const int64_t* size, float* out, con
             const PixelsOf pixels(plan.pixels, m);
             for (int64_t x = 0; x < size[2]; ++x) at[x] = pixels.weight((z * size[1] + y) * size[2] + x);
           } else {
-            of_kind(mask.record, [&](const auto& family) {
+            of_kind(plan.masks[m], [&](const auto& family) {
               const auto weight = family.along(here, 2);
               for (int32_t x = 0; x < size[2]; ++x) at[x] = weight(x);
             });
