@@ -12,9 +12,8 @@
 #include <string>
 #include <vector>
 
-#include "../include/fusedmix/element.h"
+#include "../include/fusedmix/masks.h"
 #include "../include/fusedmix/plan.h"
-#include "../include/fusedmix/sampling.h"
 
 namespace fusedmix {
 
@@ -135,6 +134,12 @@ inline void to_sides(const std::vector<int64_t>& size, int64_t* sides, int64_t l
   check_sides(sides, least);
 }
 
+inline Extent extent_of(const std::vector<int64_t>& size, int64_t least) {
+  Extent extent{static_cast<int32_t>(size.size()), {}};
+  to_sides(size, extent.size, least);
+  return extent;
+}
+
 inline void check_hints(int64_t pairing, int64_t per) {
   check_number("pairing", pairing, kRoll, kSameClass);
   check_number("per", per, kPerBatch, kPerSample);
@@ -166,20 +171,19 @@ inline void check_labels(const Tensor& y, int64_t batch, int64_t num_classes, bo
 
 // ---- what tensors of the host hold ----
 
-// `masks`: of images that have spatial dims. `stored`: there are pixels.
-inline void check_kinds(const int32_t* kind, int64_t batch, bool masks, bool stored) {
+// `spatial`: of images that have spatial dims.
+inline void check_masks(const PlanView& plan, int64_t batch, bool spatial) {
   for (int64_t i = 0; i < batch; ++i) {
-    if (kind[i] < kConstant || kind[i] > kFourier) {
-      refuse("kind must be in [0, " + std::to_string(kFourier) + "], but got " + std::to_string(kind[i]));
+    if (!is_of(plan.masks[i], spatial ? plan.families : plan.families & kConstants)) {
+      refuse("masks must be of the plan's families, " + std::to_string(plan.families) +
+             (spatial ? "" : ", and constant where ndim is 0") + ", but that of sample " + std::to_string(i) + " is of kind " +
+             std::to_string(plan.masks[i].kind));
     }
-    if (!masks && kind[i] != kConstant) {
-      refuse("kind must be 0 everywhere where ndim is 0, but got " + std::to_string(kind[i]));
-    }
-    if (is_fourier(kind[i]) && !stored) refuse("the pixels of FMix's masks are missing");
+    if (is_stored(plan.masks[i]) && !is_stored(plan)) refuse("pixels must hold the masks of FMix, but got None");
   }
 }
 
-// What may be drawn: (methods, 12) numbers on the host.
+// What may be drawn: (methods, columns) numbers on the host.
 inline Tensor packed_spec(const Tensor& spec) {
   if (spec.is_cuda()) refuse("spec must be on the CPU");
   Tensor rows = packed("spec", spec, ScalarType::Double, {kAny, sizeof(MethodRow) / sizeof(double)});
@@ -187,8 +191,10 @@ inline Tensor packed_spec(const Tensor& spec) {
   const auto* row = static_cast<const MethodRow*>(rows.const_data_ptr());
   for (int64_t i = 0; i < rows.size(0); ++i) {
     const MethodRow& r = row[i];
-    const bool known = r.method >= kMixUp && r.method <= kFMixPaper && r.method == std::floor(r.method);
-    if (!known || (is_fourier_method(r.method) && !(r.decay >= 0 && r.decay <= 100 && r.cutoff >= 0 && r.soft == r.soft))) {
+    bool known = std::fabs(r.method) < 0x1p31 && r.method == std::floor(r.method);
+    known = known && r.families > 0 && r.families == of_method(r.method, [&](const auto& family) { return family.may_hold(r); });
+    known = known && r.draws >= 0 && r.draws < 2 * kDrawsNoise && r.draws == std::floor(r.draws);
+    if (!known || !(r.decay >= 0 && r.decay <= 100 && r.cutoff >= 0 && r.soft == r.soft)) {
       refuse("row " + std::to_string(i) + " of spec describes no method");
     }
   }

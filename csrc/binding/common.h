@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <numeric>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -17,7 +18,8 @@
 
 namespace fusedmix {
 
-using Plan = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using Plan = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+constexpr int64_t kWords = sizeof(Record) / sizeof(int32_t);
 
 // Memory straight from the allocator: a dispatched aten::empty costs twice as much. torch keeps the allocator's reason to
 // itself (it has printed it).
@@ -78,14 +80,14 @@ inline Tensor new_like(const Tensor& x) {
   return allocate(kWhat, rank, sizes.data(), strides.data(), x.scalar_type(), device_type, x.get_device_index());
 }
 
-// (n, *size) float32 masks beside a tensor of float32.
-inline Tensor new_masks(const Tensor& value, int64_t n, const std::vector<int64_t>& size) {
+// (n, *size) float32 masks beside a tensor.
+inline Tensor new_masks(const Tensor& beside, int64_t n, const std::vector<int64_t>& size) {
   std::vector<int64_t> shape{n};
   shape.insert(shape.end(), size.begin(), size.end());
   double elements = 1;
   for (const int64_t side : shape) elements *= static_cast<double>(side);
-  return allocated("the masks", value, elements, [&] {
-    return torch::stable::new_empty(value, torch::headeronly::IntHeaderOnlyArrayRef(shape));
+  return allocated("the masks", beside, elements, [&] {
+    return torch::stable::new_empty(beside, torch::headeronly::IntHeaderOnlyArrayRef(shape), ScalarType::Float);
   });
 }
 
@@ -93,8 +95,8 @@ inline Plan empty_plan(int64_t batch, int32_t device_type, int32_t device_index)
   const auto make = [&](std::initializer_list<int64_t> sizes, ScalarType dtype) {
     return empty("the plan", sizes, dtype, device_type, device_index);
   };
-  return {make({batch}, ScalarType::Long),   make({batch}, ScalarType::Float),  make({batch}, ScalarType::Double),
-          make({batch}, ScalarType::Int),    make({batch, 6}, ScalarType::Int), make({batch, 2}, ScalarType::Float)};
+  return {make({batch}, ScalarType::Long), make({batch}, ScalarType::Float), make({batch}, ScalarType::Double),
+          make({batch, kWords}, ScalarType::Int)};
 }
 
 template <class T>
@@ -107,9 +109,8 @@ const T* const_data(const Tensor& t) {
 }
 
 inline PlanOut plan_out(const Plan& plan) {
-  const auto& [partner, lam, weight, kind, geometry, value] = plan;
-  return {data<int64_t>(partner), data<float>(lam),        data<double>(weight),
-          data<int32_t>(kind),    data<int32_t>(geometry), data<float>(value)};
+  const auto& [partner, lam, weight, masks] = plan;
+  return {data<int64_t>(partner), data<float>(lam), data<double>(weight), data<Record>(masks)};
 }
 
 // How many pixels images have of which masks are stored. Kernels number them in 32 bits.
@@ -150,9 +151,8 @@ struct Request {
     a.methods = static_cast<int32_t>(spec.size(0));
     check_number("the batch size", batch, 0, INT64_MAX);
     a.batch = batch;
-    a.ndim = static_cast<int32_t>(size.size());
-    to_sides(size, a.size, 1);
-    if (has_fourier()) stored_pixels(a.size);
+    a.extent = extent_of(size, 1);
+    if (stored()) stored_pixels(a.extent.size);
     check_hints(pairing, per);
     a.pairing = static_cast<int32_t>(pairing);
     a.per = static_cast<int32_t>(per);
@@ -176,8 +176,8 @@ struct Request {
       a.partner = const_data<int64_t>(*partner);
     }
     if (seed) packed_number("seed", *seed, ScalarType::Long, false);  // one that is to be drawn has none
-    if (pairing > kFlip && drawn && !partner) refuse("partner is missing: where numbers were drawn elsewhere, so were partners");
-    if (pairing > kRandom && !partner && !classes) refuse("labels are missing: the partners depend on them");
+    if (!is_formula(a.pairing) && drawn && !partner) refuse("partner is missing: where numbers were drawn elsewhere, so were partners");
+    if ((pairing == kCrossClass || pairing == kSameClass) && !partner && !classes) refuse("labels are missing: the partners depend on them");
     return a;
   }
 
@@ -185,8 +185,9 @@ struct Request {
   void check_drawn(const cpu::SampleArgs& a) const {
     for (int64_t i = 0; a.drawn != nullptr && i < drawn->size(0); ++i) {
       const double* row = a.drawn + kDrawnWidth * i;
-      bool fits = row[0] >= 0 && row[0] < a.methods;
-      for (int axis = 0; axis < 3; ++axis) fits = fits && row[3 + axis] >= 0 && row[3 + axis] < static_cast<double>(a.size[axis]);
+      const double choice = row[kNumberChoice], *centre = row + kNumberCentre;
+      bool fits = choice >= 0 && choice < a.methods;
+      for (int axis = 0; axis < 3; ++axis) fits = fits && centre[axis] >= 0 && centre[axis] < static_cast<double>(a.extent.size[axis]);
       if (!fits) refuse("row " + std::to_string(i) + " of drawn has no such method, or a centre outside of the image");
     }
     if (a.partner == nullptr) return;
@@ -197,44 +198,40 @@ struct Request {
   // Whether one draw serves the whole batch. One λ for each sample makes the masks differ, whatever the draws were.
   bool shared() const { return per == kPerBatch && !(lam && lam->dim() == 1); }
 
-  // How many spatial dims the masks depend on: none if every method of the request is constant.
-  int64_t spatial() const {
-    return has([](const MethodRow& row) { return !is_constant(row.method); }) ? static_cast<int64_t>(size.size()) : 0;
-  }
-  // The masks of FMix are made between the plan and the images.
-  bool has_fourier() const {
-    return has([](const MethodRow& row) { return is_fourier_method(row.method); });
-  }
-
- private:
-  template <class F>
-  bool has(const F& f) const {
+  // Which masks there may be.
+  int64_t families() const {
     const auto* row = static_cast<const MethodRow*>(spec.const_data_ptr());  // packed by args()
-    return std::any_of(row, row + spec.size(0), f);
+    return std::accumulate(row, row + spec.size(0), int64_t{0},
+                           [](int64_t all, const MethodRow& r) { return all | static_cast<int64_t>(r.families); });
   }
+  // How many spatial dims they depend on.
+  int64_t spatial() const { return families() == kConstants ? 0 : static_cast<int64_t>(size.size()); }
+  // Whether they are made between the plan and the images.
+  bool stored() const { return (families() & (kStored | kLevels)) != 0; }
 };
 
 inline void call(const char* name, const char* overload, StableIValue* stack) {
   TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, overload, stack, TORCH_ABI_VERSION));
 }
 
-// λ and the centre of one draw, from torch's default generator by the calls that torchvision makes, in its order
-// (fusedmix/draws.py, _host_batch, has every case; here is the one that needs no choice and no chance). From Python these
-// three calls and the tensors around them are half of the host's time for a step.
+// λ of one draw, and what its method draws, from torch's default generator by the calls that torchvision makes, in its order
+// (fusedmix/draws.py, host, has every case; here is the one that needs no choice and no chance). From Python these three calls
+// and the tensors around them are half of the host's time for a step.
 inline void draw_as_torchvision(const cpu::SampleArgs& args, double* drawn) {
   using torch::stable::detail::from;
   using torch::stable::detail::to;
   const MethodRow& row = args.rows[0];
-  if (args.methods != 1 || args.p < 1.0 || row.p < 1.0 || args.per != kPerBatch || args.pairing > kFlip ||
-      is_fourier_method(row.method)) {
+  const auto draws = static_cast<int32_t>(row.draws);
+  if (args.methods != 1 || args.p < 1.0 || row.p < 1.0 || args.per != kPerBatch || !is_formula(args.pairing) ||
+      (draws & ~kDrawsCentre) != 0) {
     refuse("this request is drawn elsewhere");
   }
   // Kept for good, one of each a thread: making them would cost as much as the draws.
   static thread_local const Tensor& alphas = *new Tensor(empty_cpu("a draw", {2}, ScalarType::Double));
   static thread_local const Tensor& integer = *new Tensor(empty_cpu("a draw", {1}, ScalarType::Long));
   std::fill(drawn, drawn + kDrawnWidth, 0.0);
-  drawn[1] = 1.0;
-  drawn[2] = row.lam == row.lam ? row.lam : 1.0;
+  drawn[kNumberApplied] = 1.0;
+  drawn[kNumberLam] = row.lam == row.lam ? row.lam : 1.0;
   if (!(row.lam == row.lam) && row.alpha > 0.0 && args.lam == nullptr) {
     // What aten::_sample_dirichlet does with (alpha, alpha) in float32, from the same two gammas in float64: a sixth of its
     // time, most of which is the sum and the division of two-element tensors.
@@ -244,15 +241,15 @@ inline void draw_as_torchvision(const cpu::SampleArgs& args, double* drawn) {
     const Tensor drawn_gammas = to<Tensor>(stack[0]);
     const double* gamma = const_data<double>(drawn_gammas);
     const auto share = static_cast<float>(gamma[0] / (gamma[0] + gamma[1]));
-    drawn[2] = std::min(0x1.fffffep-1f, std::max(0x1p-126f, share));
+    drawn[kNumberLam] = std::min(0x1.fffffep-1f, std::max(0x1p-126f, share));
   }
-  if (is_constant(row.method)) return;
-  for (int axis = 2; axis > 2 - args.ndim; --axis) {
-    StableIValue stack[] = {from(integer), from(int64_t{0}), from(std::optional<int64_t>(args.size[axis])),
+  if ((draws & kDrawsCentre) == 0) return;
+  for (int axis = 2; axis > 2 - args.extent.ndim; --axis) {
+    StableIValue stack[] = {from(integer), from(int64_t{0}), from(std::optional<int64_t>(args.extent.size[axis])),
                             from(std::nullopt)};
     call("aten::random_", "from", stack);
     to<Tensor>(stack[0]);  // the reference that was handed back
-    drawn[3 + axis] = static_cast<double>(*const_data<int64_t>(integer));
+    drawn[kNumberCentre + axis] = static_cast<double>(*const_data<int64_t>(integer));
   }
 }
 
@@ -287,8 +284,7 @@ inline Plan sample_on_cpu(Request& request) {
 // mixed. What the labels hold is left to the binding.
 inline void check_step(const Tensor& x, const Tensor& y, Request& request, bool in_place, int64_t num_classes) {
   request.args();
-  // The masks of FMix are made between the plan and the images.
-  if (request.has_fourier()) refuse("FMix cannot be mixed in one call");
+  if (request.stored()) refuse("FMix cannot be mixed in one call");
   int64_t sides[3];
   const auto spatial = static_cast<int64_t>(request.size.size());
   check_images(x, spatial, false, sides);

@@ -27,56 +27,48 @@ Plan sample(Tensor spec, int64_t batch_size, std::vector<int64_t> size, int64_t 
 // The masks of a plan, in the types and layouts that kernels read, alive as long as the view is used. Checked, and what they
 // hold as well.
 struct MaskTensors {
-  Tensor kind, geometry, value, pixels;
+  Tensor masks, pixels;
   PlanView view{};
 
   // `ndim`: on how many spatial dims the masks depend. `given`: the pixels.
-  MaskTensors(const Tensor& k, const Tensor& g, const Tensor& v, int64_t batch, const int64_t* sides, int64_t ndim, int64_t pairing,
+  MaskTensors(const Tensor& records, int64_t families, int64_t batch, const int64_t* sides, int64_t ndim, int64_t pairing,
               int64_t per, const std::optional<Tensor>& given)
-      : kind(packed("kind", k, ScalarType::Int, {batch})),
-        geometry(packed("geometry", g, ScalarType::Int, {batch, 6})),
-        value(packed("value", v, ScalarType::Float, {batch, 2})) {
+      : masks(packed("masks", records, ScalarType::Int, {batch, kWords})) {
     check_hints(pairing, per);
-    view = {nullptr, const_data<int32_t>(kind), const_data<int32_t>(geometry), const_data<float>(value),
-            static_cast<int32_t>(pairing), per == kPerBatch, {}};
+    check_number("families", families, 1, kAllFamilies);
+    view = {nullptr, const_data<Record>(masks), static_cast<int32_t>(families), static_cast<int32_t>(pairing), per == kPerBatch, {}};
     if (given) view.pixels = pixels_of(*given, sides, per, batch, pixels);
-    check_kinds(view.kind, batch, ndim > 0, given.has_value());
+    check_masks(view, batch, ndim > 0);
   }
 };
 
-Tensor mask(Tensor kind, Tensor geometry, Tensor value, std::vector<int64_t> size, int64_t per, std::optional<Tensor> pixels) {
+Tensor mask(Tensor records, int64_t families, std::vector<int64_t> size, int64_t per, std::optional<Tensor> pixels) {
   int64_t sides[3];
   to_sides(size, sides, 0);
-  const int64_t n = rows_of("kind", kind);
-  MaskTensors masks(kind, geometry, value, n, sides, static_cast<int64_t>(size.size()), kRandom, per, pixels);
-  Tensor out = new_masks(masks.value, n, size);
+  const int64_t n = rows_of("masks", records);
+  MaskTensors masks(records, families, n, sides, static_cast<int64_t>(size.size()), kRandom, per, pixels);
+  Tensor out = new_masks(masks.masks, n, size);
   masks.view.shared = false;  // a mask is written for every sample
   cpu::masks(masks.view, n, sides, data<float>(out), parallel());
   return out;
 }
 
-Tensor fourier(Tensor spec, Tensor kind, Tensor geometry, Tensor value, Tensor seed, std::vector<int64_t> size, int64_t per,
-               int64_t draws, bool soft) {
+Tensor fourier(Tensor spec, Tensor masks, Tensor seed, std::vector<int64_t> size, int64_t per, int64_t draws, bool soft) {
   const Tensor rows = packed_spec(spec);
   cpu::FourierArgs a{};
   a.rows = reinterpret_cast<const MethodRow*>(rows.const_data_ptr());
   a.methods = static_cast<int32_t>(rows.size(0));
-  a.ndim = static_cast<int32_t>(size.size());
-  to_sides(size, a.size, 1);
-  a.batch = rows_of("kind", kind);
+  a.extent = extent_of(size, 1);
+  a.batch = rows_of("masks", masks);
   check_hints(kRandom, per);
   check_hints(kRandom, draws);
-  kind = packed("kind", kind, ScalarType::Int, {a.batch});
-  geometry = packed("geometry", geometry, ScalarType::Int, {a.batch, 6});
-  value = packed("value", value, ScalarType::Float, {a.batch, 2});
+  masks = packed("masks", masks, ScalarType::Int, {a.batch, kWords});
   a.per = static_cast<int32_t>(per);
   a.draws = static_cast<int32_t>(draws);
   packed_number("seed", seed, ScalarType::Long, a.batch > 0);
   if (seed.numel() > 0) a.seed = static_cast<uint64_t>(*const_data<int64_t>(seed));
-  a.kind = const_data<int32_t>(kind);
-  a.geometry = const_data<int32_t>(geometry);
-  a.value = const_data<float>(value);
-  const int64_t pixels = stored_pixels(a.size), n = mask_rows(per, a.batch);
+  a.masks = const_data<Record>(masks);
+  const int64_t pixels = stored_pixels(a.extent.size), n = mask_rows(per, a.batch);
   const Tensor out = soft ? empty_cpu("the pixels of FMix's masks", {n, pixels}, ScalarType::Short)
                           : empty_cpu("the pixels of FMix's masks", {n, (pixels + 31) / 32}, ScalarType::Int);
   if (soft) {
@@ -91,13 +83,13 @@ Tensor fourier(Tensor spec, Tensor kind, Tensor geometry, Tensor value, Tensor s
 enum class Way { kOutOfPlace, kInPlace, kAdjoint };
 
 // Into `out`, if there is any: the images themselves in place.
-Tensor apply(Way way, const Tensor& src, const Tensor* out, const Tensor& partner, const Tensor& kind, const Tensor& geometry,
-             const Tensor& value, int64_t ndim, int64_t pairing, int64_t per, const std::optional<Tensor>& pixels) {
+Tensor apply(Way way, const Tensor& src, const Tensor* out, const Tensor& partner, const Tensor& records, int64_t families,
+             int64_t ndim, int64_t pairing, int64_t per, const std::optional<Tensor>& pixels) {
   int64_t sides[3];
   check_images(src, ndim, way == Way::kAdjoint, sides);
   const int64_t batch = src.size(0);
   const Tensor partners = packed("partner", partner, ScalarType::Long, {batch});
-  MaskTensors masks(kind, geometry, value, batch, sides, ndim, pairing, per, pixels);
+  MaskTensors masks(records, families, batch, sides, ndim, pairing, per, pixels);
   masks.view.partner = const_data<int64_t>(partners);
   const Tensor dst = out == nullptr ? new_like(src) : *out;
   cpu::mix({element_type(src), src.const_data_ptr(), dst.mutable_data_ptr(), layout_of(src, dst, ndim), masks.view,
@@ -106,19 +98,19 @@ Tensor apply(Way way, const Tensor& src, const Tensor* out, const Tensor& partne
   return dst;
 }
 
-Tensor mix(Tensor x, Tensor partner, Tensor kind, Tensor geometry, Tensor value, int64_t ndim, int64_t pairing,
-           int64_t per, std::optional<Tensor> pixels) {
-  return apply(Way::kOutOfPlace, x, nullptr, partner, kind, geometry, value, ndim, pairing, per, pixels);
+Tensor mix(Tensor x, Tensor partner, Tensor masks, int64_t families, int64_t ndim, int64_t pairing, int64_t per,
+           std::optional<Tensor> pixels) {
+  return apply(Way::kOutOfPlace, x, nullptr, partner, masks, families, ndim, pairing, per, pixels);
 }
 
-void mix_(Tensor x, Tensor partner, Tensor kind, Tensor geometry, Tensor value, int64_t ndim, int64_t pairing,
-          int64_t per, std::optional<Tensor> pixels) {
-  apply(Way::kInPlace, x, &x, partner, kind, geometry, value, ndim, pairing, per, pixels);
+void mix_(Tensor x, Tensor partner, Tensor masks, int64_t families, int64_t ndim, int64_t pairing, int64_t per,
+          std::optional<Tensor> pixels) {
+  apply(Way::kInPlace, x, &x, partner, masks, families, ndim, pairing, per, pixels);
 }
 
-Tensor mix_adjoint(Tensor grad, Tensor partner, Tensor kind, Tensor geometry, Tensor value, int64_t ndim, int64_t pairing,
-                   int64_t per, std::optional<Tensor> pixels) {
-  return apply(Way::kAdjoint, grad, nullptr, partner, kind, geometry, value, ndim, pairing, per, pixels);
+Tensor mix_adjoint(Tensor grad, Tensor partner, Tensor masks, int64_t families, int64_t ndim, int64_t pairing, int64_t per,
+                   std::optional<Tensor> pixels) {
+  return apply(Way::kAdjoint, grad, nullptr, partner, masks, families, ndim, pairing, per, pixels);
 }
 
 [[noreturn]] void refuse_labels(const Tensor& labels) { refuse("labels", labels, "integers or floating point"); }
@@ -234,14 +226,14 @@ std::tuple<Tensor, Tensor, Plan> step(Way way, const Tensor& x, const Tensor& y,
   }
   const Tensor out = way == Way::kInPlace ? x : new_like(x);  // before anything is drawn: memory may be short
   Plan plan = sample_on_cpu(request);
-  const auto& [partner, lam, weight, kind, geometry, value] = plan;
+  const auto& [partner, lam, weight, masks] = plan;
   Tensor targets = mix_labels(y, partner, weight, num_classes, label_smoothing);
-  Tensor mixed = apply(way, x, &out, partner, kind, geometry, value, request.spatial(), request.pairing,
+  Tensor mixed = apply(way, x, &out, partner, masks, request.families(), request.spatial(), request.pairing,
                        request.shared() ? kPerBatch : kPerSample, std::nullopt);
   return {mixed, targets, plan};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mix_batch(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mix_batch(
     Tensor x, Tensor y, Tensor spec, int64_t batch_size, std::vector<int64_t> size, int64_t pairing, int64_t per, double p,
     std::optional<Tensor> lam, std::optional<Tensor> labels, std::optional<Tensor> seed, std::optional<Tensor> drawn,
     std::optional<Tensor> partner, int64_t num_classes, double label_smoothing) {
@@ -250,7 +242,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mix_b
   return std::tuple_cat(std::make_tuple(mixed, targets), plan);
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mix_batch_(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mix_batch_(
     Tensor x, Tensor y, Tensor spec, int64_t batch_size, std::vector<int64_t> size, int64_t pairing, int64_t per, double p,
     std::optional<Tensor> lam, std::optional<Tensor> labels, std::optional<Tensor> seed, std::optional<Tensor> drawn,
     std::optional<Tensor> partner, int64_t num_classes, double label_smoothing) {

@@ -10,7 +10,7 @@ namespace fusedmix {
 
 // A kind or a method that there is not, which only the host can refuse: NaN.
 struct Unknown : Family {
-  static constexpr bool kIsKnown = false;
+  FUSEDMIX_HD static int32_t may_hold(const MethodRow&) { return 0; }
   FUSEDMIX_HD static Made make(const MethodRow&, float, const Draw&, const Extent&) { return {{-1, {}}, NAN}; }
   FUSEDMIX_HD int32_t families() const { return 0; }
   FUSEDMIX_HD Reach reach(const Stretch&) const { return kBlend; }

@@ -141,6 +141,7 @@ struct Sums {
 };
 
 // A family is a record with names for its words, and says
+//   static int32_t may_hold(row)                which masks may come of its methods: Families
 //   static Made make(row, lam, drawn, extent)   what follows from a draw
 //   int32_t families() const                    which sets hold the mask, but for being 1 everywhere
 //   Reach reach(stretch) const                  what it does to some elements
@@ -148,7 +149,6 @@ struct Sums {
 //                                               what is common to a row is computed once. Along none, -1, the coordinate is 0
 // and, of what follows, what it does otherwise.
 struct Family {
-  static constexpr bool kIsKnown = true;
   // How the CPU may go through its rows (csrc/cpu/mix.cpp). Of the others it asks along() for every pixel.
   static constexpr bool kHasBox = false;      // box(): one number in a box, and one outside of it
   static constexpr bool kHasFactors = false;  // a product of one for each axis, or 1 minus that

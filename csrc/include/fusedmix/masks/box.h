@@ -19,6 +19,7 @@ struct Box : Family {
 
   static constexpr bool kHasBox = true;
 
+  FUSEDMIX_HD static int32_t may_hold(const MethodRow& row) { return row.method == kCutMix ? kCuts : kBoxes; }
   FUSEDMIX_HD static Made make(const MethodRow& row, float lam32, const Draw& drawn, const Extent& extent) {
     const double lam = lam32, ratio = row.ratio;
     const bool released = row.method == kHMixReleased;

@@ -13,6 +13,7 @@ struct Constant : Family {
 
   static constexpr bool kHasBox = true;
 
+  FUSEDMIX_HD static int32_t may_hold(const MethodRow&) { return kConstants; }
   FUSEDMIX_HD static Made make(const MethodRow& row, float lam, const Draw&, const Extent&) {
     Constant mask{};
     mask.kind = kConstant;

@@ -17,6 +17,7 @@ struct Fourier : Family {
 
   FUSEDMIX_HD static int32_t kind_of(double method) { return method == kFMixReleased ? kFourierReleased : kFourier; }
 
+  FUSEDMIX_HD static int32_t may_hold(const MethodRow& row) { return row.soft > 0.0 ? kLevels : kStored; }
   FUSEDMIX_HD static Made make(const MethodRow& row, float lam32, const Draw& drawn, const Extent& extent) {
     const double lam = lam32, pixels = extent.pixels();
     const double number = drawn.coin ? ceil(lam * pixels) : floor(lam * pixels);

@@ -15,6 +15,7 @@ struct Gaussian : Family {
   static constexpr bool kHasFactors = true;
   static constexpr bool kHasSums = true;
 
+  FUSEDMIX_HD static int32_t may_hold(const MethodRow&) { return kGaussians | kConstants; }
   // The Gaussian integrates to s of the volume in any number of dims. Where s is 0 the mask is the limit, λ everywhere.
   FUSEDMIX_HD static Made make(const MethodRow& row, float lam32, const Draw& drawn, const Extent& extent) {
     const double lam = lam32;
