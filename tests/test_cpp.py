@@ -152,8 +152,8 @@ def test_plans_of_numbers_drawn_on_the_host(cpp):
 def test_a_million_draws(cpp, name, pairing, size):
     module = METHODS[name](per="sample", pairing=pairing)
     made, expected = sampled(cpp, module._request(10**6, size, None, None), 2**40 + 1)
-    for index in (0, 3, 4):  # partner, kind, geometry
-        assert torch.equal(made[index], expected[index])
+    assert torch.equal(made[0], expected[0])
+    assert torch.equal(made[3][:, :7], expected[3][:, :7])  # kind and box: its values follow from λ
     # λ is made of logarithms in float64 and rounded once: where two libraries differ, the rounding may, once in 10⁸.
     assert (made[1] != expected[1]).sum() <= 1
     assert ((made[1] - expected[1]).abs() <= 2.0**-24).all()
@@ -365,7 +365,7 @@ EVERYTHING = """
             masks = (plan.partner, plan.masks, int(plan.families))
             masks += (0 if plan.constant else len(size), int(plan.pairing), int(plan.per))
             at = f"{name} {shape}"
-            for index, tensor in enumerate((*masks[:4], plan.lam, plan.weight, cpp.mask(*masks[1:4], size))):
+            for index, tensor in enumerate((*masks[:2], plan.lam, plan.weight, cpp.mask(*masks[1:3], size))):
                 found[f"{at} plan {index}"] = bits(tensor)
             values = torch.rand(shape, dtype=torch.float64, generator=generator) * 256
             for dtype, last in itertools.product(DTYPES, (False, True)):

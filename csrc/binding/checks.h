@@ -183,6 +183,8 @@ inline void check_masks(const PlanView& plan, int64_t batch, bool spatial) {
   }
 }
 
+inline bool is_integer(double x) { return std::fabs(x) < 0x1p31 && x == std::floor(x); }
+
 // What may be drawn: (methods, columns) numbers on the host.
 inline Tensor packed_spec(const Tensor& spec) {
   if (spec.is_cuda()) refuse("spec must be on the CPU");
@@ -191,9 +193,8 @@ inline Tensor packed_spec(const Tensor& spec) {
   const auto* row = static_cast<const MethodRow*>(rows.const_data_ptr());
   for (int64_t i = 0; i < rows.size(0); ++i) {
     const MethodRow& r = row[i];
-    bool known = std::fabs(r.method) < 0x1p31 && r.method == std::floor(r.method);
-    known = known && r.families > 0 && r.families == of_method(r.method, [&](const auto& family) { return family.may_hold(r); });
-    known = known && r.draws >= 0 && r.draws < 2 * kDrawsNoise && r.draws == std::floor(r.draws);
+    const bool known = is_integer(r.method) && r.families > 0 && is_integer(r.draws) &&
+                       r.families == of_method(r.method, [&](const auto& family) { return family.may_hold(r); });
     if (!known || !(r.decay >= 0 && r.decay <= 100 && r.cutoff >= 0 && r.soft == r.soft)) {
       refuse("row " + std::to_string(i) + " of spec describes no method");
     }
