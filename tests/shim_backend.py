@@ -1,7 +1,8 @@
-"""The CUDA kernels as functions on CPU tensors: run by csrc/shim, which logs every byte and fails on a race.
+"""The CUDA backend as functions on CPU tensors: csrc/cuda/step.cpp and the kernels, run by csrc/shim, which logs every
+byte and fails on a race.
 
-`Shim` has the operators of a backend (fusedmix/backends/reference.py) and does what csrc/binding/cuda.cpp does: how
-plans travel, what is staged, what is launched. After a call it knows the walk, and the log what the launches did.
+`Shim` has the operators of a backend (fusedmix/backends/reference.py). After a call it knows the walk, and the log what
+the launches did. `on_host` says of a plan that it is: it then travels as from the CPU to a GPU.
 """
 
 from __future__ import annotations
@@ -17,29 +18,15 @@ from fusedmix.methods import Column, Method, Pairing, Per, Reduction
 from shim_build import build
 
 CSRC = Path(__file__).resolve().parents[1] / "csrc"
-SOURCES = [CSRC / "shim" / "kernels.cpp", CSRC / "cuda" / "plan_walk.cpp", *sorted((CSRC / "cuda").glob("*.cu"))]
-TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3, torch.uint8: 4}
-LABEL_TYPES = (
-    torch.int64,
-    torch.int32,
-    torch.int16,
-    torch.int8,
-    torch.uint8,
-    torch.uint16,
-    torch.uint32,
-    torch.uint64,
-    torch.float32,
-    torch.float16,
-    torch.bfloat16,
-    torch.float64,
-)
-PLAN = ("partner", "lam", "weight", "kind", "geometry", "value")
-NO_WALK = {**dict.fromkeys(("width", "columns", "tiles", "units", "span", "staged_bytes"), 0), "heads": False}
-INLINE_ROWS = 16  # methods whose rows travel with the kernel
-
-
-def padded(size):
-    return [1] * (3 - len(size)) + list(size)
+SOURCES = [CSRC / "shim" / "kernels.cpp", *sorted((CSRC / "cuda").glob("*.cpp")), *sorted((CSRC / "cuda").glob("*.cu"))]
+PLAN = {
+    "partner": ((), torch.int64),
+    "lam": ((), torch.float32),
+    "weight": ((), torch.float64),
+    "kind": ((), torch.int32),
+    "geometry": ((6,), torch.int32),
+    "value": ((2,), torch.float32),
+}
 
 
 def span_of(x):
@@ -53,20 +40,27 @@ class Shim:
     def __init__(self, multiprocessors=2):
         self.module = build("fusedmix_cuda_shim", SOURCES)
         self.multiprocessors = multiprocessors
-        self.walk = None  # of the last call
-        self.scratch_bytes = 0  # of the last masks that were made
+        self.memory = None  # of the last call, besides its tensors
+        self.walk = None
         self._watched = []
 
     # ---- the log
 
     def watch(self, name, tensor, writable=True, initialised=True):
-        """Registers the memory that a tensor spans."""
-        if tensor.numel() == 0:
+        """Registers the memory that a tensor, if there is one, spans."""
+        if tensor is None or tensor.numel() == 0:
             return
         self.module.watch(tensor.data_ptr(), span_of(tensor) * tensor.element_size(), name, writable, initialised)
         self._watched.append(tensor)  # its memory must not become another one's
 
+    def made(self, name, *shape, dtype=torch.float32):
+        """Memory that a kernel is to write."""
+        t = torch.full(shape, math.nan if dtype.is_floating_point else -77, dtype=dtype)
+        self.watch(name, t, initialised=False)
+        return t
+
     def forget(self):
+        self.memory = self.module.Memory(self.multiprocessors)
         self.module.forget_all()
         self.module.reset_log()
         self._watched.clear()
@@ -104,136 +98,59 @@ class Shim:
 
     # ---- arguments
 
-    def images(self, src, dst, spatial, adjoint=False):
-        return {
-            "type": TYPES[src.dtype],
-            "src": src.data_ptr(),
-            "dst": dst.data_ptr(),
-            "sizes": list(src.shape),
-            "src_strides": list(src.stride()),
-            "dst_strides": list(dst.stride()),
-            "spatial": spatial,
-            "adjoint": adjoint,
-        }
-
     def plan_walk(self, images, pairing, span=None, heads=True):
         """The walk that the kernels choose; or with that span."""
         walk = self.module.plan_walk(images, int(pairing), self.multiprocessors)
         if span is not None:
-            batch, *sample = images["sizes"]
-            units = -(-(batch if pairing != Pairing.FLIP else (batch + 1) // 2) // span)
-            heads = heads and pairing != Pairing.FLIP
-            size = next(dtype.itemsize for dtype, number in TYPES.items() if number == images["type"])
-            staged = units * math.prod(sample) * size if heads and images["src"] == images["dst"] else 0
-            walk |= {"span": span, "units": units, "heads": heads, "staged_bytes": staged}
+            src, dst, *_ = images
+            walk.units = -(-(len(src) if pairing != Pairing.FLIP else (len(src) + 1) // 2) // span)
+            walk.span, walk.heads = span, heads and pairing != Pairing.FLIP
+            in_place = src.data_ptr() == dst.data_ptr()
+            walk.staged_bytes = walk.units * src[0].numel() * src.element_size() if walk.heads and in_place else 0
         return walk
 
-    def scratch(self, walk):
-        """Memory for the heads, or None."""
-        if walk["staged_bytes"] == 0:
-            return None
-        staged = torch.empty(walk["staged_bytes"] + 16, dtype=torch.uint8)
-        staged = staged[-staged.data_ptr() % 16 :][: walk["staged_bytes"]]
-        self.watch("staged", staged, initialised=False)
-        return staged
-
-    def pixels(self, pixels, size, per, batch):
-        """Stored masks, as a part of a plan; nothing for None."""
-        if pixels is None:
-            return {}
-        self.watch("pixels", pixels, writable=False)
-        bits = pixels.dtype == torch.int32
-        found = {"bits": pixels.data_ptr() if bits else 0, "levels": 0 if bits else pixels.data_ptr()}
-        return {"pixels": found | {"stride": pixels.shape[1], "side": padded(size), "per": int(per), "batch": batch}}
-
-    def plan(self, partner, kind, geometry, value, pairing, shared, weight=None, travels=False):
-        """The plan's addresses, and the bytes that travel with the kernel; None for what no kernel will read.
-
-        `shared`: row 0 serves every sample.
-        """
-        tensors = {"value": value, "geometry": geometry, "kind": kind, "weight": weight}
-        tensors = {name: t[:1] if shared else t for name, t in tensors.items() if t is not None}
-        if int(pairing) > Pairing.FLIP and partner is not None:
-            tensors["partner"] = partner
-        found = {**dict.fromkeys(PLAN, 0), "pairing": int(pairing), "shared": shared}
-        if not travels:
-            for name, t in tensors.items():
-                self.watch(name, t, writable=False)
-                found[name] = t.data_ptr()
-            return found, None
-        blob = b""
-        for name, t in sorted(tensors.items(), key=lambda item: -item[1].element_size()):  # so that all are aligned
-            found[name] = len(blob)
-            blob += t.contiguous().numpy().tobytes()
-        return found, blob
-
-    def targets(self, y, classes, smoothing, weight, shared=False):
-        """Dense targets, and what the kernel is told of them. `weight`: its address."""
-        y = y.view(torch.uint8) if y.dtype == torch.bool else y
-        dtype = y.dtype if y.ndim == 2 and y.is_floating_point() else torch.float32
-        out = torch.full((y.shape[0], classes), math.nan, dtype=dtype)
-        self.watch("labels", y, writable=False)
-        self.watch("targets", out, initialised=False)
-        return out, {
-            "labels": y.data_ptr(),
-            "label_type": LABEL_TYPES.index(y.dtype),
-            "soft": y.ndim == 2,
-            "row_stride": y.stride(0),
-            "step": y.stride(1) if y.ndim == 2 else 0,
-            "weight": weight,
-            "weight_shared": shared,
-            "batch": y.shape[0],
-            "num_classes": classes,
-            "smoothing": smoothing,
-            "out": out.data_ptr(),
-            "out_type": TYPES[dtype],
+    def plan(self, tensors, size, pairing, per=Per.SAMPLE, shared=False, weight_shared=False, on_host=False, new=False):
+        """A plan as the host program is given it. `new`: a kernel is to write it."""
+        tensors = {name: None if t is None else t.contiguous() for name, t in tensors.items()}
+        for name, t in tensors.items():
+            if not on_host:
+                self.watch(name, t, writable=new, initialised=not new)
+        return {
+            **dict.fromkeys((*PLAN, "pixels")),
+            **tensors,
+            "on_host": {*tensors} if on_host else {},
+            "batch": next(len(t) for t in tensors.values() if t is not None),
+            "side": [1] * (3 - len(size)) + list(size),
+            "pairing": int(pairing),
+            "per": int(per),
+            "shared": shared,
+            "weight_shared": weight_shared,
         }
+
+    def targets(self, y, classes, smoothing):
+        """Dense targets, and what the kernel is told of them."""
+        dtype = y.dtype if y.ndim == 2 and y.is_floating_point() else torch.float32
+        out = self.made("targets", len(y), classes, dtype=dtype)
+        self.watch("labels", y, writable=False)
+        return out, self.module.Targets(y, out, smoothing)
 
     # ---- applying a plan
 
     def mask(self, kind, geometry, value, size, per=Per.SAMPLE, pixels=None):
-        out = torch.full((kind.shape[0], *size), math.nan)
         self.forget()
-        plan, _ = self.plan(None, kind, geometry, value, Pairing.ROLL, shared=False)
-        plan |= self.pixels(pixels, size, per, kind.shape[0])
-        self.watch("out", out, initialised=False)
-        self.module.masks(plan, kind.shape[0], padded(size), out.data_ptr())
+        out = self.made("out", len(kind), *size)
+        masks = {"kind": kind, "geometry": geometry, "value": value, "pixels": pixels}
+        self.module.masks(self.memory, self.plan(masks, size, Pairing.ROLL, per), out)
         return out
 
     def fourier(self, spec, kind, geometry, value, seed, size, per, draws, soft, most_scratch=24 * 2**20):
         self.forget()
-        n, pixels = (Per(per).draws(kind.shape[0]) if kind.shape[0] else 0), math.prod(size)
-        out = torch.full((n, pixels), -77, dtype=torch.int16) if soft else torch.full((n, -(-pixels // 32)), -77).int()
-        self.watch("pixels", out, initialised=False)
-        for name, t in (("kind", kind), ("geometry", geometry), ("value", value)):
-            self.watch(name, t, writable=False)
-        by_number = isinstance(seed, int)
-        if not by_number:
+        n, pixels = (Per(per).draws(len(kind)) if len(kind) else 0), math.prod(size)
+        out = self.made("pixels", n, pixels if soft else -(-pixels // 32), dtype=torch.int16 if soft else torch.int32)
+        if not isinstance(seed, int):
             self.watch("seed", seed, writable=False)
-        request = {
-            "rows": spec.data_ptr(),
-            "methods": spec.shape[0],
-            "ndim": len(size),
-            "size": padded(size),
-            "batch": kind.shape[0],
-            "per": int(per),
-            "draws": int(draws),
-            "seed": 0 if by_number else seed.data_ptr(),
-            "seed_value": seed % 2**64 if by_number else 0,
-            "kind": kind.data_ptr(),
-            "geometry": geometry.data_ptr(),
-            "value": value.data_ptr(),
-            "bits": 0 if soft else out.data_ptr(),
-            "levels": out.data_ptr() if soft else 0,
-            "scratch": 0,
-            "most_scratch": most_scratch,
-        }
-        self.scratch_bytes = nbytes = self.module.fourier_scratch(request)
-        scratch = torch.empty(nbytes + 16, dtype=torch.uint8)
-        scratch = scratch[-scratch.data_ptr() % 16 :][:nbytes]
-        self.watch("scratch", scratch, initialised=False)
-        if out.numel():
-            self.module.fourier(request | {"scratch": scratch.data_ptr()})
+        plan = self.plan({"kind": kind, "geometry": geometry, "value": value}, size, Pairing.ROLL, per)
+        self.module.fourier(self.memory, spec, plan, seed, len(size), int(draws), most_scratch, out)
         return out
 
     def mix(self, x, *masks, **how):
@@ -250,211 +167,120 @@ class Shim:
         return out
 
     def mix_into(
-        self,
-        dst,
-        src,
-        partner,
-        kind,
-        geometry,
-        value,
-        ndim,
-        pairing,
-        per,
-        pixels=None,
-        *,
-        adjoint=False,
-        travels=False,
-        staged=True,
-        span=None,
-        heads=True,
-    ):
+        self, dst, src, partner, kind, geometry, value, ndim, pairing, per, pixels=None, *, adjoint=False,
+        on_host=False, span=None, heads=True, walk=None, stage=True, fresh=True,
+    ):  # fmt: skip
         """mix (in place where dst is src) or its adjoint.
 
         Args:
-            travels: the plan inside the kernel's arguments.
-            staged: whether the heads are staged where they must be.
-            span, heads: of the walk, instead of what plan_walk chooses.
+            span, heads: of the walk, instead of what plan_walk chooses; or a walk.
+            stage: whether the heads are staged, which a walk of one's own may need.
+            fresh: whether the images are yet to be watched.
         """
-        self.forget()
-        if src.numel() == 0:
-            return
-        self.watch("x", src, writable=src is dst)
-        if src is not dst:
-            self.watch("out", dst, initialised=False)
-        plan, blob = self.plan(partner, kind, geometry, value, pairing, shared=int(per) == Per.BATCH, travels=travels)
-        plan |= self.pixels(pixels, src.shape[src.ndim - ndim :], per, kind.shape[0])
-        images = self.images(src, dst, ndim, adjoint)
-        self.walk = walk = self.plan_walk(images, int(pairing), span, heads)
-        scratch = self.scratch(walk) if staged else None
-        if scratch is not None:
-            self.module.stage(images, walk, scratch.data_ptr())
-        self.module.mix(images, plan, blob, walk, 0 if scratch is None else scratch.data_ptr(), None)
+        if fresh:
+            self.forget()
+            self.watch("x", src, writable=src is dst)
+            if src is not dst:
+                self.watch("out", dst, initialised=False)
+        masks = {"partner": partner, "kind": kind, "geometry": geometry, "value": value, "pixels": pixels}
+        size = src.shape[src.ndim - ndim :]
+        plan = self.plan(masks, size, pairing, per, shared=int(per) == Per.BATCH, on_host=on_host)
+        images = (src, dst, ndim, adjoint)
+        if span is None and walk is None:
+            self.walk = self.module.apply(self.memory, images, plan, src is dst or adjoint)
+        else:
+            self.walk = walk or self.plan_walk(images, pairing, span, heads)
+            self.module.mix(self.memory, images, plan, self.walk, stage)
 
-    def mix_labels(self, labels, partner, weight, num_classes, label_smoothing, travels=False):
+    def mix_labels(self, labels, partner, weight, num_classes, label_smoothing, on_host=False):
         self.forget()
-        plan, blob = self.plan(partner, None, None, None, Pairing.RANDOM, False, weight, travels)
-        out, targets = self.targets(labels, num_classes, label_smoothing, plan["weight"])
-        if out.numel():
-            self.module.mix(None, plan, blob, NO_WALK, 0, targets)
+        plan = self.plan({"partner": partner, "weight": weight}, (), Pairing.RANDOM, on_host=on_host)
+        out, targets = self.targets(labels, num_classes, label_smoothing)
+        self.module.mix_labels(self.memory, plan, targets)
         return out
 
     # ---- label losses
 
     def cross_entropy(
         self, logits, labels, partner, weight, pairing, per, class_weight, label_smoothing, ignore_index, reduction,
-        travels=False,
+        on_host=False,
     ):  # fmt: skip
-        described, plan, blob = self.loss(
-            logits, labels, partner, weight, pairing, per, class_weight, None, label_smoothing, travels
-        )
-        described |= {"ignore": ignore_index}
-        return self._loss_rows(described, plan, blob, logits, reduction, reduction == Reduction.MEAN, 1.0)
+        plan = self.weights(partner, weight, pairing, per, on_host)
+        loss = self.loss(logits, labels, class_weight, None, label_smoothing, ignore=ignore_index)
+        return self.reduced(loss, plan, reduction, reduction == Reduction.MEAN, 1.0)
 
     def cross_entropy_backward(
         self, grad, logits, labels, partner, weight, pairing, per, class_weight, statistics, scale, label_smoothing,
-        ignore_index, travels=False,
+        ignore_index, on_host=False,
     ):  # fmt: skip
-        described, plan, blob = self.loss(
-            logits, labels, partner, weight, pairing, per, class_weight, None, label_smoothing, travels
-        )
-        described |= {"ignore": ignore_index}
-        return self._loss_gradient(described, plan, blob, grad, logits, 1.0, scale, statistics)
+        plan = self.weights(partner, weight, pairing, per, on_host)
+        loss = self.loss(logits, labels, class_weight, None, label_smoothing, ignore=ignore_index)
+        return self.gradient(loss, plan, grad, 1.0, scale, statistics)
 
     def binary_cross_entropy(
         self, logits, labels, partner, weight, pairing, per, class_weight, pos_weight, label_smoothing, threshold,
-        reduction, travels=False,
+        reduction, on_host=False,
     ):  # fmt: skip
-        described, plan, blob = self.loss(
-            logits, labels, partner, weight, pairing, per, class_weight, pos_weight, label_smoothing, travels
-        )
-        described |= {"binary": True, "threshold": threshold}
-        return self._loss_rows(described, plan, blob, logits, reduction, False, reference.factor(logits, reduction))[0]
+        plan = self.weights(partner, weight, pairing, per, on_host)
+        loss = self.loss(logits, labels, class_weight, pos_weight, label_smoothing, threshold)
+        return self.reduced(loss, plan, reduction, False, reference.factor(logits, reduction))[0]
 
     def binary_cross_entropy_backward(
         self, grad, logits, labels, partner, weight, pairing, per, class_weight, pos_weight, label_smoothing,
-        threshold, reduction, travels=False,
+        threshold, reduction, on_host=False,
     ):  # fmt: skip
-        described, plan, blob = self.loss(
-            logits, labels, partner, weight, pairing, per, class_weight, pos_weight, label_smoothing, travels
-        )
-        described |= {"binary": True, "threshold": threshold}
-        factor = reference.factor(logits, reduction)
-        return self._loss_gradient(described, plan, blob, grad, logits, factor, None, None)
+        plan = self.weights(partner, weight, pairing, per, on_host)
+        loss = self.loss(logits, labels, class_weight, pos_weight, label_smoothing, threshold)
+        return self.gradient(loss, plan, grad, reference.factor(logits, reduction), None, None)
 
-    def loss(self, logits, labels, partner, weight, pairing, per, class_weight, pos_weight, smoothing, travels):
-        """What the kernels are told of a loss, and of its plan."""
+    def weights(self, partner, weight, pairing, per, on_host):
+        """What a loss needs of a plan."""
         self.forget()
-        labels = labels.view(torch.uint8) if labels.dtype == torch.bool else labels
-        one = int(per) == Per.BATCH
-        weight = weight[:1] if one else weight
-        plan, blob = self.plan(partner, None, None, None, pairing, False, weight, travels)
+        tensors = {"partner": partner, "weight": weight}
+        return self.plan(tensors, (), pairing, weight_shared=int(per) == Per.BATCH, on_host=on_host)
+
+    def loss(self, logits, labels, class_weight, pos_weight, smoothing, threshold=None, ignore=None):
+        """What the kernels are told of a loss: cross entropy where there is a class to ignore."""
         tensors = {"logits": logits, "labels": labels, "class_weight": class_weight, "pos_weight": pos_weight}
         for name, t in tensors.items():
-            if t is not None:
-                self.watch(name, t, writable=False)
-        return (
-            {
-                **{name: 0 if t is None else t.data_ptr() for name, t in tensors.items()},
-                "type": TYPES[logits.dtype],
-                "row_stride": logits.stride(0),
-                "step": logits.stride(1),
-                "label_type": LABEL_TYPES.index(labels.dtype),
-                "soft": labels.ndim == 2,
-                "label_stride": labels.stride(0),
-                "label_step": labels.stride(1) if labels.ndim == 2 else 0,
-                "weight": plan["weight"],
-                "weight_shared": one,
-                "batch": logits.shape[0],
-                "num_classes": logits.shape[1],
-                "smoothing": smoothing,
-                "ignore": 0,
-                "threshold": None,
-                "binary": False,
-            },
-            plan,
-            blob,
-        )
+            self.watch(name, t, writable=False)
+        return {**tensors, "smoothing": smoothing, "threshold": threshold, "ignore": ignore}
 
-    def made(self, name, *shape, dtype):
-        """Memory that a kernel is to write."""
-        t = torch.full(shape, math.nan, dtype=dtype)
-        self.watch(name, t, initialised=False)
-        return t
-
-    def _loss_rows(self, described, plan, blob, logits, reduction, counted, factor):
+    def reduced(self, loss, plan, reduction, counted, factor):
+        logits = loss["logits"]
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        rows, statistics = (
-            self.made(*args, dtype=dtype) for args in (("losses", len(logits)), ("stats", len(logits), 2))
-        )
-        out, scale = self.made("out", dtype=dtype), self.made("scale", dtype=dtype)
-        self.module.loss_rows(described, plan, blob, rows.data_ptr(), statistics.data_ptr())
-        self.module.finish_loss(described, rows.data_ptr(), counted, factor, out.data_ptr(), scale.data_ptr())
+        shapes = {"losses": (len(logits),), "stats": (len(logits), 2), "out": (), "scale": ()}
+        rows, statistics, out, scale = made = [self.made(name, *s, dtype=dtype) for name, s in shapes.items()]
+        self.module.loss(self.memory, loss, plan, counted, factor, made)
         return rows if reduction == Reduction.NONE else out, statistics, scale
 
-    def _loss_gradient(self, described, plan, blob, grad, logits, factor, scale, statistics):
+    def gradient(self, loss, plan, grad, factor, scale, statistics):
         for name, t in (("grad", grad), ("scale", scale), ("stats", statistics)):
-            if t is not None:
-                self.watch(name, t, writable=False)
-        out = self.made("gradient", *logits.shape, dtype=logits.dtype)
-        step = grad.stride(0) if grad.ndim else 0
-        addresses = (0 if t is None else t.data_ptr() for t in (scale, statistics))
-        self.module.loss_gradient(described, plan, blob, grad.data_ptr(), step, factor, *addresses, out.data_ptr())
+            self.watch(name, t, writable=False)
+        out = self.made("gradient", *loss["logits"].shape, dtype=loss["logits"].dtype)
+        self.module.loss_gradient(self.memory, loss, plan, grad, factor, scale, statistics, out)
         return out
 
     # ---- sampling
 
-    def sample(self, spec, batch_size, size, pairing, per, p, lam, labels, seed):
-        """From a seed: a tensor where the kernel reads it, or a number that travels with it."""
-        self.forget()
-        return self._sample(spec, batch_size, size, pairing, per, p, lam, labels, seed)
+    def drawn(self, request, seed):
+        """A request and the plan that it is to become; what the kernel reads is watched."""
+        spec, batch, size, pairing, per, p, lam, labels = request
+        labels = None if labels is None else labels.clone()  # watched apart from what the targets are made of
+        for name, t in {"given lam": lam, "classes": labels, "seed": None if isinstance(seed, int) else seed}.items():
+            self.watch(name, t, writable=False)
+        made = {name: torch.full((batch, *shape), -77, dtype=dtype) for name, (shape, dtype) in PLAN.items()}
+        shared = int(per) == Per.BATCH and not (lam is not None and lam.ndim)
+        plan = self.plan(made, size, pairing, shared=shared, weight_shared=shared, new=True)
+        return (spec, batch, size, int(pairing), int(per), p, lam, labels), plan
 
-    def _sample(self, spec, batch_size, size, pairing, per, p, lam, labels, seed, images=None, walk=NO_WALK, staged=0):
-        made = [
-            torch.full((batch_size, *shape), -77, dtype=dtype)
-            for shape, dtype in (
-                ((), torch.int64),
-                ((), torch.float32),
-                ((), torch.float64),
-                ((), torch.int32),
-                ((6,), torch.int32),
-                ((2,), torch.float32),
-            )
-        ]
-        for name, t in zip(PLAN, made, strict=True):
-            self.watch(f"made {name}", t, initialised=False)
-        scratch = torch.zeros(batch_size, dtype=torch.int32)
-        self.watch("scratch", scratch, initialised=False)
-        by_number = isinstance(seed, int)
-        if not by_number:
-            self.watch("seed", seed, writable=False)
-        if lam is not None:
-            self.watch("lam", lam, writable=False)
-        if labels is not None:
-            labels = labels.clone()  # which may be what the targets are made of: watched once more
-            self.watch("classes", labels, writable=False)
-        on_device = spec.shape[0] > INLINE_ROWS
-        if on_device:
-            self.watch("rows", spec, writable=False)
-        request = {
-            "rows": spec.data_ptr(),
-            "methods": spec.shape[0],
-            "device_rows": spec.data_ptr() if on_device else 0,
-            "batch": batch_size,
-            "ndim": len(size),
-            "size": padded(size),
-            "pairing": int(pairing),
-            "per": int(per),
-            "p": p,
-            "lam": 0 if lam is None else lam.data_ptr(),
-            "lam_each": lam is not None and lam.ndim == 1,
-            "classes": 0 if labels is None else labels.data_ptr(),
-            "seed": 0 if by_number else seed.data_ptr(),
-            "seed_value": seed % 2**64 if by_number else 0,
-            "scratch": scratch.data_ptr() if int(pairing) == Pairing.CROSS_CLASS else 0,
-            "out": [t.data_ptr() for t in made],
-        }
-        self.module.sample(request, images, walk, staged)
-        return tuple(made)
+    def sample(self, *args):
+        """From a request's fields and a seed: a tensor where the kernel reads it, or a number that travels with it."""
+        self.forget()
+        *request, seed = args
+        request, plan = self.drawn(request, seed)
+        self.module.sample(self.memory, request, seed, plan)
+        return tuple(map(plan.get, PLAN))
 
     # ---- a whole step
 
@@ -467,29 +293,21 @@ class Shim:
         """The same in place: the targets and the plan."""
         return self.step(x, x, y, request, num_classes, label_smoothing, seed=seed)
 
-    def step(self, dst, src, y, request, num_classes, label_smoothing, *, seed=None, made=None, travels=True):
-        """Images and targets. With a seed the plan is sampled; else it is `made`, which was drawn on the host."""
+    def step(self, dst, src, y, request, num_classes, label_smoothing, *, seed=None, made=None, on_host=True):
+        """Targets and plan. With a seed the plan is sampled; else it is `made`, which was drawn on the host."""
         spec, _, size, pairing, per, *_, lam, _ = request
         self.forget()
         self.watch("x", src, writable=src is dst)
         if src is not dst:
             self.watch("out", dst, initialised=False)
-        centred = any(Method(int(m)).has_centre for m in spec[:, Column.METHOD].tolist())
-        images = self.images(src, dst, len(size) if centred else 0)
-        self.walk = walk = self.plan_walk(images, int(pairing))
-        scratch = self.scratch(walk)
-        heads = 0 if scratch is None else scratch.data_ptr()
-        shared = int(per) == Per.BATCH and not (lam is not None and lam.ndim)
         if seed is not None:
-            made = self._sample(*request, seed, images, walk, heads)
-            plan = {name: t.data_ptr() for name, t in zip(PLAN, made, strict=True)}
-            plan |= {"pairing": int(pairing), "shared": shared}
-            blob = None
+            request, plan = self.drawn(request, seed)
         else:
-            if scratch is not None:
-                self.module.stage(images, walk, heads)
-            partner, _, weight, kind, geometry, value = made
-            plan, blob = self.plan(partner, kind, geometry, value, pairing, shared, weight, travels)
-        targets, described = self.targets(y, num_classes, label_smoothing, plan["weight"], shared)
-        self.module.mix(images, plan, blob, walk, heads, described)
-        return targets, *made
+            shared = int(per) == Per.BATCH and not (lam is not None and lam.ndim)
+            tensors = dict(zip(PLAN, made, strict=True))
+            plan = self.plan(tensors, size, pairing, shared=shared, weight_shared=shared, on_host=on_host)
+        centred = any(Method(int(m)).has_centre for m in spec[:, Column.METHOD].tolist())
+        out, targets = self.targets(y, num_classes, label_smoothing)
+        images = (src, dst, len(size) if centred else 0, False)
+        self.walk = self.module.step(self.memory, images, request, seed, plan, targets)
+        return out, *map(plan.get, PLAN)

@@ -14,6 +14,7 @@ import itertools
 import math
 import mmap
 from random import Random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -55,6 +56,8 @@ DRAWS = [*itertools.product(("batch", "sample"), (p.name.lower() for p in Pairin
 MIB = 1 << 20
 H200 = 132  # multiprocessors
 RACE = "race between blocks"
+# What the host program calls its memory.
+HEADS, GREY, ROWS_OF_A_SPEC = "the heads of a batch", "the grey images of FMix", "the rows of a spec"
 
 
 def name_of(dtype):
@@ -272,7 +275,7 @@ def test_every_dtype_and_layout(shim, name, per, pairing):
         masks = plan_for(MASKS[name], shape, spatial, per, pairing, seed=i)
         x = layout(values(shape, dtype, seed=i))
         w = weights_of(shim, x, masks)
-        how = {"travels": i % 2 == 0 and shape[0] < 60}
+        how = {"on_host": i % 2 == 0 and shape[0] < 60}
         if i % 5 == 0:
             how |= {"span": 1 + i % (shape[0] + 2), "heads": i % 2 == 0}
         out = shim.mix(x, *masks, **how)
@@ -444,7 +447,7 @@ def test_fourier_draws(shim, per):
         out = shim.fourier(*request, 5, size, per, per, False, most_scratch=most)
         assert torch.equal(out, expected)
         calls.add(len(shim.kernels()))
-        assert shim.scratch_bytes <= max(most, 10000)
+        assert len(shim.module.counts(GREY)[0]) <= max(most, 10000)
     assert calls == ({3} if per == Per.BATCH else {3, 6, 12} if per == Per.PAIR else {3, 12, 21})
     # One draw, but a number of ones for each sample: the same noise.
     geometry = request[2].clone()
@@ -499,7 +502,7 @@ def test_fourier_stays_within_shared_memory(shim):
 # ---- how wide accesses are ------------------------------------------------------------------------------------------
 
 
-def widths(shim, buffers=("x", "out", "staged")):
+def widths(shim, buffers=("x", "out", HEADS)):
     """The bytes of the accesses to images in the last call."""
     found = set()
     for _, launch in shim.launches():
@@ -555,7 +558,7 @@ def test_width(shim, dtype, pairing, row, expected):
                 out = shifted(out)  # by one element
             shim.mix_into(out, x, *masks)
             assert widths(shim) == {expected if aligned else dtype.itemsize}
-            assert widths(shim) == {shim.walk["width"] * dtype.itemsize}
+            assert widths(shim) == {shim.walk.width * dtype.itemsize}
             assert_mixed(out, x, w, masks[0])
         shim.mix_(x, *masks)
         assert widths(shim) == {expected}
@@ -578,7 +581,7 @@ def test_width_of_layouts(shim, dtype):
         (batch_innermost, constant, 1),
     ]:
         shim.mix(layout(x), *masks)
-        assert shim.walk["width"] == expected
+        assert shim.walk.width == expected
     # 3·7·7 elements of a sample are no multiple of 16 bytes, those of 16·7·7 are; of their rows none is.
     x = values((9, 16, 7, 7), dtype)
     box, constant = (plan_for(METHODS[m], x.shape, 2, "sample", "roll") for m in ("HMix-paper", "MixUp"))
@@ -589,7 +592,7 @@ def test_width_of_layouts(shim, dtype):
         (transposed, box, 1),
     ]:
         shim.mix_(layout(x), *masks)
-        assert shim.walk["width"] == expected
+        assert shim.walk.width == expected
 
 
 # ---- one pass -------------------------------------------------------------------------------------------------------
@@ -617,8 +620,8 @@ def first_of_walks(partner, pairing, walk):
     """Where walks begin: at the heads, and at the smallest sample of each cycle without one."""
     n = partner.shape[0]
     begins = torch.zeros(n, dtype=torch.bool)
-    if walk["heads"]:
-        begins[:: walk["span"]] = True
+    if walk.heads:
+        begins[:: walk.span] = True
     for start in range(n):
         cycle = [start]
         while (j := int(partner[cycle[-1]])) != start:
@@ -631,15 +634,15 @@ def first_of_walks(partner, pairing, walk):
 def expected_traffic(x, w, masks, walk, in_place):
     """How often `mix` reads each element of x, reads it staged and writes it: walk.h, in tensors."""
     partner, kind, _, value, _, pairing, per, *pixels = masks
-    n, width = x.shape[0], walk["width"]
+    n, width = x.shape[0], walk.width
     if per == Per.BATCH:
         kind, value = kind[:1].expand(n), value[:1].expand(n, 2)
     bits = any(p is not None and p.dtype == torch.int32 for p in pixels)
     reach = reaches(w, kind, value, width, bits)
     begins = first_of_walks(partner, pairing, walk)[:, None]
     head = torch.zeros_like(begins)
-    if walk["heads"]:
-        head[:: walk["span"]] = True
+    if walk.heads:
+        head[:: walk.span] = True
     fixed = (partner == torch.arange(n))[:, None]
     lent = (reach != KEEP)[partner.argsort()]  # the one before needs it as its partner
     itself = (reach == BLEND) if in_place else (reach != TAKE)
@@ -661,19 +664,19 @@ def expected_traffic(x, w, masks, walk, in_place):
 def assert_traffic(shim, x, w, masks, adjoint=False):
     """What was counted in the last call is what was expected: x in place, or from x to a buffer `out` like it."""
     in_place = "out" not in shim.launches()[-1][1]["buffers"]
-    heads = shim.walk["heads"]
+    heads = shim.walk.heads
     expected = expected_traffic(x, w, masks, shim.walk, in_place)
     if adjoint:
         reads = torch.ones_like(expected[0])
-        reads[:: shim.walk["span"]] += heads
+        reads[:: shim.walk.span] += heads
         expected = reads, torch.zeros_like(reads), torch.ones_like(reads)
     reads, staged_reads, writes = expected
     if in_place and heads:
         staging = torch.zeros_like(reads)
-        staging[:: shim.walk["span"]] = 1
+        staging[:: shim.walk.span] = 1
         reads = reads + staging
-        counted = shim.counts("staged", torch.empty(shim.walk["units"], x[0].numel(), dtype=x.dtype))
-        assert torch.equal(counted[0].flatten(), staged_reads[:: shim.walk["span"]].flatten())
+        counted = shim.counts(HEADS, torch.empty(shim.walk.units, x[0].numel(), dtype=x.dtype))
+        assert torch.equal(counted[0].flatten(), staged_reads[:: shim.walk.span].flatten())
         assert (counted[1] == 1).all()
         assert shim.kernels() == ["stage", "mix"]
     else:
@@ -708,13 +711,13 @@ def test_one_pass(shim, name, per, pairing, heads):
             assert_traffic(shim, x, w, masks, adjoint=True)
         shim.mix_(x, *masks, **how)
         reads, writes = assert_traffic(shim, x, w, masks)
-        assert shim.walk["heads"] == (heads and pairing != "flip" and shape[0] > 3)
+        assert shim.walk.heads == (heads and pairing != "flip" and shape[0] > 3)
         # What expected_traffic says of the two cases that need no arithmetic.
         mixed = (masks[0] != torch.arange(shape[0])).view(-1, 1, 1, 1).expand(shape)
         if name not in ("CutMix", *STORED):
             staging = torch.zeros_like(reads)
-            if shim.walk["staged_bytes"]:
-                staging[:: shim.walk["span"]] = 1
+            if shim.walk.staged_bytes:
+                staging[:: shim.walk.span] = 1
             assert torch.equal(reads - staging, mixed.long())
             assert torch.equal(writes, mixed.long())
         elif name in ("CutMix", "FMix", "FMix-released"):
@@ -757,7 +760,7 @@ def test_cutmix_touches_only_the_box(shim, dtype, per, pairing):
         x = values((12, 3, 24, 32), dtype)
         w = weights_of(shim, x, masks)
         shim.mix_(x, *masks, span=12, heads=False)
-        width = shim.walk["width"]
+        width = shim.walk.width
         box = (w == 0) & (masks[0] != torch.arange(12)).view(-1, 1, 1, 1)
         vectors = box.reshape(12, -1, width).any(2)
         firsts = first_of_walks(masks[0], Pairing[pairing.upper()], shim.walk)
@@ -786,13 +789,11 @@ def test_counts_can_be_wrong(shim):
     x = values((6, 3, 4, 4), torch.float32)
     masks = plan_for(METHODS["CutMix"], x.shape, 2, "sample", "random", seed=1)
     w = weights_of(shim, x, masks)
-    images = shim.images(x, x, 2)
     shim.mix_(x, *masks, span=6, heads=False)
     assert_traffic(shim, x, w, masks)
     with pytest.raises(AssertionError):
         assert_traffic(shim, x, 1 - w, masks)
-    plan = {name: t.data_ptr() for name, t in zip(("partner", "masks"), masks[:4], strict=True)}
-    shim.module.mix(images, plan | {"pairing": int(masks[5]), "shared": False}, None, shim.walk, 0, None)
+    shim.mix_(x, *masks, span=6, heads=False, fresh=False, on_host=True)
     counted = shim.counts("x", x)[1]
     assert torch.equal(counted, 2 * expected_traffic(x, w, masks, shim.walk, True)[2])
 
@@ -840,8 +841,8 @@ def test_cycles(shim, permutation):
     masks = masks_by_hand(partner)
     before = values((12, 2, 3, 8), torch.float32)
     w = weights_of(shim, before, masks)
-    for span, heads, travels in itertools.product(range(1, 14), (True, False), (True, False)):
-        how = {"span": span, "heads": heads, "travels": travels}
+    for span, heads, on_host in itertools.product(range(1, 14), (True, False), (True, False)):
+        how = {"span": span, "heads": heads, "on_host": on_host}
         out = shim.mix(before, *masks, **how)
         assert_traffic(shim, before, w, masks)
         assert_mixed(out, before, w, partner)
@@ -933,10 +934,12 @@ def test_heads_must_be_staged(shim, pairing):
     for seed, p in itertools.product(range(8), (0.0, 1 / 32, 1.0)):
         shim.module.seed(seed)
         shim.module.set_yield_probability(p)
+        walk = shim.plan_walk((x, x, 2, False), masks[5], span=4)
+        walk.staged_bytes = 0
         with pytest.raises(shim.module.ShimError, match=f"^{RACE}"):
-            shim.mix_(x, *masks, span=4, staged=False)
+            shim.mix_(x, *masks, walk=walk)
         shim.mix_(x, *masks, span=4)
-        shim.mix(x, *masks, span=4, staged=False)  # out of place nobody overwrites what is read
+        shim.mix(x, *masks, walk=walk)  # out of place nobody overwrites what is read
 
 
 def test_partners_must_be_a_permutation(shim):
@@ -950,14 +953,8 @@ def test_partners_must_be_a_permutation(shim):
 def test_heads_must_be_staged_before(shim):
     masks = masks_by_hand(from_cycles(range(12)))
     x = values((12, 2, 3, 8), torch.float32)
-    shim.forget()
-    shim.watch("x", x)
-    plan, _ = shim.plan(*masks[:4], masks[5], shared=False)
-    images = shim.images(x, x, 2)
-    walk = shim.plan_walk(images, masks[5], span=4)
-    staged = shim.scratch(walk)
-    with pytest.raises(shim.module.ShimError, match=r"^uninitialised: .* of 'staged', which nothing has written"):
-        shim.module.mix(images, plan, None, walk, staged.data_ptr(), None)
+    with pytest.raises(shim.module.ShimError, match=rf"^uninitialised: .* of '{HEADS}', which nothing has written"):
+        shim.mix_(x, *masks, span=4, stage=False)
 
 
 def test_memory_of_others(shim):
@@ -966,11 +963,8 @@ def test_memory_of_others(shim):
     x = values((12, 2, 3, 8), torch.uint8)
     shim.forget()
     shim.module.watch(x.data_ptr(), x.numel() - 1, "x")
-    plan, _ = shim.plan(*masks[:4], masks[5], shared=True)
-    images = shim.images(x, x, 2)
-    walk = shim.plan_walk(images, masks[5], span=12, heads=False)
     with pytest.raises(shim.module.ShimError, match=r"^out of bounds: .* of 'x', which has 575"):
-        shim.module.mix(images, plan, None, walk, 0, None)
+        shim.mix_(x, *masks, span=12, heads=False, fresh=False)
 
 
 # ---- how a plan travels ---------------------------------------------------------------------------------------------
@@ -987,16 +981,32 @@ def test_plans_in_the_arguments(shim, per, pairing):
     there = shim.mix(x, *masks)
     ((_, launch),) = shim.launches()
     assert launch["buffers"]["kind"]["read_bytes"] > 0
-    inside = shim.mix(x, *masks, travels=True)
+    inside = shim.mix(x, *masks, on_host=True)
     ((_, launch),) = shim.launches()
     assert launch["buffers"].keys() == {"x", "out", "arguments"}
     assert alike(inside, there)
 
 
 def test_plans_that_do_not_fit_the_arguments(shim):
-    masks = plan_for(METHODS["CutMix"], (65, 1, 4, 8), 2, "sample", "random")
-    with pytest.raises(ValueError, match="too large to travel"):
-        shim.mix(values((65, 1, 4, 8), torch.float32), *masks, travels=True)
+    """In one upload, and another one for pixels."""
+    for name, pieces in (("CutMix", {"a plan"}), ("FMix-among", {"a plan", "the pixels of a plan"})):
+        masks = plan_for(MASKS[name], (65, 1, 4, 8), 2, "sample", "random")
+        x = values((65, 1, 4, 8), torch.float32)
+        there = shim.mix(x, *masks)
+        inside = shim.mix(x, *masks, on_host=True)
+        ((_, launch),) = shim.launches()
+        assert launch["buffers"].keys() == {"x", "out", "arguments", *pieces}
+        assert alike(inside, there)
+
+
+def test_a_plan_is_on_one_device(shim):
+    masks = plan_for(METHODS["CutMix"], (4, 1, 4, 8), 2, "sample", "random")
+    x = values((4, 1, 4, 8), torch.float32)
+    shim.forget()
+    plan = shim.plan(dict(zip(("partner", "kind", "geometry", "value"), masks, strict=False)), (4, 8), masks[5])
+    plan["on_host"] = {"kind"}
+    with pytest.raises(ValueError, match="must be on one device"):
+        shim.module.apply(shim.memory, (x, x, 2, False), plan, True)
 
 
 def test_one_draw_is_one_row(shim):
@@ -1015,7 +1025,7 @@ def test_formulas_are_not_loaded(shim):
         masks = plan_for(METHODS["CutMix"], (20, 3, 4, 8), 2, "sample", pairing)
         shim.mix(values((20, 3, 4, 8), torch.float32), *masks)
         ((_, launch),) = shim.launches()
-        assert "partner" not in launch["buffers"]
+        assert launch["buffers"]["partner"]["read_bytes"] == 0
 
 
 # ---- targets --------------------------------------------------------------------------------------------------------
@@ -1050,7 +1060,7 @@ def test_class_labels(shim, dtype, smoothing):
     for n, classes, step in itertools.product((1, 7, 33), (1, 2, 10, 127, 129, 1000), (1, 3)):
         labels = (torch.arange(n * step) * 11 % (2 if dtype == torch.bool else 120)).to(dtype)[::step]
         partner, weight = weights_and_partners(n)
-        out = shim.mix_labels(labels, partner, weight, classes, smoothing, travels=n < 20)
+        out = shim.mix_labels(labels, partner, weight, classes, smoothing, on_host=n < 20)
         assert_targets(shim, out, dense(labels, partner, weight, classes, smoothing))
 
 
@@ -1085,7 +1095,7 @@ def test_soft_labels(shim, dtype, smoothing):
             soft(dtype, 2 * n, 3 * classes)[1::2, ::3],
             soft(dtype, 1, classes).expand(n, classes),
         ):
-            out = shim.mix_labels(labels, partner, weight, classes, smoothing, travels=n < 6)
+            out = shim.mix_labels(labels, partner, weight, classes, smoothing, on_host=n < 6)
             assert out.dtype == (dtype if dtype.is_floating_point else torch.float32)
             assert_targets(shim, out, dense(labels, partner, weight, classes, smoothing))
 
@@ -1107,7 +1117,7 @@ def assert_sampled(shim, request, seed=11, by_number=False):
             assert (a - b).abs().max() <= 1e-13
         else:
             assert torch.equal(a, b), name
-        assert (shim.counts(f"made {name}", a)[1] == 1).all()
+        assert (shim.counts(name, a)[1] == 1).all()
     assert shim.kernels() == ["sample"]
     return made
 
@@ -1173,7 +1183,7 @@ def test_many_methods(shim, methods):
     chosen = [forms[i % 5](p=(1.0, 0.5)[i % 3 == 1]) for i in range(methods)]
     mix = fm.RandomMix(chosen, weights=[1 + i % 4 for i in range(methods)], per="sample", p=0.8)
     assert_sampled(shim, mix._request(200, (9, 11), None, None))
-    assert ("rows" in shim.launches()[0][1]["buffers"]) == (methods > 16)
+    assert (ROWS_OF_A_SPEC in shim.launches()[0][1]["buffers"]) == (methods > 16)
 
 
 @pytest.mark.parametrize(("per", "pairing"), DRAWS)
@@ -1231,10 +1241,10 @@ def test_a_step_is_two_launches(shim, name, per, pairing):
         targets, *made = shim.mix_batch_(x, labels, request, torch.tensor(3), classes, 0.1)
         (first, sampled), (second, mixed) = shim.launches()
         assert (first, second) == ("sample", "mix")
-        assert shim.walk["heads"] == (pairing != "flip")
-        if shim.walk["heads"]:
-            assert sampled["buffers"]["staged"]["written_bytes"] == shim.walk["staged_bytes"]
-            assert mixed["buffers"]["staged"]["written_bytes"] == 0
+        assert shim.walk.heads == (pairing != "flip")
+        if shim.walk.heads:
+            assert sampled["buffers"][HEADS]["written_bytes"] == shim.walk.staged_bytes
+            assert mixed["buffers"][HEADS]["written_bytes"] == 0
         assert sampled["buffers"]["x"]["written_bytes"] == 0
         assert mixed["buffers"]["x"]["max_reads"] <= 1
         assert_targets(shim, targets, dense(labels, made[0], made[2], classes, 0.1))
@@ -1244,9 +1254,9 @@ def test_a_step_is_two_launches(shim, name, per, pairing):
         assert_mixed(x, before, weights_of(shim, before, masks), made[0])
 
 
-@pytest.mark.parametrize("travels", [True, False], ids=["in the arguments", "in memory"])
+@pytest.mark.parametrize("on_host", [True, False], ids=["on the host", "on the device"])
 @pytest.mark.parametrize(("per", "pairing"), DRAWS)
-def test_a_step_drawn_on_the_host_is_one_launch(shim, per, pairing, travels):
+def test_a_step_drawn_on_the_host_is_one_launch(shim, per, pairing, on_host):
     """In place the heads must be staged before it, where there are any."""
     for name, shape in itertools.product(("MixUp", "CutMix", "GMix-released"), ((14, 3, 6, 16), (3, 3, 5, 5))):
         n = shape[0]
@@ -1261,12 +1271,12 @@ def test_a_step_drawn_on_the_host_is_one_launch(shim, per, pairing, travels):
         w = weights_of(shim, before, masks)
         expected = dense(labels, made[0], made[2], classes, 0.0)
         out, x = torch.empty_like(before), before.clone()
-        targets, *_ = shim.step(out, before, labels, request, classes, 0.0, made=made, travels=travels)
+        targets, *_ = shim.step(out, before, labels, request, classes, 0.0, made=made, on_host=on_host)
         assert shim.kernels() == ["mix"]
         assert_targets(shim, targets, expected)
-        targets, *_ = shim.step(x, x, labels, request, classes, 0.0, made=made, travels=travels)
-        assert shim.kernels() == (["stage", "mix"] if shim.walk["heads"] else ["mix"])
-        assert shim.walk["heads"] == (pairing != "flip" and n > 3)
+        targets, *_ = shim.step(x, x, labels, request, classes, 0.0, made=made, on_host=on_host)
+        assert shim.kernels() == (["stage", "mix"] if shim.walk.heads else ["mix"])
+        assert shim.walk.heads == (pairing != "flip" and n > 3)
         assert_targets(shim, targets, expected)
         assert alike(x, out)
         assert_mixed(x, before, w, made[0])
@@ -1285,21 +1295,14 @@ def test_targets_in_the_launch_of_the_images(shim, dtype):
 # ---- how much, and how many -----------------------------------------------------------------------------------------
 
 
-def addresses(shape, dtype, in_place=True, adjoint=False):
+def addresses(shape, dtype, in_place=True):
     """Contiguous images at addresses that nothing is at, for what only computes."""
-    from shim_backend import TYPES
 
-    strides = [math.prod(shape[d + 1 :]) for d in range(len(shape))]
-    return {
-        "type": TYPES[dtype],
-        "src": 1 << 20,
-        "dst": 1 << (20 if in_place else 40),
-        "sizes": list(shape),
-        "src_strides": strides,
-        "dst_strides": strides,
-        "spatial": 2,
-        "adjoint": adjoint,
-    }
+    def at(address):
+        strides = [math.prod(shape[d + 1 :]) for d in range(len(shape))]
+        return SimpleNamespace(data_ptr=lambda: address, stride=lambda: strides, shape=shape, dtype=dtype)
+
+    return at(1 << 20), at(1 << (20 if in_place else 40)), 2, False
 
 
 BATCHES = (
@@ -1323,15 +1326,15 @@ def test_walks_cover_the_batch(shim, pairing, multiprocessors):
         images = addresses((n, *shape), dtype, in_place)
         walk = shim.module.plan_walk(images, int(pairing), multiprocessors)
         elements, size = math.prod(shape), dtype.itemsize
-        assert walk["columns"] * walk["width"] == elements
-        assert 0 <= walk["tiles"] * shim.module.THREADS - walk["columns"] < shim.module.THREADS
+        assert walk.columns * walk.width == elements
+        assert 0 <= walk.tiles * shim.module.THREADS - walk.columns < shim.module.THREADS
         items = (n + 1) // 2 if pairing == Pairing.FLIP else n
-        assert 0 <= walk["units"] * walk["span"] - items < walk["span"] <= items
-        assert walk["heads"] == (walk["units"] > 1 and pairing != Pairing.FLIP)
-        assert walk["staged_bytes"] == (walk["units"] * elements * size if walk["heads"] and in_place else 0)
-        assert walk["staged_bytes"] <= max(MIB, n * elements * size // 16)
+        assert 0 <= walk.units * walk.span - items < walk.span <= items
+        assert walk.heads == (walk.units > 1 and pairing != Pairing.FLIP)
+        assert walk.staged_bytes == (walk.units * elements * size if walk.heads and in_place else 0)
+        assert walk.staged_bytes <= max(MIB, n * elements * size // 16)
         if pairing == Pairing.FLIP:
-            assert walk["span"] <= shim.module.THREADS
+            assert walk.span <= shim.module.THREADS
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
@@ -1341,20 +1344,19 @@ def test_walks_fill_the_chip(shim, shape, pairing, dtype):
     """Two blocks on each multiprocessor of an H200 at least, where there are that many vectors."""
     for in_place in (True, False):
         walk = shim.module.plan_walk(addresses(shape, dtype, in_place), int(pairing), H200)
-        vectors = walk["columns"] * (shape[0] if pairing != Pairing.FLIP else shape[0] // 2)
-        assert walk["tiles"] * walk["units"] >= min(2 * H200, vectors // shim.module.THREADS // 2)
+        vectors = walk.columns * (shape[0] if pairing != Pairing.FLIP else shape[0] // 2)
+        assert walk.tiles * walk.units >= min(2 * H200, vectors // shim.module.THREADS // 2)
         if shape[0] >= 256:
-            assert walk["tiles"] * walk["units"] >= 2 * H200
+            assert walk.tiles * walk.units >= 2 * H200
 
 
 def test_batches_that_no_launch_can_address(shim):
     with pytest.raises(ValueError, match=r"more than 2\^31 samples"):
         shim.module.plan_walk(addresses((2**31, 1, 1, 1), torch.float32), int(Pairing.ROLL), H200)
     images = addresses((1, 1, 1, 2**43), torch.uint8, in_place=False)
-    walk = shim.module.plan_walk(images, int(Pairing.ROLL), H200)
-    plan = {**dict.fromkeys(("partner", "masks"), 0), "pairing": 0, "shared": True}
+    plan = shim.plan({"partner": torch.zeros(1, dtype=torch.int64)}, (), Pairing.ROLL)
     with pytest.raises(ValueError, match="more blocks than one launch can have"):
-        shim.module.mix(images, plan, None, walk, 0, None)
+        shim.module.apply(shim.memory, images, plan, False)
     assert shim.kernels() == []
 
 
@@ -1364,15 +1366,11 @@ def test_more_columns_than_32_bits(shim):
         masks = plan_for(METHODS[name], (4, 2, 8, 8), 2, "sample", "roll")
         before = values((4, 2, 8, 8), torch.float32)
         x, w = layout(before), weights_of(shim, before, masks)
-        shim.forget()
-        shim.watch("x", x)
-        images = shim.images(x, x, 2)
-        plan, _ = shim.plan(*masks[:4], masks[5], shared=False)
-        walk = shim.plan_walk(images, masks[5], span=4, heads=False)
-        assert walk["tiles"] == 1
-        if walk["width"] == 1:  # as many as a block has threads
-            walk |= {"columns": 2**31}
-        shim.module.mix(images, plan, None, walk, 0, None)
+        walk = shim.plan_walk((x, x, 2, False), masks[5], span=4, heads=False)
+        assert walk.tiles == 1
+        if walk.width == 1:  # as many as a block has threads
+            walk.columns = 2**31
+        shim.mix_(x, *masks, walk=walk)
         assert_mixed(x, before, w, masks[0])
 
 
@@ -1408,13 +1406,7 @@ def test_elements_beyond_31_bits(shim, dtype, pairing):
                 shim.watch(f"x {i} {j} {k}", x[i, j, k], writable=in_place)
             if not in_place:
                 shim.watch("out", out, initialised=False)
-            images = shim.images(x, out, 2)
-            plan, _ = shim.plan(*masks[:4], masks[5], shared=False)
-            walk = shim.plan_walk(images, masks[5], span=2)
-            staged = shim.scratch(walk)
-            if staged is not None:
-                shim.module.stage(images, walk, staged.data_ptr())
-            shim.module.mix(images, plan, None, walk, 0 if staged is None else staged.data_ptr(), None)
+            shim.mix_into(out, x, *masks, span=2, fresh=False)
             assert_mixed(out.clone(), before, w, masks[0])
 
 

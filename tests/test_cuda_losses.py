@@ -127,7 +127,7 @@ def test_any_layout(shim, dtype):
             aligned(4, 2 * k, dtype=dtype)[:, ::2].copy_(x),
             x.to(dtype)[:, :1].expand(4, k),
         ):
-            assert_alike(*both(shim, z, mixed, travels=per == Per.BATCH))
+            assert_alike(*both(shim, z, mixed, on_host=per == Per.BATCH))
 
 
 @pytest.mark.parametrize("label_dtype", LABELS, ids=str)

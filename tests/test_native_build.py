@@ -51,7 +51,7 @@ SOURCES = {
         extern "C" __attribute__((visibility("default"))) int answer() { return dispatch(); }
         """,
     "cuda/kernels.cu": "#include <fusedmix/answer.h>\nint kernel() { return ANSWER + 1; }\n",
-    "cuda/plan_walk.cpp": "int plan_walk() { return 0; }\n",
+    "cuda/step.cpp": "int step() { return 0; }\n",
     "cpu/sample.cpp": "int sample() { return 0; }\n",
     "binding/cuda.cpp": """
         int kernel();

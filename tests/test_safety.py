@@ -409,9 +409,17 @@ def test_cuda_kernels_stay_in_the_batch(shim, method, span):
     shim.mix(x, *hand_made(method, LOOPS), span=B, heads=False)
     shim.mix_(x.clone(), *hand_made(method, LOOPS), span=B, heads=False)
     shim.mix_adjoint(x, *hand_made(method, LOOPS), span=B, heads=False)
-    # As the binding walks partners that repeat.
-    once = shim.mix(x, *hand_made(method, LOOPS), span=1, heads=True)
+    # Where the host can read the partners it sees that some repeat, or are nobody's.
+    once = shim.mix(x, *hand_made(method, LOOPS), on_host=True)
     torch.testing.assert_close(once, reference.mix(x, *hand_made(method, LOOPS)), atol=1e-5, rtol=1e-5)
+    for partner, operator, words in (
+        (LOOPS, shim.mix_, "not a permutation"),
+        (LOOPS, shim.mix_adjoint, "not a permutation"),
+        (LOST, shim.mix, "partner must be in"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            operator(x, *hand_made(method, partner), on_host=True)
+        assert shim.kernels() == []
     weight = torch.linspace(0.1, 0.9, B, dtype=torch.float64)
     assert torch.equal(shim.mix_labels(y, LOST, weight, K, 0.1), reference.mix_labels(y, FOUND, weight, K, 0.1))
 

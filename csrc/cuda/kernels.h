@@ -1,5 +1,5 @@
-// What the CUDA backend launches, free of torch. The binding (csrc/binding/cuda.cpp) and the tests call these; every function
-// that launches returns a cudaError_t, 0 if all is well.
+// What the CUDA backend launches, free of torch. The host program (step.h) calls these; every function that launches returns
+// a cudaError_t, 0 if all is well.
 #pragma once
 
 #include "../include/fusedmix/element.h"
@@ -17,9 +17,16 @@ inline int64_t launchable(int64_t blocks) {
   return blocks;
 }
 
-// A plan on the host travels inside the kernel's arguments. The pointers of the view are then offsets into `bytes`.
+// A plan as kernels get it: in memory, or, from the host, inside their arguments.
 constexpr int kInlineBytes = 2816;
-struct InlinePlan {
+struct LaunchPlan {
+  PlanView view;
+  const double* weight;  // (B,), or one number if weight_shared
+  bool weight_shared;
+  bool travels;  // in `bytes`; the pointers to its parts are then not used
+  struct {
+    int32_t weight, partner, value, geometry, kind;
+  } offset;  // of each part in `bytes`
   alignas(8) char bytes[kInlineBytes];
 };
 
@@ -38,8 +45,6 @@ struct Targets {
   int32_t label_type;  // LabelType
   bool soft;           // (B, K) labels, not (B,) classes
   int64_t row_stride, step;
-  const double* weight;  // (B,), or one number if weight_shared
-  bool weight_shared;
   int64_t batch, num_classes;
   double smoothing;
   void* out;
@@ -70,8 +75,7 @@ Walk walk_each(Walk walk, int64_t batch);
 int stage(const Images& images, const Walk& walk, void* staged, void* stream);
 
 // One launch: the images (null: none) and the targets (labels null: none).
-int mix(const Images* images, const PlanView& plan, const InlinePlan* inline_plan, const Walk& walk, const void* staged,
-        const Targets& targets, void* stream);
+int mix(const Images* images, const LaunchPlan& plan, const Walk& walk, const void* staged, const Targets& targets, void* stream);
 
 // Everything random, from a seed. Pointers are to device memory, but for `rows`.
 struct Sampling {

@@ -48,10 +48,8 @@ bool is_wide(const Loss& loss, const void* out) {
   return apart % 16 == 0 && (loss.batch == 1 || (loss.row_stride - loss.num_classes) * size % 16 == 0);
 }
 
-int launch(LossArgs& args, const InlinePlan* inline_plan, bool wide, bool backwards, void* stream) {
+int launch(LossArgs& args, bool wide, bool backwards, void* stream) {
   const int64_t size = element_size(args.loss.type), vectors = args.loss.num_classes * size / (wide ? 16 : size);
-  args.plan_inline = inline_plan != nullptr;
-  if (inline_plan != nullptr) args.inline_plan = *inline_plan;
   const int32_t threads = backwards ? kThreads : kLossThreads;
   args.lanes = 1;
   while (args.lanes < threads && args.lanes * kLossAhead < vectors) args.lanes *= 2;
@@ -69,14 +67,13 @@ int launch(LossArgs& args, const InlinePlan* inline_plan, bool wide, bool backwa
 
 }  // namespace
 
-int loss_rows(const Loss& loss, const PlanView& plan, const InlinePlan* inline_plan, void* losses, void* statistics,
-              void* stream) {
+int loss_rows(const Loss& loss, const LaunchPlan& plan, void* losses, void* statistics, void* stream) {
   LossArgs args{};
   args.loss = loss;
   args.plan = plan;
   args.losses = losses;
   args.statistics = statistics;
-  return launch(args, inline_plan, is_wide(loss, nullptr), false, stream);
+  return launch(args, is_wide(loss, nullptr), false, stream);
 }
 
 int finish_loss(const Loss& loss, const void* losses, bool counted, double factor, void* out, void* scale, void* stream) {
@@ -86,8 +83,8 @@ int finish_loss(const Loss& loss, const void* losses, bool counted, double facto
                                             : device::launch(finish_kernel<float>, 1, kLossThreads, stream, args);
 }
 
-int loss_gradient(const Loss& loss, const PlanView& plan, const InlinePlan* inline_plan, const void* grad, int64_t grad_step,
-                  double factor, const void* scale, const void* statistics, void* out, void* stream) {
+int loss_gradient(const Loss& loss, const LaunchPlan& plan, const void* grad, int64_t grad_step, double factor,
+                  const void* scale, const void* statistics, void* out, void* stream) {
   LossArgs args{};
   args.loss = loss;
   args.plan = plan;
@@ -97,7 +94,7 @@ int loss_gradient(const Loss& loss, const PlanView& plan, const InlinePlan* inli
   args.scale = scale;
   args.statistics = const_cast<void*>(statistics);
   args.out = out;
-  return launch(args, inline_plan, is_wide(loss, out), true, stream);
+  return launch(args, is_wide(loss, out), true, stream);
 }
 
 }  // namespace fusedmix::cuda

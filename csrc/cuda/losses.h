@@ -18,8 +18,6 @@ struct Loss {
   int32_t label_type;  // LabelType; classes are kLabelInt64
   bool soft;           // (B, K) labels, not (B,) classes
   int64_t label_stride, label_step;
-  const double* weight;  // (B,), or one number if weight_shared
-  bool weight_shared;
   const void *class_weight, *pos_weight;  // (K,)
   int64_t batch, num_classes;
   double smoothing;
@@ -31,15 +29,14 @@ struct Loss {
 
 // One launch: (B,) losses; for cross entropy also (B, 2) statistics, the largest logit and the mass of the target over the
 // sum of exponentials.
-int loss_rows(const Loss& loss, const PlanView& plan, const InlinePlan* inline_plan, void* losses, void* statistics,
-              void* stream);
+int loss_rows(const Loss& loss, const LaunchPlan& plan, void* losses, void* statistics, void* stream);
 
 // One launch of one block: out = factor·Σ losses, and scale = factor, where counted the factor divided by the number of
 // labels that are not ignored.
 int finish_loss(const Loss& loss, const void* losses, bool counted, double factor, void* out, void* scale, void* stream);
 
 // One launch: (B, K) contiguous. The gradient of row i is grad[i·grad_step]·factor, times *scale if there is one.
-int loss_gradient(const Loss& loss, const PlanView& plan, const InlinePlan* inline_plan, const void* grad, int64_t grad_step,
-                  double factor, const void* scale, const void* statistics, void* out, void* stream);
+int loss_gradient(const Loss& loss, const LaunchPlan& plan, const void* grad, int64_t grad_step, double factor,
+                  const void* scale, const void* statistics, void* out, void* stream);
 
 }  // namespace fusedmix::cuda

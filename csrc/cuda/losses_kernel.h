@@ -16,8 +16,6 @@ constexpr int kLossAhead = 4;
 
 struct LossArgs {
   Loss loss;
-  PlanView plan;
-  bool plan_inline;
   int32_t lanes;
   int64_t parts;  // of a row, backwards: blocks of its own
   void *losses, *statistics;
@@ -25,7 +23,7 @@ struct LossArgs {
   int64_t grad_step;
   double factor;
   void* out;
-  InlinePlan inline_plan;
+  LaunchPlan plan;
 };
 static_assert(sizeof(LossArgs) <= 4096, "kernel arguments");
 
@@ -35,12 +33,9 @@ struct LossRow {
   double weight;
 
   FUSEDMIX_DEVICE LossRow(const LossArgs& args, int64_t row) : i(row) {
-    const char* base = args.inline_plan.bytes;
-    const auto at = [&](const void* p) { return args.plan_inline ? base + reinterpret_cast<uintptr_t>(p) : p; };
-    const auto* partners = static_cast<const int64_t*>(at(args.plan.partner));
-    const auto* weights = static_cast<const double*>(at(args.loss.weight));
-    partner = partner_of(args.plan.pairing, partners, i, args.loss.batch);
-    weight = device::load(weights + (args.loss.weight_shared ? 0 : i));
+    const PlanView plan = view_of(args.plan);
+    partner = partner_of(plan.pairing, plan.partner, i, args.loss.batch);
+    weight = device::load(weights_of(args.plan) + (args.plan.weight_shared ? 0 : i));
   }
 
   FUSEDMIX_DEVICE int64_t label(const LossArgs& args, int64_t of) const {

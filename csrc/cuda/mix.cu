@@ -34,12 +34,9 @@ FUSEDMIX_KERNEL(kThreads) mask_kernel(FUSEDMIX_ARGS(MaskArgs, args)) {
 
 }  // namespace
 
-int mix(const Images* images, const PlanView& plan, const InlinePlan* inline_plan, const Walk& walk, const void* staged,
-        const Targets& targets, void* stream) {
+int mix(const Images* images, const LaunchPlan& plan, const Walk& walk, const void* staged, const Targets& targets, void* stream) {
   MixArgs args{};
   args.plan = plan;
-  args.plan_inline = inline_plan != nullptr;
-  if (inline_plan != nullptr) args.inline_plan = *inline_plan;
   args.targets = targets;
   if (images != nullptr) {
     args.src = static_cast<const char*>(images->src);
@@ -49,7 +46,7 @@ int mix(const Images* images, const PlanView& plan, const InlinePlan* inline_pla
     const bool in_place = images->src == images->dst;
     args.walk = {images->layout.batch, walk.tiles, walk.span, walk.heads, in_place};
     args.mix_blocks = walk.tiles * walk.units;
-    args.limit = plan.pairing == kFlip ? (images->layout.batch + 1) / 2 : images->layout.batch;
+    args.limit = plan.view.pairing == kFlip ? (images->layout.batch + 1) / 2 : images->layout.batch;
   }
   const int64_t blocks = launchable(args.mix_blocks + target_blocks(targets));
   if (blocks == 0) return 0;

@@ -18,26 +18,12 @@ struct MixArgs {
   const char* staged;  // (heads, columns) vectors, or null: heads are as they were in src
   Loops loops;
   WalkArgs walk;
-  PlanView plan;
-  bool plan_inline;
   int64_t mix_blocks;
   int64_t limit;  // samples, or pairs, that units divide
   Targets targets;
-  InlinePlan inline_plan;
+  LaunchPlan plan;
 };
 static_assert(sizeof(MixArgs) <= 4096, "kernel arguments");
-
-// The plan, whose pointers are offsets into the arguments where it travels with them.
-FUSEDMIX_DEVICE PlanView resolve(const PlanView& plan, const InlinePlan& bytes) {
-  const char* base = bytes.bytes;
-  const auto at = [&](const void* offset) { return base + reinterpret_cast<uintptr_t>(offset); };
-  PlanView found = plan;
-  found.partner = reinterpret_cast<const int64_t*>(at(plan.partner));
-  found.kind = reinterpret_cast<const int32_t*>(at(plan.kind));
-  found.geometry = reinterpret_cast<const int32_t*>(at(plan.geometry));
-  found.value = reinterpret_cast<const float*>(at(plan.value));
-  return found;
-}
 
 template <class T>
 constexpr int kAhead = sizeof(T) == 1 ? 4 : 8;  // 16 bytes of uint8 are 16 blends: 8 times that are 260 KB of code
@@ -46,16 +32,8 @@ constexpr int kAhead = sizeof(T) == 1 ? 4 : 8;  // 16 bytes of uint8 are 16 blen
 template <class T, int V, bool kAdjoint, bool kStored>
 FUSEDMIX_KERNEL(kThreads) mix_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
   FUSEDMIX_SHARED(uint8_t, starts, kThreads);
-  const PlanView plan = args.plan_inline ? resolve(args.plan, args.inline_plan) : args.plan;
-  if (device::block() >= args.mix_blocks) {
-    Targets targets = args.targets;
-    if (args.plan_inline) {
-      const char* base = args.inline_plan.bytes;
-      targets.weight = reinterpret_cast<const double*>(base + reinterpret_cast<uintptr_t>(targets.weight));
-    }
-    write_targets(targets, plan, device::block() - args.mix_blocks);
-    return;
-  }
+  const PlanView plan = view_of(args.plan);
+  if (device::block() >= args.mix_blocks) return write_targets(args.targets, args.plan, device::block() - args.mix_blocks);
   const int64_t unit = device::block() / args.walk.tiles, tile = device::block() % args.walk.tiles;
   const int64_t column = tile * kThreads + device::thread();
   const bool active = column < args.loops.columns;
@@ -241,7 +219,7 @@ int launch_mix_as(const MixArgs& args, bool adjoint, int64_t blocks, void* strea
 
 template <class T, int V>
 int launch_mix_as(const MixArgs& args, bool adjoint, int64_t blocks, void* stream) {
-  return is_stored(args.plan) ? launch_mix_as<T, V, true>(args, adjoint, blocks, stream)
+  return is_stored(args.plan.view) ? launch_mix_as<T, V, true>(args, adjoint, blocks, stream)
                               : launch_mix_as<T, V, false>(args, adjoint, blocks, stream);
 }
 

@@ -1,10 +1,26 @@
-// Whose partner is who, as kernels find it.
+// A plan, as kernels find it: where its parts are, and whose partner is who.
 #pragma once
 
-#include "../include/fusedmix/plan.h"
-#include "../include/fusedmix/sampling.h"
+#include "kernels.h"
 
 namespace fusedmix::cuda {
+
+// A part of a plan: where the pointer says, or so many bytes into the arguments.
+template <class T>
+FUSEDMIX_DEVICE const T* part_of(const LaunchPlan& plan, const T* pointer, int32_t offset) {
+  return plan.travels ? reinterpret_cast<const T*>(plan.bytes + offset) : pointer;
+}
+
+FUSEDMIX_DEVICE PlanView view_of(const LaunchPlan& plan) {
+  PlanView view = plan.view;
+  view.partner = part_of(plan, view.partner, plan.offset.partner);
+  view.kind = part_of(plan, view.kind, plan.offset.kind);
+  view.geometry = part_of(plan, view.geometry, plan.offset.geometry);
+  view.value = part_of(plan, view.value, plan.offset.value);
+  return view;
+}
+
+FUSEDMIX_DEVICE const double* weights_of(const LaunchPlan& plan) { return part_of(plan, plan.weight, plan.offset.weight); }
 
 // A number that is no sample's, which only the host could refuse, stands for the sample itself: nothing outside of the batch
 // is touched.

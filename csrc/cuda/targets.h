@@ -2,7 +2,6 @@
 #pragma once
 
 #include "../include/fusedmix/labels.h"
-#include "kernels.h"
 #include "partner.h"
 
 namespace fusedmix::cuda {
@@ -38,7 +37,9 @@ FUSEDMIX_DEVICE T load_label(const Targets& t, int64_t i, int64_t k) {
 }
 
 template <class T>
-FUSEDMIX_DEVICE void write_targets(const Targets& t, const PlanView& plan, int64_t block) {
+FUSEDMIX_DEVICE void write_targets(const Targets& t, const LaunchPlan& plan, int64_t block) {
+  const PlanView view = view_of(plan);
+  const double* weights = weights_of(plan);
   const Smoothing<T> smooth(t.smoothing, t.num_classes);
   const int64_t total = t.batch * t.num_classes;
   // Not unrolled: this is in every kernel, in every type, and would be half of what there is to compile.
@@ -46,13 +47,13 @@ FUSEDMIX_DEVICE void write_targets(const Targets& t, const PlanView& plan, int64
     const int64_t at = (block * kTargetsPerThread + n) * kThreads + device::thread();
     if (at >= total) return;
     const int64_t i = at / t.num_classes, k = at % t.num_classes;
-    const int64_t j = partner_of(plan.pairing, plan.partner, i, t.batch);
-    const LabelWeights<T> mixed(device::load(t.weight + (t.weight_shared ? 0 : i)));
+    const int64_t j = partner_of(view.pairing, view.partner, i, t.batch);
+    const LabelWeights<T> mixed(device::load(weights + (plan.weight_shared ? 0 : i)));
     device::store(static_cast<T*>(t.out) + at, mixed(smooth(load_label<T>(t, i, k)), smooth(load_label<T>(t, j, k))));
   }
 }
 
-FUSEDMIX_DEVICE void write_targets(const Targets& t, const PlanView& plan, int64_t block) {
+FUSEDMIX_DEVICE void write_targets(const Targets& t, const LaunchPlan& plan, int64_t block) {
   switch (t.out_type) {
     case ElementType::kFloat16: return write_targets<Half>(t, plan, block);
     case ElementType::kBFloat16: return write_targets<BFloat16>(t, plan, block);

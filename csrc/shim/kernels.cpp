@@ -1,11 +1,12 @@
-// The CUDA kernels, run on the CPU, and the per-pixel headers, for pytest. Memory comes as addresses: the caller's tensors.
+// The CUDA backend's host program (csrc/cuda/step.h) and kernels, run on the CPU, and the per-pixel headers, for pytest. Tensors
+// are torch's, asked through Python where they lie; memory for a device is the shim's.
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
-#include "../cuda/kernels.h"
-#include "../cuda/losses.h"
+#include "../cuda/step.h"
 #include "../include/fusedmix/blend.h"
 #include "../include/fusedmix/losses.h"
+#include "../tests/device_memory.h"
 #include "bind_log.h"
 
 namespace py = pybind11;
@@ -13,159 +14,173 @@ using namespace fusedmix;
 
 namespace {
 
+using test::Memory;
+
+// What a kernel may be told of a tensor; of None nothing.
+struct Tensor {
+  char* data = nullptr;
+  std::vector<int64_t> sizes, strides;
+  int32_t label_type = 0;
+
+  Tensor(const py::object& t) {  // NOLINT: as a caster would
+    if (t.is_none()) return;
+    data = reinterpret_cast<char*>(t.attr("data_ptr")().cast<uintptr_t>());
+    sizes = t.attr("shape").cast<std::vector<int64_t>>();
+    strides = t.attr("stride")().cast<std::vector<int64_t>>();
+    static const std::vector<std::string> names{"int64",  "int32",  "int16",   "int8",    "uint8",    "uint16",
+                                                "uint32", "uint64", "float32", "float16", "bfloat16", "float64"};
+    const auto name = py::str(t.attr("dtype")).cast<std::string>().substr(std::strlen("torch."));
+    const auto found = std::find(names.begin(), names.end(), name == "bool" ? "uint8" : name);
+    if (found == names.end()) throw py::value_error("a tensor of " + name);
+    label_type = static_cast<int32_t>(found - names.begin());
+  }
+
+  template <class T>
+  T* as() const {
+    return reinterpret_cast<T*>(data);
+  }
+  ElementType type() const {
+    return label_type < cuda::kLabelFloat ? ElementType::kUInt8 : static_cast<ElementType>(label_type - cuda::kLabelFloat);
+  }
+  int64_t stride(size_t d) const { return d < strides.size() ? strides[d] : 0; }
+};
+
 template <class T>
-T* at(uintptr_t address) {
-  return reinterpret_cast<T*>(address);
+T* data(const py::object& t) {
+  return Tensor(t).as<T>();
 }
 
-cuda::Images images_of(const py::dict& x) {
-  const auto sizes = x["sizes"].cast<std::vector<int64_t>>();
-  const auto src = x["src_strides"].cast<std::vector<int64_t>>(), dst = x["dst_strides"].cast<std::vector<int64_t>>();
-  return {static_cast<ElementType>(x["type"].cast<int>()),
-          at<void>(x["src"].cast<uintptr_t>()),
-          at<void>(x["dst"].cast<uintptr_t>()),
-          make_layout(static_cast<int>(sizes.size()), sizes.data(), src.data(), dst.data(), x["spatial"].cast<int>()),
-          x["adjoint"].cast<bool>()};
+void set_sides(const py::dict& plan, int64_t (&sides)[3]) {
+  const auto given = plan["side"].cast<std::array<int64_t, 3>>();
+  std::copy(given.begin(), given.end(), sides);
 }
 
-PlanView plan_of(const py::dict& p) {
-  PlanView plan{at<int64_t>(p["partner"].cast<uintptr_t>()), at<int32_t>(p["kind"].cast<uintptr_t>()),
-          at<int32_t>(p["geometry"].cast<uintptr_t>()), at<float>(p["value"].cast<uintptr_t>()), p["pairing"].cast<int32_t>(),
-          p["shared"].cast<bool>(), {}};
-  if (!p.contains("pixels")) return plan;
-  const auto d = p["pixels"].cast<py::dict>();
-  const auto side = d["side"].cast<std::array<int64_t, 3>>();
-  plan.pixels = {at<uint32_t>(d["bits"].cast<uintptr_t>()), at<uint16_t>(d["levels"].cast<uintptr_t>()), d["stride"].cast<int64_t>(),
-                 {side[0], side[1], side[2]}, d["per"].cast<int32_t>(), d["batch"].cast<int64_t>()};
+// (src, dst, how many dims are spatial, whether the adjoint is wanted)
+cuda::Images images_of(const py::tuple& images) {
+  const Tensor src(images[0]), dst(images[1]);
+  const Layout layout = make_layout(static_cast<int>(src.sizes.size()), src.sizes.data(), src.strides.data(),
+                                    dst.strides.data(), images[2].cast<int>());
+  return {src.type(), src.data, dst.data, layout, images[3].cast<bool>()};
+}
+
+cuda::GivenPlan plan_of(const py::dict& d) {
+  const auto on_host = [&](const char* name) { return d["on_host"].contains(name); };
+  cuda::GivenPlan plan{};
+  plan.batch = d["batch"].cast<int64_t>();
+  plan.pairing = d["pairing"].cast<int32_t>();
+  plan.shared = d["shared"].cast<bool>();
+  plan.weight_shared = d["weight_shared"].cast<bool>();
+  plan.partner = {data<int64_t>(d["partner"]), on_host("partner")};
+  plan.kind = {data<int32_t>(d["kind"]), on_host("kind")};
+  plan.geometry = {data<int32_t>(d["geometry"]), on_host("geometry")};
+  plan.value = {data<float>(d["value"]), on_host("value")};
+  plan.weight = {data<double>(d["weight"]), on_host("weight")};
+  const Tensor pixels(d["pixels"]);
+  if (pixels.data == nullptr) return plan;
+  const bool soft = pixels.label_type == cuda::kLabelInt16;
+  plan.pixels = {soft ? nullptr : pixels.as<uint32_t>(), soft ? pixels.as<uint16_t>() : nullptr, pixels.sizes[1], {},
+                 d["per"].cast<int32_t>(), plan.batch};
+  set_sides(d, plan.pixels.side);
+  plan.pixels_on_host = on_host("pixels");
   return plan;
 }
 
-py::dict walk_dict(const cuda::Walk& w) {
-  py::dict d;
-  d["width"] = w.width;
-  d["columns"] = w.columns;
-  d["tiles"] = w.tiles;
-  d["units"] = w.units;
-  d["span"] = w.span;
-  d["heads"] = w.heads;
-  d["staged_bytes"] = w.staged_bytes;
-  return d;
+cuda::Targets targets_of(const py::object& labels, const py::object& out, double smoothing) {
+  const Tensor y(labels), to(out);
+  const bool soft = y.sizes.size() == 2;
+  return {to.data == nullptr ? nullptr : y.data, y.label_type, soft,    y.stride(0), y.stride(1), to.sizes[0],
+          to.sizes[1], smoothing,    to.data, to.type()};
 }
 
-cuda::Walk walk_of(const py::dict& d) {
-  return {d["width"].cast<int32_t>(), d["columns"].cast<int64_t>(), d["tiles"].cast<int64_t>(), d["units"].cast<int64_t>(),
-          d["span"].cast<int64_t>(),  d["heads"].cast<bool>(),      d["staged_bytes"].cast<int64_t>()};
-}
-
-// None: no targets.
-cuda::Targets targets_of(const py::object& o) {
-  cuda::Targets t{};
-  if (o.is_none()) return t;
-  const auto d = o.cast<py::dict>();
-  t.labels = at<void>(d["labels"].cast<uintptr_t>());
-  t.label_type = d["label_type"].cast<int32_t>();
-  t.soft = d["soft"].cast<bool>();
-  t.row_stride = d["row_stride"].cast<int64_t>();
-  t.step = d["step"].cast<int64_t>();
-  t.weight = at<double>(d["weight"].cast<uintptr_t>());
-  t.weight_shared = d["weight_shared"].cast<bool>();
-  t.batch = d["batch"].cast<int64_t>();
-  t.num_classes = d["num_classes"].cast<int64_t>();
-  t.smoothing = d["smoothing"].cast<double>();
-  t.out = at<void>(d["out"].cast<uintptr_t>());
-  t.out_type = static_cast<ElementType>(d["out_type"].cast<int>());
-  return t;
-}
-
-cuda::InlinePlan inlined(const std::optional<py::bytes>& travelling) {
-  cuda::InlinePlan inline_plan{};
-  if (travelling) {
-    const std::string bytes = *travelling;
-    if (bytes.size() > sizeof(inline_plan)) throw py::value_error("too large to travel");
-    std::memcpy(inline_plan.bytes, bytes.data(), bytes.size());
+// A seed in memory, or one that travels with the launch.
+template <class Args>
+void set_seed(Args& args, const py::object& seed) {
+  if (py::isinstance<py::int_>(seed)) {
+    args.seed_value = py::cast<uint64_t>(seed.attr("__mod__")(py::int_(1).attr("__lshift__")(64)));
+  } else {
+    args.seed = data<int64_t>(seed);
   }
-  return inline_plan;
 }
 
-// `travelling`: the plan inside the kernel's arguments, as bytes; its addresses are then offsets into them.
-void mix(const py::object& images, const py::dict& plan, const std::optional<py::bytes>& travelling, const py::dict& walk,
-         uintptr_t staged, const py::object& targets) {
-  cuda::Images x{};
-  if (!images.is_none()) x = images_of(images.cast<py::dict>());
-  const cuda::InlinePlan inline_plan = inlined(travelling);
-  cuda::mix(images.is_none() ? nullptr : &x, plan_of(plan), travelling ? &inline_plan : nullptr, walk_of(walk), at<void>(staged),
-            targets_of(targets), nullptr);
+void set_rows(const py::object& spec, const MethodRow*& rows, int32_t& methods) {
+  const Tensor t(spec);
+  rows = t.as<MethodRow>();
+  methods = static_cast<int32_t>(t.sizes[0]);
 }
 
-void sample(const py::dict& d, const py::object& images, const py::dict& walk, uintptr_t staged) {
+// The first fields of fusedmix/draws.py, Request; `made` is the plan to write.
+cuda::Sampling sampling_of(const py::tuple& request, const py::object& seed, const py::dict& made) {
   cuda::Sampling s{};
-  s.rows = at<MethodRow>(d["rows"].cast<uintptr_t>());
-  s.methods = d["methods"].cast<int32_t>();
-  s.device_rows = at<MethodRow>(d["device_rows"].cast<uintptr_t>());
-  s.batch = d["batch"].cast<int64_t>();
-  s.ndim = d["ndim"].cast<int32_t>();
-  const auto size = d["size"].cast<std::array<int64_t, 3>>();
-  std::copy(size.begin(), size.end(), s.size);
-  s.pairing = d["pairing"].cast<int32_t>();
-  s.per = d["per"].cast<int32_t>();
-  s.p = d["p"].cast<double>();
-  s.lam = at<float>(d["lam"].cast<uintptr_t>());
-  s.lam_each = d["lam_each"].cast<bool>();
-  s.classes = at<int64_t>(d["classes"].cast<uintptr_t>());
-  s.seed = at<int64_t>(d["seed"].cast<uintptr_t>());
-  s.seed_value = d["seed_value"].cast<uint64_t>();
-  s.scratch = at<int32_t>(d["scratch"].cast<uintptr_t>());
-  const auto out = d["out"].cast<std::array<uintptr_t, 6>>();
-  s.out = {at<int64_t>(out[0]), at<float>(out[1]), at<double>(out[2]), at<int32_t>(out[3]), at<int32_t>(out[4]), at<float>(out[5])};
-  cuda::Images x{};
-  if (!images.is_none()) x = images_of(images.cast<py::dict>());
-  cuda::sample(s, images.is_none() ? nullptr : &x, walk_of(walk), at<void>(staged), nullptr);
+  set_rows(request[0], s.rows, s.methods);
+  s.batch = request[1].cast<int64_t>();
+  s.ndim = static_cast<int32_t>(py::len(request[2]));
+  set_sides(made, s.size);
+  s.pairing = request[3].cast<int32_t>();
+  s.per = request[4].cast<int32_t>();
+  s.p = request[5].cast<double>();
+  const Tensor lam(request[6]);
+  s.lam = lam.as<float>();
+  s.lam_each = !lam.sizes.empty();
+  s.classes = data<int64_t>(request[7]);
+  set_seed(s, seed);
+  s.out = {data<int64_t>(made["partner"]), data<float>(made["lam"]),        data<double>(made["weight"]),
+           data<int32_t>(made["kind"]),    data<int32_t>(made["geometry"]), data<float>(made["value"])};
+  return s;
 }
 
-cuda::Fourier fourier_of(const py::dict& d) {
+// Returns the walk.
+cuda::Walk step(Memory& memory, const py::tuple& images, const py::object& request, const py::object& seed,
+                const py::dict& made, const cuda::Targets& targets) {
+  const cuda::Images x = images_of(images);
+  const cuda::Pass pass(memory, &x, made["pairing"].cast<int32_t>());
+  const cuda::Sampling sampling = seed.is_none() ? cuda::Sampling{} : sampling_of(request, seed, made);
+  pass.run(seed.is_none() ? nullptr : &sampling, plan_of(made), targets);
+  return pass.walk;
+}
+
+void fourier(Memory& memory, const py::object& spec, const py::dict& plan, const py::object& seed, int32_t ndim, int32_t draws,
+             int64_t most_scratch, const py::object& out) {
+  const cuda::GivenPlan of = plan_of(plan);
   cuda::Fourier f{};
-  f.rows = at<MethodRow>(d["rows"].cast<uintptr_t>());
-  f.methods = d["methods"].cast<int32_t>();
-  f.ndim = d["ndim"].cast<int32_t>();
-  const auto size = d["size"].cast<std::array<int64_t, 3>>();
-  std::copy(size.begin(), size.end(), f.size);
-  f.batch = d["batch"].cast<int64_t>();
-  f.per = d["per"].cast<int32_t>();
-  f.draws = d["draws"].cast<int32_t>();
-  f.seed = at<int64_t>(d["seed"].cast<uintptr_t>());
-  f.seed_value = d["seed_value"].cast<uint64_t>();
-  f.kind = at<int32_t>(d["kind"].cast<uintptr_t>());
-  f.geometry = at<int32_t>(d["geometry"].cast<uintptr_t>());
-  f.value = at<float>(d["value"].cast<uintptr_t>());
-  f.bits = at<uint32_t>(d["bits"].cast<uintptr_t>());
-  f.levels = at<uint16_t>(d["levels"].cast<uintptr_t>());
-  f.scratch = at<char>(d["scratch"].cast<uintptr_t>());
-  f.most_scratch = d["most_scratch"].cast<int64_t>();
-  return f;
+  set_rows(spec, f.rows, f.methods);
+  f.ndim = ndim;
+  set_sides(plan, f.size);
+  f.batch = of.batch;
+  f.per = plan["per"].cast<int32_t>();
+  f.draws = draws;
+  set_seed(f, seed);
+  f.kind = of.kind.data;
+  f.geometry = of.geometry.data;
+  f.value = of.value.data;
+  const Tensor pixels(out);
+  const bool soft = pixels.label_type == cuda::kLabelInt16;
+  f.bits = soft ? nullptr : pixels.as<uint32_t>();
+  f.levels = soft ? pixels.as<uint16_t>() : nullptr;
+  f.most_scratch = most_scratch;
+  cuda::fourier(memory, f);
 }
 
 cuda::Loss loss_of(const py::dict& d) {
+  const Tensor z(d["logits"]), y(d["labels"]);
   cuda::Loss loss{};
-  loss.type = static_cast<ElementType>(d["type"].cast<int>());
-  loss.logits = at<void>(d["logits"].cast<uintptr_t>());
-  loss.row_stride = d["row_stride"].cast<int64_t>();
-  loss.step = d["step"].cast<int64_t>();
-  loss.labels = at<void>(d["labels"].cast<uintptr_t>());
-  loss.label_type = d["label_type"].cast<int32_t>();
-  loss.soft = d["soft"].cast<bool>();
-  loss.label_stride = d["label_stride"].cast<int64_t>();
-  loss.label_step = d["label_step"].cast<int64_t>();
-  loss.weight = at<double>(d["weight"].cast<uintptr_t>());
-  loss.weight_shared = d["weight_shared"].cast<bool>();
-  loss.class_weight = at<void>(d["class_weight"].cast<uintptr_t>());
-  loss.pos_weight = at<void>(d["pos_weight"].cast<uintptr_t>());
-  loss.batch = d["batch"].cast<int64_t>();
-  loss.num_classes = d["num_classes"].cast<int64_t>();
+  loss.type = z.type();
+  loss.logits = z.data;
+  loss.row_stride = z.stride(0);
+  loss.step = z.stride(1);
+  loss.labels = y.data;
+  loss.label_type = y.label_type;
+  loss.soft = y.sizes.size() == 2;
+  loss.label_stride = y.stride(0);
+  loss.label_step = y.stride(1);
+  loss.class_weight = data<void>(d["class_weight"]);
+  loss.pos_weight = data<void>(d["pos_weight"]);
+  loss.batch = z.sizes[0];
+  loss.num_classes = z.sizes[1];
   loss.smoothing = d["smoothing"].cast<double>();
-  loss.ignore = d["ignore"].cast<int64_t>();
+  loss.binary = d["ignore"].is_none();
+  if (!loss.binary) loss.ignore = d["ignore"].cast<int64_t>();
   loss.thresholded = !d["threshold"].is_none();
   if (loss.thresholded) loss.threshold = d["threshold"].cast<double>();
-  loss.binary = d["binary"].cast<bool>();
   return loss;
 }
 
@@ -201,33 +216,52 @@ void bind_rounding(py::module_& m, const char* name) {
 
 PYBIND11_MODULE(fusedmix_cuda_shim, m) {
   shim::bind_log(m);
-  m.def("plan_walk", [](const py::dict& images, int32_t pairing, int multiprocessors) {
-    return walk_dict(cuda::plan_walk(images_of(images), pairing, multiprocessors));
+  py::class_<Memory>(m, "Memory").def(py::init<int>());
+  py::class_<cuda::Walk>(m, "Walk")
+      .def_readwrite("width", &cuda::Walk::width)
+      .def_readwrite("columns", &cuda::Walk::columns)
+      .def_readwrite("tiles", &cuda::Walk::tiles)
+      .def_readwrite("units", &cuda::Walk::units)
+      .def_readwrite("span", &cuda::Walk::span)
+      .def_readwrite("heads", &cuda::Walk::heads)
+      .def_readwrite("staged_bytes", &cuda::Walk::staged_bytes);
+  py::class_<cuda::Targets>(m, "Targets").def(py::init(&targets_of));
+  m.def("plan_walk", [](const py::tuple& images, int32_t pairing, int multiprocessors) {
+    return cuda::plan_walk(images_of(images), pairing, multiprocessors);
   });
-  m.def("stage", [](const py::dict& images, const py::dict& walk, uintptr_t staged) {
-    cuda::stage(images_of(images), walk_of(walk), at<void>(staged), nullptr);
+  m.def("apply", [](Memory& memory, const py::tuple& images, const py::dict& plan, bool permutation) {
+    return cuda::apply(memory, images_of(images), plan_of(plan), permutation);
   });
-  m.def("mix", &mix);
-  m.def("sample", &sample);
-  m.def("fourier_scratch", [](const py::dict& f) { return cuda::fourier_scratch(fourier_of(f)); });
-  m.def("fourier", [](const py::dict& f) { cuda::fourier(fourier_of(f), nullptr); });
-  m.def("masks", [](const py::dict& plan, int64_t n, std::array<int64_t, 3> size, uintptr_t out) {
-    cuda::masks(plan_of(plan), n, size.data(), at<float>(out), nullptr);
+  // By a walk that is given, instead of the one that apply() chooses.
+  m.def("mix", [](Memory& memory, const py::tuple& images, const py::dict& plan, const cuda::Walk& walk, bool stage) {
+    const cuda::Images x = images_of(images);
+    const cuda::Pass pass(memory, &x, walk);
+    if (stage) pass.stage();
+    pass.mix(cuda::place(memory, plan_of(plan)), cuda::Targets{});
   });
-  m.def("loss_rows", [](const py::dict& loss, const py::dict& plan, const std::optional<py::bytes>& travelling,
-                        uintptr_t losses, uintptr_t statistics) {
-    const cuda::InlinePlan bytes = inlined(travelling);
-    cuda::loss_rows(loss_of(loss), plan_of(plan), travelling ? &bytes : nullptr, at<void>(losses), at<void>(statistics), nullptr);
+  m.def("mix_labels", [](Memory& memory, const py::dict& plan, const cuda::Targets& targets) {
+    cuda::Pass(memory, nullptr, kRandom).mix(cuda::place(memory, plan_of(plan)), targets);
   });
-  m.def("finish_loss", [](const py::dict& loss, uintptr_t losses, bool counted, double factor, uintptr_t out, uintptr_t scale) {
-    cuda::finish_loss(loss_of(loss), at<void>(losses), counted, factor, at<void>(out), at<void>(scale), nullptr);
+  m.def("sample", [](Memory& memory, const py::tuple& request, const py::object& seed, const py::dict& made) {
+    cuda::Pass(memory, nullptr, kRandom).sample(sampling_of(request, seed, made));
   });
-  m.def("loss_gradient", [](const py::dict& loss, const py::dict& plan, const std::optional<py::bytes>& travelling,
-                            uintptr_t grad, int64_t grad_step, double factor, uintptr_t scale, uintptr_t statistics,
-                            uintptr_t out) {
-    const cuda::InlinePlan bytes = inlined(travelling);
-    cuda::loss_gradient(loss_of(loss), plan_of(plan), travelling ? &bytes : nullptr, at<void>(grad), grad_step, factor,
-                        at<void>(scale), at<void>(statistics), at<void>(out), nullptr);
+  m.def("step", &step);
+  m.def("fourier", &fourier);
+  m.def("masks", [](Memory& memory, const py::dict& plan, const py::object& out) {
+    int64_t sides[3];
+    set_sides(plan, sides);
+    cuda::masks(memory, plan_of(plan), sides, data<float>(out));
+  });
+  m.def("loss", [](Memory& memory, const py::dict& loss, const py::dict& plan, bool counted, double factor,
+                   const std::array<py::object, 4>& out) {
+    cuda::loss(memory, loss_of(loss), plan_of(plan), counted, factor,
+               {data<void>(out[0]), data<void>(out[1]), data<void>(out[2]), data<void>(out[3])});
+  });
+  m.def("loss_gradient", [](Memory& memory, const py::dict& loss, const py::dict& plan, const py::object& grad, double factor,
+                            const py::object& scale, const py::object& statistics, const py::object& out) {
+    const Tensor g(grad);
+    cuda::loss_gradient(loss_of(loss), cuda::place(memory, plan_of(plan)), g.data, g.stride(0), factor, data<void>(scale),
+                        data<void>(statistics), data<void>(out), nullptr);
   });
   m.attr("INLINE_BYTES") = cuda::kInlineBytes;
   m.attr("THREADS") = cuda::kThreads;

@@ -12,7 +12,6 @@
 #include <memory>
 
 #include "../cpu/mix.h"
-#include "../cuda/kernels.h"
 #include "../include/fusedmix/fourier.h"
 #include "device_memory.h"
 #include "naive.h"
@@ -48,49 +47,27 @@ std::unique_ptr<DeviceBuffer> output(const std::vector<char>& filled, bool gaps 
 
 // ---- plans ----
 
-// A plan where kernels find it: on the device, or inside the kernel's arguments, its pointers offsets into them.
+// A plan as the host program is given it, on the device or on the host, and how that places it.
 struct PlacedPlan {
-  PlanView view{};
-  const double* weight = nullptr;
-  cuda::InlinePlan bytes{};
-  bool travels = false;
+  Memory memory{1};
   std::vector<std::unique_ptr<DeviceBuffer>> kept;
+  cuda::LaunchPlan launch{};
 
-  PlacedPlan(const HostPlan& plan, bool inside) {
-    view.pairing = plan.pairing;
-    view.shared = plan.shared;
-    const size_t rows = plan.shared ? 1 : plan.partner.size();
-    size_t used = 0;
-    travels = inside && rows * 48 + plan.partner.size() * 8 <= sizeof(bytes.bytes);
-    const auto place = [&](const auto& values, size_t n, auto& pointer) {
+  PlacedPlan(const HostPlan& plan, bool on_host) {
+    const auto part = [&](const auto& values) {
       using T = typename std::decay_t<decltype(values)>::value_type;
-      if (travels) {
-        std::memcpy(bytes.bytes + used, values.data(), n * sizeof(T));
-        pointer = reinterpret_cast<const T*>(used);
-        used += n * sizeof(T);
-      } else {
-        kept.push_back(std::make_unique<DeviceBuffer>(values.data(), n * sizeof(T), false));
-        pointer = kept.back()->template as<T>();
-      }
+      if (on_host) return cuda::Part<T>{values.data(), true};
+      kept.push_back(std::make_unique<DeviceBuffer>(values, false));
+      return cuda::Part<T>{kept.back()->template as<T>(), false};
     };
-    place(plan.weight, plan.shared ? 1 : plan.weight.size(), weight);
-    if (plan.pairing > kFlip) place(plan.partner, plan.partner.size(), view.partner);
-    place(plan.value, 2 * rows, view.value);
-    place(plan.geometry, 6 * rows, view.geometry);
-    place(plan.kind, rows, view.kind);
-    view.pixels = plan.pixels;  // in memory always
-    if (!plan.bits.empty()) {
-      kept.push_back(std::make_unique<DeviceBuffer>(plan.bits, false));
-      view.pixels.bits = kept.back()->as<uint32_t>();
-    }
-    if (!plan.levels.empty()) {
-      kept.push_back(std::make_unique<DeviceBuffer>(plan.levels, false));
-      view.pixels.levels = kept.back()->as<uint16_t>();
-    }
-    if (is_stored(view)) ++paths["stored masks"];
-    ++paths[travels ? "plan inside the arguments" : "plan on the device"];
+    cuda::GivenPlan given{static_cast<int64_t>(plan.partner.size()), plan.pairing, plan.shared, plan.shared, part(plan.partner),
+                          part(plan.kind), part(plan.geometry), part(plan.value), part(plan.weight), plan.pixels, on_host};
+    if (!plan.bits.empty()) given.pixels.bits = part(plan.bits).data;
+    if (!plan.levels.empty()) given.pixels.levels = part(plan.levels).data;
+    launch = cuda::place(memory, given);
+    if (is_stored(launch.view)) ++paths["stored masks"];
+    ++paths[launch.travels ? "plan inside the arguments" : (on_host ? "plan in one upload" : "plan on the device")];
   }
-  const cuda::InlinePlan* inline_plan() const { return travels ? &bytes : nullptr; }
 };
 
 bool has_gaussian(const HostPlan& plan) {
@@ -135,7 +112,7 @@ struct Labels {
     want = made.memory;
     labels = std::make_unique<DeviceBuffer>(memory, false);
     out = output(std::vector<char>(want.size(), '\x55'));
-    targets = {labels->as<void>(), type,    soft,      stride,          soft ? 1 : 0, nullptr, plan.shared,
+    targets = {labels->as<void>(), type,    soft,      stride,          soft ? 1 : 0,
                batch,              classes, smoothing, out->as<void>(), out_type};
   }
   void verify() const { compare(targets.out_type, out->values<char>(), want, true, true, "targets"); }
@@ -156,8 +133,7 @@ void test_targets() {
           const HostPlan plan = make_plan(random, batch, size, pairing, Masks::kConstant, random.below(2) == 0);
           PlacedPlan placed(plan, random.below(2) == 0);
           Labels labels(random, type, soft, batch, classes, smoothing, plan);
-          labels.targets.weight = placed.weight;
-          check(cuda::mix(nullptr, placed.view, placed.inline_plan(), cuda::Walk{}, nullptr, labels.targets, nullptr));
+          check(cuda::mix(nullptr, placed.launch, cuda::Walk{}, nullptr, labels.targets, nullptr));
           labels.verify();
         }
       }
@@ -223,13 +199,11 @@ void test_mix(Random& random, const Case& c) {
   cuda::Targets targets{};
   if (!adjoint && random.below(2)) {
     labels = std::make_unique<Labels>(random, static_cast<int32_t>(random.below(8)), false, batch, 10, 0.1, plan);
-    labels->targets.weight = placed.weight;
     targets = labels->targets;
   }
-  const DeviceBuffer staged(walk.staged_bytes);
-  if (walk.staged_bytes > 0) check(cuda::stage(images, walk, staged.as<void>(), nullptr));
-  const void* heads = walk.staged_bytes > 0 ? staged.as<void>() : nullptr;
-  check(cuda::mix(&images, placed.view, placed.inline_plan(), walk, heads, targets, nullptr));
+  const cuda::Pass pass(placed.memory, &images, walk);
+  pass.stage();
+  pass.mix(placed.launch, targets);
   const bool exact_mask = !has_gaussian(plan);
   compare(c.type, dst.values<char>(), want.memory, exact_mask && !adjoint, exact_mask, "images");
   if (labels != nullptr) labels->verify();
@@ -293,7 +267,7 @@ void test_masks() {
     std::vector<char> want(pixels * sizeof(float), '\x55');
     const auto out = output(want);
     cpu::masks(plan.view(), n, size, reinterpret_cast<float*>(want.data()), kOneThread);
-    check(cuda::masks(placed.view, n, size, out->as<float>(), nullptr));
+    check(cuda::masks(placed.launch.view, n, size, out->as<float>(), nullptr));
     compare(ElementType::kFloat32, out->values<char>(), want, !has_gaussian(plan), true, "mask");
   }
 }
@@ -372,9 +346,8 @@ void test_fourier_of(const std::vector<MethodRow>& rows, int ndim, const int64_t
                   on_device ? device_seed.as<int64_t>() : nullptr, on_device ? 0 : seed, kind.as<int32_t>(),
                   geometry.as<int32_t>(), value.as<float>(), soft ? nullptr : out.as<uint32_t>(),
                   soft ? out.as<uint16_t>() : nullptr, nullptr, most_scratch};
-  const DeviceBuffer scratch(cuda::fourier_scratch(f));
-  f.scratch = scratch.as<char>();
-  check(cuda::fourier(f, nullptr));
+  Memory memory(1);
+  cuda::fourier(memory, f);
   ++paths[soft ? "soft Fourier masks" : "Fourier masks"];
   const std::vector<uint32_t> got_bits = soft ? std::vector<uint32_t>() : out.values<uint32_t>();
   const std::vector<uint16_t> got_levels = soft ? out.values<uint16_t>() : std::vector<uint16_t>();
@@ -484,13 +457,12 @@ void test_sample(Random& random, const Drawing& d, ElementType type, bool with_i
   cpu::sample(args, {want.partner.data(), want_lam.data(), want.weight.data(), want.kind.data(), want.geometry.data(),
                      want.value.data()});
 
-  const DeviceBuffer device_lam(lam, false), device_classes(classes, false), seed(&args.seed, 8, false), rows(d.rows, false);
-  const DeviceBuffer scratch(4 * n), partner(8 * n), out_lam(4 * n), weight(8 * n);
+  const DeviceBuffer device_lam(lam, false), device_classes(classes, false), seed(&args.seed, 8, false);
+  const DeviceBuffer partner(8 * n), out_lam(4 * n), weight(8 * n);
   const DeviceBuffer kind(4 * n), geometry(24 * n), value(8 * n);
   cuda::Sampling s{};
   s.rows = d.rows.data();
   s.methods = args.methods;
-  s.device_rows = args.methods > cuda::kInlineRows ? rows.as<MethodRow>() : nullptr;
   s.batch = n;
   s.ndim = d.ndim;
   std::copy(args.size, args.size + 3, s.size);
@@ -502,16 +474,15 @@ void test_sample(Random& random, const Drawing& d, ElementType type, bool with_i
   s.classes = device_classes.as<int64_t>();
   s.seed = d.on_device ? seed.as<int64_t>() : nullptr;
   s.seed_value = d.on_device ? 0 : args.seed;
-  s.scratch = scratch.as<int32_t>();
   s.out = {partner.as<int64_t>(), out_lam.as<float>(),     weight.as<double>(),
            kind.as<int32_t>(),    geometry.as<int32_t>(), value.as<float>()};
 
   const DeviceBuffer images_memory(x.memory);
   const cuda::Images images{type, images_memory.as<void>(), images_memory.as<void>(), layout_of(x, x, d.ndim), false};
-  const cuda::Walk walk = with_images ? cuda::plan_walk(images, d.pairing, 132) : cuda::Walk{};
-  const DeviceBuffer staged(walk.staged_bytes);
-  if (walk.staged_bytes > 0) ++paths["heads staged by the sampler"];
-  check(cuda::sample(s, with_images ? &images : nullptr, walk, staged.as<void>(), nullptr));
+  Memory memory(132);
+  const cuda::Pass pass(memory, with_images ? &images : nullptr, d.pairing);
+  if (pass.walk.staged_bytes > 0) ++paths["heads staged by the sampler"];
+  pass.sample(s);
 
   HostPlan got;
   got.partner = partner.values<int64_t>();
@@ -532,7 +503,9 @@ void test_sample(Random& random, const Drawing& d, ElementType type, bool with_i
     expect(std::fabs(got.weight[i] - want.weight[i]) <= 1e-6, "weights differ");
   }
   if (!with_images) return;
-  PlanView view{s.out.partner, s.out.kind, s.out.geometry, s.out.value, d.pairing, false, {}};
+  cuda::LaunchPlan plan{};
+  PlanView& view = plan.view;
+  view = {s.out.partner, s.out.kind, s.out.geometry, s.out.value, d.pairing, false, {}};
   const bool stored = std::any_of(d.rows.begin(), d.rows.end(), [](const MethodRow& row) { return is_fourier_method(row.method); });
   const int64_t words = (args.size[0] * args.size[1] * args.size[2] + 31) / 32;
   const int32_t of = d.given ? static_cast<int32_t>(kPerSample) : d.per;
@@ -544,8 +517,7 @@ void test_sample(Random& random, const Drawing& d, ElementType type, bool with_i
     view.pixels.bits = bits.as<uint32_t>();
   }
   cpu::mix({type, x.data(), x.data(), images.layout, got.view(), false}, kOneThread);
-  const void* heads = walk.staged_bytes > 0 ? staged.as<void>() : nullptr;
-  check(cuda::mix(&images, view, nullptr, walk, heads, cuda::Targets{}, nullptr));
+  pass.mix(plan, cuda::Targets{});
   compare(type, images_memory.values<char>(), x.memory, !has_gaussian(got), true, "images mixed by it");
 }
 
@@ -575,7 +547,7 @@ void expect_all_paths() {
   context = "the ways taken";
   for (const char* path :
        {"16 bytes at a time", "4 bytes at a time", "an element at a time", "pairs", "heads, staged", "heads", "no heads",
-        "adjoint", "plan inside the arguments", "plan on the device", "heads staged by the sampler", "stored masks", "Fourier masks",
+        "adjoint", "plan inside the arguments", "plan in one upload", "plan on the device", "heads staged by the sampler", "stored masks", "Fourier masks",
         "soft Fourier masks"}) {
     std::printf("  %-30s %lld\n", path, static_cast<long long>(paths[path]));
     if (paths[path] == 0) fail(std::string("no case took: ") + path);

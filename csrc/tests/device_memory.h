@@ -3,9 +3,12 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <vector>
+
+#include "../cuda/step.h"
 
 #if defined(FUSEDMIX_SHIM)
 #include "../shim/log.h"
@@ -25,9 +28,9 @@ inline void check(int) {}  // the shim throws
 // Memory that kernels may touch: exactly its bytes, which the shim sees to.
 class DeviceBuffer {
  public:
-  explicit DeviceBuffer(size_t bytes) : DeviceBuffer(nullptr, bytes, true) {}  // not initialised
-  DeviceBuffer(const void* host, size_t bytes, bool writable = true)
-      : bytes_(bytes), name_("buffer " + std::to_string(++made)) {
+  explicit DeviceBuffer(size_t bytes, const std::string& name = "") : DeviceBuffer(nullptr, bytes, true, name) {}  // not initialised
+  DeviceBuffer(const void* host, size_t bytes, bool writable = true, const std::string& name = "")
+      : bytes_(bytes), name_(name.empty() ? "buffer " + std::to_string(++made) : name) {
     memory_ = static_cast<char*>(std::aligned_alloc(256, (bytes + 255) / 256 * 256 + 256));
     if (memory_ == nullptr) throw std::bad_alloc();
     if (host != nullptr) std::memcpy(memory_, host, bytes);
@@ -68,10 +71,10 @@ inline int multiprocessors() {
 // An allocation of exactly so many bytes, as compute-sanitizer wants it.
 class DeviceBuffer {
  public:
-  explicit DeviceBuffer(size_t bytes) : bytes_(bytes) {  // not initialised
+  explicit DeviceBuffer(size_t bytes, const char* = "") : bytes_(bytes) {  // not initialised
     if (bytes > 0) check(cudaMalloc(reinterpret_cast<void**>(&memory_), bytes));
   }
-  DeviceBuffer(const void* host, size_t bytes, bool = true) : DeviceBuffer(bytes) {
+  DeviceBuffer(const void* host, size_t bytes, bool = true, const char* = "") : DeviceBuffer(bytes) {
     if (bytes > 0) check(cudaMemcpy(memory_, host, bytes, cudaMemcpyHostToDevice));
   }
   ~DeviceBuffer() { cudaFree(memory_); }
@@ -107,6 +110,24 @@ class DeviceBuffer {
   std::string name_;
   static inline int made = 0;
 #endif
+};
+
+// For the host program, on a chip of so many multiprocessors.
+struct Memory final : cuda::Memory {
+  const int count;
+  std::vector<std::unique_ptr<DeviceBuffer>> kept;
+
+  explicit Memory(int multiprocessors) : count(multiprocessors) {}
+  void* empty(const char* name, int64_t bytes) override {
+    kept.push_back(std::make_unique<DeviceBuffer>(bytes, name));
+    return kept.back()->as<void>();
+  }
+  const void* upload(const char* name, const void* bytes, int64_t size) override {
+    kept.push_back(std::make_unique<DeviceBuffer>(bytes, size, false, name));
+    return kept.back()->as<void>();
+  }
+  int multiprocessors() override { return count; }
+  void check(int error) override { test::check(error); }
 };
 
 }  // namespace fusedmix::test

@@ -116,7 +116,7 @@ LIBRARIES: dict[Name, Library] = {
             # torch declares its current stream only where USE_CUDA is defined.
             Unit("binding/cuda.cpp", (*_NVCC_FLAGS, *_TORCH_FLAGS, "-DUSE_CUDA")),
             Unit("cuda/*.cu", _NVCC_FLAGS),
-            Unit("cuda/plan_walk.cpp", _NVCC_FLAGS),
+            Unit("cuda/*.cpp", _NVCC_FLAGS),
             Unit("cpu/sample.cpp", _NVCC_FLAGS),  # plans that are drawn on the host
         ),
         _NVCC_LINK_FLAGS,

@@ -1,0 +1,159 @@
+// See step.h. Host code.
+#include "step.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "../include/fusedmix/partners.h"
+
+namespace fusedmix::cuda {
+namespace {
+
+// The partners that kernels load: none where a formula has them. Those that the host can read are checked; made by hand, they
+// need not follow from the pairing that they came with.
+Part<int64_t> loaded_partners(const GivenPlan& given) {
+  const Part<int64_t>& partner = given.partner;
+  if (partner.data == nullptr) return {};
+  if (given.pairing <= kFlip && !(partner.on_host && !are_formula(partner.data, given.batch, given.pairing))) return {};
+  if (partner.on_host) check_partners(partner.data, given.batch);
+  return partner;
+}
+
+// The parts of a plan that are on the host, one behind the other.
+class Blob {
+ public:
+  // Where it begins.
+  template <class T>
+  int64_t add(const Part<T>& part, int64_t count) {
+    const auto at = static_cast<int64_t>(bytes.size());
+    if (part.data == nullptr) return at;
+    (part.on_host ? any_on_host : any_on_device) = true;
+    const auto* from = reinterpret_cast<const char*>(part.data);
+    if (part.on_host) bytes.insert(bytes.end(), from, from + count * static_cast<int64_t>(sizeof(T)));
+    return at;
+  }
+  std::vector<char> bytes;
+  bool any_on_host = false, any_on_device = false;
+};
+
+template <class T>
+const T* at(const char* base, int64_t offset) {
+  return reinterpret_cast<const T*>(base + offset);
+}
+
+bool has_elements(const Images& images) { return images.layout.batch * images.layout.elements > 0; }
+
+}  // namespace
+
+LaunchPlan place(Memory& memory, const GivenPlan& given) {
+  const Part<int64_t> partner = loaded_partners(given);
+  LaunchPlan plan{};
+  plan.view = {partner.data, given.kind.data, given.geometry.data, given.value.data,
+               partner.data == nullptr ? given.pairing : static_cast<int32_t>(kRandom), given.shared, given.pixels};
+  plan.weight = given.weight.data;
+  plan.weight_shared = given.weight_shared;
+  const int64_t one = std::min<int64_t>(1, given.batch), rows = given.shared ? one : given.batch;
+  Blob blob;  // by falling alignment
+  const int64_t weight_at = blob.add(given.weight, given.weight_shared ? one : given.batch);
+  const int64_t partner_at = blob.add(partner, given.batch);
+  const int64_t value_at = blob.add(given.value, 2 * rows);
+  const int64_t geometry_at = blob.add(given.geometry, 6 * rows);
+  const int64_t kind_at = blob.add(given.kind, rows);
+  if (blob.any_on_host && blob.any_on_device) {
+    throw std::invalid_argument("fusedmix: the tensors of a plan must be on one device.");
+  }
+  if (blob.any_on_host) {
+    const auto size = static_cast<int64_t>(blob.bytes.size());
+    plan.travels = size <= kInlineBytes;
+    if (plan.travels) {
+      const auto offset = [](int64_t at) { return static_cast<int32_t>(at); };
+      plan.offset = {offset(weight_at), offset(partner_at), offset(value_at), offset(geometry_at), offset(kind_at)};
+      std::copy(blob.bytes.begin(), blob.bytes.end(), plan.bytes);
+    } else {
+      const auto* base = static_cast<const char*>(memory.upload("a plan", blob.bytes.data(), size));
+      plan.weight = at<double>(base, weight_at);
+      plan.view.partner = at<int64_t>(base, partner_at);
+      plan.view.value = at<float>(base, value_at);
+      plan.view.geometry = at<int32_t>(base, geometry_at);
+      plan.view.kind = at<int32_t>(base, kind_at);
+    }
+  }
+  if (given.pixels_on_host) {
+    Pixels& pixels = plan.view.pixels;
+    const int64_t count = pixels.stride * mask_rows(pixels.per, pixels.batch);
+    const auto there = [&](const auto* from) -> decltype(from) {
+      if (from == nullptr) return nullptr;
+      return static_cast<decltype(from)>(memory.upload("the pixels of a plan", from, count * static_cast<int64_t>(sizeof(*from))));
+    };
+    pixels.bits = there(pixels.bits);
+    pixels.levels = there(pixels.levels);
+  }
+  return plan;
+}
+
+Pass::Pass(Memory& memory, const Images* images, int32_t pairing)
+    : Pass(memory, images,
+           images != nullptr && has_elements(*images) ? plan_walk(*images, pairing, memory.multiprocessors()) : Walk{}) {}
+
+Pass::Pass(Memory& memory, const Images* images, const Walk& chosen)
+    : walk(chosen),
+      memory_(memory),
+      images_(images != nullptr && has_elements(*images) ? images : nullptr),
+      staged_(walk.staged_bytes > 0 ? memory.empty("the heads of a batch", walk.staged_bytes) : nullptr) {}
+
+void Pass::sample(Sampling s) const {
+  if (s.methods > kInlineRows) {
+    const void* rows = memory_.upload("the rows of a spec", s.rows, s.methods * static_cast<int64_t>(sizeof(MethodRow)));
+    s.device_rows = static_cast<const MethodRow*>(rows);
+  }
+  if (s.pairing == kCrossClass) {
+    s.scratch = static_cast<int32_t*>(memory_.empty("the partners of a batch", s.batch * static_cast<int64_t>(sizeof(int32_t))));
+  }
+  memory_.check(cuda::sample(s, images_, walk, staged_, memory_.stream));
+}
+
+void Pass::stage() const {
+  if (staged_ != nullptr) memory_.check(cuda::stage(*images_, walk, staged_, memory_.stream));
+}
+
+void Pass::mix(const LaunchPlan& plan, const Targets& targets) const {
+  memory_.check(cuda::mix(images_, plan, walk, staged_, targets, memory_.stream));
+}
+
+void Pass::run(const Sampling* sampling, const GivenPlan& made, const Targets& targets) const {
+  if (sampling != nullptr) {
+    sample(*sampling);
+  } else {
+    stage();
+  }
+  mix(place(memory_, made), targets);
+}
+
+Walk apply(Memory& memory, const Images& images, const GivenPlan& given, bool permutation) {
+  const Part<int64_t> partner = loaded_partners(given);
+  const bool repeated = partner.on_host && !is_permutation(partner.data, given.batch);
+  if (repeated && permutation) refuse_repeated_partners();
+  if (!has_elements(images)) return {};
+  const LaunchPlan plan = place(memory, given);
+  const Walk walk = plan_walk(images, plan.view.pairing, memory.multiprocessors());
+  const Pass pass(memory, &images, repeated ? walk_each(walk, given.batch) : walk);
+  pass.stage();
+  pass.mix(plan, Targets{});
+  return pass.walk;
+}
+
+void masks(Memory& memory, const GivenPlan& given, const int64_t* size, float* out) {
+  memory.check(masks(place(memory, given).view, given.batch, size, out, memory.stream));
+}
+
+void fourier(Memory& memory, Fourier f) {
+  f.scratch = static_cast<char*>(memory.empty("the grey images of FMix", fourier_scratch(f)));
+  memory.check(fourier(f, memory.stream));
+}
+
+void loss(Memory& memory, const Loss& loss, const GivenPlan& given, bool counted, double factor, const LossOut& out) {
+  memory.check(loss_rows(loss, place(memory, given), out.rows, out.statistics, memory.stream));
+  memory.check(finish_loss(loss, out.rows, counted, factor, out.sum, out.scale, memory.stream));
+}
+
+}  // namespace fusedmix::cuda

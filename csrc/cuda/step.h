@@ -1,0 +1,82 @@
+// The host program of the CUDA backend, free of torch: how a plan gets to where kernels can read it, which way through a batch
+// is taken, and what is launched in which order. The binding (csrc/binding/cuda.cpp) calls it with torch's memory; the tests run
+// the same code with the shim's. What is refused is thrown, before anything is launched.
+#pragma once
+
+#include "losses.h"
+
+namespace fusedmix::cuda {
+
+// Where memory comes from and where things run. What it gave lives as long as it does.
+struct Memory {
+  void* stream = nullptr;
+  virtual ~Memory() = default;
+  // Of the device, at a multiple of 16 bytes. Named in the error if there is too little.
+  virtual void* empty(const char* name, int64_t bytes) = 0;
+  // Bytes of the host on the device, in stream order.
+  virtual const void* upload(const char* name, const void* bytes, int64_t size) = 0;
+  virtual int multiprocessors() = 0;
+  // Throws where a launch returned an error.
+  virtual void check(int error) = 0;
+};
+
+// A tensor of a plan, contiguous. Null: no kernel reads it.
+template <class T>
+struct Part {
+  const T* data;
+  bool on_host;
+};
+
+// A plan as the caller has it: on the device, or on the host.
+struct GivenPlan {
+  int64_t batch;
+  int32_t pairing;
+  bool shared;         // row 0 of the masks serves every sample
+  bool weight_shared;  // so does the first weight
+  Part<int64_t> partner;
+  Part<int32_t> kind, geometry;
+  Part<float> value;
+  Part<double> weight;
+  Pixels pixels;  // apart from the others: masks that are stored exceed a kernel's arguments
+  bool pixels_on_host;
+};
+
+// A plan where kernels can read it: as it is, in their arguments, or in one upload if it is too large for these. Partners that
+// the host can read are checked, and left out where a formula has them.
+LaunchPlan place(Memory& memory, const GivenPlan& given);
+
+// One batch on its way through the kernels. The walk is chosen, and the memory for it had, before anything is drawn. Without
+// images, or elements in them, there are only targets.
+class Pass {
+ public:
+  Pass(Memory& memory, const Images* images, int32_t pairing);
+  Pass(Memory& memory, const Images* images, const Walk& walk);
+  // A plan that is drawn on the device; the launch stages the heads as well.
+  void sample(Sampling sampling) const;
+  void stage() const;
+  void mix(const LaunchPlan& plan, const Targets& targets) const;
+  // A whole step. What `sampling` asks for (null: drawn on the host) comes before `made` is read.
+  void run(const Sampling* sampling, const GivenPlan& made, const Targets& targets) const;
+
+  const Walk walk;
+
+ private:
+  Memory& memory_;
+  const Images* images_;
+  void* staged_;
+};
+
+// Images by a plan that is there. `permutation`: partners must be one, as in place and for gradients.
+Walk apply(Memory& memory, const Images& images, const GivenPlan& given, bool permutation);
+
+// As in kernels.h, with what they need besides.
+void masks(Memory& memory, const GivenPlan& given, const int64_t* size, float* out);
+void fourier(Memory& memory, Fourier f);
+
+// What a loss leaves: (B,) losses, (B, 2) statistics, and the sum and its scale.
+struct LossOut {
+  void *rows, *statistics, *sum, *scale;
+};
+void loss(Memory& memory, const Loss& loss, const GivenPlan& given, bool counted, double factor, const LossOut& out);
+
+}  // namespace fusedmix::cuda
