@@ -14,7 +14,9 @@ from pathlib import Path
 import torch
 
 from fusedmix.backends import reference
-from fusedmix.methods import Column, Method, Pairing, Per, Reduction
+from fusedmix.masks.family import WORDS
+from fusedmix.methods import Families, Pairing, Per, Reduction
+from fusedmix.spec import families as families_of
 from shim_build import build
 
 CSRC = Path(__file__).resolve().parents[1] / "csrc"
@@ -23,9 +25,7 @@ PLAN = {
     "partner": ((), torch.int64),
     "lam": ((), torch.float32),
     "weight": ((), torch.float64),
-    "kind": ((), torch.int32),
-    "geometry": ((6,), torch.int32),
-    "value": ((2,), torch.float32),
+    "masks": ((WORDS,), torch.int32),
 }
 
 
@@ -109,11 +109,11 @@ class Shim:
             walk.staged_bytes = walk.units * src[0].numel() * src.element_size() if walk.heads and in_place else 0
         return walk
 
-    def plan(self, tensors, size, pairing, per=Per.SAMPLE, shared=False, weight_shared=False, on_host=False, new=False):
+    def plan(self, tensors, size=(), on_host=False, new=False, **hints):
         """A plan as the host program is given it. `new`: a kernel is to write it."""
         tensors = {name: None if t is None else t.contiguous() for name, t in tensors.items()}
-        for name, t in tensors.items():
-            if not on_host:
+        if not on_host:
+            for name, t in tensors.items():
                 self.watch(name, t, writable=new, initialised=not new)
         return {
             **dict.fromkeys((*PLAN, "pixels")),
@@ -121,10 +121,8 @@ class Shim:
             "on_host": {*tensors} if on_host else {},
             "batch": next(len(t) for t in tensors.values() if t is not None),
             "side": [1] * (3 - len(size)) + list(size),
-            "pairing": int(pairing),
-            "per": int(per),
-            "shared": shared,
-            "weight_shared": weight_shared,
+            **dict.fromkeys(("families", "pairing", "per", "shared", "weight_shared"), 0),
+            **{name: int(hint) for name, hint in hints.items()},
         }
 
     def targets(self, y, classes, smoothing):
@@ -136,20 +134,20 @@ class Shim:
 
     # ---- applying a plan
 
-    def mask(self, kind, geometry, value, size, per=Per.SAMPLE, pixels=None):
+    def mask(self, masks, families, size, per=Per.SAMPLE, pixels=None):
         self.forget()
-        out = self.made("out", len(kind), *size)
-        masks = {"kind": kind, "geometry": geometry, "value": value, "pixels": pixels}
-        self.module.masks(self.memory, self.plan(masks, size, Pairing.ROLL, per), out)
+        out = self.made("out", len(masks), *size)
+        plan = self.plan({"masks": masks, "pixels": pixels}, size, per=per, families=families)
+        self.module.masks(self.memory, plan, out)
         return out
 
-    def fourier(self, spec, kind, geometry, value, seed, size, per, draws, soft, most_scratch=24 * 2**20):
+    def fourier(self, spec, masks, seed, size, per, draws, soft, most_scratch=24 * 2**20):
         self.forget()
-        n, pixels = (Per(per).draws(len(kind)) if len(kind) else 0), math.prod(size)
+        n, pixels = (Per(per).draws(len(masks)) if len(masks) else 0), math.prod(size)
         out = self.made("pixels", n, pixels if soft else -(-pixels // 32), dtype=torch.int16 if soft else torch.int32)
         if not isinstance(seed, int):
             self.watch("seed", seed, writable=False)
-        plan = self.plan({"kind": kind, "geometry": geometry, "value": value}, size, Pairing.ROLL, per)
+        plan = self.plan({"masks": masks}, size, per=per)
         self.module.fourier(self.memory, spec, plan, seed, len(size), int(draws), most_scratch, out)
         return out
 
@@ -167,7 +165,7 @@ class Shim:
         return out
 
     def mix_into(
-        self, dst, src, partner, kind, geometry, value, ndim, pairing, per, pixels=None, *, adjoint=False,
+        self, dst, src, partner, masks, families, ndim, pairing, per, pixels=None, *, adjoint=False,
         on_host=False, span=None, heads=True, walk=None, stage=True, fresh=True,
     ):  # fmt: skip
         """mix (in place where dst is src) or its adjoint.
@@ -182,9 +180,9 @@ class Shim:
             self.watch("x", src, writable=src is dst)
             if src is not dst:
                 self.watch("out", dst, initialised=False)
-        masks = {"partner": partner, "kind": kind, "geometry": geometry, "value": value, "pixels": pixels}
-        size = src.shape[src.ndim - ndim :]
-        plan = self.plan(masks, size, pairing, per, shared=int(per) == Per.BATCH, on_host=on_host)
+        tensors = {"partner": partner, "masks": masks, "pixels": pixels}
+        hints = {"families": families, "pairing": pairing, "per": per, "shared": int(per) == Per.BATCH}
+        plan = self.plan(tensors, src.shape[src.ndim - ndim :], on_host, **hints)
         images = (src, dst, ndim, adjoint)
         if span is None and walk is None:
             self.walk = self.module.apply(self.memory, images, plan, src is dst or adjoint)
@@ -194,7 +192,7 @@ class Shim:
 
     def mix_labels(self, labels, partner, weight, num_classes, label_smoothing, on_host=False):
         self.forget()
-        plan = self.plan({"partner": partner, "weight": weight}, (), Pairing.RANDOM, on_host=on_host)
+        plan = self.plan({"partner": partner, "weight": weight}, on_host=on_host, pairing=Pairing.RANDOM)
         out, targets = self.targets(labels, num_classes, label_smoothing)
         self.module.mix_labels(self.memory, plan, targets)
         return out
@@ -237,7 +235,7 @@ class Shim:
         """What a loss needs of a plan."""
         self.forget()
         tensors = {"partner": partner, "weight": weight}
-        return self.plan(tensors, (), pairing, weight_shared=int(per) == Per.BATCH, on_host=on_host)
+        return self.plan(tensors, on_host=on_host, pairing=pairing, weight_shared=int(per) == Per.BATCH)
 
     def loss(self, logits, labels, class_weight, pos_weight, smoothing, threshold=None, ignore=None):
         """What the kernels are told of a loss: cross entropy where there is a class to ignore."""
@@ -263,6 +261,13 @@ class Shim:
 
     # ---- sampling
 
+    def plan_of(self, request, tensors, **where):
+        """The plan of a request."""
+        spec, _, size, pairing, per, _, lam, _ = request
+        shared = int(per) == Per.BATCH and not (lam is not None and lam.ndim)
+        hints = {"families": families_of(spec), "pairing": pairing, "shared": shared, "weight_shared": shared}
+        return self.plan(tensors, size, **where, **hints)
+
     def drawn(self, request, seed):
         """A request and the plan that it is to become; what the kernel reads is watched."""
         spec, batch, size, pairing, per, p, lam, labels = request
@@ -270,9 +275,7 @@ class Shim:
         for name, t in {"given lam": lam, "classes": labels, "seed": None if isinstance(seed, int) else seed}.items():
             self.watch(name, t, writable=False)
         made = {name: torch.full((batch, *shape), -77, dtype=dtype) for name, (shape, dtype) in PLAN.items()}
-        shared = int(per) == Per.BATCH and not (lam is not None and lam.ndim)
-        plan = self.plan(made, size, pairing, shared=shared, weight_shared=shared, new=True)
-        return (spec, batch, size, int(pairing), int(per), p, lam, labels), plan
+        return (spec, batch, size, int(pairing), int(per), p, lam, labels), self.plan_of(request, made, new=True)
 
     def sample(self, *args):
         """From a request's fields and a seed: a tensor where the kernel reads it, or a number that travels with it."""
@@ -295,7 +298,6 @@ class Shim:
 
     def step(self, dst, src, y, request, num_classes, label_smoothing, *, seed=None, made=None, on_host=True):
         """Targets and plan. With a seed the plan is sampled; else it is `made`, which was drawn on the host."""
-        spec, _, size, pairing, per, *_, lam, _ = request
         self.forget()
         self.watch("x", src, writable=src is dst)
         if src is not dst:
@@ -303,11 +305,8 @@ class Shim:
         if seed is not None:
             request, plan = self.drawn(request, seed)
         else:
-            shared = int(per) == Per.BATCH and not (lam is not None and lam.ndim)
-            tensors = dict(zip(PLAN, made, strict=True))
-            plan = self.plan(tensors, size, pairing, shared=shared, weight_shared=shared, on_host=on_host)
-        centred = any(Method(int(m)).has_centre for m in spec[:, Column.METHOD].tolist())
+            plan = self.plan_of(request, dict(zip(PLAN, made, strict=True)), on_host=on_host)
         out, targets = self.targets(y, num_classes, label_smoothing)
-        images = (src, dst, len(size) if centred else 0, False)
+        images = (src, dst, 0 if plan["families"] == Families.CONSTANTS else len(request[2]), False)
         self.walk = self.module.step(self.memory, images, request, seed, plan, targets)
         return out, *map(plan.get, PLAN)

@@ -26,7 +26,10 @@ from conftest import INTEGERS, METHODS
 from fusedmix import fourier, partners
 from fusedmix.backends import reference
 from fusedmix.draws import Request, Source
-from fusedmix.methods import Kind, Method, Pairing, Per
+from fusedmix.masks.family import kind as kind_of
+from fusedmix.masks.family import packed
+from fusedmix.masks.family import value as value_of
+from fusedmix.methods import Families, Kind, Method, Pairing, Per
 from fusedmix.spec import spec_row
 
 shim_build = pytest.importorskip("shim_build")  # fcntl: not on Windows
@@ -52,6 +55,8 @@ MASKS = METHODS | STORED
 # λ ~ Beta(α+1, α): swapped with a chance.
 SAMPLED = MASKS | {"FMix-reformulate": lambda **kw: fm.FMix(reformulate=True, **kw)}
 GAUSSIANS = torch.tensor([Kind.GAUSSIAN, Kind.GAUSSIAN_COMPLEMENT])
+FOURIERS = torch.tensor([Kind.FOURIER_RELEASED, Kind.FOURIER])
+FORMULAS = Families.CONSTANTS | Families.BOXES | Families.GAUSSIANS
 DRAWS = [*itertools.product(("batch", "sample"), (p.name.lower() for p in Pairing)), ("pair", "flip")]
 MIB = 1 << 20
 H200 = 132  # multiprocessors
@@ -132,9 +137,9 @@ def alike(a, b):
 
 def weights_of(shim, x, masks):
     """The weight of every element of x, from the kernels' own masks."""
-    _, kind, geometry, value, ndim, _, per, *pixels = masks
+    _, records, families, ndim, _, per, *pixels = masks
     size = tuple(x.shape[x.ndim - ndim :])
-    m = shim.mask(kind, geometry, value, size, per, *pixels) if ndim else value[:, 0]
+    m = shim.mask(records, families, size, per, *pixels) if ndim else value_of(records)[:, 0]
     m = m[:1] if per == Per.BATCH else m
     return m.reshape(-1, *[1] * (x.ndim - 1 - ndim), *size).expand(x.shape)
 
@@ -153,7 +158,7 @@ def assert_mixed(out, x, w, partner):
 
 def assert_near_reference(out, reference_out, x, masks):
     """Within the last places of its own type, which the reference rounds to as well; and what masks may differ by."""
-    gaussian = bool(torch.isin(masks[1], GAUSSIANS).any())
+    gaussian = bool(torch.isin(kind_of(masks[1]), GAUSSIANS).any())
     error = (out.double() - reference_out.double()).abs()
     if x.dtype == torch.uint8:
         assert error.max() <= gaussian
@@ -373,7 +378,7 @@ def fmix_plan(size, n=3, seed=5, **options):
     """What `fourier` takes up to the seed, and the reference's pixels."""
     mix = fm.FMix(sampling="device", backend="reference", **{"per": "sample", **options})
     plan = mix.sample(n, size, seed=seed)
-    return (mix._request(n, size, None, None)[0], plan.masks, int(plan.families)), plan
+    return (mix._request(n, size, None, None)[0], plan.masks), plan
 
 
 def assert_bits(out, plan):
@@ -423,8 +428,8 @@ def test_of_equal_pixels_the_first_are_ones(shim, size, cutoff, soft):
     edge = torch.minimum(torch.minimum(number, pixels - number), torch.tensor(int(soft * pixels)))
     geometry = torch.stack([number, edge, *[number * 0] * 4], 1).int()
     value = torch.tensor([[3.0, cutoff]]).repeat(len(number), 1)
-    kind = torch.full((len(number),), int(Kind.FOURIER), dtype=torch.int32)
-    arguments = (spec, kind, geometry, value, torch.tensor(9), size, Per.SAMPLE, Per.SAMPLE, soft > 0)
+    records = packed(torch.full((len(number),), int(Kind.FOURIER)), geometry, value)
+    arguments = (spec, records, torch.tensor(9), size, Per.SAMPLE, Per.SAMPLE, soft > 0)
     out = shim.fourier(*arguments)
     if cutoff <= 1:
         assert torch.equal(out, reference.fourier(*arguments))
@@ -450,9 +455,9 @@ def test_fourier_draws(shim, per):
         assert len(shim.module.counts(GREY)[0]) <= max(most, 10000)
     assert calls == ({3} if per == Per.BATCH else {3, 6, 12} if per == Per.PAIR else {3, 12, 21})
     # One draw, but a number of ones for each sample: the same noise.
-    geometry = request[2].clone()
-    geometry[:, 0] = torch.arange(7) * 50
-    arguments = (*request[:2], geometry, request[3], torch.tensor(5), size, Per.SAMPLE, per, False)
+    records = request[1].clone()
+    records[:, 1] = torch.arange(7) * 50
+    arguments = (request[0], records, torch.tensor(5), size, Per.SAMPLE, per, False)
     assert torch.equal(shim.fourier(*arguments), reference.fourier(*arguments))
 
 
@@ -464,10 +469,10 @@ def test_fourier_rows_of_other_kinds(shim, soft):
     plan = mix.sample(24, (12, 20), seed=1)
     spec = mix._request(24, (12, 20), None, None)[0]
     assert len(plan.kind.unique()) == 4
-    tensors = (spec, plan.masks, int(plan.families))
+    tensors = (spec, plan.masks)
     out = shim.fourier(*tensors, 1, (12, 20), Per.SAMPLE, Per.SAMPLE, soft > 0)
     assert torch.equal(out, plan.pixels)
-    assert not out[plan.kind < Kind.FOURIER_RELEASED].any()
+    assert not out[~torch.isin(plan.kind, FOURIERS)].any()
     none = shim.fourier(spec[1:2], *tensors[1:], 1, (12, 20), Per.SAMPLE, Per.SAMPLE, soft > 0)
     assert not none.any()
     assert shim.kernels() == ["soften" if soft else "select"]
@@ -607,7 +612,7 @@ def reaches(w, kind, value, width, bits):
     v = w.reshape(w.shape[0], -1, width)
     found = torch.full(v.shape[:2], BLEND)
     selects = (kind == Kind.BOX) & (value[:, 0] == 1) & (value[:, 1] == 0)
-    stored = kind >= Kind.FOURIER_RELEASED
+    stored = torch.isin(kind, FOURIERS)
     selects |= stored & bits
     found[((v == 0) | (v == 1)).all(2) & selects[:, None]] = SELECT
     exact = (~torch.isin(kind, GAUSSIANS) & (~stored | bits))[:, None]
@@ -633,7 +638,8 @@ def first_of_walks(partner, pairing, walk):
 
 def expected_traffic(x, w, masks, walk, in_place):
     """How often `mix` reads each element of x, reads it staged and writes it: walk.h, in tensors."""
-    partner, kind, _, value, _, pairing, per, *pixels = masks
+    partner, records, _, _, pairing, per, *pixels = masks
+    kind, value = kind_of(records), value_of(records)
     n, width = x.shape[0], walk.width
     if per == Per.BATCH:
         kind, value = kind[:1].expand(n), value[:1].expand(n, 2)
@@ -747,7 +753,8 @@ def test_pixels_of_no_stored_mask_do_not_matter(shim):
     masks = plan_for(METHODS["RandomMix"], (9, 3, 8, 16), 2, "sample", "roll")
     x = values((9, 3, 8, 16), torch.float32)
     pixels = torch.randint(-(2**31), 2**31, (9, 4)).int()
-    assert alike(shim.mix(x, *masks[:-1], pixels), shim.mix(x, *masks))
+    partner, records, families, *rest, _ = masks
+    assert alike(shim.mix(x, partner, records, families | Families.STORED, *rest, pixels), shim.mix(x, *masks))
 
 
 @each_dtype
@@ -831,7 +838,7 @@ def masks_by_hand(partner, per="sample", pairing="random"):
     kind = (index % 4).int()
     box = torch.stack([index * 0, index % 2, index % 5, index * 0 + 1, index * 0 + 3, index % 5 + 3], 1)
     value = torch.stack([torch.where(kind == Kind.BOX, 1.0, 0.01 * (1 + index % 90)), index * 0.0], 1).float()
-    return partner, kind, box.int(), value, 2, Pairing[pairing.upper()], Per[per.upper()]
+    return partner, packed(kind, box, value), FORMULAS, 2, Pairing[pairing.upper()], Per[per.upper()]
 
 
 @pytest.mark.parametrize("permutation", PERMUTATIONS)
@@ -934,7 +941,7 @@ def test_heads_must_be_staged(shim, pairing):
     for seed, p in itertools.product(range(8), (0.0, 1 / 32, 1.0)):
         shim.module.seed(seed)
         shim.module.set_yield_probability(p)
-        walk = shim.plan_walk((x, x, 2, False), masks[5], span=4)
+        walk = shim.plan_walk((x, x, 2, False), masks[4], span=4)
         walk.staged_bytes = 0
         with pytest.raises(shim.module.ShimError, match=f"^{RACE}"):
             shim.mix_(x, *masks, walk=walk)
@@ -973,14 +980,14 @@ def test_memory_of_others(shim):
 @pytest.mark.parametrize("pairing", ["roll", "random"])
 @pytest.mark.parametrize("per", ["batch", "sample"])
 def test_plans_in_the_arguments(shim, per, pairing):
-    """Same images; and nothing of the plan is read from memory. 44 bytes a sample: 64 samples fill the arguments."""
-    n = 64
-    assert n * 44 == shim.module.INLINE_BYTES
+    """Same images; and nothing of the plan is read from memory. 56 bytes a sample: 50 samples fill the arguments."""
+    n = 50
+    assert n * 56 <= shim.module.INLINE_BYTES < (n + 1) * 56
     masks = plan_for(METHODS["RandomMix"], (n, 1, 4, 8), 2, per, pairing)
     x = values((n, 1, 4, 8), torch.float32)
     there = shim.mix(x, *masks)
     ((_, launch),) = shim.launches()
-    assert launch["buffers"]["kind"]["read_bytes"] > 0
+    assert launch["buffers"]["masks"]["read_widths"].keys() == {16}
     inside = shim.mix(x, *masks, on_host=True)
     ((_, launch),) = shim.launches()
     assert launch["buffers"].keys() == {"x", "out", "arguments"}
@@ -990,8 +997,8 @@ def test_plans_in_the_arguments(shim, per, pairing):
 def test_plans_that_do_not_fit_the_arguments(shim):
     """In one upload, and another one for pixels."""
     for name, pieces in (("CutMix", {"a plan"}), ("FMix-among", {"a plan", "the pixels of a plan"})):
-        masks = plan_for(MASKS[name], (65, 1, 4, 8), 2, "sample", "random")
-        x = values((65, 1, 4, 8), torch.float32)
+        masks = plan_for(MASKS[name], (51, 1, 4, 8), 2, "sample", "random")
+        x = values((51, 1, 4, 8), torch.float32)
         there = shim.mix(x, *masks)
         inside = shim.mix(x, *masks, on_host=True)
         ((_, launch),) = shim.launches()
@@ -1003,8 +1010,8 @@ def test_a_plan_is_on_one_device(shim):
     masks = plan_for(METHODS["CutMix"], (4, 1, 4, 8), 2, "sample", "random")
     x = values((4, 1, 4, 8), torch.float32)
     shim.forget()
-    plan = shim.plan(dict(zip(("partner", "kind", "geometry", "value"), masks, strict=False)), (4, 8), masks[5])
-    plan["on_host"] = {"kind"}
+    plan = shim.plan({"partner": masks[0], "masks": masks[1]}, (4, 8), pairing=masks[4])
+    plan["on_host"] = {"masks"}
     with pytest.raises(ValueError, match="must be on one device"):
         shim.module.apply(shim.memory, (x, x, 2, False), plan, True)
 
@@ -1014,9 +1021,7 @@ def test_one_draw_is_one_row(shim):
     masks = plan_for(METHODS["HMix-paper"], (20, 3, 4, 8), 2, "batch", "random")
     shim.mix(values((20, 3, 4, 8), torch.float32), *masks)
     ((_, launch),) = shim.launches()
-    assert launch["buffers"]["kind"]["distinct_read_bytes"] == 4
-    assert launch["buffers"]["geometry"]["distinct_read_bytes"] == 24
-    assert launch["buffers"]["value"]["distinct_read_bytes"] == 8
+    assert launch["buffers"]["masks"]["distinct_read_bytes"] == 48
     assert launch["buffers"]["partner"]["distinct_read_bytes"] == 160
 
 
@@ -1111,7 +1116,7 @@ def assert_sampled(shim, request, seed=11, by_number=False):
         CPU,
     )
     made = shim.sample(*request, seed if by_number else torch.tensor(seed))
-    for name, a, b in zip(fm.plan._TENSORS[:6], made, expected, strict=True):
+    for name, a, b in zip(fm.plan._TENSORS[:4], made, expected, strict=True):
         assert a.dtype == b.dtype
         if name == "weight":
             assert (a - b).abs().max() <= 1e-13
@@ -1354,7 +1359,7 @@ def test_batches_that_no_launch_can_address(shim):
     with pytest.raises(ValueError, match=r"more than 2\^31 samples"):
         shim.module.plan_walk(addresses((2**31, 1, 1, 1), torch.float32), int(Pairing.ROLL), H200)
     images = addresses((1, 1, 1, 2**43), torch.uint8, in_place=False)
-    plan = shim.plan({"partner": torch.zeros(1, dtype=torch.int64)}, (), Pairing.ROLL)
+    plan = shim.plan({"partner": torch.zeros(1, dtype=torch.int64)})
     with pytest.raises(ValueError, match="more blocks than one launch can have"):
         shim.module.apply(shim.memory, images, plan, False)
     assert shim.kernels() == []
@@ -1366,7 +1371,7 @@ def test_more_columns_than_32_bits(shim):
         masks = plan_for(METHODS[name], (4, 2, 8, 8), 2, "sample", "roll")
         before = values((4, 2, 8, 8), torch.float32)
         x, w = layout(before), weights_of(shim, before, masks)
-        walk = shim.plan_walk((x, x, 2, False), masks[5], span=4, heads=False)
+        walk = shim.plan_walk((x, x, 2, False), masks[4], span=4, heads=False)
         assert walk.tiles == 1
         if walk.width == 1:  # as many as a block has threads
             walk.columns = 2**31

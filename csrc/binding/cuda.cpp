@@ -83,10 +83,14 @@ struct Target final : cuda::Memory {
     kept.push_back(packed(name, t, dtype, sizes));
     return {const_data<T>(kept.back()), !t.is_cuda()};
   }
-  void add_masks(cuda::GivenPlan& plan, const Tensor& kind, const Tensor& geometry, const Tensor& value) {
-    plan.kind = part<int32_t>("kind", kind, ScalarType::Int, {plan.batch});
-    plan.geometry = part<int32_t>("geometry", geometry, ScalarType::Int, {plan.batch, 6});
-    plan.value = part<float>("value", value, ScalarType::Float, {plan.batch, 2});
+  // Kernels load records 16 bytes at a time: one that lies elsewhere, in memory of the caller's making, is copied.
+  void add_masks(cuda::GivenPlan& plan, const Tensor& masks, int64_t families) {
+    check_number("families", families, 1, kAllFamilies);
+    plan.families = static_cast<int32_t>(families);
+    plan.masks = part<Record>("masks", masks, ScalarType::Int, {plan.batch, kWords});
+    if (!masks.is_cuda() || reinterpret_cast<uintptr_t>(plan.masks.data) % 16 == 0) return;
+    kept.push_back(torch::stable::clone(kept.back()));
+    plan.masks.data = const_data<Record>(kept.back());
   }
   void add_pixels(cuda::GivenPlan& plan, const std::optional<Tensor>& pixels, const int64_t* sides, int64_t per) {
     if (!pixels) return;
@@ -116,8 +120,8 @@ cuda::Images images_of(const Tensor& src, const Tensor& dst, int64_t spatial, bo
 
 enum class Way { kOutOfPlace, kInPlace, kAdjoint };
 
-Tensor apply(Way way, const Tensor& src, const Tensor& partner, const Tensor& kind, const Tensor& geometry, const Tensor& value,
-             int64_t ndim, int64_t pairing, int64_t per, const std::optional<Tensor>& pixels) {
+Tensor apply(Way way, const Tensor& src, const Tensor& partner, const Tensor& masks, int64_t families, int64_t ndim,
+             int64_t pairing, int64_t per, const std::optional<Tensor>& pixels) {
   if (!src.is_cuda()) refuse("images must be on a GPU");
   int64_t sides[3];
   check_images(src, ndim, way == Way::kAdjoint, sides);
@@ -126,66 +130,59 @@ Tensor apply(Way way, const Tensor& src, const Tensor& partner, const Tensor& ki
   Target target(src.get_device_index());
   cuda::GivenPlan plan = target.with_partners(batch, pairing, partner);
   plan.shared = per == kPerBatch;
-  target.add_masks(plan, kind, geometry, value);
+  target.add_masks(plan, masks, families);
   target.add_pixels(plan, pixels, sides, per);
-  if (plan.kind.on_host) check_kinds(plan.kind.data, batch, ndim > 0, pixels.has_value());
+  const PlanView view{nullptr, plan.masks.data, plan.families, plan.pairing, plan.shared, plan.pixels};
+  if (plan.masks.on_host) check_masks(view, batch, ndim > 0);
   const Tensor dst = way == Way::kInPlace ? src : new_like(src);
   cuda::apply(target, images_of(src, dst, ndim, way == Way::kAdjoint), plan, way != Way::kOutOfPlace);
   return dst;
 }
 
-Tensor mix(Tensor x, Tensor partner, Tensor kind, Tensor geometry, Tensor value, int64_t ndim, int64_t pairing,
-           int64_t per, std::optional<Tensor> pixels) {
-  return apply(Way::kOutOfPlace, x, partner, kind, geometry, value, ndim, pairing, per, pixels);
+Tensor mix(Tensor x, Tensor partner, Tensor masks, int64_t families, int64_t ndim, int64_t pairing, int64_t per,
+           std::optional<Tensor> pixels) {
+  return apply(Way::kOutOfPlace, x, partner, masks, families, ndim, pairing, per, pixels);
 }
 
-void mix_(Tensor x, Tensor partner, Tensor kind, Tensor geometry, Tensor value, int64_t ndim, int64_t pairing,
-          int64_t per, std::optional<Tensor> pixels) {
-  apply(Way::kInPlace, x, partner, kind, geometry, value, ndim, pairing, per, pixels);
+void mix_(Tensor x, Tensor partner, Tensor masks, int64_t families, int64_t ndim, int64_t pairing, int64_t per,
+          std::optional<Tensor> pixels) {
+  apply(Way::kInPlace, x, partner, masks, families, ndim, pairing, per, pixels);
 }
 
-Tensor mix_adjoint(Tensor grad, Tensor partner, Tensor kind, Tensor geometry, Tensor value, int64_t ndim, int64_t pairing,
-                   int64_t per, std::optional<Tensor> pixels) {
-  return apply(Way::kAdjoint, grad, partner, kind, geometry, value, ndim, pairing, per, pixels);
+Tensor mix_adjoint(Tensor grad, Tensor partner, Tensor masks, int64_t families, int64_t ndim, int64_t pairing, int64_t per,
+                   std::optional<Tensor> pixels) {
+  return apply(Way::kAdjoint, grad, partner, masks, families, ndim, pairing, per, pixels);
 }
 
-Tensor mask(Tensor kind, Tensor geometry, Tensor value, std::vector<int64_t> size, int64_t per, std::optional<Tensor> pixels) {
-  if (!kind.is_cuda()) refuse("kind must be on a GPU");
+Tensor mask(Tensor masks, int64_t families, std::vector<int64_t> size, int64_t per, std::optional<Tensor> pixels) {
+  if (!masks.is_cuda()) refuse("masks must be on a GPU");
   int64_t sides[3];
   to_sides(size, sides, 0);
   check_hints(kRandom, per);
-  Target target(kind.get_device_index());
+  Target target(masks.get_device_index());
   cuda::GivenPlan plan{};
-  plan.batch = rows_of("kind", kind);
-  target.check_here("geometry", geometry);
-  target.check_here("value", value);
-  target.add_masks(plan, kind, geometry, value);
+  plan.batch = rows_of("masks", masks);
+  target.add_masks(plan, masks, families);
   target.add_pixels(plan, pixels, sides, per);
-  Tensor out = new_masks(value, plan.batch, size);
+  Tensor out = new_masks(masks, plan.batch, size);
   cuda::masks(target, plan, sides, data<float>(out));
   return out;
 }
 
 // On the GPU that the plan is on. The seed may be on the host.
-Tensor fourier(Tensor spec, Tensor kind, Tensor geometry, Tensor value, Tensor seed, std::vector<int64_t> size, int64_t per,
-               int64_t draws, bool soft) {
-  if (!kind.is_cuda()) refuse("kind must be on a GPU");
-  Target target(kind.get_device_index());
-  target.check_here("geometry", geometry);
-  target.check_here("value", value);
+Tensor fourier(Tensor spec, Tensor masks, Tensor seed, std::vector<int64_t> size, int64_t per, int64_t draws, bool soft) {
+  if (!masks.is_cuda()) refuse("masks must be on a GPU");
+  Target target(masks.get_device_index());
   target.check_near("seed", seed);
   const Tensor rows = packed_spec(spec);
   cuda::Fourier f{};
   f.rows = reinterpret_cast<const MethodRow*>(rows.const_data_ptr());
   f.methods = static_cast<int32_t>(rows.size(0));
-  f.ndim = static_cast<int32_t>(size.size());
-  to_sides(size, f.size, 1);
-  f.batch = rows_of("kind", kind);
+  f.extent = extent_of(size, 1);
+  f.batch = rows_of("masks", masks);
   check_hints(kRandom, per);
   check_hints(kRandom, draws);
-  kind = packed("kind", kind, ScalarType::Int, {f.batch});
-  geometry = packed("geometry", geometry, ScalarType::Int, {f.batch, 6});
-  value = packed("value", value, ScalarType::Float, {f.batch, 2});
+  masks = packed("masks", masks, ScalarType::Int, {f.batch, kWords});
   packed_number("seed", seed, ScalarType::Long, f.batch > 0);
   f.per = static_cast<int32_t>(per);
   f.draws = static_cast<int32_t>(draws);
@@ -194,10 +191,8 @@ Tensor fourier(Tensor spec, Tensor kind, Tensor geometry, Tensor value, Tensor s
   } else if (seed.numel() > 0) {
     f.seed_value = static_cast<uint64_t>(*const_data<int64_t>(seed));
   }
-  f.kind = const_data<int32_t>(kind);
-  f.geometry = const_data<int32_t>(geometry);
-  f.value = const_data<float>(value);
-  const int64_t pixels = stored_pixels(f.size), n = mask_rows(per, f.batch);
+  f.masks = const_data<Record>(masks);
+  const int64_t pixels = stored_pixels(f.extent.size), n = mask_rows(per, f.batch);
   const Tensor out = soft ? target.tensor("the pixels of FMix's masks", {n, pixels}, ScalarType::Short)
                           : target.tensor("the pixels of FMix's masks", {n, (pixels + 31) / 32}, ScalarType::Int);
   if (soft) {
@@ -269,8 +264,7 @@ cuda::Sampling sampling_of(const Target& target, Request& request, const Plan& p
   s.rows = args.rows;
   s.methods = args.methods;
   s.batch = args.batch;
-  s.ndim = args.ndim;
-  std::copy(args.size, args.size + 3, s.size);
+  s.extent = args.extent;
   s.pairing = args.pairing;
   s.per = args.per;
   s.p = args.p;
@@ -320,17 +314,17 @@ std::tuple<Tensor, Tensor, Plan> step(Way way, const Tensor& x, const Tensor& y,
   const bool on_device = request.seed.has_value();
   const Plan made =
       on_device ? empty_plan(request.batch, aoti_torch_device_type_cuda(), target.device) : sample_on_cpu(request);
-  const auto& [partner, lam, weight, kind, geometry, value] = made;
+  const auto& [partner, lam, weight, masks] = made;
   cuda::GivenPlan plan = target.with_partners(request.batch, request.pairing, partner);
   plan.shared = request.shared();
-  target.add_masks(plan, kind, geometry, value);
+  target.add_masks(plan, masks, request.families());
   target.add_weights(plan, weight, plan.shared);
   const cuda::Sampling sampling = on_device ? sampling_of(target, request, made) : cuda::Sampling{};
   pass.run(on_device ? &sampling : nullptr, plan, targets);
   return {out, dense, made};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mix_batch(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mix_batch(
     Tensor x, Tensor y, Tensor spec, int64_t batch_size, std::vector<int64_t> size, int64_t pairing, int64_t per, double p,
     std::optional<Tensor> lam, std::optional<Tensor> labels, std::optional<Tensor> seed, std::optional<Tensor> drawn,
     std::optional<Tensor> partner, int64_t num_classes, double label_smoothing) {
@@ -339,7 +333,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mix_b
   return std::tuple_cat(std::make_tuple(mixed, targets), plan);
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mix_batch_(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mix_batch_(
     Tensor x, Tensor y, Tensor spec, int64_t batch_size, std::vector<int64_t> size, int64_t pairing, int64_t per, double p,
     std::optional<Tensor> lam, std::optional<Tensor> labels, std::optional<Tensor> seed, std::optional<Tensor> drawn,
     std::optional<Tensor> partner, int64_t num_classes, double label_smoothing) {

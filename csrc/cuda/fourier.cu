@@ -53,18 +53,19 @@ FUSEDMIX_DEVICE Two load_two(const RawTwo* at) { return as<Two>(device::load(at)
 
 // Some masks of a plan, and those of them that are to be made: of one kind, decay and cut-off.
 struct Chunk {
-  const int32_t* kind;
-  const int32_t* geometry;
-  const float* value;
+  const Record* masks;
   int64_t first, n;
   int32_t wanted;
   float decay, cutoff;
 };
 
+FUSEDMIX_DEVICE const fusedmix::Fourier* mask_at(const Chunk& c, int64_t m) {
+  return reinterpret_cast<const fusedmix::Fourier*>(c.masks + c.first + m);
+}
+
 FUSEDMIX_DEVICE bool is_wanted(const Chunk& c, int64_t m) {
-  const int64_t i = c.first + m;
-  return device::load(c.kind + i) == c.wanted && device::load(c.value + 2 * i) == c.decay &&
-         device::load(c.value + 2 * i + 1) == c.cutoff;
+  const fusedmix::Fourier* mask = mask_at(c, m);
+  return device::load(&mask->kind) == c.wanted && device::load(&mask->decay) == c.decay && device::load(&mask->cutoff) == c.cutoff;
 }
 
 // ---- noise ----
@@ -475,7 +476,7 @@ FUSEDMIX_WIDE_KERNEL(kSelectThreads, 2) select_kernel(FUSEDMIX_ARGS(SelectArgs, 
     return;
   }
   const float* values = args.field + m * args.stride;
-  const int64_t n = args.pixels, number = device::load(args.chunk.geometry + 6 * i);
+  const int64_t n = args.pixels, number = device::load(&mask_at(args.chunk, m)->number);
   Cut cut{0, 0, false};
   if (number > 0 && number < n) cut = find_cut(values, n, number, counts, totals, groups, chosen);
   int64_t seen = 0;
@@ -517,7 +518,8 @@ FUSEDMIX_WIDE_KERNEL(kSelectThreads, 1) soften_kernel(FUSEDMIX_ARGS(SoftenArgs, 
     return;
   }
   const float* values = args.field + m * args.stride;
-  const int64_t number = device::load(args.chunk.geometry + 6 * i), given = device::load(args.chunk.geometry + 6 * i + 1);
+  const fusedmix::Fourier* mask = mask_at(args.chunk, m);
+  const int64_t number = device::load(&mask->number), given = device::load(&mask->soft);
   const int64_t soft = 2 * given < args.most ? given : args.most / 2;
   const int64_t first = number - soft, stop = number + soft;
   Cut first_cut{0, 0, false}, stop_cut{0, 0, false};
@@ -543,7 +545,7 @@ FUSEDMIX_WIDE_KERNEL(kSelectThreads, 1) soften_kernel(FUSEDMIX_ARGS(SoftenArgs, 
         if (at < args.most) device::store(from + at, key << 32 | static_cast<uint64_t>(q));
         ++at;
       } else {
-        device::store(levels + q, static_cast<uint16_t>((ones >> l & 1u) != 0 ? kLevels : 0));
+        device::store(levels + q, static_cast<uint16_t>((ones >> l & 1u) != 0 ? kFullLevel : 0));
       }
     }
   }
@@ -588,6 +590,8 @@ FUSEDMIX_WIDE_KERNEL(kSelectThreads, 1) soften_kernel(FUSEDMIX_ARGS(SoftenArgs, 
 
 // ---- launches ----
 
+constexpr int32_t kNothing = -1;  // no mask's kind
+
 struct Variant {
   int32_t kind;
   float decay, cutoff;
@@ -598,10 +602,10 @@ std::vector<Variant> variants_of(const Fourier& f) {
   std::vector<Variant> found;
   for (int32_t m = 0; m < f.methods; ++m) {
     const MethodRow& row = f.rows[m];
-    if (!is_fourier_method(row.method)) continue;
-    const bool released = row.method == kFMixReleased;
+    if (!is_stored_method(row.method)) continue;
+    const int32_t kind = fusedmix::Fourier::kind_of(row.method);
     const auto decay = static_cast<float>(row.decay), cutoff = static_cast<float>(row.cutoff);
-    const Variant made{released ? kFourierReleased : kFourier, decay, cutoff, spectrum_of(released, f.ndim, f.size, decay, cutoff)};
+    const Variant made{kind, decay, cutoff, spectrum_of(kind == kFourierReleased, f.extent.ndim, f.extent.size, decay, cutoff)};
     const bool known = std::any_of(found.begin(), found.end(), [&](const Variant& v) {
       return v.kind == made.kind && v.decay == made.decay && v.cutoff == made.cutoff;
     });
@@ -619,18 +623,18 @@ struct Parts {
 
   Parts(const Fourier& f, const Variant& v) {
     const Spectrum& s = v.spectrum;
-    pixels = f.size[0] * f.size[1] * f.size[2];
+    pixels = f.extent.size[0] * f.extent.size[1] * f.extent.size[2];
     stride = divide_up(pixels, 32) * 32;
     ny = s.low[1] + s.count[1];
     frequencies = s.count[0] * ny * s.count[2];
-    turned = f.ndim == 3 ? f.size[0] * ny * s.count[2] : 0;
+    turned = f.extent.ndim == 3 ? f.extent.size[0] * ny * s.count[2] : 0;
     double soft = 0.0;
     for (int32_t m = 0; m < f.methods && f.levels != nullptr; ++m) {
-      if (is_fourier_method(f.rows[m].method)) soft = std::max(soft, f.rows[m].soft);
+      if (is_stored_method(f.rows[m].method)) soft = std::max(soft, f.rows[m].soft);
     }
     most = 2 * static_cast<int64_t>(std::min(0.5, soft) * static_cast<double>(pixels)) + 2;
     most = f.levels == nullptr ? 0 : std::min(most, divide_up(pixels, 2) * 2);
-    waves = divide_up((f.size[0] + f.size[1] + f.size[2]) * sizeof(RawTwo), 16) * 16;
+    waves = divide_up((f.extent.size[0] + f.extent.size[1] + f.extent.size[2]) * sizeof(RawTwo), 16) * 16;
     const int64_t n = mask_rows(f.per, f.batch);
     const int64_t fit = std::max<int64_t>(1, (f.most_scratch - waves) / each());
     masks = divide_up(n, divide_up(n, fit));  // chunks of about the same size
@@ -648,9 +652,9 @@ int make(const Fourier& f, const Variant& v, bool first_variant, void* stream) {
   auto* items = reinterpret_cast<uint64_t*>(turned + parts.masks * parts.turned);
   auto* field = reinterpret_cast<float*>(items + 2 * parts.masks * parts.most);
   const int64_t n = mask_rows(f.per, f.batch);
-  const bool any = v.kind != kConstant;
+  const bool any = v.kind != kNothing;
   for (int64_t first = 0; first < n; first += parts.masks) {
-    const Chunk chunk{f.kind, f.geometry, f.value, first, std::min(parts.masks, n - first), v.kind, v.decay, v.cutoff};
+    const Chunk chunk{f.masks, first, std::min(parts.masks, n - first), v.kind, v.decay, v.cutoff};
     const auto launch = [&](auto kernel, int64_t blocks, int threads, const auto& args) {
       return device::launch(kernel, launchable(blocks), threads, stream, args);
     };
@@ -658,19 +662,19 @@ int make(const Fourier& f, const Variant& v, bool first_variant, void* stream) {
     if (any) {
       NoiseArgs noise{chunk, s, f.batch, f.draws, f.seed, f.seed_value, parts.ny, divide_up(parts.frequencies, kThreads), 0, waves,
                       coefficients};
-      if (first == 0) noise.wave_blocks = divide_up(f.size[0] + f.size[1] + f.size[2], kThreads);
+      if (first == 0) noise.wave_blocks = divide_up(f.extent.size[0] + f.extent.size[1] + f.extent.size[2], kThreads);
       error = launch(noise_kernel, noise.wave_blocks + noise.tiles * divide_up(chunk.n, kMasksEach), kThreads, noise);
       const int64_t plane = parts.ny * s.count[2];
-      if (error == 0 && f.ndim == 3) {
-        const TurnArgs turn{chunk, f.size[0], s.low[0], s.count[0], plane, divide_up(plane, kThreads), waves, coefficients, turned};
+      if (error == 0 && f.extent.ndim == 3) {
+        const TurnArgs turn{chunk, f.extent.size[0], s.low[0], s.count[0], plane, divide_up(plane, kThreads), waves, coefficients, turned};
         error = launch(turn_kernel, chunk.n * turn.depth * turn.tiles, kThreads, turn);
       }
       if (error == 0) {
-        const int64_t tall = f.size[1] / 2 + 1;
+        const int64_t tall = f.extent.size[1] / 2 + 1;
         const int rows = tall > 2 ? 8 : 1;
-        const SynthesisArgs synthesis{chunk, f.size[0], f.size[1], f.size[2], parts.ny, s.count[2],
-                                      divide_up(f.size[2] / 2 + 1, kThreads), divide_up(tall, rows), waves + f.size[0],
-                                      waves + f.size[0] + f.size[1], f.ndim == 3 ? turned : coefficients, field, parts.stride};
+        const SynthesisArgs synthesis{chunk, f.extent.size[0], f.extent.size[1], f.extent.size[2], parts.ny, s.count[2],
+                                      divide_up(f.extent.size[2] / 2 + 1, kThreads), divide_up(tall, rows), waves + f.extent.size[0],
+                                      waves + f.extent.size[0] + f.extent.size[1], f.extent.ndim == 3 ? turned : coefficients, field, parts.stride};
         const int64_t blocks = chunk.n * synthesis.depth * synthesis.x_tiles * synthesis.y_tiles;
         error = rows == 8 ? launch(synthesis_kernel<8>, blocks, kThreads, synthesis)
                           : launch(synthesis_kernel<1>, blocks, kThreads, synthesis);
@@ -689,7 +693,7 @@ int make(const Fourier& f, const Variant& v, bool first_variant, void* stream) {
 }
 
 // Where no method is FMix there is nothing but zeros to write.
-Variant nothing(const Fourier& f) { return {kConstant, NAN, NAN, spectrum_of(false, f.ndim, f.size, 0.0, 0.0)}; }
+Variant nothing(const Fourier& f) { return {kNothing, NAN, NAN, spectrum_of(false, f.extent.ndim, f.extent.size, 0.0, 0.0)}; }
 
 }  // namespace
 

@@ -4,8 +4,8 @@
 
 #include "../include/fusedmix/element.h"
 #include "../include/fusedmix/layout.h"
+#include "../include/fusedmix/masks.h"
 #include "../include/fusedmix/plan.h"
-#include "../include/fusedmix/sampling.h"
 
 namespace fusedmix::cuda {
 
@@ -18,16 +18,16 @@ inline int64_t launchable(int64_t blocks) {
 }
 
 // A plan as kernels get it: in memory, or, from the host, inside their arguments.
-constexpr int kInlineBytes = 2816;
+constexpr int kInlineBytes = 44 * (sizeof(Record) + sizeof(int64_t) + sizeof(double));  // of 44 samples
 struct LaunchPlan {
   PlanView view;
   const double* weight;  // (B,), or one number if weight_shared
   bool weight_shared;
   bool travels;  // in `bytes`; the pointers to its parts are then not used
   struct {
-    int32_t weight, partner, value, geometry, kind;
+    int32_t masks, partner, weight;
   } offset;  // of each part in `bytes`
-  alignas(8) char bytes[kInlineBytes];
+  alignas(16) char bytes[kInlineBytes];
 };
 
 // Images to mix. src == dst: in place.
@@ -83,8 +83,7 @@ struct Sampling {
   int32_t methods;
   const MethodRow* device_rows;  // on the device, where `methods` exceeds kInlineRows
   int64_t batch;
-  int32_t ndim;
-  int64_t size[3];
+  Extent extent;
   int32_t pairing, per;
   double p;
   const float* lam;
@@ -104,15 +103,12 @@ int sample(const Sampling& sampling, const Images* images, const Walk& walk, voi
 struct Fourier {
   const MethodRow* rows;  // on the host: what may have been drawn
   int32_t methods;
-  int32_t ndim;
-  int64_t size[3];
+  Extent extent;
   int64_t batch;
   int32_t per, draws;   // Per: which mask is whose, and which noise is whose
   const int64_t* seed;  // or null
   uint64_t seed_value;  // without one
-  const int32_t* kind;
-  const int32_t* geometry;
-  const float* value;
+  const Record* masks;
   uint32_t* bits;    // to write: these,
   uint16_t* levels;  // or these
   char* scratch;     // fourier_scratch() bytes, at a multiple of 16

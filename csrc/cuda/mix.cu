@@ -22,12 +22,13 @@ FUSEDMIX_KERNEL(kThreads) mask_kernel(FUSEDMIX_ARGS(MaskArgs, args)) {
   const int64_t x = pixel % args.size[2], y = pixel / args.size[2] % args.size[1], z = pixel / args.size[2] / args.size[1];
   const Pixels& stored = args.plan.pixels;
   float value = 0.0f;
-  if (is_stored(args.plan) && is_fourier(device::load(args.plan.kind + i))) {
+  const Record mask = load_mask(args.plan, i);
+  if (may_be_stored(args.plan) && is_stored(mask)) {
     const int64_t row = draw_index(stored.per, i, stored.batch) * stored.stride;
     value = stored.levels != nullptr ? weight_of_level(device::load(stored.levels + row + pixel))
                                      : static_cast<float>(device::load(stored.bits + row + pixel / 32) >> (pixel % 32) & 1u);
   } else {
-    value = evaluate(load_mask(args.plan, i), z, y, x);
+    value = evaluate(mask, static_cast<int32_t>(z), static_cast<int32_t>(y), static_cast<int32_t>(x));
   }
   device::store(args.out + at, value);
 }

@@ -28,8 +28,8 @@ static_assert(sizeof(MixArgs) <= 4096, "kernel arguments");
 template <class T>
 constexpr int kAhead = sizeof(T) == 1 ? 4 : 8;  // 16 bytes of uint8 are 16 blends: 8 times that are 260 KB of code
 
-// kStored: the plan may have masks that are stored. Apart from the other kernel, which none of that may cost a register.
-template <class T, int V, bool kAdjoint, bool kStored>
+// kPixels: the plan may have masks that are stored. Apart from the other kernel, which none of that may cost a register.
+template <class T, int V, bool kAdjoint, bool kPixels>
 FUSEDMIX_KERNEL(kThreads) mix_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
   FUSEDMIX_SHARED(uint8_t, starts, kThreads);
   const PlanView plan = view_of(args.plan);
@@ -50,10 +50,10 @@ FUSEDMIX_KERNEL(kThreads) mix_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
   };
 
   OnPixels on{};
-  if constexpr (kStored) on = on_pixels<V>(plan.pixels, place, axis);
+  if constexpr (kPixels) on = on_pixels<V>(plan.pixels, place, axis);
   // One mask for the batch: evaluated once. Stored ones are not, which would take the registers of another vector.
-  const bool once = !kStored && plan.shared;
-  Mask one{};
+  const bool once = !kPixels && plan.shared;
+  Record one{};
   Reach one_reach = kBlend;
   float one_w[V] = {};
   if (once) {
@@ -62,9 +62,9 @@ FUSEDMIX_KERNEL(kThreads) mix_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
     weights<V>(one, place, axis, one_w);
   }
   const auto reach_at = [&](int64_t i, const Glimpse& seen, uint32_t& lanes) {
-    if constexpr (kStored) {
+    if constexpr (kPixels) {
       lanes = 0;
-      if (is_fourier(seen.kind)) return stored_reach<V>(plan, on, place, i, seen.word, lanes);
+      if (is_stored(Record{seen.kind, {}})) return stored_reach<V>(plan, on, place, i, seen.word, lanes);
     }
     return once ? one_reach : reach<V>(load_mask(plan, i), place, axis);
   };
@@ -73,7 +73,7 @@ FUSEDMIX_KERNEL(kThreads) mix_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
       FUSEDMIX_UNROLL
       for (int l = 0; l < V; ++l) w[l] = one_w[l];
     } else {
-      if constexpr (kStored) {
+      if constexpr (kPixels) {
         if ((lanes & kIsStored) != 0) return stored_weights<V>(plan, on, place, i, lanes, w);
       }
       weights<V>(load_mask(plan, i), place, axis, w);
@@ -106,7 +106,7 @@ FUSEDMIX_KERNEL(kThreads) mix_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
       Glimpse seen[kSteps];
       uint32_t lanes[kSteps];
       Vec<T, V> loaded[kSteps];
-      if constexpr (kStored) {
+      if constexpr (kPixels) {
         // Which images are loaded depends on masks that are in memory themselves: these all at once, not one after the other.
         FUSEDMIX_UNROLL
         for (int u = 0; u < kSteps; ++u) {
@@ -119,10 +119,10 @@ FUSEDMIX_KERNEL(kThreads) mix_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
       }
       FUSEDMIX_UNROLL
       for (int u = 0; u < kSteps; ++u) {
-        if constexpr (!kStored) visit[u] = more ? walker.step() : Visit{Visit::kNone, 0};
+        if constexpr (!kPixels) visit[u] = more ? walker.step() : Visit{Visit::kNone, 0};
         const int32_t kind = visit[u].kind;
         const int64_t i = visit[u].sample;
-        if constexpr (!kStored) more = kind != Visit::kNone;
+        if constexpr (!kPixels) more = kind != Visit::kNone;
         reached[u] = kBlend;
         lanes[u] = 0;
         if (kind == Visit::kNone) continue;
@@ -149,7 +149,7 @@ FUSEDMIX_KERNEL(kThreads) mix_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
           last_reach = reached[u];
         } else {
           wanted = kind != Visit::kClose;
-          if constexpr (kStored) reach_at(i, seen[u], lanes[u]);
+          if constexpr (kPixels) reach_at(i, seen[u], lanes[u]);
         }
         if (wanted) loaded[u] = load_vector<T, V>(kind == Visit::kStaged ? head(i) : source(i));
       }
@@ -209,17 +209,17 @@ FUSEDMIX_KERNEL(kThreads) mix_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
 template <class T>
 int launch_mix(const MixArgs& args, int width, bool adjoint, int64_t blocks, void* stream);
 
-template <class T, int V, bool kStored>
+template <class T, int V, bool kPixels>
 int launch_mix_as(const MixArgs& args, bool adjoint, int64_t blocks, void* stream) {
   if constexpr (sizeof(T) > 1) {
-    if (adjoint) return device::launch(mix_kernel<T, V, true, kStored>, blocks, kThreads, stream, args);
+    if (adjoint) return device::launch(mix_kernel<T, V, true, kPixels>, blocks, kThreads, stream, args);
   }
-  return device::launch(mix_kernel<T, V, false, kStored>, blocks, kThreads, stream, args);
+  return device::launch(mix_kernel<T, V, false, kPixels>, blocks, kThreads, stream, args);
 }
 
 template <class T, int V>
 int launch_mix_as(const MixArgs& args, bool adjoint, int64_t blocks, void* stream) {
-  return is_stored(args.plan.view) ? launch_mix_as<T, V, true>(args, adjoint, blocks, stream)
+  return may_be_stored(args.plan.view) ? launch_mix_as<T, V, true>(args, adjoint, blocks, stream)
                               : launch_mix_as<T, V, false>(args, adjoint, blocks, stream);
 }
 

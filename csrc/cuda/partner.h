@@ -14,18 +14,19 @@ FUSEDMIX_DEVICE const T* part_of(const LaunchPlan& plan, const T* pointer, int32
 FUSEDMIX_DEVICE PlanView view_of(const LaunchPlan& plan) {
   PlanView view = plan.view;
   view.partner = part_of(plan, view.partner, plan.offset.partner);
-  view.kind = part_of(plan, view.kind, plan.offset.kind);
-  view.geometry = part_of(plan, view.geometry, plan.offset.geometry);
-  view.value = part_of(plan, view.value, plan.offset.value);
+  view.masks = part_of(plan, view.masks, plan.offset.masks);
   return view;
 }
+
+// Whether there may be masks that are stored, and are there.
+FUSEDMIX_HD bool may_be_stored(const PlanView& plan) { return (plan.families & (kStored | kLevels)) != 0 && is_stored(plan); }
 
 FUSEDMIX_DEVICE const double* weights_of(const LaunchPlan& plan) { return part_of(plan, plan.weight, plan.offset.weight); }
 
 // A number that is no sample's, which only the host could refuse, stands for the sample itself: nothing outside of the batch
 // is touched.
 FUSEDMIX_DEVICE int64_t partner_of(int32_t pairing, const int64_t* partners, int64_t i, int64_t batch) {
-  if (pairing <= kFlip) return formula_partner(pairing, i, batch);
+  if (is_formula(pairing)) return formula_partner(pairing, i, batch);
   const int64_t j = device::load(partners + i);
   return static_cast<uint64_t>(j) < static_cast<uint64_t>(batch) ? j : i;
 }

@@ -5,7 +5,6 @@
 // shared-memory tile at a time.
 #include <stdexcept>
 
-#include "../include/fusedmix/sampling.h"
 #include "stage.h"
 
 namespace fusedmix::cuda {
@@ -148,66 +147,53 @@ FUSEDMIX_DEVICE void sample_block(const SampleArgs& args, int64_t block) {
   const int64_t base = block * kSamples;
   if (s.pairing == kCrossClass) {
     if (block == 0) find_partners_across(s, seed);
-  } else if (s.pairing > kFlip) {
+  } else if (!is_formula(s.pairing)) {
     find_partners(s, seed, base, 0);
   }
 
-  FUSEDMIX_SHARED(int32_t, kinds, kSamples);
-  FUSEDMIX_SHARED(int32_t, centres, 3 * kSamples);
-  FUSEDMIX_SHARED(float, rates, kSamples);
-  FUSEDMIX_SHARED(double, sums, 3 * kThreads);
+  FUSEDMIX_SHARED(Record, records, kSamples);
+  FUSEDMIX_SHARED(double, parts, 3 * kThreads);
   const int32_t thread = static_cast<int32_t>(device::thread());
   const int32_t sample = thread % kSamples, lane = thread / kSamples;
   const int64_t i = base + sample;
   const bool writes = lane == 0 && i < s.batch;
-  Shape made{};
+  Made made{};
   device::sync();
   if (lane == 0) {
     if (writes) {
       const auto row_at = [&](int32_t row) {
         return args.rows_inline ? args.inline_rows[row] : device::load(s.device_rows + row);
       };
-      const Draw drawn = draw(seed, draw_index(s.per, i, s.batch), row_at, s.methods, s.p, s.lam == nullptr, s.ndim, s.size);
+      const Draw drawn = draw(seed, draw_index(s.per, i, s.batch), row_at, s.methods, s.p, s.lam == nullptr, s.extent);
       const MethodRow row = row_at(drawn.choice);
       const float given = s.lam == nullptr ? 0.0f : device::load(s.lam + (s.lam_each ? i : 0));
       // Not by a pointer that may be either: `given` would have to lie on a stack.
       const float lam = s.lam == nullptr ? used_lam(row, drawn, nullptr) : used_lam(row, drawn, &given);
-      const int32_t method = drawn.applied ? static_cast<int32_t>(row.method) : static_cast<int32_t>(kMixUp);
-      made = shape(method, row, lam, drawn, s.ndim, s.size);
-      if (s.pairing <= kFlip) device::store(s.out.partner + i, formula_partner(s.pairing, i, s.batch));
+      made = make_mask(row, lam, drawn, s.extent);
+      if (is_formula(s.pairing)) device::store(s.out.partner + i, formula_partner(s.pairing, i, s.batch));
       device::store(s.out.lam + i, lam);
-      device::store(s.out.kind + i, made.mask.kind);
-      device::store(s.out.value + 2 * i, made.mask.outer);
-      device::store(s.out.value + 2 * i + 1, made.mask.inner);
-      FUSEDMIX_UNROLL
-      for (int axis = 0; axis < 3; ++axis) {
-        device::store(s.out.geometry + 6 * i + axis, made.mask.first[axis]);
-        device::store(s.out.geometry + 6 * i + 3 + axis, made.mask.stop[axis]);
-      }
+      store_mask(s.out.masks + i, made.record);
     }
-    kinds[sample] = writes ? made.mask.kind : static_cast<int32_t>(kConstant);
-    rates[sample] = made.mask.outer;
-    FUSEDMIX_UNROLL
-    for (int axis = 0; axis < 3; ++axis) centres[3 * sample + axis] = made.mask.first[axis];
+    records[sample] = made.record;
   }
   device::sync();
-  // The mean of a Gaussian takes H+W exponentials, shared among the lanes.
-  const int32_t kind = kinds[sample];
-  if (is_gaussian(kind)) {
-    Mask mask{kind, {centres[3 * sample], centres[3 * sample + 1], centres[3 * sample + 2]}, {0, 0, 0}, rates[sample], 0.0f};
+  // The sums behind a weight (of a Gaussian H+W exponentials), shared among the lanes.
+  const Record record = records[sample];
+  const bool summed = is_summed(record);
+  if (summed) {
+    const Sums sums = sums_of(record, s.extent, lane, kLanes);
     FUSEDMIX_UNROLL
-    for (int axis = 0; axis < 3; ++axis) sums[axis * kThreads + thread] = gaussian_sum(mask, axis, s.size[axis], lane, kLanes);
+    for (int axis = 0; axis < 3; ++axis) parts[axis * kThreads + thread] = sums.part[axis];
   }
   device::sync();
   if (!writes) return;
-  if (is_gaussian(kind)) {
-    double total[3];
+  if (summed) {
+    Sums total{};
     FUSEDMIX_UNROLL
     for (int axis = 0; axis < 3; ++axis) {
-      total[axis] = 0.0;
-      for (int32_t other = 0; other < kLanes; ++other) total[axis] += sums[axis * kThreads + other * kSamples + sample];
+      for (int32_t other = 0; other < kLanes; ++other) total.part[axis] += parts[axis * kThreads + other * kSamples + sample];
     }
-    made.weight = gaussian_weight(made.mask, total, s.size);
+    made.weight = summed_weight(record, total, s.extent);
   }
   device::store(s.out.weight + i, made.weight);
 }

@@ -14,7 +14,7 @@ namespace {
 Part<int64_t> loaded_partners(const GivenPlan& given) {
   const Part<int64_t>& partner = given.partner;
   if (partner.data == nullptr) return {};
-  if (given.pairing <= kFlip && !(partner.on_host && !are_formula(partner.data, given.batch, given.pairing))) return {};
+  if (is_formula(given.pairing) && !(partner.on_host && !are_formula(partner.data, given.batch, given.pairing))) return {};
   if (partner.on_host) check_partners(partner.data, given.batch);
   return partner;
 }
@@ -48,17 +48,15 @@ bool has_elements(const Images& images) { return images.layout.batch * images.la
 LaunchPlan place(Memory& memory, const GivenPlan& given) {
   const Part<int64_t> partner = loaded_partners(given);
   LaunchPlan plan{};
-  plan.view = {partner.data, given.kind.data, given.geometry.data, given.value.data,
+  plan.view = {partner.data, given.masks.data, given.families,
                partner.data == nullptr ? given.pairing : static_cast<int32_t>(kRandom), given.shared, given.pixels};
   plan.weight = given.weight.data;
   plan.weight_shared = given.weight_shared;
-  const int64_t one = std::min<int64_t>(1, given.batch), rows = given.shared ? one : given.batch;
+  const int64_t one = std::min<int64_t>(1, given.batch);
   Blob blob;  // by falling alignment
-  const int64_t weight_at = blob.add(given.weight, given.weight_shared ? one : given.batch);
+  const int64_t masks_at = blob.add(given.masks, given.shared ? one : given.batch);
   const int64_t partner_at = blob.add(partner, given.batch);
-  const int64_t value_at = blob.add(given.value, 2 * rows);
-  const int64_t geometry_at = blob.add(given.geometry, 6 * rows);
-  const int64_t kind_at = blob.add(given.kind, rows);
+  const int64_t weight_at = blob.add(given.weight, given.weight_shared ? one : given.batch);
   if (blob.any_on_host && blob.any_on_device) {
     throw std::invalid_argument("fusedmix: the tensors of a plan must be on one device.");
   }
@@ -67,15 +65,13 @@ LaunchPlan place(Memory& memory, const GivenPlan& given) {
     plan.travels = size <= kInlineBytes;
     if (plan.travels) {
       const auto offset = [](int64_t at) { return static_cast<int32_t>(at); };
-      plan.offset = {offset(weight_at), offset(partner_at), offset(value_at), offset(geometry_at), offset(kind_at)};
+      plan.offset = {offset(masks_at), offset(partner_at), offset(weight_at)};
       std::copy(blob.bytes.begin(), blob.bytes.end(), plan.bytes);
     } else {
       const auto* base = static_cast<const char*>(memory.upload("a plan", blob.bytes.data(), size));
-      plan.weight = at<double>(base, weight_at);
+      plan.view.masks = at<Record>(base, masks_at);
       plan.view.partner = at<int64_t>(base, partner_at);
-      plan.view.value = at<float>(base, value_at);
-      plan.view.geometry = at<int32_t>(base, geometry_at);
-      plan.view.kind = at<int32_t>(base, kind_at);
+      plan.weight = at<double>(base, weight_at);
     }
   }
   if (given.pixels_on_host) {

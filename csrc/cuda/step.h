@@ -30,12 +30,11 @@ struct Part {
 // A plan as the caller has it: on the device, or on the host.
 struct GivenPlan {
   int64_t batch;
-  int32_t pairing;
+  int32_t families, pairing;
   bool shared;         // row 0 of the masks serves every sample
   bool weight_shared;  // so does the first weight
   Part<int64_t> partner;
-  Part<int32_t> kind, geometry;
-  Part<float> value;
+  Part<Record> masks;  // at a multiple of 16 bytes
   Part<double> weight;
   Pixels pixels;  // apart from the others: masks that are stored exceed a kernel's arguments
   bool pixels_on_host;

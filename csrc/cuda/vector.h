@@ -103,62 +103,42 @@ FUSEDMIX_DEVICE Place<V> place_of(const Loops& loops, int64_t column) {
                      : place_of<V, uint64_t>(loops, static_cast<uint64_t>(column));
 }
 
-// What a mask does to a vector.
-enum Reach : int32_t { kKeep = 0, kTake = 1, kSelect = 2, kBlend = 3 };
-
-FUSEDMIX_DEVICE Reach reach_of(float w) { return w == 1.0f ? kKeep : (w == 0.0f ? kTake : kBlend); }
-
-// The bounds of a box along the row's axis. Selected, not indexed: an index would put the mask into local memory.
-FUSEDMIX_DEVICE int32_t along_row(const int32_t* bounds, int32_t axis) {
-  return axis == 2 ? bounds[2] : (axis == 1 ? bounds[1] : bounds[0]);
-}
-
-template <int V>
-FUSEDMIX_DEVICE bool reaches_row(const Mask& mask, const Place<V>& place, int32_t row_axis) {
-  bool inside = true;
+// A record, 16 bytes at a time.
+FUSEDMIX_DEVICE Record load_mask(const Record* mask) {
+  using Raw = device::RawOf<16>::type;
+  Raw raw[3];
   FUSEDMIX_UNROLL
-  for (int axis = 0; axis < 3; ++axis) {
-    inside = inside && (axis == row_axis || (place.at[axis] >= mask.first[axis] && place.at[axis] < mask.stop[axis]));
-  }
-  return inside;
+  for (int k = 0; k < 3; ++k) raw[k] = device::load(reinterpret_cast<const Raw*>(mask) + k);
+  Record record;
+  memcpy(&record, raw, sizeof(record));
+  return record;
 }
+FUSEDMIX_DEVICE Record load_mask(const PlanView& plan, int64_t i) { return load_mask(plan.masks + (plan.shared ? 0 : i)); }
 
-template <int V>
-FUSEDMIX_DEVICE Reach reach(const Mask& mask, const Place<V>& place, int32_t row_axis) {
-  if (mask.kind != kBox) return mask.kind == kConstant ? reach_of(mask.outer) : kBlend;
-  if (!reaches_row<V>(mask, place, row_axis)) return reach_of(mask.outer);
-  if (row_axis < 0) return reach_of(mask.inner);
-  // The box is a stretch of the row, and lanes ascend.
-  const int32_t first = along_row(mask.first, row_axis), stop = along_row(mask.stop, row_axis);
-  if (place.lane[0] >= first && place.lane[V - 1] < stop) return reach_of(mask.inner);
-  if (place.lane[V - 1] < first || place.lane[0] >= stop || first >= stop) return reach_of(mask.outer);
-  return mask.outer == 1.0f && mask.inner == 0.0f ? kSelect : kBlend;
-}
-
-template <int V>
-FUSEDMIX_DEVICE void weights(const Mask& mask, const Place<V>& place, int32_t row_axis, float (&w)[V]) {
-  if (is_gaussian(mask.kind)) {
-    float d2 = 0.0f;
-    FUSEDMIX_UNROLL
-    for (int axis = 0; axis < 3; ++axis) d2 += axis == row_axis ? 0.0f : distance2(mask, axis, place.at[axis]);
-    const int32_t centre = along_row(mask.first, row_axis);
-    FUSEDMIX_UNROLL
-    for (int l = 0; l < V; ++l) {
-      const float d = row_axis < 0 ? 0.0f : static_cast<float>(place.lane[l] - centre);
-      w[l] = gaussian(mask.kind, mask.outer, d2 + d * d);
-    }
-    return;
-  }
-  const bool box = mask.kind == kBox && reaches_row<V>(mask, place, row_axis);
-  const int32_t first = along_row(mask.first, row_axis), stop = along_row(mask.stop, row_axis);
+FUSEDMIX_DEVICE void store_mask(Record* mask, const Record& record) {
+  using Raw = device::RawOf<16>::type;
+  Raw raw[3];
+  memcpy(raw, &record, sizeof(record));
   FUSEDMIX_UNROLL
-  for (int l = 0; l < V; ++l) {
-    const bool inside = box && (row_axis < 0 || (place.lane[l] >= first && place.lane[l] < stop));
-    w[l] = inside ? mask.inner : mask.outer;
-  }
+  for (int k = 0; k < 3; ++k) device::store(reinterpret_cast<Raw*>(mask) + k, raw[k]);
 }
 
-// ---- masks that are stored, in kernels with kStored ----
+// Lanes ascend.
+template <int V>
+FUSEDMIX_DEVICE Reach reach(const Record& mask, const Place<V>& place, int32_t row_axis) {
+  return reach(mask, Stretch{{place.at[0], place.at[1], place.at[2]}, row_axis, place.lane[0], place.lane[V - 1]});
+}
+
+template <int V>
+FUSEDMIX_DEVICE void weights(const Record& record, const Place<V>& place, int32_t row_axis, float (&w)[V]) {
+  of_kind(record, [&](const auto& mask) {
+    const auto row = mask.along(place.at, row_axis);
+    FUSEDMIX_UNROLL
+    for (int l = 0; l < V; ++l) w[l] = row(row_axis < 0 ? 0 : place.lane[l]);
+  });
+}
+
+// ---- masks that are stored, in kernels with kPixels ----
 
 // Where a thread's vector lies on every stored mask. In 32 bits: a plan counts pixels in as many.
 struct OnPixels {
@@ -192,7 +172,7 @@ struct Glimpse {
 constexpr uint32_t kIsStored = 1u << 31;
 
 FUSEDMIX_DEVICE Glimpse glimpse(const PlanView& plan, const OnPixels& on, int64_t i) {
-  Glimpse seen{device::load(plan.kind + (plan.shared ? 0 : i)), 0};
+  Glimpse seen{device::load(&plan.masks[plan.shared ? 0 : i].kind), 0};
   if (plan.pixels.levels == nullptr) seen.word = device::load(plan.pixels.bits + stored_row(plan, i) + on.first / 32);
   return seen;
 }
@@ -244,27 +224,6 @@ FUSEDMIX_DEVICE void stored_weights(const PlanView& plan, const OnPixels& on, co
   const uint16_t* mask = plan.pixels.levels + stored_row(plan, i) + on.first;  // soft masks are few: a load for each element
   FUSEDMIX_UNROLL
   for (int l = 0; l < V; ++l) w[l] = weight_of_level(device::load(mask + on.step * static_cast<uint32_t>(place.lane[l] - place.lane[0])));
-}
-
-// ---- masks by formula ----
-
-// The mask of a sample; what its kind does not need is not loaded. One that no formula has (FMix's without pixels, a kind that
-// there is not), which only the host could refuse, makes NaN.
-FUSEDMIX_DEVICE Mask load_mask(const PlanView& plan, int64_t i) {
-  const int64_t row = plan.shared ? 0 : i;
-  Mask mask{device::load(plan.kind + row), {0, 0, 0}, {0, 0, 0}, device::load(plan.value + 2 * row), 0.0f};
-  if (static_cast<uint32_t>(mask.kind) > kGaussianComplement) {
-    mask.kind = kConstant;
-    mask.outer = NAN;
-  }
-  if (mask.kind == kConstant) return mask;
-  FUSEDMIX_UNROLL
-  for (int axis = 0; axis < 3; ++axis) mask.first[axis] = device::load(plan.geometry + 6 * row + axis);
-  if (mask.kind != kBox) return mask;
-  mask.inner = device::load(plan.value + 2 * row + 1);
-  FUSEDMIX_UNROLL
-  for (int axis = 0; axis < 3; ++axis) mask.stop[axis] = device::load(plan.geometry + 6 * row + 3 + axis);
-  return mask;
 }
 
 }  // namespace fusedmix::cuda

@@ -67,13 +67,12 @@ cuda::GivenPlan plan_of(const py::dict& d) {
   const auto on_host = [&](const char* name) { return d["on_host"].contains(name); };
   cuda::GivenPlan plan{};
   plan.batch = d["batch"].cast<int64_t>();
+  plan.families = d["families"].cast<int32_t>();
   plan.pairing = d["pairing"].cast<int32_t>();
   plan.shared = d["shared"].cast<bool>();
   plan.weight_shared = d["weight_shared"].cast<bool>();
   plan.partner = {data<int64_t>(d["partner"]), on_host("partner")};
-  plan.kind = {data<int32_t>(d["kind"]), on_host("kind")};
-  plan.geometry = {data<int32_t>(d["geometry"]), on_host("geometry")};
-  plan.value = {data<float>(d["value"]), on_host("value")};
+  plan.masks = {data<Record>(d["masks"]), on_host("masks")};
   plan.weight = {data<double>(d["weight"]), on_host("weight")};
   const Tensor pixels(d["pixels"]);
   if (pixels.data == nullptr) return plan;
@@ -113,8 +112,8 @@ cuda::Sampling sampling_of(const py::tuple& request, const py::object& seed, con
   cuda::Sampling s{};
   set_rows(request[0], s.rows, s.methods);
   s.batch = request[1].cast<int64_t>();
-  s.ndim = static_cast<int32_t>(py::len(request[2]));
-  set_sides(made, s.size);
+  s.extent.ndim = static_cast<int32_t>(py::len(request[2]));
+  set_sides(made, s.extent.size);
   s.pairing = request[3].cast<int32_t>();
   s.per = request[4].cast<int32_t>();
   s.p = request[5].cast<double>();
@@ -123,8 +122,7 @@ cuda::Sampling sampling_of(const py::tuple& request, const py::object& seed, con
   s.lam_each = !lam.sizes.empty();
   s.classes = data<int64_t>(request[7]);
   set_seed(s, seed);
-  s.out = {data<int64_t>(made["partner"]), data<float>(made["lam"]),        data<double>(made["weight"]),
-           data<int32_t>(made["kind"]),    data<int32_t>(made["geometry"]), data<float>(made["value"])};
+  s.out = {data<int64_t>(made["partner"]), data<float>(made["lam"]), data<double>(made["weight"]), data<Record>(made["masks"])};
   return s;
 }
 
@@ -143,15 +141,13 @@ void fourier(Memory& memory, const py::object& spec, const py::dict& plan, const
   const cuda::GivenPlan of = plan_of(plan);
   cuda::Fourier f{};
   set_rows(spec, f.rows, f.methods);
-  f.ndim = ndim;
-  set_sides(plan, f.size);
+  f.extent.ndim = ndim;
+  set_sides(plan, f.extent.size);
   f.batch = of.batch;
   f.per = plan["per"].cast<int32_t>();
   f.draws = draws;
   set_seed(f, seed);
-  f.kind = of.kind.data;
-  f.geometry = of.geometry.data;
-  f.value = of.value.data;
+  f.masks = of.masks.data;
   const Tensor pixels(out);
   const bool soft = pixels.label_type == cuda::kLabelInt16;
   f.bits = soft ? nullptr : pixels.as<uint32_t>();
