@@ -125,6 +125,12 @@ class Shim:
             **{name: int(hint) for name, hint in hints.items()},
         }
 
+    def watch_images(self, dst, src):
+        self.forget()
+        self.watch("x", src, writable=src is dst)
+        if src is not dst:
+            self.watch("out", dst, initialised=False)
+
     def targets(self, y, classes, smoothing):
         """Dense targets, and what the kernel is told of them."""
         dtype = y.dtype if y.ndim == 2 and y.is_floating_point() else torch.float32
@@ -176,10 +182,7 @@ class Shim:
             fresh: whether the images are yet to be watched.
         """
         if fresh:
-            self.forget()
-            self.watch("x", src, writable=src is dst)
-            if src is not dst:
-                self.watch("out", dst, initialised=False)
+            self.watch_images(dst, src)
         tensors = {"partner": partner, "masks": masks, "pixels": pixels}
         hints = {"families": families, "pairing": pairing, "per": per, "shared": int(per) == Per.BATCH}
         plan = self.plan(tensors, src.shape[src.ndim - ndim :], on_host, **hints)
@@ -199,50 +202,38 @@ class Shim:
 
     # ---- label losses
 
-    def cross_entropy(
-        self, logits, labels, partner, weight, pairing, per, class_weight, label_smoothing, ignore_index, reduction,
-        on_host=False,
-    ):  # fmt: skip
-        plan = self.weights(partner, weight, pairing, per, on_host)
-        loss = self.loss(logits, labels, class_weight, None, label_smoothing, ignore=ignore_index)
-        return self.reduced(loss, plan, reduction, reduction == Reduction.MEAN, 1.0)
+    def cross_entropy(self, *args, on_host=False):
+        *mixed, smoothing, ignore, reduction = args
+        loss = self.loss(*mixed, None, smoothing, None, ignore, on_host)
+        return self.reduced(*loss, reduction, reduction == Reduction.MEAN, 1.0)
 
-    def cross_entropy_backward(
-        self, grad, logits, labels, partner, weight, pairing, per, class_weight, statistics, scale, label_smoothing,
-        ignore_index, on_host=False,
-    ):  # fmt: skip
-        plan = self.weights(partner, weight, pairing, per, on_host)
-        loss = self.loss(logits, labels, class_weight, None, label_smoothing, ignore=ignore_index)
-        return self.gradient(loss, plan, grad, 1.0, scale, statistics)
+    def cross_entropy_backward(self, grad, *args, on_host=False):
+        *mixed, statistics, scale, smoothing, ignore = args
+        loss = self.loss(*mixed, None, smoothing, None, ignore, on_host)
+        return self.gradient(*loss, grad, 1.0, scale, statistics)
 
-    def binary_cross_entropy(
-        self, logits, labels, partner, weight, pairing, per, class_weight, pos_weight, label_smoothing, threshold,
-        reduction, on_host=False,
-    ):  # fmt: skip
-        plan = self.weights(partner, weight, pairing, per, on_host)
-        loss = self.loss(logits, labels, class_weight, pos_weight, label_smoothing, threshold)
-        return self.reduced(loss, plan, reduction, False, reference.factor(logits, reduction))[0]
+    def binary_cross_entropy(self, *args, on_host=False):
+        *mixed, reduction = args
+        loss = self.loss(*mixed, None, on_host)
+        return self.reduced(*loss, reduction, False, reference.factor(args[0], reduction))[0]
 
-    def binary_cross_entropy_backward(
-        self, grad, logits, labels, partner, weight, pairing, per, class_weight, pos_weight, label_smoothing,
-        threshold, reduction, on_host=False,
-    ):  # fmt: skip
-        plan = self.weights(partner, weight, pairing, per, on_host)
-        loss = self.loss(logits, labels, class_weight, pos_weight, label_smoothing, threshold)
-        return self.gradient(loss, plan, grad, reference.factor(logits, reduction), None, None)
+    def binary_cross_entropy_backward(self, grad, *args, on_host=False):
+        *mixed, reduction = args
+        loss = self.loss(*mixed, None, on_host)
+        return self.gradient(*loss, grad, reference.factor(args[0], reduction), None, None)
 
-    def weights(self, partner, weight, pairing, per, on_host):
-        """What a loss needs of a plan."""
+    def loss(
+        self, logits, labels, partner, weight, pairing, per, class_weight, pos_weight, smoothing, threshold, ignore,
+        on_host,
+    ):  # fmt: skip
+        """What the kernels are told of a loss (cross entropy where there is a class to ignore), and of its plan."""
         self.forget()
-        tensors = {"partner": partner, "weight": weight}
-        return self.plan(tensors, on_host=on_host, pairing=pairing, weight_shared=int(per) == Per.BATCH)
-
-    def loss(self, logits, labels, class_weight, pos_weight, smoothing, threshold=None, ignore=None):
-        """What the kernels are told of a loss: cross entropy where there is a class to ignore."""
+        shared = int(per) == Per.BATCH
+        plan = self.plan({"partner": partner, "weight": weight}, (), on_host, pairing=pairing, weight_shared=shared)
         tensors = {"logits": logits, "labels": labels, "class_weight": class_weight, "pos_weight": pos_weight}
         for name, t in tensors.items():
             self.watch(name, t, writable=False)
-        return {**tensors, "smoothing": smoothing, "threshold": threshold, "ignore": ignore}
+        return {**tensors, "smoothing": smoothing, "threshold": threshold, "ignore": ignore}, plan
 
     def reduced(self, loss, plan, reduction, counted, factor):
         logits = loss["logits"]
@@ -298,10 +289,7 @@ class Shim:
 
     def step(self, dst, src, y, request, num_classes, label_smoothing, *, seed=None, made=None, on_host=True):
         """Targets and plan. With a seed the plan is sampled; else it is `made`, which was drawn on the host."""
-        self.forget()
-        self.watch("x", src, writable=src is dst)
-        if src is not dst:
-            self.watch("out", dst, initialised=False)
+        self.watch_images(dst, src)
         if seed is not None:
             request, plan = self.drawn(request, seed)
         else:

@@ -5,6 +5,8 @@ The kernels' results are compared with the reference elsewhere (test_agreement.p
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -137,6 +139,16 @@ def test_every_replay_of_fmix_makes_new_masks(backend, options):
         graph.replay()
         seen.add(images.cpu().numpy().tobytes())
     assert len(seen) == 20
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_masks_at_any_address(backend):
+    """Kernels may read records 16 bytes at a time, which memory of the caller's making need not allow."""
+    x, _ = batch()
+    plan = fm.CutMix(per="sample").sample(8, (16, 16), seed=1).to("cuda")
+    shifted = torch.empty(plan.masks.numel() + 1, dtype=torch.int32, device="cuda")[1:].view_as(plan.masks)
+    moved = replace(plan, masks=shifted.copy_(plan.masks))
+    assert torch.equal(fm.mix(x, moved, backend=backend), fm.mix(x, plan, backend=backend))
 
 
 @EMPTY_GRAPH

@@ -47,7 +47,7 @@ struct Target final : cuda::Memory {
     check(cudaStreamIsCapturing(static_cast<cudaStream_t>(stream), &capturing));
     if (capturing != cudaStreamCaptureStatusNone) {
       throw std::runtime_error(
-          "fusedmix: a plan of " + std::to_string(size) + " bytes on the CPU cannot be captured in a CUDA graph: more than " +
+          std::string("fusedmix: ") + name + " of " + std::to_string(size) + " bytes on the CPU cannot be captured in a CUDA graph: more than " +
           std::to_string(cuda::kInlineBytes) + " do not fit a kernel's arguments. Move it first: plan.to(device).");
     }
     void* there = empty(name, size);
@@ -308,14 +308,16 @@ std::tuple<Tensor, Tensor, Plan> step(Way way, const Tensor& x, const Tensor& y,
   // Before anything is drawn: memory may be short.
   const Tensor out = way == Way::kInPlace ? x : new_like(x);
   const cuda::Images images = images_of(x, out, request.spatial());
-  const cuda::Pass pass(target, &images, static_cast<int32_t>(request.pairing));
+  // Partners that were drawn elsewhere need not follow from the pairing.
+  const auto pairing = static_cast<int32_t>(request.partner ? int64_t{kRandom} : request.pairing);
+  const cuda::Pass pass(target, &images, pairing);
   const auto [targets, dense] = targets_of(target, y, num_classes, label_smoothing);
 
   const bool on_device = request.seed.has_value();
   const Plan made =
       on_device ? empty_plan(request.batch, aoti_torch_device_type_cuda(), target.device) : sample_on_cpu(request);
   const auto& [partner, lam, weight, masks] = made;
-  cuda::GivenPlan plan = target.with_partners(request.batch, request.pairing, partner);
+  cuda::GivenPlan plan = target.with_partners(request.batch, pairing, partner);
   plan.shared = request.shared();
   target.add_masks(plan, masks, request.families());
   target.add_weights(plan, weight, plan.shared);

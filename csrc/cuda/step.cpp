@@ -64,8 +64,7 @@ LaunchPlan place(Memory& memory, const GivenPlan& given) {
     const auto size = static_cast<int64_t>(blob.bytes.size());
     plan.travels = size <= kInlineBytes;
     if (plan.travels) {
-      const auto offset = [](int64_t at) { return static_cast<int32_t>(at); };
-      plan.offset = {offset(masks_at), offset(partner_at), offset(weight_at)};
+      plan.offset = {static_cast<int32_t>(masks_at), static_cast<int32_t>(partner_at), static_cast<int32_t>(weight_at)};
       std::copy(blob.bytes.begin(), blob.bytes.end(), plan.bytes);
     } else {
       const auto* base = static_cast<const char*>(memory.upload("a plan", blob.bytes.data(), size));
@@ -117,12 +116,13 @@ void Pass::mix(const LaunchPlan& plan, const Targets& targets) const {
 }
 
 void Pass::run(const Sampling* sampling, const GivenPlan& made, const Targets& targets) const {
+  const LaunchPlan plan = place(memory_, made);
   if (sampling != nullptr) {
     sample(*sampling);
   } else {
     stage();
   }
-  mix(place(memory_, made), targets);
+  mix(plan, targets);
 }
 
 Walk apply(Memory& memory, const Images& images, const GivenPlan& given, bool permutation) {

@@ -44,8 +44,8 @@ struct GivenPlan {
 // the host can read are checked, and left out where a formula has them.
 LaunchPlan place(Memory& memory, const GivenPlan& given);
 
-// One batch on its way through the kernels. The walk is chosen, and the memory for it had, before anything is drawn. Without
-// images, or elements in them, there are only targets.
+// One batch on its way through the kernels. The walk is chosen, by the pairing that the plan will have, and its memory had,
+// before anything is drawn. Without images, or elements in them, there are only targets.
 class Pass {
  public:
   Pass(Memory& memory, const Images* images, int32_t pairing);
@@ -54,7 +54,7 @@ class Pass {
   void sample(Sampling sampling) const;
   void stage() const;
   void mix(const LaunchPlan& plan, const Targets& targets) const;
-  // A whole step. What `sampling` asks for (null: drawn on the host) comes before `made` is read.
+  // A whole step. Kernels draw what `sampling` asks for (null: it was drawn on the host) before others read `made`.
   void run(const Sampling* sampling, const GivenPlan& made, const Targets& targets) const;
 
   const Walk walk;
