@@ -61,7 +61,7 @@ template <int V>
 struct Place {
   int64_t src, dst;  // elements from the start of a sample
   int32_t at[3];     // (z, y, x), but for the row's axis
-  int32_t lane[V];   // the coordinate of each element along the row's axis
+  int32_t lane[V];   // the coordinate of each element along the row's axis; 0 where there is none
 };
 
 template <int V, class Index>
@@ -134,7 +134,7 @@ FUSEDMIX_DEVICE void weights(const Record& record, const Place<V>& place, int32_
   of_kind(record, [&](const auto& mask) {
     const auto row = mask.along(place.at, row_axis);
     FUSEDMIX_UNROLL
-    for (int l = 0; l < V; ++l) w[l] = row(row_axis < 0 ? 0 : place.lane[l]);
+    for (int l = 0; l < V; ++l) w[l] = row(place.lane[l]);
   });
 }
 

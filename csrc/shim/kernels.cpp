@@ -86,9 +86,8 @@ cuda::GivenPlan plan_of(const py::dict& d) {
 
 cuda::Targets targets_of(const py::object& labels, const py::object& out, double smoothing) {
   const Tensor y(labels), to(out);
-  const bool soft = y.sizes.size() == 2;
-  return {to.data == nullptr ? nullptr : y.data, y.label_type, soft,    y.stride(0), y.stride(1), to.sizes[0],
-          to.sizes[1], smoothing,    to.data, to.type()};
+  const void* from = to.data == nullptr ? nullptr : y.data;
+  return {from, y.label_type, y.sizes.size() == 2, y.stride(0), y.stride(1), to.sizes[0], to.sizes[1], smoothing, to.data, to.type()};
 }
 
 // A seed in memory, or one that travels with the launch.
