@@ -41,29 +41,24 @@ constexpr int64_t kManyMasks = 256;      // worth more than one thread
 
 // A mask, and how it is gone through: as its family's traits say (sampling.h).
 struct Mask {
-  enum Form { kFormula, kBox, kFactors, kBits, kLevels };
-  Form form;
+  bool boxed, factored, bits, levels;
   Box box;        // empty where the mask is one number
-  Gaussian bell;  // of kFactors
-
-  bool has(Form wanted) const { return form == wanted; }
+  Gaussian bell;  // its centre in the image
 };
 
-Mask mask_of(const PlanView& plan, int64_t i) {
-  Mask made{Mask::kFormula, {}, {}};
-  of_kind(plan.masks[i], [&](const auto& mask) {
-    using Its = std::decay_t<decltype(mask)>;
-    if constexpr (Its::kHasBox) made.form = Mask::kBox, made.box = mask.box();
-    if constexpr (Its::kHasFactors) made.form = Mask::kFactors, made.bell = mask;
-    if constexpr (Its::kHasPixels) made.form = plan.pixels.levels != nullptr ? Mask::kLevels : Mask::kBits;
-  });
-  return made;
-}
-
-std::vector<Mask> masks_of(const PlanView& plan, int64_t n) {
+// Of images of that size.
+std::vector<Mask> masks_of(const PlanView& plan, int64_t n, const int64_t* size) {
   std::vector<Mask> masks;
   resize(masks, n, "the masks of a batch");
-  for (int64_t m = 0; m < n; ++m) masks[m] = mask_of(plan, m);
+  for (int64_t m = 0; m < n; ++m) {
+    of_kind(plan.masks[m], [&](const auto& mask) {
+      using Its = std::decay_t<decltype(mask)>;
+      masks[m].bits = Its::kHasPixels && plan.pixels.levels == nullptr;
+      masks[m].levels = Its::kHasPixels && !masks[m].bits;
+      if constexpr (Its::kHasBox) masks[m].boxed = true, masks[m].box = mask.box();
+      if constexpr (Its::kHasFactors) masks[m].factored = mask.is_inside(size), masks[m].bell = mask;
+    });
+  }
   return masks;
 }
 
@@ -119,9 +114,9 @@ class Tables {
     boxes = boxes && row.axis >= 0 && row.length <= kBlock;
     int64_t total = 0;
     for (int64_t m = 0; m < count; ++m) {
-      if (!masks[m].has(Mask::kFactors) && !(boxes && masks[m].has(Mask::kBox))) continue;
+      if (!masks[m].factored && !(boxes && masks[m].boxed)) continue;
       offset_[m] = total;
-      total += masks[m].has(Mask::kFactors) ? n : 2 * row.length;
+      total += masks[m].factored ? n : 2 * row.length;
     }
     if (total == 0) return;
     thread_local std::vector<float> kept;  // by the thread that calls, as scratch memory is
@@ -137,7 +132,7 @@ class Tables {
       for (int64_t m = begin; m < end; ++m) {
         if (offset_[m] < 0) continue;
         float* values = values_ + offset_[m];
-        if (masks[m].has(Mask::kBox)) {
+        if (masks[m].boxed) {
           const Box& box = masks[m].box;
           std::fill(values, values + 2 * row.length, box.outer);
           const int64_t first = std::max(box.first[row.axis], 0), stop = std::min<int64_t>(box.stop[row.axis], size[row.axis]);
@@ -187,7 +182,7 @@ class Tables {
     int64_t n = 0;
     for (int axis = 0; axis < 3; ++axis) {
       const int64_t centre = bell.centre[axis];
-      if (is_in(bell, axis, size[axis])) n = std::max(n, 1 + std::max(centre, size[axis] - 1 - centre));
+      n = std::max(n, 1 + std::max(centre, size[axis] - 1 - centre));
     }
     resize(found, n, "the tables of masks");
     std::fill(found.begin(), found.end(), 0.0f);
@@ -204,20 +199,10 @@ class Tables {
     }
   }
 
-  static bool is_in(const Gaussian& bell, int axis, int64_t side) { return bell.centre[axis] >= 0 && bell.centre[axis] < side; }
-
   // `repeat`: elements that share a pixel.
   static void along(const Gaussian& bell, int axis, int64_t side, int64_t repeat, const std::vector<float>& by_distance,
                     float* out) {
     const int64_t centre = bell.centre[axis];
-    const double rate = bell.rate;
-    if (!is_in(bell, axis, side)) {  // not from our samplers
-      for (int64_t c = 0; c < side; ++c, out += repeat) {
-        const double d = static_cast<double>(c - centre);
-        std::fill(out, out + repeat, static_cast<float>(std::exp(-rate * (d * d))));
-      }
-      return;
-    }
     const float* at = by_distance.data();
     if (repeat == 1) {
       std::reverse_copy(at + 1, at + 1 + centre, out);
@@ -248,7 +233,7 @@ struct Span {
 };
 // The w of a span that does: no number is it, as λ may be any. (A λ of NaN is a number here, of a mask that never varies.)
 constexpr float kVaries = std::numeric_limits<float>::quiet_NaN();
-inline bool varies(const Mask& mask, float w) { return w != w && !mask.has(Mask::kBox); }
+inline bool varies(const Mask& mask, float w) { return w != w && !mask.boxed; }
 
 // The pixels of one Fourier mask.
 class PixelsOf {
@@ -294,16 +279,16 @@ class Mixer {
         row_(innermost_row(args.layout)),
         in_place_(args.src == args.dst),
         cycles_(args.plan, args.layout.batch, !in_place_ && !args.adjoint),
-        packed_(row_.src_step == 1 && row_.dst_step == 1),
-        masks_(masks_of(args.plan, args.plan.shared ? 1 : args.layout.batch)) {
+        packed_(row_.src_step == 1 && row_.dst_step == 1) {
     const Layout& layout = args.layout;
     int64_t sides[3] = {1, 1, 1};
     for (int d = 0; d < layout.rank; ++d) {
       if (layout.dims[d].axis >= 0) sides[layout.dims[d].axis] = layout.dims[d].size;
     }
+    masks_ = masks_of(args.plan, args.plan.shared ? 1 : layout.batch, sides);
     const bool boxes = !args.plan.shared && !args.adjoint &&
                        std::any_of(masks_.begin(), masks_.end(),
-                                   [&](const Mask& m) { return m.has(Mask::kBox) && !m.box.is_empty() && !copies(m); });
+                                   [&](const Mask& m) { return m.boxed && !m.box.is_empty() && !copies(m); });
     tables_ = std::make_unique<Tables>(masks_, row_, sides, boxes, parallel);
 
     for (int d = 0; d < row_.outer_rank; ++d) row_count_ *= layout.dims[d].size;
@@ -437,8 +422,8 @@ class Mixer {
 
   Cut cut(int64_t i, int64_t begin, int64_t end) const {
     const Mask& m = mask(i);
-    Cut made{0, {}, {begin, end, m.has(Mask::kBox) ? m.box.outer : kVaries}, &m, i};
-    if (!m.has(Mask::kBox) || m.box.is_empty()) return made;
+    Cut made{0, {}, {begin, end, m.boxed ? m.box.outer : kVaries}, &m, i};
+    if (!m.boxed || m.box.is_empty()) return made;
     int64_t x0 = begin, x1 = end;
     if (row_.axis >= 0) {
       x0 = std::min(end, std::max(begin, m.box.first[row_.axis] * row_.inner));
@@ -478,7 +463,7 @@ class Mixer {
 
   // The spans of one row; runs are kept in `found`.
   Spans spans(const Cut& cut, const RowAt& row, std::vector<Span>& found) const {
-    if (cut.mask->has(Mask::kBits)) return runs(cut, row, found);
+    if (cut.mask->bits) return runs(cut, row, found);
     return cut.n > 0 && reaches(*cut.mask, row) ? Spans{cut.inside, cut.n} : Spans{&cut.outside, 1};
   }
 
@@ -503,8 +488,8 @@ class Mixer {
   // The mask of sample i along a span in which it varies.
   void varying(int64_t i, const RowAt& row, const Span& span, float* w) const {
     const Mask& m = mask(i);
-    if (m.has(Mask::kFactors)) return factored(i, row, span.begin, span.end, w);
-    if (m.has(Mask::kLevels)) {
+    if (m.factored) return factored(i, row, span.begin, span.end, w);
+    if (m.levels) {
       const PixelsOf pixels(args_.plan.pixels, i);
       const int64_t first = first_pixel(row), step = step_along();
       for (int64_t k = span.begin; k < span.end; ++k) w[k - span.begin] = pixels.weight(first + k / row_.inner * step);
@@ -519,7 +504,7 @@ class Mixer {
   // The mask of sample i, a weight for each element of the block.
   void weights(int64_t i, const Block& block, std::vector<Span>& kept, float* w) const {
     const int64_t width = block.end - block.begin;
-    if (mask(i).has(Mask::kBits) && row_.inner == 1 && step_along() == 1) {
+    if (mask(i).bits && row_.inner == 1 && step_along() == 1) {
       const uint32_t* bits = PixelsOf(args_.plan.pixels, i).bits();
       for (int64_t r = 0; r < block.rows; ++r) {
         kernels_.fourier.expand(w + r * width, bits, first_pixel(block.row[r]) + block.begin, width);
@@ -542,14 +527,14 @@ class Mixer {
   // Whether a sample is mixed by copying: where each pixel of its mask is 0 or 1. Where everything is read and written anyway,
   // as out of place, or what is copied is in many pieces, blending in long streams is faster, unless types are converted.
   bool copies(const Mask& m) const {
-    if (m.has(Mask::kBits)) return size_ < 4;
-    return m.has(Mask::kBox) && (size_ < 4 || in_place_) && is_hard(m.box.outer) && is_hard(m.box.inner);
+    if (m.bits) return size_ < 4;
+    return m.boxed && (size_ < 4 || in_place_) && is_hard(m.box.outer) && is_hard(m.box.inner);
   }
 
   // Whether a mask is one number in the whole tile: no row of it reaches into a box.
   bool is_number(const Mask& m, const Scratch& s) const {
     const Box& box = m.box;
-    if (!m.has(Mask::kBox) || box.is_empty()) return m.has(Mask::kBox);
+    if (!m.boxed || box.is_empty()) return m.boxed;
     for (int axis = 0; axis < 3; ++axis) {
       if (axis != row_.axis && (box.stop[axis] <= s.low[axis] || box.first[axis] > s.high[axis])) return true;
     }
@@ -559,7 +544,7 @@ class Mixer {
   bool is_share(const Mask& m, const Scratch& s) const { return is_number(m, s) && !is_hard(m.box.outer); }
 
   // Whether mixing a sample in place leaves what is outside of a box as it is.
-  bool only_box(const Mask& m) const { return in_place_ && m.has(Mask::kBox) && m.box.outer == 1.0f; }
+  bool only_box(const Mask& m) const { return in_place_ && m.boxed && m.box.outer == 1.0f; }
 
   // Or the whole tile.
   bool untouched(const Mask& m, const Scratch& s) const {
@@ -723,7 +708,7 @@ class Mixer {
   // The rows of a block of sample i, which is link l.
   void scale_rows(int64_t i, const Block& block, int l, ScaledRow* rows) const {
     const Mask& m = mask(i);
-    if (m.has(Mask::kFactors)) {
+    if (m.factored) {
       const float *z = tables_->axis(i, 0), *y = tables_->axis(i, 1), *x = tables_->axis(i, 2) + block.begin;
       for (int64_t r = 0; r < block.rows; ++r) {
         rows[r].table[l] = x;
@@ -860,7 +845,7 @@ class Mixer {
   const bool in_place_;
   const Cycles cycles_;
   const bool packed_;  // the elements of a row lie behind each other
-  const std::vector<Mask> masks_;
+  std::vector<Mask> masks_;
   std::unique_ptr<Tables> tables_;
   int64_t row_count_ = 1, rows_per_tile_;
   int64_t piece_, pieces_;  // of a row
@@ -890,7 +875,7 @@ void mix(const MixArgs& args, const Parallel& parallel) {
 
 void masks(const PlanView& plan, int64_t n, const int64_t* size, float* out, const Parallel& parallel) {
   const Row row{size[2], 1, 1, 1, 2, 0};
-  const std::vector<Mask> masks = masks_of(plan, n);
+  const std::vector<Mask> masks = masks_of(plan, n, size);
   const Tables tables(masks, row, size, false, parallel);
   const int64_t pixels = size[0] * size[1] * size[2];
   parallel(n, 1, [&](int64_t begin, int64_t end) {
@@ -900,9 +885,9 @@ void masks(const PlanView& plan, int64_t n, const int64_t* size, float* out, con
       for (int32_t z = 0; z < size[0]; ++z) {
         for (int32_t y = 0; y < size[1]; ++y, at += size[2]) {
           const int32_t here[3] = {z, y, 0};
-          if (mask.has(Mask::kFactors)) {
+          if (mask.factored) {
             kernels().gaussian(at, tables.row(m), size[2], tables.factors(m, here), mask.bell.is_complement());
-          } else if (mask.has(Mask::kBits) || mask.has(Mask::kLevels)) {
+          } else if (mask.bits || mask.levels) {
             const PixelsOf pixels(plan.pixels, m);
             for (int64_t x = 0; x < size[2]; ++x) at[x] = pixels.weight((z * size[1] + y) * size[2] + x);
           } else {

@@ -13,7 +13,6 @@ struct Unknown : Family {
   FUSEDMIX_HD static int32_t may_hold(const MethodRow&) { return 0; }
   FUSEDMIX_HD static Made make(const MethodRow&, float, const Draw&, const Extent&) { return {{-1, {}}, NAN}; }
   FUSEDMIX_HD int32_t families() const { return 0; }
-  FUSEDMIX_HD Reach reach(const Stretch&) const { return kBlend; }
   FUSEDMIX_HD Uniform along(const int32_t*, int32_t) const { return {NAN}; }
 };
 
@@ -71,7 +70,7 @@ FUSEDMIX_HD bool is_of(const Record& record, int32_t families) {
 }
 
 FUSEDMIX_HD Reach reach(const Record& record, const Stretch& stretch) {
-  return of_kind(record, [&](const auto& mask) { return mask.reach(stretch); });
+  return of_kind(record, [&](const auto& mask) { return mask.along(stretch.at, stretch.axis).reach(stretch.first, stretch.last); });
 }
 
 // M at a pixel, by formula.

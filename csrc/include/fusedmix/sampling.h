@@ -144,9 +144,9 @@ struct Sums {
 //   static int32_t may_hold(row)                which masks may come of its methods: Families
 //   static Made make(row, lam, drawn, extent)   what follows from a draw
 //   int32_t families() const                    which sets hold the mask, but for being 1 everywhere
-//   Reach reach(stretch) const                  what it does to some elements
-//   auto along(at, axis) const                  the weight as a function of the coordinate along an axis, the others being `at`:
-//                                               what is common to a row is computed once. Along none, -1, the coordinate is 0
+//   auto along(at, axis) const                  a row along an axis, the other coordinates being `at`: the weight at a coordinate c,
+//                                               row(c), and what it does to those from c to d, row.reach(c, d). What is common to
+//                                               a row is computed once. Along no axis, -1, there is the coordinate 0 alone
 // and, of what follows, what it does otherwise.
 struct Family {
   // How the CPU may go through its rows (csrc/cpu/mix.cpp). Of the others it asks along() for every pixel.

@@ -44,10 +44,7 @@ struct Box : Family {
     mask.outer = row.method == kCutMix ? 1.0f : static_cast<float>(outside > 0.0 ? fmin(lam / outside, 1.0) : 0.0);
     return {bit_cast<Record>(mask), released ? lam : static_cast<double>(mask.outer) * rest};
   }
-  FUSEDMIX_HD int32_t families() const { return is_cut() ? kCuts | kBoxes : kBoxes; }
-
-  // Whether it is a copy: all of the sample outside, all of the partner inside.
-  FUSEDMIX_HD bool is_cut() const { return outer == 1.0f && inner == 0.0f; }
+  FUSEDMIX_HD int32_t families() const { return outer == 1.0f && inner == 0.0f ? kCuts | kBoxes : kBoxes; }
 
   FUSEDMIX_HD bool is_empty() const { return first[0] >= stop[0] || first[1] >= stop[1] || first[2] >= stop[2]; }
 
@@ -58,23 +55,19 @@ struct Box : Family {
     return inside;
   }
 
-  FUSEDMIX_HD Reach reach(const Stretch& s) const {
-    if (!crosses(s.at, s.axis)) return reach_of(outer);
-    if (s.axis < 0) return reach_of(inner);
-    const int32_t begin = along_axis(first, s.axis), end = along_axis(stop, s.axis);
-    if (s.first >= begin && s.last < end) return reach_of(inner);
-    if (s.last < begin || s.first >= end || begin >= end) return reach_of(outer);
-    return is_cut() ? kSelect : kBlend;
-  }
-
   struct Row {
     int32_t begin, end;
     float outer, inner;
     FUSEDMIX_HD float operator()(int32_t c) const { return c >= begin && c < end ? inner : outer; }
+    FUSEDMIX_HD Reach reach(int32_t from, int32_t to) const {
+      if (from >= begin && to < end) return reach_of(inner);
+      if (to < begin || from >= end || begin >= end) return reach_of(outer);
+      return outer == 1.0f && inner == 0.0f ? kSelect : kBlend;
+    }
   };
   FUSEDMIX_HD Row along(const int32_t* at, int32_t axis) const {
-    if (!crosses(at, axis)) return {0, 0, outer, outer};
-    return axis < 0 ? Row{0, 1, outer, inner} : Row{along_axis(first, axis), along_axis(stop, axis), outer, inner};
+    if (axis < 0 || !crosses(at, axis)) return {0, crosses(at, axis) ? 1 : 0, outer, inner};
+    return {along_axis(first, axis), along_axis(stop, axis), outer, inner};
   }
 
   FUSEDMIX_HD Box box() const { return *this; }

@@ -21,7 +21,6 @@ struct Constant : Family {
     return {bit_cast<Record>(mask), row.method == kSamplePairing ? 1.0 : static_cast<double>(lam)};
   }
   FUSEDMIX_HD int32_t families() const { return kConstants; }
-  FUSEDMIX_HD Reach reach(const Stretch&) const { return reach_of(value); }
   FUSEDMIX_HD Uniform along(const int32_t*, int32_t) const { return {value}; }
   // An empty one.
   FUSEDMIX_HD Box box() const {

@@ -32,7 +32,6 @@ struct Fourier : Family {
   }
   FUSEDMIX_HD int32_t families() const { return kStored | kLevels; }
   // Without its pixels, which only the host could refuse, the mask is NaN.
-  FUSEDMIX_HD Reach reach(const Stretch&) const { return kBlend; }
   FUSEDMIX_HD Uniform along(const int32_t*, int32_t) const { return {NAN}; }
 };
 static_assert(sizeof(Fourier) == sizeof(Record));

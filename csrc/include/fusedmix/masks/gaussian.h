@@ -34,6 +34,9 @@ struct Gaussian : Family {
     return {bit_cast<Record>(mask), lam};
   }
   FUSEDMIX_HD int32_t families() const { return kGaussians; }
+  FUSEDMIX_HD bool is_inside(const int64_t* size) const {
+    return centre[0] >= 0 && centre[0] < size[0] && centre[1] >= 0 && centre[1] < size[1] && centre[2] >= 0 && centre[2] < size[2];
+  }
   FUSEDMIX_HD bool is_complement() const { return kind == kGaussianComplement; }
 
   // The weight is the mean of the mask, which is separable: Σ exp(-rate·d²) along every axis.
@@ -53,17 +56,18 @@ struct Gaussian : Family {
     return is_complement() ? 1.0 - mean : mean;
   }
 
-  FUSEDMIX_HD Reach reach(const Stretch&) const { return kBlend; }
-
   // One exponential of the whole distance: the product of three would be further off.
   struct Row {
     bool complement;
     float rate, d2;  // of the other axes
     int32_t centre;
     FUSEDMIX_HD float operator()(int32_t c) const {
-      const float d = static_cast<float>(c - centre), g = expf(-rate * (d2 + d * d));
+      // Without a sign: of a centre that no sampler makes the difference may not fit.
+      const float d = static_cast<float>(static_cast<int32_t>(static_cast<uint32_t>(c) - static_cast<uint32_t>(centre)));
+      const float g = expf(-rate * (d2 + d * d));
       return complement ? 1.0f - g : g;
     }
+    FUSEDMIX_HD Reach reach(int32_t, int32_t) const { return kBlend; }
   };
   // Squared distances as float: exact up to 4096 pixels.
   FUSEDMIX_HD Row along(const int32_t* at, int32_t row_axis) const {
