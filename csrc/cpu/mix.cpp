@@ -487,9 +487,7 @@ class Mixer {
 
   // The mask of sample i along a span in which it varies.
   void varying(int64_t i, const RowAt& row, const Span& span, float* w) const {
-    const Mask& m = mask(i);
-    if (m.factored) return factored(i, row, span.begin, span.end, w);
-    if (m.levels) {
+    if (mask(i).levels) {
       const PixelsOf pixels(args_.plan.pixels, i);
       const int64_t first = first_pixel(row), step = step_along();
       for (int64_t k = span.begin; k < span.end; ++k) w[k - span.begin] = pixels.weight(first + k / row_.inner * step);
@@ -504,6 +502,10 @@ class Mixer {
   // The mask of sample i, a weight for each element of the block.
   void weights(int64_t i, const Block& block, std::vector<Span>& kept, float* w) const {
     const int64_t width = block.end - block.begin;
+    if (mask(i).factored) {
+      for (int64_t r = 0; r < block.rows; ++r) factored(i, block.row[r], block.begin, block.end, w + r * width);
+      return;
+    }
     if (mask(i).bits && row_.inner == 1 && step_along() == 1) {
       const uint32_t* bits = PixelsOf(args_.plan.pixels, i).bits();
       for (int64_t r = 0; r < block.rows; ++r) {
