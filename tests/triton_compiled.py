@@ -23,6 +23,8 @@ from triton.runtime.jit import create_function_from_signature
 import fusedmix as fm
 from fusedmix.backends.triton import fourier_kernel, labels_kernel, launch, losses_kernel, mix_kernel, sample_kernel
 from fusedmix.draws import Request
+from fusedmix.masks.family import WORDS
+from fusedmix.methods import Families
 from triton_loops import carried
 
 H200 = 132  # multiprocessors
@@ -68,11 +70,12 @@ def mixing(dtype, make, per, pairing, in_place, adjoint, by_value, shape, channe
     x = torch.empty(shape, dtype=dtype, memory_format=layout)
     out = x if in_place else torch.empty_like(x)
     plan = make(per=per, pairing=pairing, sampling="device").sample(shape[0], shape[2:], seed=0)
-    ndim = 0 if plan.constant else 2
-    masks = plan.partner, plan.masks, int(plan.families), ndim, plan.pairing, plan.per
+    pixels, families = None, plan.families
     if stored is not None:
         across = plan.size[0] * plan.size[1] // (32 if stored == torch.int32 else 1)
-        masks = *masks, torch.empty((plan.per.draws(shape[0]), across), dtype=stored)
+        pixels = torch.empty((plan.per.draws(shape[0]), across), dtype=stored)
+        families |= Families.STORED if stored == torch.int32 else Families.LEVELS
+    masks = plan.partner, plan.masks, families, 0 if plan.constant else 2, plan.pairing, plan.per, pixels
     with Launches() as launches:
         mix_kernel.apply(x, out, masks, adjoint=adjoint, by_value=by_value)
     return launches
@@ -100,25 +103,22 @@ def sampling(pairing, per="sample", size=(32, 32)):
 def others():
     """What is launched for soft labels, and for masks to look at."""
     weight, partner = torch.ones(64, dtype=torch.float64), torch.arange(64)
-    kind, geometry, value = (
-        torch.zeros(64, *n, dtype=t) for n, t in (((), torch.int32), ((6,), torch.int32), ((2,), torch.float32))
-    )
+    records = torch.zeros(64, WORDS, dtype=torch.int32)
     with Launches() as launches:
         for dtype in (torch.float32, torch.bfloat16, torch.float64, torch.int32):
             labels_kernel.mix(torch.ones(64, 1001, dtype=dtype), partner, weight, 1001, 0.1)
-        mix_kernel.write_masks(kind, geometry, value, (224, 224))
-        mix_kernel.write_masks(kind, geometry, value, (224, 224), 2, torch.empty((64, 224 * 7), dtype=torch.int32))
+        mix_kernel.write_masks(records, Families.BOXES | Families.GAUSSIANS, (224, 224))
+        pixels = torch.empty((64, 224 * 7), dtype=torch.int32)
+        mix_kernel.write_masks(records, Families.STORED, (224, 224), 2, pixels)
     return launches
 
 
 def noise(size, seed=0, **options):
     """What is launched to make Fourier masks."""
     spec = fm.FMix(per="sample", **options)._spec
-    kind, geometry, value = torch.zeros(3, dtype=torch.int32), torch.zeros((3, 6), dtype=torch.int32), torch.zeros(3, 2)
+    records = torch.zeros((3, WORDS), dtype=torch.int32)
     with Launches() as launches:
-        fourier_kernel.masks(
-            spec, kind, geometry, value, torch.tensor(seed), size, 2, 2, options.get("max_soft", 0) > 0
-        )
+        fourier_kernel.masks(spec, records, torch.tensor(seed), size, 2, 2, options.get("max_soft", 0) > 0)
     return launches
 
 

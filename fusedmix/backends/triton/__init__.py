@@ -19,7 +19,8 @@ from torch import Tensor
 from fusedmix import draws
 from fusedmix.checks import class_range
 from fusedmix.draws import PlanTensors, Request, Source
-from fusedmix.methods import Column, Method, Per
+from fusedmix.methods import WIDTH, Per
+from fusedmix.spec import families
 
 
 def why_not(device_type: str) -> str | None:
@@ -43,11 +44,11 @@ def why_not(device_type: str) -> str | None:
     return None
 
 
-def mask(kind: Tensor, geometry: Tensor, value: Tensor, size: tuple[int, ...], *stored: Any) -> Tensor:
-    """(n, *size) float32 masks, from their numbers and from what is stored of them."""
+def mask(*arguments: Any) -> Tensor:
+    """(n, *size) float32 masks, from their records and from what is stored of them."""
     from fusedmix.backends.triton.mix_kernel import write_masks
 
-    return write_masks(kind, geometry, value, size, *stored)
+    return write_masks(*arguments)
 
 
 def fourier(*arguments: Any) -> Tensor:
@@ -155,20 +156,19 @@ def _step(
 
     if y.ndim == 1:  # a label out of range must leave the images as they were
         class_range(y, num_classes)
-    ndim = (
-        len(request.size) if any(not Method(int(m)).is_constant for m in request.spec[:, Column.METHOD].tolist()) else 0
-    )
+    may_hold = families(request.spec)
+    ndim = 0 if may_hold.constant else len(request.size)
     staged = None
     if source.seed is None:
         plan = _from_the_host(request, source)
     else:
         walk = walk_of(x, out, ndim, request.pairing) if x.numel() else None
         plan, staged = from_seed(request, _drawn(source.seed), x.device, x, walk)
-    partner, _, weight, kind, geometry, value = plan
+    partner, _, weight, records = plan
     per = Per.SAMPLE if request.lam is not None and request.lam.ndim else request.per
     one_weight = per == Per.BATCH
     dense = targets.mix(y, partner, weight, num_classes, label_smoothing, request.pairing, one_weight)
-    apply(x, out, (partner, kind, geometry, value, ndim, request.pairing, per), staged=staged)
+    apply(x, out, (partner, records, may_hold, ndim, request.pairing, per), staged=staged)
     return dense, *plan
 
 
@@ -179,7 +179,9 @@ def _from_the_host(request: Request, source: Source) -> PlanTensors:
     name = backends.choose("cpu")
     operators = backends.operators("cpu", "reference" if name == "triton" else name)
     if source.drawn is None:
-        source = Source(None, *draws.host(request, None))
+        numbers, partner = draws.host(request, None)
+        drawn = torch.tensor(numbers, dtype=torch.float64, device="cpu").reshape(-1, WIDTH)
+        source = Source(None, drawn, partner)
     spec, batch_size, size, pairing, per, p, lam, labels = request
     lam, labels = (None if t is None else t.cpu() for t in (lam, labels))
     arguments = (spec, batch_size, size, int(pairing), int(per), p, lam, labels, *source, torch.device("cpu"))

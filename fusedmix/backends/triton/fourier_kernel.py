@@ -24,7 +24,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fusedmix.backends.triton.enums import Kinds, Streams
 from fusedmix.backends.triton.launch import Kernel
+from fusedmix.backends.triton.masks import fourier
 from fusedmix.backends.triton.numbers import turn, words
 from fusedmix.backends.triton.sample_kernel import draw_index, seed_of
 from fusedmix.fourier import fourier_rows, frequencies, rows, words_per_mask
@@ -40,11 +42,9 @@ _TURN = tl.constexpr(1 << 24)
 
 
 @triton.jit
-def is_made(i, kind, value, decay, cutoff, live, KIND: tl.constexpr):
-    """Whether the masks i of a plan are of this kind, decay and cut-off."""
-    made = live & (tl.load(kind + i, mask=live, other=0) == KIND)
-    made = made & (tl.load(value + i * 2, mask=live, other=0.0) == decay)
-    return made & (tl.load(value + i * 2 + 1, mask=live, other=0.0) == cutoff)
+def is_made(m, decay, cutoff, KIND: tl.constexpr):
+    """Whether masks are of this kind, decay and cut-off."""
+    return (m[0] == KIND) & (m[3] == decay) & (m[4] == cutoff)
 
 
 @triton.jit(do_not_specialize=["nz", "ny", "nx", "first_z", "first_y", "depth", "height", "width", "total"])
@@ -84,12 +84,11 @@ def amplitude(squared, decay):
         "seeded", "seed_value", "decay", "cutoff", "first", "many", "batch", "tiles",
         "nz", "ny", "nx", "first_z", "first_y", "depth", "height", "width", "longest",
     ],
-    do_not_specialize_on_alignment=["kind", "value", "seed"],
+    do_not_specialize_on_alignment=["records", "seed"],
 )  # fmt: skip
 def coefficients_kernel(
     out,
-    kind,
-    value,
+    records,
     seed,
     seeded,
     seed_value: tl.int64,
@@ -116,7 +115,7 @@ def coefficients_kernel(
     """a_k and b_k of masks `first` and on, (2, many, nz, ny, nx)."""
     program = tl.program_id(0).to(tl.int64)
     mask, tile = program // tiles, program % tiles
-    if is_made(first + mask, kind, value, decay, cutoff, mask >= 0, KIND):
+    if is_made(fourier.load(records, first + mask, mask >= 0), decay, cutoff, KIND):
         each = nz.to(tl.int64) * ny * nx
         at = tile * N + tl.arange(0, N)
         j_x, j_y, j_z = at % nx, at // nx % ny, at // nx // ny
@@ -132,13 +131,13 @@ def coefficients_kernel(
             number = kx + (along_y << 10) + (along_z << 20)
         index = draw_index(first + mask, batch, PER).to(tl.int64)
         key = seed_of(seed, seeded, seed_value)
-        a, b, c, d = words(key, index, 7, number.to(tl.uint32))
+        a, b, c, d = words(key, index, Streams.NOISE, number.to(tl.uint32))
         high, low = tl.where(ky < 0, c, a), tl.where(ky < 0, d, b)
         uniform = (2 * (high >> 9) + 1).to(tl.int32).to(tl.float32) * 5.9604644775390625e-08
         radius = tl.sqrt(tl.maximum(-2.0 * tl.log(uniform), 0.0))
         cosine, sine = turn((low >> 8).to(tl.int64), at * 0 + _TURN)
 
-        if KIND == 5:
+        if KIND == Kinds.FOURIER:
             f_x, f_y, f_z = kx.to(tl.float32), ky.to(tl.float32), kz.to(tl.float32)
             scale = longest.to(tl.float32)
             f_x = tl.div_rn(f_x * scale, width.to(tl.float32))
@@ -167,14 +166,13 @@ def coefficients_kernel(
     do_not_specialize=[
         "decay", "cutoff", "first", "many", "tiles", "count", "inner", "side", "k_first", "of_axis", "total",
     ],
-    do_not_specialize_on_alignment=["kind", "value"],
+    do_not_specialize_on_alignment=["records"],
 )  # fmt: skip
 def sum_kernel(
     out,
     coefficients,
     waves,
-    kind,
-    value,
+    records,
     decay,
     cutoff,
     first,
@@ -202,7 +200,7 @@ def sum_kernel(
     program = tl.program_id(0).to(tl.int64)
     row = program // tiles * M + tl.arange(0, M)
     mask = row // inner
-    live = is_made(first + mask, kind, value, decay, cutoff, mask < many, KIND)
+    live = (mask < many) & is_made(fourier.load(records, first + mask, mask < many), decay, cutoff, KIND)
     if tl.max(live.to(tl.int32), axis=0) > 0:
         x0 = program % tiles * N
         v = tl.arange(0, N // 32)[:, None] * 32 + tl.arange(0, 32)[None, :]
@@ -241,19 +239,18 @@ def sortable(x):
 
 @triton.jit(
     do_not_specialize=["decay", "cutoff", "first", "pixels", "across"],
-    do_not_specialize_on_alignment=["kind", "geometry", "value"],
+    do_not_specialize_on_alignment=["records"],
 )
-def select_kernel(
-    out, field, kind, geometry, value, decay, cutoff, first, pixels, across, KIND: tl.constexpr, N: tl.constexpr
-):
+def select_kernel(out, field, records, decay, cutoff, first, pixels, across, KIND: tl.constexpr, N: tl.constexpr):
     """One mask of a chunk: its `number` largest pixels, of equal ones the first, as bits in rows of `across` words.
 
     The value of the last one is found byte by byte, from the highest: how many pixels have each value of a byte, of
     those that agree in the bytes above."""
     mask = tl.program_id(0).to(tl.int64)
     i = first + mask
-    left = tl.minimum(tl.load(geometry + i * 6), pixels)
-    if is_made(i, kind, value, decay, cutoff, left > 0, KIND):
+    m = fourier.load(records, i, i >= 0)
+    left = tl.minimum(m[1], pixels)
+    if (left > 0) & is_made(m, decay, cutoff, KIND):
         source = field + mask * pixels
         edge = (left * 0).to(tl.uint32)
         equal = left * 0
@@ -292,18 +289,17 @@ def select_kernel(
 
 @triton.jit(
     do_not_specialize=["decay", "cutoff", "first", "pixels", "tiles"],
-    do_not_specialize_on_alignment=["kind", "geometry", "value"],
+    do_not_specialize_on_alignment=["records"],
 )
-def level_kernel(
-    out, order, kind, geometry, value, decay, cutoff, first, pixels, tiles, KIND: tl.constexpr, N: tl.constexpr
-):
+def level_kernel(out, order, records, decay, cutoff, first, pixels, tiles, KIND: tl.constexpr, N: tl.constexpr):
     """Soft masks: of each pixel, in the order of the field, its level of 0..65535 by its rank (fourier.levels)."""
     program = tl.program_id(0).to(tl.int64)
     mask, tile = program // tiles, program % tiles
     i = first + mask
-    if is_made(i, kind, value, decay, cutoff, mask >= 0, KIND):
+    m = fourier.load(records, i, i >= 0)
+    if is_made(m, decay, cutoff, KIND):
         rank = tile * N + tl.arange(0, N)
-        number, soft = tl.load(geometry + i * 6).to(tl.int64), tl.load(geometry + i * 6 + 1).to(tl.int64)
+        number, soft = m[1].to(tl.int64), m[2].to(tl.int64)
         steps = tl.maximum(2 * soft - 1, 1)
         left = tl.maximum(steps - (rank - (number - soft)), 0)
         level = tl.minimum((2 * 65535 * left + steps) // (2 * steps), 65535)
@@ -321,9 +317,7 @@ _level = Kernel(level_kernel)
 
 def masks(
     spec: Tensor,
-    kind: Tensor,
-    geometry: Tensor,
-    value: Tensor,
+    records: Tensor,
     seed: Tensor,
     size: tuple[int, ...],
     per: int,
@@ -331,15 +325,15 @@ def masks(
     soft: bool,
 ) -> Tensor:
     """The pixels of the Fourier masks of a plan, on its device: bits or levels (fusedmix/fourier.py, `masks`)."""
-    size, device, batch = tuple(size), kind.device, kind.shape[0]
+    size, device, batch = tuple(size), records.device, records.shape[0]
     n, pixels = rows(per, batch), math.prod(size)
     shape, dtype = ((n, pixels), torch.int16) if soft else ((n, words_per_mask(size)), torch.int32)
     out = torch.zeros(shape, dtype=dtype, device=device)
     if n == 0:
         return out
-    kind, geometry, value = kind.contiguous(), geometry.contiguous(), value.contiguous()
+    records = records.contiguous()
     seeded = seed.device == device
-    of_seed = (seed if seeded else geometry.new_empty(1, dtype=torch.int64), int(seeded), 0 if seeded else int(seed))
+    of_seed = (seed if seeded else records.new_empty(1, dtype=torch.int64), int(seeded), 0 if seeded else int(seed))
     write = level if soft else select
     for method, decay, cutoff in sorted(set(fourier_rows(spec))):
         released = method == Method.FMIX_RELEASED
@@ -348,10 +342,10 @@ def masks(
         waves = _made_waves(size, along, device)
         step = _chunk(size, [len(k) for k in along], n, soft, waves.nbytes)
         for first in range(0, n, step):
-            plan = kind, value, decay, cutoff, first
+            plan = records, decay, cutoff, first
             sums = plan, what, min(step, n - first), of_seed, batch, draws, size, along, waves
             # Fields have no name here, and waves lose theirs: they would live on while the next ones are made.
-            write(out, _fields(*sums), kind, geometry, value, decay, cutoff, first, what)
+            write(out, _fields(*sums), records, decay, cutoff, first, what)
         del sums, waves
     return out
 
@@ -359,25 +353,21 @@ def masks(
 def select(
     out: Tensor,
     field: Tensor,
-    kind: Tensor,
-    geometry: Tensor,
-    value: Tensor,
+    records: Tensor,
     decay: float,
     cutoff: float,
     first: int,
     what: int,
 ) -> None:
     """Writes the bits of masks `first` and on, of their fields (many, S), into rows of `out`."""
-    numbers = kind, geometry, value, decay, cutoff, first
+    numbers = records, decay, cutoff, first
     _select(field.shape[0], (out, field, *numbers, field.shape[1], out.shape[1]), (what, _PIXELS), out.device)
 
 
 def level(
     out: Tensor,
     field: Tensor,
-    kind: Tensor,
-    geometry: Tensor,
-    value: Tensor,
+    records: Tensor,
     decay: float,
     cutoff: float,
     first: int,
@@ -387,7 +377,7 @@ def level(
     many, pixels = field.shape
     order = field.sort(dim=1, descending=True, stable=True).indices
     tiles = -(-pixels // _BLOCK)
-    numbers = kind, geometry, value, decay, cutoff, first, pixels, tiles
+    numbers = records, decay, cutoff, first, pixels, tiles
     _level(many * tiles, (out, order, *numbers), (what, _BLOCK), out.device)
 
 
@@ -435,15 +425,15 @@ def _fields(
     waves: Tensor,
 ) -> Tensor:
     """(many, S) grey images of the masks of a plan from `first` on."""
-    kind, value, decay, cutoff, first = plan
-    device, ndim, total = kind.device, len(size), waves.shape[1]
+    records, decay, cutoff, first = plan
+    device, ndim, total = records.device, len(size), waves.shape[1]
     counts, firsts = _padded_frequencies(along)
     each = math.prod(counts)
     tiles = -(-each // _BLOCK)
     numbers = (decay, cutoff, first, many, batch, tiles, *counts, *firsts, *padded(size), max(size))
     coefficients = torch.empty((2, many, each), device=device)
     constants = (what, ndim, int(draws), _BLOCK)
-    _coefficients(many * tiles, (coefficients, kind, value, *of_seed, *numbers), constants, device)
+    _coefficients(many * tiles, (coefficients, records, *of_seed, *numbers), constants, device)
     shape = [len(k) for k in along]
     of_axis = sum(1 + _COLUMNS for _ in range(3 - ndim))
     for axis, (k, side) in enumerate(zip(along, size, strict=True)):
@@ -452,7 +442,7 @@ def _fields(
         tiles = -(-side // _COLUMNS)
         numbers = (decay, cutoff, first, many, tiles, len(k), inner, side, k.start, of_axis, total)
         programs, constants = -(-many * inner // _ROWS) * tiles, (what, last, _ROWS, _COLUMNS)
-        _sum(programs, (out, coefficients, waves, kind, value, *numbers), constants, device)
+        _sum(programs, (out, coefficients, waves, records, *numbers), constants, device)
         coefficients, shape = out, [*shape[1:], side]
         of_axis += side + len(k) * _COLUMNS
     return coefficients[0]

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fusedmix.backends.triton.launch import Kernel
-from fusedmix.backends.triton.mix_kernel import brought, partner_of
+from fusedmix.backends.triton.mix_kernel import brought, by_formula, partner_of
 from fusedmix.backends.triton.numbers import bits, from_bits, from_compute, to_compute
 from fusedmix.methods import Pairing
 
@@ -114,17 +114,15 @@ def mix(
         given, mode, weight = bits(float(weight[0])), 2, labels
     else:
         weight = brought(labels.device, weight)[0].contiguous()
-    if pairing <= Pairing.FLIP:
-        partner = labels
-    else:
-        partner = brought(labels.device, partner)[0].contiguous()
+    pairing = by_formula(pairing)
+    partner = brought(labels.device, partner)[0].contiguous() if pairing == Pairing.RANDOM else labels
     width = 4 if total % 4 == 0 else 1
     keep, add = bits(1.0 - label_smoothing), bits(label_smoothing / num_classes)
     step = labels.stride(1) if soft else 0
     _labels(
         -(-total // (_BLOCK * width)),
         (out, labels, partner, weight, labels.stride(0), step, given, keep, add, batch, num_classes),
-        (min(pairing, 2), mode, soft, label_smoothing != 0, width, _BLOCK),
+        (pairing, mode, soft, label_smoothing != 0, width, _BLOCK),
         labels.device,
     )
     return out

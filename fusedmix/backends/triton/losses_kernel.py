@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fusedmix.backends.triton.labels_kernel import UNSIGNED, label
 from fusedmix.backends.triton.launch import Kernel
-from fusedmix.backends.triton.mix_kernel import brought, pairing_of, partner_of
+from fusedmix.backends.triton.mix_kernel import brought, by_formula, pairing_of, partner_of
 from fusedmix.backends.triton.numbers import bits, from_bits, from_compute, to_compute
 from fusedmix.methods import Pairing, Per, Reduction
 
@@ -400,11 +400,11 @@ _binary_backward = Kernel(binary_cross_entropy_backward_kernel)
 def _plan(logits: Tensor, partner: Tensor, weight: Tensor, pairing: int, per: int) -> tuple[Any, ...]:
     """partner, weight and its bits as arguments, PAIRING and WEIGHTS as constants."""
     device = logits.device
-    pairing = pairing_of(partner, pairing)
-    partner = logits if pairing <= Pairing.FLIP else brought(device, partner)[0].contiguous()
+    pairing = by_formula(pairing_of(partner, pairing))
+    partner = brought(device, partner)[0].contiguous() if pairing == Pairing.RANDOM else logits
     if per == Per.BATCH and weight.device != device and weight.numel():
-        return partner, logits, bits(float(weight[0])), min(pairing, 2), 2
-    return partner, brought(device, weight)[0].contiguous(), 0, min(pairing, 2), 1 if per == Per.BATCH else 0
+        return partner, logits, bits(float(weight[0])), pairing, 2
+    return partner, brought(device, weight)[0].contiguous(), 0, pairing, 1 if per == Per.BATCH else 0
 
 
 def _width(logits: Tensor, out: Tensor | None = None) -> int:

@@ -16,13 +16,14 @@ V elements are 16 bytes wherever the memory allows. What is asked of a vector (i
 decided for the vector, [N, 1], never for an element, so that accesses stay 16 bytes wide: in place a box is widened to
 whole vectors, the elements around it being written back as they were read.
 
-Fourier masks are not computed but read, a bit or a level for each pixel (fusedmix/fourier.py). FOURIER says whether
-there may be any, and of which sort; without them nothing of that is compiled.
+What the masks of a family are is in masks/. FAMILIES is the set of those that there may be; of the others nothing is
+compiled.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -33,9 +34,14 @@ import triton.language as tl
 from torch import Tensor
 
 from fusedmix import partners
+from fusedmix.backends.triton import masks
+from fusedmix.backends.triton.enums import Families, Pairings
 from fusedmix.backends.triton.launch import Kernel, milliseconds, multiprocessors
+from fusedmix.backends.triton.masks import fourier, record
 from fusedmix.backends.triton.numbers import fma, from_compute, nearest_even, spread, to_compute
-from fusedmix.masks.family import padded
+from fusedmix.masks.constant import constant
+from fusedmix.masks.family import WORDS, padded
+from fusedmix.masks.family import record as record_of
 from fusedmix.methods import Pairing, Per
 
 # ---- One pixel -------------------------------------------------------------------------------------------------------
@@ -75,116 +81,6 @@ def blend_adjoint(own, g, lent, h):
     return out
 
 
-@triton.jit
-def inside(c, first, stop):
-    return (c >= first) & (c < stop)
-
-
-@triton.jit
-def formula(m, z, y, x):
-    """M at pixels, of m = (kind, first z y x, stop z y x, outer, inner); fusedmix/masks has the kinds."""
-    kind, z0, y0, x0, z1, y1, x1, outer, inner = m
-    if kind >= 2:
-        dz, dy, dx = (z - z0).to(tl.float32), (y - y0).to(tl.float32), (x - x0).to(tl.float32)
-        # One exponential of the whole distance; the distance is exact up to 4096 pixels.
-        g = tl.exp(-outer * (dz * dz + dy * dy + dx * dx))
-        w = tl.where(kind == 2, g, 1.0 - g)
-    else:
-        boxed = inside(z, z0, z1) & inside(y, y0, y1) & inside(x, x0, x1)
-        w = tl.where(boxed & spread(kind == 1, boxed), inner, outer)
-    return w
-
-
-@triton.jit
-def pixel_of(z, y, x, height, width):
-    """The number of a pixel, in row-major order: of a mask that is stored it has 31 bits, as the number of its ones."""
-    return ((z * height + y) * width + x).to(tl.int32)
-
-
-@triton.jit
-def read(store, i, spots, FOURIER: tl.constexpr, MASKS: tl.constexpr, AXIS: tl.constexpr, INNER: tl.constexpr):
-    """M at pixels of sample i, of a Fourier mask; and of their vectors, whether some weight is not 0, some not 1.
-
-    FOURIER: the masks are bits (1) or levels (2). AXIS: along which the elements of a vector lie, -1: along none. Along
-    x their bits are at most 16, one after another, in one word, if each is of another pixel: V divides width and 32. If
-    they share pixels (INNER) these may begin in one word and end in the next one.
-    """
-    pixels, across, rows, batch = store
-    q, along, first, last = spots
-    if MASKS == 0:
-        at = pixels + tl.where(i < rows, i, batch - 1 - i) * across
-    else:
-        at = pixels
-    if FOURIER == 2:
-        level = tl.load(at + q).to(tl.int32) & 0xFFFF
-        w = tl.div_rn(level.to(tl.float32), 65535.0)
-        own = tl.max(level, axis=1, keep_dims=True) > 0
-        lent = tl.min(level, axis=1, keep_dims=True) < 65535
-    elif AXIS == 0 or AXIS == 1:
-        bit = (tl.load(at + (q >> 5)) >> (q & 31)) & 1
-        w = bit.to(tl.float32)
-        own = tl.max(bit, axis=1, keep_dims=True) > 0
-        lent = tl.min(bit, axis=1, keep_dims=True) < 1
-    else:
-        window = tl.load(at + (first >> 5))
-        if INNER > 1:
-            both = (tl.load(at + (last >> 5)).to(tl.int64) << 32) | (window.to(tl.int64) & 0xFFFFFFFF)
-            window = (both >> (first & 31)).to(tl.int32)
-        else:
-            window = window >> (first & 31)
-        ones = (1 << (last - first + 1)) - 1
-        own, lent = (window & ones) != 0, (window & ones) != ones
-        w = ((window >> along) & 1).to(tl.float32)
-    return w, own, lent
-
-
-@triton.jit
-def evaluate(
-    m, i, z, y, x, store, spots, FOURIER: tl.constexpr, MASKS: tl.constexpr, AXIS: tl.constexpr, INNER: tl.constexpr
-):
-    """M at pixels of sample i, computed or read."""
-    if FOURIER:
-        if m[0] >= 4:
-            w, _, _ = read(store, i, spots, FOURIER, MASKS, AXIS, INNER)
-        else:
-            w = formula(m, z, y, x)
-    else:
-        w = formula(m, z, y, x)
-    return w
-
-
-@triton.jit
-def is_kind(kind, FOURIER: tl.constexpr):
-    """Whether there are masks of a kind, or of kinds."""
-    return (kind >= 0) & (kind < (6 if FOURIER else 4))
-
-
-@triton.jit
-def numbers_of(i, kind, geometry, value, given, FOURIER: tl.constexpr, MASKS: tl.constexpr):
-    """The mask of sample i: from the arguments (MASKS 2), from row 0 of the plan (1), or from row i (0).
-
-    One that there is not (FMix's without pixels, another kind), which only the host could refuse, makes NaN."""
-    if MASKS == 2:
-        m = given
-    else:
-        row = i if MASKS == 0 else i * 0
-        g = geometry + row * 6
-        kind_i = tl.load(kind + row)
-        exists = is_kind(kind_i, FOURIER)
-        m = (
-            tl.where(exists, kind_i, 0),
-            tl.load(g),
-            tl.load(g + 1),
-            tl.load(g + 2),
-            tl.load(g + 3),
-            tl.load(g + 4),
-            tl.load(g + 5),
-            tl.where(exists, tl.load(value + row * 2), float("nan")),
-            tl.load(value + row * 2 + 1),
-        )
-    return m
-
-
 # ---- A vector --------------------------------------------------------------------------------------------------------
 
 
@@ -222,40 +118,10 @@ def coordinates(column, lane, sizes, AXES: tl.constexpr, RANK: tl.constexpr, V: 
 
 
 @triton.jit
-def needs(
-    m,
-    i,
-    low,
-    high,
-    live,
-    store,
-    spots,
-    PLANE: tl.constexpr,
-    IN_PLACE: tl.constexpr,
-    FOURIER: tl.constexpr,
-    MASKS: tl.constexpr,
-    AXIS: tl.constexpr,
-    INNER: tl.constexpr,
-):
-    """Which vectors [N, 1] need their own sample (some weight is not 0) and which its partner (some weight is not 1).
-    In place nothing happens to a vector that takes nothing of the partner.
-
-    `low` and `high` are the coordinates of the first and last elements."""
-    kind, z0, y0, x0, z1, y1, x1, outer, inner = m
-    own, lent = live & spread(outer != 0.0, live), live & spread(outer != 1.0, live)
-    if not PLANE:
-        zl, yl, xl = low
-        zh, yh, xh = high
-        filled = (kind == 1) & (z0 < z1) & (y0 < y1) & (x0 < x1)
-        some = spread(filled, live) & (zl < z1) & (zh >= z0) & (yl < y1) & (yh >= y0) & (xl < x1) & (xh >= x0)
-        whole = some & (zl >= z0) & (zh < z1) & (yl >= y0) & (yh < y1) & (xl >= x0) & (xh < x1)
-        varies = live & spread(kind >= 2, live)
-        own = varies | (own & ~whole) | (live & some & spread(inner != 0.0, live))
-        lent = varies | (lent & ~whole) | (live & some & spread(inner != 1.0, live))
-    if FOURIER:  # noqa: SIM102 (a constant, which `and` would not take for one)
-        if kind >= 4:
-            _, other_than_0, other_than_1 = read(store, i, spots, FOURIER, MASKS, AXIS, INNER)
-            own, lent = live & other_than_0, live & other_than_1
+def needs(mask, vectors, live, FAMILIES: tl.constexpr, IN_PLACE: tl.constexpr, AXIS: tl.constexpr, INNER: tl.constexpr):
+    """Which vectors [N, 1] need their own sample and which its partner. In place nothing happens to a vector that takes
+    nothing of the partner."""
+    own, lent = masks.reach(mask, vectors, live, FAMILIES, AXIS, INNER)
     if IN_PLACE:
         own = own & lent
     return own, lent
@@ -273,9 +139,9 @@ def known(j, i, batch):
 
 @triton.jit
 def partner_of(i, partner, batch, PAIRING: tl.constexpr):
-    if PAIRING == 0:
+    if PAIRING == Pairings.ROLL:
         j = tl.where(i == 0, batch - 1, i - 1)
-    elif PAIRING == 1:
+    elif PAIRING == Pairings.FLIP:
         j = batch - 1 - i
     else:
         j = known(tl.load(partner + i), i, batch)
@@ -314,15 +180,7 @@ def starts(base, end, partner, batch, span, HEADS: tl.constexpr, IN_PLACE: tl.co
 
 @triton.jit(
     do_not_specialize=[
-        "kind_given",
-        "z0",
-        "y0",
-        "x0",
-        "z1",
-        "y1",
-        "x1",
-        "outer",
-        "inner",
+        *(f"word_{k}" for k in range(12)),
         "sizes",
         "src_strides",
         "dst_strides",
@@ -337,25 +195,26 @@ def starts(base, end, partner, batch, span, HEADS: tl.constexpr, IN_PLACE: tl.co
         "height",
         "width",
     ],
-    do_not_specialize_on_alignment=["partner", "kind", "geometry", "value", "pixels"],
+    do_not_specialize_on_alignment=["partner", "records", "pixels"],
 )
 def mix_kernel(
     src,
     dst,
     staged,
     partner,
-    kind,
-    geometry,
-    value,
-    kind_given,
-    z0,
-    y0,
-    x0,
-    z1,
-    y1,
-    x1,
-    outer,
-    inner,
+    records,
+    word_0,
+    word_1,
+    word_2,
+    word_3,
+    word_4,
+    word_5,
+    word_6,
+    word_7,
+    word_8,
+    word_9,
+    word_10,
+    word_11,
     sizes,
     src_strides,
     dst_strides,
@@ -372,8 +231,7 @@ def mix_kernel(
     width,
     PAIRING: tl.constexpr,
     MASKS: tl.constexpr,
-    FOURIER: tl.constexpr,
-    PLANE: tl.constexpr,
+    FAMILIES: tl.constexpr,
     HEADS: tl.constexpr,
     IN_PLACE: tl.constexpr,
     ADJOINT: tl.constexpr,
@@ -384,7 +242,7 @@ def mix_kernel(
     N: tl.constexpr,
 ):
     """The batch, or the adjoint of that, in one launch."""
-    given = (kind_given, z0, y0, x0, z1, y1, x1, outer, inner)
+    given = (word_0, word_1, word_2, word_3, word_4, word_5, word_6, word_7, word_8, word_9, word_10, word_11)
     program = tl.program_id(0).to(tl.int64)
     unit, tile = program // tiles, program % tiles
     column = (tile * N + tl.arange(0, N))[:, None]
@@ -399,23 +257,24 @@ def mix_kernel(
     # Stored masks: `rows` rows of `across` elements; and the pixels of every vector, how far along x each is from the
     # first, the first and the last.
     AXIS: tl.constexpr = AXES[RANK - 1]
-    store = (pixels, across, rows, batch)
+    stored = (pixels, across, rows, batch)
     zl, yl, xl = low
     zh, yh, xh = high
     spots = (
-        pixel_of(z, y, x, height, width),
+        fourier.pixel_of(z, y, x, height, width),
         (x - xl).to(tl.int32),
-        pixel_of(zl, yl, xl, height, width),
-        pixel_of(zh, yh, xh, height, width),
+        fourier.pixel_of(zl, yl, xl, height, width),
+        fourier.pixel_of(zh, yh, xh, height, width),
     )
+    vectors = ((z, y, x), low, high, spots)
 
     begin = unit * span
-    end = tl.minimum(begin + span, (batch + 1) // 2 if PAIRING == 1 else batch)
-    if PAIRING == 0:  # one walk, from the head
+    end = tl.minimum(begin + span, (batch + 1) // 2 if PAIRING == Pairings.FLIP else batch)
+    if PAIRING == Pairings.ROLL:  # one walk, from the head
         end = begin + 1
     bits = begin * 0
     for c in range(begin, end):  # carries int(PAIRING > 1): bits
-        if PAIRING > 1:
+        if PAIRING == Pairings.RANDOM:
             if (c - begin) % 64 == 0:
                 bits = starts(c, end, partner, batch, span, HEADS, IN_PLACE)
             goes = ((bits >> ((c - begin) % 64)) & 1) != 0
@@ -425,8 +284,8 @@ def mix_kernel(
             goes = c >= 0
         if goes:
             # Samples i, j = p(i) and k = p(j): i is written, j at hand, k asked for. Before the first there is no i.
-            m = numbers_of(c, kind, geometry, value, given, FOURIER, MASKS)
-            own, lent = needs(m, c, low, high, live, store, spots, PLANE, IN_PLACE, FOURIER, MASKS, AXIS, INNER)
+            mask = record.load(c, records, given, stored, MASKS)
+            own, lent = needs(mask, vectors, live, FAMILIES, IN_PLACE, AXIS, INNER)
             # In place the first is lost to the last, unless it is kept, or left as it is.
             held = own
             if ADJOINT:
@@ -445,10 +304,8 @@ def mix_kernel(
                 head = is_head(k, span, HEADS)
                 steps += 1
                 stops = head | (k == c) | (steps >= batch)
-                m_k = numbers_of(k, kind, geometry, value, given, FOURIER, MASKS)
-                own_k, lent_k = needs(
-                    m_k, k, low, high, live, store, spots, PLANE, IN_PLACE, FOURIER, MASKS, AXIS, INNER
-                )
+                mask_k = record.load(k, records, given, stored, MASKS)
+                own_k, lent_k = needs(mask_k, vectors, live, FAMILIES, IN_PLACE, AXIS, INNER)
                 wanted = live & spread(~last, live)
                 if not ADJOINT:
                     wanted = wanted & (lent_j | (own_k & spread(~stops, live)))
@@ -465,12 +322,12 @@ def mix_kernel(
                     ahead = tl.where(held, first, ahead)
 
                 if i >= 0:
-                    m_i = numbers_of(i, kind, geometry, value, given, FOURIER, MASKS)
-                    w = evaluate(m_i, i, z, y, x, store, spots, FOURIER, MASKS, AXIS, INNER)
+                    mask_i = record.load(i, records, given, stored, MASKS)
+                    w = masks.at(mask_i, vectors, FAMILIES, AXIS, INNER)
                     w = tl.broadcast_to(w, a.shape)
                     if ADJOINT:  # the gradient of j: its own, and what i lent
-                        m_j = numbers_of(j, kind, geometry, value, given, FOURIER, MASKS)
-                        w_j = evaluate(m_j, j, z, y, x, store, spots, FOURIER, MASKS, AXIS, INNER)
+                        mask_j = record.load(j, records, given, stored, MASKS)
+                        w_j = masks.at(mask_j, vectors, FAMILIES, AXIS, INNER)
                         w_j = tl.broadcast_to(w_j, a.shape)
                         tl.store(target + j * dst_batch * V, blend_adjoint(w_j, b, w, a), mask=live)
                     elif IN_PLACE:
@@ -527,44 +384,33 @@ def stage_kernel(
 
 
 @triton.jit(
-    do_not_specialize=["depth", "height", "width", "total", "across", "rows", "batch"],
-    do_not_specialize_on_alignment=["kind", "geometry", "value", "pixels"],
+    do_not_specialize=["height", "width", "total", "tiles", "across", "rows", "batch"],
+    do_not_specialize_on_alignment=["records", "pixels"],
 )
 def mask_kernel(
     out,
-    kind,
-    geometry,
-    value,
-    depth,
+    records,
     height,
     width,
     total,
+    tiles,
     pixels,
     across,
     rows,
     batch,
-    FOURIER: tl.constexpr,
+    FAMILIES: tl.constexpr,
     MASKS: tl.constexpr,
     N: tl.constexpr,
 ):
-    """Masks written out, for looking at: (n, depth, height, width)."""
-    at = tl.program_id(0).to(tl.int64) * N + tl.arange(0, N)
-    x, y, z = at % width, at // width % height, at // width // height % depth
-    i = tl.minimum(at, total - 1) // width // height // depth
-    g = geometry + i * 6
-    z0, y0, x0 = tl.load(g), tl.load(g + 1), tl.load(g + 2)
-    z1, y1, x1 = tl.load(g + 3), tl.load(g + 4), tl.load(g + 5)
-    kinds, outer, inner = tl.load(kind + i), tl.load(value + i * 2), tl.load(value + i * 2 + 1)
-    dz, dy, dx = (z - z0).to(tl.float32), (y - y0).to(tl.float32), (x - x0).to(tl.float32)
-    g = tl.exp(-outer * (dz * dz + dy * dy + dx * dx))
-    boxed = (kinds == 1) & inside(z, z0, z1) & inside(y, y0, y1) & inside(x, x0, x1)
-    w = tl.where(kinds == 2, g, tl.where(kinds == 3, 1.0 - g, tl.where(boxed, inner, outer)))
-    if FOURIER:
-        q = pixel_of(z, y, x, height, width)[:, None]
-        stored, _, _ = read((pixels, across, rows, batch), i[:, None], (q, 0, q, q), FOURIER, MASKS, -1, 1)
-        w = tl.where(kinds >= 4, tl.reshape(stored, [N]), w)
-    w = tl.where(is_kind(kinds, FOURIER), w, float("nan"))
-    tl.store(out + at, w, mask=at < total)
+    """Masks written out, for looking at: (batch, total), each of its pixels a vector."""
+    program = tl.program_id(0).to(tl.int64)
+    i = program // tiles
+    pixel = (program % tiles * N + tl.arange(0, N))[:, None]
+    place = pixel // width // height, pixel // width % height, pixel % width
+    mask = record.load(i, records, records, (pixels, across, rows, batch), MASKS)
+    spot = tl.minimum(pixel, total - 1).to(tl.int32)
+    w = masks.at(mask, (place, place, place, (spot, spot, spot, spot)), FAMILIES, 0, 1)
+    tl.store(out + i * total + pixel, w, mask=pixel < total)
 
 
 # ---- How a launch goes through a batch -------------------------------------------------------------------------------
@@ -721,14 +567,13 @@ def _tune(key: Any, src: Tensor, dst: Tensor, spatial: int, pairing: int) -> Non
     out = x if src.data_ptr() == dst.data_ptr() else _laid_out_as(dst)
     batch = src.shape[0]
     partner = torch.randperm(batch, generator=torch.Generator().manual_seed(0)).to(src.device)
-    kind, geometry = (torch.zeros(shape, dtype=torch.int32, device=src.device) for shape in ((batch,), (batch, 6)))
-    value = torch.full((batch, 2), 0.5, device=src.device)
-    masks = (partner, kind, geometry, value, spatial, pairing, Per.SAMPLE)
+    records = record_of(constant(0.5, 0.5)).to(src.device).repeat(batch, 1)
+    plan = (partner, records, Families.CONSTANTS, spatial, pairing, Per.SAMPLE)
     times = {}
     for block in _blocks(src.element_size(), plan_walk(*key[1:]).constants[3]):
         _tuned[key] = block
-        apply(x, out, masks)  # compiles
-        times[block] = milliseconds(lambda: apply(x, out, masks), src.device)
+        apply(x, out, plan)  # compiles
+        times[block] = milliseconds(lambda: apply(x, out, plan), src.device)
     _tuned[key] = min(times, key=lambda block: times[block])
 
 
@@ -742,19 +587,14 @@ def _laid_out_as(t: Tensor) -> Tensor:
 _mix = Kernel(mix_kernel)
 _stage = Kernel(stage_kernel)
 _mask = Kernel(mask_kernel)
-_NOTHING_GIVEN = (0, 0, 0, 0, 0, 0, 0, 0.0, 0.0)
+_NOTHING_GIVEN = (0,) * WORDS
 _MASK_BLOCK = 1024
-
-
-def numbers_given(kind: Tensor, geometry: Tensor, value: Tensor) -> tuple[Any, ...]:
-    """The numbers of the first mask of a plan on the CPU, as arguments."""
-    return (int(kind[0]), *geometry[0].tolist(), *value[0].tolist())
 
 
 def apply(
     src: Tensor,
     dst: Tensor,
-    masks: Sequence[Any],
+    plan: Sequence[Any],
     *,
     adjoint: bool = False,
     staged: Tensor | None = None,
@@ -764,35 +604,29 @@ def apply(
     """Mixes `src` into `dst`, which may be `src` itself.
 
     Args:
-        masks: partner, kind, geometry, value, ndim, pairing, per and pixels, if there are any: what the operators take
-            after x.
+        plan: what the operators take after x: partner, masks, families, ndim, pairing, per, pixels if there are any.
         staged: the heads, if they have been copied aside.
         by_value: whether one mask for the batch travels in the arguments; None: if it is on the CPU and src is not.
         each: out of place, whether every sample is walked by itself: for partners that are no permutation.
     """
     if src.numel() == 0:
         return
-    partner, kind, geometry, value, ndim, pairing, per, *rest = masks
-    pixels = rest[0] if rest and ndim else None
+    partner, records, families, ndim, pairing, per, *rest = plan
+    pixels = rest[0] if rest else None
     walk = walk_of(src, dst, ndim, pairing)
     if each:
         walk = walk._replace(span=1, units=walk.batch, heads=walk.batch, staged=0)
     in_place = src.data_ptr() == dst.data_ptr()
     given, mode = _NOTHING_GIVEN, 1 if per == Per.BATCH else 0
-    elsewhere = kind.device != src.device
-    if mode == 1 and (elsewhere if by_value is None else by_value):
-        given, mode = numbers_given(kind, geometry, value), 2
-        kind = geometry = value = src  # not read
-    elif elsewhere:
-        kind, geometry, value = brought(src.device, kind, geometry, value)
-    kind, geometry, value = (t.contiguous() if t is not src else t for t in (kind, geometry, value))
-    if pairing <= Pairing.FLIP:
-        partner = src
+    if mode == 1 and (records.device != src.device if by_value is None else by_value):
+        given, mode, records = records[0].tolist(), 2, src  # not read
     else:
-        (partner,) = brought(src.device, partner)
-        partner = partner.contiguous()
+        records = brought(src.device, records)[0].contiguous()
+    pairing = by_formula(pairing)
+    partner = brought(src.device, partner)[0].contiguous() if pairing == Pairing.RANDOM else src
     if pixels is not None:
         (pixels,) = brought(src.device, pixels)
+    families = _compiled(families if ndim else Families.CONSTANTS, pixels)
     heads = walk.heads > 0
     if walk.staged and staged is None:
         staged = stage_heads(src, walk)
@@ -803,9 +637,7 @@ def apply(
             dst,
             src if staged is None else staged,
             partner,
-            kind,
-            geometry,
-            value,
+            records,
             *given,
             walk.sizes,
             walk.src_strides,
@@ -819,30 +651,44 @@ def apply(
             *_store(pixels, src),
             *padded(tuple(src.shape[src.ndim - ndim :]))[1:],
         ),
-        (min(pairing, 2), mode, _fourier(pixels), ndim == 0, heads, in_place, adjoint, *walk.constants),
+        (
+            pairing,
+            mode,
+            _compiled(families if ndim else Families.CONSTANTS, pixels),
+            heads,
+            in_place,
+            adjoint,
+            *walk.constants,
+        ),
         src.device,
     )
+
+
+def by_formula(pairing: int) -> int:
+    """The pairing as a constant of kernels: RANDOM, if the partners have to be loaded."""
+    return int(pairing if Pairing(pairing).is_formula else Pairing.RANDOM)
 
 
 def pairing_of(partner: Tensor, pairing: int) -> int:
     """The pairing by which kernels may find the partners: by formula only where those that the host can read are the
     formula's. Hand-made ones need not be."""
-    if pairing > Pairing.FLIP or partner.device.type != "cpu":
+    if not Pairing(pairing).is_formula or partner.device.type != "cpu":
         return pairing
     formula = partners.formula(Pairing(pairing), partner.shape[0], partner.device)
     return pairing if torch.equal(partner, formula) else Pairing.RANDOM
 
 
-def followed(masks: Sequence[Any]) -> tuple[Any, ...]:
+def followed(plan: Sequence[Any]) -> tuple[Any, ...]:
     """What `apply` takes of a plan that anyone may have made."""
-    partner, kind, geometry, value, ndim, pairing, *rest = masks
-    return (partner, kind, geometry, value, ndim, pairing_of(partner, pairing), *rest)
+    partner, records, families, ndim, pairing, *rest = plan
+    return (partner, records, families, ndim, pairing_of(partner, pairing), *rest)
 
 
-def repeats(masks: Sequence[Any]) -> bool:
+def repeats(plan: Sequence[Any]) -> bool:
     """Whether partners that the host can read are no permutation."""
-    partner, *_, pairing = masks[:6]
-    return pairing > Pairing.FLIP and partner.device.type == "cpu" and bool((partner.bincount() != 1).any())
+    partner, _, _, _, pairing, *_ = plan
+    loaded = by_formula(pairing) == Pairing.RANDOM
+    return loaded and partner.device.type == "cpu" and bool((partner.bincount() != 1).any())
 
 
 def stage_heads(src: Tensor, walk: Walk) -> Tensor:
@@ -870,9 +716,12 @@ def brought(device: torch.device, *tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(t.to(device, non_blocking=True) for t in tensors)
 
 
-def _fourier(pixels: Tensor | None) -> int:
-    """Whether masks are stored: not (0), as bits (1), as levels (2)."""
-    return 0 if pixels is None else 2 if pixels.dtype == torch.int16 else 1
+def _compiled(families: int, pixels: Tensor | None) -> int:
+    """The families that a kernel is compiled for: masks are stored as their pixels are, and not without them."""
+    computed = int(families) & ~(Families.STORED | Families.LEVELS)
+    if pixels is None or computed == families:
+        return computed
+    return computed | (Families.LEVELS if pixels.dtype == torch.int16 else Families.STORED)
 
 
 def _store(pixels: Tensor | None, instead: Tensor) -> tuple[Tensor, int, int]:
@@ -881,18 +730,13 @@ def _store(pixels: Tensor | None, instead: Tensor) -> tuple[Tensor, int, int]:
 
 
 def write_masks(
-    kind: Tensor,
-    geometry: Tensor,
-    value: Tensor,
-    size: Sequence[int],
-    per: int = Per.SAMPLE,
-    pixels: Tensor | None = None,
+    records: Tensor, families: int, size: Sequence[int], per: int = Per.SAMPLE, pixels: Tensor | None = None
 ) -> Tensor:
     """(n, *size) float32 masks."""
-    out = value.new_empty((kind.shape[0], *size))
-    parts = (kind.contiguous(), geometry.contiguous(), value.contiguous())
-    total = out.numel()
-    arguments = (out, *parts, *padded(tuple(size)), total, *_store(pixels, out), kind.shape[0])
-    constants = (_fourier(pixels), 1 if per == Per.BATCH else 0, _MASK_BLOCK)
-    _mask(-(-total // _MASK_BLOCK), arguments, constants, out.device)
+    n, total = records.shape[0], math.prod(size)
+    tiles = -(-total // _MASK_BLOCK)
+    out = records.new_empty((n, *size), dtype=torch.float32)
+    numbers = (*padded(tuple(size))[1:], total, tiles, *_store(pixels, out), n)
+    constants = (_compiled(families, pixels), 1 if per == Per.BATCH else 0, _MASK_BLOCK)
+    _mask(n * tiles, (out, records.contiguous(), *numbers), constants, out.device)
     return out

@@ -18,6 +18,8 @@ import triton
 import triton.language as tl
 from triton import knobs
 
+from fusedmix.backends.triton.enums import Streams
+
 # Whether kernels run in Triton's interpreter, in NumPy on the CPU (TRITON_INTERPRET=1 when this module is imported).
 INTERPRETED = bool(knobs.runtime.interpret)
 _INTERPRETED = tl.constexpr(INTERPRETED)
@@ -32,6 +34,18 @@ def bits(x: float) -> int:
 def from_bits(x):
     """The float64 of `bits`."""
     return x.to(tl.int64).to(tl.float64, bitcast=True)
+
+
+@triton.jit
+def as_float(word):
+    """The float32 that an int32 is the bits of."""
+    return word.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def as_word(x):
+    """The bits of a float32 as int32."""
+    return x.to(tl.int32, bitcast=True)
 
 
 @triton.jit
@@ -150,8 +164,8 @@ def log1p(x):
 @triton.jit
 def symmetric_beta(seed, index, alpha):
     """Beta(α, α) as float64: Ulrich's polar formula for α + 1, Stuart's boost down to α, in logarithms."""
-    a, b, c, d = words(seed, index, 0, 0)
-    e, f, g, h = words(seed, index, 0, 1)
+    a, b, c, d = words(seed, index, Streams.LAM, 0)
+    e, f, g, h = words(seed, index, Streams.LAM, 1)
     u, v, boost_u, boost_v = uniform(a, b), uniform(c, d), uniform(e, f), uniform(g, h)
     radius = tl.sqrt(-expm1((2.0 / (2.0 * alpha + 1.0)) * tl.log(u)))
     t = radius * tl.cos(6.283185307179586 * v)

@@ -14,10 +14,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fusedmix.backends.triton import masks
+from fusedmix.backends.triton.enums import COLUMNS, Columns, Methods, Pairings, Pers, Streams
 from fusedmix.backends.triton.launch import Kernel
+from fusedmix.backends.triton.masks import record
 from fusedmix.backends.triton.mix_kernel import Walk, stage
 from fusedmix.backends.triton.numbers import (
-    below,
     bits,
     from_bits,
     sort_key,
@@ -26,12 +28,12 @@ from fusedmix.backends.triton.numbers import (
     words,
 )
 from fusedmix.draws import PlanTensors, Request
-from fusedmix.masks.family import padded
-from fusedmix.methods import Column, Method, Pairing
+from fusedmix.masks.family import WORDS, padded
+from fusedmix.methods import Column, Pairing
+from fusedmix.spec import families
 
 _SAMPLES = 16  # of a program
 _KEYS = 64  # compared with them at a time
-_COLUMNS = tl.constexpr(len(Column))
 _NONE = tl.constexpr((1 << 63) - 1)  # after every key and index
 
 
@@ -45,9 +47,9 @@ def seed_of(seed, seeded, seed_value):
 @triton.jit
 def draw_index(i, batch, PER: tl.constexpr):
     """Which draw a sample takes its numbers from."""
-    if PER == 2:
+    if PER == Pers.SAMPLE:
         draw = i
-    elif PER == 1:
+    elif PER == Pers.PAIR:
         draw = tl.minimum(i, batch - 1 - i)
     else:
         draw = i * 0
@@ -55,27 +57,14 @@ def draw_index(i, batch, PER: tl.constexpr):
 
 
 @triton.jit
-def root(x, NDIM: tl.constexpr):
-    """x^(1/d). Cube roots differ between libraries in the last bit, so they are rounded to float32."""
-    if NDIM == 1:
-        r = x
-    elif NDIM == 2:
-        r = tl.sqrt(x)
-    else:
-        r = tl.exp(tl.log(tl.maximum(x, 1e-300)) / 3.0).to(tl.float32).to(tl.float64)
-        r = tl.where(x == 0.0, 0.0, r)
-    return r
-
-
-@triton.jit
 def partner_keys(seed, j):
-    a, b, _, _ = words(seed, j, 4, 0)
+    a, b, _, _ = words(seed, j, Streams.PARTNER, 0)
     return sort_key(a, b)
 
 
 @triton.jit
 def class_keys(seed, label):
-    a, b, _, _ = words(seed, label, 5, 0)
+    a, b, _, _ = words(seed, label, Streams.CLASS, 0)
     return sort_key(a, b)
 
 
@@ -162,9 +151,7 @@ def sample_kernel(
     partner,
     lams,
     weights,
-    kinds,
-    geometry,
-    values,
+    records,
     spec,
     seed,
     seeded,
@@ -190,9 +177,7 @@ def sample_kernel(
     span,
     METHODS: tl.constexpr,
     CHOICE: tl.constexpr,
-    CENTRES: tl.constexpr,
-    GAUSSIANS: tl.constexpr,
-    FOURIERS: tl.constexpr,
+    FAMILIES: tl.constexpr,
     SWAPS: tl.constexpr,
     LAM: tl.constexpr,
     PAIRING: tl.constexpr,
@@ -214,13 +199,13 @@ def sample_kernel(
         key = seed_of(seed, seeded, seed_value)
 
         # Partners.
-        if PAIRING == 0:
+        if PAIRING == Pairings.ROLL:
             other = tl.where(i == 0, batch - 1, i - 1).to(tl.int64)
-        elif PAIRING == 1:
+        elif PAIRING == Pairings.FLIP:
             other = (batch - 1 - i).to(tl.int64)
-        elif PAIRING == 2:
+        elif PAIRING == Pairings.RANDOM:
             other, _ = ranks(key, i, classes, batch, False, S, T)
-        elif PAIRING == 3:
+        elif PAIRING == Pairings.CROSS_CLASS:
             # The partner is `shift` further on, from the size of the largest class to what is left of the circle.
             largest = tl.zeros([T], tl.int64)
             for start in range(0, batch, T):  # carries 1: largest
@@ -228,7 +213,7 @@ def sample_kernel(
                 largest = tl.maximum(largest, tl.load(members + j, mask=j < batch, other=0))
             most = tl.max(largest, axis=0)
             choices = tl.maximum(batch - 2 * most + 1, 1)
-            a, b, _, _ = words(key, i * 0, 6, 0)
+            a, b, _, _ = words(key, i * 0, Streams.SHIFT, 0)
             shift = most + (uniform(a, b) * choices.to(tl.float64)).to(tl.int64)
             there = (tl.load(spot + i, mask=live, other=0) + shift) % batch
             other = tl.load(order + there, mask=live, other=0)
@@ -241,138 +226,52 @@ def sample_kernel(
         choice = (index * 0).to(tl.int64)
         applied = index >= 0
         if CHOICE:
-            a, b, c, d = words(key, index, 2, 0)
+            a, b, c, d = words(key, index, Streams.CHOICE, 0)
             u = uniform(a, b)
             edge = u * 0.0
             for m in tl.static_range(METHODS - 1):  # the last edge is left out: a sum below 1 must leave no gap
-                edge += tl.load(spec + m * _COLUMNS + 1)
+                edge += tl.load(spec + m * COLUMNS + Columns.WEIGHT)
                 choice = tl.where(edge <= u, m + 1, choice)
             applied = uniform(c, d) < from_bits(p)
-        row = spec + choice * _COLUMNS
-        a, b, _, _ = words(key, index, 3, 0)
-        applied = applied & (uniform(a, b) < tl.load(row + 2))
+        row = spec + choice * COLUMNS
+        a, b, _, _ = words(key, index, Streams.APPLY, 0)
+        applied = applied & (uniform(a, b) < tl.load(row + Columns.P))
 
         # λ: fixed, drawn and clamped, or given; 1 where nothing is mixed.
-        alpha, fixed = tl.load(row + 3), tl.load(row + 4)
+        alpha, fixed = tl.load(row + Columns.ALPHA), tl.load(row + Columns.LAM)
         random = (fixed != fixed) & (alpha > 0.0)
         lam = tl.where(fixed == fixed, fixed, 1.0).to(tl.float32)
         if LAM == 0:
             drawn = symmetric_beta(key, index, tl.where(alpha > 0.0, alpha, 1.0))
             if SWAPS:  # to Beta(α+1, α)
-                a, b, _, _ = words(key, index, 8, 0)
-                swapped = (tl.load(row + 11) != 0.0) & (uniform(a, b) >= drawn)
+                a, b, _, _ = words(key, index, Streams.SWAP, 0)
+                swapped = (tl.load(row + Columns.REFORMULATE) != 0.0) & (uniform(a, b) >= drawn)
                 drawn = tl.where(swapped, 1.0 - drawn, drawn)
             narrow = drawn.to(tl.float32).to(tl.float64)
-            clamped = tl.minimum(tl.maximum(narrow, tl.load(row + 5)), tl.load(row + 6))
+            clamped = tl.minimum(tl.maximum(narrow, tl.load(row + Columns.LAM_MIN)), tl.load(row + Columns.LAM_MAX))
             lam = tl.where(random, clamped.to(tl.float32), lam)
         elif LAM == 1:
             lam = tl.load(given) + lam * 0.0
         else:
             lam = tl.load(given + i, mask=live, other=1.0)
         lam = tl.where(applied, lam, 1.0)
-        method = tl.where(applied, tl.load(row), 0.0)
+        method = tl.where(applied, tl.load(row + Columns.METHOD).to(tl.int32), Methods.MIXUP)
 
-        # A constant, unless the method has a centre or is FMix.
-        x = lam.to(tl.float64)
-        kind = (index * 0).to(tl.int32)
-        first_z, first_y, first_x = index * 0, index * 0, index * 0
-        stop_z, stop_y, stop_x = index * 0, index * 0, index * 0
-        outer, inner = lam, lam * 0.0
-        weight = tl.where(method == 6.0, 1.0, x)
-        pixels = (depth.to(tl.int64) * height * width).to(tl.float64)
-        if CENTRES:
-            a, b, c, _ = words(key, index, 1, 0)
-            centre_x = below(a, width)
-            centre_y = below(b, height) if NDIM > 1 else index * 0
-            centre_z = below(c, depth) if NDIM > 2 else index * 0
-
-            # CutMix and HMix: a box of (1-λ)·ratio of the image, clipped. The product of the roots first, as in the
-            # authors' code: another order moves the box.
-            ratio = tl.load(row + 7)
-            fraction = root(1.0 - x, NDIM) * root(ratio, NDIM)
-            boxed = (method >= 1.0) & (method <= 3.0)
-            half_x = tl.floor(width.to(tl.float64) * fraction).to(tl.int64) // 2
-            half_y = tl.floor(height.to(tl.float64) * fraction).to(tl.int64) // 2
-            half_z = tl.floor(depth.to(tl.float64) * fraction).to(tl.int64) // 2
-            x0, x1 = tl.maximum(centre_x - half_x, 0), tl.minimum(centre_x + half_x, width)
-            y0, y1 = index * 0, index * 0 + 1
-            z0, z1 = index * 0, index * 0 + 1
-            if NDIM > 1:
-                y0, y1 = tl.maximum(centre_y - half_y, 0), tl.minimum(centre_y + half_y, height)
-            if NDIM > 2:
-                z0, z1 = tl.maximum(centre_z - half_z, 0), tl.minimum(centre_z + half_z, depth)
-            rest = 1.0 - ((x1 - x0) * (y1 - y0) * (z1 - z0)).to(tl.float64) / pixels
-            # Outside stands λ/(1-β), β the box's actual share (released), or λ/(1-(1-λ)·ratio) (paper).
-            share = tl.where(method == 2.0, rest, (1.0 - ratio) + x * ratio)
-            outside = tl.where(share > 0.0, tl.minimum(x / tl.where(share > 0.0, share, 1.0), 1.0), 0.0)
-            outside = tl.where(method == 1.0, 1.0, outside).to(tl.float32)
-            kind = tl.where(boxed, 1, kind)
-            outer = tl.where(boxed, outside, outer)
-            weight = tl.where(boxed, tl.where(method == 2.0, x, outside.to(tl.float64) * rest), weight)
-            first_x, stop_x = tl.where(boxed, x0, 0), tl.where(boxed, x1, 0)
-            first_y, stop_y = tl.where(boxed, y0, 0), tl.where(boxed, y1, 0)
-            first_z, stop_z = tl.where(boxed, z0, 0), tl.where(boxed, z1, 0)
-
-            if GAUSSIANS:
-                # GMix: exp(-π d²/(s·H·W)) or its complement, with the realised mean as label weight. Where s = 0 the
-                # mask is the limit, λ everywhere.
-                gauss = (method == 4.0) | (method == 5.0)
-                released = method == 4.0
-                s = tl.where(released, tl.minimum(x, 1.0 - x), 2.0 * (1.0 - x))
-                volume = tl.where(s > 0.0, s, 1.0) * pixels
-                if NDIM == 1:
-                    squared_width = volume * volume
-                elif NDIM == 2:
-                    squared_width = volume
-                else:
-                    squared_width = tl.exp(tl.log(volume) * (2.0 / 3.0))
-                rate = tl.minimum(3.141592653589793 / squared_width, 3.4028234663852886e38).to(tl.float32)
-                mean = x * 0.0 + 1.0
-                for axis in tl.static_range(3):
-                    side = width if axis == 0 else (height if axis == 1 else depth)
-                    centre = centre_x if axis == 0 else (centre_y if axis == 1 else centre_z)
-                    total = tl.zeros([S], tl.float64)
-                    for start in range(0, side, T):  # carries 1: total
-                        pixel = start + tl.arange(0, T)
-                        distance = (pixel[None, :] - centre[:, None]).to(tl.float64)
-                        g = tl.exp(-rate.to(tl.float64)[:, None] * (distance * distance))
-                        total += tl.sum(tl.where((pixel < side)[None, :], g, 0.0), axis=1)
-                    mean = mean * total / side.to(tl.float64)
-                complement = ~released | (x >= 0.5)
-                varies = gauss & (s > 0.0)
-                kind = tl.where(varies, tl.where(complement, 3, 2), kind)
-                outer = tl.where(varies, rate, outer)
-                weight = tl.where(varies, tl.where(complement, 1.0 - mean, mean), weight)
-                first_x = tl.where(gauss, centre_x, first_x)
-                first_y = tl.where(gauss, centre_y, first_y)
-                first_z = tl.where(gauss, centre_z, first_z)
-
-        if FOURIERS:
-            # FMix: how many pixels are 1, rounded up or down by a coin, and half the ranks of the soft edge.
-            fourier = method >= 7.0
-            _, _, _, coin = words(key, index, 1, 0)
-            number = tl.where((coin >> 31) != 0, tl.ceil(x * pixels), tl.floor(x * pixels))
-            share = tl.minimum(tl.load(row + 9), tl.minimum(x, 1.0 - x))
-            soft = tl.minimum(tl.floor(pixels * share), tl.minimum(number, pixels - number))
-            kind = tl.where(fourier, tl.where(method == 7.0, 4, 5), kind)
-            first_z = tl.where(fourier, number.to(tl.int64), first_z)
-            first_y = tl.where(fourier, soft.to(tl.int64), first_y)
-            outer = tl.where(fourier, tl.load(row + 8).to(tl.float32), outer)
-            inner = tl.where(fourier, tl.load(row + 10).to(tl.float32), inner)
-            realised = tl.where(tl.load(row + 11) != 0.0, 1.0, number / pixels)
-            weight = tl.where(fourier, realised, weight)
-
+        weight = masks.make(
+            records + i * record.WORDS,
+            live,
+            method,
+            row,
+            lam,
+            words(key, index, Streams.CENTRE, 0),
+            (depth, height, width),
+            FAMILIES,
+            NDIM,
+            S,
+            T,
+        )
         tl.store(lams + i, lam, mask=live)
         tl.store(weights + i, weight, mask=live)
-        tl.store(kinds + i, kind, mask=live)
-        tl.store(values + i * 2, outer, mask=live)
-        tl.store(values + i * 2 + 1, inner, mask=live)
-        tl.store(geometry + i * 6, first_z.to(tl.int32), mask=live)
-        tl.store(geometry + i * 6 + 1, first_y.to(tl.int32), mask=live)
-        tl.store(geometry + i * 6 + 2, first_x.to(tl.int32), mask=live)
-        tl.store(geometry + i * 6 + 3, stop_z.to(tl.int32), mask=live)
-        tl.store(geometry + i * 6 + 4, stop_y.to(tl.int32), mask=live)
-        tl.store(geometry + i * 6 + 5, stop_x.to(tl.int32), mask=live)
 
 
 _sample = Kernel(sample_kernel)
@@ -403,14 +302,11 @@ def sample(
         empty(torch.int64),
         empty(torch.float32),
         empty(torch.float64),
-        empty(torch.int32),
-        empty(torch.int32, 6),
-        empty(torch.float32, 2),
+        empty(torch.int32, WORDS),
     )
     staged = None
     if batch == 0:
         return plan, staged
-    methods = {Method(int(m)) for m in spec[:, Column.METHOD].tolist()}
     rows = _rows_on(device, bytes(spec.contiguous().view(torch.uint8).flatten().tolist()))
     seeded = seed.device == device
     seed_value = 0 if seeded else int(seed)
@@ -452,9 +348,7 @@ def sample(
         (
             spec.shape[0],
             spec.shape[0] > 1 or p < 1.0,
-            any(m.has_centre for m in methods),
-            bool(methods & {Method.GMIX_RELEASED, Method.GMIX_PAPER}),
-            any(m.is_fourier for m in methods),
+            int(families(spec)),
             bool((spec[:, Column.REFORMULATE] != 0).any()),
             0 if lam is None else 1 + lam.ndim,
             int(pairing),

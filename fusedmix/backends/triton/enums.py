@@ -1,0 +1,32 @@
+"""The enums of Python as kernels take them: `Kinds.BOX` is the number of `Kind.BOX`, a constant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import IntEnum, IntFlag
+from types import SimpleNamespace
+
+import triton.language as tl
+
+from fusedmix import methods
+from fusedmix.philox import Stream
+
+
+class _Numbers(tl.constexpr):
+    """Of globals a kernel may read constexpr alone. For an attribute Triton's compiler looks in the value of one, its
+    interpreter, for which constants are plain numbers, in the object."""
+
+    def __init__(self, enum: Iterable[IntEnum | IntFlag]) -> None:
+        members = {member.name: int(member) for member in enum}
+        super().__init__(SimpleNamespace(**{name: tl.constexpr(number) for name, number in members.items()}))
+        vars(self).update(members)
+
+
+Columns = _Numbers(methods.Column)
+Families = _Numbers(methods.Families)
+Kinds = _Numbers(methods.Kind)
+Methods = _Numbers(methods.Method)
+Pairings = _Numbers(methods.Pairing)
+Pers = _Numbers(methods.Per)
+Streams = _Numbers(Stream)
+COLUMNS = tl.constexpr(len(methods.Column))

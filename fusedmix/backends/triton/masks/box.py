@@ -1,0 +1,91 @@
+"""A box of one value and another outside: CutMix and HMix. fusedmix/formulas.py, `_boxes`, has the sources."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from fusedmix.backends.triton.enums import Columns, Kinds, Methods
+from fusedmix.backends.triton.masks import record
+from fusedmix.backends.triton.numbers import as_float, as_word, spread
+
+
+@triton.jit
+def makes(method):
+    return (method == Methods.CUTMIX) | (method == Methods.HMIX_RELEASED) | (method == Methods.HMIX_PAPER)
+
+
+@triton.jit
+def of(kind):
+    return kind == Kinds.BOX
+
+
+@triton.jit
+def root(x, NDIM: tl.constexpr):
+    """x^(1/d). Cube roots differ between libraries in the last bit, so they are rounded to float32."""
+    if NDIM == 1:
+        r = x
+    elif NDIM == 2:
+        r = tl.sqrt(x)
+    else:
+        r = tl.exp(tl.log(tl.maximum(x, 1e-300)) / 3.0).to(tl.float32).to(tl.float64)
+        r = tl.where(x == 0.0, 0.0, r)
+    return r
+
+
+@triton.jit
+def side_of(centre, side, fraction):
+    """First and past-the-end along an axis, clipped to the image."""
+    half = tl.floor(side.to(tl.float64) * fraction).to(tl.int64) // 2
+    return tl.maximum(centre - half, 0), tl.minimum(centre + half, side)
+
+
+@triton.jit
+def make(to, mine, method, row, lam, centre, extent, NDIM: tl.constexpr):
+    """Writes the records; the label weights."""
+    z, y, x = centre
+    depth, height, width = extent
+    # (1-λ)·ratio of the image. The product of the roots first, as in the authors' code: another order moves the box.
+    ratio = tl.load(row + Columns.RATIO)
+    fraction = root(1.0 - lam, NDIM) * root(ratio, NDIM)
+    x0, x1 = side_of(x, width, fraction)
+    y0, y1, z0, z1 = x * 0, x * 0 + 1, x * 0, x * 0 + 1
+    if NDIM > 1:
+        y0, y1 = side_of(y, height, fraction)
+    if NDIM > 2:
+        z0, z1 = side_of(z, depth, fraction)
+    rest = 1.0 - ((x1 - x0) * (y1 - y0) * (z1 - z0)).to(tl.float64) / record.pixels_of(extent)
+    # Outside stands λ/(1-β), β the box's actual share (released), or λ/(1-(1-λ)·ratio) (paper).
+    released = method == Methods.HMIX_RELEASED
+    share = tl.where(released, rest, (1.0 - ratio) + lam * ratio)
+    outer = tl.where(share > 0.0, tl.minimum(lam / tl.where(share > 0.0, share, 1.0), 1.0), 0.0)
+    outer = tl.where(method == Methods.CUTMIX, 1.0, outer).to(tl.float32)
+    record.store(to, mine, (Kinds.BOX, z0, y0, x0, z1, y1, x1, as_word(outer), 0, 0, 0, 0))
+    return tl.where(released, lam, outer.to(tl.float64) * rest)
+
+
+@triton.jit
+def inside(c, first, stop):
+    return (c >= first) & (c < stop)
+
+
+@triton.jit
+def at(m, z, y, x, w):
+    """M; `w` where the mask is no box. Without a branch, which takes more registers."""
+    box = spread(of(m[0]), w)
+    boxed = box & inside(z, m[1], m[4]) & inside(y, m[2], m[5]) & inside(x, m[3], m[6])
+    return tl.where(boxed, as_float(m[8]), tl.where(box, as_float(m[7]), w))
+
+
+@triton.jit
+def reach(m, low, high, live):
+    z0, y0, x0, z1, y1, x1 = m[1], m[2], m[3], m[4], m[5], m[6]
+    outer, inner = as_float(m[7]), as_float(m[8])
+    zl, yl, xl = low
+    zh, yh, xh = high
+    filled = spread((z0 < z1) & (y0 < y1) & (x0 < x1), live)
+    some = filled & (zl < z1) & (zh >= z0) & (yl < y1) & (yh >= y0) & (xl < x1) & (xh >= x0)
+    whole = some & (zl >= z0) & (zh < z1) & (yl >= y0) & (yh < y1) & (xl >= x0) & (xh < x1)
+    own = (spread(outer != 0.0, live) & ~whole) | (spread(inner != 0.0, live) & some)
+    lent = (spread(outer != 1.0, live) & ~whole) | (spread(inner != 1.0, live) & some)
+    return live & own, live & lent
