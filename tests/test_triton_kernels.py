@@ -33,7 +33,8 @@ from conftest import METHODS, NO_TRITON, TRITON_DEVICE
 from fusedmix import fourier, philox
 from fusedmix.backends import reference
 from fusedmix.draws import Request, Source
-from fusedmix.methods import Kind, Pairing, Per
+from fusedmix.masks.family import WORDS, OneMask, record
+from fusedmix.methods import Families, Kind, Pairing, Per
 
 pytest.importorskip("triton")
 pytest.importorskip("shim_build")  # of test_cuda_kernels: fcntl, not on Windows
@@ -117,7 +118,7 @@ def mixed(x, masks, in_place=True, adjoint=False, **options):
     out = x if in_place else torch.empty_like(x)
     with logged() as launches:
         mix_kernel.apply(x, out, masks, adjoint=adjoint, **options)
-    return launches, out, mix_kernel.walk_of(x, out, masks[4], masks[5])
+    return launches, out, mix_kernel.walk_of(x, out, masks[3], masks[4])
 
 
 def by_vector(flags, x, walk):
@@ -131,7 +132,7 @@ def by_vector(flags, x, walk):
 
 def weights(x, masks):
     """Of every element."""
-    m = reference._masks_of(torch.arange(len(x)), x, *masks[1:5], masks[6], *masks[7:] or (None,))
+    m = reference._masks_of(torch.arange(len(x)), x, *masks[1:4], masks[5], masks[6])
     return m.expand(x.shape) if m.shape[0] == x.shape[0] else m[:1].expand(x.shape)
 
 
@@ -154,8 +155,8 @@ def assert_one_pass(launches, x, out, masks, walk, adjoint=False):
         return of_samples.view(-1, *[1] * (x.ndim - 1)).expand(x.shape)
 
     w = weights(x, masks)
-    kind = masks[1][:1].expand(len(x)) if masks[6] == Per.BATCH else masks[1]
-    varies = each(((kind == Kind.GAUSSIAN) | (kind == Kind.GAUSSIAN_COMPLEMENT)) & (masks[4] > 0))
+    kind = masks[1][:1, 0].expand(len(x)) if masks[5] == Per.BATCH else masks[1][:, 0]
+    varies = each(((kind == Kind.GAUSSIAN) | (kind == Kind.GAUSSIAN_COMPLEMENT)) & (masks[3] > 0))
     own, lent = (by_vector(w != constant, x, walk) | varies for constant in (0, 1))
     lent_to = lent[partner.argsort()]  # by the sample whose partner this is
     moves = each(partner != torch.arange(len(x)))
@@ -286,16 +287,8 @@ def test_a_box_in_place_touches_only_its_vectors(chip, pairing, dtype):
     shape = (9, 3, 8, 32)
     for first_y, first_x, stop_y, stop_x in ((1, 3, 7, 21), (0, 16, 8, 32), (2, 5, 3, 6), (2, 5, 2, 9), (2, 5, 4, 5)):
         plan = fm.CutMix(pairing=pairing, sampling="device").sample(9, shape[2:], seed=1)
-        geometry = torch.tensor([0, first_y, first_x, 1, stop_y, stop_x], dtype=torch.int32).expand(9, 6).contiguous()
-        masks = (
-            plan.partner,
-            torch.ones_like(plan.kind),
-            geometry,
-            torch.tensor([[1.0, 0.0]] * 9),
-            2,
-            plan.pairing,
-            plan.per,
-        )
+        box = OneMask(Kind.BOX, [0, first_y, first_x, 1, stop_y, stop_x], (1.0, 0.0), math.nan)
+        masks = plan.partner, record(box).repeat(9, 1), Families.CUTS, 2, plan.pairing, plan.per, None
         x = values(shape, dtype)
         launches, _, walk = mixed(x, masks)
         assert walk.constants[3] * x.element_size() == 16
@@ -369,7 +362,7 @@ def test_masks_are_written_once(size):
     with logged() as launches:
         out = mix_kernel.write_masks(plan.masks, int(plan.families), size)
     (of,) = launches
-    assert_written_once(of, [plan.masks, int(plan.families)], [out])
+    assert_written_once(of, [plan.masks], [out])
 
 
 @interpreted
@@ -409,17 +402,16 @@ NOISES = (
 
 def fourier_of(mix, plan, seed, device="cpu"):
     """The pixels of a plan as these kernels make them."""
-    numbers = (t.to(device) for t in (plan.masks, int(plan.families)))
     soft = bool((mix._spec[:, fm.methods.Column.SOFT] > 0).any())
-    seed = torch.tensor(seed, device=device)
-    return fourier_kernel.masks(mix._spec, *numbers, seed, plan.size, int(plan.per), int(mix._per), soft).cpu()
+    seed, masks = torch.tensor(seed, device=device), plan.masks.to(device)
+    return fourier_kernel.masks(mix._spec, masks, seed, plan.size, int(plan.per), int(mix._per), soft).cpu()
 
 
 def fmix_for(name, shape, spatial, per, pairing, seed):
     """The reference's plan as `mix` takes it, pixels included."""
     mix = FMIXES[name](per=per, pairing=pairing, sampling="device", backend="reference")
     plan = mix.sample(shape[0], shape[len(shape) - spatial :], seed=seed)
-    return (*(plan.partner, plan.masks, int(plan.families)), spatial, plan.pairing, plan.per, plan.pixels)
+    return plan.partner, plan.masks, int(plan.families), spatial, plan.pairing, plan.per, plan.pixels
 
 
 @runs
@@ -435,7 +427,7 @@ def test_fmix_plans(name, per, pairing):
         found = torch.ops.fusedmix_triton.sample(*arguments, torch.device(TRITON_DEVICE))
         for k, (a, b) in enumerate(zip(found, expected, strict=True)):
             assert torch.equal(a.cpu(), b), (k, n, lam)
-        drawn.update(expected[3].tolist())
+        drawn.update(expected[3][:, 0].tolist())
     if per != "batch":
         assert drawn >= (
             {Kind.FOURIER} if name != "FMix, in part" else {0, Kind.BOX, Kind.FOURIER_RELEASED, Kind.FOURIER}
@@ -528,13 +520,10 @@ def test_memory_while_masks_are_made(monkeypatch, n, size, options):
     most of it is used. The memory is only asked for: nothing is launched."""
     mix = fm.RandomMix([fm.FMix(**of) for of in options], per="sample", sampling="device")
     monkeypatch.setattr(launch.Kernel, "__call__", lambda *_: None)
-    plan = (
-        torch.empty(n, *shape, dtype=dtype, device="meta")
-        for dtype, *shape in ((torch.int32,), (torch.int32, 6), (torch.float32, 2))
-    )
+    masks = torch.empty(n, WORDS, dtype=torch.int32, device="meta")
     seed, soft = torch.empty((), dtype=torch.int64, device="meta"), any("max_soft" in of for of in options)
     with Requested() as requested:
-        out = fourier_kernel.masks(mix._spec, *plan, seed, size, Per.SAMPLE, Per.SAMPLE, soft)
+        out = fourier_kernel.masks(mix._spec, masks, seed, size, Per.SAMPLE, Per.SAMPLE, soft)
     assert list(requested.alive.values()) == [out.nbytes]
     assert 12 * MIB <= requested.most - out.nbytes <= 24 * MIB
 
@@ -555,14 +544,12 @@ def test_the_largest_pixels(kind):
     for n in (1, 31, 33, 4096, 9000):
         numbers = sorted({0, 1, n // 3, n - 1, n})
         field = FIELDS[kind](n).expand(len(numbers), n).contiguous()
-        plan = torch.full((len(numbers),), 5), torch.tensor(numbers)[:, None] * torch.tensor([[1, 0, 0, 0, 0, 0]])
-        plan = [t.int().to(TRITON_DEVICE) for t in plan] + [
-            torch.tensor([[3.0, math.inf]] * len(numbers)).to(TRITON_DEVICE)
-        ]
+        number = torch.tensor(numbers, dtype=torch.int32)
+        masks = [record(OneMask(Kind.FOURIER, [of, *[0] * 5], (3.0, math.inf), math.nan)) for of in numbers]
+        image = torch.cat(masks).to(TRITON_DEVICE), 3.0, math.inf, 0, int(Kind.FOURIER)
         out = torch.zeros((len(numbers), fourier.words_per_mask((n,))), dtype=torch.int32, device=TRITON_DEVICE)
-        fourier_kernel.select(out, field.to(TRITON_DEVICE), *plan, 3.0, math.inf, 0, 5)
-        number, soft = plan[1][:, 0].cpu(), plan[1][:, 1].cpu()
-        expected = fourier.pack(fourier.levels(field, number, soft) == fourier.LEVELS)
+        fourier_kernel.select(out, field.to(TRITON_DEVICE), *image)
+        expected = fourier.pack(fourier.levels(field, number, number * 0) == fourier.LEVELS)
         assert torch.equal(out.cpu(), expected), n
 
 
@@ -693,7 +680,7 @@ def test_heads_that_are_not_staged_are_a_race(chip, pairing):
     assert len(launches) == 1
     assert len(launches[0].races()) >= x[0].nbytes
     if pairing == "roll":
-        walk = mix_kernel.walk_of(x, x, 0, masks[5])._replace(heads=0, staged=0)
+        walk = mix_kernel.walk_of(x, x, 0, masks[4])._replace(heads=0, staged=0)
         with pytest.MonkeyPatch.context() as patch, logged() as launches:
             patch.setattr(mix_kernel, "walk_of", lambda *_: walk)
             mix_kernel.apply(x, x, masks)

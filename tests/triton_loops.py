@@ -53,10 +53,12 @@ def complaints(folder, compiled):
     without a number, or that carries another one, or that no kernel has; and a number that depends on a constant which
     was the same in all of them."""
     wrong, seen = set(), {}
-    formulas = {(str(path), line): of for path in folder.glob("*.py") for line, of in written(path.read_text()).items()}
+    formulas = {
+        (str(path), line): of for path in folder.rglob("*.py") for line, of in written(path.read_text()).items()
+    }
     for constants, loops in compiled:
         for file, line, carries in loops:
-            if Path(file).parent != folder:  # Triton's own
+            if folder not in Path(file).parents:  # Triton's own
                 continue
             formula = formulas.get((file, line))
             if formula is not None:
