@@ -788,9 +788,33 @@ def test_images_move_128_bits_at_a_time(compiled):
     assert kinds == set(map(str, DTYPES))
 
 
+def test_kernels_hold_nothing_of_other_families(compiled):
+    """Exponentials are of Gaussians, accesses of two bytes of levels; and of a record only those words are read that a
+    family of the call has a use for: kind and λ of constants, which there are in any call, kind, centre and rate of
+    Gaussians, all nine of boxes. Where kernels read masks: one that writes them, at one place; one that mixes, the mask
+    of the first sample of a walk and of the next ones to know what they reach, where Gaussians are looked at no closer,
+    and then of the sample that is mixed."""
+    words = {Families.CONSTANTS: 2, Families.CUTS: 9, Families.BOXES: 9, Families.GAUSSIANS: 5}
+    alone = set()
+    for arch, launched, kernel, report in of_kernel(compiled, "mix_kernel", "mask_kernel"):
+        families, accesses = Families(report["constants"]["FAMILIES"]), report["accesses"]
+        assert (report["ex2"] > 0) == (Families.GAUSSIANS in families), (arch, launched)
+        assert ("ld 2" in accesses) == (Families.LEVELS in families), (arch, launched)
+        most = max((words.get(of, 2) for of in Families if of in families), default=0)
+        if kernel == "mask_kernel" and families == families & -families:
+            alone.add(families)
+            bits = report["constants"]["N"] // 128 if families == Families.STORED else 0
+            assert accesses["ld 4"] == most + bits, (arch, launched, families)
+        elif report["constants"].get("MASKS") == 0 and not families.stored and not report["constants"].get("ADJOINT"):
+            reached = 9 if families.boxed else 2
+            assert accesses["ld 4"] == (2 * reached if kernel == "mix_kernel" else 0) + most, (arch, launched)
+    assert alone == set(Families)
+
+
 def test_nothing_is_on_a_stack(compiled):
     """But in the sampler: libdevice's cosine of float64 keeps 40 bytes there, to reduce large arguments. Where masks
-    are stored ptxas may put two registers aside, to have room for one more block on a multiprocessor.
+    are stored, or computed by several formulas, ptxas may put two registers aside, to have room for one more block on a
+    multiprocessor.
 
     Not asked of Triton 3.6, whose compilers spill the sampler (500 bytes) and, on one architecture, 8 bytes of a mix.
     """
@@ -800,8 +824,8 @@ def test_nothing_is_on_a_stack(compiled):
         pytest.skip(f"Triton {triton.__version__}")
     wrong = []
     for arch, launched, kernel, report in of_kernel(compiled, *names):
-        stored = kernel == "mix_kernel" and ("bits" in launched or "levels" in launched)
-        allowed = (0, 8) if stored else (40,) if kernel == "sample_kernel" else (0,)
+        branches = kernel == "mix_kernel" and any(of in launched for of in ("bits", "levels", "mixed"))
+        allowed = (0, 8) if branches else (40,) if kernel == "sample_kernel" else (0,)
         if report["stack"] not in allowed or report["local"]:
             wrong.append((arch, launched, kernel, report))
     assert not wrong

@@ -31,11 +31,20 @@ H200 = 132  # multiprocessors
 CPU = torch.device("cpu")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.uint8)
 LARGE, SMALL = (256, 3, 224, 224), (512, 3, 32, 32)
+
+
+def mixed(**options):
+    """Every family but the stored ones."""
+    return fm.RandomMix([fm.MixUp(), fm.HMix(), fm.GMix()], **options)
+
+
 # Name: method, per, pairing, in place, adjoint, whether the mask travels in the arguments, shape, channels_last, and
 # whether masks are stored, as bits (int32) or levels (int16)
 MIXES = {
     "in place, roll, constant": (fm.MixUp, "batch", "roll", True, False, True, LARGE, False),
     "in place, flip, box": (fm.CutMix, "batch", "flip", True, False, True, LARGE, False),
+    "in place, random, constants": (fm.MixUp, "sample", "random", True, False, False, SMALL, False),
+    "in place, random, mixed": (mixed, "sample", "random", True, False, False, SMALL, False),
     "in place, random, boxes": (fm.CutMix, "sample", "random", True, False, False, SMALL, False),
     "out of place, roll, Gaussian": (fm.GMix, "batch", "roll", False, False, True, SMALL, True),
     "out of place, random, Gaussians": (fm.GMix, "sample", "random", False, False, False, LARGE, False),
@@ -103,13 +112,13 @@ def sampling(pairing, per="sample", size=(32, 32)):
 def others():
     """What is launched for soft labels, and for masks to look at."""
     weight, partner = torch.ones(64, dtype=torch.float64), torch.arange(64)
-    records = torch.zeros(64, WORDS, dtype=torch.int32)
+    records, words = torch.zeros(64, WORDS, dtype=torch.int32), torch.empty((64, 224 * 7), dtype=torch.int32)
     with Launches() as launches:
         for dtype in (torch.float32, torch.bfloat16, torch.float64, torch.int32):
             labels_kernel.mix(torch.ones(64, 1001, dtype=dtype), partner, weight, 1001, 0.1)
-        mix_kernel.write_masks(records, Families.BOXES | Families.GAUSSIANS, (224, 224))
-        pixels = torch.empty((64, 224 * 7), dtype=torch.int32)
-        mix_kernel.write_masks(records, Families.STORED, (224, 224), 2, pixels)
+        for families in (*Families, sum(Families) & ~Families.LEVELS):
+            pixels = torch.empty((64, 224 * 224), dtype=torch.int16) if families == Families.LEVELS else words
+            mix_kernel.write_masks(records, families, (224, 224), 2, pixels)
     return launches
 
 
@@ -159,7 +168,7 @@ def compiled(target, kernel, arguments, constants):
 
 
 def report(kernel):
-    """Accesses as {"ld 16": 4}, the sizes that cuobjdump finds in the binary, instructions that round, and loops."""
+    """Accesses as {"ld 16": 4}, the sizes that cuobjdump finds in the binary, roots, exponentials, and loops."""
     from test_ptx import accesses_of
 
     ptx = re.sub(r"//[^\n]*", "", kernel.asm["ptx"])
@@ -169,8 +178,12 @@ def report(kernel):
         file.flush()
         said = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
     sizes = {name.lower(): int(n) for name, n in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", said.stdout)}
-    found = {"accesses": accesses_of(ptx), "sqrt": re.findall(r"\bsqrt\S*", ptx), "loops": carried(kernel.asm["ttir"])}
-    return sizes | found
+    found = {
+        "accesses": accesses_of(ptx),
+        "sqrt": re.findall(r"\bsqrt\S*", ptx),
+        "ex2": len(re.findall(r"\bex2\.", ptx)),
+    }
+    return sizes | found | {"loops": carried(kernel.asm["ttir"])}
 
 
 def compile_all(arch):
