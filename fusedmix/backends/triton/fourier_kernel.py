@@ -87,31 +87,10 @@ def amplitude(squared, decay):
     do_not_specialize_on_alignment=["records", "seed"],
 )  # fmt: skip
 def coefficients_kernel(
-    out,
-    records,
-    seed,
-    seeded,
-    seed_value: tl.int64,
-    decay,
-    cutoff,
-    first,
-    many,
-    batch,
-    tiles,
-    nz,
-    ny,
-    nx,
-    first_z,
-    first_y,
-    depth,
-    height,
-    width,
-    longest,
-    KIND: tl.constexpr,
-    NDIM: tl.constexpr,
-    PER: tl.constexpr,
-    N: tl.constexpr,
-):
+    out, records, seed, seeded, seed_value: tl.int64, decay, cutoff, first, many, batch, tiles,
+    nz, ny, nx, first_z, first_y, depth, height, width, longest,
+    KIND: tl.constexpr, NDIM: tl.constexpr, PER: tl.constexpr, N: tl.constexpr,
+):  # fmt: skip
     """a_k and b_k of masks `first` and on, (2, many, nz, ny, nx)."""
     program = tl.program_id(0).to(tl.int64)
     mask, tile = program // tiles, program % tiles
@@ -169,26 +148,9 @@ def coefficients_kernel(
     do_not_specialize_on_alignment=["records"],
 )  # fmt: skip
 def sum_kernel(
-    out,
-    coefficients,
-    waves,
-    records,
-    decay,
-    cutoff,
-    first,
-    many,
-    tiles,
-    count,
-    inner,
-    side,
-    k_first,
-    of_axis,
-    total,
-    KIND: tl.constexpr,
-    LAST: tl.constexpr,
-    M: tl.constexpr,
-    N: tl.constexpr,
-):
+    out, coefficients, waves, records, decay, cutoff, first, many, tiles, count, inner, side, k_first, of_axis, total,
+    KIND: tl.constexpr, LAST: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+):  # fmt: skip
     """Σ_k c_k·exp(2πi·k·x/side): (2, many, count, inner) -> (2, many, inner, side); of the last axis the real part.
 
     The wave at pixel x0 + v of a tile is that at x0 times that at v: of the first there are as many as pixels, of the
@@ -238,8 +200,7 @@ def sortable(x):
 
 
 @triton.jit(
-    do_not_specialize=["decay", "cutoff", "first", "pixels", "across"],
-    do_not_specialize_on_alignment=["records"],
+    do_not_specialize=["decay", "cutoff", "first", "pixels", "across"], do_not_specialize_on_alignment=["records"]
 )
 def select_kernel(out, field, records, decay, cutoff, first, pixels, across, KIND: tl.constexpr, N: tl.constexpr):
     """One mask of a chunk: its `number` largest pixels, of equal ones the first, as bits in rows of `across` words.
@@ -288,8 +249,7 @@ def select_kernel(out, field, records, decay, cutoff, first, pixels, across, KIN
 
 
 @triton.jit(
-    do_not_specialize=["decay", "cutoff", "first", "pixels", "tiles"],
-    do_not_specialize_on_alignment=["records"],
+    do_not_specialize=["decay", "cutoff", "first", "pixels", "tiles"], do_not_specialize_on_alignment=["records"]
 )
 def level_kernel(out, order, records, decay, cutoff, first, pixels, tiles, KIND: tl.constexpr, N: tl.constexpr):
     """Soft masks: of each pixel, in the order of the field, its level of 0..65535 by its rank (fourier.levels)."""
@@ -316,13 +276,7 @@ _level = Kernel(level_kernel)
 
 
 def masks(
-    spec: Tensor,
-    records: Tensor,
-    seed: Tensor,
-    size: tuple[int, ...],
-    per: int,
-    draws: int,
-    soft: bool,
+    spec: Tensor, records: Tensor, seed: Tensor, size: tuple[int, ...], per: int, draws: int, soft: bool
 ) -> Tensor:
     """The pixels of the Fourier masks of a plan, on its device: bits or levels (fusedmix/fourier.py, `masks`)."""
     size, device, batch = tuple(size), records.device, records.shape[0]
@@ -350,29 +304,13 @@ def masks(
     return out
 
 
-def select(
-    out: Tensor,
-    field: Tensor,
-    records: Tensor,
-    decay: float,
-    cutoff: float,
-    first: int,
-    what: int,
-) -> None:
+def select(out: Tensor, field: Tensor, records: Tensor, decay: float, cutoff: float, first: int, what: int) -> None:
     """Writes the bits of masks `first` and on, of their fields (many, S), into rows of `out`."""
     numbers = records, decay, cutoff, first
     _select(field.shape[0], (out, field, *numbers, field.shape[1], out.shape[1]), (what, _PIXELS), out.device)
 
 
-def level(
-    out: Tensor,
-    field: Tensor,
-    records: Tensor,
-    decay: float,
-    cutoff: float,
-    first: int,
-    what: int,
-) -> None:
+def level(out: Tensor, field: Tensor, records: Tensor, decay: float, cutoff: float, first: int, what: int) -> None:
     """Writes the levels of masks `first` and on, of their fields (many, S), into rows of `out`."""
     many, pixels = field.shape
     order = field.sort(dim=1, descending=True, stable=True).indices

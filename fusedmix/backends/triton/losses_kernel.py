@@ -97,8 +97,7 @@ def log1p_unit(u):
 
 
 @triton.jit(
-    do_not_specialize=["factor", "ignore", "batch"],
-    do_not_specialize_on_alignment=["out", "scale", "losses", "labels"],
+    do_not_specialize=["factor", "ignore", "batch"], do_not_specialize_on_alignment=["out", "scale", "losses", "labels"]
 )
 def finish_kernel(out, scale, losses, labels, factor, ignore, batch, COUNT: tl.constexpr, N: tl.constexpr):
     """The sum of all losses times a factor; COUNT: over the number of labels that are not ignored."""
@@ -279,7 +278,7 @@ def binary_targets(i, k, live, labels, partner, weight, label_stride, label_step
 
 @triton.jit(
     do_not_specialize=[
-        *("row_stride", "step", "label_stride", "label_step", "given", "smoothing", "threshold", "batch", "classes"),
+        *("row_stride", "step", "label_stride", "label_step", "given", "smoothing", "threshold", "batch", "classes")
     ],
     do_not_specialize_on_alignment=["losses", "labels", "partner", "weight", "class_weight", "pos_weight"],
 )

@@ -117,16 +117,6 @@ def coordinates(column, lane, sizes, AXES: tl.constexpr, RANK: tl.constexpr, V: 
     return z, y, x
 
 
-@triton.jit
-def needs(mask, vectors, live, FAMILIES: tl.constexpr, IN_PLACE: tl.constexpr, AXIS: tl.constexpr, INNER: tl.constexpr):
-    """Which vectors [N, 1] need their own sample and which its partner. In place nothing happens to a vector that takes
-    nothing of the partner."""
-    own, lent = masks.reach(mask, vectors, live, FAMILIES, AXIS, INNER)
-    if IN_PLACE:
-        own = own & lent
-    return own, lent
-
-
 # ---- A walk ----------------------------------------------------------------------------------------------------------
 
 
@@ -180,67 +170,20 @@ def starts(base, end, partner, batch, span, HEADS: tl.constexpr, IN_PLACE: tl.co
 
 @triton.jit(
     do_not_specialize=[
-        *(f"word_{k}" for k in range(12)),
-        "sizes",
-        "src_strides",
-        "dst_strides",
-        "src_batch",
-        "dst_batch",
-        "columns",
-        "tiles",
-        "batch",
-        "span",
-        "across",
-        "rows",
-        "height",
-        "width",
+        *(f"word_{k}" for k in range(12)), "sizes", "src_strides", "dst_strides", "src_batch", "dst_batch",
+        "columns", "tiles", "batch", "span", "across", "rows", "height", "width",
     ],
     do_not_specialize_on_alignment=["partner", "records", "pixels"],
-)
+)  # fmt: skip
 def mix_kernel(
-    src,
-    dst,
-    staged,
-    partner,
-    records,
-    word_0,
-    word_1,
-    word_2,
-    word_3,
-    word_4,
-    word_5,
-    word_6,
-    word_7,
-    word_8,
-    word_9,
-    word_10,
-    word_11,
-    sizes,
-    src_strides,
-    dst_strides,
-    src_batch,
-    dst_batch,
-    columns,
-    tiles,
-    batch,
-    span,
-    pixels,
-    across,
-    rows,
-    height,
-    width,
-    PAIRING: tl.constexpr,
-    MASKS: tl.constexpr,
-    FAMILIES: tl.constexpr,
-    HEADS: tl.constexpr,
-    IN_PLACE: tl.constexpr,
-    ADJOINT: tl.constexpr,
-    AXES: tl.constexpr,
-    RANK: tl.constexpr,
-    INNER: tl.constexpr,
-    V: tl.constexpr,
+    src, dst, staged, partner, records,
+    word_0, word_1, word_2, word_3, word_4, word_5, word_6, word_7, word_8, word_9, word_10, word_11,
+    sizes, src_strides, dst_strides, src_batch, dst_batch, columns, tiles, batch, span,
+    pixels, across, rows, height, width,
+    PAIRING: tl.constexpr, MASKS: tl.constexpr, FAMILIES: tl.constexpr, HEADS: tl.constexpr, IN_PLACE: tl.constexpr,
+    ADJOINT: tl.constexpr, AXES: tl.constexpr, RANK: tl.constexpr, INNER: tl.constexpr, V: tl.constexpr,
     N: tl.constexpr,
-):
+):  # fmt: skip
     """The batch, or the adjoint of that, in one launch."""
     given = (word_0, word_1, word_2, word_3, word_4, word_5, word_6, word_7, word_8, word_9, word_10, word_11)
     program = tl.program_id(0).to(tl.int64)
@@ -285,7 +228,7 @@ def mix_kernel(
         if goes:
             # Samples i, j = p(i) and k = p(j): i is written, j at hand, k asked for. Before the first there is no i.
             mask = record.load(c, records, given, stored, MASKS)
-            own, lent = needs(mask, vectors, live, FAMILIES, IN_PLACE, AXIS, INNER)
+            own, lent = masks.reach(mask, vectors, live, FAMILIES, IN_PLACE, AXIS, INNER)
             # In place the first is lost to the last, unless it is kept, or left as it is.
             held = own
             if ADJOINT:
@@ -305,7 +248,7 @@ def mix_kernel(
                 steps += 1
                 stops = head | (k == c) | (steps >= batch)
                 mask_k = record.load(k, records, given, stored, MASKS)
-                own_k, lent_k = needs(mask_k, vectors, live, FAMILIES, IN_PLACE, AXIS, INNER)
+                own_k, lent_k = masks.reach(mask_k, vectors, live, FAMILIES, IN_PLACE, AXIS, INNER)
                 wanted = live & spread(~last, live)
                 if not ADJOINT:
                     wanted = wanted & (lent_j | (own_k & spread(~stops, live)))
@@ -341,20 +284,8 @@ def mix_kernel(
 
 
 @triton.jit
-def stage(
-    program,
-    src,
-    staged,
-    sizes,
-    strides,
-    batch_stride,
-    columns,
-    tiles,
-    span,
-    RANK: tl.constexpr,
-    V: tl.constexpr,
-    N: tl.constexpr,
-):
+def stage(program, src, staged, sizes, strides, batch_stride, columns, tiles, span,
+          RANK: tl.constexpr, V: tl.constexpr, N: tl.constexpr):  # fmt: skip
     """One tile of one head, copied aside."""
     head, tile = program // tiles, program % tiles
     column = (tile * N + tl.arange(0, N))[:, None]
@@ -365,19 +296,8 @@ def stage(
 
 
 @triton.jit(do_not_specialize=["sizes", "strides", "batch_stride", "columns", "tiles", "span"])
-def stage_kernel(
-    src,
-    staged,
-    sizes,
-    strides,
-    batch_stride,
-    columns,
-    tiles,
-    span,
-    RANK: tl.constexpr,
-    V: tl.constexpr,
-    N: tl.constexpr,
-):
+def stage_kernel(src, staged, sizes, strides, batch_stride, columns, tiles, span,
+                 RANK: tl.constexpr, V: tl.constexpr, N: tl.constexpr):  # fmt: skip
     """The heads of a batch, copied aside before it is mixed in place."""
     program = tl.program_id(0).to(tl.int64)
     stage(program, src, staged, sizes, strides, batch_stride, columns, tiles, span, RANK, V, N)
@@ -387,21 +307,8 @@ def stage_kernel(
     do_not_specialize=["height", "width", "total", "tiles", "across", "rows", "batch"],
     do_not_specialize_on_alignment=["records", "pixels"],
 )
-def mask_kernel(
-    out,
-    records,
-    height,
-    width,
-    total,
-    tiles,
-    pixels,
-    across,
-    rows,
-    batch,
-    FAMILIES: tl.constexpr,
-    MASKS: tl.constexpr,
-    N: tl.constexpr,
-):
+def mask_kernel(out, records, height, width, total, tiles, pixels, across, rows, batch,
+                FAMILIES: tl.constexpr, MASKS: tl.constexpr, N: tl.constexpr):  # fmt: skip
     """Masks written out, for looking at: (batch, total), each of its pixels a vector."""
     program = tl.program_id(0).to(tl.int64)
     i = program // tiles
@@ -627,41 +534,14 @@ def apply(
     if pixels is not None:
         (pixels,) = brought(src.device, pixels)
     families = _compiled(families if ndim else Families.CONSTANTS, pixels)
-    heads = walk.heads > 0
     if walk.staged and staged is None:
         staged = stage_heads(src, walk)
-    _mix(
-        walk.tiles * walk.units,
-        (
-            src,
-            dst,
-            src if staged is None else staged,
-            partner,
-            records,
-            *given,
-            walk.sizes,
-            walk.src_strides,
-            walk.dst_strides,
-            walk.src_batch,
-            walk.dst_batch,
-            walk.columns,
-            walk.tiles,
-            walk.batch,
-            walk.span,
-            *_store(pixels, src),
-            *padded(tuple(src.shape[src.ndim - ndim :]))[1:],
-        ),
-        (
-            pairing,
-            mode,
-            _compiled(families if ndim else Families.CONSTANTS, pixels),
-            heads,
-            in_place,
-            adjoint,
-            *walk.constants,
-        ),
-        src.device,
-    )
+    tensors = (src, dst, src if staged is None else staged, partner, records)
+    walked = (walk.sizes, walk.src_strides, walk.dst_strides, walk.src_batch, walk.dst_batch, walk.columns, walk.tiles)
+    stored = (*_store(pixels, src), *padded(tuple(src.shape[src.ndim - ndim :]))[1:])
+    arguments = (*tensors, *given, *walked, walk.batch, walk.span, *stored)
+    constants = (pairing, mode, families, walk.heads > 0, in_place, adjoint, *walk.constants)
+    _mix(walk.tiles * walk.units, arguments, constants, src.device)
 
 
 def by_formula(pairing: int) -> int:

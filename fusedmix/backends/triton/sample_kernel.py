@@ -19,14 +19,7 @@ from fusedmix.backends.triton.enums import COLUMNS, Columns, Methods, Pairings, 
 from fusedmix.backends.triton.launch import Kernel
 from fusedmix.backends.triton.masks import record
 from fusedmix.backends.triton.mix_kernel import Walk, stage
-from fusedmix.backends.triton.numbers import (
-    bits,
-    from_bits,
-    sort_key,
-    symmetric_beta,
-    uniform,
-    words,
-)
+from fusedmix.backends.triton.numbers import bits, from_bits, sort_key, symmetric_beta, uniform, words
 from fusedmix.draws import PlanTensors, Request
 from fusedmix.masks.family import WORDS, padded
 from fusedmix.methods import Column, Pairing
@@ -148,47 +141,14 @@ def circle_kernel(
     do_not_specialize_on_alignment=["seed", "classes", "given"],
 )  # fmt: skip
 def sample_kernel(
-    partner,
-    lams,
-    weights,
-    records,
-    spec,
-    seed,
-    seeded,
-    seed_value: tl.int64,
-    given,
-    classes,
-    order,
-    spot,
-    members,
-    batch,
-    depth,
-    height,
-    width,
-    p: tl.int64,
-    programs,
-    src,
-    staged,
-    sizes,
-    strides,
-    batch_stride,
-    columns,
-    tiles,
-    span,
-    METHODS: tl.constexpr,
-    CHOICE: tl.constexpr,
-    FAMILIES: tl.constexpr,
-    SWAPS: tl.constexpr,
-    LAM: tl.constexpr,
-    PAIRING: tl.constexpr,
-    PER: tl.constexpr,
-    NDIM: tl.constexpr,
-    S: tl.constexpr,
-    T: tl.constexpr,
-    RANK: tl.constexpr,
-    V: tl.constexpr,
-    N: tl.constexpr,
-):
+    partner, lams, weights, records,
+    spec, seed, seeded, seed_value: tl.int64, given, classes, order, spot, members,
+    batch, depth, height, width, p: tl.int64, programs,
+    src, staged, sizes, strides, batch_stride, columns, tiles, span,
+    METHODS: tl.constexpr, CHOICE: tl.constexpr, FAMILIES: tl.constexpr, SWAPS: tl.constexpr, LAM: tl.constexpr,
+    PAIRING: tl.constexpr, PER: tl.constexpr, NDIM: tl.constexpr, S: tl.constexpr, T: tl.constexpr,
+    RANK: tl.constexpr, V: tl.constexpr, N: tl.constexpr,
+):  # fmt: skip
     """A plan; and by the programs after the first `programs`, the heads of the batch that it is for."""
     program = tl.program_id(0).to(tl.int64)
     if program >= programs:
@@ -257,19 +217,8 @@ def sample_kernel(
         lam = tl.where(applied, lam, 1.0)
         method = tl.where(applied, tl.load(row + Columns.METHOD).to(tl.int32), Methods.MIXUP)
 
-        weight = masks.make(
-            records + i * record.WORDS,
-            live,
-            method,
-            row,
-            lam,
-            words(key, index, Streams.CENTRE, 0),
-            (depth, height, width),
-            FAMILIES,
-            NDIM,
-            S,
-            T,
-        )
+        to, extent, drawn = records + i * record.WORDS, (depth, height, width), words(key, index, Streams.CENTRE, 0)
+        weight = masks.make(to, live, method, row, lam, drawn, extent, FAMILIES, NDIM, S, T)
         tl.store(lams + i, lam, mask=live)
         tl.store(weights + i, weight, mask=live)
 
@@ -298,12 +247,7 @@ def sample(
     def empty(dtype: torch.dtype, *shape: int) -> Tensor:
         return torch.empty((batch, *shape), dtype=dtype, device=device)
 
-    plan = (
-        empty(torch.int64),
-        empty(torch.float32),
-        empty(torch.float64),
-        empty(torch.int32, WORDS),
-    )
+    plan = (empty(torch.int64), empty(torch.float32), empty(torch.float64), empty(torch.int32, WORDS))
     staged = None
     if batch == 0:
         return plan, staged
@@ -326,38 +270,10 @@ def sample(
         staged = src.new_empty(walk.staged)
         heads = (src, staged, walk.sizes, walk.src_strides, walk.src_batch, walk.columns, walk.tiles, walk.span)
         constants, copies = (walk.constants[1], *walk.constants[3:]), walk.tiles * walk.heads
-    _sample(
-        programs + copies,
-        (
-            *plan,
-            rows,
-            key,
-            int(seeded),
-            seed_value,
-            given,
-            classes,
-            order,
-            spot,
-            members,
-            batch,
-            *padded(size),
-            bits(p),
-            programs,
-            *heads,
-        ),
-        (
-            spec.shape[0],
-            spec.shape[0] > 1 or p < 1.0,
-            int(families(spec)),
-            bool((spec[:, Column.REFORMULATE] != 0).any()),
-            0 if lam is None else 1 + lam.ndim,
-            int(pairing),
-            int(per),
-            len(size),
-            _SAMPLES,
-            _KEYS,
-            *constants,
-        ),
-        device,
-    )
+    drawn_from = (rows, key, int(seeded), seed_value, given, classes, order, spot, members)
+    arguments = (*plan, *drawn_from, batch, *padded(size), bits(p), programs, *heads)
+    swaps, of_lam = bool((spec[:, Column.REFORMULATE] != 0).any()), 0 if lam is None else 1 + lam.ndim
+    what = (spec.shape[0], spec.shape[0] > 1 or p < 1.0, int(families(spec)), swaps, of_lam)
+    how = (int(pairing), int(per), len(size), _SAMPLES, _KEYS)
+    _sample(programs + copies, arguments, (*what, *how, *constants), device)
     return plan, staged

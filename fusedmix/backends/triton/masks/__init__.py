@@ -16,19 +16,8 @@ from fusedmix.backends.triton.numbers import below
 
 
 @triton.jit
-def make(
-    to,
-    live,
-    method,
-    row,
-    lam,
-    words,
-    extent,
-    FAMILIES: tl.constexpr,
-    NDIM: tl.constexpr,
-    S: tl.constexpr,
-    T: tl.constexpr,
-):
+def make(to, live, method, row, lam, words, extent,
+         FAMILIES: tl.constexpr, NDIM: tl.constexpr, S: tl.constexpr, T: tl.constexpr):  # fmt: skip
     """Writes the records of S samples, each of a method, from λ and the words of its centre and coin; their label
     weights."""
     a, b, c, coin = words
@@ -67,9 +56,10 @@ def at(mask, vectors, FAMILIES: tl.constexpr, AXIS: tl.constexpr, INNER: tl.cons
 
 
 @triton.jit
-def reach(mask, vectors, live, FAMILIES: tl.constexpr, AXIS: tl.constexpr, INNER: tl.constexpr):
+def reach(mask, vectors, live, FAMILIES: tl.constexpr, IN_PLACE: tl.constexpr, AXIS: tl.constexpr,
+          INNER: tl.constexpr):  # fmt: skip
     """Which vectors [N, 1] need their own sample (some weight is not 0) and which its partner (some weight is not 1).
-    A Gaussian is taken to be neither anywhere."""
+    In place nothing happens to a vector that takes nothing of the partner."""
     m, pixels = mask
     _, low, high, spots = vectors
     own, lent = constant.reach(m, live)
@@ -79,4 +69,6 @@ def reach(mask, vectors, live, FAMILIES: tl.constexpr, AXIS: tl.constexpr, INNER
     if FAMILIES & (Families.STORED | Families.LEVELS):
         if fourier.of(m[0]):
             own, lent = fourier.reach(pixels, spots, live, FAMILIES, AXIS, INNER)
+    if IN_PLACE:
+        own = own & lent
     return own, lent
