@@ -51,19 +51,18 @@ class Source(NamedTuple):
 
 
 PlanTensors = tuple[Tensor, Tensor, Tensor, Tensor]  # partner, lam, weight, masks
-_NOTHING = [0.0] * WIDTH  # drawn, or mixed
 _CENTRE, _COIN, _NOISE = (int(drawn) for drawn in Drawn)  # which the arithmetic of flags would take microseconds for
 
 
-def host(request: Request, generator: torch.Generator | None) -> tuple[list[list[float]], Tensor | None]:
-    """`drawn`, as lists, and `partner` of a Source, from torch's CPU generator.
+def host(request: Request, generator: torch.Generator | None) -> tuple[list[Sequence[float]], Tensor | None]:
+    """`drawn`, as numbers, and `partner` of a Source, from torch's CPU generator.
 
     With numbers in place of tensors: one draw is every step of a training with the defaults, and twenty operations on
     tensors of one element would be most of its time on the host.
     """
-    spec, batch_size, size, pairing, per, p, lam, labels = request
-    n = per.draws(batch_size)
-    numbers = [[0.0, 1.0, 1.0, *_NOTHING[Number.CENTRE :]] for _ in range(n)]
+    spec, batch_size, size, pairing, per, p, given, labels = request
+    n, table = per.draws(batch_size), spec.tolist()
+    choice, applied, centre, coin, noise = [0] * n, [True] * n, [[0] * n] * 3, [0] * n, [0] * n
 
     def chances(count: int) -> Tensor:
         return torch.rand(count, generator=generator, device=CPU)
@@ -72,63 +71,47 @@ def host(request: Request, generator: torch.Generator | None) -> tuple[list[list
         return torch.randint(below, (count,), generator=generator, device=CPU).tolist()
 
     def left_alone() -> bool:
-        return per == Per.BATCH and not numbers[0][Number.APPLIED]
+        return per == Per.BATCH and not applied[0]
 
-    def whole_batch_left_alone() -> tuple[list[list[float]], Tensor | None]:
-        return [_NOTHING], None if pairing.is_formula else partners.formula(pairing, batch_size, CPU)
+    def whole_batch_left_alone() -> tuple[list[Sequence[float]], Tensor | None]:
+        return [[0.0] * WIDTH], None if pairing.is_formula else partners.formula(pairing, batch_size, CPU)
 
     if p < 1.0:
-        for of, applied in zip(numbers, (chances(n) < p).tolist(), strict=True):
-            of[Number.APPLIED] = float(applied)
+        applied = (chances(n) < p).tolist()
         if left_alone():
             return whole_batch_left_alone()
-    table = spec.tolist()
     if n and not math.isnan(table[0][Column.WEIGHT]):
         weights = spec[:, Column.WEIGHT].float()
-        choices = torch.multinomial(weights, n, replacement=n > 1, generator=generator).tolist()
-        for of, choice in zip(numbers, choices, strict=True):
-            of[Number.CHOICE] = choice
-    rows = [table[int(of[Number.CHOICE])] for of in numbers]
-    if [row for row in rows if row[Column.P] < 1.0]:
-        for of, row, chance in zip(numbers, rows, chances(n).tolist(), strict=True):
-            of[Number.APPLIED] *= chance < float32(row[Column.P])  # in float32, as torchvision compares
+        choice = torch.multinomial(weights, n, replacement=n > 1, generator=generator).tolist()
+    rows = [table[i] for i in choice]
+    if [row for row in rows if row[Column.P] < 1.0]:  # in float32, as torchvision compares
+        applied = [
+            a and c < float32(row[Column.P]) for a, c, row in zip(applied, chances(n).tolist(), rows, strict=True)
+        ]
         if left_alone():
             return whole_batch_left_alone()
-    for of, row in zip(numbers, rows, strict=True):
-        if not math.isnan(row[Column.LAM]):
-            of[Number.LAM] = row[Column.LAM]
-    random = [
-        (of, row)
-        for of, row in zip(numbers, rows, strict=True)
-        if math.isnan(row[Column.LAM]) and row[Column.ALPHA] > 0
-    ]
-    if lam is None and random:
-        alphas = _concentration(tuple([row[Column.ALPHA] for _, row in random]))
-        for (of, _), (share, _) in zip(
-            random, torch._sample_dirichlet(alphas, generator=generator).tolist(), strict=True
-        ):
-            of[Number.LAM] = share
-        swaps = [of for of, row in random if row[Column.REFORMULATE]]
+    lam = [1.0 if math.isnan(row[Column.LAM]) else row[Column.LAM] for row in rows]
+    random = [i for i, row in enumerate(rows) if math.isnan(row[Column.LAM]) and row[Column.ALPHA] > 0]
+    if given is None and random:
+        alphas = _concentration(tuple([rows[i][Column.ALPHA] for i in random]))
+        for i, (share, _) in zip(random, torch._sample_dirichlet(alphas, generator=generator).tolist(), strict=True):
+            lam[i] = share
+        swaps = [i for i in random if rows[i][Column.REFORMULATE]]
         if swaps:
-            for of, chance in zip(swaps, chances(len(swaps)).tolist(), strict=True):
-                of[Number.LAM] = of[Number.LAM] if chance < of[Number.LAM] else 1.0 - of[Number.LAM]
+            for i, chance in zip(swaps, chances(len(swaps)).tolist(), strict=True):
+                lam[i] = lam[i] if chance < lam[i] else 1.0 - lam[i]
     partner = _host_partner(pairing, batch_size, labels, generator)
     wanted = 0
     for row in rows:
         wanted |= int(row[Column.DRAWS])
     if wanted & _CENTRE:
-        for axis in range(2, 2 - len(size), -1):
-            _set(numbers, Number.CENTRE + axis, integers(padded(size)[axis], n))
+        along = [integers(side, n) for side in reversed(size)]
+        centre[3 - len(size) :] = reversed(along)
     if wanted & _COIN:
-        _set(numbers, Number.COIN, integers(2, n))
+        coin = integers(2, n)
     if wanted & _NOISE:
-        _set(numbers, Number.NOISE, integers(1 << 52, 1) * n)
-    return numbers, partner
-
-
-def _set(numbers: list[list[float]], place: int, drawn: list[int]) -> None:
-    for of, number in zip(numbers, drawn, strict=True):
-        of[place] = number
+        noise = integers(1 << 52, 1) * n
+    return list(zip(choice, applied, lam, *centre, coin, noise, strict=True)), partner
 
 
 def _swapped(lam: Tensor, chance: Tensor) -> Tensor:
