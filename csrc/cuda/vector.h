@@ -104,23 +104,20 @@ FUSEDMIX_DEVICE Place<V> place_of(const Loops& loops, int64_t column) {
 }
 
 // A record, 16 bytes at a time.
-FUSEDMIX_DEVICE Record load_mask(const Record* mask) {
+struct RawRecord {
   using Raw = device::RawOf<16>::type;
-  Raw raw[3];
-  FUSEDMIX_UNROLL
-  for (int k = 0; k < 3; ++k) raw[k] = device::load(reinterpret_cast<const Raw*>(mask) + k);
-  Record record;
-  memcpy(&record, raw, sizeof(record));
-  return record;
+  Raw part[3];
+};
+
+FUSEDMIX_DEVICE Record load_mask(const PlanView& plan, int64_t i) {
+  const auto* from = reinterpret_cast<const RawRecord*>(plan.masks + (plan.shared ? 0 : i));
+  return bit_cast<Record>(RawRecord{{device::load(from->part), device::load(from->part + 1), device::load(from->part + 2)}});
 }
-FUSEDMIX_DEVICE Record load_mask(const PlanView& plan, int64_t i) { return load_mask(plan.masks + (plan.shared ? 0 : i)); }
 
 FUSEDMIX_DEVICE void store_mask(Record* mask, const Record& record) {
-  using Raw = device::RawOf<16>::type;
-  Raw raw[3];
-  memcpy(raw, &record, sizeof(record));
+  const auto raw = bit_cast<RawRecord>(record);
   FUSEDMIX_UNROLL
-  for (int k = 0; k < 3; ++k) device::store(reinterpret_cast<Raw*>(mask) + k, raw[k]);
+  for (int k = 0; k < 3; ++k) device::store(reinterpret_cast<RawRecord*>(mask)->part + k, raw.part[k]);
 }
 
 // Lanes ascend.
