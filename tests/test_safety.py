@@ -471,9 +471,12 @@ def test_masks_that_there_are_not_make_nan_with_triton():
 
     x, _ = batch()
     assert unknown(x, mix) == ([False, True, True, True, True, False],) * 2
-    plan = hand_made(fm.CutMix, FOUND)
-    made = mix_kernel.write_masks(KINDS, plan[2], plan[3], SIZE)
-    assert made.flatten(1).isnan().all(1).tolist() == [False, True, True, True, True, False]
+    records = hand_made(fm.CutMix, FOUND)[1]
+    records = packed(KINDS, geometry(records), value(records))
+    for families in (FORMULAS, Families.CUTS, Families.GAUSSIANS):
+        made = mix_kernel.write_masks(records, families, SIZE)
+        assert torch.equal(made.isnan(), reference.mask(records, families, SIZE).isnan())
+        assert made.flatten(1).isnan().all(1).tolist() == [False, True, True, True, True, not families.boxed]
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="needs Triton's interpreter")

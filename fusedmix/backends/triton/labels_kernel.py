@@ -30,30 +30,28 @@ def label(labels, i, k, row_stride, step, keep, add, live, SOFT: tl.constexpr, S
     return y
 
 
+@triton.jit
+def row_weight(i, weight, given, WEIGHTS: tl.constexpr):
+    """The label weight of a row: its own (WEIGHTS 0), row 0's (1), from the arguments (2)."""
+    if WEIGHTS == 2:
+        w = from_bits(given)
+    elif WEIGHTS == 1:
+        w = tl.load(weight)
+    else:
+        w = tl.load(weight + i)
+    return w
+
+
 @triton.jit(
     do_not_specialize=["row_stride", "step", "given", "keep", "add", "batch", "classes"],
     do_not_specialize_on_alignment=["labels", "partner", "weight"],
 )
 def labels_kernel(
-    out,
-    labels,
-    partner,
-    weight,
-    row_stride,
-    step,
-    given,
-    keep,
-    add,
-    batch,
-    classes,
-    PAIRING: tl.constexpr,
-    WEIGHTS: tl.constexpr,
-    SOFT: tl.constexpr,
-    SMOOTH: tl.constexpr,
-    V: tl.constexpr,
+    out, labels, partner, weight, row_stride, step, given, keep, add, batch, classes,
+    PAIRING: tl.constexpr, WEIGHTS: tl.constexpr, SOFT: tl.constexpr, SMOOTH: tl.constexpr, V: tl.constexpr,
     N: tl.constexpr,
-):
-    """Targets (batch, classes). WEIGHTS: one each (0), row 0 for all (1), from the arguments (2)."""
+):  # fmt: skip
+    """Targets (batch, classes)."""
     column = (tl.program_id(0).to(tl.int64) * N + tl.arange(0, N))[:, None]
     at = column * V + tl.arange(0, V)[None, :]
     live = column * V < batch.to(tl.int64) * classes
@@ -62,12 +60,7 @@ def labels_kernel(
     j = partner_of(i, partner, batch, PAIRING)
     T: tl.constexpr = out.dtype.element_ty
     C: tl.constexpr = tl.float64 if T == tl.float64 else tl.float32
-    if WEIGHTS == 2:
-        w = from_bits(given)
-    elif WEIGHTS == 1:
-        w = tl.load(weight)
-    else:
-        w = tl.load(weight + i)
+    w = row_weight(i, weight, given, WEIGHTS)
     own, lent = w.to(C), (1.0 - w).to(C)
     keep_, add_ = from_bits(keep).to(C), from_bits(add).to(C)
     y = label(labels, i, k, row_stride, step, keep_, add_, live, SOFT, SMOOTH, T)

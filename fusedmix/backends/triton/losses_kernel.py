@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fusedmix.backends.triton.labels_kernel import UNSIGNED, label
+from fusedmix.backends.triton.labels_kernel import UNSIGNED, label, row_weight
 from fusedmix.backends.triton.launch import Kernel
 from fusedmix.backends.triton.mix_kernel import brought, by_formula, pairing_of, partner_of
 from fusedmix.backends.triton.numbers import bits, from_bits, from_compute, to_compute
@@ -24,18 +24,6 @@ _FINISH = 1024
 
 
 # ---- what both losses share ------------------------------------------------------------------------------------------
-
-
-@triton.jit
-def row_weight(i, weight, given, WEIGHTS: tl.constexpr):
-    """The label weight of a row: its own (0), row 0's (1), from the arguments (2)."""
-    if WEIGHTS == 2:
-        w = from_bits(given)
-    elif WEIGHTS == 1:
-        w = tl.load(weight)
-    else:
-        w = tl.load(weight + i)
-    return w
 
 
 @triton.jit
