@@ -1,4 +1,4 @@
-"""A box of one value and another outside: CutMix and HMix. fusedmix/formulas.py, `_boxes`, has the sources."""
+"""A box of one value and another outside: CutMix and HMix. fusedmix/masks/box.py has the sources."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""exp(-rate·d²) around a centre, or its complement: GMix. fusedmix/formulas.py, `_gaussians`, has the sources."""
+"""exp(-rate·d²) around a centre, or its complement: GMix. fusedmix/masks/gaussian.py has the sources."""
 
 from __future__ import annotations
 
