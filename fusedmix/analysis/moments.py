@@ -84,7 +84,7 @@ def coefficients(
     for start in range(0, masks, chunk):
         plan = mix.sample(min(chunk, masks - start), size, lam=lam, generator=generator, device=device)
         operators = mix._operators(plan.device)  # the module's backend; plan.mask() is the device's default
-        mask = operators.mask(plan.kind, plan.geometry, plan.value, plan.size, int(plan.per), plan.pixels)
+        mask = operators.mask(plan.masks, int(plan.families), plan.size, int(plan.per), plan.pixels)
         rest = 1.0 - mask.double()
         columns = [_pair_means(rest, d) for d in shifts]
         values.append(torch.stack((*columns, 1.0 - rest.flatten(1).mean(1)), dim=1).cpu())
