@@ -13,13 +13,13 @@ from fusedmix.philox import Stream
 
 
 class _Numbers(tl.constexpr):
-    """Of globals a kernel may read constexpr alone. For an attribute Triton's compiler looks in the value of one, its
-    interpreter, for which constants are plain numbers, in the object."""
+    """Of globals a kernel may read constexpr alone. For an attribute of one Triton's compiler looks in its value, the
+    interpreter in itself."""
 
     def __init__(self, enum: Iterable[IntEnum | IntFlag]) -> None:
-        members = {member.name: int(member) for member in enum}
-        super().__init__(SimpleNamespace(**{name: tl.constexpr(number) for name, number in members.items()}))
-        vars(self).update(members)
+        members = {str(member.name): int(member) for member in enum}
+        super().__init__(SimpleNamespace(**members))
+        self.__dict__.update(members)
 
 
 Columns = _Numbers(methods.Column)

@@ -352,7 +352,7 @@ def _padded_frequencies(along: tuple[range, ...]) -> tuple[tuple[int, ...], tupl
 
 
 def _fields(
-    plan: tuple[Tensor, Tensor, float, float, int],
+    plan: tuple[Tensor, float, float, int],
     what: int,
     many: int,
     of_seed: tuple[Tensor, int, int],

@@ -260,8 +260,8 @@ def sample(
     order = spot = members = nothing
     if pairing == Pairing.CROSS_CLASS:
         order, spot, members = (empty(torch.int64) for _ in range(3))
-        arguments = (order, spot, members, key, int(seeded), seed_value, classes, batch)
-        _circle(-(-batch // _SAMPLES), arguments, (_SAMPLES, _KEYS), device)
+        circle = (order, spot, members, key, int(seeded), seed_value, classes, batch)
+        _circle(-(-batch // _SAMPLES), circle, (_SAMPLES, _KEYS), device)
     given = plan[1] if lam is None else lam.to(device, torch.float32).contiguous()
     programs = -(-batch // _SAMPLES)
     heads: tuple[object, ...] = (plan[0], plan[0], (1,), (1,), 0, 0, 1, 1)
