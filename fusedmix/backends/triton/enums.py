@@ -13,12 +13,12 @@ from fusedmix.philox import Stream
 
 
 class _Numbers(tl.constexpr):
-    """Of globals a kernel may read constexpr alone. For an attribute of one Triton's compiler looks in its value, the
-    interpreter in itself."""
+    """Of globals a kernel may read constexpr alone. For an attribute of one Triton's compiler looks in its value; its
+    interpreter, for which constants are plain numbers, in itself."""
 
     def __init__(self, enum: Iterable[IntEnum | IntFlag]) -> None:
         members = {str(member.name): int(member) for member in enum}
-        super().__init__(SimpleNamespace(**members))
+        super().__init__(SimpleNamespace(**{name: tl.constexpr(number) for name, number in members.items()}))
         self.__dict__.update(members)
 
 
