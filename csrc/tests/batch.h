@@ -138,6 +138,8 @@ inline Layout layout_of(const Batch& src, const Batch& dst, int spatial) {
   return make_layout(static_cast<int>(src.sizes.size()), src.sizes.data(), src.strides.data(), dst.strides.data(), spatial);
 }
 
+constexpr Method kMethods[] = {kMixUp,     kCutMix,        kHMixReleased, kHMixPaper, kGMixReleased,
+                               kGMixPaper, kSamplePairing, kFMixReleased, kFMixPaper};
 enum class Masks { kConstant, kCutMix, kBlendedBox, kGaussian, kAll, kBits, kLevels };
 constexpr Masks kMasks[] = {Masks::kConstant, Masks::kCutMix, Masks::kBlendedBox, Masks::kGaussian,
                             Masks::kAll,      Masks::kBits,   Masks::kLevels};

@@ -296,10 +296,11 @@ cpu::SampleArgs request(const MethodRow* row, int64_t batch, int32_t pairing, in
 
 // The label weight is the mean of the mask, but for SamplePairing and for released HMix, whose box may be clipped.
 void test_weights() {
-  for (const Method method : {kMixUp, kCutMix, kHMixReleased, kHMixPaper, kGMixReleased, kGMixPaper, kSamplePairing}) {
+  for (const Method method : kMethods) {
+    const MethodRow row = row_of(method, 1.0);
+    if (is_stored_method(row.method)) continue;
     for (const int32_t per : {kPerBatch, kPerPair, kPerSample}) {
       context = format("plans of method %d, per %d", method, per);
-      const MethodRow row = row_of(method, 1.0);
       const cpu::SampleArgs args = request(&row, 24, kFlip, per, 5);
       const Sampled plan(args);
       for (int64_t i = 0; i < args.batch; ++i) {

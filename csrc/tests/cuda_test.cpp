@@ -517,11 +517,8 @@ void test_sample(Random& random, const Drawing& d, ElementType type, bool with_i
 void test_samples(bool large) {
   Random random(6);
   std::vector<MethodRow> all, many;
-  for (const Method method : {kMixUp, kCutMix, kHMixReleased, kHMixPaper, kGMixReleased, kGMixPaper, kSamplePairing,
-                              kFMixReleased, kFMixPaper}) {
-    all.push_back(row_of(method, 1.0 / 9.0, 1.0));
-  }
-  for (int i = 0; i < cuda::kInlineRows + 4; ++i) many.push_back(row_of(i % 7, 1.0 / (cuda::kInlineRows + 4), 0.3));
+  for (const Method method : kMethods) all.push_back(row_of(method, 1.0 / 9.0, 1.0));
+  for (int i = 0; i < cuda::kInlineRows + 4; ++i) many.push_back(row_of(kMethods[i % 7], 1.0 / (cuda::kInlineRows + 4), 0.3));
   for (const int32_t pairing : {kRoll, kFlip, kRandom, kCrossClass, kSameClass}) {
     for (const int32_t per : {kPerBatch, kPerPair, kPerSample}) {
       for (int ndim = 1; ndim <= 3; ++ndim) {
