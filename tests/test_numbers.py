@@ -54,16 +54,6 @@ def test_an_enum_is_pythons(theirs):
     assert ours == {folded(member.name): member.value for member in theirs}
 
 
-def test_labels_have_one_order():
-    """Those of the two backends."""
-    lists = [
-        list(members(text)) for source in SOURCES.values() for name, text in ENUM.findall(source) if name == "LabelType"
-    ]
-    names = {tuple(folded(re.sub("^k(Label)?", "", member)) for member in listed) for listed in lists}
-    same = {"half": "float16", "bfloat16": "bfloat16", "float": "float32", "double": "float64"}
-    assert len({tuple(same.get(name, name) for name in listed) for listed in names}) == 1
-
-
 def only(pattern):
     """The one place where all of csrc says something."""
     (found,) = [match for source in SOURCES.values() for match in re.findall(pattern, source, re.DOTALL)]

@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "../include/fusedmix/labels.h"
 #include "../include/fusedmix/masks.h"
 #include "../include/fusedmix/plan.h"
 
@@ -100,6 +101,24 @@ inline ElementType element_type(const Tensor& x) {
 
 inline bool is_floating(ScalarType type) {
   return type == ScalarType::Float || type == ScalarType::Half || type == ScalarType::BFloat16 || type == ScalarType::Double;
+}
+
+inline LabelType label_type(const Tensor& labels) {
+  switch (labels.scalar_type()) {
+    case ScalarType::Long: return kLabelInt64;
+    case ScalarType::Int: return kLabelInt32;
+    case ScalarType::Short: return kLabelInt16;
+    case ScalarType::Char: return kLabelInt8;
+    case ScalarType::Byte: case ScalarType::Bool: return kLabelUInt8;
+    case ScalarType::UInt16: return kLabelUInt16;
+    case ScalarType::UInt32: return kLabelUInt32;
+    case ScalarType::UInt64: return kLabelUInt64;
+    case ScalarType::Float: return kLabelFloat;
+    case ScalarType::Half: return kLabelHalf;
+    case ScalarType::BFloat16: return kLabelBFloat16;
+    case ScalarType::Double: return kLabelDouble;
+    default: refuse("labels", labels, "integers or floating point");
+  }
 }
 
 // The size of the first dim.

@@ -113,30 +113,17 @@ Tensor mix_adjoint(Tensor grad, Tensor partner, Tensor masks, int64_t families, 
   return apply(Way::kAdjoint, grad, nullptr, partner, masks, families, ndim, pairing, per, pixels);
 }
 
-[[noreturn]] void refuse_labels(const Tensor& labels) { refuse("labels", labels, "integers or floating point"); }
-
 // Labels of an integer type, or soft labels that are not floating point, in the type that the kernels take.
 template <class To>
 void converted(const Tensor& labels, To* out) {
   const int64_t rows = labels.size(0), columns = labels.dim() == 2 ? labels.size(1) : 1;
   const int64_t row_step = labels.stride(0), step = labels.dim() == 2 ? labels.stride(1) : 0;
-  const auto copy = [&](auto* in) {
+  of_label(label_type(labels), [&](auto as) {
+    const auto* in = const_data<decltype(as)>(labels);
     for (int64_t i = 0; i < rows; ++i) {
-      for (int64_t k = 0; k < columns; ++k) out[i * columns + k] = static_cast<To>(in[i * row_step + k * step]);
+      for (int64_t k = 0; k < columns; ++k) out[i * columns + k] = label_as<To>(in[i * row_step + k * step]);
     }
-  };
-  switch (labels.scalar_type()) {
-    case ScalarType::Long: return copy(const_data<int64_t>(labels));
-    case ScalarType::Int: return copy(const_data<int32_t>(labels));
-    case ScalarType::Short: return copy(const_data<int16_t>(labels));
-    case ScalarType::Char: return copy(const_data<int8_t>(labels));
-    case ScalarType::Byte: return copy(const_data<uint8_t>(labels));
-    case ScalarType::Bool: return copy(const_data<bool>(labels));
-    case ScalarType::UInt16: return copy(const_data<uint16_t>(labels));
-    case ScalarType::UInt32: return copy(const_data<uint32_t>(labels));
-    case ScalarType::UInt64: return copy(const_data<uint64_t>(labels));
-    default: refuse_labels(labels);
-  }
+  });
 }
 
 // Classes as int64, in `copy` if they are not so already. Throws if one is out of range.
@@ -157,25 +144,6 @@ const int64_t* classes_of(const Tensor& labels, int64_t num_classes, std::vector
     }
   }
   return classes;
-}
-
-cpu::LabelType soft_type(const Tensor& labels) {
-  switch (labels.scalar_type()) {
-    case ScalarType::Long: return cpu::LabelType::kInt64;
-    case ScalarType::Int: return cpu::LabelType::kInt32;
-    case ScalarType::Short: return cpu::LabelType::kInt16;
-    case ScalarType::Char: return cpu::LabelType::kInt8;
-    case ScalarType::Byte: return cpu::LabelType::kUInt8;
-    case ScalarType::Bool: return cpu::LabelType::kUInt8;
-    case ScalarType::UInt16: return cpu::LabelType::kUInt16;
-    case ScalarType::UInt32: return cpu::LabelType::kUInt32;
-    case ScalarType::UInt64: return cpu::LabelType::kUInt64;
-    case ScalarType::Float: return cpu::LabelType::kFloat32;
-    case ScalarType::Half: return cpu::LabelType::kFloat16;
-    case ScalarType::BFloat16: return cpu::LabelType::kBFloat16;
-    case ScalarType::Double: return cpu::LabelType::kFloat64;
-    default: refuse_labels(labels);
-  }
 }
 
 Tensor mix_labels(Tensor labels, Tensor partner, Tensor weight, int64_t num_classes, double label_smoothing) {
@@ -222,7 +190,7 @@ std::tuple<Tensor, Tensor, Plan> step(Way way, const Tensor& x, const Tensor& y,
   if (y.dim() == 1) {
     classes_of(y, num_classes, copy);
   } else {
-    soft_type(y);
+    label_type(y);
   }
   const Tensor out = way == Way::kInPlace ? x : new_like(x);  // before anything is drawn: memory may be short
   Plan plan = sample_on_cpu(request);
@@ -263,7 +231,7 @@ cpu::LossArgs loss_args(LossTensors& t, double label_smoothing) {
     args.classes = const_data<int64_t>(t.labels);
   } else {
     args.soft = t.labels.const_data_ptr();
-    args.soft_type = soft_type(t.labels);
+    args.soft_type = label_type(t.labels);
     args.soft_stride = t.labels.stride(0);
     args.soft_step = t.labels.stride(1);
   }

@@ -206,36 +206,17 @@ Tensor fourier(Tensor spec, Tensor masks, Tensor seed, std::vector<int64_t> size
 
 // ---- labels ----
 
-int32_t label_type(ScalarType type) {
-  switch (type) {
-    case ScalarType::Long: return cuda::kLabelInt64;
-    case ScalarType::Int: return cuda::kLabelInt32;
-    case ScalarType::Short: return cuda::kLabelInt16;
-    case ScalarType::Char: return cuda::kLabelInt8;
-    case ScalarType::Byte: return cuda::kLabelUInt8;
-    case ScalarType::Bool: return cuda::kLabelUInt8;
-    case ScalarType::UInt16: return cuda::kLabelUInt16;
-    case ScalarType::UInt32: return cuda::kLabelUInt32;
-    case ScalarType::UInt64: return cuda::kLabelUInt64;
-    case ScalarType::Float: return cuda::kLabelFloat;
-    case ScalarType::Half: return cuda::kLabelHalf;
-    case ScalarType::BFloat16: return cuda::kLabelBFloat16;
-    case ScalarType::Double: return cuda::kLabelDouble;
-    default: refuse("labels of " + name_of(type) + " cannot be mixed");
-  }
-}
-
 // Targets to write, and the tensor that will hold them.
 std::pair<cuda::Targets, Tensor> targets_of(Target& target, const Tensor& y, int64_t num_classes, double label_smoothing) {
   cuda::Targets t{};
-  t.label_type = label_type(y.scalar_type());
+  t.label_type = label_type(y);
   t.soft = y.dim() == 2;
   t.row_stride = y.stride(0);
   t.step = t.soft ? y.stride(1) : 0;
   t.batch = y.size(0);
   t.num_classes = num_classes;
   t.smoothing = label_smoothing;
-  const bool floating = t.soft && t.label_type >= cuda::kLabelFloat;
+  const bool floating = t.soft && t.label_type >= kLabelFloat;
   const Tensor out = target.tensor("the targets", {t.batch, num_classes}, floating ? y.scalar_type() : ScalarType::Float);
   t.out_type = element_type(out);
   t.out = out.mutable_data_ptr();
@@ -302,7 +283,7 @@ std::tuple<Tensor, Tensor, Plan> step(Way way, const Tensor& x, const Tensor& y,
                                       double label_smoothing) {
   check_step(x, y, request, way == Way::kInPlace, num_classes);
   if (!x.is_cuda()) refuse("images must be on a GPU");
-  label_type(y.scalar_type());
+  label_type(y);
   Target target(x.get_device_index());
   target.check_here("labels", y);
   // Before anything is drawn: memory may be short.
@@ -370,7 +351,7 @@ struct LossLaunch {
     loss.row_stride = t.logits.stride(0);
     loss.step = t.logits.stride(1);
     loss.labels = t.labels.const_data_ptr();
-    loss.label_type = label_type(t.labels.scalar_type());
+    loss.label_type = label_type(t.labels);
     loss.soft = t.labels.dim() == 2;
     loss.label_stride = t.labels.stride(0);
     loss.label_step = loss.soft ? t.labels.stride(1) : 0;

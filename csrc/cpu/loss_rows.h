@@ -134,34 +134,12 @@ void row_gradient(void* to, const void* from, int64_t step, const void* class_we
 
 // ---- binary cross entropy ----
 
-template <class C, class T>
-inline void read_labels_as(C* out, const void* labels, int64_t at, int64_t step, int64_t n) {
-  const T* y = static_cast<const T*>(labels) + at * step;
-  for (int64_t k = 0; k < n; ++k) {
-    if constexpr (__is_same(T, Half) || __is_same(T, BFloat16)) {
-      out[k] = static_cast<C>(to_compute(y[k * step]));
-    } else {
-      out[k] = static_cast<C>(y[k * step]);
-    }
-  }
-}
-
 template <class C>
 FUSEDMIX_ONCE void read_labels(C* out, LabelType type, const void* labels, int64_t at, int64_t step, int64_t n) {
-  switch (type) {
-    case LabelType::kInt64: return read_labels_as<C, int64_t>(out, labels, at, step, n);
-    case LabelType::kInt32: return read_labels_as<C, int32_t>(out, labels, at, step, n);
-    case LabelType::kInt16: return read_labels_as<C, int16_t>(out, labels, at, step, n);
-    case LabelType::kInt8: return read_labels_as<C, int8_t>(out, labels, at, step, n);
-    case LabelType::kUInt8: return read_labels_as<C, uint8_t>(out, labels, at, step, n);
-    case LabelType::kUInt16: return read_labels_as<C, uint16_t>(out, labels, at, step, n);
-    case LabelType::kUInt32: return read_labels_as<C, uint32_t>(out, labels, at, step, n);
-    case LabelType::kUInt64: return read_labels_as<C, uint64_t>(out, labels, at, step, n);
-    case LabelType::kFloat16: return read_labels_as<C, Half>(out, labels, at, step, n);
-    case LabelType::kBFloat16: return read_labels_as<C, BFloat16>(out, labels, at, step, n);
-    case LabelType::kFloat64: return read_labels_as<C, double>(out, labels, at, step, n);
-    default: return read_labels_as<C, float>(out, labels, at, step, n);
-  }
+  of_label(type, [=](auto as) {
+    const auto* y = static_cast<const decltype(as)*>(labels) + at * step;
+    for (int64_t k = 0; k < n; ++k) out[k] = label_as<C>(y[k * step]);
+  });
 }
 
 // What the classes of a chunk have beside their logits.

@@ -56,8 +56,7 @@ struct BinaryLabel {
            args.threshold, args.thresholded, args.class_weight, args.pos_weight};
     const int64_t j = args.partner[i];
     if (args.soft != nullptr) {
-      static constexpr int64_t kBytes[] = {8, 4, 2, 1, 1, 2, 4, 8, 4, 2, 2, 8};
-      const int64_t stride = args.soft_stride * kBytes[static_cast<int>(args.soft_type)];
+      const int64_t stride = args.soft_stride * of_label(args.soft_type, [](auto as) { return static_cast<int64_t>(sizeof(as)); });
       row.own = static_cast<const char*>(args.soft) + i * stride;
       row.lent = static_cast<const char*>(args.soft) + j * stride;
       return;

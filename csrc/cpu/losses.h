@@ -6,11 +6,6 @@
 
 namespace fusedmix::cpu {
 
-// The order of cuda::LabelType.
-enum class LabelType : int32_t {
-  kInt64, kInt32, kInt16, kInt8, kUInt8, kUInt16, kUInt32, kUInt64, kFloat32, kFloat16, kBFloat16, kFloat64,
-};
-
 struct LossArgs {
   ElementType type;  // of the logits and their gradient; sums, weights and losses are of its compute type
   const void* logits;

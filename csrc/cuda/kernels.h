@@ -2,7 +2,7 @@
 // a cudaError_t, 0 if all is well.
 #pragma once
 
-#include "../include/fusedmix/element.h"
+#include "../include/fusedmix/labels.h"
 #include "../include/fusedmix/layout.h"
 #include "../include/fusedmix/masks.h"
 #include "../include/fusedmix/plan.h"
@@ -49,10 +49,6 @@ struct Targets {
   double smoothing;
   void* out;
   ElementType out_type;
-};
-enum LabelType : int32_t {
-  kLabelInt64, kLabelInt32, kLabelInt16, kLabelInt8, kLabelUInt8, kLabelUInt16, kLabelUInt32, kLabelUInt64,
-  kLabelFloat, kLabelHalf, kLabelBFloat16, kLabelDouble,
 };
 
 // How a launch goes through the batch; see mix.cu.

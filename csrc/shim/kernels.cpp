@@ -40,7 +40,7 @@ struct Tensor {
     return reinterpret_cast<T*>(data);
   }
   ElementType type() const {
-    return label_type < cuda::kLabelFloat ? ElementType::kUInt8 : static_cast<ElementType>(label_type - cuda::kLabelFloat);
+    return label_type < kLabelFloat ? ElementType::kUInt8 : static_cast<ElementType>(label_type - kLabelFloat);
   }
   int64_t stride(size_t d) const { return d < strides.size() ? strides[d] : 0; }
 };
@@ -76,7 +76,7 @@ cuda::GivenPlan plan_of(const py::dict& d) {
   plan.weight = {data<double>(d["weight"]), on_host("weight")};
   const Tensor pixels(d["pixels"]);
   if (pixels.data == nullptr) return plan;
-  const bool soft = pixels.label_type == cuda::kLabelInt16;
+  const bool soft = pixels.label_type == kLabelInt16;
   plan.pixels = {soft ? nullptr : pixels.as<uint32_t>(), soft ? pixels.as<uint16_t>() : nullptr, pixels.sizes[1], {},
                  d["per"].cast<int32_t>(), plan.batch};
   set_sides(d, plan.pixels.side);
@@ -148,7 +148,7 @@ void fourier(Memory& memory, const py::object& spec, const py::dict& plan, const
   set_seed(f, seed);
   f.masks = of.masks.data;
   const Tensor pixels(out);
-  const bool soft = pixels.label_type == cuda::kLabelInt16;
+  const bool soft = pixels.label_type == kLabelInt16;
   f.bits = soft ? nullptr : pixels.as<uint32_t>();
   f.levels = soft ? pixels.as<uint16_t>() : nullptr;
   f.most_scratch = most_scratch;

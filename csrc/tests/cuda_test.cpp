@@ -82,11 +82,11 @@ struct Labels {
   std::vector<char> want;
   std::unique_ptr<DeviceBuffer> labels, out;
 
-  // `type` is a cuda::LabelType. Rows of soft labels lie apart.
+  // `type` is a LabelType. Rows of soft labels lie apart.
   Labels(Random& random, int32_t type, bool soft, int64_t batch, int64_t classes, double smoothing, const HostPlan& plan) {
-    const bool floating = type >= cuda::kLabelFloat;
+    const bool floating = type >= kLabelFloat;
     constexpr int widths[] = {8, 4, 2, 1, 1, 2, 4, 8};
-    const ElementType out_type = floating ? kTypes[type - cuda::kLabelFloat] : ElementType::kFloat32;
+    const ElementType out_type = floating ? kTypes[type - kLabelFloat] : ElementType::kFloat32;
     const int64_t columns = soft ? classes : 1, stride = columns + (soft ? 3 : 0);
     const int64_t bytes = floating ? element_size(out_type) : widths[type];
     std::vector<char> memory(batch * stride * bytes, 0);
@@ -121,9 +121,9 @@ struct Labels {
 void test_targets() {
   Random random(1);
   const int64_t size[3] = {1, 1, 1};
-  for (int32_t type = cuda::kLabelInt64; type <= cuda::kLabelDouble; ++type) {
+  for (int32_t type = kLabelInt64; type <= kLabelDouble; ++type) {
     for (const bool soft : {false, true}) {
-      if (!soft && type >= cuda::kLabelFloat) continue;
+      if (!soft && type >= kLabelFloat) continue;
       for (const int64_t classes : {int64_t{1}, int64_t{10}, int64_t{151}}) {
         for (const double smoothing : {0.0, 0.1}) {
           context = format("%s targets, label type %d, %lld classes, smoothing %g", soft ? "soft" : "dense", type,

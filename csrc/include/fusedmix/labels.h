@@ -2,9 +2,44 @@
 // fusedmix/backends/reference.py, mix_labels.
 #pragma once
 
+#include <type_traits>
+
 #include "element.h"
 
 namespace fusedmix {
+
+// What labels may be. Those from kLabelFloat on are in the order of ElementType.
+enum LabelType : int32_t {
+  kLabelInt64, kLabelInt32, kLabelInt16, kLabelInt8, kLabelUInt8, kLabelUInt16, kLabelUInt32, kLabelUInt64,
+  kLabelFloat, kLabelHalf, kLabelBFloat16, kLabelDouble,
+};
+
+// f of a label of that type.
+template <class F>
+FUSEDMIX_HD auto of_label(int32_t type, const F& f) {
+  switch (type) {
+    case kLabelInt64: return f(int64_t{});
+    case kLabelInt32: return f(int32_t{});
+    case kLabelInt16: return f(int16_t{});
+    case kLabelInt8: return f(int8_t{});
+    case kLabelUInt8: return f(uint8_t{});
+    case kLabelUInt16: return f(uint16_t{});
+    case kLabelUInt32: return f(uint32_t{});
+    case kLabelUInt64: return f(uint64_t{});
+    case kLabelHalf: return f(Half{});
+    case kLabelBFloat16: return f(BFloat16{});
+    case kLabelDouble: return f(double{});
+    default: return f(float{});
+  }
+}
+template <class To, class T>
+FUSEDMIX_HD To label_as(T label) {
+  if constexpr (std::is_arithmetic_v<T>) {
+    return static_cast<To>(label);
+  } else {
+    return static_cast<To>(to_compute(label));
+  }
+}
 
 // Label smoothing (Szegedy 2016): y·(1-ε) + ε/K, as two numbers.
 template <class T>
