@@ -399,14 +399,20 @@ def test_a_library_that_cannot_be_loaded(box: Box) -> None:
     assert "delete it" in why
 
 
+def replaced(path: Path, content: bytes) -> None:
+    """Another file of that name: who has loaded the old one keeps it, and is not ended by a signal at its exit."""
+    path.unlink()
+    path.write_bytes(content)
+
+
 def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:4096])
+    replaced(path, path.read_bytes()[:4096])
 
 
 def corrupt(path: Path) -> None:
     whole = bytearray(path.read_bytes())
     whole[len(whole) // 2] ^= 1
-    path.write_bytes(whole)
+    replaced(path, whole)
 
 
 @pytest.mark.parametrize(

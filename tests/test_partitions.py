@@ -129,7 +129,7 @@ def test_modules(partitions, method, sampling):
         for inplace in (False, True)
     ]
     found = partitions(lambda x, y, _: [mix(x, y) for mix in modules])
-    stored = modules[0]._fourier
+    stored = modules[0]._families.stored
     assert captured(found) == ({"mix", "mix_", "mix_labels"} if stored else set())
     drawn = {"draw_host" if sampling == "host" else "draw_seed"}
     assert left_outside(found) == drawn | ({"sample", "fourier"} if stored else {"mix_batch", "mix_batch_"})
@@ -204,7 +204,7 @@ def test_what_a_backward_pass_reads(monkeypatch, sampling):
         y = torch.empty(6, dtype=torch.int64, device="cuda")
         for out in (fm.mix(x, plan), fm.mix_cross_entropy(z, y, plan), fm.mix_binary_cross_entropy(z, y, plan)):
             saved = [t for t in out.grad_fn.saved_tensors if t is not None]
-            assert len(saved) >= 3
+            assert len(saved) >= 2  # the partners, and masks or weights
             assert {t.device.type for t in saved} == {"cuda"}
 
 
