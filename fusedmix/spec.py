@@ -22,18 +22,19 @@ def spec_row(
     alpha: float = 1.0,
     lam: float = math.nan,
     lam_range: tuple[float, float] = (0.0, 1.0),
-    ratio: float = 1.0,
-    decay: float = 0.0,
-    soft: float = 0.0,
-    cutoff: float = math.inf,
-    reformulate: bool = False,
+    **columns: float,
 ) -> Tensor:
-    """One row of a spec: float64, on the CPU whatever the default device."""
+    """One row of a spec: float64, on the CPU whatever the default device. `columns`: those of a family, by their names
+    in lower case; 0, if not said otherwise here."""
     family = masks.of(method)
-    values = (float(method), math.nan, 1.0, alpha, lam, *lam_range, ratio, decay, soft, cutoff, float(reformulate))
-    row = torch.tensor([*values, family.draws, 0], dtype=torch.float64, device="cpu")
-    row[Column.FAMILIES] = family.may_hold(row.tolist())
-    return row.unsqueeze(0)
+    row = [0.0] * len(Column)
+    row[: Column.RATIO] = [method, math.nan, 1.0, alpha, lam, *lam_range]
+    row[Column.RATIO], row[Column.CUTOFF] = 1.0, math.inf
+    for name, number in columns.items():
+        row[Column[name.upper()]] = float(number)
+    row[Column.DRAWS] = family.draws
+    row[Column.FAMILIES] = family.may_hold(row)
+    return torch.tensor([row], dtype=torch.float64, device="cpu")
 
 
 def families(spec: Tensor) -> Families:

@@ -610,7 +610,7 @@ class _Method(MixTransform):
         alpha: float = 1.0,
         ratio: float = 1.0,
         lam: float = math.nan,
-        **columns: float,
+        **columns: float,  # of the spec, by name
     ) -> None:
         spec = spec_row(
             self._formulas[self._default_variant],

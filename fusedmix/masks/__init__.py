@@ -22,14 +22,7 @@ from fusedmix.methods import Families, Kind, Method
 FAMILIES = (constant.FAMILY, box.FAMILY, gaussian.FAMILY, fourier.FAMILY)
 _OF = {method: family for family in FAMILIES for method in family.methods}
 # The kinds that each part of a set of families holds. Of the constant 1 there may be one in any.
-KINDS = {
-    Families.CONSTANTS: constant.FAMILY.kinds,
-    Families.CUTS: box.FAMILY.kinds,
-    Families.BOXES: box.FAMILY.kinds,
-    Families.GAUSSIANS: gaussian.FAMILY.kinds,
-    Families.STORED: fourier.FAMILY.kinds,
-    Families.LEVELS: fourier.FAMILY.kinds,
-}
+KINDS = {part: family.kinds for part in Families for family in FAMILIES if family.parts & part}
 
 
 def of(method: Method) -> Family:

@@ -1,4 +1,7 @@
-"""Boxes: CutMix (Yun 2019) and HMix (Park 2022)."""
+"""Boxes: CutMix (Yun 2019) and HMix (Park 2022).
+
+Words 1 to 3 of a record are the first z, y and x inside, 4 to 6 the first ones behind; 7 is M outside, 8 inside.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ def make(method: Tensor, rows: Tensor, lam: Tensor, draws: Draws, size: tuple[in
     ratio, centre = rows[:, Column.RATIO], draws.centre
     sides = centre.new_tensor(padded(size))
     # In float64: in float32 int(64·√½·√½) is 31, in float64 it is 32, and the box would be off by a pixel on each side.
-    fraction = _root(1.0 - lam, len(size)) * _root(ratio, len(size))
+    fraction = root(1.0 - lam, len(size)) * root(ratio, len(size))
     half = (sides * fraction.unsqueeze(1)).floor().long() // 2
     first = (centre - half).clamp_min(0)
     stop = torch.minimum(centre + half, sides)
@@ -74,8 +77,8 @@ def one(method: int, ratio: float, lam: float, centre: Sequence[int], size: tupl
     """A box as numbers; None in three dimensions, whose cube roots are PyTorch's."""
     if len(size) == 3:
         return None
-    root = math.sqrt if len(size) == 2 else float
-    fraction = root(1.0 - lam) * root(ratio)
+    scalar = math.sqrt if len(size) == 2 else float
+    fraction = scalar(1.0 - lam) * scalar(ratio)
     first, stop, box = [0, 0, 0], [1, 1, 1], 1
     for axis, side in enumerate(size, 3 - len(size)):
         half = math.floor(side * fraction) // 2
@@ -88,7 +91,7 @@ def one(method: int, ratio: float, lam: float, centre: Sequence[int], size: tupl
     return OneMask(Kind.BOX, [*first, *stop], (outside, 0.0), weight)
 
 
-def _root(x: Tensor, d: int) -> Tensor:
+def root(x: Tensor, d: int) -> Tensor:
     """x^(1/d) of float64, the same on every backend: a box is the floor of a multiple of it.
 
     Square roots are correctly rounded, as math.sqrt's and a GPU's are. On x86 torch.sqrt takes them from a vector
@@ -107,6 +110,7 @@ def _root(x: Tensor, d: int) -> Tensor:
 FAMILY = Family(
     kinds=frozenset({Kind.BOX}),
     methods=frozenset({Method.CUTMIX, Method.HMIX_RELEASED, Method.HMIX_PAPER}),
+    parts=Families.CUTS | Families.BOXES,
     draws=Drawn.CENTRE,
     may_hold=lambda row: Families.CUTS if row[Column.METHOD] == Method.CUTMIX else Families.BOXES,
     make=make,

@@ -1,4 +1,7 @@
-"""One number everywhere: Mixup (Zhang 2018), SamplePairing (Inoue 2018), and every sample that is left as it is."""
+"""One number everywhere: Mixup (Zhang 2018), SamplePairing (Inoue 2018), and every sample that is left as it is.
+
+M is word 7 of the record.
+"""
 
 from __future__ import annotations
 
@@ -41,6 +44,7 @@ def constant(lam: float, weight: float) -> OneMask:
 FAMILY = Family(
     kinds=frozenset({Kind.CONSTANT}),
     methods=frozenset({Method.MIXUP, Method.SAMPLE_PAIRING}),
+    parts=Families.CONSTANTS,
     draws=Drawn(0),
     may_hold=lambda row: Families.CONSTANTS,
     make=make,

@@ -1,17 +1,8 @@
 """What a mask family is: how much of the partner each pixel takes, never which pixel of it.
 
-A mask is a record of 12 words of 32 bits: its kind, and what the family of that kind makes of the others.
-
-    family     words 1 to 3     4 to 6      7          8         M
-    constant   -                -           λ          -         λ
-    box        first z y x      stop z y x  outside    inside    inside the box or outside
-    Gaussian   centre z y x     -           rate       -         exp(-rate·d²), or 1 - that
-    Fourier    number, soft, -  -           decay      cutoff    by the rank of the pixel's grey value
-
-Words 7 and 8 are float32, the others int32; those that are not used are 0. d² is the squared distance to the centre in
-pixels. Of a Fourier mask (FMix) the record says which grey image it is made of and how many pixels are 1; its pixels
-themselves are made of that, and stored, by fusedmix/fourier.py. Signals with fewer than three spatial dims have leading
-sides of 1.
+A mask is a record of 12 words of 32 bits: its kind, and what the family of that kind makes of the others, which its
+file says. Words 7 and 8 are float32, the others int32; those that are not used are 0. Signals with fewer than three
+spatial dims have leading sides of 1.
 """
 
 from __future__ import annotations
@@ -67,6 +58,8 @@ class Family:
 
     kinds: frozenset[Kind]
     methods: frozenset[Method]
+    # The sets that hold its masks.
+    parts: Families
     draws: Drawn
     # Which masks may come of a row of a spec.
     may_hold: Callable[[Sequence[float]], Families]

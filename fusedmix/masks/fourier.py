@@ -1,4 +1,8 @@
-"""Thresholded Fourier noise: FMix (Harris 2020). The pixels are made, and stored, by fusedmix/fourier.py."""
+"""Thresholded Fourier noise: FMix (Harris 2020). The pixels are made, and stored, by fusedmix/fourier.py.
+
+Word 1 of a record is how many pixels are 1, word 2 half the ranks of the soft edge; 7 and 8 say of which grey image:
+decay and cut-off.
+"""
 
 from __future__ import annotations
 
@@ -43,6 +47,7 @@ def may_hold(row: Sequence[float]) -> Families:
 FAMILY = Family(
     kinds=frozenset({Kind.FOURIER_RELEASED, Kind.FOURIER}),
     methods=frozenset({Method.FMIX_RELEASED, Method.FMIX_PAPER}),
+    parts=Families.STORED | Families.LEVELS,
     draws=Drawn.COIN | Drawn.NOISE,
     may_hold=may_hold,
     make=make,

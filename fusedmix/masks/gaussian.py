@@ -1,4 +1,8 @@
-"""Gaussians: GMix (Park 2022)."""
+"""Gaussians: GMix (Park 2022).
+
+Words 1 to 3 of a record are the centre (z, y, x), 7 is a rate: M = exp(-rate·d²), d the distance to the centre in
+pixels, or 1 minus that.
+"""
 
 from __future__ import annotations
 
@@ -70,6 +74,7 @@ def evaluate(records: Tensor, sides: tuple[int, ...], stored: Tensor | None) -> 
 FAMILY = Family(
     kinds=frozenset({Kind.GAUSSIAN, Kind.GAUSSIAN_COMPLEMENT}),
     methods=frozenset({Method.GMIX_RELEASED, Method.GMIX_PAPER}),
+    parts=Families.GAUSSIANS,
     draws=Drawn.CENTRE,
     may_hold=lambda row: Families.GAUSSIANS | Families.CONSTANTS,  # the limit
     make=make,

@@ -1,30 +1,10 @@
-// A mask as a record: its kind, and eleven words that mean what its family says (masks/*.h). The numbers are
-// fusedmix/methods.py's.
+// A mask as a record: its kind, and eleven words that mean what its family says (masks/*.h).
 #pragma once
 
 #include "element.h"
+#include "methods.h"
 
 namespace fusedmix {
-
-enum Kind : int32_t {
-  kConstant = 0,
-  kBox = 1,
-  kGaussian = 2,
-  kGaussianComplement = 3,
-  kFourierReleased = 4,
-  kFourier = 5,
-};
-
-// Which masks a call may hold. Every set also holds the mask that is 1 everywhere.
-enum Families : int32_t {
-  kConstants = 1,
-  kCuts = 2,   // boxes, 1 outside and 0 inside
-  kBoxes = 4,  // boxes of any two values
-  kGaussians = 8,
-  kStored = 16,  // a bit for each pixel
-  kLevels = 32,  // a level for each pixel
-};
-constexpr int32_t kAllFamilies = kConstants | kCuts | kBoxes | kGaussians | kStored | kLevels;
 
 // Words that a family does not use are 0. On a GPU records lie at multiples of 16 bytes: three loads.
 struct Record {

@@ -7,39 +7,6 @@
 
 namespace fusedmix {
 
-enum Method : int32_t {
-  kMixUp = 0,
-  kCutMix = 1,
-  kHMixReleased = 2,
-  kHMixPaper = 3,
-  kGMixReleased = 4,
-  kGMixPaper = 5,
-  kSamplePairing = 6,
-  kFMixReleased = 7,
-  kFMixPaper = 8,
-};
-enum Pairing : int32_t { kRoll = 0, kFlip = 1, kRandom = 2, kCrossClass = 3, kSameClass = 4 };
-enum Per : int32_t { kPerBatch = 0, kPerPair = 1, kPerSample = 2 };
-
-// What a method draws on the host after λ and the partners, in this order.
-enum Drawn : int32_t { kDrawsCentre = 1, kDrawsCoin = 2, kDrawsNoise = 4 };
-
-// The places of the numbers of a draw that was made on the host.
-enum Number : int32_t {
-  kNumberChoice = 0,
-  kNumberApplied = 1,
-  kNumberLam = 2,
-  kNumberCentre = 3,  // z, y, x
-  kNumberCoin = 6,
-  kNumberNoise = 7,
-};
-constexpr int kDrawnWidth = 8;
-
-// One row of a spec: the columns of fusedmix/methods.py, in their order.
-struct MethodRow {
-  double method, weight, p, alpha, lam, lam_min, lam_max, ratio, decay, soft, cutoff, reformulate, draws, families;
-};
-
 // The spatial sides of the images.
 struct Extent {
   int32_t ndim;
