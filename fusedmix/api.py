@@ -11,7 +11,7 @@ from fusedmix.losses import mix_binary_cross_entropy, mix_cross_entropy
 from fusedmix.plan import MixPlan, SparseTargets
 from fusedmix.regression import mix_targets
 from fusedmix.segmentation import mix_masks
-from fusedmix.transforms import CutMix, FMix, GMix, HMix, MixTransform, MixUp, RandomMix, SamplePairing
+from fusedmix.transforms import CutMix, FMix, GMix, HMix, MixTransform, MixUp, RandomMix, SamplePairing, SmoothMix
 from fusedmix.version import __version__
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "MixUp",
     "RandomMix",
     "SamplePairing",
+    "SmoothMix",
     "SparseTargets",
     "__version__",
     "attach",

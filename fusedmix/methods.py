@@ -20,6 +20,8 @@ class Method(IntEnum):
     SAMPLE_PAIRING = 6
     FMIX_RELEASED = 7
     FMIX_PAPER = 8
+    SMOOTHMIX_DISC = 9
+    SMOOTHMIX_SQUARE = 10
 
 
 class Kind(IntEnum):
@@ -31,6 +33,8 @@ class Kind(IntEnum):
     GAUSSIAN_COMPLEMENT = 3
     FOURIER_RELEASED = 4
     FOURIER = 5
+    SMOOTH_DISC = 6
+    SMOOTH_SQUARE = 7
 
 
 class Families(IntFlag):
@@ -42,6 +46,7 @@ class Families(IntFlag):
     GAUSSIANS = 8
     STORED = 16  # a bit for each pixel
     LEVELS = 32  # a level for each pixel
+    SMOOTH = 64  # discs and squares with a soft edge
 
     @property
     def constant(self) -> bool:
@@ -103,6 +108,7 @@ class Column(IntEnum):
     REFORMULATE = 11  # FMix: 1 for λ ~ Beta(α+1, α) and a label weight of 1
     DRAWS = 12  # Drawn, of the method
     FAMILIES = 13  # Families, of the method
+    EDGE = 14  # SmoothMix: σ of the edge, in longest sides
 
 
 class Pairing(IntEnum):

@@ -738,6 +738,58 @@ class GMix(_BetaMethod):
         super().__init__(options, alpha=alpha)
 
 
+_SHAPES = {"disc": Method.SMOOTHMIX_DISC, "square": Method.SMOOTHMIX_SQUARE}
+
+
+@spelled_out
+class SmoothMix(_BetaMethod):
+    """SmoothMix: a disc or a square of the partner around a random pixel, with an edge that falls off as a Gaussian;
+    label weight = the realised mean of the mask (Lee et al., "SmoothMix: a Simple Yet Effective Data Augmentation to
+    Train Robust Classifiers", CVPR Workshops 2020).
+
+    M = 1 - exp(-e²/(2σ²)), e the distance to the shape, in 3 dims a ball or a cube. It is as large as makes the
+    partner's share 1-λ where no border cuts it; where the edge alone is more, it is a point and σ smaller.
+
+    The paper has no λ: it draws σ from U(¼, ½) of the width, around a point. Here λ says how much is mixed, as in every
+    other method.
+
+    Args:
+        alpha: α > 0 of λ ~ Beta(α, α).
+        shape: "disc" or "square"; fixed at construction.
+        edge: σ in longest sides of the image, in (0, 1].
+        **options: see `Options`.
+    """
+
+    def __init__(
+        self,
+        *,
+        alpha: float = 1.0,
+        shape: Literal["disc", "square"] = "disc",
+        edge: float = 0.1,
+        **options: Unpack[Options],
+    ) -> None:
+        method = _SHAPES[checks.choice("shape", shape, allowed=tuple(_SHAPES))]
+        self.__dict__["_formulas"] = dict.fromkeys(("released", "paper"), method)
+        super().__init__(options, alpha=alpha, edge=checks.number("edge", edge, 0.0, 1.0, open_low=True))
+
+    @property
+    def shape(self) -> str:
+        """What the edge is around, "disc" or "square"."""
+        return next(name for name, method in _SHAPES.items() if method == self._spec[0, Column.METHOD])
+
+    @property
+    def edge(self) -> float:
+        """σ of the edge, in longest sides of the image. May be changed between steps, compiled ones too."""
+        return float(self._spec[0, Column.EDGE])
+
+    @edge.setter
+    def edge(self, value: float) -> None:
+        self._spec[0, Column.EDGE] = checks.number("edge", value, 0.0, 1.0, open_low=True)
+
+    def _describe(self) -> dict[str, Any]:
+        return {"shape": self.shape, "edge": self.edge, **super()._describe()}
+
+
 @spelled_out
 class FMix(_BetaMethod):
     """FMix: the partner where a random low-frequency image is low; as many pixels as λ says, whatever their shape

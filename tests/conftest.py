@@ -36,6 +36,8 @@ METHODS = {
     "GMix-paper": lambda **kw: fm.GMix(variant="paper", **kw),
     "SamplePairing": fm.SamplePairing,
     "RandomMix": lambda **kw: fm.RandomMix([fm.MixUp(), fm.CutMix(), fm.HMix(), fm.GMix()], **kw),
+    "SmoothMix-disc": fm.SmoothMix,
+    "SmoothMix-square": lambda **kw: fm.SmoothMix(shape="square", **kw),
 }
 # Those whose masks are no formula, but stored: what their kernels do is asked in test_fmix.py.
 STORED = {

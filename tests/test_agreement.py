@@ -16,7 +16,7 @@ What is allowed, with the exact value taken in twice float64's precision from th
 rounded to the compute dtype (float32; float64 for float64 images), and from the backend's own mask:
 
     plans               partners, masks and λ equal; label weights to 1e-13
-    masks               constants and boxes equal, Gaussians to 4·2⁻²⁴
+    masks               constants and boxes equal, others to 4·2⁻²⁴
     blends, w = 1       the sample, w = 0 the partner, both of them where they are equal: bit for bit
       uint8             the nearest integer, ties to even
       float32, float64  half a unit in the last place
@@ -516,8 +516,8 @@ def mask_of(plan, backend):
     expected = reference.mask(plan.masks, int(plan.families), plan.size)
     assert w.dtype == torch.float32
     assert w.shape == expected.shape
-    gaussian = (plan.kind == Kind.GAUSSIAN) | (plan.kind == Kind.GAUSSIAN_COMPLEMENT)
-    allowed = torch.where(gaussian, 4 * 2.0**-24, 0.0).reshape(-1, *[1] * len(plan.size))
+    exact = (plan.kind == Kind.CONSTANT) | (plan.kind == Kind.BOX)
+    allowed = torch.where(exact, 0.0, 4 * 2.0**-24).reshape(-1, *[1] * len(plan.size))
     assert ((w - expected).abs() <= allowed).all(), "mask"
     return w
 

@@ -59,6 +59,7 @@ METHODS = (
         "the same with one horizontal wave · Harris et al. 2020, code",
         partial(fm.FMix, alpha=1.0, decay_power=3.0, variant="released"),
     ),
+    Method("SmoothMix", "a disc of the partner with a soft edge · Lee et al. 2020", fm.SmoothMix),
     Method(
         "SamplePairing",
         "the mean of both; the label stays that of the sample itself · Inoue 2018",

@@ -15,11 +15,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fusedmix.masks import box, constant, fourier, gaussian
+from fusedmix.masks import box, constant, fourier, gaussian, smooth
 from fusedmix.masks.family import Draws, Family, Masks, OneMask, kind, padded, value
 from fusedmix.methods import Families, Kind, Method
 
-FAMILIES = (constant.FAMILY, box.FAMILY, gaussian.FAMILY, fourier.FAMILY)
+FAMILIES = (constant.FAMILY, box.FAMILY, gaussian.FAMILY, fourier.FAMILY, smooth.FAMILY)
 _OF = {method: family for family in FAMILIES for method in family.methods}
 # The kinds that each part of a set of families holds. Of the constant 1 there may be one in any.
 KINDS = {part: family.kinds for part in Families for family in FAMILIES if family.parts & part}

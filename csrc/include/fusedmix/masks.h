@@ -5,6 +5,7 @@
 #include "masks/constant.h"
 #include "masks/fourier.h"
 #include "masks/gaussian.h"
+#include "masks/smooth.h"
 
 namespace fusedmix {
 
@@ -24,6 +25,7 @@ FUSEDMIX_HD auto of_kind(const Record& record, const F& f) {
     case kBox: return f(bit_cast<Box>(record));
     case kGaussian: case kGaussianComplement: return f(bit_cast<Gaussian>(record));
     case kFourierReleased: case kFourier: return f(bit_cast<Fourier>(record));
+    case kSmoothDisc: case kSmoothSquare: return f(bit_cast<Smooth>(record));
     default: return f(Unknown{});
   }
 }
@@ -36,6 +38,7 @@ FUSEDMIX_HD auto of_method(double method, const F& f) {
     case kCutMix: case kHMixReleased: case kHMixPaper: return f(Box{});
     case kGMixReleased: case kGMixPaper: return f(Gaussian{});
     case kFMixReleased: case kFMixPaper: return f(Fourier{});
+    case kSmoothMixDisc: case kSmoothMixSquare: return f(Smooth{});
     default: return f(Unknown{});
   }
 }

@@ -16,6 +16,8 @@ enum Method : int32_t {
   kSamplePairing = 6,
   kFMixReleased = 7,
   kFMixPaper = 8,
+  kSmoothMixDisc = 9,
+  kSmoothMixSquare = 10,
 };
 
 enum Kind : int32_t {
@@ -25,6 +27,8 @@ enum Kind : int32_t {
   kGaussianComplement = 3,
   kFourierReleased = 4,
   kFourier = 5,
+  kSmoothDisc = 6,
+  kSmoothSquare = 7,
 };
 
 // Which masks a call may hold. Every set also holds the mask that is 1 everywhere.
@@ -35,8 +39,9 @@ enum Families : int32_t {
   kGaussians = 8,
   kStored = 16,  // a bit for each pixel
   kLevels = 32,  // a level for each pixel
+  kSmooth = 64,  // discs and squares with a soft edge
 };
-constexpr int32_t kAllFamilies = kConstants | kCuts | kBoxes | kGaussians | kStored | kLevels;
+constexpr int32_t kAllFamilies = kConstants | kCuts | kBoxes | kGaussians | kStored | kLevels | kSmooth;
 
 enum Pairing : int32_t { kRoll = 0, kFlip = 1, kRandom = 2, kCrossClass = 3, kSameClass = 4 };
 enum Per : int32_t { kPerBatch = 0, kPerPair = 1, kPerSample = 2 };
@@ -57,7 +62,8 @@ constexpr int kDrawnWidth = 8;
 
 // One row of a spec: the columns of fusedmix/methods.py, in their order.
 struct MethodRow {
-  double method, weight, p, alpha, lam, lam_min, lam_max, ratio, decay, soft, cutoff, reformulate, draws, families;
+  double method, weight, p, alpha, lam, lam_min, lam_max, ratio, decay, soft, cutoff, reformulate, draws, families,
+      edge;
 };
 
 }  // namespace fusedmix

@@ -41,19 +41,31 @@ struct Gaussian : Family {
 
   // The weight is the mean of the mask, which is separable: Σ exp(-rate·d²) along every axis.
   FUSEDMIX_HD Sums sums(const Extent& extent, int lane, int lanes) const {
+    return sums_along(rate, 0.0, centre, extent, lane, lanes);
+  }
+  FUSEDMIX_HD double weight(const Sums& sums, const Extent& extent) const {
+    return is_complement() ? 1.0 - mean(sums, extent) : mean(sums, extent);
+  }
+  // Of a Gaussian around a square; of one around a point the radius is 0.
+  FUSEDMIX_HD static Sums sums_along(double rate, double radius, const int32_t* centre, const Extent& extent, int lane, int lanes) {
     Sums found{};
     for (int axis = 0; axis < 3; ++axis) {
       for (int64_t c = lane; c < extent.size[axis]; c += lanes) {
-        const double d = static_cast<double>(c - centre[axis]);
-        found.part[axis] += exp(-static_cast<double>(rate) * (d * d));
+        const double d = fmax(fabs(static_cast<double>(c - centre[axis])) - radius, 0.0);
+        found.part[axis] += exp(-rate * (d * d));
       }
     }
     return found;
   }
-  FUSEDMIX_HD double weight(const Sums& sums, const Extent& extent) const {
-    double mean = 1.0;
-    for (int axis = 0; axis < 3; ++axis) mean = mean * sums.part[axis] / static_cast<double>(extent.size[axis]);
-    return is_complement() ? 1.0 - mean : mean;
+  FUSEDMIX_HD static double mean(const Sums& sums, const Extent& extent) {
+    double product = 1.0;
+    for (int axis = 0; axis < 3; ++axis) product = product * sums.part[axis] / static_cast<double>(extent.size[axis]);
+    return product;
+  }
+
+  // Two coordinates, in pixels. Without a sign: of a centre that no sampler makes the difference may not fit.
+  FUSEDMIX_HD static float apart(int32_t c, int32_t centre) {
+    return static_cast<float>(static_cast<int32_t>(static_cast<uint32_t>(c) - static_cast<uint32_t>(centre)));
   }
 
   // One exponential of the whole distance: the product of three would be further off.
@@ -62,8 +74,7 @@ struct Gaussian : Family {
     float rate, d2;  // of the other axes
     int32_t centre;
     FUSEDMIX_HD float operator()(int32_t c) const {
-      // Without a sign: of a centre that no sampler makes the difference may not fit.
-      const float d = static_cast<float>(static_cast<int32_t>(static_cast<uint32_t>(c) - static_cast<uint32_t>(centre)));
+      const float d = apart(c, centre);
       const float g = expf(-rate * (d2 + d * d));
       return complement ? 1.0f - g : g;
     }

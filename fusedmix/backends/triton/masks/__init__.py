@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from fusedmix.backends.triton.enums import Families
-from fusedmix.backends.triton.masks import box, constant, fourier, gaussian
+from fusedmix.backends.triton.masks import box, constant, fourier, gaussian, smooth
 from fusedmix.backends.triton.numbers import below
 
 
@@ -34,6 +34,9 @@ def make(to, live, method, row, lam, words, extent,
     if FAMILIES & (Families.STORED | Families.LEVELS):
         mine = fourier.makes(method)
         weight = tl.where(mine, fourier.make(to, live & mine, method, row, x, (coin >> 31) != 0, extent), weight)
+    if FAMILIES & Families.SMOOTH:
+        mine = smooth.makes(method)
+        weight = tl.where(mine, smooth.make(to, live & mine, method, row, x, centre, extent, NDIM, S, T), weight)
     return weight
 
 
@@ -52,6 +55,9 @@ def at(mask, vectors, FAMILIES: tl.constexpr, AXIS: tl.constexpr, INNER: tl.cons
     if FAMILIES & (Families.STORED | Families.LEVELS):
         if fourier.of(m[0]):
             w = fourier.at(pixels, spots, FAMILIES, AXIS, INNER)
+    if FAMILIES & Families.SMOOTH:
+        if smooth.of(m[0]):
+            w = smooth.at(m, z, y, x)
     return w
 
 
