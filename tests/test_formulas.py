@@ -568,7 +568,7 @@ def test_a_gaussian_integrates_to_its_share_in_every_dimension(size, lam):
 @pytest.mark.parametrize("size", [(4001,), (201, 301), (41, 61, 51)])
 @pytest.mark.parametrize("lam", [0.88, 0.9995])
 def test_a_smooth_shape_takes_its_share_in_every_dimension(size, method, lam):
-    """1-λ of the volume, where the borders are far, both with an edge that leaves place for a radius and without one."""
+    """1-λ of the volume, where the borders are far, with an edge that leaves place for a radius and without one."""
     plan = formula_at(method, 1.0, lam, torch.tensor([[side // 2 for side in size]]), size, edge=0.04)
     assert (plan.value[:, 1] > 0).item() == (lam < 0.9)
     assert 1 - plan.weight.item() == pytest.approx(1 - lam, rel=2e-3)
