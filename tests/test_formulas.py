@@ -10,14 +10,13 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Callable
 from decimal import Decimal, localcontext
 from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
-from scipy import integrate, optimize, stats
+from scipy import stats
 
 import fusedmix as fm
 from fusedmix.masks import generate
@@ -104,13 +103,15 @@ def oracle(name: str, lam: float, cy: np.ndarray, cx: np.ndarray, size: tuple[in
         g = np.exp(-math.pi * (dy[:, :, None] ** 2 + dx[:, None, :] ** 2) / (s * height * width))
         return g if method == Method.GMIX_RELEASED and lam < 0.5 else 1 - g
     if method in (Method.SMOOTHMIX_DISC, Method.SMOOTHMIX_SQUARE):
-        square = method == Method.SMOOTHMIX_SQUARE
-        r, sigma = smooth_shape(square, (1 - lam) * height * width, 0.1 * max(size))
-        if square:
-            e2 = [np.maximum(np.abs(d) - r, 0) ** 2 for d in (dy[:, :, None], dx[:, None, :])]
-            return 1 - np.exp(-sum(e2) / (2 * sigma**2))
-        distance = np.hypot(dy[:, :, None], dx[:, None, :])
-        return 1 - np.exp(-(np.maximum(distance - r, 0) ** 2) / (2 * sigma**2))
+        area, dy, dx = (1 - lam) * height * width, np.abs(dy[:, :, None]), np.abs(dx[:, None, :])
+        s = min(math.sqrt(2 * math.pi) * 0.1 * max(size), math.sqrt(area))
+        if method == Method.SMOOTHMIX_DISC:
+            r = float32(np.roots([math.pi, math.pi * s, s**2 - area]).real.max())
+            e2 = np.maximum(np.hypot(dy, dx) - r, 0) ** 2
+        else:
+            r = float32((math.sqrt(area) - s) / 2)
+            e2 = np.maximum(dy - r, 0) ** 2 + np.maximum(dx - r, 0) ** 2
+        return 1 - np.exp(-math.pi * e2 / s**2)
     fraction = math.sqrt(1 - lam) * math.sqrt(ratio)
     half_h, half_w = int(height * fraction) // 2, int(width * fraction) // 2
     inside = ((dy >= -half_h) & (dy < half_h))[:, :, None] & ((dx >= -half_w) & (dx < half_w))[:, None, :]
@@ -121,21 +122,6 @@ def oracle(name: str, lam: float, cy: np.ndarray, cx: np.ndarray, size: tuple[in
     else:
         outside = lam / (1 - inside.mean((1, 2)))
     return np.where(inside, 0.0, outside[:, None, None])
-
-
-def smooth_shape(square: bool, area: float, sigma: float) -> tuple[float, float]:
-    """r and σ with which M of a SmoothMix takes an area of the plane, by numerical integration; σ less where r is 0."""
-
-    def taken(r: float, sigma: float) -> float:
-        def edge(of: Callable[[float], float]) -> float:
-            weighted = lambda t: of(t) * math.exp(-(t**2) / (2 * sigma**2))  # noqa: E731
-            return integrate.quad(weighted, 0, 12 * sigma, epsabs=0, epsrel=1e-13)[0]
-
-        return (2 * r + 2 * edge(lambda t: 1.0)) ** 2 if square else math.pi * (r**2 + 2 * edge(lambda t: r + t))
-
-    if taken(0, sigma) >= area:
-        return 0.0, optimize.brentq(lambda sigma: taken(0, sigma) - area, 0, sigma, xtol=1e-14)
-    return float32(optimize.brentq(lambda r: taken(r, sigma) - area, 0, math.sqrt(area), xtol=1e-12)), sigma
 
 
 def all_centres(size: tuple[int, ...]) -> tuple[np.ndarray, ...]:

@@ -789,16 +789,16 @@ def test_images_move_128_bits_at_a_time(compiled):
 
 
 def test_kernels_hold_nothing_of_other_families(compiled):
-    """Exponentials are of Gaussians, accesses of two bytes of levels; and of a record only those words are read that a
+    """Exponentials are of Gaussians and of soft edges, accesses of two bytes of levels; and of a record only those words are read that a
     family of the call has a use for: kind and λ of constants, which there are in any call, kind, centre and rate of
-    Gaussians, all nine of boxes. Where kernels read masks: one that writes them, at one place; one that mixes, the mask
+    Gaussians, the radius too of soft edges, all nine of boxes. Where kernels read masks: one that writes them, at one place; one that mixes, the mask
     of the first sample of a walk and of the next ones to know what they reach, where Gaussians are looked at no closer,
     and then of the sample that is mixed."""
-    words = {Families.CONSTANTS: 2, Families.CUTS: 9, Families.BOXES: 9, Families.GAUSSIANS: 5}
+    words = {Families.CONSTANTS: 2, Families.CUTS: 9, Families.BOXES: 9, Families.GAUSSIANS: 5, Families.SMOOTH: 6}
     alone = set()
     for arch, launched, kernel, report in of_kernel(compiled, "mix_kernel", "mask_kernel"):
         families, accesses = Families(report["constants"]["FAMILIES"]), report["accesses"]
-        assert (report["ex2"] > 0) == (Families.GAUSSIANS in families), (arch, launched)
+        assert (report["ex2"] > 0) == bool(families & (Families.GAUSSIANS | Families.SMOOTH)), (arch, launched)
         assert ("ld 2" in accesses) == (Families.LEVELS in families), (arch, launched)
         most = max((words.get(of, 2) for of in Families if of in families), default=0)
         if kernel == "mask_kernel" and families == families & -families:

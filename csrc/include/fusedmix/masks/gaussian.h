@@ -63,18 +63,13 @@ struct Gaussian : Family {
     return product;
   }
 
-  // Two coordinates, in pixels. Without a sign: of a centre that no sampler makes the difference may not fit.
-  FUSEDMIX_HD static float apart(int32_t c, int32_t centre) {
-    return static_cast<float>(static_cast<int32_t>(static_cast<uint32_t>(c) - static_cast<uint32_t>(centre)));
-  }
-
   // One exponential of the whole distance: the product of three would be further off.
   struct Row {
     bool complement;
     float rate, d2;  // of the other axes
     int32_t centre;
     FUSEDMIX_HD float operator()(int32_t c) const {
-      const float d = apart(c, centre);
+      const float d = static_cast<float>(apart(c, centre));
       const float g = expf(-rate * (d2 + d * d));
       return complement ? 1.0f - g : g;
     }
