@@ -789,11 +789,11 @@ def test_images_move_128_bits_at_a_time(compiled):
 
 
 def test_kernels_hold_nothing_of_other_families(compiled):
-    """Exponentials are of Gaussians and of soft edges, accesses of two bytes of levels; and of a record only those words are read that a
-    family of the call has a use for: kind and λ of constants, which there are in any call, kind, centre and rate of
-    Gaussians, the radius too of soft edges, all nine of boxes. Where kernels read masks: one that writes them, at one place; one that mixes, the mask
-    of the first sample of a walk and of the next ones to know what they reach, where Gaussians are looked at no closer,
-    and then of the sample that is mixed."""
+    """Exponentials are of Gaussians and soft edges, accesses of two bytes of levels; and of a record only those words
+    are read that a family of the call has a use for: kind and λ of constants, which there are in any call, kind, centre
+    and rate of Gaussians, of soft edges the radius too, all nine of boxes. Where kernels read masks: one that writes
+    them, at one place; one that mixes, the mask of the first sample of a walk and of the next ones to know what they
+    reach, where Gaussians are looked at no closer, and then of the sample that is mixed."""
     words = {Families.CONSTANTS: 2, Families.CUTS: 9, Families.BOXES: 9, Families.GAUSSIANS: 5, Families.SMOOTH: 6}
     alone = set()
     for arch, launched, kernel, report in of_kernel(compiled, "mix_kernel", "mask_kernel"):

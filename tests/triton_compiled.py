@@ -93,7 +93,7 @@ def mixing(dtype, make, per, pairing, in_place, adjoint, by_value, shape, channe
 def sampling(pairing, per="sample", size=(32, 32)):
     """What is launched to draw a plan, which stages the heads of a batch by the way, and to make its targets."""
     mix = fm.RandomMix(
-        [fm.MixUp(), fm.HMix(), fm.GMix(), fm.FMix(reformulate=True)],
+        [fm.MixUp(), fm.HMix(), fm.GMix(), fm.SmoothMix(), fm.FMix(reformulate=True)],
         per=per,
         pairing=pairing,
         sampling="device",
