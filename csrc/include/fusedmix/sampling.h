@@ -126,21 +126,6 @@ struct Family {
   FUSEDMIX_HD double weight(const Sums&, const Extent&) const { return NAN; }
 };
 
-// along() of a family that has at(z, y, x), the weight at a pixel: in a row of it nothing is computed once, and nothing known.
-template <class F>
-struct ByPixel {
-  F mask;
-  int32_t z, y, x, axis;
-  FUSEDMIX_HD float operator()(int32_t c) const {
-    return mask.at(axis == 0 ? c : z, axis == 1 ? c : y, axis == 2 ? c : x);
-  }
-  FUSEDMIX_HD Reach reach(int32_t, int32_t) const { return kBlend; }
-};
-template <class F>
-FUSEDMIX_HD ByPixel<F> by_pixel(const F& mask, const int32_t* at, int32_t axis) {
-  return {mask, at[0], at[1], at[2], axis};
-}
-
 // sums() of a family whose weight is a sum over all pixels, f(z, y, x) in float64: part 0. Lanes share every row.
 template <class F>
 FUSEDMIX_HD Sums sum_of_pixels(const Extent& extent, int lane, int lanes, const F& f) {
@@ -148,9 +133,7 @@ FUSEDMIX_HD Sums sum_of_pixels(const Extent& extent, int lane, int lanes, const 
   for (int64_t z = 0; z < extent.size[0]; ++z) {
     for (int64_t y = 0; y < extent.size[1]; ++y) {
       double of_row = 0.0;
-      for (int64_t x = lane; x < extent.size[2]; x += lanes) {
-        of_row += f(static_cast<int32_t>(z), static_cast<int32_t>(y), static_cast<int32_t>(x));
-      }
+      for (int64_t x = lane; x < extent.size[2]; x += lanes) of_row += f(z, y, x);
       found.part[0] += of_row;
     }
   }

@@ -46,28 +46,37 @@ struct Smooth : Family {
   }
   FUSEDMIX_HD int32_t families() const { return kSmooth; }
 
-  // How much of the partner a pixel takes.
-  template <class T>
-  FUSEDMIX_HD T share(int32_t z, int32_t y, int32_t x) const {
-    const T r = radius, d[3] = {T(apart(z, centre[0])), T(apart(y, centre[1])), T(apart(x, centre[2]))};
-    T d2{0}, e2{0};
-    for (int axis = 0; axis < 3; ++axis) {
-      const T e = fmax(fabs(d[axis]) - r, T{0});
-      d2 += d[axis] * d[axis], e2 += e * e;
-    }
-    if (kind == kSmoothDisc) {
+  struct Row {
+    bool disc;
+    float rate, radius, others;  // of the other axes: d² to a disc's centre, e² to a square
+    int32_t centre;
+    FUSEDMIX_HD float operator()(int32_t c) const {
+      const float d = fabsf(static_cast<float>(apart(c, centre))), d2 = others + d * d;
       // (d² - r²)/(d + r), rounded once above: of d - r little would be left near the edge.
-      const T e = fmax(fma(-r, r, d2), T{0}) / fmax(static_cast<T>(sqrt(d2)) + r, T{1e-30f});
-      e2 = e * e;
+      const float to_disc = fmaxf(fma(-radius, radius, d2), 0.0f) / fmaxf(sqrtf(d2) + radius, 1e-30f);
+      const float to_square = fmaxf(d - radius, 0.0f);
+      return 1.0f - expf(-rate * (disc ? to_disc * to_disc : others + to_square * to_square));
     }
-    return std::exp(-static_cast<T>(rate) * e2);
+    FUSEDMIX_HD Reach reach(int32_t, int32_t) const { return kBlend; }
+  };
+  FUSEDMIX_HD Row along(const int32_t* at, int32_t axis) const {
+    Row row{kind == kSmoothDisc, rate, radius, 0.0f, axis < 0 ? 0 : along_axis(centre, axis)};
+    for (int other = 0; other < 3; ++other) {
+      const float d = fabsf(static_cast<float>(apart(at[other], centre[other]))), e = row.disc ? d : fmaxf(d - radius, 0.0f);
+      row.others += other == axis ? 0.0f : e * e;
+    }
+    return row;
   }
-  FUSEDMIX_HD float at(int32_t z, int32_t y, int32_t x) const { return 1.0f - share<float>(z, y, x); }
-  FUSEDMIX_HD auto along(const int32_t* at, int32_t axis) const { return by_pixel(*this, at, axis); }
+
   // The weight is the mean of the mask: a square is separable.
   FUSEDMIX_HD Sums sums(const Extent& extent, int lane, int lanes) const {
     if (kind == kSmoothSquare) return Gaussian::sums_along(rate, radius, centre, extent, lane, lanes);
-    return sum_of_pixels(extent, lane, lanes, [&](int32_t z, int32_t y, int32_t x) { return share<double>(z, y, x); });
+    return sum_of_pixels(extent, lane, lanes, [&](int64_t z, int64_t y, int64_t x) {
+      const double dz = static_cast<double>(z - centre[0]), dy = static_cast<double>(y - centre[1]);
+      const double dx = static_cast<double>(x - centre[2]);
+      const double e = fmax(sqrt(dz * dz + dy * dy + dx * dx) - static_cast<double>(radius), 0.0);
+      return exp(-static_cast<double>(rate) * (e * e));
+    });
   }
   FUSEDMIX_HD double weight(const Sums& sums, const Extent& extent) const {
     return 1.0 - (kind == kSmoothDisc ? sums.part[0] / extent.pixels() : Gaussian::mean(sums, extent));
