@@ -277,8 +277,14 @@ struct Sampled {
 };
 
 MethodRow row_of(Method method, double alpha) {
-  const double ratio = method == kHMixReleased || method == kHMixPaper ? 0.75 : 1.0;
-  return {static_cast<double>(method), std::nan(""), 1.0, alpha, std::nan(""), 0.0, 1.0, ratio, 0.0, 0.0, 0.0, 0.0, 0.0, kAllFamilies};
+  MethodRow row{};
+  row.method = method;
+  row.weight = row.lam = std::nan("");
+  row.p = row.lam_max = 1.0;
+  row.alpha = alpha;
+  row.ratio = method == kHMixReleased || method == kHMixPaper ? 0.75 : 1.0;
+  row.families = kAllFamilies;
+  return row;
 }
 
 cpu::SampleArgs request(const MethodRow* row, int64_t batch, int32_t pairing, int32_t per, uint64_t seed) {
