@@ -914,8 +914,8 @@ class RandomMix(MixTransform):
         for i, method in enumerate(methods):
             if not isinstance(method, _Method) or not method._in_sets:
                 raise TypeError(
-                    f"methods[{i}] must be a MixUp, CutMix, HMix, GMix, FMix or SamplePairing of fusedmix, but got "
-                    f"{_named(method)}"
+                    f"methods[{i}] must be a MixUp, CutMix, HMix, GMix, FMix, SmoothMix or SamplePairing of fusedmix, "
+                    f"but got {_named(method)}"
                 )
         for keyword, value in options.items():
             if keyword in ("lam_range", "variant"):
