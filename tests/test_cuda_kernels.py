@@ -54,8 +54,8 @@ STORED = {
 MASKS = METHODS | STORED
 # λ ~ Beta(α+1, α): swapped with a chance.
 SAMPLED = MASKS | {"FMix-reformulate": lambda **kw: fm.FMix(reformulate=True, **kw)}
-GAUSSIANS = torch.tensor([Kind.GAUSSIAN, Kind.GAUSSIAN_COMPLEMENT])
 FOURIERS = torch.tensor([Kind.FOURIER_RELEASED, Kind.FOURIER])
+CURVES = torch.tensor([kind for kind in Kind if kind not in (Kind.CONSTANT, Kind.BOX, *FOURIERS.tolist())])
 FORMULAS = Families.CONSTANTS | Families.BOXES | Families.GAUSSIANS
 DRAWS = [*itertools.product(("batch", "sample"), (p.name.lower() for p in Pairing)), ("pair", "flip")]
 MIB = 1 << 20
@@ -158,13 +158,13 @@ def assert_mixed(out, x, w, partner):
 
 def assert_near_reference(out, reference_out, x, masks):
     """Within the last places of its own type, which the reference rounds to as well; and what masks may differ by."""
-    gaussian = bool(torch.isin(kind_of(masks[1]), GAUSSIANS).any())
+    curved = bool(torch.isin(kind_of(masks[1]), CURVES).any())
     error = (out.double() - reference_out.double()).abs()
     if x.dtype == torch.uint8:
-        assert error.max() <= gaussian
+        assert error.max() <= curved
         return
     size = x.double().abs() + x[masks[0]].double().abs()
-    allowed = 2 * torch.finfo(x.dtype).eps + (4 * 2.0**-24 if gaussian else 0)
+    allowed = 2 * torch.finfo(x.dtype).eps + (4 * 2.0**-24 if curved else 0)
     assert (error <= allowed * size).all()
 
 
@@ -351,8 +351,8 @@ def test_masks(shim, name, size):
 def assert_masks(shim, plan, size):
     masks = plan.masks, int(plan.families), size, plan.per, plan.pixels
     out, expected = shim.mask(*masks), reference.mask(*masks)
-    gaussian = torch.isin(plan.kind, GAUSSIANS).reshape([-1] + [1] * len(size))
-    assert (torch.where(gaussian, 0.0, out) == torch.where(gaussian, 0.0, expected)).all()
+    curved = torch.isin(plan.kind, CURVES).reshape([-1] + [1] * len(size))
+    assert (torch.where(curved, 0.0, out) == torch.where(curved, 0.0, expected)).all()
     assert (out - expected).abs().max() <= 4 * 2.0**-24
 
 
@@ -615,7 +615,7 @@ def reaches(w, kind, value, width, bits):
     stored = torch.isin(kind, FOURIERS)
     selects |= stored & bits
     found[((v == 0) | (v == 1)).all(2) & selects[:, None]] = SELECT
-    exact = (~torch.isin(kind, GAUSSIANS) & (~stored | bits))[:, None]
+    exact = (~torch.isin(kind, CURVES) & (~stored | bits))[:, None]
     found[(v == 1).all(2) & exact] = KEEP
     found[(v == 0).all(2) & exact] = TAKE
     return found
