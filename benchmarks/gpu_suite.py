@@ -266,6 +266,10 @@ class Suite:
         with log.open("a", encoding="utf-8") as file:
             print("$", *command, file=file, flush=True)
             begin = file.tell()
+            if (
+                signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+            ):  # in the background of a shell: who is started inherits it
+                signal.signal(signal.SIGINT, signal.default_int_handler)
             process = subprocess.Popen(
                 command, cwd=ROOT, env=env, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
             )

@@ -138,6 +138,7 @@ RANKS = """
 """
 
 
+@pytest.mark.thorough
 def test_two_ranks(example, tmp_path):
     """Two ranks mix differently and go on as they would have."""
     run_script(write_script(tmp_path / "ranks.py", RANKS), tmp_path, EXAMPLE.parent)
@@ -151,6 +152,7 @@ def test_two_ranks(example, tmp_path):
     assert all(not a & b for a, b in zip(*weights, strict=True)), "two ranks share a draw"
 
 
+@pytest.mark.thorough
 def test_as_a_script(example, tmp_path):
     """The command of its docstring, on the CPU, and that it learns what the stripes are."""
     printed = run_script(EXAMPLE, "--epochs", 3, "--cpu", "--steps", tmp_path)

@@ -1417,6 +1417,7 @@ print(f"rank {rank} ok")
 """
 
 
+@pytest.mark.thorough
 def test_two_ranks(tmp_path):
     script = tmp_path / "rank.py"
     script.write_text(textwrap.dedent(RANK))

@@ -256,6 +256,7 @@ def test_names_of_kernels(signature, name):
     assert device.kernel_name(signature) == name
 
 
+@pytest.mark.thorough
 def test_a_backend_that_does_not_start():
     rows, broken = gpu_first.measure(("reference", "cuda"), torch.device("cpu"), (2, 3, 4, 4))
     assert {row.backend for row in rows} == {"reference"}

@@ -100,6 +100,7 @@ def test_sparse_targets():
     assert all(torch.equal(a, b) for a, b in zip(targets, targets_, strict=True))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("sampling", ["host", "device"])
 def test_training_step_with_inductor(sampling):
     """A whole step, forward and backward, through the default compiler."""

@@ -406,6 +406,7 @@ def test_threads_change_nothing(cpp):
         torch.set_num_threads(threads)
 
 
+@pytest.mark.thorough
 def test_instruction_sets_change_nothing():
     code = """
         import hashlib, json
@@ -561,7 +562,7 @@ class Mixed(torch.utils.data.Dataset):
         return images, targets, {name for name in ran if name.startswith("fusedmix_")} == {"fusedmix_cpp::mix_batch"}
 
 
-@pytest.mark.parametrize("start", ["fork", "spawn"])
+@pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.thorough)])
 def test_dataloader_workers(start):
     """Workers mix by the C++ backend, also those that were forked from a process that did so on several threads."""
     if start not in torch.multiprocessing.get_all_start_methods():

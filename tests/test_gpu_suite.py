@@ -368,6 +368,7 @@ def test_pytest_benchmark_beside_xdist(tmp_path, ours):
     assert (done.returncode == 0) == ours
 
 
+@pytest.mark.thorough
 def test_a_stage_that_hangs_is_ended_with_all_that_it_started(suite, tmp_path):
     stage = gpu_suite.Stage("build")
     child = "import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(600)"
@@ -391,6 +392,7 @@ def test_a_stage_that_fails_keeps_the_end_of_its_output(suite):
     assert output.startswith("csrc/a.cu")
 
 
+@pytest.mark.thorough
 def test_a_stage_that_is_interrupted_leaves_its_report(suite, tmp_path):
     stage = gpu_suite.Stage("tests")
     (tmp_path / "test_slow.py").write_text("import time\n\ndef test_a(): pass\n\ndef test_b(): time.sleep(600)\n")
@@ -417,6 +419,8 @@ def test_without_nvcc_the_stages_of_cuda_say_so(suite, monkeypatch):
 @pytest.mark.parametrize("name", ["benchmark", "training"])
 def test_what_is_asked_of_a_benchmark_on_a_gpu_is_understood(suite, monkeypatch, name):
     """Its command as far as the question for a GPU, which is what a dry run asks otherwise."""
+    if name == "training":
+        pytest.importorskip("timm")
     asked = []
 
     def command(stage, words, limit):

@@ -321,6 +321,7 @@ RANKS = """
 """
 
 
+@pytest.mark.thorough
 def test_two_ranks(lightning, tmp_path):
     """Seeded alike, two ranks mix differently, train the same weights, and go on as they would have."""
     run_script(write_script(tmp_path / "ranks.py", RANKS), tmp_path)

@@ -216,6 +216,7 @@ print(f"rank {rank} ok")
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("sampling", ["host", "device"])
 def test_two_ranks(tmp_path, sampling):
     script = tmp_path / "rank.py"

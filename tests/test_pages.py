@@ -131,6 +131,8 @@ def test_commands(path, command, monkeypatch, capsys):
         analysis._parser().parse_args(rest[2:])
     elif program == "python":
         assert rest[1].startswith("benchmarks.")
+        if rest[1] in ("benchmarks.data_loader", "benchmarks.train_step"):
+            pytest.importorskip("timm")
         given = {word for word in rest if word.startswith("--")}
         assert given <= flags_of(rest[1], monkeypatch, capsys)
     elif program == "pip":

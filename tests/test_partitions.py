@@ -30,6 +30,8 @@ from fusedmix import backends, ops
 
 SIZE = (12, 10)
 
+pytestmark = pytest.mark.thorough
+
 
 class Partition(NamedTuple):
     """A piece of Inductor's program."""

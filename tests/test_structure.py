@@ -1307,6 +1307,7 @@ def test_inplace_refusals(what: str) -> None:
 # --- the program around it ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_without_torchvision() -> None:
     """A program that has not imported torchvision gets by without it, PIL included."""
     code = """

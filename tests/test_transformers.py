@@ -252,6 +252,7 @@ def test_mixed_loss_in_a_plain_trainer(transformers, vit, arguments, mixed):
         torch.testing.assert_close(loss.double(), cross_entropies(logits, dense).mean(), rtol=0, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_resuming(remembering, arguments, tmp_path):
     """From the middle of an epoch and from its end: the batches, losses and weights of an uninterrupted run.
 
@@ -288,6 +289,7 @@ def test_resuming(remembering, arguments, tmp_path):
             assert torch.equal(a, b)
 
 
+@pytest.mark.thorough
 def test_the_seed(remembering, vit, arguments):
     """That of the arguments, unless another is given; a second training mixes as the first."""
 
@@ -380,6 +382,7 @@ RANKS = """
 """
 
 
+@pytest.mark.thorough
 def test_two_ranks(transformers, tmp_path):
     """Seeded alike, two ranks mix differently, train the same weights, and go on as they would have."""
     run_script(write_script(tmp_path / "ranks.py", RANKS), tmp_path)
