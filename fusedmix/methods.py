@@ -56,17 +56,23 @@ class Families(IntFlag):
     @property
     def binary(self) -> bool:
         """Whether every mask is 0 or 1 everywhere."""
-        return not self & ~(Families.CUTS | Families.STORED)
+        return not int(self) & ~_BINARY
 
     @property
     def boxed(self) -> bool:
         """Whether there may be boxes."""
-        return bool(self & (Families.CUTS | Families.BOXES))
+        return bool(int(self) & _BOXED)
 
     @property
     def stored(self) -> bool:
         """Whether there may be masks that no formula gives."""
-        return bool(self & (Families.STORED | Families.LEVELS))
+        return bool(int(self) & _STORED)
+
+
+# As plain numbers: the arithmetic of flags takes microseconds, and every call asks.
+_BINARY = int(Families.CUTS | Families.STORED)
+_BOXED = int(Families.CUTS | Families.BOXES)
+_STORED = int(Families.STORED | Families.LEVELS)
 
 
 class Drawn(IntFlag):
