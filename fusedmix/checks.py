@@ -38,6 +38,7 @@ _PARTS: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
     "weight": (torch.float64, ()),
     "masks": (torch.int32, (WORDS,)),
 }
+_EVERY = sum(int(part) for part in Families)
 _WHOLE_BATCH = "A plan is for a whole batch and cannot be cut: mix the whole batch, then split what comes out."
 
 
@@ -337,9 +338,8 @@ def partners(x: Tensor, *, permutation: bool = False) -> None:
 def records(x: Tensor, families: int, *, stored: bool, spatial: bool = True) -> None:
     """Raises ValueError if `families` is no set of them, or a mask is of none of them, of FMix's without pixels (unless
     `stored`), or of another one than the constants where masks are not `spatial`."""
-    every = sum(Families)
-    if not 0 < families <= every:
-        raise ValueError(f"families must be a set of families, a number in [1, {every}], but got {families}.")
+    if not 0 < families <= _EVERY:
+        raise ValueError(f"families must be a set of families, a number in [1, {_EVERY}], but got {families}.")
     if not readable(x):
         return
     x = _unwrapped(x)

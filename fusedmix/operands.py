@@ -21,6 +21,7 @@ from fusedmix.methods import WIDTH, Column, Method, Number, Pairing, Per, Reduct
 from fusedmix.spec import families
 
 _FLOATING = checks.IMAGE_DTYPES[:4]
+_METHODS = frozenset(Method)
 
 
 def checked(name: str, schema: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -87,7 +88,7 @@ def _spec(spec: Tensor) -> bool:
     checks.integer("the number of methods", spec.shape[0], 1)
     for i, row in enumerate(spec.tolist()):
         method = row[Column.METHOD]
-        known = method in set(Method)
+        known = method in _METHODS
         if known:
             family = masks.of(Method(int(method)))
             known = row[Column.DRAWS] == family.draws and row[Column.FAMILIES] == family.may_hold(row)
@@ -226,7 +227,7 @@ def _check_step(x: Tensor, y: Tensor, *args: Any) -> None:
     *request, num_classes, _ = args
     _check_sample(*request)
     spec, batch_size, size = request[:3]
-    if _spec(spec):
+    if families(spec).stored:  # it has been checked
         raise ValueError("FMix cannot be mixed in one call: its masks are made between the plan and the images.")
     checks.batch("x", x)
     if x.ndim < len(size) + 1 or x.shape[0] != batch_size or tuple(x.shape[x.ndim - len(size) :]) != tuple(size):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -21,8 +21,9 @@ from fusedmix.methods import Families, Kind, Method
 
 FAMILIES = (constant.FAMILY, box.FAMILY, gaussian.FAMILY, fourier.FAMILY, smooth.FAMILY)
 _OF = {method: family for family in FAMILIES for method in family.methods}
-# The kinds that each part of a set of families holds. Of the constant 1 there may be one in any.
-KINDS = {part: family.kinds for part in Families for family in FAMILIES if family.parts & part}
+# The kinds that each part of a set of families holds, as numbers: the arithmetic of flags takes microseconds. Of the
+# constant 1 there may be one in any.
+KINDS = {int(part): family.kinds for part in Families for family in FAMILIES if family.parts & part}
 
 
 def of(method: Method) -> Family:
@@ -49,7 +50,7 @@ def generate(
             continue
         masks = family.make(method, rows, lam.double(), draws, size)
         if made is not None:
-            own = functools.reduce(operator.or_, (method == of for of in family.methods))
+            own = _among(method, family.methods)
             masks = Masks(
                 torch.where(own.unsqueeze(1), masks.records, made.records), torch.where(own, masks.weight, made.weight)
             )
@@ -78,11 +79,8 @@ def evaluate(records: Tensor, families: int, size: tuple[int, ...], stored: Tens
     made = records.new_full((n, *sides), math.nan, dtype=torch.float32)
     kinds = kind(records).reshape(-1, 1, 1, 1)
     for family in FAMILIES:
-        if family is constant.FAMILY or any(
-            families & part and family.kinds == kinds_of for part, kinds_of in KINDS.items()
-        ):
-            own = functools.reduce(operator.or_, (kinds == of for of in family.kinds))
-            made = torch.where(own, family.evaluate(records, sides, stored), made)
+        if family is constant.FAMILY or families & int(family.parts):
+            made = torch.where(_among(kinds, family.kinds), family.evaluate(records, sides, stored), made)
     return made.reshape(n, *size)
 
 
@@ -92,11 +90,15 @@ def holds(records: Tensor, families: int) -> Tensor:
     held = (kinds == Kind.CONSTANT) & (outer == 1)
     for part, of_part in KINDS.items():
         if families & part:
-            own = functools.reduce(operator.or_, (kinds == of for of in of_part))
+            own = _among(kinds, of_part)
             held = held | (own & (outer == 1) & (inner == 0) if part == Families.CUTS else own)
     return held
 
 
 def is_stored(records: Tensor) -> Tensor:
     """(n,) bool: whether each record is of a mask that no formula gives."""
-    return functools.reduce(operator.or_, (kind(records) == of for of in KINDS[Families.STORED]))
+    return _among(kind(records), KINDS[Families.STORED])
+
+
+def _among(x: Tensor, numbers: Iterable[int]) -> Tensor:
+    return functools.reduce(operator.or_, (x == number for number in numbers))
