@@ -219,6 +219,7 @@ class Suite:
         workers = min(12, os.cpu_count() or 1)
         parallel = ["-n", str(workers)] if workers > 1 and find_spec("xdist") else []
         options = ["-q", "-k", which, "-m", "", "-p", "no:cacheprovider"]  # -m "": those marked thorough as well
+        options.append(f"--write-failures={self.logs / f'{stage.name}-failures.txt'}")
         command = [sys.executable, "-m", "pytest", *self.given.tests, *options]
         if self.given.tests == DEFAULT_TESTS:
             command.append("--on-gpu")
