@@ -45,6 +45,11 @@ WRONG = {
     "shared_uninitialised": rf"uninitialised: block \d, thread 77 reads element 77 of shared 'values' {SITE}, which",
     "shared_out_of_bounds": rf"out of bounds: {WHO} writes element 1\d\d of shared 'values' {SITE}, which has 100",
     "shared_too_much": "too much shared memory: 49160 bytes with 'values', at most 49152",
+    "dynamic_race": WITHIN.format(rf"element \d+ of shared 'values' {SITE}"),
+    "dynamic_uninitialised": rf"uninitialised: {WHO} reads element 99 of shared 'values' {SITE}, which nothing has",
+    "dynamic_out_of_bounds": rf"out of bounds: {WHO} writes element 1\d\d of shared 'values' {SITE}, which has 100",
+    "dynamic_twice": "dynamic shared memory twice: as 'values' and as 'indices'",
+    "dynamic_and_too_much": "too much shared memory: 40000 bytes with 'values', at most 37376",
     "out_of_bounds": f"out of bounds: block 1, thread 2 writes 4 bytes at byte {4 * N} of 'out', which has {4 * N}",
     "out_of_bounds_in_part": f"out of bounds: block 1, thread 2 reads 8 bytes at byte -4 of 'in', which has {4 * N}",
     "misaligned": "misaligned: block 1, thread 2 reads 16 bytes at byte 8 of 'in', address 8 past a multiple of 16",
@@ -54,6 +59,12 @@ WRONG = {
     "writes_read_only": f"read-only: {WHO} writes 4 bytes at byte \\d+ of 'in'",
     "returns_before_barrier": r"barrier divergence: block 1: thread \d+ waits at \S+selftest.cpp:\d+, thread 2 has ret",
     "waits_elsewhere": r"barrier divergence: block \d: thread \d+ waits at \S+:\d+, thread \d+ waits at \S+:\d+",
+}
+
+# kernel -> bytes of shared memory that its launch gives
+DYNAMIC = {
+    **dict.fromkeys(("dynamic_race", "dynamic_uninitialised", "dynamic_out_of_bounds", "dynamic_twice"), 400),
+    "dynamic_and_too_much": 64000,
 }
 
 
@@ -72,17 +83,18 @@ def shim(selftest):
     selftest.set_yield_probability(1 / 32)
 
 
-def watch(shim, in_writable=True, out_initialised=False):
-    """Fresh buffers `in` (0, 1, 2, …) and `out` of N floats, and these alone."""
+def watch(shim, in_writable=True, out_initialised=False, n=N):
+    """Fresh buffers `in` (0, 1, 2, …) and `out` of n floats, and these alone."""
     shim.forget_all()
-    a, b = torch.arange(N, dtype=torch.float32), torch.zeros(N)
+    a, b = torch.arange(n, dtype=torch.float32), torch.zeros(n)
     shim.watch(a.data_ptr(), a.nbytes, "in", writable=in_writable)
     shim.watch(b.data_ptr(), b.nbytes, "out", initialised=out_initialised)
     return a, b
 
 
-def run(shim, kernel, a, b, blocks=BLOCKS, threads=THREADS):
-    shim.run(kernel, blocks, threads, a.data_ptr(), b.data_ptr(), a.numel())
+def run(shim, kernel, a, b, blocks=BLOCKS, threads=THREADS, shared_bytes=None, dependent=False):
+    shared_bytes = DYNAMIC.get(kernel, 0) if shared_bytes is None else shared_bytes
+    shim.run(kernel, blocks, threads, a.data_ptr(), b.data_ptr(), a.numel(), shared_bytes, dependent)
 
 
 def schedules(shim):
@@ -129,6 +141,31 @@ def test_threads_of_a_block_hand_over_memory(shim):
         assert torch.equal(b.view(BLOCKS, THREADS), a.view(BLOCKS, THREADS).flip(1))
 
 
+@pytest.mark.parametrize("share", [1, 1024, 24 * 1024])
+def test_dynamic_shared_memory(shim, share):
+    """Of blocks as wide as there are, and more than a kernel may declare."""
+    for seed in SEEDS[:3]:
+        shim.seed(seed)
+        a, b = watch(shim, n=3 * share)
+        run(shim, "reverse_in_dynamic", a, b, blocks=3, threads=1024, shared_bytes=4 * share)
+        assert torch.equal(b.view(3, share), a.view(3, share).flip(1))
+        assert shim.launches()[-1]["shared_bytes"] == 4 * share
+
+
+def test_a_launch_has_no_more_shared_memory_than_the_device(shim):
+    device = shim.limits()
+    a, b = watch(shim)
+    more = shim.limits()
+    more.shared_bytes = 227 * 1024
+    for limits in (device, more):
+        shim.set_limits(limits)
+        run(shim, "copy", a, b, shared_bytes=limits.shared_bytes)
+        said = f"^too much shared memory: {limits.shared_bytes + 1} bytes for a launch, at most {limits.shared_bytes}"
+        with pytest.raises(shim.ShimError, match=said):
+            run(shim, "copy", a, b, shared_bytes=limits.shared_bytes + 1)
+    shim.set_limits(device)
+
+
 def test_shared_arrays_are_used_like_arrays(shim):
     a, b = watch(shim)
     run(shim, "shared_operators", a, b, threads=1)
@@ -158,6 +195,78 @@ def test_wrong_kernels_are_found_out(shim, kernel):
         # The next launch is none the worse for it.
         run(shim, "copy", a, b)
         assert torch.equal(a, b)
+
+
+# The faults of a kernel that mixes in place -> what is said. `in` is exchanged, `out` has the plan.
+WRONG_MIXES = {
+    "no_barrier": WITHIN.format(r"byte \d+ of 'in'"),
+    "no_barrier_shared": rf"(race within a block|uninitialised): .*element \d+ of shared 'column' {SITE}",
+    "shared_column": BETWEEN.format(r"\d+", "in"),
+    "shared_column_shared": BETWEEN.format(r"\d+", "in"),
+    "stores_early": rf"exchange: {WHO} reads byte \d+ of 'in', which {WHO} has written in this launch",
+    "stores_twice": rf"exchange: {WHO} writes byte \d+ of 'in', which {WHO} has written in this launch",
+    "reads_early": rf"no wait: {WHO} reads byte \d+ of 'out', which the launch before may still write",
+    "reads_sometime_early": "no wait: block 1, thread 500 reads byte 12 of 'out', which the launch before may still w",
+    "writes_early": "no wait: block 0, thread 9 writes byte 36 of 'out', which the launch before may still read",
+}
+WIDE = 1024
+EARLY = ("reads_early", "reads_sometime_early", "writes_early")
+
+
+def mix_columns(shim, kernel, columns=3, dependent=True):
+    """Draws a plan and mixes by it. Returns the batch as it was, and as it is."""
+    a, b = watch(shim, out_initialised=True, n=columns * WIDE)
+    shim.exchange("in")
+    was = a.view(8, -1).clone()
+    run(shim, "draw_partners", a, b, blocks=2)
+    run(shim, kernel, a, b, columns, WIDE, 4 * WIDE, dependent)
+    return was, a.view(8, -1)
+
+
+@pytest.mark.parametrize("kernel", ["mix_columns", "mix_columns_shared"])
+@pytest.mark.parametrize("dependent", [False, True])
+def test_mixing_in_place(shim, kernel, dependent):
+    for _ in schedules(shim):
+        was, now = mix_columns(shim, kernel, dependent=dependent)
+        assert torch.equal(now, (was + was[(3 * torch.arange(8) + 2) % 8]) / 2)
+        drawn, mixed = shim.launches()[-2:]
+        assert (drawn["dependent"], mixed["dependent"]) == (False, dependent)
+        assert mixed["buffers"]["in"]["max_writes"] == 1
+
+
+@pytest.mark.parametrize("kernel", WRONG_MIXES)
+def test_wrong_mixes_are_found_out(shim, kernel):
+    for _ in schedules(shim):
+        with pytest.raises(shim.ShimError, match=f"^{WRONG_MIXES[kernel]}"):
+            mix_columns(shim, kernel)
+
+
+@pytest.mark.parametrize("kernel", EARLY)
+def test_a_launch_that_does_not_overlap_need_not_wait(shim, kernel):
+    was, now = mix_columns(shim, kernel, dependent=False)
+    assert not torch.equal(was, now)
+
+
+def test_what_is_not_exchanged_may_be_written_and_read(shim):
+    for kernel in ("stores_early", "stores_twice"):
+        a, b = watch(shim, out_initialised=True, n=WIDE)
+        run(shim, "draw_partners", a, b)
+        run(shim, kernel, a, b, 1, WIDE, 4 * WIDE)
+
+
+def test_only_a_launch_that_lets_it_is_overlapped(shim):
+    """Else a kernel of someone else, which may still write the images, would be."""
+    a, b = watch(shim, out_initialised=True, n=WIDE)
+    said = "^no such launch: dependent, and the launch before does not let it start"
+    for before in (("copy", a, b), ("mix_columns", a, b, 1, WIDE, 4 * WIDE)):
+        run(shim, "draw_partners", a, b)
+        run(shim, *before)
+        with pytest.raises(shim.ShimError, match=said):
+            run(shim, "mix_columns", a, b, 1, WIDE, 4 * WIDE, dependent=True)
+    run(shim, "draw_partners", a, b)
+    with pytest.raises(shim.ShimError, match=r"^let_next_start\(\): block 1, thread 2 is of a dependent launch itself"):
+        run(shim, "starts_next_early", a, b, dependent=True)
+    run(shim, "starts_next_early", a, b)
 
 
 def test_exceptions_of_a_kernel_reach_the_caller(shim):
@@ -270,6 +379,7 @@ def test_what_a_launch_did(shim):
         "arguments": copy["arguments"],
         "shared_bytes": 0,
         "error": None,
+        "dependent": False,
         "buffers": {
             "in": {**nothing, **read, "read_widths": {16: N // 4}},
             "out": {**nothing, **written, "write_widths": {16: N // 4}},

@@ -54,14 +54,12 @@ struct Target final : cuda::Memory {
     check(cudaMemcpyAsync(there, bytes, size, cudaMemcpyHostToDevice, static_cast<cudaStream_t>(stream)));
     return there;
   }
-  int multiprocessors() override {
-    static std::array<int, 64> known{};  // two threads may both ask: they write the same number
-    int count = device < 64 ? known[device] : 0;
-    if (count == 0) {
-      check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
-      if (device < 64) known[device] = count;
-    }
-    return count;
+  // Asked of each device once; two threads may both ask: they write the same numbers.
+  const device::Limits& limits() override {
+    static std::array<device::Limits, 64> known{};
+    device::Limits& its = known[device % 64];
+    if (its.multiprocessors == 0 || device >= 64) check(cuda::limits(its));
+    return its;
   }
   void check(int error) override {
     if (error == 0) return;
@@ -232,7 +230,7 @@ Tensor mix_labels(Tensor labels, Tensor partner, Tensor weight, int64_t num_clas
   cuda::GivenPlan plan = target.with_partners(batch, kRandom, partner);
   target.add_weights(plan, weight, false);
   const auto [targets, out] = targets_of(target, labels, num_classes, label_smoothing);
-  cuda::Pass(target, nullptr, kRandom).mix(cuda::place(target, plan), targets);
+  target.check(cuda::write_targets(cuda::place(target, plan), targets, target.stream));
   return out;
 }
 

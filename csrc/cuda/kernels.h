@@ -2,6 +2,7 @@
 // a cudaError_t, 0 if all is well.
 #pragma once
 
+#include "../include/fusedmix/division.h"
 #include "../include/fusedmix/labels.h"
 #include "../include/fusedmix/layout.h"
 #include "../include/fusedmix/masks.h"
@@ -51,27 +52,41 @@ struct Targets {
   ElementType out_type;
 };
 
-// How a launch goes through the batch; see mix.cu.
-struct Walk {
-  int32_t width;     // elements that a thread moves at a time
-  int64_t columns;   // vectors of that width in a sample
-  int64_t tiles;     // blocks across a sample
-  int64_t units;     // blocks along the batch
-  int64_t span;      // samples, or pairs, of a unit
-  bool heads;        // every span-th sample is a head, at which walks stop
-  int64_t staged_bytes;  // of scratch, for the heads in place
+// How a launch goes through a batch; mix_kernel.h has the kernels.
+enum class Way : int32_t {
+  kNone,    // there is nothing to do
+  kEach,    // out of place: blocks have a tile of two samples, and read their partners as well
+  kPairs,   // kFlip: blocks have a tile of both samples of a pair
+  kRoll,    // in place, kRoll: blocks have a column of all samples, and go from the last to the first
+  kTile,    // in place: blocks have a column of all samples, all of which they read before they write any
+  kSlices,  // in place, where a column of all samples does not fit: kEach into scratch, and back, a part of all samples at a time
+};
+struct Shape {
+  Way way;
+  int32_t width;         // elements that a thread moves at a time
+  int64_t columns;       // vectors of that width in a sample
+  int32_t log_column;    // kRoll, kTile: a block has 2^log_column vectors of every sample
+  bool by_tile;          // kEach: blocks of one tile of all samples follow each other, not those of all tiles of a sample
+  int64_t shared_bytes;  // kTile
+  int64_t slice;         // kSlices: vectors of every sample at a time
 };
 
-// Chooses for a chip of so many multiprocessors. Throws std::invalid_argument for a batch that no launch can address.
-Walk plan_walk(const Images& images, int32_t pairing, int multiprocessors);
-// The same out of place, for partners that are no permutation: every sample by itself, and its partner is read a second time.
-Walk walk_each(Walk walk, int64_t batch);
+// Throws std::invalid_argument for a batch that no launch can address.
+Shape shape_of(const Images& images, int32_t pairing, const device::Limits& chip);
 
-// Copies the heads aside. Only for a walk with staged_bytes > 0, and only if sample() has not done it.
-int stage(const Images& images, const Walk& walk, void* staged, void* stream);
+// What the current device allows.
+int limits(device::Limits& out);
 
-// One launch: the images (null: none) and the targets (labels null: none).
-int mix(const Images* images, const LaunchPlan& plan, const Walk& walk, const void* staged, const Targets& targets, void* stream);
+// Launches that mix; `targets` (labels null: none) that one launch can write besides are written by it. `inverse`: (B,) whose
+// partner a sample is, for the adjoint, unless a formula has it. `scratch`: for kSlices.
+int mix(const Images& images, const LaunchPlan& plan, const Shape& shape, const int32_t* inverse, void* scratch,
+        const Targets& targets, void* stream);
+int64_t scratch_bytes(const Images& images, const Shape& shape);
+// Whether mix() writes the targets; others need a launch of their own.
+bool beside_images(const Targets& targets);
+int write_targets(const LaunchPlan& plan, const Targets& targets, void* stream);
+// Of a permutation; of anything else numbers in [0, batch).
+int invert(const LaunchPlan& plan, int64_t batch, int32_t* inverse, void* stream);
 
 // Everything random, from a seed. Pointers are to device memory, but for `rows`.
 struct Sampling {
@@ -92,8 +107,8 @@ struct Sampling {
 };
 constexpr int kInlineRows = 16;
 
-// One launch: the plan, and the heads of a batch that will be mixed in place (images null: none).
-int sample(const Sampling& sampling, const Images* images, const Walk& walk, void* staged, void* stream);
+// One launch.
+int sample(const Sampling& sampling, void* stream);
 
 // The Fourier masks of a plan of `batch` samples (fusedmix/fourier.py, masks). Pointers are to device memory, but for `rows`.
 struct Fourier {

@@ -102,18 +102,9 @@ FUSEDMIX_DEVICE MixedClasses<Compute<T>> mixed_classes(const LossArgs& args, con
 // A soft label of any type.
 template <class C>
 FUSEDMIX_DEVICE C load_soft(const Loss& loss, int64_t at) {
-  switch (loss.label_type) {
-    case kLabelFloat: return static_cast<C>(device::load(static_cast<const float*>(loss.labels) + at));
-    case kLabelHalf: return static_cast<C>(to_compute(device::load(static_cast<const Half*>(loss.labels) + at)));
-    case kLabelBFloat16: return static_cast<C>(to_compute(device::load(static_cast<const BFloat16*>(loss.labels) + at)));
-    case kLabelDouble: return static_cast<C>(device::load(static_cast<const double*>(loss.labels) + at));
-    default: {
-      Targets t{};
-      t.labels = loss.labels;
-      t.label_type = loss.label_type;
-      return static_cast<C>(load_integer(t, at));
-    }
-  }
+  return of_label(loss.label_type, [&](auto label) {
+    return label_as<C>(device::load(static_cast<const decltype(label)*>(loss.labels) + at));
+  });
 }
 
 // The targets of binary cross entropy of a row.

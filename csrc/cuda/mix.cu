@@ -1,4 +1,5 @@
-// Launches that mix, stage and show masks.
+// Launches that mix, write targets and show masks.
+#include <algorithm>
 #include <stdexcept>
 
 #include "mix_kernel.h"
@@ -6,7 +7,62 @@
 namespace fusedmix::cuda {
 namespace {
 
-FUSEDMIX_KERNEL(kThreads) stage_kernel(FUSEDMIX_ARGS(StageArgs, args)) { stage_block(args, device::block()); }
+// A part of all samples, mixed aside, back to where it belongs.
+struct BackArgs {
+  const char* packed;
+  char* dst;
+  Loops loops;
+  Divisor tiles;
+  uint32_t first_column, columns;
+  int64_t packed_batch;
+  int32_t vector_bytes;
+};
+
+FUSEDMIX_KERNEL(kThreads) back_kernel(FUSEDMIX_ARGS(BackArgs, args)) {
+  const uint32_t i = divide(device::block(), args.tiles), tile = device::block() - i * args.tiles.number;
+  const uint32_t at = tile * kThreads + device::thread();
+  if (at >= args.columns) return;
+  const Place<1> place = place_of<1>(args.loops, args.first_column + at);
+  const char* from = args.packed + i * args.packed_batch + static_cast<int64_t>(at) * args.vector_bytes;
+  char* to = args.dst + i * args.loops.dst_batch + place.dst;
+  switch (args.vector_bytes) {
+    case 16: return store_vector<uint8_t, 16>(to, load_vector<uint8_t, 16>(from));
+    case 8: return store_vector<uint8_t, 8>(to, load_vector<uint8_t, 8>(from));
+    case 4: return store_vector<uint8_t, 4>(to, load_vector<uint8_t, 4>(from));
+    case 2: return store_vector<uint8_t, 2>(to, load_vector<uint8_t, 2>(from));
+    default: return store_vector<uint8_t, 1>(to, load_vector<uint8_t, 1>(from));
+  }
+}
+
+struct TargetArgs {
+  Targets targets;
+  LaunchPlan plan;
+};
+
+FUSEDMIX_KERNEL(kThreads) targets_kernel(FUSEDMIX_ARGS(TargetArgs, args)) {
+  switch (args.targets.out_type) {
+    case ElementType::kFloat16: return write_any<Half>(args.targets, args.plan);
+    case ElementType::kBFloat16: return write_any<BFloat16>(args.targets, args.plan);
+    case ElementType::kFloat64: return write_any<double>(args.targets, args.plan);
+    default: return write_any<float>(args.targets, args.plan);
+  }
+}
+
+struct InvertArgs {
+  int64_t batch;
+  int32_t* inverse;
+  LaunchPlan plan;
+};
+
+// One block. Where partners are no permutation, which only the host could refuse, some samples are their own inverse.
+FUSEDMIX_WIDE_KERNEL(kTileThreads, 1) invert_kernel(FUSEDMIX_ARGS(InvertArgs, args)) {
+  const PlanView plan = view_of(args.plan);
+  for (int64_t i = device::thread(); i < args.batch; i += kTileThreads) device::store(args.inverse + i, static_cast<int32_t>(i));
+  device::sync();
+  for (int64_t i = device::thread(); i < args.batch; i += kTileThreads) {
+    device::store(args.inverse + partner_of(plan, i, args.batch), static_cast<int32_t>(i));
+  }
+}
 
 struct MaskArgs {
   PlanView plan;
@@ -33,38 +89,102 @@ FUSEDMIX_KERNEL(kThreads) mask_kernel(FUSEDMIX_ARGS(MaskArgs, args)) {
   device::store(args.out + at, value);
 }
 
-}  // namespace
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-int mix(const Images* images, const LaunchPlan& plan, const Walk& walk, const void* staged, const Targets& targets, void* stream) {
-  MixArgs args{};
-  args.plan = plan;
-  args.targets = targets;
-  if (images != nullptr) {
-    args.src = static_cast<const char*>(images->src);
-    args.dst = static_cast<char*>(images->dst);
-    args.staged = static_cast<const char*>(staged);
-    args.loops = loops_of(images->layout, walk);
-    const bool in_place = images->src == images->dst;
-    args.walk = {images->layout.batch, walk.tiles, walk.span, walk.heads, in_place};
-    args.mix_blocks = walk.tiles * walk.units;
-    args.limit = plan.view.pairing == kFlip ? (images->layout.batch + 1) / 2 : images->layout.batch;
-  }
-  const int64_t blocks = launchable(args.mix_blocks + target_blocks(targets));
-  if (blocks == 0) return 0;
-  if (images == nullptr) return launch_mix<float>(args, 1, false, blocks, stream);
-  switch (images->type) {
-    case ElementType::kFloat32: return launch_mix<float>(args, walk.width, images->adjoint, blocks, stream);
-    case ElementType::kFloat16: return launch_mix<Half>(args, walk.width, images->adjoint, blocks, stream);
-    case ElementType::kBFloat16: return launch_mix<BFloat16>(args, walk.width, images->adjoint, blocks, stream);
-    case ElementType::kFloat64: return launch_mix<double>(args, walk.width, images->adjoint, blocks, stream);
-    default: return launch_mix<uint8_t>(args, walk.width, images->adjoint, blocks, stream);
+Loops loops_of(const Layout& layout, ElementType type, const Shape& shape) {
+  const Row row = innermost_row(layout);
+  const int64_t size = element_size(type);
+  const auto inner = static_cast<int32_t>(row.axis < 0 ? INT32_MAX : row.inner);
+  Loops loops{row.outer_rank + 1, row.axis, inner, divisor(inner), static_cast<uint32_t>(shape.columns), layout.src_batch * size,
+              layout.dst_batch * size, {}};
+  const auto loop = [&](const Dim& dim) { return Loop{divisor(dim.size), dim.axis, dim.src * size, dim.dst * size}; };
+  std::transform(layout.dims, layout.dims + row.outer_rank, loops.dims, loop);
+  loops.dims[row.outer_rank] = loop({row.length / shape.width, row.src_step * shape.width, row.dst_step * shape.width, row.axis});
+  return loops;
+}
+
+int launch(const Images& images, const Shape& shape, const MixArgs& args, Way way, int threads, void* stream) {
+  const int64_t blocks = launchable(args.mix_blocks + divide_up(args.targets.entries, threads * kTargetsPerThread));
+  const Launch l{args, way, images.adjoint, blocks, way == Way::kTile ? shape.shared_bytes : 0, stream};
+  switch (images.type) {
+    case ElementType::kFloat32: return launch_mix<float>(l, shape.width);
+    case ElementType::kFloat16: return launch_mix<Half>(l, shape.width);
+    case ElementType::kBFloat16: return launch_mix<BFloat16>(l, shape.width);
+    case ElementType::kFloat64: return launch_mix<double>(l, shape.width);
+    default: return launch_mix<uint8_t>(l, shape.width);
   }
 }
 
-int stage(const Images& images, const Walk& walk, void* staged, void* stream) {
-  const StageArgs args = stage_args(images, walk, staged);
-  const int64_t blocks = launchable(stage_blocks(args));
-  return blocks == 0 ? 0 : device::launch(stage_kernel, blocks, kThreads, stream, args);
+int launch_each(const Images& images, const Shape& shape, MixArgs args, void* stream) {
+  const int64_t tiles = divide_up(args.columns, kEachThreads), groups = divide_up(images.layout.batch, kEachSamples);
+  args.by_tile = shape.by_tile;
+  args.inner = divisor(args.by_tile ? groups : tiles);
+  args.mix_blocks = tiles * groups;
+  return launch(images, shape, args, Way::kEach, kEachThreads, stream);
+}
+
+}  // namespace
+
+int limits(device::Limits& out) { return device::limits(out); }
+
+bool beside_images(const Targets& targets) { return targets.labels == nullptr || are_classes(targets); }
+
+int64_t scratch_bytes(const Images& images, const Shape& shape) {
+  if (shape.way != Way::kSlices) return 0;
+  return images.layout.batch * shape.slice * shape.width * element_size(images.type);
+}
+
+int mix(const Images& images, const LaunchPlan& plan, const Shape& shape, const int32_t* inverse, void* scratch, const Targets& targets,
+        void* stream) {
+  const int64_t batch = images.layout.batch, vector_bytes = int64_t{shape.width} * element_size(images.type);
+  MixArgs args{};
+  args.src = static_cast<const char*>(images.src);
+  args.dst = static_cast<char*>(images.dst);
+  args.loops = loops_of(images.layout, images.type, shape);
+  args.batch = static_cast<int32_t>(batch);
+  args.inverse = inverse;
+  args.columns = args.loops.columns;
+  args.log_column = shape.log_column;
+  args.targets = class_targets(targets);
+  args.plan = plan;
+  switch (shape.way) {
+    case Way::kNone: return 0;
+    case Way::kEach: return launch_each(images, shape, args, stream);
+    case Way::kPairs: {
+      const int64_t tiles = divide_up(args.columns, kPairThreads);
+      args.inner = divisor(tiles);
+      args.mix_blocks = tiles * ((batch + 1) / 2);
+      return launch(images, shape, args, Way::kPairs, kPairThreads, stream);
+    }
+    case Way::kRoll:
+    case Way::kTile:
+      args.mix_blocks = divide_up(args.columns, int64_t{1} << shape.log_column);
+      return launch(images, shape, args, shape.way, shape.way == Way::kRoll ? kRollThreads : kTileThreads, stream);
+    case Way::kSlices: break;
+  }
+  // All of a slice is read before any of it is written: launches of a stream follow each other.
+  for (int64_t first = 0; first < shape.columns; first += shape.slice) {
+    args.first_column = static_cast<uint32_t>(first);
+    args.columns = static_cast<uint32_t>(std::min(shape.slice, shape.columns - first));
+    args.dst = static_cast<char*>(scratch);
+    args.packed_batch = args.columns * vector_bytes;
+    if (const int error = launch_each(images, shape, args, stream); error != 0) return error;
+    const int64_t tiles = divide_up(args.columns, kThreads);
+    const BackArgs back{args.dst,          static_cast<char*>(images.dst), args.loops, divisor(tiles), args.first_column, args.columns,
+                        args.packed_batch, static_cast<int32_t>(vector_bytes)};
+    if (const int error = device::launch(back_kernel, launchable(tiles * batch), kThreads, stream, back); error != 0) return error;
+    args.targets = {};  // once
+  }
+  return 0;
+}
+
+int write_targets(const LaunchPlan& plan, const Targets& targets, void* stream) {
+  const int64_t blocks = launchable(target_blocks(targets));
+  return blocks == 0 ? 0 : device::launch(targets_kernel, blocks, kThreads, stream, TargetArgs{targets, plan});
+}
+
+int invert(const LaunchPlan& plan, int64_t batch, int32_t* inverse, void* stream) {
+  return device::launch(invert_kernel, 1, kTileThreads, stream, InvertArgs{batch, inverse, plan});
 }
 
 int masks(const PlanView& plan, int64_t n, const int64_t* size, float* out, void* stream) {

@@ -3,10 +3,10 @@
 namespace fusedmix::cuda {
 
 template <>
-int launch_mix<BFloat16>(const MixArgs& args, int width, bool adjoint, int64_t blocks, void* stream) {
-  if (width == 8) return launch_mix_as<BFloat16, 8>(args, adjoint, blocks, stream);
-  if (width == 2) return launch_mix_as<BFloat16, 2>(args, adjoint, blocks, stream);
-  return launch_mix_as<BFloat16, 1>(args, adjoint, blocks, stream);
+int launch_mix<BFloat16>(const Launch& launch, int width) {
+  if (width == 8) return launch_set<BFloat16, 8>(launch);
+  if (width == 2) return launch_set<BFloat16, 2>(launch);
+  return launch_set<BFloat16, 1>(launch);
 }
 
 }  // namespace fusedmix::cuda

@@ -3,9 +3,9 @@
 namespace fusedmix::cuda {
 
 template <>
-int launch_mix<float>(const MixArgs& args, int width, bool adjoint, int64_t blocks, void* stream) {
-  if (width == 4) return launch_mix_as<float, 4>(args, adjoint, blocks, stream);
-  return launch_mix_as<float, 1>(args, adjoint, blocks, stream);
+int launch_mix<float>(const Launch& launch, int width) {
+  if (width == 4) return launch_set<float, 4>(launch);
+  return launch_set<float, 1>(launch);
 }
 
 }  // namespace fusedmix::cuda

@@ -1,226 +1,412 @@
-// Mixes a batch: images and targets in one launch. The kernel; mix_<type>.cu compiles it for a type, mix.cu launches it.
+// Mixes a batch. The kernels, one for each way through it (kernels.h); mix_<type>.cu compiles them, for sets of families of
+// masks, of which a kernel has the code and no more; mix.cu launches them.
 //
-// A block owns kThreads vectors of every sample (a tile) in one unit of the batch; walk.h has the order in which it goes
-// through the samples. kAhead loads are under way before the first is used: at 16 bytes a thread and 128 threads a block
-// that is 16 KiB, and three blocks on a multiprocessor have the 48 KiB in flight that an H200 needs.
+// A thread moves vectors of 16 bytes, and some of them are under way before the first is used: a multiprocessor of an H100 needs
+// about 40 KB in flight. What bounds a kernel besides is the number of instructions a vector: 300 are issued in the time that
+// memory takes to move one.
+//
+// In place every thread reads what it needs of a column (some vectors of every sample, which lie above each other) before any
+// thread writes any of it: the block owns the column, and waits once in between.
 #pragma once
 
-#include "../include/fusedmix/blend.h"
-#include "stage.h"
 #include "targets.h"
-#include "walk.h"
+#include "vector.h"
 
 namespace fusedmix::cuda {
 
 struct MixArgs {
   const char* src;
   char* dst;
-  const char* staged;  // (heads, columns) vectors, or null: heads are as they were in src
   Loops loops;
-  WalkArgs walk;
+  int32_t batch;
+  const int32_t* inverse;  // of the adjoint, where no formula has it
+  bool by_tile;            // kEach
+  Divisor inner;           // of blocks, the number of those that follow each other: tiles of a sample, or groups of samples
+  uint32_t first_column, columns;  // that this launch mixes
+  int64_t packed_batch;    // not 0: samples of dst lie so many bytes apart, and have only those columns, packed
+  int32_t log_column;      // kRoll, kTile
   int64_t mix_blocks;
-  int64_t limit;  // samples, or pairs, that units divide
-  Targets targets;
+  ClassTargets targets;
   LaunchPlan plan;
 };
 static_assert(sizeof(MixArgs) <= 4096, "kernel arguments");
 
-template <class T>
-constexpr int kAhead = sizeof(T) == 1 ? 4 : 8;  // 16 bytes of uint8 are 16 blends: 8 times that are 260 KB of code
+constexpr int kEachThreads = 256, kEachSamples = 2, kPairThreads = 256, kRollThreads = 256, kTileThreads = 512;
 
-// kPixels: the plan may have masks that are stored. Apart from the other kernel, which none of that may cost a register.
-template <class T, int V, bool kAdjoint, bool kPixels>
-FUSEDMIX_KERNEL(kThreads) mix_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
-  FUSEDMIX_SHARED(uint8_t, starts, kThreads);
-  const PlanView plan = view_of(args.plan);
-  if (device::block() >= args.mix_blocks) return write_targets(args.targets, args.plan, device::block() - args.mix_blocks);
-  const int64_t unit = device::block() / args.walk.tiles, tile = device::block() % args.walk.tiles;
-  const int64_t column = tile * kThreads + device::thread();
-  const bool active = column < args.loops.columns;
-  const Place<V> place = place_of<V>(args.loops, active ? column : 0);
-  const int32_t axis = args.loops.row_axis;
-  const bool in_place = args.src == args.dst;
-  constexpr int64_t kSize = sizeof(T);
+// The sets of families that kernels are compiled for, by what they hold.
+constexpr int32_t kConstantSet = kConstants, kCutSet = kCuts, kBoxSet = kConstants | kCuts | kBoxes, kGaussianSet = kConstants | kGaussians;
 
-  const auto source = [&](int64_t i) { return args.src + (i * args.loops.src_batch + place.src) * kSize; };
-  const auto target = [&](int64_t i) { return args.dst + (i * args.loops.dst_batch + place.dst) * kSize; };
-  const auto head = [&](int64_t i) {
-    if (args.staged == nullptr) return source(i);
-    return args.staged + (i / args.walk.span * args.loops.columns + column) * (V * kSize);
-  };
+// Samples of a column that a thread has loads of under way.
+template <int32_t kFamilies>
+constexpr int kAheadOf = kFamilies == kAllFamilies || kFamilies == kCutSet ? 2 : 4;
 
-  OnPixels on{};
-  if constexpr (kPixels) on = on_pixels<V>(plan.pixels, place, axis);
-  // One mask for the batch: evaluated once. Stored ones are not, which would take the registers of another vector.
-  const bool once = !kPixels && plan.shared;
-  Record one{};
-  Reach one_reach = kBlend;
-  float one_w[V] = {};
-  if (once) {
-    one = load_mask(plan, 0);
-    one_reach = reach<V>(one, place, axis);
-    weights<V>(one, place, axis, one_w);
-  }
-  const auto reach_at = [&](int64_t i, const Glimpse& seen, uint32_t& lanes) {
-    if constexpr (kPixels) {
-      lanes = 0;
-      if (is_stored(Record{seen.kind, {}})) return stored_reach<V>(plan, on, place, i, seen.word, lanes);
+// Sets whose masks leave whole vectors as they are, or replace them: then less is read.
+template <int32_t kFamilies>
+constexpr bool kSkips = kFamilies == kCutSet || kFamilies == kAllFamilies;
+
+// A thread's vector of every sample, and what masks do to it.
+template <class T, int V, int32_t kFamilies>
+struct Column {
+  static constexpr bool kHasStored = (kFamilies & (kStored | kLevels)) != 0;
+  const MixArgs& args;
+  const PlanView plan;
+  const Place<V> place;
+  OnPixels on;
+
+  FUSEDMIX_DEVICE Column(const MixArgs& given, uint32_t column)
+      : args(given), plan(view_of(given.plan)), place(place_of<V>(given.loops, column)), on{} {
+    if constexpr (kHasStored) {
+      if (is_stored(plan)) on = on_pixels<V>(plan.pixels, place, args.loops.row_axis);
     }
-    return once ? one_reach : reach<V>(load_mask(plan, i), place, axis);
+  }
+
+  FUSEDMIX_DEVICE const char* source(int64_t i) const { return args.src + i * args.loops.src_batch + place.src; }
+  FUSEDMIX_DEVICE char* target(int64_t i) const { return args.dst + i * args.loops.dst_batch + place.dst; }
+  FUSEDMIX_DEVICE Vec<T, V> load(int64_t i) const { return load_vector<T, V>(source(i)); }
+  FUSEDMIX_DEVICE int64_t partner(int64_t i) const { return partner_of(plan, i, args.batch); }
+
+  // What sample i's mask does to its vector; the lanes that a box of kCutSet holds; the bits of a mask that is stored. Two steps,
+  // so that loads of several samples are under way together.
+  struct Look {
+    Reach reach;
+    LaneRange cut;
+    uint32_t ones;
+    bool stored;
   };
-  const auto weights_at = [&](int64_t i, uint32_t lanes, float(&w)[V]) {
-    if (once) {
-      FUSEDMIX_UNROLL
-      for (int l = 0; l < V; ++l) w[l] = one_w[l];
+  FUSEDMIX_DEVICE Glimpse glimpse(int64_t i) const {
+    if constexpr (kHasStored) {
+      if (is_stored(plan)) return cuda::glimpse(plan, on, i);
+    }
+    return {};
+  }
+  FUSEDMIX_DEVICE Look look(int64_t i, const Glimpse& seen) const {
+    if constexpr (kHasStored) {
+      if (is_stored(plan) && is_stored(Record{seen.kind, {}})) {
+        const uint32_t ones = plan.pixels.levels != nullptr ? 0 : lanes_of<V>(plan, on, place, i, seen.word);
+        return {stored_reach<V>(plan, ones), {}, ones, true};
+      }
+    }
+    Look found{};
+    of_kind_in<kFamilies>(load_mask(plan, i), [&](const auto& mask) {
+      const auto row = mask.along(place.at, args.loops.row_axis);
+      if constexpr (kFamilies == kCutSet) {
+        found.cut = lanes_in(row, place, args.loops);
+        found.reach = found.cut.holds_all(V) ? kTake : (found.cut.holds_none(V) ? kKeep : kBlend);
+      } else {
+        found.reach = reach_of_row(row, place, args.loops);
+      }
+    });
+    return found;
+  }
+
+  FUSEDMIX_DEVICE Vec<T, V> mixed(int64_t i, const Look& look, const Vec<T, V>& own, const Vec<T, V>& lent) const {
+    if constexpr (kFamilies == kCutSet) {
+      return pick(look.cut, own, lent);
+    } else if constexpr (kFamilies == kConstantSet) {
+      const float w = bit_cast<Constant>(load_mask(plan, i)).value;
+      const Vec<T, V> blended = blend_lanes([&](int) { return w; }, own, lent);
+      return w == 1.0f ? own : (w == 0.0f ? lent : blended);
+    } else if constexpr (kFamilies == kBoxSet) {
+      const Box::Row row = bit_cast<Box>(load_mask(plan, i)).along(place.at, args.loops.row_axis);
+      const LaneRange in = lanes_in(row, place, args.loops);
+      return blend_lanes([&](int l) { return in.holds(l) ? row.inner : row.outer; }, own, lent);
     } else {
-      if constexpr (kPixels) {
-        if ((lanes & kIsStored) != 0) return stored_weights<V>(plan, on, place, i, lanes, w);
-      }
-      weights<V>(load_mask(plan, i), place, axis, w);
+      float w[V];
+      weights_at(i, look, w);
+      return blend_lanes([&](int l) { return w[l]; }, own, lent);
     }
-  };
+  }
 
-  const int64_t end = unit * args.walk.span + args.walk.span < args.limit ? (unit + 1) * args.walk.span : args.limit;
-  for (int64_t base = unit * args.walk.span; base < end; base += kThreads) {
-    const int32_t count = static_cast<int32_t>(end - base < kThreads ? end - base : kThreads);
-    device::sync();
-    const int32_t mine = static_cast<int32_t>(device::thread());
-    starts[mine] = static_cast<uint8_t>(mine < count && begins(args.walk, plan, base + mine) ? 1 : 0);
-    device::sync();
-    if (!active) continue;
-
-    Walker<decltype(starts)> walker{args.walk, plan, starts, base, count};
-    // What is loaded of a sample depends on the steps around it, and is decided when the loads are issued...
-    Reach last_reach = kKeep, first_reach = kKeep;
-    bool first_held = false;
-    // ...and used later, by the second loop: the sample carried, the first of its cycle, and their values.
-    int32_t carried = 0;
-    Reach carried_reach = kKeep;
-    uint32_t carried_lanes = 0;
-    Vec<T, V> own{}, first{};
-
-    for (bool more = true; more;) {
-      constexpr int kSteps = kAhead<T>;
-      Visit visit[kSteps];
-      Reach reached[kSteps];
-      Glimpse seen[kSteps];
-      uint32_t lanes[kSteps];
-      Vec<T, V> loaded[kSteps];
-      if constexpr (kPixels) {
-        // Which images are loaded depends on masks that are in memory themselves: these all at once, not one after the other.
+  FUSEDMIX_DEVICE void weights_at(int64_t i, const Look& look, float (&w)[V]) const {
+    if constexpr (kHasStored) {
+      if (look.stored) {
         FUSEDMIX_UNROLL
-        for (int u = 0; u < kSteps; ++u) {
-          visit[u] = more ? walker.step() : Visit{Visit::kNone, 0};
-          more = visit[u].kind != Visit::kNone;
-          // The mask of a sample where a walk ends has been seen, or is another block's.
-          const bool ends = visit[u].kind == Visit::kClose || visit[u].kind == Visit::kStaged;
-          seen[u] = more && (kAdjoint || !ends) ? glimpse(plan, on, visit[u].sample) : Glimpse{};
-        }
+        for (int l = 0; l < V; ++l) w[l] = stored_weight(plan, on, place, i, look.ones, l);
+        return;
       }
-      FUSEDMIX_UNROLL
-      for (int u = 0; u < kSteps; ++u) {
-        if constexpr (!kPixels) visit[u] = more ? walker.step() : Visit{Visit::kNone, 0};
-        const int32_t kind = visit[u].kind;
-        const int64_t i = visit[u].sample;
-        if constexpr (!kPixels) more = kind != Visit::kNone;
-        reached[u] = kBlend;
-        lanes[u] = 0;
-        if (kind == Visit::kNone) continue;
-        bool wanted = true;
-        if constexpr (!kAdjoint) {
-          const bool partner = kind != Visit::kBegin && last_reach != kKeep;
-          if (kind == Visit::kBegin || kind == Visit::kNext) {
-            reached[u] = reach_at(i, seen[u], lanes[u]);
-            const bool itself = in_place ? reached[u] == kBlend : reached[u] != kTake;
-            wanted = partner || itself;
-          } else {
-            wanted = partner;
-          }
-          if (kind == Visit::kBegin) {
-            // In place the first sample of a cycle is lost to the last one unless it is kept, or left as it is.
-            wanted = wanted || (in_place && reached[u] != kKeep);
-            first_reach = reached[u];
-            first_held = wanted;
-          }
-          if (kind == Visit::kClose) {
-            wanted = wanted && !first_held;
-            if (wanted) visit[u].kind = Visit::kReload;
-          }
-          last_reach = reached[u];
-        } else {
-          wanted = kind != Visit::kClose;
-          if constexpr (kPixels) reach_at(i, seen[u], lanes[u]);
-        }
-        if (wanted) loaded[u] = load_vector<T, V>(kind == Visit::kStaged ? head(i) : source(i));
-      }
+    }
+    weights<kFamilies>(load_mask(plan, i), place, args.loops.row_axis, w);
+  }
+};
 
+FUSEDMIX_DEVICE bool writes_targets(const MixArgs& args, int32_t threads) {
+  if (device::block() < args.mix_blocks) return false;
+  write_classes(args.targets, args.plan, static_cast<int32_t>(device::block() - args.mix_blocks), threads);
+  return true;
+}
+
+// Out of place: a block has a tile of two samples, and reads their partners too. Those of roll are the neighbours, which are in
+// a cache; of all others too if blocks of one tile of all samples follow each other. The adjoint: what a sample kept, and what
+// it lent.
+template <class T, int V, int32_t kFamilies, bool kAdjoint>
+FUSEDMIX_WIDE_KERNEL(kEachThreads, 4) each_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
+  if (writes_targets(args, kEachThreads)) return;
+  const uint32_t outer = divide(device::block(), args.inner), inner = device::block() - outer * args.inner.number;
+  const uint32_t tile = args.by_tile ? outer : inner, group = args.by_tile ? inner : outer;
+  const uint32_t at = tile * kEachThreads + device::thread();
+  if (at >= args.columns) return;
+  const Column<T, V, kFamilies> column(args, args.first_column + at);
+  using Look = typename Column<T, V, kFamilies>::Look;
+  int64_t i[kEachSamples], j[kEachSamples];
+  Vec<T, V> own[kEachSamples], lent[kEachSamples];
+  FUSEDMIX_UNROLL
+  for (int k = 0; k < kEachSamples; ++k) {
+    const int64_t next = static_cast<int64_t>(group) * kEachSamples + k;
+    i[k] = next < args.batch ? next : args.batch - 1;  // the last one twice, by the same thread
+    if constexpr (kAdjoint) {
+      const int64_t after = i[k] + 1 == args.batch ? 0 : i[k] + 1;
+      j[k] = column.plan.pairing == kRoll ? after : (args.inverse == nullptr ? args.batch - 1 - i[k] : device::load(args.inverse + i[k]));
+    } else {
+      j[k] = column.partner(i[k]);
+    }
+  }
+  const auto store = [&](int k, const Vec<T, V>& out) {
+    char* to = column.target(i[k]);
+    if (args.packed_batch != 0) to = args.dst + i[k] * args.packed_batch + static_cast<int64_t>(at) * static_cast<int64_t>(sizeof(T) * V);
+    store_vector<T, V>(to, out);
+  };
+  if constexpr (kAdjoint) {
+    const auto looked = [&](int64_t of) {  // at masks that are stored
+      return Column<T, V, kFamilies>::kHasStored ? column.look(of, column.glimpse(of)) : Look{};
+    };
+    FUSEDMIX_UNROLL
+    for (int k = 0; k < kEachSamples; ++k) own[k] = column.load(i[k]), lent[k] = column.load(j[k]);
+    FUSEDMIX_UNROLL
+    for (int k = 0; k < kEachSamples; ++k) {
+      float kept[V], given[V];
+      column.weights_at(i[k], looked(i[k]), kept);
+      column.weights_at(j[k], looked(j[k]), given);
+      Vec<T, V> out{};
       FUSEDMIX_UNROLL
-      for (int u = 0; u < kSteps; ++u) {
-        const int32_t kind = visit[u].kind;
-        if (kind == Visit::kNone) continue;
-        if (kind == Visit::kBegin) {
-          carried = visit[u].sample;
-          carried_reach = reached[u];
-          carried_lanes = lanes[u];
-          own = first = loaded[u];
-          continue;
-        }
-        const Vec<T, V> partner = kind == Visit::kClose ? first : loaded[u];
-        if constexpr (kAdjoint) {
-          // The gradient of the sample visited: its own, and what the sample before it lent.
-          float kept[V], lent[V];
-          weights_at(visit[u].sample, lanes[u], kept);
-          weights_at(carried, carried_lanes, lent);
-          Vec<T, V> out{};
-          FUSEDMIX_UNROLL
-          for (int l = 0; l < V; ++l) out.set(l, blend_adjoint<T>(kept[l], partner.get(l), lent[l], own.get(l)));
-          store_vector<T, V>(target(visit[u].sample), out);
-        } else {
-          if (carried_reach == kKeep) {
-            if (!in_place) store_vector<T, V>(target(carried), own);
-          } else {
-            Vec<T, V> out = partner;
-            if (carried_reach != kTake) {
-              float w[V];
-              weights_at(carried, carried_lanes, w);
-              out = Vec<T, V>{};
-              FUSEDMIX_UNROLL
-              for (int l = 0; l < V; ++l) out.set(l, blend<T>(w[l], own.get(l), partner.get(l)));
-              if (carried_reach == kSelect && in_place) {
-                FUSEDMIX_UNROLL
-                for (int l = 0; l < V; ++l) {
-                  if (w[l] == 0.0f) device::store(reinterpret_cast<T*>(target(carried) + l * kSize), partner.get(l));
-                }
-              }
-            }
-            if (!(carried_reach == kSelect && in_place)) store_vector<T, V>(target(carried), out);
-          }
-        }
-        carried = visit[u].sample;
-        carried_reach = reached[u];
-        carried_lanes = lanes[u];
-        own = partner;
+      for (int l = 0; l < V; ++l) out.set(l, blend_adjoint<T>(kept[l], own[k].get(l), given[l], lent[k].get(l)));
+      store(k, out);
+    }
+  } else {
+    Look look[kEachSamples];
+    if constexpr (kSkips<kFamilies>) {
+      Glimpse seen[kEachSamples];
+      FUSEDMIX_UNROLL
+      for (int k = 0; k < kEachSamples; ++k) seen[k] = column.glimpse(i[k]);
+      FUSEDMIX_UNROLL
+      for (int k = 0; k < kEachSamples; ++k) look[k] = column.look(i[k], seen[k]);
+    }
+    FUSEDMIX_UNROLL
+    for (int k = 0; k < kEachSamples; ++k) {
+      if (!kSkips<kFamilies> || look[k].reach != kTake) own[k] = column.load(i[k]);
+      if (!kSkips<kFamilies> || look[k].reach != kKeep) lent[k] = column.load(j[k]);
+    }
+    FUSEDMIX_UNROLL
+    for (int k = 0; k < kEachSamples; ++k) {
+      if constexpr (kSkips<kFamilies>) {
+        Vec<T, V> out = look[k].reach == kTake ? lent[k] : own[k];
+        if (look[k].reach == kBlend) out = column.mixed(i[k], look[k], own[k], lent[k]);
+        store(k, out);
+      } else {
+        store(k, column.mixed(i[k], look[k], own[k], lent[k]));
       }
     }
   }
+}
+
+// flip, in place or not: a block has a tile of both samples of a pair.
+template <class T, int V, int32_t kFamilies>
+FUSEDMIX_WIDE_KERNEL(kPairThreads, 4) pairs_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
+  if (writes_targets(args, kPairThreads)) return;
+  const uint32_t pair = divide(device::block(), args.inner), tile = device::block() - pair * args.inner.number;
+  const uint32_t at = tile * kPairThreads + device::thread();
+  if (at >= args.columns) return;
+  const Column<T, V, kFamilies> column(args, at);
+  const bool in_place = args.src == args.dst;
+  const int64_t i[2] = {pair, args.batch - 1 - static_cast<int64_t>(pair)};
+  typename Column<T, V, kFamilies>::Look look[2];
+  Vec<T, V> x[2];
+  if constexpr (kSkips<kFamilies>) {
+    const Glimpse seen[2] = {column.glimpse(i[0]), column.glimpse(i[1])};
+    FUSEDMIX_UNROLL
+    for (int k = 0; k < 2; ++k) look[k] = column.look(i[k], seen[k]);
+  }
+  FUSEDMIX_UNROLL
+  for (int k = 0; k < 2; ++k) {
+    const bool by_itself = !kSkips<kFamilies> || (look[k].reach != kTake && (look[k].reach != kKeep || !in_place));
+    if (by_itself || look[1 - k].reach != kKeep) x[k] = column.load(i[k]);
+  }
+  FUSEDMIX_UNROLL
+  for (int k = 0; k < 2; ++k) {
+    if constexpr (kSkips<kFamilies>) {
+      if (look[k].reach == kKeep && in_place) continue;
+      Vec<T, V> out = look[k].reach == kTake ? x[1 - k] : x[k];
+      if (look[k].reach == kBlend) out = column.mixed(i[k], look[k], x[k], x[1 - k]);
+      store_vector<T, V>(column.target(i[k]), out);
+    } else {
+      store_vector<T, V>(column.target(i[k]), column.mixed(i[k], look[k], x[k], x[1 - k]));
+    }
+  }
+}
+
+// roll, in place: threads of a column share the samples, a span of neighbours each, and go from the last of it to the first: a
+// sample's partner is the next that they read. Only that of the first is another thread's, and read before any is written.
+template <class T, int V, int32_t kFamilies>
+FUSEDMIX_WIDE_KERNEL(kRollThreads, 3) roll_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
+  if (writes_targets(args, kRollThreads)) return;
+  constexpr int kAhead = kAheadOf<kFamilies>;
+  const int32_t batch = args.batch, spans = kRollThreads >> args.log_column;
+  const int32_t span = (batch + spans - 1) / spans;
+  const int32_t first = static_cast<int32_t>(device::thread() >> args.log_column) * span;
+  const int32_t stop = first + span < batch ? first + span : batch;
+  const uint32_t at = (device::block() << args.log_column) + (device::thread() & ((1u << args.log_column) - 1));
+  const bool active = at < args.columns && first < stop;
+  const Column<T, V, kFamilies> column(args, active ? at : 0);
+  using Look = typename Column<T, V, kFamilies>::Look;
+  Vec<T, V> edge{}, own{};
+  Look look{};
+  if (active) {
+    edge = column.load(first == 0 ? batch - 1 : first - 1);
+    if constexpr (kSkips<kFamilies>) look = column.look(stop - 1, column.glimpse(stop - 1));
+    own = column.load(stop - 1);
+  }
+  device::sync();
+  if (!active) return;
+  for (int32_t top = stop - 1; top >= first; top -= kAhead) {
+    Vec<T, V> lent[kAhead];
+    Look next[kAhead];
+    if constexpr (kSkips<kFamilies>) {
+      Glimpse seen[kAhead];
+      FUSEDMIX_UNROLL
+      for (int k = 0; k < kAhead; ++k) seen[k] = top - k > first ? column.glimpse(top - k - 1) : Glimpse{};
+      FUSEDMIX_UNROLL
+      for (int k = 0; k < kAhead; ++k) next[k] = top - k > first ? column.look(top - k - 1, seen[k]) : Look{};
+    }
+    FUSEDMIX_UNROLL
+    for (int k = 0; k < kAhead; ++k) {
+      bool wanted = top - k > first;
+      if constexpr (kSkips<kFamilies>) wanted = wanted && ((k == 0 ? look : next[k - 1]).reach != kKeep || next[k].reach == kBlend);
+      if (wanted) lent[k] = column.load(top - k - 1);
+    }
+    FUSEDMIX_UNROLL
+    for (int k = 0; k < kAhead; ++k) {
+      const int32_t i = top - k;
+      if (i < first) break;
+      if (i == first) lent[k] = edge;
+      if constexpr (kSkips<kFamilies>) {
+        if (look.reach == kTake) store_vector<T, V>(column.target(i), lent[k]);
+        if (look.reach == kBlend) store_vector<T, V>(column.target(i), column.mixed(i, look, own, lent[k]));
+        look = next[k];
+      } else {
+        store_vector<T, V>(column.target(i), column.mixed(i, look, own, lent[k]));
+      }
+      own = lent[k];
+    }
+  }
+}
+
+// In place, any partners: a block has a column of all samples. Where masks leave nothing out it loads them all into shared
+// memory, waits, and mixes from there. Else it loads what a sample and its partner need (the partner's has been read by another
+// thread of the block, and is in a cache), and results wait in shared memory until every thread has what it needs.
+template <class T, int V, int32_t kFamilies>
+FUSEDMIX_WIDE_KERNEL(kTileThreads, 2) tile_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
+  using Raw = RawVec<T, V>;
+  FUSEDMIX_DYNAMIC_SHARED(Raw, shared);
+  constexpr int kAhead = kAheadOf<kFamilies>;
+  if (writes_targets(args, kTileThreads)) return;
+  const int32_t batch = args.batch, step = kTileThreads >> args.log_column;
+  const int32_t first = static_cast<int32_t>(device::thread() >> args.log_column);
+  const uint32_t lane = device::thread() & ((1u << args.log_column) - 1), at = (device::block() << args.log_column) + lane;
+  const bool active = at < args.columns;
+  const Column<T, V, kFamilies> column(args, active ? at : 0);
+  using Look = typename Column<T, V, kFamilies>::Look;
+  const auto place = [&](int64_t i) { return static_cast<int32_t>(i << args.log_column) + static_cast<int32_t>(lane); };
+  const int32_t end = active ? batch : 0;
+  uint32_t waits = 0;  // bit n: the thread's n-th sample has a result
+  int32_t turn = 0;
+  for (int32_t base = first; base < end; base += kAhead * step, turn += kAhead) {
+    Vec<T, V> own[kAhead];
+    if constexpr (kSkips<kFamilies>) {
+      Vec<T, V> lent[kAhead];
+      Look look[kAhead];
+      Glimpse seen[kAhead];
+      FUSEDMIX_UNROLL
+      for (int k = 0; k < kAhead; ++k) seen[k] = base + k * step < end ? column.glimpse(base + k * step) : Glimpse{};
+      FUSEDMIX_UNROLL
+      for (int k = 0; k < kAhead; ++k) look[k] = base + k * step < end ? column.look(base + k * step, seen[k]) : Look{};
+      FUSEDMIX_UNROLL
+      for (int k = 0; k < kAhead; ++k) {
+        const int64_t i = base + k * step;
+        if (look[k].reach != kKeep) lent[k] = column.load(column.partner(i));
+        if (look[k].reach == kBlend) own[k] = column.load(i);
+      }
+      FUSEDMIX_UNROLL
+      for (int k = 0; k < kAhead; ++k) {
+        const int64_t i = base + k * step;
+        if (look[k].reach == kKeep) continue;
+        if (look[k].reach == kBlend) lent[k] = column.mixed(i, look[k], own[k], lent[k]);
+        shared[place(i)] = to_raw(lent[k]);
+        waits |= 1u << (turn + k);
+      }
+    } else {
+      FUSEDMIX_UNROLL
+      for (int k = 0; k < kAhead; ++k) {
+        if (base + k * step < end) own[k] = column.load(base + k * step);
+      }
+      FUSEDMIX_UNROLL
+      for (int k = 0; k < kAhead; ++k) {
+        if (base + k * step < end) shared[place(base + k * step)] = to_raw(own[k]);
+      }
+    }
+  }
+  device::sync();
+  turn = 0;
+  FUSEDMIX_UNROLL_2
+  for (int32_t i = first; i < end; i += step, ++turn) {
+    if constexpr (kSkips<kFamilies>) {
+      if ((waits >> turn & 1u) != 0) store_vector<T, V>(column.target(i), from_raw<T, V>(shared[place(i)]));
+    } else {
+      const auto own = from_raw<T, V>(shared[place(i)]);
+      const auto lent = from_raw<T, V>(shared[place(column.partner(i))]);
+      store_vector<T, V>(column.target(i), column.mixed(i, Look{}, own, lent));
+    }
+  }
+}
+
+// ---- launches ----
+
+struct Launch {
+  const MixArgs& args;
+  Way way;
+  bool adjoint;
+  int64_t blocks, shared_bytes;
+  void* stream;
+};
+
+template <class T, int V, int32_t kFamilies>
+int launch_way(const Launch& l) {
+  switch (l.way) {
+    case Way::kPairs: return device::launch(pairs_kernel<T, V, kFamilies>, l.blocks, kPairThreads, l.stream, l.args);
+    case Way::kRoll: return device::launch(roll_kernel<T, V, kFamilies>, l.blocks, kRollThreads, l.stream, l.args);
+    case Way::kTile:
+      return device::launch(tile_kernel<T, V, kFamilies>, l.blocks, kTileThreads, l.stream, l.args, l.shared_bytes);
+    default: break;
+  }
+  if constexpr (sizeof(T) > 1) {
+    if (l.adjoint) return device::launch(each_kernel<T, V, kFamilies, true>, l.blocks, kEachThreads, l.stream, l.args);
+  }
+  return device::launch(each_kernel<T, V, kFamilies, false>, l.blocks, kEachThreads, l.stream, l.args);
+}
+
+// Whole vectors of 16 bytes have a kernel for each set of families, all others one for all.
+template <class T, int V>
+int launch_set(const Launch& l) {
+  if constexpr (sizeof(T) * V == 16 && sizeof(T) < 8) {
+    const auto within = [&](int32_t set) { return (l.args.plan.view.families & ~set) == 0; };
+    if (within(kConstantSet)) return launch_way<T, V, kConstantSet>(l);
+    if (within(kCutSet)) return launch_way<T, V, kCutSet>(l);
+    if (within(kBoxSet)) return launch_way<T, V, kBoxSet>(l);
+    if (within(kGaussianSet)) return launch_way<T, V, kGaussianSet>(l);
+  }
+  return launch_way<T, V, kAllFamilies>(l);
 }
 
 // Defined by mix_<type>.cu for each width that the type has.
 template <class T>
-int launch_mix(const MixArgs& args, int width, bool adjoint, int64_t blocks, void* stream);
-
-template <class T, int V, bool kPixels>
-int launch_mix_as(const MixArgs& args, bool adjoint, int64_t blocks, void* stream) {
-  if constexpr (sizeof(T) > 1) {
-    if (adjoint) return device::launch(mix_kernel<T, V, true, kPixels>, blocks, kThreads, stream, args);
-  }
-  return device::launch(mix_kernel<T, V, false, kPixels>, blocks, kThreads, stream, args);
-}
-
-template <class T, int V>
-int launch_mix_as(const MixArgs& args, bool adjoint, int64_t blocks, void* stream) {
-  return may_be_stored(args.plan.view) ? launch_mix_as<T, V, true>(args, adjoint, blocks, stream)
-                              : launch_mix_as<T, V, false>(args, adjoint, blocks, stream);
-}
+int launch_mix(const Launch& launch, int width);
 
 }  // namespace fusedmix::cuda

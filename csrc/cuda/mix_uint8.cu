@@ -3,10 +3,10 @@
 namespace fusedmix::cuda {
 
 template <>
-int launch_mix<uint8_t>(const MixArgs& args, int width, bool adjoint, int64_t blocks, void* stream) {
-  if (width == 16) return launch_mix_as<uint8_t, 16>(args, adjoint, blocks, stream);
-  if (width == 4) return launch_mix_as<uint8_t, 4>(args, adjoint, blocks, stream);
-  return launch_mix_as<uint8_t, 1>(args, adjoint, blocks, stream);
+int launch_mix<uint8_t>(const Launch& launch, int width) {
+  if (width == 16) return launch_set<uint8_t, 16>(launch);
+  if (width == 4) return launch_set<uint8_t, 4>(launch);
+  return launch_set<uint8_t, 1>(launch);
 }
 
 }  // namespace fusedmix::cuda

@@ -30,5 +30,8 @@ FUSEDMIX_DEVICE int64_t partner_of(int32_t pairing, const int64_t* partners, int
   const int64_t j = device::load(partners + i);
   return static_cast<uint64_t>(j) < static_cast<uint64_t>(batch) ? j : i;
 }
+FUSEDMIX_DEVICE int64_t partner_of(const PlanView& plan, int64_t i, int64_t batch) {
+  return partner_of(plan.pairing, plan.partner, i, batch);
+}
 
 }  // namespace fusedmix::cuda

@@ -1,11 +1,11 @@
-// Everything random about a batch, from a seed, in one launch; and the staging of heads (stage.h), which needs no plan.
+// Everything random about a batch, from a seed, in one launch.
 //
 // A block serves kSamples samples with kLanes threads each. Every number is a function of (seed, logical index), so blocks
 // share nothing: a random partner is the rank of a sample's key among all keys, and each block makes all of the keys anew, a
 // shared-memory tile at a time.
 #include <stdexcept>
 
-#include "stage.h"
+#include "vector.h"
 
 namespace fusedmix::cuda {
 namespace {
@@ -15,8 +15,6 @@ constexpr int kSamples = 16, kLanes = kThreads / kSamples;
 struct SampleArgs {
   Sampling sampling;
   bool rows_inline;
-  int64_t sample_blocks;
-  StageArgs stage;
   MethodRow inline_rows[kInlineRows];
 };
 static_assert(sizeof(SampleArgs) <= 4096, "kernel arguments");
@@ -198,17 +196,11 @@ FUSEDMIX_DEVICE void sample_block(const SampleArgs& args, int64_t block) {
   device::store(s.out.weight + i, made.weight);
 }
 
-FUSEDMIX_KERNEL(kThreads) sample_kernel(FUSEDMIX_ARGS(SampleArgs, args)) {
-  if (device::block() < args.sample_blocks) {
-    sample_block(args, device::block());
-  } else {
-    stage_block(args.stage, device::block() - args.sample_blocks);
-  }
-}
+FUSEDMIX_KERNEL(kThreads) sample_kernel(FUSEDMIX_ARGS(SampleArgs, args)) { sample_block(args, device::block()); }
 
 }  // namespace
 
-int sample(const Sampling& sampling, const Images* images, const Walk& walk, void* staged, void* stream) {
+int sample(const Sampling& sampling, void* stream) {
   SampleArgs args{};
   args.sampling = sampling;
   args.rows_inline = sampling.device_rows == nullptr;
@@ -216,11 +208,8 @@ int sample(const Sampling& sampling, const Images* images, const Walk& walk, voi
     if (sampling.methods > kInlineRows) throw std::invalid_argument("the rows of so many methods must be on the device");
     std::copy(sampling.rows, sampling.rows + sampling.methods, args.inline_rows);
   }
-  args.sample_blocks = (sampling.batch + kSamples - 1) / kSamples;
-  if (args.sample_blocks == 0) return 0;
-  if (images != nullptr && walk.staged_bytes > 0) args.stage = stage_args(*images, walk, staged);
-  const int64_t blocks = launchable(args.sample_blocks + stage_blocks(args.stage));
-  return device::launch(sample_kernel, blocks, kThreads, stream, args);
+  const int64_t blocks = launchable((sampling.batch + kSamples - 1) / kSamples);
+  return blocks == 0 ? 0 : device::launch(sample_kernel, blocks, kThreads, stream, args);
 }
 
 }  // namespace fusedmix::cuda

@@ -87,14 +87,13 @@ LaunchPlan place(Memory& memory, const GivenPlan& given) {
 }
 
 Pass::Pass(Memory& memory, const Images* images, int32_t pairing)
-    : Pass(memory, images,
-           images != nullptr && has_elements(*images) ? plan_walk(*images, pairing, memory.multiprocessors()) : Walk{}) {}
+    : Pass(memory, images, images != nullptr && has_elements(*images) ? shape_of(*images, pairing, memory.limits()) : Shape{}) {}
 
-Pass::Pass(Memory& memory, const Images* images, const Walk& chosen)
-    : walk(chosen),
+Pass::Pass(Memory& memory, const Images* images, const Shape& chosen)
+    : shape(chosen),
       memory_(memory),
       images_(images != nullptr && has_elements(*images) ? images : nullptr),
-      staged_(walk.staged_bytes > 0 ? memory.empty("the heads of a batch", walk.staged_bytes) : nullptr) {}
+      scratch_(shape.way == Way::kSlices ? memory.empty("a part of the images", scratch_bytes(*images, shape)) : nullptr) {}
 
 void Pass::sample(Sampling s) const {
   if (s.methods > kInlineRows) {
@@ -104,38 +103,38 @@ void Pass::sample(Sampling s) const {
   if (s.pairing == kCrossClass) {
     s.scratch = static_cast<int32_t*>(memory_.empty("the partners of a batch", s.batch * static_cast<int64_t>(sizeof(int32_t))));
   }
-  memory_.check(cuda::sample(s, images_, walk, staged_, memory_.stream));
-}
-
-void Pass::stage() const {
-  if (staged_ != nullptr) memory_.check(cuda::stage(*images_, walk, staged_, memory_.stream));
+  memory_.check(cuda::sample(s, memory_.stream));
 }
 
 void Pass::mix(const LaunchPlan& plan, const Targets& targets) const {
-  memory_.check(cuda::mix(images_, plan, walk, staged_, targets, memory_.stream));
+  const bool beside = images_ != nullptr && shape.way != Way::kNone && beside_images(targets);
+  if (images_ != nullptr) {
+    const int32_t* inverse = nullptr;
+    if (images_->adjoint && !is_formula(plan.view.pairing)) {
+      const int64_t batch = images_->layout.batch;
+      auto* made = static_cast<int32_t*>(memory_.empty("the inverse of the partners", batch * static_cast<int64_t>(sizeof(int32_t))));
+      memory_.check(invert(plan, batch, made, memory_.stream));
+      inverse = made;
+    }
+    memory_.check(cuda::mix(*images_, plan, shape, inverse, scratch_, beside ? targets : Targets{}, memory_.stream));
+  }
+  if (!beside) memory_.check(write_targets(plan, targets, memory_.stream));
 }
 
 void Pass::run(const Sampling* sampling, const GivenPlan& made, const Targets& targets) const {
   const LaunchPlan plan = place(memory_, made);
-  if (sampling != nullptr) {
-    sample(*sampling);
-  } else {
-    stage();
-  }
+  if (sampling != nullptr) sample(*sampling);
   mix(plan, targets);
 }
 
-Walk apply(Memory& memory, const Images& images, const GivenPlan& given, bool permutation) {
+Shape apply(Memory& memory, const Images& images, const GivenPlan& given, bool permutation) {
   const Part<int64_t> partner = loaded_partners(given);
-  const bool repeated = partner.on_host && !is_permutation(partner.data, given.batch);
-  if (repeated && permutation) refuse_repeated_partners();
+  if (permutation && partner.on_host && !is_permutation(partner.data, given.batch)) refuse_repeated_partners();
   if (!has_elements(images)) return {};
   const LaunchPlan plan = place(memory, given);
-  const Walk walk = plan_walk(images, plan.view.pairing, memory.multiprocessors());
-  const Pass pass(memory, &images, repeated ? walk_each(walk, given.batch) : walk);
-  pass.stage();
+  const Pass pass(memory, &images, plan.view.pairing);
   pass.mix(plan, Targets{});
-  return pass.walk;
+  return pass.shape;
 }
 
 void masks(Memory& memory, const GivenPlan& given, const int64_t* size, float* out) {

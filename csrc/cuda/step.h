@@ -15,7 +15,7 @@ struct Memory {
   virtual void* empty(const char* name, int64_t bytes) = 0;
   // Bytes of the host on the device, in stream order.
   virtual const void* upload(const char* name, const void* bytes, int64_t size) = 0;
-  virtual int multiprocessors() = 0;
+  virtual const device::Limits& limits() = 0;
   // Throws where a launch returned an error.
   virtual void check(int error) = 0;
 };
@@ -44,29 +44,28 @@ struct GivenPlan {
 // the host can read are checked, and left out where a formula has them.
 LaunchPlan place(Memory& memory, const GivenPlan& given);
 
-// One batch on its way through the kernels. The walk is chosen, by the pairing that the plan will have, and its memory had,
+// One batch on its way through the kernels. Its shape is chosen, by the pairing that the plan will have, and its memory had,
 // before anything is drawn. Without images, or elements in them, there are only targets.
 class Pass {
  public:
   Pass(Memory& memory, const Images* images, int32_t pairing);
-  Pass(Memory& memory, const Images* images, const Walk& walk);
-  // A plan that is drawn on the device; the launch stages the heads as well.
+  Pass(Memory& memory, const Images* images, const Shape& shape);
+  // A plan that is drawn on the device.
   void sample(Sampling sampling) const;
-  void stage() const;
   void mix(const LaunchPlan& plan, const Targets& targets) const;
-  // A whole step. Kernels draw what `sampling` asks for (null: it was drawn on the host) before others read `made`.
+  // A whole step. A kernel draws what `sampling` asks for (null: it was drawn on the host) before others read `made`.
   void run(const Sampling* sampling, const GivenPlan& made, const Targets& targets) const;
 
-  const Walk walk;
+  const Shape shape;
 
  private:
   Memory& memory_;
   const Images* images_;
-  void* staged_;
+  void* scratch_;
 };
 
 // Images by a plan that is there. `permutation`: partners must be one, as in place and for gradients.
-Walk apply(Memory& memory, const Images& images, const GivenPlan& given, bool permutation);
+Shape apply(Memory& memory, const Images& images, const GivenPlan& given, bool permutation);
 
 // As in kernels.h, with what they need besides.
 void masks(Memory& memory, const GivenPlan& given, const int64_t* size, float* out);

@@ -3,7 +3,7 @@
 
 #include <type_traits>
 
-#include "../include/fusedmix/element.h"
+#include "../include/fusedmix/blend.h"
 #include "kernels.h"
 
 namespace fusedmix::cuda {
@@ -22,85 +22,105 @@ struct Vec {
   FUSEDMIX_DEVICE void set(int l, T value) {
     words[l / kPerWord] |= static_cast<Word>(bit_cast<Bits>(value)) << shift(l);
   }
+  static FUSEDMIX_DEVICE Vec of(const Compute<T> (&numbers)[V]) {
+    Vec made{};
+    FUSEDMIX_UNROLL
+    for (int l = 0; l < V; ++l) {
+      if constexpr (kPerWord == 2 && V % 2 == 0) {
+        if (l % 2 == 0) made.words[l / 2] = pair_of<T>(numbers[l], numbers[l + 1]);
+      } else {
+        made.set(l, from_compute<T>(numbers[l]));
+      }
+    }
+    return made;
+  }
 
  private:
   static FUSEDMIX_DEVICE int shift(int l) { return l % kPerWord * static_cast<int>(8 * sizeof(T)); }
 };
 
+// A vector as one access moves it.
 template <class T, int V>
-FUSEDMIX_DEVICE Vec<T, V> load_vector(const void* at) {
-  using Raw = typename device::RawOf<sizeof(T) * V>::type;
-  const Raw raw = device::load(static_cast<const Raw*>(at));
+using RawVec = typename device::RawOf<sizeof(T) * V>::type;
+
+template <class T, int V>
+FUSEDMIX_DEVICE Vec<T, V> from_raw(const RawVec<T, V>& raw) {
   Vec<T, V> value{};
   memcpy(&value, &raw, sizeof(raw));
   return value;
 }
-
 template <class T, int V>
-FUSEDMIX_DEVICE void store_vector(void* at, const Vec<T, V>& value) {
-  using Raw = typename device::RawOf<sizeof(T) * V>::type;
-  Raw raw;
+FUSEDMIX_DEVICE RawVec<T, V> to_raw(const Vec<T, V>& value) {
+  RawVec<T, V> raw;
   memcpy(&raw, &value, sizeof(raw));
-  device::store(static_cast<Raw*>(at), raw);
+  return raw;
 }
 
-// The loops over a sample, the innermost in vectors: what make_layout() found, with the channels of channels_last folded
-// into the axis that they lie along.
+template <class T, int V>
+FUSEDMIX_DEVICE Vec<T, V> load_vector(const void* at) {
+  return from_raw<T, V>(device::load(static_cast<const RawVec<T, V>*>(at)));
+}
+template <class T, int V>
+FUSEDMIX_DEVICE void store_vector(void* at, const Vec<T, V>& value) {
+  device::store(static_cast<RawVec<T, V>*>(at), to_raw(value));
+}
+
+// One dim of a sample, in vectors if it is the innermost. Strides are in bytes.
+struct Loop {
+  Divisor size;
+  int32_t axis;  // 0, 1, 2 = z, y, x where masks depend on it, else -1
+  int64_t src, dst;
+};
+
+// The loops over a sample: what make_layout() found, with the channels of channels_last folded into the axis that they lie
+// along.
 struct Loops {
   int32_t rank;
   int32_t row_axis;   // of the innermost dim, -1: all its elements share a pixel
   int32_t row_inner;  // elements of it that share one
-  bool small;         // column numbers fit 32 bits
-  int64_t columns;    // vectors in a sample
+  Divisor by_inner;
+  uint32_t columns;  // vectors in a sample, below 2^31
   int64_t src_batch, dst_batch;
-  Dim dims[kMaxDims];
+  Loop dims[kMaxDims];
 };
 
 // Where a thread's vector lies in every sample, and on the mask.
 template <int V>
 struct Place {
-  int64_t src, dst;  // elements from the start of a sample
+  int64_t src, dst;  // bytes from the start of a sample
   int32_t at[3];     // (z, y, x), but for the row's axis
+  int32_t element;   // of the row, the first; 0 where all share a pixel
   int32_t lane[V];   // the coordinate of each element along the row's axis; 0 where there is none
 };
 
-template <int V, class Index>
-FUSEDMIX_DEVICE Place<V> place_of(const Loops& loops, Index column) {
-  Place<V> place{0, 0, {0, 0, 0}, {}};
-  Index inner = 0;
+template <int V>
+FUSEDMIX_DEVICE Place<V> place_of(const Loops& loops, uint32_t column) {
+  Place<V> place{0, 0, {0, 0, 0}, 0, {}};
+  // Not unrolled: of the dims that there may be, most samples have two or three.
+  FUSEDMIX_NO_UNROLL
   for (int d = loops.rank - 1; d >= 0; --d) {
-    const Dim& dim = loops.dims[d];
-    const Index size = static_cast<Index>(dim.size);
-    const Index at = column % size;
-    column /= size;
+    const Loop& dim = loops.dims[d];
+    const uint32_t rest = divide(column, dim.size), at = column - rest * dim.size.number;
+    column = rest;
     place.src += static_cast<int64_t>(at) * dim.src;
     place.dst += static_cast<int64_t>(at) * dim.dst;
     if (d == loops.rank - 1) {
-      inner = at * V;
+      place.element = loops.row_axis < 0 ? 0 : static_cast<int32_t>(at) * V;
     } else {
       FUSEDMIX_UNROLL
       for (int axis = 0; axis < 3; ++axis) place.at[axis] = dim.axis == axis ? static_cast<int32_t>(at) : place.at[axis];
     }
   }
-  if (loops.row_axis >= 0) {
-    int32_t pixel = static_cast<int32_t>(inner / static_cast<Index>(loops.row_inner));
-    int32_t channel = static_cast<int32_t>(inner % static_cast<Index>(loops.row_inner));
-    FUSEDMIX_UNROLL
-    for (int l = 0; l < V; ++l) {
-      place.lane[l] = pixel;
-      const bool full = ++channel == loops.row_inner;
-      pixel += full ? 1 : 0;
-      channel = full ? 0 : channel;
-    }
+  const uint32_t first = divide(static_cast<uint32_t>(place.element), loops.by_inner);
+  auto pixel = static_cast<int32_t>(first), channel = static_cast<int32_t>(place.element - first * loops.by_inner.number);
+  FUSEDMIX_UNROLL
+  for (int l = 0; l < V; ++l) {
+    place.lane[l] = pixel;
+    const bool full = ++channel == loops.row_inner;
+    pixel += full ? 1 : 0;
+    channel = full ? 0 : channel;
   }
   return place;
-}
-
-template <int V>
-FUSEDMIX_DEVICE Place<V> place_of(const Loops& loops, int64_t column) {
-  // A 64-bit division costs several times a 32-bit one, and there is one for every dim.
-  return loops.small ? place_of<V, uint32_t>(loops, static_cast<uint32_t>(column))
-                     : place_of<V, uint64_t>(loops, static_cast<uint64_t>(column));
 }
 
 // A record, 16 bytes at a time.
@@ -120,22 +140,82 @@ FUSEDMIX_DEVICE void store_mask(Record* mask, const Record& record) {
   for (int k = 0; k < 3; ++k) device::store(reinterpret_cast<RawRecord*>(mask)->part + k, raw.part[k]);
 }
 
-// Lanes ascend.
-template <int V>
-FUSEDMIX_DEVICE Reach reach(const Record& mask, const Place<V>& place, int32_t row_axis) {
-  return reach(mask, Stretch{{place.at[0], place.at[1], place.at[2]}, row_axis, place.lane[0], place.lane[V - 1]});
-}
+// The lanes of a vector that a row's box holds: from `first` on, below `stop`.
+struct LaneRange {
+  int32_t first, stop;
+  FUSEDMIX_DEVICE bool holds(int32_t l) const { return l >= first && l < stop; }
+  FUSEDMIX_DEVICE bool holds_all(int32_t lanes) const { return first <= 0 && stop >= lanes; }
+  FUSEDMIX_DEVICE bool holds_none(int32_t lanes) const { return stop <= 0 || first >= lanes || stop <= first; }
+};
 
 template <int V>
+FUSEDMIX_DEVICE LaneRange lanes_in(const Box::Row& row, const Place<V>& place, const Loops& loops) {
+  return {row.begin * loops.row_inner - place.element, row.end * loops.row_inner - place.element};
+}
+
+// What a row does to the vector; lanes ascend.
+template <int V, class Row>
+FUSEDMIX_DEVICE Reach reach_of_row(const Row& row, const Place<V>& place, const Loops&) {
+  return row.reach(place.lane[0], place.lane[V - 1]);
+}
+template <int V>
+FUSEDMIX_DEVICE Reach reach_of_row(const Box::Row& row, const Place<V>& place, const Loops& loops) {
+  const LaneRange in = lanes_in(row, place, loops);
+  if (in.holds_all(V)) return reach_of(row.inner);
+  return in.holds_none(V) ? reach_of(row.outer) : kBlend;
+}
+
+// Two vectors, blended by weight(l) in lane l.
+template <class T, int V, class Weight>
+FUSEDMIX_DEVICE Vec<T, V> blend_lanes(const Weight& weight, const Vec<T, V>& a, const Vec<T, V>& b) {
+  if constexpr (sizeof(T) == 1) {  // the differences of bytes are numbers, whatever the weight: nothing is to be left out
+    Vec<T, V> out{};
+    FUSEDMIX_UNROLL
+    for (int l = 0; l < V; ++l) {
+      const float x = raised(a.get(l)), y = raised(b.get(l));
+      out.set(l, static_cast<uint8_t>(bit_cast<uint32_t>(raised_byte(weight(l), x - y, y + (kRaised - 0x1p23f)))));
+    }
+    return out;
+  } else {
+    Compute<T> mixed[V];
+    FUSEDMIX_UNROLL
+    for (int l = 0; l < V; ++l) {
+      const Compute<T> x = to_compute(a.get(l)), y = to_compute(b.get(l));
+      const float w = weight(l);
+      const Compute<T> sum = fma(static_cast<Compute<T>>(w), x - y, y);
+      mixed[l] = w == 0.0f ? y : (w == 1.0f || x == y ? x : sum);
+    }
+    return Vec<T, V>::of(mixed);
+  }
+}
+
+// Lanes in the range are b's, all others a's: words by masks, whatever the type.
+template <class T, int V>
+FUSEDMIX_DEVICE Vec<T, V> pick(const LaneRange& in, const Vec<T, V>& a, const Vec<T, V>& b) {
+  using Word = typename Vec<T, V>::Word;
+  constexpr int kBits = 8 * sizeof(T), kWord = 8 * sizeof(Word);
+  const auto below = [](int32_t bits) { return bits <= 0 ? Word{0} : (bits >= kWord ? ~Word{0} : (Word{1} << bits) - 1); };
+  // Beyond the vector nothing changes: so the products below fit.
+  const int32_t first = in.first < 0 ? 0 : (in.first > V ? V : in.first), stop = in.stop < 0 ? 0 : (in.stop > V ? V : in.stop);
+  Vec<T, V> out;
+  FUSEDMIX_UNROLL
+  for (int k = 0; k < static_cast<int>(sizeof(out.words) / sizeof(Word)); ++k) {
+    const Word taken = below(stop * kBits - k * kWord) & ~below(first * kBits - k * kWord);
+    out.words[k] = (a.words[k] & ~taken) | (b.words[k] & taken);
+  }
+  return out;
+}
+
+template <int32_t kFamilies, int V>
 FUSEDMIX_DEVICE void weights(const Record& record, const Place<V>& place, int32_t row_axis, float (&w)[V]) {
-  of_kind(record, [&](const auto& mask) {
+  of_kind_in<kFamilies>(record, [&](const auto& mask) {
     const auto row = mask.along(place.at, row_axis);
     FUSEDMIX_UNROLL
     for (int l = 0; l < V; ++l) w[l] = row(place.lane[l]);
   });
 }
 
-// ---- masks that are stored, in kernels with kPixels ----
+// ---- masks that are stored ----
 
 // Where a thread's vector lies on every stored mask. In 32 bits: a plan counts pixels in as many.
 struct OnPixels {
@@ -165,8 +245,6 @@ struct Glimpse {
   int32_t kind;
   uint32_t word;  // with the first element's pixel
 };
-// What is kept of it until the weights are: bit l that of element l, and the highest that the mask is stored.
-constexpr uint32_t kIsStored = 1u << 31;
 
 FUSEDMIX_DEVICE Glimpse glimpse(const PlanView& plan, const OnPixels& on, int64_t i) {
   Glimpse seen{device::load(&plan.masks[plan.shared ? 0 : i].kind), 0};
@@ -199,28 +277,19 @@ FUSEDMIX_DEVICE uint32_t lanes_of(const PlanView& plan, const OnPixels& on, cons
   return lanes;
 }
 
-// What a stored mask does to the vector of sample i, and what of it the weights need. Levels are not looked at so early.
+// What a stored mask does to the vector of sample i. Levels are not looked at so early.
 template <int V>
-FUSEDMIX_DEVICE Reach stored_reach(const PlanView& plan, const OnPixels& on, const Place<V>& place, int64_t i, uint32_t word,
-                                   uint32_t& lanes) {
-  lanes = kIsStored;
+FUSEDMIX_DEVICE Reach stored_reach(const PlanView& plan, uint32_t ones) {
   if (plan.pixels.levels != nullptr) return kBlend;
-  const uint32_t ones = lanes_of<V>(plan, on, place, i, word);
-  lanes |= ones;
-  return ones == (1u << V) - 1u ? kKeep : (ones == 0 ? kTake : kSelect);
+  return ones == (1u << V) - 1u ? kKeep : (ones == 0 ? kTake : kBlend);
 }
 
+// The weight of element l: a bit of `ones`, or a level. Soft masks are few: a load for each element.
 template <int V>
-FUSEDMIX_DEVICE void stored_weights(const PlanView& plan, const OnPixels& on, const Place<V>& place, int64_t i, uint32_t lanes,
-                                    float (&w)[V]) {
-  if (plan.pixels.levels == nullptr) {
-    FUSEDMIX_UNROLL
-    for (int l = 0; l < V; ++l) w[l] = (lanes >> l & 1u) != 0 ? 1.0f : 0.0f;
-    return;
-  }
-  const uint16_t* mask = plan.pixels.levels + stored_row(plan, i) + on.first;  // soft masks are few: a load for each element
-  FUSEDMIX_UNROLL
-  for (int l = 0; l < V; ++l) w[l] = weight_of_level(device::load(mask + on.step * static_cast<uint32_t>(place.lane[l] - place.lane[0])));
+FUSEDMIX_DEVICE float stored_weight(const PlanView& plan, const OnPixels& on, const Place<V>& place, int64_t i, uint32_t ones, int l) {
+  if (plan.pixels.levels == nullptr) return (ones >> l & 1u) != 0 ? 1.0f : 0.0f;
+  const uint32_t pixel = on.first + on.step * static_cast<uint32_t>(place.lane[l] - place.lane[0]);
+  return weight_of_level(device::load(plan.pixels.levels + stored_row(plan, i) + pixel));
 }
 
 }  // namespace fusedmix::cuda

@@ -29,6 +29,7 @@ inline pybind11::dict launch_as_dict(const Launch& launch) {
   made["threads"] = launch.threads;
   made["arguments"] = launch.arguments;
   made["shared_bytes"] = launch.shared_bytes;
+  made["dependent"] = launch.dependent;
   made["buffers"] = buffers;
   made["error"] = launch.error.empty() ? py::object(py::none()) : py::str(launch.error);
   return made;
@@ -49,9 +50,22 @@ inline void bind_log(pybind11::module_& m) {
         watch(reinterpret_cast<const void*>(pointer), bytes, name, writable, initialised);
       },
       "pointer"_a, "bytes"_a, "name"_a, "writable"_a = true, "initialised"_a = true);
+  m.def("exchange", &exchange, "name"_a);
   m.def("forget", &forget, "name"_a);
   m.def("forget_all", &forget_all);
   m.def("reset_log", &reset_log);
+  py::class_<device::Limits>(m, "Limits", py::module_local())
+      .def(py::init([](int multiprocessors, int threads, int shared_bytes, int all_shared_bytes, int reserved_bytes) {
+             return device::Limits{multiprocessors, threads, shared_bytes, all_shared_bytes, reserved_bytes};
+           }),
+           py::kw_only(), "multiprocessors"_a, "threads"_a, "shared_bytes"_a, "all_shared_bytes"_a, "reserved_bytes"_a)
+      .def_readwrite("multiprocessors", &device::Limits::multiprocessors)
+      .def_readwrite("threads", &device::Limits::threads)
+      .def_readwrite("shared_bytes", &device::Limits::shared_bytes)
+      .def_readwrite("all_shared_bytes", &device::Limits::all_shared_bytes)
+      .def_readwrite("reserved_bytes", &device::Limits::reserved_bytes);
+  m.def("limits", [] { return limits(); });
+  m.def("set_limits", &set_limits, "limits"_a);
   m.def("seed", &seed, "value"_a);
   m.def("set_yield_probability", &set_yield_probability, "p"_a);
   m.def("launches", [] {

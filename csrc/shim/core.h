@@ -43,6 +43,7 @@ struct Running {
   Who me = 0;  // 0 outside of launches
   uint32_t thread = 0, block = 0, blocks = 0;
   uint64_t accesses_left = ~uint64_t{0};  // until it gives way
+  bool ahead = false;                     // the launch before may not have ended
 };
 extern Running running;
 

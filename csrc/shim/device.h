@@ -20,9 +20,14 @@
 #define FUSEDMIX_ARGS(type, name) const type& name
 #define FUSEDMIX_SHARED(type, name, count)                                                 \
   static constexpr ::fusedmix::shim::Site name##_declared_here{#name, __FILE__, __LINE__}; \
-  const ::fusedmix::shim::Shared<type, (count)> name(&name##_declared_here)
+  const ::fusedmix::shim::Shared<type> name(&name##_declared_here, count)
+#define FUSEDMIX_DYNAMIC_SHARED(type, name)                                                \
+  static constexpr ::fusedmix::shim::Site name##_declared_here{#name, __FILE__, __LINE__}; \
+  const ::fusedmix::shim::Shared<type> name(&name##_declared_here)
 #define FUSEDMIX_UNROLL
+#define FUSEDMIX_UNROLL_2
 #define FUSEDMIX_UNROLL_4
+#define FUSEDMIX_NO_UNROLL
 
 namespace fusedmix::shim {
 
@@ -42,14 +47,16 @@ struct SharedArray {
 };
 
 SharedArray* shared_array(const Site* site, size_t count, size_t element_bytes, size_t alignment);
+SharedArray* dynamic_shared_array(const Site* site, size_t element_bytes);
 void read_shared(SharedArray* array, int64_t index);
 void write_shared(SharedArray* array, int64_t index);
 void add_to_shared(SharedArray* array, int64_t index);
 void read_global(const void* p, size_t bytes, size_t alignment);
 void write_global(const void* p, size_t bytes, size_t alignment);
 void barrier(const char* file, int line);
-void run(int64_t blocks, int threads, const char* type, const void* arguments, size_t argument_bytes,
-         const std::function<void()>& kernel);
+void let_next_start();
+void wait_for_launch_before();
+void run(Launch launch, const void* arguments, size_t argument_bytes, const std::function<void()>& kernel);
 
 // array[i]: reads where it becomes a T, writes where one is assigned. Only as a temporary: `auto x = array[i]` would
 // read whenever x is used, so using such an x does not compile.
@@ -92,12 +99,15 @@ class SharedElement {
   int64_t index_;
 };
 
-template <class T, size_t kCount>
+template <class T>
 class Shared {
   static_assert(std::is_trivially_copyable_v<T>, "shared memory has no constructors");
 
  public:
-  explicit Shared(const Site* site) : array_(shared_array(site, kCount, sizeof(T), alignof(T))) {}
+  Shared(const Site* site, size_t count) : array_(shared_array(site, count, sizeof(T), alignof(T))) {}
+  explicit Shared(const Site* site) : array_(dynamic_shared_array(site, sizeof(T))) {
+    static_assert(alignof(T) <= 16, "dynamic shared memory begins at a multiple of 16 bytes");
+  }
   Shared(const Shared&) = delete;
 
   template <class Index>
@@ -112,7 +122,7 @@ class Shared {
   }
   // For functions that take a pointer: reads every element, now.
   operator const T*() const {  // NOLINT: as an array would
-    for (size_t i = 0; i < kCount; ++i) read_shared(array_, static_cast<int64_t>(i));
+    for (size_t i = 0; i < array_->count; ++i) read_shared(array_, static_cast<int64_t>(i));
     return reinterpret_cast<const T*>(array_->data);
   }
 
@@ -136,6 +146,8 @@ inline uint32_t block() { return shim::running.block; }
 inline uint32_t blocks() { return shim::running.blocks; }
 // The caller's place is where threads wait: all of a block must wait at the same one.
 inline void sync(const char* file = __builtin_FILE(), int line = __builtin_LINE()) { shim::barrier(file, line); }
+inline void let_next_start() { shim::let_next_start(); }
+inline void wait_for_plan() { shim::wait_for_launch_before(); }
 
 template <class T>
 inline T load(const T* p) {
@@ -162,13 +174,28 @@ inline void store_whole(T* p, T value) {
   store(p, value);
 }
 
+inline int limits(Limits& out) {
+  out = shim::limits();
+  return 0;
+}
+
 // Runs the kernel to its end. Throws shim::Error if it broke a rule, or what the kernel threw.
 template <class Args>
-inline int launch(void (*kernel)(const Args&), int64_t blocks, int threads, void* /*stream*/, const Args& args) {
+inline int run(void (*kernel)(const Args&), const shim::Launch& launch, const Args& args) {
   static_assert(std::is_trivially_copyable_v<Args>, "kernel arguments are copied byte by byte");
   const Args copy = args;
-  shim::run(blocks, threads, typeid(Args).name(), &copy, sizeof(Args), [&] { kernel(copy); });
+  shim::run(launch, &copy, sizeof(Args), [&] { kernel(copy); });
   return 0;
+}
+template <class Args>
+inline int launch(void (*kernel)(const Args&), int64_t blocks, int threads, void* /*stream*/, const Args& args,
+                  int64_t shared_bytes = 0) {
+  return run(kernel, {blocks, threads, typeid(Args).name(), static_cast<size_t>(shared_bytes), false}, args);
+}
+template <class Args>
+inline int launch_dependent(void (*kernel)(const Args&), int64_t blocks, int threads, void* /*stream*/, const Args& args,
+                            int64_t shared_bytes = 0) {
+  return run(kernel, {blocks, threads, typeid(Args).name(), static_cast<size_t>(shared_bytes), true}, args);
 }
 
 }  // namespace fusedmix::device

@@ -125,14 +125,14 @@ cuda::Sampling sampling_of(const py::tuple& request, const py::object& seed, con
   return s;
 }
 
-// Returns the walk.
-cuda::Walk step(Memory& memory, const py::tuple& images, const py::object& request, const py::object& seed,
+// Returns the shape.
+cuda::Shape step(Memory& memory, const py::tuple& images, const py::object& request, const py::object& seed,
                 const py::dict& made, const cuda::Targets& targets) {
   const cuda::Images x = images_of(images);
   const cuda::Pass pass(memory, &x, made["pairing"].cast<int32_t>());
   const cuda::Sampling sampling = seed.is_none() ? cuda::Sampling{} : sampling_of(request, seed, made);
   pass.run(seed.is_none() ? nullptr : &sampling, plan_of(made), targets);
-  return pass.walk;
+  return pass.shape;
 }
 
 void fourier(Memory& memory, const py::object& spec, const py::dict& plan, const py::object& seed, int32_t ndim, int32_t draws,
@@ -211,31 +211,39 @@ void bind_rounding(py::module_& m, const char* name) {
 
 PYBIND11_MODULE(fusedmix_cuda_shim, m) {
   shim::bind_log(m);
-  py::class_<Memory>(m, "Memory").def(py::init<int>());
-  py::class_<cuda::Walk>(m, "Walk")
-      .def_readwrite("width", &cuda::Walk::width)
-      .def_readwrite("columns", &cuda::Walk::columns)
-      .def_readwrite("tiles", &cuda::Walk::tiles)
-      .def_readwrite("units", &cuda::Walk::units)
-      .def_readwrite("span", &cuda::Walk::span)
-      .def_readwrite("heads", &cuda::Walk::heads)
-      .def_readwrite("staged_bytes", &cuda::Walk::staged_bytes);
+  py::class_<device::Limits>(m, "Limits")
+      .def_readwrite("multiprocessors", &device::Limits::multiprocessors)
+      .def_readwrite("shared_bytes", &device::Limits::shared_bytes);
+  py::class_<Memory>(m, "Memory").def(py::init<int>()).def_readwrite("chip", &Memory::chip);
+  py::enum_<cuda::Way>(m, "Way")
+      .value("NONE", cuda::Way::kNone)
+      .value("EACH", cuda::Way::kEach)
+      .value("PAIRS", cuda::Way::kPairs)
+      .value("ROLL", cuda::Way::kRoll)
+      .value("TILE", cuda::Way::kTile)
+      .value("SLICES", cuda::Way::kSlices);
+  py::class_<cuda::Shape>(m, "Shape")
+      .def_readwrite("way", &cuda::Shape::way)
+      .def_readwrite("width", &cuda::Shape::width)
+      .def_readwrite("columns", &cuda::Shape::columns)
+      .def_readwrite("log_column", &cuda::Shape::log_column)
+      .def_readwrite("by_tile", &cuda::Shape::by_tile)
+      .def_readwrite("shared_bytes", &cuda::Shape::shared_bytes)
+      .def_readwrite("slice", &cuda::Shape::slice);
   py::class_<cuda::Targets>(m, "Targets").def(py::init(&targets_of));
-  m.def("plan_walk", [](const py::tuple& images, int32_t pairing, int multiprocessors) {
-    return cuda::plan_walk(images_of(images), pairing, multiprocessors);
+  m.def("shape_of", [](Memory& memory, const py::tuple& images, int32_t pairing) {
+    return cuda::shape_of(images_of(images), pairing, memory.chip);
   });
   m.def("apply", [](Memory& memory, const py::tuple& images, const py::dict& plan, bool permutation) {
     return cuda::apply(memory, images_of(images), plan_of(plan), permutation);
   });
-  // By a walk that is given, instead of the one that apply() chooses.
-  m.def("mix", [](Memory& memory, const py::tuple& images, const py::dict& plan, const cuda::Walk& walk, bool stage) {
+  // By a shape that is given, instead of the one that apply() chooses.
+  m.def("mix", [](Memory& memory, const py::tuple& images, const py::dict& plan, const cuda::Shape& shape) {
     const cuda::Images x = images_of(images);
-    const cuda::Pass pass(memory, &x, walk);
-    if (stage) pass.stage();
-    pass.mix(cuda::place(memory, plan_of(plan)), cuda::Targets{});
+    cuda::Pass(memory, &x, shape).mix(cuda::place(memory, plan_of(plan)), cuda::Targets{});
   });
   m.def("mix_labels", [](Memory& memory, const py::dict& plan, const cuda::Targets& targets) {
-    cuda::Pass(memory, nullptr, kRandom).mix(cuda::place(memory, plan_of(plan)), targets);
+    memory.check(cuda::write_targets(cuda::place(memory, plan_of(plan)), targets, nullptr));
   });
   m.def("sample", [](Memory& memory, const py::tuple& request, const py::object& seed, const py::dict& made) {
     cuda::Pass(memory, nullptr, kRandom).sample(sampling_of(request, seed, made));

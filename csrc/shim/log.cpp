@@ -7,6 +7,7 @@
 #include <memory>
 #include <new>
 #include <sstream>
+#include <utility>
 
 #include "core.h"
 #include "device.h"
@@ -63,7 +64,8 @@ struct Buffer {
         reads(zeros<uint32_t>(bytes)),
         writes(zeros<uint32_t>(bytes)),
         all_reads(zeros<uint32_t>(bytes)),
-        all_writes(zeros<uint32_t>(bytes)) {
+        all_writes(zeros<uint32_t>(bytes)),
+        before(zeros<uint8_t>(bytes)) {
     if (!initialised) written = zeros<bool>(bytes);
   }
 
@@ -71,11 +73,16 @@ struct Buffer {
   size_t bytes;
   std::string name;
   bool writable;
+  bool exchanged = false;
   // Of each byte, in this launch.
   Zeros<Who> writer, readers;
   Zeros<uint32_t> reads, writes;
   // Since reset_log().
   Zeros<uint32_t> all_reads, all_writes;
+  // What the launch before did to each byte: kRead, kWritten, both.
+  static constexpr uint8_t kRead = 1, kWritten = 2;
+  Zeros<uint8_t> before;
+  size_t before_first = SIZE_MAX, before_stop = 0;
   // Ever; null if all bytes were there from the beginning.
   Zeros<bool> written;
   // What this launch touched lies in [first, stop): only that much is counted and cleared at its end.
@@ -151,6 +158,19 @@ Buffer& find(const void* p, size_t bytes, size_t alignment, bool writes) {
   return *last;
 }
 
+// What is wrong with an access beside races.
+[[noreturn]] void fail_access(const char* rule, const Buffer& b, size_t at, bool writes, const std::string& why) {
+  fail(std::string(rule) + ": " + describe(running.me) + (writes ? " writes " : " reads ") + place(b, at) + ", which " + why);
+}
+
+void check_ahead(const Buffer& b, size_t at, size_t n, bool writes) {
+  for (size_t i = at; i < at + n; ++i) {
+    const bool written = (b.before[i] & Buffer::kWritten) != 0;
+    if (!written && !(writes && b.before[i] != 0)) continue;
+    fail_access("no wait", b, i, writes, std::string("the launch before may still ") + (written ? "write" : "read"));
+  }
+}
+
 // kBytes is the number of bytes where it is known, else 0.
 template <size_t kBytes>
 void record_read(Buffer& b, size_t at, size_t bytes) {
@@ -159,8 +179,12 @@ void record_read(Buffer& b, size_t at, size_t bytes) {
   Who* const writer = b.writer.get() + at;
   Who* const readers = b.readers.get() + at;
   uint32_t* const reads = b.reads.get() + at;
+  if (running.ahead) check_ahead(b, at, n, false);
   for (size_t i = 0; i < n; ++i) {
     if (unordered(writer[i], me)) fail_race(place(b, at + i), me, false, writer[i], true);
+    if (b.exchanged && writer[i] != 0) {
+      fail_access("exchange", b, at + i, false, describe(writer[i]) + " has written in this launch");
+    }
     readers[i] = with_reader(readers[i], me);
     ++reads[i];
   }
@@ -179,9 +203,13 @@ void record_write(Buffer& b, size_t at, size_t bytes) {
   Who* const writer = b.writer.get() + at;
   const Who* const readers = b.readers.get() + at;
   uint32_t* const writes = b.writes.get() + at;
+  if (running.ahead) check_ahead(b, at, n, true);
   for (size_t i = 0; i < n; ++i) {
     if (unordered(writer[i], me)) fail_race(place(b, at + i), me, true, writer[i], true);
     if (unordered(readers[i], me)) fail_race(place(b, at + i), me, true, readers[i], false);
+    if (b.exchanged && writer[i] != 0) {
+      fail_access("exchange", b, at + i, true, describe(writer[i]) + " has written in this launch");
+    }
     writer[i] = me;
     ++writes[i];
   }
@@ -194,6 +222,7 @@ Use take_use(Buffer& b) {
   use.name = b.name;
   use.read_widths = b.read_widths.take();
   use.write_widths = b.write_widths.take();
+  for (size_t i = b.before_first; i < b.before_stop; ++i) b.before[i] = 0;
   for (size_t i = b.first; i < b.stop; ++i) {
     use.read_bytes += b.reads[i];
     use.written_bytes += b.writes[i];
@@ -201,13 +230,14 @@ Use take_use(Buffer& b) {
     use.distinct_written_bytes += b.writes[i] != 0;
     use.max_reads = std::max(use.max_reads, b.reads[i]);
     use.max_writes = std::max(use.max_writes, b.writes[i]);
+    b.before[i] = static_cast<uint8_t>((b.reads[i] != 0 ? Buffer::kRead : 0) | (b.writes[i] != 0 ? Buffer::kWritten : 0));
     b.all_reads[i] += b.reads[i];
     b.all_writes[i] += b.writes[i];
     b.reads[i] = b.writes[i] = 0;
     b.readers[i] = b.writer[i] = 0;
   }
-  b.first = SIZE_MAX;
-  b.stop = 0;
+  b.before_first = std::exchange(b.first, SIZE_MAX);
+  b.before_stop = std::exchange(b.stop, 0);
   return use;
 }
 
@@ -282,6 +312,8 @@ static std::vector<std::unique_ptr<Buffer>>::iterator named(const std::string& n
   if (at == log_.watched.end()) throw std::invalid_argument("'" + name + "' is not watched");
   return at;
 }
+
+void exchange(const std::string& name) { (*named(name))->exchanged = true; }
 
 void forget(const std::string& name) {
   log_.watched.erase(named(name));

@@ -24,7 +24,7 @@ namespace {
 
 constexpr size_t kStackBytes = 256 * 1024;  // only what is touched takes memory
 constexpr size_t kMaxResident = 4;          // blocks that run at the same time
-constexpr size_t kMaxShared = 48 * 1024;    // what CUDA lets a kernel declare
+constexpr size_t kMaxDeclared = 48 * 1024;  // what CUDA lets a kernel declare of shared memory, on any device
 constexpr int kPoison = 0xFF;               // NaN in every floating-point type, -1 in every integer
 
 struct Block;
@@ -37,6 +37,7 @@ struct Fiber {
   Block* block = nullptr;
   uint32_t thread = 0;
   State state = State::kReady;
+  bool ahead = false;          // has not waited for the launch before
   const char* file = nullptr;  // where it waits
   int line = 0;
 };
@@ -52,6 +53,7 @@ struct Block {
   int waiting = 0, done = 0;
   std::vector<Fiber> fibers;
   std::vector<std::unique_ptr<Array>> arrays;
+  const SharedArray* dynamic = nullptr;  // the one of them that has what the launch gave
 };
 
 // xoshiro256**, seeded by splitmix64 (Blackman, Vigna).
@@ -100,9 +102,13 @@ struct Scheduler {
   Fiber* current = nullptr;
   Context main;
   std::exception_ptr error;
-  size_t shared_bytes = 0;
+  size_t dynamic_bytes = 0, shared_bytes = 0;
+  bool dependent = false;
+  bool lets_next = false;  // stays until the next launch
 };
 Scheduler scheduler;
+// sm_86, 89 and 120: no device has less for a block.
+device::Limits device_limits{4, 1536, 99 * 1024, 100 * 1024, 1024};
 std::mutex launching;  // one launch at a time
 
 // How many accesses until the next one that gives way: geometric, drawn at once.
@@ -186,6 +192,7 @@ void start_block(Block& block, uint32_t number) {
   }
   for (Fiber& fiber : block.fibers) {
     fiber.state = State::kReady;
+    fiber.ahead = scheduler.dependent;
     scheduler.ready.push_back(&fiber);
   }
 }
@@ -199,6 +206,7 @@ void run_fiber(Fiber& fiber) {
   running.me = who(fiber.block->number, fiber.block->epoch, fiber.thread);
   running.thread = fiber.thread;
   running.block = fiber.block->number;
+  running.ahead = fiber.ahead;
   switch_context(scheduler.main, fiber.context);
   running.me = 0;
   if (scheduler.error != nullptr) std::rethrow_exception(scheduler.error);
@@ -265,6 +273,9 @@ std::string place(const SharedArray& array, int64_t index) {
 
 }  // namespace
 
+void set_limits(const device::Limits& limits) { device_limits = limits; }
+const device::Limits& limits() { return device_limits; }
+
 void seed(uint64_t value) { scheduler.random = Random(value); }
 
 void set_yield_probability(double p) {
@@ -293,19 +304,26 @@ void barrier(const char* file, int line) {
   back_to_scheduler();
 }
 
-SharedArray* shared_array(const Site* site, size_t count, size_t element_bytes, size_t alignment) {
-  if (running.me == 0) fail("FUSEDMIX_SHARED outside of a launch");
-  Block& block = *scheduler.current->block;
-  size_t total = count * element_bytes;
+void let_next_start() {
+  if (running.me == 0) fail("let_next_start() outside of a launch");
+  // The next would wait for this launch alone, which may end before the one before it.
+  if (scheduler.dependent) fail("let_next_start(): " + describe(running.me) + " is of a dependent launch itself");
+  scheduler.lets_next = true;
+}
+
+void wait_for_launch_before() {
+  if (running.me == 0) fail("wait_for_plan() outside of a launch");
+  running.ahead = scheduler.current->ahead = false;
+}
+
+static SharedArray* declared(const Block& block, const Site* site) {
   for (auto& array : block.arrays) {
     if (array->site == site) return array.get();
-    total += array->count * array->element_bytes;
   }
-  if (total > kMaxShared) {
-    fail("too much shared memory: " + std::to_string(total) + " bytes with '" + site->name + "', at most " +
-         std::to_string(kMaxShared));
-  }
-  scheduler.shared_bytes = std::max(scheduler.shared_bytes, total);
+  return nullptr;
+}
+
+static SharedArray* declare(Block& block, const Site* site, size_t count, size_t element_bytes, size_t alignment) {
   auto array = std::make_unique<Array>();
   array->site = site;
   array->count = count;
@@ -320,6 +338,36 @@ SharedArray* shared_array(const Site* site, size_t count, size_t element_bytes, 
   array->adders.assign(count, 0);
   block.arrays.push_back(std::move(array));
   return block.arrays.back().get();
+}
+
+SharedArray* shared_array(const Site* site, size_t count, size_t element_bytes, size_t alignment) {
+  if (running.me == 0) fail("FUSEDMIX_SHARED outside of a launch");
+  Block& block = *scheduler.current->block;
+  if (SharedArray* const array = declared(block, site); array != nullptr) return array;
+  size_t total = count * element_bytes;
+  for (auto& array : block.arrays) total += array.get() == block.dynamic ? 0 : array->count * array->element_bytes;
+  const auto most = std::min<size_t>(kMaxDeclared, limits().shared_bytes - scheduler.dynamic_bytes);
+  if (total > most) {
+    fail("too much shared memory: " + std::to_string(total) + " bytes with '" + site->name + "', at most " +
+         std::to_string(most));
+  }
+  scheduler.shared_bytes = std::max(scheduler.shared_bytes, total + scheduler.dynamic_bytes);
+  return declare(block, site, count, element_bytes, alignment);
+}
+
+SharedArray* dynamic_shared_array(const Site* site, size_t element_bytes) {
+  if (running.me == 0) fail("FUSEDMIX_DYNAMIC_SHARED outside of a launch");
+  Block& block = *scheduler.current->block;
+  SharedArray* array = declared(block, site);
+  if (array == nullptr) {
+    // Under nvcc a second one would be the same bytes by another name.
+    if (block.dynamic != nullptr) {
+      fail("dynamic shared memory twice: as '" + std::string(block.dynamic->site->name) + "' and as '" + site->name + "'");
+    }
+    array = declare(block, site, scheduler.dynamic_bytes / element_bytes, element_bytes, 16);
+    block.dynamic = array;
+  }
+  return array;
 }
 
 static void check_index(const SharedArray& array, int64_t index, const char* does) {
@@ -364,23 +412,28 @@ void add_to_shared(SharedArray* array, int64_t index) {
   array->adders[index] = with_reader(array->adders[index], me);
 }
 
-void run(int64_t blocks, int threads, const char* type, const void* arguments, size_t argument_bytes,
-         const std::function<void()>& kernel) {
+void run(Launch launch, const void* arguments, size_t argument_bytes, const std::function<void()>& kernel) {
   if (running.me != 0) fail("launch() within a kernel");
   const std::lock_guard<std::mutex> lock(launching);
+  const int64_t blocks = launch.blocks;
+  const int threads = launch.threads;
   if (blocks < 1 || blocks > kMaxBlocks || threads < 1 || threads > kMaxThreads) {
     fail("no such launch: " + std::to_string(blocks) + " blocks of " + std::to_string(threads) + " threads");
   }
-  Launch launch;
-  launch.blocks = blocks;
-  launch.threads = threads;
-  launch.arguments = demangled(type);
+  if (launch.shared_bytes > static_cast<size_t>(limits().shared_bytes)) {
+    fail("too much shared memory: " + std::to_string(launch.shared_bytes) + " bytes for a launch, at most " +
+         std::to_string(limits().shared_bytes));
+  }
+  if (launch.dependent && !scheduler.lets_next) fail("no such launch: dependent, and the launch before does not let it start");
+  launch.arguments = demangled(launch.arguments.c_str());
   begin_launch(launch, arguments, argument_bytes);
   scheduler.kernel = &kernel;
   scheduler.launch_blocks = blocks;
   scheduler.threads = threads;
   scheduler.arguments = launch.arguments;
-  scheduler.shared_bytes = 0;
+  scheduler.dynamic_bytes = scheduler.shared_bytes = launch.shared_bytes;
+  scheduler.dependent = launch.dependent;
+  scheduler.lets_next = false;
   running.blocks = static_cast<uint32_t>(blocks);
   running.accesses_left = draw_accesses();
   const uint64_t places = 1 + scheduler.random.below(kMaxResident);

@@ -14,10 +14,12 @@ namespace {
 using fusedmix::device::block;
 using fusedmix::device::blocks;
 using fusedmix::device::launch;
+using fusedmix::device::let_next_start;
 using fusedmix::device::load;
 using fusedmix::device::store;
 using fusedmix::device::sync;
 using fusedmix::device::thread;
+using fusedmix::device::wait_for_plan;
 
 struct alignas(16) Float4 {
   float x[4];
@@ -96,6 +98,17 @@ FUSEDMIX_KERNEL(128) count_blocks(FUSEDMIX_ARGS(Buffers, args)) {
   if (thread() == 0) store(args.out + block(), static_cast<float>(some) + static_cast<float>(some + others) / 2.0f);
 }
 
+constexpr int kWide = 1024;
+
+// Block b turns its share of `in` around, through dynamic shared memory.
+FUSEDMIX_WIDE_KERNEL(kWide, 1) reverse_in_dynamic(FUSEDMIX_ARGS(Buffers, args)) {
+  FUSEDMIX_DYNAMIC_SHARED(float, values);
+  const int64_t share = args.n / blocks(), first = block() * share;
+  for (int64_t i = thread(); i < share; i += kWide) values[i] = load(args.in + first + i);
+  sync();
+  for (int64_t i = thread(); i < share; i += kWide) store(args.out + first + i, static_cast<float>(values[share - 1 - i]));
+}
+
 FUSEDMIX_DEVICE float product(const float* pair) { return pair[0] * pair[1]; }
 
 // Every way to use an element of a shared array, alone in a block.
@@ -140,6 +153,55 @@ FUSEDMIX_KERNEL(128) scripted(FUSEDMIX_ARGS(Script, args)) {
     if (width == 2) read_or_write(reinterpret_cast<uint16_t*>(at), code >= 256);
     if (step % 2 == 1) sync();
   }
+}
+
+// Mixing in place: `in` is a batch of kSamples, each of which gets half of itself and half of its partner, by a plan that
+// draw_partners() leaves in `out`. A block has a column of kColumn floats of every sample, a thread one of these.
+enum class Fault {
+  kNone,
+  kNoBarrier,      // between what is loaded and what is stored
+  kSharedColumn,   // two blocks have the same
+  kStoresEarly,    // a barrier too, but before a partner is loaded
+  kStoresTwice,
+  kReadsEarly,     // a partner, before it has waited for the launch before
+  kWritesEarly,    // the plan, before it has waited
+  kReadsSometime,  // one thread only
+};
+constexpr int kSamples = 8, kColumn = kWide / kSamples;
+
+FUSEDMIX_KERNEL(128) draw_partners(FUSEDMIX_ARGS(Buffers, args)) {
+  let_next_start();
+  if (block() == 0 && thread() < kSamples) store(args.out + thread(), static_cast<float>((thread() * 3 + 2) % kSamples));
+  if (block() == 0 && thread() == kSamples) store(args.out + kSamples, load(args.out + kSamples + 1));
+}
+
+template <Fault kFault, bool kShared>
+FUSEDMIX_WIDE_KERNEL(kWide, 1) mix_columns(FUSEDMIX_ARGS(Buffers, args)) {
+  FUSEDMIX_DYNAMIC_SHARED(float, column);
+  const int64_t row = args.n / kSamples, i = thread() / kColumn, at = thread() % kColumn;
+  const int64_t first = block() * kColumn - (kFault == Fault::kSharedColumn && block() > 0 ? 1 : 0);
+  float* const x = args.in + first + at;
+  if (kFault == Fault::kWritesEarly && thread() == 9 && block() == 0) store(args.out + kSamples + 1, 0.0f);
+  const bool early = kFault == Fault::kReadsEarly || (kFault == Fault::kReadsSometime && block() == 1 && thread() == 500);
+  if (!early) wait_for_plan();
+  const auto partner = static_cast<int64_t>(load(args.out + i));
+  const float own = load(x + i * row);
+  float other = 0.0f;
+  if (kFault == Fault::kStoresEarly) {
+    sync();
+    store(x + i * row, own / 2);
+    sync();
+  }
+  if constexpr (kShared) {
+    column[thread()] = own;
+    if (kFault != Fault::kNoBarrier) sync();
+    other = column[partner * kColumn + at];
+  } else {
+    other = load(x + partner * row);
+    if (kFault != Fault::kNoBarrier) sync();
+  }
+  if (kFault == Fault::kStoresTwice) store(x + i * row, own / 2);
+  store(x + i * row, (own + other) / 2);
 }
 
 // ---- wrong ----
@@ -227,6 +289,38 @@ FUSEDMIX_KERNEL(128) shared_too_much(FUSEDMIX_ARGS(Buffers, args)) {
   values[thread()] = load(args.in + index());
 }
 
+// These three have memory for 100 floats.
+FUSEDMIX_KERNEL(128) dynamic_race(FUSEDMIX_ARGS(Buffers, args)) {
+  FUSEDMIX_DYNAMIC_SHARED(float, values);
+  if (thread() < 100) values[thread()] = load(args.in + index());
+  sync();
+  if (thread() < 100) values[thread()] = values[99 - thread()];
+}
+
+FUSEDMIX_KERNEL(128) dynamic_uninitialised(FUSEDMIX_ARGS(Buffers, args)) {
+  FUSEDMIX_DYNAMIC_SHARED(float, values);
+  if (thread() < 99) values[thread()] = 1.0f;
+  sync();
+  store(args.out + index(), static_cast<float>(values[99]));
+}
+
+FUSEDMIX_KERNEL(128) dynamic_out_of_bounds(FUSEDMIX_ARGS(Buffers, args)) {
+  FUSEDMIX_DYNAMIC_SHARED(float, values);
+  values[thread()] = load(args.in + index());
+}
+
+FUSEDMIX_KERNEL(128) dynamic_twice(FUSEDMIX_ARGS(Buffers, args)) {
+  FUSEDMIX_DYNAMIC_SHARED(float, values);
+  FUSEDMIX_DYNAMIC_SHARED(int32_t, indices);
+  if (thread() < 50) values[thread()] = load(args.in + index());
+  if (thread() < 50) indices[50 + thread()] = 0;
+}
+
+FUSEDMIX_KERNEL(128) dynamic_and_too_much(FUSEDMIX_ARGS(Buffers, args)) {
+  FUSEDMIX_SHARED(float, values, 10000);
+  values[thread()] = load(args.in + index());
+}
+
 FUSEDMIX_KERNEL(128) out_of_bounds(FUSEDMIX_ARGS(Buffers, args)) {
   if (index() == 130) store(args.out + args.n, 1.0f);
 }
@@ -272,6 +366,11 @@ FUSEDMIX_KERNEL(128) waits_elsewhere(FUSEDMIX_ARGS(Buffers, args)) {
   }
 }
 
+FUSEDMIX_KERNEL(128) starts_next_early(FUSEDMIX_ARGS(Buffers, /*args*/)) {
+  wait_for_plan();
+  if (index() == 130) let_next_start();
+}
+
 FUSEDMIX_KERNEL(128) throws(FUSEDMIX_ARGS(Buffers, args)) {
   const float x = load(args.in + index());
   if (index() == 130) throw std::out_of_range("from a kernel");
@@ -283,9 +382,23 @@ FUSEDMIX_KERNEL(128) throws(FUSEDMIX_ARGS(Buffers, args)) {
 const std::map<std::string, void (*)(const Buffers&)> kKernels = {
     NAMED(copy),
     NAMED(double_in_place),
+    NAMED(draw_partners),
+    {"mix_columns", mix_columns<Fault::kNone, false>},
+    {"mix_columns_shared", mix_columns<Fault::kNone, true>},
+    {"no_barrier", mix_columns<Fault::kNoBarrier, false>},
+    {"no_barrier_shared", mix_columns<Fault::kNoBarrier, true>},
+    {"shared_column", mix_columns<Fault::kSharedColumn, false>},
+    {"shared_column_shared", mix_columns<Fault::kSharedColumn, true>},
+    {"stores_early", mix_columns<Fault::kStoresEarly, false>},
+    {"stores_twice", mix_columns<Fault::kStoresTwice, false>},
+    {"reads_early", mix_columns<Fault::kReadsEarly, false>},
+    {"reads_sometime_early", mix_columns<Fault::kReadsSometime, false>},
+    {"writes_early", mix_columns<Fault::kWritesEarly, false>},
+    NAMED(starts_next_early),
     {"sum_blocks", sum_blocks<float>},
     {"sum_blocks_double", sum_blocks<double>},
     NAMED(reverse_blocks),
+    NAMED(reverse_in_dynamic),
     NAMED(shared_operators),
     NAMED(count_blocks),
     NAMED(two_writers),
@@ -302,6 +415,11 @@ const std::map<std::string, void (*)(const Buffers&)> kKernels = {
     NAMED(shared_uninitialised),
     NAMED(shared_out_of_bounds),
     NAMED(shared_too_much),
+    NAMED(dynamic_race),
+    NAMED(dynamic_uninitialised),
+    NAMED(dynamic_out_of_bounds),
+    NAMED(dynamic_twice),
+    NAMED(dynamic_and_too_much),
     NAMED(out_of_bounds),
     NAMED(out_of_bounds_in_part),
     NAMED(misaligned),
@@ -314,9 +432,11 @@ const std::map<std::string, void (*)(const Buffers&)> kKernels = {
     NAMED(throws),
 };
 
-void run(const std::string& kernel, int64_t blocks, int threads, uintptr_t in, uintptr_t out, int64_t n) {
+void run(const std::string& kernel, int64_t blocks, int threads, uintptr_t in, uintptr_t out, int64_t n,
+         int64_t shared_bytes, bool dependent) {
   const Buffers args{reinterpret_cast<float*>(in), reinterpret_cast<float*>(out), n};
-  launch(kKernels.at(kernel), blocks, threads, nullptr, args);
+  const auto start = dependent ? fusedmix::device::launch_dependent<Buffers> : launch<Buffers>;
+  start(kKernels.at(kernel), blocks, threads, nullptr, args, shared_bytes);
 }
 
 void run_script(uintptr_t script, uintptr_t out, int64_t blocks, int threads, int64_t steps) {

@@ -133,7 +133,7 @@ void test_targets() {
           const HostPlan plan = make_plan(random, batch, size, pairing, Masks::kConstant, random.below(2) == 0);
           PlacedPlan placed(plan, random.below(2) == 0);
           Labels labels(random, type, soft, batch, classes, smoothing, plan);
-          check(cuda::mix(nullptr, placed.launch, cuda::Walk{}, nullptr, labels.targets, nullptr));
+          check(cuda::write_targets(placed.launch, labels.targets, nullptr));
           labels.verify();
         }
       }
@@ -156,14 +156,11 @@ struct Case {
   int multiprocessors;
 };
 
-void count_paths(const cuda::Images& images, const cuda::Walk& walk, int32_t pairing) {
-  const int bytes = walk.width * element_size(images.type);
-  ++paths[bytes == 16 ? "16 bytes at a time" : (walk.width == 1 ? "an element at a time" : "4 bytes at a time")];
-  if (pairing == kFlip) {
-    ++paths["pairs"];
-  } else {
-    ++paths[walk.staged_bytes > 0 ? "heads, staged" : (walk.heads ? "heads" : "no heads")];
-  }
+void count_paths(const cuda::Images& images, const cuda::Shape& shape) {
+  const int bytes = shape.width * element_size(images.type);
+  ++paths[bytes == 16 ? "16 bytes at a time" : (shape.width == 1 ? "an element at a time" : "4 bytes at a time")];
+  constexpr const char* names[] = {"nothing", "each", "pairs", "roll", "tile", "slices"};
+  ++paths[names[static_cast<int>(shape.way)]];
   if (images.adjoint) ++paths["adjoint"];
 }
 
@@ -192,17 +189,17 @@ void test_mix(Random& random, const Case& c) {
   const cuda::Images images{c.type, src.as<char>() + x.first * size_of, dst.as<char>() + want.first * size_of, layout, adjoint};
 
   cpu::mix({c.type, in_place ? want.data() : x.data(), want.data(), layout, plan.view(), adjoint}, kOneThread);
-  const cuda::Walk walk = cuda::plan_walk(images, c.pairing, c.multiprocessors);
-  count_paths(images, walk, c.pairing);
   PlacedPlan placed(plan, random.below(2) == 0);
+  placed.memory.chip.multiprocessors = c.multiprocessors;
+  if (random.below(3) == 0) placed.memory.chip.shared_bytes = random.below(2) ? 1024 : 64;
   std::unique_ptr<Labels> labels;  // in the same launch
   cuda::Targets targets{};
   if (!adjoint && random.below(2)) {
     labels = std::make_unique<Labels>(random, static_cast<int32_t>(random.below(8)), false, batch, 10, 0.1, plan);
     targets = labels->targets;
   }
-  const cuda::Pass pass(placed.memory, &images, walk);
-  pass.stage();
+  const cuda::Pass pass(placed.memory, &images, c.pairing);
+  count_paths(images, pass.shape);
   pass.mix(placed.launch, targets);
   const bool exact_mask = !has_gaussian(plan);
   compare(c.type, dst.values<char>(), want.memory, exact_mask && !adjoint, exact_mask, "images");
@@ -418,8 +415,7 @@ struct Drawing {
   bool on_device;  // the seed
 };
 
-// The plan from the kernel, checked against the CPU's; then, with images, those mixed by it after heads that the same launch
-// staged.
+// The plan from the kernel, checked against the CPU's; then, with images, those mixed by it.
 void test_sample(Random& random, const Drawing& d, ElementType type, bool with_images) {
   context = format("plan of %zu methods, B=%lld, %d-D, %s, per %d, p=%g%s", d.rows.size(), static_cast<long long>(d.batch),
                    d.ndim, name_of_pairing(d.pairing), d.per, d.p, d.given ? ", lam given" : "");
@@ -474,7 +470,6 @@ void test_sample(Random& random, const Drawing& d, ElementType type, bool with_i
   const cuda::Images images{type, images_memory.as<void>(), images_memory.as<void>(), layout_of(x, x, d.ndim), false};
   Memory memory(132);
   const cuda::Pass pass(memory, with_images ? &images : nullptr, d.pairing);
-  if (pass.walk.staged_bytes > 0) ++paths["heads staged by the sampler"];
   pass.sample(s);
 
   HostPlan got;
@@ -539,9 +534,8 @@ void test_samples(bool large) {
 void expect_all_paths() {
   context = "the ways taken";
   for (const char* path :
-       {"16 bytes at a time", "4 bytes at a time", "an element at a time", "pairs", "heads, staged", "heads", "no heads",
-        "adjoint", "plan inside the arguments", "plan in one upload", "plan on the device", "heads staged by the sampler", "stored masks", "Fourier masks",
-        "soft Fourier masks"}) {
+       {"16 bytes at a time", "4 bytes at a time", "an element at a time", "nothing", "each", "pairs", "roll", "tile", "slices", "adjoint",
+        "plan inside the arguments", "plan in one upload", "plan on the device", "stored masks", "Fourier masks", "soft Fourier masks"}) {
     std::printf("  %-30s %lld\n", path, static_cast<long long>(paths[path]));
     if (paths[path] == 0) fail(std::string("no case took: ") + path);
   }

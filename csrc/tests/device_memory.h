@@ -114,10 +114,13 @@ class DeviceBuffer {
 
 // For the host program, on a chip of so many multiprocessors.
 struct Memory final : cuda::Memory {
-  const int count;
+  device::Limits chip{};
   std::vector<std::unique_ptr<DeviceBuffer>> kept;
 
-  explicit Memory(int multiprocessors) : count(multiprocessors) {}
+  explicit Memory(int multiprocessors) {
+    test::check(cuda::limits(chip));
+    chip.multiprocessors = multiprocessors;
+  }
   void* empty(const char* name, int64_t bytes) override {
     kept.push_back(std::make_unique<DeviceBuffer>(bytes, name));
     return kept.back()->as<void>();
@@ -126,7 +129,7 @@ struct Memory final : cuda::Memory {
     kept.push_back(std::make_unique<DeviceBuffer>(bytes, size, false, name));
     return kept.back()->as<void>();
   }
-  int multiprocessors() override { return count; }
+  const device::Limits& limits() override { return chip; }
   void check(int error) override { test::check(error); }
 };
 

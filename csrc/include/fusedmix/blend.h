@@ -5,19 +5,19 @@
 
 namespace fusedmix {
 
-// The nearest integer to w·d + b, ties to even, in [0, 255], for integers b and d: as if the sum were exact.
-FUSEDMIX_HD float round_to_byte(float w, float d, float b) {
-  const float sum = fma(w, d, b);
-  float rounded = rintf(sum);
-  // Rounding the sum to float32 may have moved it onto a tie. Then the sign of what was lost says which way to go:
-  // without this, about one pixel in 10^5 is off by one.
-  const float residual = fma(w, d, b - sum);
-  const float error = sum - rounded;
-  rounded = error == 0.5f && residual > 0.0f ? rounded + 1.0f : rounded;
-  rounded = error == -0.5f && residual < 0.0f ? rounded - 1.0f : rounded;
-  rounded = rounded > 0.0f ? rounded : 0.0f;
-  return rounded < 255.0f ? rounded : 255.0f;
+// From 2^23 to 2^24 floats are whole numbers: a sum that lies there has been rounded to the nearest, ties to even, and the low
+// byte of its bits is that of the number that was added. kRaised is in the middle.
+constexpr float kRaised = 12582912.0f;  // 1.5·2^23
+
+// A byte, raised to 2^23: exact, and no conversion.
+FUSEDMIX_HD float raised(uint8_t byte) { return bit_cast<float>(0x4B000000u | byte); }
+
+// kRaised and the nearest integer to w·d + b, ties to even, in [0, 255], for integers d and b + kRaised: as if the sum were exact.
+FUSEDMIX_HD float raised_byte(float w, float d, float raised_b) {
+  const float sum = fma(w, d, raised_b), least = sum > kRaised ? sum : kRaised;
+  return least < kRaised + 255.0f ? least : kRaised + 255.0f;
 }
+FUSEDMIX_HD float round_to_byte(float w, float d, float b) { return raised_byte(w, d, b + kRaised) - kRaised; }
 
 // w·(a-b) + b rounded once: exactly a where w = 1 or a = b and exactly b where w = 0, whatever infinities and NaN stand
 // in the other one, so that a box is a copy.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstring>
+#include <type_traits>
 
 #include "platform.h"
 
@@ -99,6 +100,22 @@ FUSEDMIX_HD Half from_compute<Half>(float x) {
     return {static_cast<uint16_t>(sign | (bit_cast<uint32_t>(bit_cast<float>(rest) + 0.5f) - 0x3F000000u))};
   }
   return {static_cast<uint16_t>(sign | ((rest - (112u << 23) + 0xFFFu + ((rest >> 13) & 1u)) >> 13))};
+#endif
+}
+
+// Two numbers of 16 bits in a word, the first in the low half: one instruction on a GPU.
+template <class T>
+FUSEDMIX_HD uint32_t pair_of(float low, float high) {
+#if defined(__CUDA_ARCH__)
+  uint32_t pair;
+  if constexpr (std::is_same_v<T, Half>) {
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  } else {
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  }
+  return pair;
+#else
+  return from_compute<T>(low).bits | static_cast<uint32_t>(from_compute<T>(high).bits) << 16;
 #endif
 }
 

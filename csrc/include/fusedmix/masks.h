@@ -30,6 +30,20 @@ FUSEDMIX_HD auto of_kind(const Record& record, const F& f) {
   }
 }
 
+// The same of a set of families that is known when a kernel is compiled: it has the code of no other.
+template <int32_t kFamilies, class F>
+FUSEDMIX_HD auto of_kind_in(const Record& record, const F& f) {
+  if constexpr (kFamilies == kConstants) {
+    return f(bit_cast<Constant>(record));
+  } else if constexpr ((kFamilies & ~(kConstants | kCuts | kBoxes)) == 0) {
+    return f(bit_cast<Box>(record));  // a constant is an empty box: its record says the same
+  } else if constexpr (kFamilies == (kConstants | kGaussians)) {
+    return record.kind == kConstant ? f(bit_cast<Constant>(record)) : f(bit_cast<Gaussian>(record));
+  } else {
+    return of_kind(record, f);
+  }
+}
+
 // f of the family of a method, of which nothing is made yet.
 template <class F>
 FUSEDMIX_HD auto of_method(double method, const F& f) {

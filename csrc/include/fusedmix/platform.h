@@ -8,7 +8,12 @@
 #include <cmath>
 #include <cstdint>
 
+#include "limits.h"
+
 #if defined(__CUDACC__)
+#include <map>
+#include <mutex>
+#include <utility>
 #define FUSEDMIX_HD __host__ __device__ __forceinline__
 #else
 // Always inlined: csrc/cpu compiles these for several instruction sets, and the linker must not share one copy.
@@ -43,6 +48,24 @@ FUSEDMIX_HD double cos_turns(double x) {
 #endif
 }
 
+// √x and a / b of normal numbers. On a GPU within two units in the last place: rounded rightly they have branches and are called.
+FUSEDMIX_HD float near_root(float x) {
+#if defined(__CUDA_ARCH__)
+  float root;
+  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(root) : "f"(x));
+  return root;
+#else
+  return sqrtf(x);
+#endif
+}
+FUSEDMIX_HD float near_quotient(float a, float b) {
+#if defined(__CUDA_ARCH__)
+  return __fdividef(a, b);
+#else
+  return a / b;
+#endif
+}
+
 }  // namespace fusedmix
 
 #if defined(FUSEDMIX_SHIM)
@@ -58,8 +81,14 @@ FUSEDMIX_HD double cos_turns(double x) {
 // An argument struct by value that may be indexed and pointed to without a copy to local memory.
 #define FUSEDMIX_ARGS(type, name) const __grid_constant__ type name
 #define FUSEDMIX_SHARED(type, name, count) __shared__ type name[count]
+// An array of as many as the launch gave bytes for, at a multiple of 16 bytes. One in a kernel.
+#define FUSEDMIX_DYNAMIC_SHARED(type, name)          \
+  extern __shared__ uint4 fusedmix_dynamic_shared[]; \
+  type* const name = reinterpret_cast<type*>(fusedmix_dynamic_shared)
 #define FUSEDMIX_UNROLL _Pragma("unroll")
+#define FUSEDMIX_UNROLL_2 _Pragma("unroll 2")
 #define FUSEDMIX_UNROLL_4 _Pragma("unroll 4")
+#define FUSEDMIX_NO_UNROLL _Pragma("unroll 1")
 
 namespace fusedmix::device {
 
@@ -93,6 +122,19 @@ __device__ __forceinline__ uint32_t blocks() { return gridDim.x; }
 // Waits for all threads of the block, and makes what they wrote visible to each other.
 __device__ __forceinline__ void sync() { __syncthreads(); }
 
+// Of two launches that overlap, the first says let_next_start(), and launch_dependent() starts the second, which may touch what
+// the first touches only when it has waited. Nothing may be loaded as constant across the wait.
+__device__ __forceinline__ void let_next_start() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void wait_for_plan() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 // One access of sizeof(T) bytes to global memory (or to the kernel's arguments); p is aligned to alignof(T).
 template <class T>
 __device__ __forceinline__ T load(const T* p) {
@@ -118,11 +160,88 @@ __device__ __forceinline__ void add(Array& array, int32_t index, T value) {
   atomicAdd(&array[index], value);
 }
 
-// Starts `kernel` on `blocks` one-dimensional blocks; returns a cudaError_t, 0 if all is well.
+// Of the current device. Like all that follows returns a cudaError_t, 0 if all is well.
+inline int limits(Limits& out) {
+  int device = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  const auto ask = [&](int& value, cudaDeviceAttr attribute) {
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&value, attribute, device);
+  };
+  ask(out.multiprocessors, cudaDevAttrMultiProcessorCount);
+  ask(out.threads, cudaDevAttrMaxThreadsPerMultiProcessor);
+  ask(out.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  ask(out.all_shared_bytes, cudaDevAttrMaxSharedMemoryPerMultiprocessor);
+  ask(out.reserved_bytes, cudaDevAttrReservedSharedMemoryPerBlock);
+  return static_cast<int>(error);
+}
+
+// What launches must know of a kernel on the current device, found out once for each.
+struct Prepared {
+  bool done = false;
+  bool waits = false;  // wait_for_plan() is in its code
+};
+
+// Also lets launches of the kernel have all the dynamic shared memory that there is, where they may by themselves have 48 KiB.
+// No operation of a stream, and so allowed while one is captured.
+inline int prepare(const void* kernel, Prepared& out) {
+  static std::mutex mutex;
+  static std::map<std::pair<const void*, int>, Prepared> kernels;
+  int device = 0;
+  if (const cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) return static_cast<int>(error);
+  const std::lock_guard<std::mutex> lock(mutex);
+  Prepared& its = kernels[{kernel, device}];
+  if (!its.done) {
+    Limits most{};
+    cudaFuncAttributes has{};
+    int driver = 0;
+    auto error = static_cast<cudaError_t>(limits(most));
+    if (error == cudaSuccess) error = cudaFuncGetAttributes(&has, kernel);
+    if (error == cudaSuccess) error = cudaDriverGetVersion(&driver);
+    if (error == cudaSuccess) {
+      const int left = most.shared_bytes - static_cast<int>(has.sharedSizeBytes);
+      error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, left);
+    }
+    if (error != cudaSuccess) return static_cast<int>(error);
+    // Code for older devices lacks the wait on newer ones too. Drivers before 12.3 cannot capture such launches.
+    its = {true, has.ptxVersion >= 90 && driver >= 12030};
+  }
+  out = its;
+  return 0;
+}
+
+// Lets launches of `kernel` on the current device have so much dynamic shared memory.
 template <class Args>
-inline int launch(void (*kernel)(Args), int64_t blocks, int threads, void* stream, const Args& args) {
-  kernel<<<dim3(static_cast<unsigned>(blocks)), dim3(threads), 0, static_cast<cudaStream_t>(stream)>>>(args);
+inline int allow_shared(void (*kernel)(Args), int64_t bytes) {
+  Prepared its;
+  return bytes == 0 ? 0 : prepare(reinterpret_cast<const void*>(kernel), its);
+}
+
+// Starts `kernel` on `blocks` one-dimensional blocks, each with so many bytes for FUSEDMIX_DYNAMIC_SHARED.
+template <class Args>
+inline int launch(void (*kernel)(Args), int64_t blocks, int threads, void* stream, const Args& args, int64_t shared_bytes = 0) {
+  if (const int error = allow_shared(kernel, shared_bytes); error != 0) return error;
+  kernel<<<dim3(static_cast<unsigned>(blocks)), dim3(threads), static_cast<size_t>(shared_bytes),
+           static_cast<cudaStream_t>(stream)>>>(args);
   return static_cast<int>(cudaGetLastError());
+}
+
+// The same, right after a launch that lets this one start before it has ended.
+template <class Args>
+inline int launch_dependent(void (*kernel)(Args), int64_t blocks, int threads, void* stream, const Args& args,
+                            int64_t shared_bytes = 0) {
+  Prepared its;
+  if (const int error = prepare(reinterpret_cast<const void*>(kernel), its); error != 0) return error;
+  cudaLaunchAttribute overlap{};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = &overlap;
+  config.numAttrs = its.waits ? 1 : 0;
+  return static_cast<int>(cudaLaunchKernelEx(&config, kernel, args));
 }
 
 }  // namespace fusedmix::device
