@@ -293,7 +293,7 @@ def same_batch(name: str, x: Tensor, plan: Any) -> None:
             pixels(plan.pixels, batch_size, plan.size, plan.per, needed=plan.stored, prefix="plan.")
         if device.type != "cpu":  # where operators take what they find
             partners(plan.partner)
-            records(plan.masks, plan.families, stored=plan.pixels is not None)
+            records(plan.masks, int(plan.families), stored=plan.pixels is not None)
         return
     sizes = {getattr(plan, part_name).shape[:1] for part_name in _PARTS}
     if len(sizes) == 1 and plan.partner.ndim and x.shape[0] != plan.batch_size:

@@ -963,7 +963,8 @@ class RandomMix(MixTransform):
         spec[:, Column.WEIGHT] = self._shares
         spec[:, Column.P] *= self._spec[:, Column.P]  # each `enabled` or not, and so is the set
         for row, method in enumerate(methods):
-            spec[row, Column.P] *= method.p
+            # Of one row, not of one number: to the GPU torch 2.11 would bring that.
+            spec[row : row + 1, Column.P] *= method.p
         return spec
 
     def _describe(self) -> dict[str, Any]:

@@ -16,8 +16,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torch.utils._pytree as pytree
-from torch._inductor import config, debug, scheduler
-from torch._inductor.compile_fx import compile_fx
+from torch._inductor import debug, scheduler
+from torch._inductor.compile_fx import compile_fx, record_original_output_strides
 from torch._inductor.fx_passes.post_grad import post_grad_passes
 from torch._inductor.graph import GraphLowering
 from torch._inductor.runtime.hints import DeviceProperties
@@ -68,6 +68,7 @@ def partitions(monkeypatch):
 
     def lower(graph, inputs, *, is_inference=False, **_):
         program = copy.deepcopy(graph)
+        record_original_output_strides(program)
         post_grad_passes(program, is_inference)
         lowering = GraphLowering(program, inputs, V.fake_mode.shape_env, is_inference=is_inference)
         with V.set_graph_handler(lowering), debug.DebugContext():
@@ -77,7 +78,8 @@ def partitions(monkeypatch):
         return graph  # runs by the fakes of the operators
 
     def backend(graph, inputs):
-        return compile_fx(graph, inputs, inner_compile=lower)
+        # As `mode` sets them: for Inductor, not for Dynamo, which would make constants of the numbers in a module.
+        return compile_fx(graph, inputs, inner_compile=lower, config_patches=settings)
 
     def run(function, *, backward=False):
         with FakeTensorMode(allow_non_fake_inputs=True):
@@ -102,8 +104,7 @@ def partitions(monkeypatch):
         "fx_graph_cache": False,
         "joint_graph_constant_folding": False,  # would compute on the GPU
     }
-    with config.patch(settings):
-        yield run
+    yield run
     torch._dynamo.reset()
 
 
@@ -151,6 +152,25 @@ def test_modules_that_do_not_mix_in_one_call(partitions, sampling, options):
     assert left_outside(found) == {"sample", "draw_host" if sampling == "host" else "draw_seed"}
 
 
+@pytest.mark.parametrize("sampling", ["host", "device"])
+@pytest.mark.parametrize("last", [fm.CutMix, fm.FMix])
+def test_numbers_that_have_changed(partitions, sampling, last):
+    """Dynamo makes tensors on the CPU of them then, which Inductor brings to the GPU where it thinks it can."""
+    mix = fm.RandomMix([fm.MixUp(), last()], num_classes=5, sampling=sampling, per="sample")
+
+    def step(x, y, _):
+        return mix(x, y)
+
+    for value in (0.5, 0.25):
+        mix.p = mix.label_smoothing = value
+        for method in mix.methods:
+            method.p = value
+        found = partitions(step)
+    assert captured(found) == ({"mix", "mix_labels"} if last is fm.FMix else set())
+
+
+# Of the soft labels' cross entropy, which is torch's own.
+@pytest.mark.filterwarnings("ignore:\\s*Online softmax is disabled:UserWarning")
 @pytest.mark.parametrize("device", [None, "cuda"])
 @pytest.mark.parametrize("sampling", ["host", "device"])
 @pytest.mark.parametrize("soft", [False, True])
