@@ -1054,6 +1054,31 @@ def test_on_the_cpu_it_is_interpreted(monkeypatch, gpu):
     assert backend.why_not("cpu") is None
 
 
+@pytest.fixture
+def compiled_kernels(monkeypatch):
+    """As if they were, and nothing had been chosen yet."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(fm.backends, "_chosen", {})
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("sampling", ["host", "device"])
+def test_a_plan_on_the_cpu_is_made_without_it(compiled_kernels, method, sampling):
+    """Where images are to be mixed on a GPU; on the CPU they are not."""
+    mix, other = (method(sampling=sampling, per="sample", backend=name) for name in ("triton", None))
+    plan = mix.sample(5, (6, 4), seed=1)
+    assert all(map(torch.equal, tree_leaves(plan), tree_leaves(other.sample(5, (6, 4), seed=1))))
+    with pytest.raises(fm.BackendError, match="TRITON_INTERPRET=1"):
+        fm.mix(torch.zeros(5, 1, 6, 4), plan, backend="triton")
+
+
+@pytest.mark.parametrize("sampling", ["host", "device"])
+def test_a_traced_plan_on_the_cpu_is_made_without_it(compiled_kernels, sampling):
+    mix = fm.FMix(sampling=sampling, per="sample", backend="triton")
+    plan = torch.compile(lambda: mix.sample(5, (6, 4), seed=1), fullgraph=True, backend="eager")()
+    assert all(map(torch.equal, tree_leaves(plan), tree_leaves(mix.sample(5, (6, 4), seed=1))))
+
+
 def test_needs_a_gpu_or_the_cpu(monkeypatch, gpu):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert_refused("cuda", "no GPU")

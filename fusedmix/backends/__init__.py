@@ -122,8 +122,13 @@ def _choose(device_type: str, backend: str | None, named: str | None) -> str:
 
 def where_it_serves(backend: str | None, device_type: str) -> str | None:
     """A backend asked for, or None on a device type that it has no part in (labels or plans on the CPU of images on a
-    GPU)."""
+    GPU). Triton's interpreter is a part of the CPU's only where it is asked for."""
+    if backend == "triton" and device_type == "cpu" and not triton.interpreted():
+        return None
     return backend if backend in _preference(device_type) else None
+
+
+where_it_serves._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def report() -> list[Report]:

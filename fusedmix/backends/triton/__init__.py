@@ -23,18 +23,24 @@ from fusedmix.methods import WIDTH, Per
 from fusedmix.spec import families
 
 
+def interpreted() -> bool:
+    """Whether Triton runs kernels in its interpreter."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
 def why_not(device_type: str) -> str | None:
     """Why these operators cannot serve a device type, or None. Does not import Triton."""
     if find_spec("triton") is None:
         return "triton is not installed"
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if device_type == "cpu":
         return (
-            None if interpreted else "it serves CPU tensors only in Triton's interpreter, for tests: TRITON_INTERPRET=1"
+            None
+            if interpreted()
+            else "it serves CPU tensors only in Triton's interpreter, for tests: TRITON_INTERPRET=1"
         )
     if not torch.cuda.is_available():
         return "torch finds no GPU"
-    if interpreted:
+    if interpreted():
         return None
     compiler = os.environ.get("CC")
     if shutil.which(compiler) is None if compiler else not any(map(shutil.which, ("gcc", "clang"))):
