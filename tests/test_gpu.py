@@ -398,6 +398,8 @@ def test_graphs_do_not_freeze_what_may_change(backend, sampling, change, with_fm
         assert torch.equal(equal_steps(mix, compiled, x, y)[-1][0], before[-1][0])
 
 
+# Inductor's advice to round the factors of a float32 product: then what is compared here would differ by more.
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning")
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("sampling", ["host", "device"])
 @pytest.mark.parametrize("name", ["CutMix", "FMix"])
