@@ -17,6 +17,11 @@ import triton_interpreter
 from case_counts import pytest_runtest_logreport, pytest_sessionfinish, pytest_terminal_summary  # noqa: F401
 from fusedmix.backends import native, triton
 
+# What a test starts, in whatever folder, imports the package that is tested, installed or not.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, (str(Path(fm.__file__).parents[1]), os.environ.get("PYTHONPATH")))
+)
+
 # Without a GPU Triton's kernels run in its interpreter: before anything imports them.
 TRITON_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if TRITON_DEVICE == "cpu":
