@@ -271,7 +271,7 @@ Plan sample(Tensor spec, int64_t batch_size, std::vector<int64_t> size, int64_t 
   const int32_t index = device.index() >= 0 ? device.index() : torch::stable::accelerator::getCurrentDeviceIndex();
   Target target(index);
   const Plan plan = empty_plan(batch_size, aoti_torch_device_type_cuda(), index);
-  cuda::Pass(target, nullptr, kRandom).sample(sampling_of(target, request, plan));
+  cuda::Pass(target, nullptr, kRandom, 0).sample(sampling_of(target, request, plan));
   return plan;
 }
 
@@ -289,7 +289,7 @@ std::tuple<Tensor, Tensor, Plan> step(Way way, const Tensor& x, const Tensor& y,
   const cuda::Images images = images_of(x, out, request.spatial());
   // Partners that were drawn elsewhere need not follow from the pairing.
   const auto pairing = static_cast<int32_t>(request.partner ? int64_t{kRandom} : request.pairing);
-  const cuda::Pass pass(target, &images, pairing);
+  const cuda::Pass pass(target, &images, pairing, static_cast<int32_t>(request.families()));
   const auto [targets, dense] = targets_of(target, y, num_classes, label_smoothing);
 
   const bool on_device = request.seed.has_value();

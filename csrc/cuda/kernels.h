@@ -71,8 +71,17 @@ struct Shape {
   int64_t slice;         // kSlices: vectors of every sample at a time
 };
 
+// The sets of families that kernels are compiled for, by what they hold.
+constexpr int32_t kConstantSet = kConstants, kCutSet = kCuts, kBoxSet = kConstants | kCuts | kBoxes,
+                  kGaussianSet = kConstants | kGaussians, kStoredSet = kStored | kLevels;
+FUSEDMIX_HD bool within(int32_t families, int32_t set) { return (families & ~set) == 0; }
+// Whether one of them has a kernel of its own.
+FUSEDMIX_HD bool is_in_a_set(int32_t families) {
+  return within(families, kCutSet) || within(families, kBoxSet) || within(families, kGaussianSet) || within(families, kStoredSet);
+}
+
 // Throws std::invalid_argument for a batch that no launch can address.
-Shape shape_of(const Images& images, int32_t pairing, const device::Limits& chip);
+Shape shape_of(const Images& images, int32_t pairing, int32_t families, const device::Limits& chip);
 
 // What the current device allows.
 int limits(device::Limits& out);

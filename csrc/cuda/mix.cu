@@ -116,7 +116,8 @@ int launch(const Images& images, const Shape& shape, const MixArgs& args, Way wa
 }
 
 int launch_each(const Images& images, const Shape& shape, MixArgs args, void* stream) {
-  const int64_t tiles = divide_up(args.columns, kEachThreads), groups = divide_up(images.layout.batch, kEachSamples);
+  const int64_t tiles = divide_up(args.columns, int64_t{1} << shape.log_column);
+  const int64_t groups = divide_up(images.layout.batch, int64_t{kEachSamples} << (kEachLog - shape.log_column));
   args.by_tile = shape.by_tile;
   args.inner = divisor(args.by_tile ? groups : tiles);
   args.mix_blocks = tiles * groups;
@@ -153,7 +154,7 @@ int mix(const Images& images, const LaunchPlan& plan, const Shape& shape, const 
     case Way::kPairs: {
       const int64_t tiles = divide_up(args.columns, kPairThreads);
       args.inner = divisor(tiles);
-      args.mix_blocks = tiles * ((batch + 1) / 2);
+      args.mix_blocks = tiles * ((images.src == images.dst ? batch : batch + 1) / 2);  // in place nobody is his own partner
       return launch(images, shape, args, Way::kPairs, kPairThreads, stream);
     }
     case Way::kRoll:

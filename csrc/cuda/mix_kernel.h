@@ -9,6 +9,8 @@
 // thread writes any of it: the block owns the column, and waits once in between.
 #pragma once
 
+#include <stdexcept>
+
 #include "targets.h"
 #include "vector.h"
 
@@ -24,25 +26,30 @@ struct MixArgs {
   Divisor inner;           // of blocks, the number of those that follow each other: tiles of a sample, or groups of samples
   uint32_t first_column, columns;  // that this launch mixes
   int64_t packed_batch;    // not 0: samples of dst lie so many bytes apart, and have only those columns, packed
-  int32_t log_column;      // kRoll, kTile
+  int32_t log_column;      // of the vectors of a sample that a block has
   int64_t mix_blocks;
   ClassTargets targets;
   LaunchPlan plan;
 };
 static_assert(sizeof(MixArgs) <= 4096, "kernel arguments");
 
-constexpr int kEachThreads = 256, kEachSamples = 2, kPairThreads = 256, kRollThreads = 256, kTileThreads = 512;
-
-// The sets of families that kernels are compiled for, by what they hold.
-constexpr int32_t kConstantSet = kConstants, kCutSet = kCuts, kBoxSet = kConstants | kCuts | kBoxes, kGaussianSet = kConstants | kGaussians;
-
-// Samples of a column that a thread has loads of under way.
-template <int32_t kFamilies>
-constexpr int kAheadOf = kFamilies == kAllFamilies || kFamilies == kCutSet ? 2 : 4;
+constexpr int kEachLog = 8, kEachThreads = 1 << kEachLog, kEachSamples = 2, kPairThreads = 256, kRollThreads = 256, kTileThreads = 512;
 
 // Sets whose masks leave whole vectors as they are, or replace them: then less is read.
 template <int32_t kFamilies>
-constexpr bool kSkips = kFamilies == kCutSet || kFamilies == kAllFamilies;
+constexpr bool kSkips = kFamilies == kCutSet || kFamilies == kStoredSet || kFamilies == kAllFamilies;
+
+// Samples of a column that a thread has loads of under way.
+template <int32_t kFamilies>
+constexpr int kAheadOf = kFamilies == kCutSet ? 2 : (kSkips<kFamilies> ? 1 : 4);
+
+// Blocks that are to fit a multiprocessor. Sixteen bytes take more registers than four floats.
+template <class T>
+constexpr int kEachBlocks = sizeof(T) == 1 ? 3 : 4;
+template <class T>
+constexpr int kRollBlocks = sizeof(T) == 1 ? 2 : 3;
+template <class T, int32_t kFamilies>
+constexpr int kTileBlocks = kFamilies == kConstantSet ? 3 : (kFamilies == kStoredSet && sizeof(T) == 1 ? 1 : 2);
 
 // A thread's vector of every sample, and what masks do to it.
 template <class T, int V, int32_t kFamilies>
@@ -52,6 +59,14 @@ struct Column {
   const PlanView plan;
   const Place<V> place;
   OnPixels on;
+
+  // What sample i's mask does to its vector; the lanes that a box of kCutSet holds; the bits of a mask that is stored.
+  struct Look {
+    Reach reach;
+    LaneRange cut;
+    uint32_t ones;
+    bool stored;
+  };
 
   FUSEDMIX_DEVICE Column(const MixArgs& given, uint32_t column)
       : args(given), plan(view_of(given.plan)), place(place_of<V>(given.loops, column)), on{} {
@@ -65,14 +80,9 @@ struct Column {
   FUSEDMIX_DEVICE Vec<T, V> load(int64_t i) const { return load_vector<T, V>(source(i)); }
   FUSEDMIX_DEVICE int64_t partner(int64_t i) const { return partner_of(plan, i, args.batch); }
 
-  // What sample i's mask does to its vector; the lanes that a box of kCutSet holds; the bits of a mask that is stored. Two steps,
-  // so that loads of several samples are under way together.
-  struct Look {
-    Reach reach;
-    LaneRange cut;
-    uint32_t ones;
-    bool stored;
-  };
+  // Whether a look at one sample is one at all.
+  FUSEDMIX_DEVICE bool one_look() const { return kFamilies == kCutSet && plan.shared; }
+  // In two steps, so that loads of several samples are under way together.
   FUSEDMIX_DEVICE Glimpse glimpse(int64_t i) const {
     if constexpr (kHasStored) {
       if (is_stored(plan)) return cuda::glimpse(plan, on, i);
@@ -119,13 +129,9 @@ struct Column {
 
   FUSEDMIX_DEVICE void weights_at(int64_t i, const Look& look, float (&w)[V]) const {
     if constexpr (kHasStored) {
-      if (look.stored) {
-        FUSEDMIX_UNROLL
-        for (int l = 0; l < V; ++l) w[l] = stored_weight(plan, on, place, i, look.ones, l);
-        return;
-      }
+      if (look.stored) return stored_weights(plan, on, place, args.loops, i, look.ones, w);
     }
-    weights<kFamilies>(load_mask(plan, i), place, args.loops.row_axis, w);
+    weights<kFamilies>(load_mask(plan, i), place, args.loops, w);
   }
 };
 
@@ -135,24 +141,25 @@ FUSEDMIX_DEVICE bool writes_targets(const MixArgs& args, int32_t threads) {
   return true;
 }
 
-// Out of place: a block has a tile of two samples, and reads their partners too. Those of roll are the neighbours, which are in
-// a cache; of all others too if blocks of one tile of all samples follow each other. The adjoint: what a sample kept, and what
-// it lent.
+// Out of place: a thread has a vector of two samples, and reads their partners' too. Those of roll are the neighbours, which are
+// in a cache; those of all others are too if blocks of one tile of all samples follow each other, and a tile of all samples fits
+// the cache: then a block has a narrow tile of several pairs of samples. The adjoint: what a sample kept, and what it lent.
 template <class T, int V, int32_t kFamilies, bool kAdjoint>
-FUSEDMIX_WIDE_KERNEL(kEachThreads, 4) each_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
+FUSEDMIX_WIDE_KERNEL(kEachThreads, kEachBlocks<T>) each_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
   if (writes_targets(args, kEachThreads)) return;
   const uint32_t outer = divide(device::block(), args.inner), inner = device::block() - outer * args.inner.number;
-  const uint32_t tile = args.by_tile ? outer : inner, group = args.by_tile ? inner : outer;
-  const uint32_t at = tile * kEachThreads + device::thread();
-  if (at >= args.columns) return;
+  const uint32_t tile = args.by_tile ? outer : inner, groups = (args.by_tile ? inner : outer) << (kEachLog - args.log_column);
+  const uint32_t at = (tile << args.log_column) + (device::thread() & ((1u << args.log_column) - 1));
+  const uint32_t group = groups + (device::thread() >> args.log_column);
+  if (at >= args.columns || static_cast<int64_t>(group) * kEachSamples >= args.batch) return;
   const Column<T, V, kFamilies> column(args, args.first_column + at);
   using Look = typename Column<T, V, kFamilies>::Look;
+  const auto there = [&](int k) { return k == 0 || static_cast<int64_t>(group) * kEachSamples + k < args.batch; };
   int64_t i[kEachSamples], j[kEachSamples];
   Vec<T, V> own[kEachSamples], lent[kEachSamples];
   FUSEDMIX_UNROLL
   for (int k = 0; k < kEachSamples; ++k) {
-    const int64_t next = static_cast<int64_t>(group) * kEachSamples + k;
-    i[k] = next < args.batch ? next : args.batch - 1;  // the last one twice, by the same thread
+    i[k] = there(k) ? static_cast<int64_t>(group) * kEachSamples + k : args.batch - 1;  // whose mask is looked at, and no more
     if constexpr (kAdjoint) {
       const int64_t after = i[k] + 1 == args.batch ? 0 : i[k] + 1;
       j[k] = column.plan.pairing == kRoll ? after : (args.inverse == nullptr ? args.batch - 1 - i[k] : device::load(args.inverse + i[k]));
@@ -161,6 +168,7 @@ FUSEDMIX_WIDE_KERNEL(kEachThreads, 4) each_kernel(FUSEDMIX_ARGS(MixArgs, args)) 
     }
   }
   const auto store = [&](int k, const Vec<T, V>& out) {
+    if (!there(k)) return;
     char* to = column.target(i[k]);
     if (args.packed_batch != 0) to = args.dst + i[k] * args.packed_batch + static_cast<int64_t>(at) * static_cast<int64_t>(sizeof(T) * V);
     store_vector<T, V>(to, out);
@@ -170,7 +178,9 @@ FUSEDMIX_WIDE_KERNEL(kEachThreads, 4) each_kernel(FUSEDMIX_ARGS(MixArgs, args)) 
       return Column<T, V, kFamilies>::kHasStored ? column.look(of, column.glimpse(of)) : Look{};
     };
     FUSEDMIX_UNROLL
-    for (int k = 0; k < kEachSamples; ++k) own[k] = column.load(i[k]), lent[k] = column.load(j[k]);
+    for (int k = 0; k < kEachSamples; ++k) {
+      if (there(k)) own[k] = column.load(i[k]), lent[k] = column.load(j[k]);
+    }
     FUSEDMIX_UNROLL
     for (int k = 0; k < kEachSamples; ++k) {
       float kept[V], given[V];
@@ -188,12 +198,12 @@ FUSEDMIX_WIDE_KERNEL(kEachThreads, 4) each_kernel(FUSEDMIX_ARGS(MixArgs, args)) 
       FUSEDMIX_UNROLL
       for (int k = 0; k < kEachSamples; ++k) seen[k] = column.glimpse(i[k]);
       FUSEDMIX_UNROLL
-      for (int k = 0; k < kEachSamples; ++k) look[k] = column.look(i[k], seen[k]);
+      for (int k = 0; k < kEachSamples; ++k) look[k] = k > 0 && column.one_look() ? look[0] : column.look(i[k], seen[k]);
     }
     FUSEDMIX_UNROLL
     for (int k = 0; k < kEachSamples; ++k) {
-      if (!kSkips<kFamilies> || look[k].reach != kTake) own[k] = column.load(i[k]);
-      if (!kSkips<kFamilies> || look[k].reach != kKeep) lent[k] = column.load(j[k]);
+      if (there(k) && (!kSkips<kFamilies> || look[k].reach != kTake)) own[k] = column.load(i[k]);
+      if (there(k) && (!kSkips<kFamilies> || look[k].reach != kKeep)) lent[k] = column.load(j[k]);
     }
     FUSEDMIX_UNROLL
     for (int k = 0; k < kEachSamples; ++k) {
@@ -210,7 +220,7 @@ FUSEDMIX_WIDE_KERNEL(kEachThreads, 4) each_kernel(FUSEDMIX_ARGS(MixArgs, args)) 
 
 // flip, in place or not: a block has a tile of both samples of a pair.
 template <class T, int V, int32_t kFamilies>
-FUSEDMIX_WIDE_KERNEL(kPairThreads, 4) pairs_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
+FUSEDMIX_WIDE_KERNEL(kPairThreads, kEachBlocks<T>) pairs_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
   if (writes_targets(args, kPairThreads)) return;
   const uint32_t pair = divide(device::block(), args.inner), tile = device::block() - pair * args.inner.number;
   const uint32_t at = tile * kPairThreads + device::thread();
@@ -223,7 +233,7 @@ FUSEDMIX_WIDE_KERNEL(kPairThreads, 4) pairs_kernel(FUSEDMIX_ARGS(MixArgs, args))
   if constexpr (kSkips<kFamilies>) {
     const Glimpse seen[2] = {column.glimpse(i[0]), column.glimpse(i[1])};
     FUSEDMIX_UNROLL
-    for (int k = 0; k < 2; ++k) look[k] = column.look(i[k], seen[k]);
+    for (int k = 0; k < 2; ++k) look[k] = k > 0 && column.one_look() ? look[0] : column.look(i[k], seen[k]);
   }
   FUSEDMIX_UNROLL
   for (int k = 0; k < 2; ++k) {
@@ -232,6 +242,7 @@ FUSEDMIX_WIDE_KERNEL(kPairThreads, 4) pairs_kernel(FUSEDMIX_ARGS(MixArgs, args))
   }
   FUSEDMIX_UNROLL
   for (int k = 0; k < 2; ++k) {
+    if (k == 1 && i[1] == i[0]) break;  // its own partner
     if constexpr (kSkips<kFamilies>) {
       if (look[k].reach == kKeep && in_place) continue;
       Vec<T, V> out = look[k].reach == kTake ? x[1 - k] : x[k];
@@ -246,7 +257,7 @@ FUSEDMIX_WIDE_KERNEL(kPairThreads, 4) pairs_kernel(FUSEDMIX_ARGS(MixArgs, args))
 // roll, in place: threads of a column share the samples, a span of neighbours each, and go from the last of it to the first: a
 // sample's partner is the next that they read. Only that of the first is another thread's, and read before any is written.
 template <class T, int V, int32_t kFamilies>
-FUSEDMIX_WIDE_KERNEL(kRollThreads, 3) roll_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
+FUSEDMIX_WIDE_KERNEL(kRollThreads, kRollBlocks<T>) roll_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
   if (writes_targets(args, kRollThreads)) return;
   constexpr int kAhead = kAheadOf<kFamilies>;
   const int32_t batch = args.batch, spans = kRollThreads >> args.log_column;
@@ -274,7 +285,10 @@ FUSEDMIX_WIDE_KERNEL(kRollThreads, 3) roll_kernel(FUSEDMIX_ARGS(MixArgs, args)) 
       FUSEDMIX_UNROLL
       for (int k = 0; k < kAhead; ++k) seen[k] = top - k > first ? column.glimpse(top - k - 1) : Glimpse{};
       FUSEDMIX_UNROLL
-      for (int k = 0; k < kAhead; ++k) next[k] = top - k > first ? column.look(top - k - 1, seen[k]) : Look{};
+      for (int k = 0; k < kAhead; ++k) {
+        next[k] = look;
+        if (!column.one_look() && top - k > first) next[k] = column.look(top - k - 1, seen[k]);
+      }
     }
     FUSEDMIX_UNROLL
     for (int k = 0; k < kAhead; ++k) {
@@ -303,10 +317,9 @@ FUSEDMIX_WIDE_KERNEL(kRollThreads, 3) roll_kernel(FUSEDMIX_ARGS(MixArgs, args)) 
 // memory, waits, and mixes from there. Else it loads what a sample and its partner need (the partner's has been read by another
 // thread of the block, and is in a cache), and results wait in shared memory until every thread has what it needs.
 template <class T, int V, int32_t kFamilies>
-FUSEDMIX_WIDE_KERNEL(kTileThreads, 2) tile_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
+FUSEDMIX_WIDE_KERNEL(kTileThreads, (kTileBlocks<T, kFamilies>)) tile_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
   using Raw = RawVec<T, V>;
   FUSEDMIX_DYNAMIC_SHARED(Raw, shared);
-  constexpr int kAhead = kAheadOf<kFamilies>;
   if (writes_targets(args, kTileThreads)) return;
   const int32_t batch = args.batch, step = kTileThreads >> args.log_column;
   const int32_t first = static_cast<int32_t>(device::thread() >> args.log_column);
@@ -317,17 +330,27 @@ FUSEDMIX_WIDE_KERNEL(kTileThreads, 2) tile_kernel(FUSEDMIX_ARGS(MixArgs, args)) 
   const auto place = [&](int64_t i) { return static_cast<int32_t>(i << args.log_column) + static_cast<int32_t>(lane); };
   const int32_t end = active ? batch : 0;
   uint32_t waits = 0;  // bit n: the thread's n-th sample has a result
-  int32_t turn = 0;
-  for (int32_t base = first; base < end; base += kAhead * step, turn += kAhead) {
-    Vec<T, V> own[kAhead];
-    if constexpr (kSkips<kFamilies>) {
-      Vec<T, V> lent[kAhead];
+  if constexpr (!kSkips<kFamilies>) {
+    FUSEDMIX_UNROLL_4
+    for (int32_t i = first; i < end; i += step) {
+      device::copy_to_shared(shared, place(i), reinterpret_cast<const Raw*>(column.source(i)));
+    }
+    device::copied();
+  } else {
+    constexpr int kAhead = kAheadOf<kFamilies>;
+    const Look once = column.one_look() ? column.look(0, {}) : Look{};
+    for (int32_t base = first, turn = 0; base < end; base += kAhead * step, turn += kAhead) {
+      Vec<T, V> own[kAhead], lent[kAhead];
       Look look[kAhead];
       Glimpse seen[kAhead];
       FUSEDMIX_UNROLL
       for (int k = 0; k < kAhead; ++k) seen[k] = base + k * step < end ? column.glimpse(base + k * step) : Glimpse{};
       FUSEDMIX_UNROLL
-      for (int k = 0; k < kAhead; ++k) look[k] = base + k * step < end ? column.look(base + k * step, seen[k]) : Look{};
+      for (int k = 0; k < kAhead; ++k) {
+        look[k] = once;
+        if (base + k * step >= end) look[k].reach = kKeep;
+        if (base + k * step < end && !column.one_look()) look[k] = column.look(base + k * step, seen[k]);
+      }
       FUSEDMIX_UNROLL
       for (int k = 0; k < kAhead; ++k) {
         const int64_t i = base + k * step;
@@ -342,26 +365,16 @@ FUSEDMIX_WIDE_KERNEL(kTileThreads, 2) tile_kernel(FUSEDMIX_ARGS(MixArgs, args)) 
         shared[place(i)] = to_raw(lent[k]);
         waits |= 1u << (turn + k);
       }
-    } else {
-      FUSEDMIX_UNROLL
-      for (int k = 0; k < kAhead; ++k) {
-        if (base + k * step < end) own[k] = column.load(base + k * step);
-      }
-      FUSEDMIX_UNROLL
-      for (int k = 0; k < kAhead; ++k) {
-        if (base + k * step < end) shared[place(base + k * step)] = to_raw(own[k]);
-      }
     }
   }
   device::sync();
-  turn = 0;
   FUSEDMIX_UNROLL_2
-  for (int32_t i = first; i < end; i += step, ++turn) {
+  for (int32_t i = first, turn = 0; i < end; i += step, ++turn) {
     if constexpr (kSkips<kFamilies>) {
-      if ((waits >> turn & 1u) != 0) store_vector<T, V>(column.target(i), from_raw<T, V>(shared[place(i)]));
+      if ((waits >> turn & 1u) != 0) store_vector<T, V>(column.target(i), from_raw<T, V>(device::from_shared(shared, place(i))));
     } else {
-      const auto own = from_raw<T, V>(shared[place(i)]);
-      const auto lent = from_raw<T, V>(shared[place(column.partner(i))]);
+      const auto own = from_raw<T, V>(device::from_shared(shared, place(i)));
+      const auto lent = from_raw<T, V>(device::from_shared(shared, place(column.partner(i))));
       store_vector<T, V>(column.target(i), column.mixed(i, Look{}, own, lent));
     }
   }
@@ -392,17 +405,20 @@ int launch_way(const Launch& l) {
   return device::launch(each_kernel<T, V, kFamilies, false>, l.blocks, kEachThreads, l.stream, l.args);
 }
 
-// Whole vectors of 16 bytes have a kernel for each set of families, all others one for all.
+// Whole vectors of 16 bytes have a kernel for each set of families, but for all at once of bytes, which would be as long as three;
+// all others have one for all.
 template <class T, int V>
 int launch_set(const Launch& l) {
   if constexpr (sizeof(T) * V == 16 && sizeof(T) < 8) {
-    const auto within = [&](int32_t set) { return (l.args.plan.view.families & ~set) == 0; };
-    if (within(kConstantSet)) return launch_way<T, V, kConstantSet>(l);
-    if (within(kCutSet)) return launch_way<T, V, kCutSet>(l);
-    if (within(kBoxSet)) return launch_way<T, V, kBoxSet>(l);
-    if (within(kGaussianSet)) return launch_way<T, V, kGaussianSet>(l);
+    const int32_t families = l.args.plan.view.families;
+    if (within(families, kConstantSet)) return launch_way<T, V, kConstantSet>(l);
+    if (within(families, kCutSet)) return launch_way<T, V, kCutSet>(l);
+    if (within(families, kBoxSet)) return launch_way<T, V, kBoxSet>(l);
+    if (within(families, kGaussianSet)) return launch_way<T, V, kGaussianSet>(l);
+    if (within(families, kStoredSet)) return launch_way<T, V, kStoredSet>(l);
   }
-  return launch_way<T, V, kAllFamilies>(l);
+  if constexpr (V < 16) return launch_way<T, V, kAllFamilies>(l);
+  throw std::logic_error("no kernel mixes 16 bytes by all families of masks");
 }
 
 // Defined by mix_<type>.cu for each width that the type has.

@@ -7,23 +7,31 @@
 
 namespace fusedmix::cuda {
 namespace {
-
-// Of a column, in bytes of every sample. Measured on an H100 (benchmarks/results, and docs/performance.md): 256 are best for
-// images of some size; of small ones half or a quarter, so that there are blocks for every multiprocessor; below 32 a column is
-// slower than slices.
-constexpr int kColumnBytes = 256, kSmallColumnBytes = 64, kLeastColumnBytes = 32;
+// Of a column, in bytes of every sample. Tried on an H100 with 256x3x224x224 and 512x3x32x32: 256 are best for images of some
+// size (128 and 512 take 3 to 10 % more); of small ones so many that each multiprocessor has a block, down to 32.
+constexpr int kColumnBytes = 256, kLeastColumnBytes = 32;
 // Threads of kTile, and the samples that each may have there: it remembers them in 32 bits.
 constexpr int64_t kTileThreads = 512, kTileSamples = 32;
 constexpr int64_t kRollThreads = 256;
-constexpr int64_t kSliceBytes = int64_t{16} << 20;  // stay in the L2 cache
+constexpr int64_t kSkippingBlocks = 3;  // of 1024x3x224x224, CutMix takes 1.5 times as long with one
+
+// Whether masks change every vector, or most.
+bool is_dense(int32_t families) {
+  return !within(families, kCutSet) && (within(families, kBoxSet) || within(families, kGaussianSet));
+}
+
+constexpr int32_t kEachLog = 8;  // of the threads of kEach
+// What of all samples should stay in the L2 cache: a tile that is read twice, and a slice that is written and read.
+constexpr int64_t kTileBytes = int64_t{6} << 20, kSliceBytes = int64_t{16} << 20;
 
 // The widest access that every row of every sample allows: rows are whole vectors, and all of them aligned.
-int32_t widest(const Images& images, int64_t size) {
+int32_t widest(const Images& images, int64_t size, int32_t families) {
   const Row row = innermost_row(images.layout);
   if (row.src_step != 1 || row.dst_step != 1) return 1;
   for (const int64_t bytes : {int64_t{16}, int64_t{4}}) {
     if (bytes <= size) break;
     const int64_t width = bytes / size;
+    if (width == 16 && !is_in_a_set(families)) continue;  // there is no kernel
     const auto fits = [&](int64_t elements) { return elements % width == 0; };
     bool aligned = fits(row.length) && fits(images.layout.src_batch) && fits(images.layout.dst_batch);
     for (int d = 0; d < row.outer_rank; ++d) {
@@ -35,23 +43,32 @@ int32_t widest(const Images& images, int64_t size) {
   return 1;
 }
 
-// The widest column of at most so many vectors that leaves each multiprocessor a block, or of `least`.
-int32_t log_column(int64_t columns, int64_t most, int64_t least, int64_t multiprocessors) {
+// The widest column of at most so many vectors that leaves each multiprocessor a block, or of `least`; wider where a block has
+// more threads for one than there are samples.
+int32_t log_column(int64_t columns, int64_t most, int64_t least, int64_t batch, int64_t threads, int64_t fit, int64_t multiprocessors) {
   int32_t log = 0;
   while ((int64_t{2} << log) <= most && ((int64_t{2} << log) <= least || (columns >> (log + 1)) >= multiprocessors)) ++log;
+  while ((threads >> log) > batch && (int64_t{2} << log) <= std::min(fit, threads)) ++log;
+  return log;
+}
+
+// Of kEach: no wider than the samples are; where partners lie apart, so narrow that a tile of all samples stays in the cache.
+int32_t log_tile(int64_t columns, int64_t batch_bytes) {
+  int32_t log = kEachLog;
+  while (log > 2 && ((int64_t{1} << (log - 1)) >= columns || (batch_bytes << log) > kTileBytes)) --log;
   return log;
 }
 
 }  // namespace
 
-Shape shape_of(const Images& images, int32_t pairing, const device::Limits& chip) {
+Shape shape_of(const Images& images, int32_t pairing, int32_t families, const device::Limits& chip) {
   const Layout& layout = images.layout;
   const int64_t size = element_size(images.type), batch = layout.batch;
   const Row row = innermost_row(layout);
   if (batch > INT32_MAX) throw std::invalid_argument("more than 2^31 samples");
   if (row.axis >= 0 && row.length > INT32_MAX) throw std::invalid_argument("a row of more than 2^31 elements");
   Shape shape{};
-  shape.width = widest(images, size);
+  shape.width = widest(images, size, families);
   shape.columns = layout.elements / shape.width;
   if (shape.columns > INT32_MAX) throw std::invalid_argument("a sample of more than 2^31 vectors");
   const bool in_place = images.src == images.dst;
@@ -60,31 +77,34 @@ Shape shape_of(const Images& images, int32_t pairing, const device::Limits& chip
     shape.way = Way::kPairs;
     return shape;
   }
+  const int64_t bytes = shape.width * size;
   if (!in_place) {
     shape.way = Way::kEach;
     shape.by_tile = pairing != kRoll;
+    shape.log_column = log_tile(shape.columns, shape.by_tile ? batch * bytes : 0);
     return shape;
   }
-  const int64_t bytes = shape.width * size;
-  const int64_t most = kColumnBytes / bytes, least = std::max<int64_t>(1, kSmallColumnBytes / bytes);
-  if (pairing == kRoll) {
-    shape.way = Way::kRoll;
-    shape.log_column = log_column(shape.columns, most, least, chip.multiprocessors);
-    // Of few samples, so many threads have one each.
-    while ((kRollThreads >> shape.log_column) > batch && (int64_t{1} << shape.log_column) < kRollThreads) ++shape.log_column;
-    return shape;
-  }
+  const int64_t most = kColumnBytes / bytes, least = std::max<int64_t>(1, kLeastColumnBytes / bytes);
   const int64_t fit = std::min(chip.shared_bytes / (batch * bytes), kTileThreads * kTileSamples / batch);
-  if (fit * bytes >= kLeastColumnBytes || fit >= shape.columns) {
+  const bool fits = fit >= std::min(least, shape.columns);
+  // kRoll needs blocks for every multiprocessor: of small images kTile has more threads for each.
+  if (pairing == kRoll && (!fits || shape.columns >= chip.multiprocessors * most)) {
+    shape.way = Way::kRoll;
+    shape.log_column = log_column(shape.columns, most, least, batch, kRollThreads, kRollThreads, chip.multiprocessors);
+    return shape;
+  }
+  if (fits) {
     shape.way = Way::kTile;
-    shape.log_column = log_column(shape.columns, std::min(most, fit), least, chip.multiprocessors);
-    while ((kTileThreads >> shape.log_column) > batch && (int64_t{1} << shape.log_column) < kTileThreads) ++shape.log_column;
+    // Where masks leave vectors out, and with them a block's threads idle, several blocks hide each other's waits.
+    const int64_t wide = is_dense(families) ? fit : std::max(least, fit / kSkippingBlocks);
+    shape.log_column = log_column(shape.columns, std::min({most, fit, wide}), least, batch, kTileThreads, fit, chip.multiprocessors);
     shape.shared_bytes = (batch * bytes) << shape.log_column;
     return shape;
   }
   shape.way = Way::kSlices;
   shape.by_tile = true;
   shape.slice = std::clamp<int64_t>(kSliceBytes / (batch * bytes), 1, shape.columns);
+  shape.log_column = log_tile(shape.slice, batch * bytes);
   return shape;
 }
 

@@ -86,8 +86,9 @@ LaunchPlan place(Memory& memory, const GivenPlan& given) {
   return plan;
 }
 
-Pass::Pass(Memory& memory, const Images* images, int32_t pairing)
-    : Pass(memory, images, images != nullptr && has_elements(*images) ? shape_of(*images, pairing, memory.limits()) : Shape{}) {}
+Pass::Pass(Memory& memory, const Images* images, int32_t pairing, int32_t families)
+    : Pass(memory, images,
+           images != nullptr && has_elements(*images) ? shape_of(*images, pairing, families, memory.limits()) : Shape{}) {}
 
 Pass::Pass(Memory& memory, const Images* images, const Shape& chosen)
     : shape(chosen),
@@ -132,7 +133,7 @@ Shape apply(Memory& memory, const Images& images, const GivenPlan& given, bool p
   if (permutation && partner.on_host && !is_permutation(partner.data, given.batch)) refuse_repeated_partners();
   if (!has_elements(images)) return {};
   const LaunchPlan plan = place(memory, given);
-  const Pass pass(memory, &images, plan.view.pairing);
+  const Pass pass(memory, &images, plan.view.pairing, given.families);
   pass.mix(plan, Targets{});
   return pass.shape;
 }

@@ -44,11 +44,11 @@ struct GivenPlan {
 // the host can read are checked, and left out where a formula has them.
 LaunchPlan place(Memory& memory, const GivenPlan& given);
 
-// One batch on its way through the kernels. Its shape is chosen, by the pairing that the plan will have, and its memory had,
+// One batch on its way through the kernels. Its shape is chosen, by the pairing and the families that the plan will have, and its memory had,
 // before anything is drawn. Without images, or elements in them, there are only targets.
 class Pass {
  public:
-  Pass(Memory& memory, const Images* images, int32_t pairing);
+  Pass(Memory& memory, const Images* images, int32_t pairing, int32_t families);
   Pass(Memory& memory, const Images* images, const Shape& shape);
   // A plan that is drawn on the device.
   void sample(Sampling sampling) const;

@@ -44,7 +44,7 @@ template <class T, int V>
 using RawVec = typename device::RawOf<sizeof(T) * V>::type;
 
 template <class T, int V>
-FUSEDMIX_DEVICE Vec<T, V> from_raw(const RawVec<T, V>& raw) {
+FUSEDMIX_DEVICE Vec<T, V> from_raw(const RawVec<T, V> raw) {
   Vec<T, V> value{};
   memcpy(&value, &raw, sizeof(raw));
   return value;
@@ -90,12 +90,19 @@ struct Place {
   int64_t src, dst;  // bytes from the start of a sample
   int32_t at[3];     // (z, y, x), but for the row's axis
   int32_t element;   // of the row, the first; 0 where all share a pixel
-  int32_t lane[V];   // the coordinate of each element along the row's axis; 0 where there is none
+  int32_t first;     // the first element's coordinate along the row's axis; 0 where there is none
+  int32_t channel;   // and which it is of those that share it
+  int32_t lane[V];   // from there to that of each element
 };
+
+// lane[l] where l is not known to the compiler: an index would put the array into local memory.
+FUSEDMIX_DEVICE int32_t lane_at(const Loops& loops, int32_t channel, int32_t l) {
+  return static_cast<int32_t>(divide(static_cast<uint32_t>(channel + l), loops.by_inner));
+}
 
 template <int V>
 FUSEDMIX_DEVICE Place<V> place_of(const Loops& loops, uint32_t column) {
-  Place<V> place{0, 0, {0, 0, 0}, 0, {}};
+  Place<V> place{0, 0, {0, 0, 0}, 0, 0, 0, {}};
   // Not unrolled: of the dims that there may be, most samples have two or three.
   FUSEDMIX_NO_UNROLL
   for (int d = loops.rank - 1; d >= 0; --d) {
@@ -111,8 +118,16 @@ FUSEDMIX_DEVICE Place<V> place_of(const Loops& loops, uint32_t column) {
       for (int axis = 0; axis < 3; ++axis) place.at[axis] = dim.axis == axis ? static_cast<int32_t>(at) : place.at[axis];
     }
   }
+  if (loops.row_inner == 1) {
+    place.first = place.element;
+    FUSEDMIX_UNROLL
+    for (int l = 0; l < V; ++l) place.lane[l] = l;
+    return place;
+  }
   const uint32_t first = divide(static_cast<uint32_t>(place.element), loops.by_inner);
-  auto pixel = static_cast<int32_t>(first), channel = static_cast<int32_t>(place.element - first * loops.by_inner.number);
+  place.first = static_cast<int32_t>(first);
+  place.channel = static_cast<int32_t>(place.element - first * loops.by_inner.number);
+  int32_t pixel = 0, channel = place.channel;
   FUSEDMIX_UNROLL
   for (int l = 0; l < V; ++l) {
     place.lane[l] = pixel;
@@ -156,7 +171,7 @@ FUSEDMIX_DEVICE LaneRange lanes_in(const Box::Row& row, const Place<V>& place, c
 // What a row does to the vector; lanes ascend.
 template <int V, class Row>
 FUSEDMIX_DEVICE Reach reach_of_row(const Row& row, const Place<V>& place, const Loops&) {
-  return row.reach(place.lane[0], place.lane[V - 1]);
+  return row.reach(place.first, place.first + place.lane[V - 1]);
 }
 template <int V>
 FUSEDMIX_DEVICE Reach reach_of_row(const Box::Row& row, const Place<V>& place, const Loops& loops) {
@@ -169,12 +184,14 @@ FUSEDMIX_DEVICE Reach reach_of_row(const Box::Row& row, const Place<V>& place, c
 template <class T, int V, class Weight>
 FUSEDMIX_DEVICE Vec<T, V> blend_lanes(const Weight& weight, const Vec<T, V>& a, const Vec<T, V>& b) {
   if constexpr (sizeof(T) == 1) {  // the differences of bytes are numbers, whatever the weight: nothing is to be left out
-    Vec<T, V> out{};
+    const auto mixed = [&](int l) {
+      if (l >= V) return 0u;
+      const float x = raised(a.words[l / 4], l % 4), y = raised(b.words[l / 4], l % 4);
+      return bit_cast<uint32_t>(raised_byte(weight(l), x - y, y + (kRaised - 0x1p23f)));
+    };
+    Vec<T, V> out;
     FUSEDMIX_UNROLL
-    for (int l = 0; l < V; ++l) {
-      const float x = raised(a.get(l)), y = raised(b.get(l));
-      out.set(l, static_cast<uint8_t>(bit_cast<uint32_t>(raised_byte(weight(l), x - y, y + (kRaised - 0x1p23f)))));
-    }
+    for (int l = 0; l < V; l += 4) out.words[l / 4] = low_bytes(mixed(l), mixed(l + 1), mixed(l + 2), mixed(l + 3));
     return out;
   } else {
     Compute<T> mixed[V];
@@ -206,13 +223,38 @@ FUSEDMIX_DEVICE Vec<T, V> pick(const LaneRange& in, const Vec<T, V>& a, const Ve
   return out;
 }
 
-template <int32_t kFamilies, int V>
-FUSEDMIX_DEVICE void weights(const Record& record, const Place<V>& place, int32_t row_axis, float (&w)[V]) {
-  of_kind_in<kFamilies>(record, [&](const auto& mask) {
-    const auto row = mask.along(place.at, row_axis);
+// w[l] = f(l), in a loop: the code of f once, for what is long and seldom.
+template <int V, class F>
+FUSEDMIX_DEVICE void one_by_one(float (&w)[V], const F& f) {
+  FUSEDMIX_NO_UNROLL
+  for (int l = 0; l < V; ++l) {
+    const float one = f(l);
     FUSEDMIX_UNROLL
-    for (int l = 0; l < V; ++l) w[l] = row(place.lane[l]);
-  });
+    for (int k = 0; k < V; ++k) w[k] = k == l ? one : w[k];
+  }
+}
+
+// The weights of a vector by a row. Of a Gaussian at distances that are counted from the first lane's, which costs one conversion
+// and not one a lane.
+template <int V, class Row>
+FUSEDMIX_DEVICE void row_weights(const Row& row, const Place<V>& place, const Loops&, float (&w)[V]) {
+  FUSEDMIX_UNROLL
+  for (int l = 0; l < V; ++l) w[l] = row(place.first + place.lane[l]);
+}
+template <int V>
+FUSEDMIX_DEVICE void row_weights(const Gaussian::Row& row, const Place<V>& place, const Loops&, float (&w)[V]) {
+  const float first = row.from_first(place.first);
+  FUSEDMIX_UNROLL
+  for (int l = 0; l < V; ++l) w[l] = row.at(first + static_cast<float>(place.lane[l]));
+}
+template <int V>
+FUSEDMIX_DEVICE void row_weights(const Smooth::Row& row, const Place<V>& place, const Loops& loops, float (&w)[V]) {
+  one_by_one(w, [&](int l) { return row(place.first + lane_at(loops, place.channel, l)); });
+}
+
+template <int32_t kFamilies, int V>
+FUSEDMIX_DEVICE void weights(const Record& record, const Place<V>& place, const Loops& loops, float (&w)[V]) {
+  of_kind_in<kFamilies>(record, [&](const auto& mask) { row_weights(mask.along(place.at, loops.row_axis), place, loops, w); });
 }
 
 // ---- masks that are stored ----
@@ -228,7 +270,7 @@ FUSEDMIX_DEVICE OnPixels on_pixels(const Pixels& pixels, const Place<V>& place, 
   OnPixels on{0, row_axis < 0 ? 0 : static_cast<uint32_t>(pixel_step(pixels, row_axis))};
   FUSEDMIX_UNROLL
   for (int axis = 0; axis < 3; ++axis) {
-    const int32_t at = axis == row_axis ? place.lane[0] : place.at[axis];
+    const int32_t at = axis == row_axis ? place.first : place.at[axis];
     on.first += static_cast<uint32_t>(pixel_step(pixels, axis) * at);
   }
   return on;
@@ -256,12 +298,12 @@ FUSEDMIX_DEVICE Glimpse glimpse(const PlanView& plan, const OnPixels& on, int64_
 template <int V>
 FUSEDMIX_DEVICE uint32_t lanes_of(const PlanView& plan, const OnPixels& on, const Place<V>& place, int64_t i, uint32_t word) {
   const uint32_t shift = on.first % 32;
-  const auto last = static_cast<uint32_t>(on.step == 0 ? 0 : place.lane[V - 1] - place.lane[0]);
+  const auto last = static_cast<uint32_t>(on.step == 0 ? 0 : place.lane[V - 1]);
   if (on.step > 1 && V > 1) {  // the row is not the masks'
     uint32_t lanes = 0;
     FUSEDMIX_UNROLL
     for (int l = 0; l < V; ++l) {
-      const uint32_t q = on.first + on.step * static_cast<uint32_t>(place.lane[l] - place.lane[0]);
+      const uint32_t q = on.first + on.step * static_cast<uint32_t>(place.lane[l]);
       lanes |= (device::load(plan.pixels.bits + stored_row(plan, i) + q / 32) >> (q % 32) & 1u) << l;
     }
     return lanes;
@@ -273,7 +315,7 @@ FUSEDMIX_DEVICE uint32_t lanes_of(const PlanView& plan, const OnPixels& on, cons
   if (last == V - 1) return window & ((1u << V) - 1u);
   uint32_t lanes = 0;  // channels that lie together share pixels
   FUSEDMIX_UNROLL
-  for (int l = 0; l < V; ++l) lanes |= (window >> (on.step == 0 ? 0 : place.lane[l] - place.lane[0]) & 1u) << l;
+  for (int l = 0; l < V; ++l) lanes |= (window >> (on.step == 0 ? 0 : place.lane[l]) & 1u) << l;
   return lanes;
 }
 
@@ -284,12 +326,19 @@ FUSEDMIX_DEVICE Reach stored_reach(const PlanView& plan, uint32_t ones) {
   return ones == (1u << V) - 1u ? kKeep : (ones == 0 ? kTake : kBlend);
 }
 
-// The weight of element l: a bit of `ones`, or a level. Soft masks are few: a load for each element.
+// The weights of the vector: bits of `ones`, or levels. Soft masks are few: a load for each element.
 template <int V>
-FUSEDMIX_DEVICE float stored_weight(const PlanView& plan, const OnPixels& on, const Place<V>& place, int64_t i, uint32_t ones, int l) {
-  if (plan.pixels.levels == nullptr) return (ones >> l & 1u) != 0 ? 1.0f : 0.0f;
-  const uint32_t pixel = on.first + on.step * static_cast<uint32_t>(place.lane[l] - place.lane[0]);
-  return weight_of_level(device::load(plan.pixels.levels + stored_row(plan, i) + pixel));
+FUSEDMIX_DEVICE void stored_weights(const PlanView& plan, const OnPixels& on, const Place<V>& place, const Loops& loops, int64_t i,
+                                    uint32_t ones, float (&w)[V]) {
+  if (plan.pixels.levels == nullptr) {
+    FUSEDMIX_UNROLL
+    for (int l = 0; l < V; ++l) w[l] = (ones >> l & 1u) != 0 ? 1.0f : 0.0f;
+    return;
+  }
+  const uint16_t* mask = plan.pixels.levels + stored_row(plan, i) + on.first;
+  one_by_one(w, [&](int l) {
+    return weight_of_level(device::load(mask + on.step * static_cast<uint32_t>(lane_at(loops, place.channel, l))));
+  });
 }
 
 }  // namespace fusedmix::cuda

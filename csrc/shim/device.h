@@ -165,6 +165,16 @@ inline void store(T* p, T value) {
 }
 
 template <class Array, class T>
+inline void copy_to_shared(const Array& array, int32_t index, const T* from) {
+  array[index] = load(from);
+}
+inline void copied() {}
+template <class T>
+inline T from_shared(const shim::Shared<T>& array, int32_t index) {
+  return array[index];
+}
+
+template <class Array, class T>
 inline void add(Array& array, int32_t index, T value) {
   array.add(index, value);
 }

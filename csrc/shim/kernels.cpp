@@ -129,7 +129,7 @@ cuda::Sampling sampling_of(const py::tuple& request, const py::object& seed, con
 cuda::Shape step(Memory& memory, const py::tuple& images, const py::object& request, const py::object& seed,
                 const py::dict& made, const cuda::Targets& targets) {
   const cuda::Images x = images_of(images);
-  const cuda::Pass pass(memory, &x, made["pairing"].cast<int32_t>());
+  const cuda::Pass pass(memory, &x, made["pairing"].cast<int32_t>(), made["families"].cast<int32_t>());
   const cuda::Sampling sampling = seed.is_none() ? cuda::Sampling{} : sampling_of(request, seed, made);
   pass.run(seed.is_none() ? nullptr : &sampling, plan_of(made), targets);
   return pass.shape;
@@ -231,8 +231,8 @@ PYBIND11_MODULE(fusedmix_cuda_shim, m) {
       .def_readwrite("shared_bytes", &cuda::Shape::shared_bytes)
       .def_readwrite("slice", &cuda::Shape::slice);
   py::class_<cuda::Targets>(m, "Targets").def(py::init(&targets_of));
-  m.def("shape_of", [](Memory& memory, const py::tuple& images, int32_t pairing) {
-    return cuda::shape_of(images_of(images), pairing, memory.chip);
+  m.def("shape_of", [](Memory& memory, const py::tuple& images, int32_t pairing, int32_t families) {
+    return cuda::shape_of(images_of(images), pairing, families, memory.chip);
   });
   m.def("apply", [](Memory& memory, const py::tuple& images, const py::dict& plan, bool permutation) {
     return cuda::apply(memory, images_of(images), plan_of(plan), permutation);
@@ -246,7 +246,7 @@ PYBIND11_MODULE(fusedmix_cuda_shim, m) {
     memory.check(cuda::write_targets(cuda::place(memory, plan_of(plan)), targets, nullptr));
   });
   m.def("sample", [](Memory& memory, const py::tuple& request, const py::object& seed, const py::dict& made) {
-    cuda::Pass(memory, nullptr, kRandom).sample(sampling_of(request, seed, made));
+    cuda::Pass(memory, nullptr, kRandom, 0).sample(sampling_of(request, seed, made));
   });
   m.def("step", &step);
   m.def("fourier", &fourier);

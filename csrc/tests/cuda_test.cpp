@@ -198,7 +198,7 @@ void test_mix(Random& random, const Case& c) {
     labels = std::make_unique<Labels>(random, static_cast<int32_t>(random.below(8)), false, batch, 10, 0.1, plan);
     targets = labels->targets;
   }
-  const cuda::Pass pass(placed.memory, &images, c.pairing);
+  const cuda::Pass pass(placed.memory, &images, c.pairing, plan.families);
   count_paths(images, pass.shape);
   pass.mix(placed.launch, targets);
   const bool exact_mask = !has_gaussian(plan);
@@ -469,7 +469,7 @@ void test_sample(Random& random, const Drawing& d, ElementType type, bool with_i
   const DeviceBuffer images_memory(x.memory);
   const cuda::Images images{type, images_memory.as<void>(), images_memory.as<void>(), layout_of(x, x, d.ndim), false};
   Memory memory(132);
-  const cuda::Pass pass(memory, with_images ? &images : nullptr, d.pairing);
+  const cuda::Pass pass(memory, with_images ? &images : nullptr, d.pairing, kAllFamilies);
   pass.sample(s);
 
   HostPlan got;

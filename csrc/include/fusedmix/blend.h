@@ -9,8 +9,22 @@ namespace fusedmix {
 // byte of its bits is that of the number that was added. kRaised is in the middle.
 constexpr float kRaised = 12582912.0f;  // 1.5·2^23
 
-// A byte, raised to 2^23: exact, and no conversion.
-FUSEDMIX_HD float raised(uint8_t byte) { return bit_cast<float>(0x4B000000u | byte); }
+// Byte l of a word, raised to 2^23: exact, and no conversion.
+FUSEDMIX_HD float raised(uint32_t word, int l) {
+#if defined(__CUDA_ARCH__)
+  return bit_cast<float>(__byte_perm(word, 0x4B000000u, 0x7440 + l));
+#else
+  return bit_cast<float>(0x4B000000u | (word >> 8 * l & 0xFFu));
+#endif
+}
+// The low bytes of four words.
+FUSEDMIX_HD uint32_t low_bytes(uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+#if defined(__CUDA_ARCH__)
+  return __byte_perm(__byte_perm(a, b, 0x0040), __byte_perm(c, d, 0x0040), 0x5410);
+#else
+  return (a & 0xFFu) | (b & 0xFFu) << 8 | (c & 0xFFu) << 16 | d << 24;
+#endif
+}
 
 // kRaised and the nearest integer to w·d + b, ties to even, in [0, 255], for integers d and b + kRaised: as if the sum were exact.
 FUSEDMIX_HD float raised_byte(float w, float d, float raised_b) {

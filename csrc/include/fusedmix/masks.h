@@ -39,6 +39,8 @@ FUSEDMIX_HD auto of_kind_in(const Record& record, const F& f) {
     return f(bit_cast<Box>(record));  // a constant is an empty box: its record says the same
   } else if constexpr (kFamilies == (kConstants | kGaussians)) {
     return record.kind == kConstant ? f(bit_cast<Constant>(record)) : f(bit_cast<Gaussian>(record));
+  } else if constexpr (kFamilies == (kStored | kLevels)) {
+    return record.kind == kConstant ? f(bit_cast<Constant>(record)) : f(bit_cast<Fourier>(record));
   } else {
     return of_kind(record, f);
   }

@@ -55,7 +55,7 @@ struct Smooth : Family {
       // (d² - r²)/(d + r), rounded once above: of d - r little would be left near the edge.
       const float to_disc = near_quotient(fmaxf(fma(-radius, radius, d2), 0.0f), fmaxf(near_root(d2) + radius, 1e-30f));
       const float to_square = fmaxf(d - radius, 0.0f);
-      return 1.0f - expf(-rate * (disc ? to_disc * to_disc : others + to_square * to_square));
+      return 1.0f - near_exp(-rate * (disc ? to_disc * to_disc : others + to_square * to_square));
     }
     FUSEDMIX_HD Reach reach(int32_t, int32_t) const { return kBlend; }
   };
