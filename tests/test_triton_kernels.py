@@ -44,13 +44,14 @@ import triton.language as tl
 
 from fusedmix.backends import triton as backend
 from fusedmix.backends.triton import fourier_kernel, labels_kernel, launch, mix_kernel, sample_kernel
+from fusedmix.backends.triton.enums import Shape
+from fusedmix.backends.triton.mix_kernel import Cut
 from fusedmix.backends.triton.numbers import (
     below,
     expm1,
     fma,
     from_compute,
     log1p,
-    nearest_even,
     sort_key,
     symmetric_beta,
     turn,
@@ -65,9 +66,13 @@ from test_cuda_kernels import (
     MIB,
     alike,
     assert_mixed,
+    channels_last,
+    contiguous,
+    cropped,
     name_of,
     plan_for,
     round_product_sum,
+    stepped,
     values,
 )
 from triton_log import Launch, bytes_of, elements_of, logged
@@ -81,7 +86,7 @@ CPU = torch.device("cpu")
 DRAWS = [*itertools.product(("batch", "sample"), ("roll", "flip", "random")), ("pair", "flip")]
 LOSSES = ("cross_entropy", "cross_entropy_backward", "binary_cross_entropy", "binary_cross_entropy_backward")
 FOURIERS = ("waves", "coefficients", "sum", "select", "level")
-KERNELS = ("mix", "stage", "sample", "circle", "labels", "mask", "finish", *FOURIERS, *LOSSES)
+KERNELS = ("mix", "inverse", "sample", "circle", "labels", "mask", "finish", *FOURIERS, *LOSSES)
 interpreted = pytest.mark.skipif(
     TRITON_DEVICE != "cpu" or NO_TRITON is not None,
     reason=NO_TRITON or "with a GPU here the kernels are compiled, not interpreted",
@@ -93,37 +98,44 @@ interpreted = pytest.mark.skipif(
 
 @pytest.fixture
 def chip(monkeypatch):
-    """Sets how many multiprocessors there are, or cuts batches into units of so many samples."""
+    """Sets how many multiprocessors there are, how batches are cut, or how much scratch there is."""
 
-    def of(multiprocessors=None, span=None):
+    way_of = mix_kernel.way_of
+
+    def of(multiprocessors=None, cuts=None, scratch=None):
+        way_of.cache_clear()
         if multiprocessors is not None:
             monkeypatch.setattr(mix_kernel, "multiprocessors", lambda device: multiprocessors)
-        if span is not None:
-            walk_of = mix_kernel.walk_of
-            monkeypatch.setattr(mix_kernel, "walk_of", lambda *of: cut(walk_of(*of), span, of[0] is of[1]))
+        if cuts is not None:
+            own = mix_kernel.cuts
+            # Not of what is mixed out of place: there the argument in_place is False.
+            monkeypatch.setattr(mix_kernel, "cuts", lambda *of: cuts if of[6] else own(*of))
+        if scratch is not None:
+            monkeypatch.setattr(mix_kernel, "_SLICE", scratch)
 
-    return of
-
-
-def cut(walk, span, in_place):
-    """A walk in units of so many samples, with heads."""
-    units = -(-walk.batch // span)
-    heads = units if units > 1 else 0
-    staged = heads * walk.columns * walk.constants[3] if in_place else 0
-    return walk._replace(span=span, units=units, heads=heads, staged=staged)
+    yield of
+    way_of.cache_clear()
 
 
 def mixed(x, masks, in_place=True, adjoint=False, **options):
-    """What was launched, the result, and the walk."""
+    """What was launched, the result, and the way that was taken."""
     out = x if in_place else torch.empty_like(x)
-    with logged() as launches:
+    ways = []
+    with logged() as launches, pytest.MonkeyPatch.context() as patch:
+        way_of = mix_kernel.way_of
+        patch.setattr(mix_kernel, "way_of", lambda *of: ways.append(way_of(*of)) or ways[-1])
         mix_kernel.apply(x, out, masks, adjoint=adjoint, **options)
-    return launches, out, mix_kernel.walk_of(x, out, masks[3], masks[4])
+    return launches, out, ways[-1]
 
 
-def by_vector(flags, x, walk):
+def width_of(way):
+    """V."""
+    return way.constants[4]
+
+
+def by_vector(flags, x, way):
     """Whether any element of its vector has a flag, for every element of x."""
-    vector = elements_of(x) // (walk.constants[3] * x.element_size())
+    vector = elements_of(x) // (width_of(way) * x.element_size())
     _, vector = np.unique(vector, return_inverse=True)
     vector = vector.reshape(x.shape)
     found = np.bincount(vector.ravel(), weights=flags.numpy().ravel()) > 0
@@ -136,20 +148,25 @@ def weights(x, masks):
     return m.expand(x.shape) if m.shape[0] == x.shape[0] else m[:1].expand(x.shape)
 
 
-def assert_one_pass(launches, x, out, masks, walk, adjoint=False):
-    """No race, nothing foreign touched; every byte read once and written once, but for heads and what needs neither.
+def assert_one_pass(launches, x, out, masks, way, adjoint=False):
+    """No race, nothing foreign touched; every byte written once, and read once for its own sample and once for the one
+    whose partner it is, but for what needs neither.
 
     Of a sample itself there is nothing to read where its weight is 0, of its partner where it is 1; a Gaussian is taken
-    to be neither anywhere. In place nothing happens where the weight is 1, and where a sample is its own partner.
+    to be neither anywhere. In place nothing happens where the weight is 1, and nothing is written where a sample is its
+    own partner. A pair is read once.
     """
-    in_place, partner, names = out is x, masks[0], [of.kernel for of in launches]
-    assert names == (["stage_kernel"] if walk.staged else []) + ["mix_kernel"]
+    in_place, partner, names = out is x, masks[0], [of.kernel for of in launches if of.programs]
+    inverted = adjoint and masks[4] not in (Pairing.ROLL, Pairing.FLIP)
+    assert names == ["inverse_kernel"] * inverted + ["mix_kernel"] * (not in_place or len(x) > 1)
+    assert way.slice == 0
     for of in launches:
         assert len(of.races()) == 0
+    if not names:
+        return
     mix = launches[-1]
-    staged = mix.arguments["staged"]
     plan = [t for t in masks if torch.is_tensor(t)]
-    assert len(mix.outside([x, *plan, staged], [out])) == 0
+    assert len(mix.outside([x, *plan, mix.arguments["partner"]], [out])) == 0
 
     def each(of_samples):
         return of_samples.view(-1, *[1] * (x.ndim - 1)).expand(x.shape)
@@ -157,32 +174,26 @@ def assert_one_pass(launches, x, out, masks, walk, adjoint=False):
     w = weights(x, masks)
     kind = masks[1][:1, 0].expand(len(x)) if masks[5] == Per.BATCH else masks[1][:, 0]
     varies = each(((kind == Kind.GAUSSIAN) | (kind == Kind.GAUSSIAN_COMPLEMENT)) & (masks[3] > 0))
-    own, lent = (by_vector(w != constant, x, walk) | varies for constant in (0, 1))
-    lent_to = lent[partner.argsort()]  # by the sample whose partner this is
+    own, lent = (by_vector(w != constant, x, way) | varies for constant in (0, 1))
     moves = each(partner != torch.arange(len(x)))
-    heads = torch.arange(len(x)) % walk.span == 0 if walk.heads else torch.zeros(len(x), dtype=torch.bool)
-    heads = each(heads)
-
     reads, (_, writes) = mix.counts(x)[0], mix.counts(out)
+    if adjoint:
+        assert (writes == 1).all()
+        assert (reads == 2).all()
+        return
     if in_place:
+        own = own & lent
         assert torch.equal(writes, (lent & moves).long())
-        assert (reads <= ((lent | lent_to) & moves)).all()
-        assert (reads >= (((own & lent) | (lent_to & ~heads)) & moves)).all()
+        lent = lent & moves
     else:
         assert (writes == 1).all()
         assert not mix.counts(x)[1].any()
         assert not mix.counts(out)[0].any()
-        needed = torch.ones_like(own) if adjoint else own | lent_to
-        assert (reads >= needed).all()
-        assert (reads <= needed * (1 + heads.long())).all()
-    if walk.staged:
-        stage = launches[0]
-        assert torch.equal(stage.counts(x)[0], heads.long())
-        assert len(stage.outside([x], [staged])) == 0
-        assert (stage.counts(staged)[1] == 1).all()
-        assert (mix.counts(staged)[0] <= 1).all()
-        assert staged.numel() == walk.heads * x[0].numel()
-        assert staged.nbytes <= max(MIB, x.nbytes // 16)
+    lent_to = lent[partner.argsort()]  # by the sample whose partner this is
+    if way.cut.shape == Shape.PAIRS:
+        assert torch.equal(reads, ((own | lent_to) & moves).long())
+    else:
+        assert torch.equal(reads, own.long() + lent_to.long())
 
 
 TRAFFIC = ("MixUp", "CutMix", "HMix-paper", "GMix-released")
@@ -217,19 +228,20 @@ def test_one_pass(chip, name, per, pairing):
         before = values(shape, dtype, seed=i)
         w = weights(before, masks)
         x = LAYOUTS[i % len(LAYOUTS)](before)
-        launches, out, walk = mixed(x, masks, in_place=False)
-        assert_one_pass(launches, x, out, masks, walk)
+        launches, out, way = mixed(x, masks, in_place=False)
+        assert_one_pass(launches, x, out, masks, way)
+        assert way.cut.shape == Shape.EACH
         if dtype in FLOATS:
-            launches, grad, walk = mixed(x, masks, in_place=False, adjoint=True)
-            assert_one_pass(launches, x, grad, masks, walk, adjoint=True)
-        launches, _, walk = mixed(x, masks, by_value=i % 2 == 0)
-        assert_one_pass(launches, x, x, masks, walk)
+            launches, grad, way = mixed(x, masks, in_place=False, adjoint=True)
+            assert_one_pass(launches, x, grad, masks, way, adjoint=True)
+        launches, _, way = mixed(x, masks, by_value=i % 2 == 0)
+        assert way.cut.shape == {"roll": Shape.ROLL, "flip": Shape.PAIRS, "random": Shape.TILE}[pairing]
+        assert_one_pass(launches, x, x, masks, way)
         assert alike(x.contiguous(), out.contiguous())
         if dtype != torch.float64 and not name.startswith(
             "GMix"
         ):  # Gaussians differ from the reference's in the last place
             assert_mixed(out, before, w, masks[0])
-        assert walk.heads == 0 if pairing == "flip" or shape[0] < 4 else walk.heads > 1
 
 
 def cycles(*lengths, seed=0):
@@ -241,41 +253,133 @@ def cycles(*lengths, seed=0):
     return partner
 
 
-def assert_mixes(lengths, name, seed, per="sample", adjoint=True):
-    """Out of place, adjoint and in place, by a permutation of cycles of these lengths. The walk."""
-    shape = (sum(lengths), 1, 4, 4)
-    masks = (cycles(*lengths, seed=seed), *plan_for(METHODS[name], shape, 2, per, "random", seed=seed)[1:])
-    before = values(shape, torch.float32, seed=seed)
-    w = weights(before, masks)
-    x = before.clone()
-    launches, out, walk = mixed(x, masks, in_place=False)
-    assert_one_pass(launches, x, out, masks, walk)
-    assert_mixed(out, before, w, masks[0])
-    if adjoint:
-        launches, out, _ = mixed(x, masks, in_place=False, adjoint=True)
-        assert_one_pass(launches, x, out, masks, walk, adjoint=True)
-        assert alike(out, reference.mix_adjoint(x, *masks))
-    launches, _, of_place = mixed(x, masks)
-    assert_one_pass(launches, x, x, masks, of_place)
-    assert_mixed(x, before, w, masks[0])
-    return walk
+# How a batch of 13 may be cut in place: all at once, in parts that do and do not divide it, more rows than there are.
+TILES = [
+    Cut(Shape.TILE, rows, -(-13 // rows), vectors, 4) for rows, vectors in ((16, 4), (1, 1), (2, 4), (8, 2), (32, 8))
+]
+ROLLS = [Cut(Shape.ROLL, rows, 1, vectors, 4) for rows, vectors in ((16, 4), (1, 1), (2, 4), (8, 2))]
 
 
 @interpreted
-@pytest.mark.parametrize("span", [1, 4, 7, 13])
-def test_cycles_of_every_kind(chip, span):
-    """Fixed points, pairs, long cycles; cycles with no head, one, several."""
-    chip(span=span)
+@pytest.mark.parametrize("how", TILES, ids=lambda how: f"{how.rows}x{how.parts}")
+def test_partners_of_every_kind(chip, how):
+    """Fixed points, pairs, long cycles."""
+    chip(cuts=[how])
     for seed, lengths in enumerate(([1] * 13, [13], [2] * 6 + [1], [1, 2, 3, 7], [12, 1], [5, 4, 2, 1, 1])):
-        walk = assert_mixes(lengths, ("MixUp", "CutMix")[seed % 2], seed)
-        assert walk.heads == (-(-13 // span) if span < 13 else 0)
+        name, shape = ("MixUp", "CutMix")[seed % 2], (13, 1, 4, 4)
+        masks = (cycles(*lengths, seed=seed), *plan_for(METHODS[name], shape, 2, "sample", "random", seed=seed)[1:])
+        before = values(shape, torch.float32, seed=seed)
+        w = weights(before, masks)
+        x = before.clone()
+        launches, out, way = mixed(x, masks, in_place=False)
+        assert_one_pass(launches, x, out, masks, way)
+        assert_mixed(out, before, w, masks[0])
+        launches, out, way = mixed(x, masks, in_place=False, adjoint=True)
+        assert_one_pass(launches, x, out, masks, way, adjoint=True)
+        assert alike(out, reference.mix_adjoint(x, *masks))
+        launches, _, way = mixed(x, masks)
+        assert way.cut == how
+        assert_one_pass(launches, x, x, masks, way)
+        assert_mixed(x, before, w, masks[0])
 
 
 @interpreted
-@pytest.mark.parametrize("span", [65, 70])
-def test_more_samples_in_a_unit_than_begin_at_a_time(chip, span):
-    chip(span=span)
-    assert_mixes([1, 2, 3, 64], "CutMix", 0, adjoint=False)
+@pytest.mark.parametrize("name", ["MixUp", "CutMix"])
+@pytest.mark.parametrize(
+    "how", [*ROLLS, *TILES[:2]], ids=lambda how: f"{how.shape.name.lower()} {how.rows}x{how.parts}"
+)
+def test_neighbours(chip, how, name):
+    """The last sample serves the first, whichever part that is in; also where one is as good as all others."""
+    chip(cuts=[how])
+    for n, layout in ((13, contiguous), (2, contiguous), (3, channels_last), (16, contiguous)):
+        how_of_n = how._replace(parts=-(-n // how.rows)) if how.shape == Shape.TILE else how
+        chip(cuts=[how_of_n])
+        masks = plan_for(METHODS[name], (n, 3, 4, 8), 2, "sample", "roll", seed=n)
+        before = values((n, 3, 4, 8), torch.float32, seed=n)
+        x = layout(before)
+        launches, _, way = mixed(x, masks)
+        assert way.cut == how_of_n
+        assert_one_pass(launches, x, x, masks, way)
+        assert_mixed(x, before, weights(before, masks), masks[0])
+
+
+@interpreted
+@pytest.mark.parametrize("repeated", [[0] * 6, [5, 5, 0, 1, 1, 2]], ids=str)
+def test_partners_may_repeat_out_of_place(repeated):
+    shape = (6, 2, 4, 8)
+    masks = (torch.tensor(repeated), *plan_for(METHODS["CutMix"], shape, 2, "sample", "random")[1:])
+    x = values(shape, torch.float32)
+    launches, out, _ = mixed(x, masks, in_place=False)
+    assert [len(of.races()) for of in launches] == [0]
+    assert_mixed(out, x, weights(x, masks), masks[0])
+
+
+@interpreted
+@pytest.mark.parametrize("name", ["MixUp", "CutMix", "GMix-released"])
+@pytest.mark.parametrize("layout", [contiguous, channels_last, cropped, stepped], ids=lambda layout: layout.__name__)
+def test_a_batch_that_fits_no_program_is_mixed_in_slices(chip, layout, name):
+    """Out of place into scratch, and back, through as little of it as is allowed; no byte is anything else's."""
+    shape = (9, 3, 5, 8)
+    for dtype in (torch.float32, torch.uint8):
+        masks = plan_for(METHODS[name], shape, 2, "sample", "random", seed=1)
+        before = values(shape, dtype)
+        x, y = layout(before), layout(before)
+        chip(multiprocessors=2)
+        _, out, _ = mixed(y, masks, in_place=False)
+        chip(cuts=[], scratch=9 * 7 * 16)
+        launches, _, way = mixed(x, masks)
+        allowed = 7 * 16 // (width_of(way) * x.element_size())
+        assert way.slice == allowed
+        assert len(launches) == 2 * -(-way.columns // allowed) >= 4
+        for there, back in zip(launches[::2], launches[1::2], strict=True):
+            aside = there.arguments["dst"]
+            assert aside.nbytes <= 9 * 7 * 16
+            assert back.arguments["src"] is aside
+            assert len(there.outside([x, *masks[:2]], [aside])) == 0
+            assert len(back.outside([aside], [x])) == 0
+            assert not any(len(of.races()) for of in (there, back))
+        counted = [sum(of.counts(x)[1] for of in which) for which in (launches[::2], launches[1::2])]
+        assert not counted[0].any()
+        assert (counted[1] == 1).all()
+        assert alike(x.contiguous(), out.contiguous())
+
+
+def test_how_batches_are_cut():
+    """Whatever the batch: all samples have a row, threads are at least two for each row and at most vectors of as many
+    samples, and what waits for the barrier fits into registers. Where nothing does, that is said."""
+    sizes = (1, 2, 3, 5, 8, 31, 64, 100, 128, 255, 256, 257, 512, 513, 1000, 1024, 2000, 2048, 2049, 4096, 8192)
+    families = (*Families, Families.CONSTANTS | Families.CUTS | Families.GAUSSIANS)
+    tiles = set()
+    for n, of, dtype, pairing, in_place in itertools.product(sizes, families, DTYPES, Pairing, (False, True)):
+        for elements in (1, 48, 3072, 150528, 151000 - 3):
+            item = dtype.itemsize
+            width = next(v for v in (16 // item, 4 // item, 1) if v and elements % v == 0)
+            found = mix_kernel.cuts(n, elements // width, item, width, int(pairing), int(of), in_place, H200)
+            case = n, of, dtype, pairing, in_place, elements, found
+            assert len(set(found)) == len(found), case
+            shapes = {cut.shape for cut in found}
+            if not in_place:
+                assert shapes == {Shape.EACH}, case
+            elif pairing == Pairing.FLIP:
+                assert shapes == {Shape.PAIRS}, case
+            elif pairing == Pairing.ROLL:
+                assert Shape.ROLL in shapes, case
+                assert found[0].shape == Shape.ROLL, case
+            else:
+                assert shapes <= {Shape.TILE}, case
+                if found and elements > 48:
+                    tiles.add(n)
+            for cut in found:
+                threads = 32 * cut.warps
+                assert threads <= 1024, case
+                assert cut.rows & (cut.rows - 1) == cut.vectors & (cut.vectors - 1) == 0, case
+                if cut.shape == Shape.TILE:
+                    assert cut.rows * (cut.parts - 1) < n <= cut.rows * cut.parts, case
+                if elements > 48:
+                    assert threads <= max(32, cut.rows * cut.vectors), case
+                    assert 2 * cut.rows <= threads, case
+                    assert cut.rows * cut.parts * cut.vectors * width * item <= 128 * threads, case
+    assert tiles == {n for n in sizes if n <= 2048}
 
 
 @interpreted
@@ -290,16 +394,16 @@ def test_a_box_in_place_touches_only_its_vectors(chip, pairing, dtype):
         box = OneMask(Kind.BOX, [0, first_y, first_x, 1, stop_y, stop_x], (1.0, 0.0), math.nan)
         masks = plan.partner, record(box).repeat(9, 1), Families.CUTS, 2, plan.pairing, plan.per, None
         x = values(shape, dtype)
-        launches, _, walk = mixed(x, masks)
-        assert walk.constants[3] * x.element_size() == 16
+        launches, _, way = mixed(x, masks)
+        assert width_of(way) * x.element_size() == 16
         columns = range(first_x * x.element_size() // 16, -(-stop_x * x.element_size() // 16))
         boxed = torch.zeros(shape, dtype=torch.int64)
         if stop_x > first_x:
             wide = 16 // x.element_size()
             boxed[:, :, first_y:stop_y, columns.start * wide : columns.stop * wide] = 1
-        boxed[plan.partner == torch.arange(9)] = 0
-        for count in launches[-1].counts(x):
-            assert torch.equal(count, boxed)
+        reads, writes = launches[-1].counts(x)
+        assert torch.equal(writes, torch.where((plan.partner == torch.arange(9)).view(9, 1, 1, 1), 0, boxed))
+        assert ((reads > 0) <= (boxed > 0)).all()
 
 
 # ---- which bytes: everything else -----------------------------------------------------------------------------------
@@ -326,21 +430,18 @@ def test_samplers_share_nothing(pairing):
         mix = METHODS["RandomMix"](per=per, pairing=pairing.name.lower(), sampling="device", p=0.7)
         labels = torch.arange(n) * 5 % 7
         request = drawing(mix, n, lam, labels if pairing > Pairing.RANDOM else None)
-        seed, x = torch.tensor(n), torch.rand(n, 3, 8, 8)
-        walk = mix_kernel.walk_of(x, x, 2, pairing)
+        seed = torch.tensor(n)
         with logged() as launches:
-            plan, staged = sample_kernel.sample(request, seed, CPU, x, walk)
+            plan = sample_kernel.sample(request, seed, CPU)
         *circle, sample = launches
         of = sample.arguments
         scratch = [of[name] for name in ("order", "spot", "members")]
         assert [c.kernel for c in circle] == (["circle_kernel"] if pairing == Pairing.CROSS_CLASS else [])
         for c in circle:
             assert_written_once(c, [labels, seed], scratch)
-        assert (staged is None) == (walk.staged == 0)
-        assert (walk.heads > 0) == (pairing != Pairing.FLIP and n > 3)
         given = () if lam is None else (lam,)
-        readable = [of["spec"], seed, labels, x, *given, *(scratch if circle else ())]
-        assert_written_once(sample, readable, [*plan, *(() if staged is None else (staged,))])
+        readable = [of["spec"], seed, labels, *given, *(scratch if circle else ())]
+        assert_written_once(sample, readable, plan)
 
 
 @interpreted
@@ -366,8 +467,8 @@ def test_masks_are_written_once(size):
 
 
 @interpreted
-def test_a_step_stages_heads_with_its_plan():
-    """In place no launch is spent on staging where a plan is drawn as well."""
+def test_a_step_is_three_launches():
+    """In place too: the plan, the targets, the images."""
     mix = METHODS["CutMix"](per="sample", pairing="random", num_classes=4, sampling="device")
     request = drawing(mix, 9, None, None)
     x, y = torch.rand(9, 3, 8, 8), torch.arange(9) % 4
@@ -376,7 +477,6 @@ def test_a_step_stages_heads_with_its_plan():
     with logged() as launches:
         backend.mix_batch_(x, y, request, source, 4, 0.0)
     assert [of.kernel for of in launches] == ["sample_kernel", "labels_kernel", "mix_kernel"]
-    assert launches[-1].arguments["staged"].data_ptr() != x.data_ptr()
     assert not any(len(of.races()) for of in launches)
     assert torch.equal(x, expected[0])
 
@@ -601,15 +701,15 @@ def test_one_pass_of_fmix(chip, name, per, pairing):
         before = values(shape, dtype, seed=i)
         w = weights(before, masks)
         x = layout(before)
-        launches, out, walk = mixed(x, masks, in_place=False)
-        assert_one_pass(launches, x, out, masks, walk)
+        launches, out, way = mixed(x, masks, in_place=False)
+        assert_one_pass(launches, x, out, masks, way)
         assert_mixed(out, before, w, masks[0])
         if dtype in FLOATS and k == 0:
-            launches, grad, walk = mixed(x, masks, in_place=False, adjoint=True)
-            assert_one_pass(launches, x, grad, masks, walk, adjoint=True)
+            launches, grad, way = mixed(x, masks, in_place=False, adjoint=True)
+            assert_one_pass(launches, x, grad, masks, way, adjoint=True)
             assert alike(grad.contiguous(), reference.mix_adjoint(before, *masks))
-        launches, _, walk = mixed(x, masks, by_value=i % 2 == 0)
-        assert_one_pass(launches, x, x, masks, walk)
+        launches, _, way = mixed(x, masks, by_value=i % 2 == 0)
+        assert_one_pass(launches, x, x, masks, way)
         assert alike(x.contiguous(), out.contiguous())
 
 
@@ -621,8 +721,8 @@ def test_fmix_in_every_layout(layout, soft):
         masks = fmix_for("FMix, soft" if soft else "FMix", (3, 3, 4, 32), 2, "sample", "random", seed=1)
         before = values((3, 3, 4, 32), dtype)
         x = layout(before)
-        launches, _, walk = mixed(x, masks)
-        assert_one_pass(launches, x, x, masks, walk)
+        launches, _, way = mixed(x, masks)
+        assert_one_pass(launches, x, x, masks, way)
         assert_mixed(x, before, weights(before, masks), masks[0])
 
 
@@ -671,20 +771,14 @@ def test_races_in_a_log():
 
 @interpreted
 @pytest.mark.parametrize("pairing", ["roll", "random"])
-def test_heads_that_are_not_staged_are_a_race(chip, pairing):
-    """The same launch with the batch itself in the place of the scratch; and units that walk past their heads."""
-    chip(span=1)
+def test_a_batch_mixed_in_place_by_programs_of_few_samples_is_a_race(chip, pairing):
+    """As by EACH, which is for other memory than it reads."""
+    chip(cuts=[Cut(Shape.EACH, 2, 1, 4, 4)])
     masks = plan_for(METHODS["MixUp"], (9, 1, 8, 8), 2, "batch", pairing)
     x = values((9, 1, 8, 8), torch.float32)
-    launches, *_ = mixed(x, masks, staged=x)
+    launches, *_ = mixed(x, masks)
     assert len(launches) == 1
     assert len(launches[0].races()) >= x[0].nbytes
-    if pairing == "roll":
-        walk = mix_kernel.walk_of(x, x, 0, masks[4])._replace(heads=0, staged=0)
-        with pytest.MonkeyPatch.context() as patch, logged() as launches:
-            patch.setattr(mix_kernel, "walk_of", lambda *_: walk)
-            mix_kernel.apply(x, x, masks)
-        assert np.isin(bytes_of(x), launches[0].races()).all()
 
 
 @interpreted
@@ -765,50 +859,104 @@ def of_kernel(compiled, *names):
 
 
 def test_images_move_128_bits_at_a_time(compiled):
-    """All that is loaded less of at a time is the plan: partners (8 bytes) and the numbers of masks (4 bytes). There is
-    none where these are formulas and arguments, and elsewhere as much for every element type. Of stored masks a word or
-    two for each vector (4 bytes), or a level for each element (2)."""
-    narrow = {}
-    for arch, launched, kernel, report in of_kernel(compiled, "mix_kernel", "stage_kernel"):
+    """But those of odd sizes, element by element. All else that is loaded is the plan: partners (8 bytes) and the
+    numbers of masks (4 bytes). There is none where these are formulas and arguments. Of stored masks a word or two for
+    each vector (4 bytes), or a level for each element (2). Neighbouring threads have neighbouring vectors."""
+    for arch, launched, _, report in of_kernel(compiled, "mix_kernel"):
         name, _, dtype = launched.partition(": ")
+        item = getattr(torch, dtype.removeprefix("torch.")).itemsize
         loads, stores = ({k: n for k, n in report["accesses"].items() if k.startswith(of)} for of in ("ld", "st"))
+        assert report["spread"] == [1], (arch, launched)
+        if "odd" in name:
+            wide = max(1, 4 // item) * item
+            assert stores.keys() <= {f"st {item}", f"st {wide}"}, (arch, launched)
+            continue
         assert stores.keys() == {"st 16"}, (arch, launched)
         assert loads.pop("ld 16") >= stores["st 16"], (arch, launched)
-        if kernel == "mix_kernel" and ("bits" in name or "levels" in name):
-            assert "ld 4" in loads, (arch, launched)
-            assert loads.keys() <= {"ld 4", "ld 8", *(["ld 2"] if "levels" in name else [])}, (arch, launched)
-            continue
-        assert loads.keys() <= {"ld 4", "ld 8"}, (arch, launched)
-        if kernel == "stage_kernel" or "random" not in name:
+        assert loads.keys() <= {"ld 4", "ld 8", *(["ld 2"] if "levels" in name else [])}, (arch, launched)
+        if "bits" in name or "levels" in name:
+            assert loads, (arch, launched)
+        elif "random" not in name:
             assert not loads, (arch, launched)
-        narrow.setdefault((arch == "80", name), {})[dtype] = loads
-    for by_type in narrow.values():
-        assert len({json.dumps(loads, sort_keys=True) for loads in by_type.values()}) == 1, by_type
     kinds = {of[1].partition(": ")[2] for of in of_kernel({"90": compiled["90"]}, "mix_kernel")}
     assert kinds == set(map(str, DTYPES))
 
 
+def in_order(report):
+    """Whether a kernel may mix in place: all images are loaded before the last barrier, and stored after it; where each
+    vector is one thread's and there is no barrier, as they come. Nothing is loaded as if it never changed."""
+    shape = report["constants"]["SHAPE"]
+    barriers = shape in (Shape.ROLL, Shape.TILE)
+    return re.fullmatch("[LB]*LB+S+" if barriers else "[LS]+", report["events"]) is not None
+
+
+def coalesced(report):
+    """Whether threads share nothing but the barrier, and neighbours have neighbouring vectors."""
+    return report["shared"] == 0 and report["spread"] == [1]
+
+
+def test_what_is_mixed_in_place_is_read_before_it_is_written(compiled):
+    """In the code that is compiled: the interpreter runs a program as a whole, and would not miss a barrier."""
+    shapes = set()
+    for arch, launched, _, report in of_kernel(compiled, "mix_kernel"):
+        if "odd" in launched:  # their vectors are as narrow as what is loaded of the plan
+            continue
+        assert in_order(report), (arch, launched, report["events"])
+        shapes.add((arch, report["constants"]["SHAPE"], report["constants"]["PARTS"] > 1))
+    assert {(shape, parts) for arch, shape, parts in shapes if arch == "90"} >= {
+        *((shape, False) for shape in Shape),
+        (Shape.TILE, True),
+    }
+
+
+def test_no_kernel_that_mixes_needs_shared_memory(compiled):
+    """It would be the price of a layout that does not suit what is computed, and of more barriers. Levels, which are
+    loaded element by element, take it with Triton 3.6."""
+    old = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 8)
+    for arch, launched, _, report in of_kernel(compiled, "mix_kernel"):
+        assert report["shared"] == 0 or (old and "levels" in launched), (arch, launched, report["shared"])
+
+
+def test_a_kernel_that_is_wrong_is_found(tmp_path):
+    """Without its barrier, with a store too early, a load too late, samples side by side, or too few threads."""
+    found = printed(compiler("planted", folder=tmp_path))
+    right = {name: (in_order(report), coalesced(report)) for name, report in found.items()}
+    assert right.pop("nothing") == (True, True)
+    assert right == {
+        "no barrier": (False, True),
+        "a store before all loads": (False, True),
+        "a load behind the barrier": (False, True),
+        "samples side by side": (True, False),
+        "few threads": (True, False),
+    }
+
+
 def test_kernels_hold_nothing_of_other_families(compiled):
-    """Exponentials are of Gaussians and soft edges, accesses of two bytes of levels; and of a record only those words
-    are read that a family of the call has a use for: kind and λ of constants, which there are in any call, kind, centre
-    and rate of Gaussians, of soft edges the radius too, all nine of boxes. Where kernels read masks: one that writes
-    them, at one place; one that mixes, the mask of the first sample of a walk and of the next ones to know what they
-    reach, where Gaussians are looked at no closer, and then of the sample that is mixed."""
+    """Exponentials are of Gaussians and soft edges, accesses of two bytes of levels. Of a record only those words are
+    read that a family of the call has a use for: kind and λ of constants, which there are in any call, kind, centre and
+    rate of Gaussians, of soft edges the radius too, all nine of boxes; by kernels that mix images without those of an
+    axis that these have not got, and where all are cuts without values."""
     words = {Families.CONSTANTS: 2, Families.CUTS: 9, Families.BOXES: 9, Families.GAUSSIANS: 5, Families.SMOOTH: 6}
-    alone = set()
+    of_images = {Families.CONSTANTS: 2, Families.CUTS: 5, Families.BOXES: 7, Families.GAUSSIANS: 4, Families.SMOOTH: 5}
+    alone, mixing = set(), set()
     for arch, launched, kernel, report in of_kernel(compiled, "mix_kernel", "mask_kernel"):
-        families, accesses = Families(report["constants"]["FAMILIES"]), report["accesses"]
+        constants, accesses = report["constants"], report["accesses"]
+        families = Families(constants["FAMILIES"])
+        one = families == families & -families
         assert (report["ex2"] > 0) == bool(families & (Families.GAUSSIANS | Families.SMOOTH)), (arch, launched)
         assert ("ld 2" in accesses) == (Families.LEVELS in families), (arch, launched)
-        most = max((words.get(of, 2) for of in Families if of in families), default=0)
-        if kernel == "mask_kernel" and families == families & -families:
+        if kernel == "mask_kernel" and one:
             alone.add(families)
-            bits = report["constants"]["N"] // 128 if families == Families.STORED else 0
+            most = words.get(families, 2)
+            bits = constants["N"] // 128 if families == Families.STORED else 0
             assert accesses["ld 4"] == most + bits, (arch, launched, families)
-        elif report["constants"].get("MASKS") == 0 and not families.stored and not report["constants"].get("ADJOINT"):
-            reached = 9 if families.boxed else 2
-            assert accesses["ld 4"] == (2 * reached if kernel == "mix_kernel" else 0) + most, (arch, launched)
+        elif kernel == "mix_kernel" and families in of_images and constants["MASKS"] == 0:
+            mixing.add(families)
+            most, shape = of_images[families], constants["SHAPE"]
+            masks = {Shape.PAIRS: 2, Shape.TILE: constants["PARTS"]}.get(shape, 2 if constants["ADJOINT"] else 1)
+            assert report["words"] == most * masks, (arch, launched, families, report["words"])
     assert alone == set(Families)
+    assert mixing == {Families.CONSTANTS, Families.CUTS, Families.GAUSSIANS}
 
 
 def test_nothing_is_on_a_stack(compiled):
@@ -853,7 +1001,8 @@ def test_every_loop_carries_what_its_line_says(compiled):
     launched = {
         kernel.function.__name__
         for found in pkgutil.iter_modules(backend.__path__, f"{backend.__name__}.")
-        for kernel in vars(importlib.import_module(found.name)).values()
+        for value in vars(importlib.import_module(found.name)).values()
+        for kernel in (value.values() if isinstance(value, dict) else [value])
         if isinstance(kernel, launch.Kernel)
     }
     assert launched == {kernel for _, kernel, _ in compiled["90"]}
@@ -943,9 +1092,9 @@ def test_what_triton_specialises_on_is_in_the_key(tmp_path):
             by_key.setdefault(launchers, set()).add(tritons)
         if any(len(tritons) > 1 for tritons in by_key.values()):
             wrong.add((kernel, parameter))
-        if parameter in ("src", "dst", "out", "staged", "logits") and kernel != "finish_kernel":
+        if parameter in ("src", "dst", "out", "logits") and kernel != "finish_kernel":
             assert len({tritons for _, tritons in pairs}) > 4, (kernel, parameter)  # types and alignments
-        if parameter in ("seed_value", "p", "batch", "span", "columns", "total"):
+        if parameter in ("seed_value", "p", "batch", "first", "columns", "total"):
             assert len({tritons for _, tritons in pairs}) <= 2, (kernel, parameter)  # 32 or 64 bits
     assert not wrong
 
@@ -1001,6 +1150,7 @@ def test_every_kernel_gets_all_of_its_parameters():
         plan = mix.sample(9, (8, 8), seed=0, labels=y)
         plan.mask()
         fm.mix_(x, plan, backend="triton")
+        fm.mix(x.requires_grad_(), plan, backend="triton").sum().backward()
         backend.mask(plan.masks, int(plan.families), (8, 8))
         for soft in (0.0, 0.3):
             noise = fm.FMix(per="sample", max_soft=soft)
@@ -1161,12 +1311,6 @@ def turns_kernel(steps, side, cosine, sine, N: tl.constexpr):  # noqa: N803
 
 
 @triton.jit
-def nearest_kernel(x, out, N: tl.constexpr):  # noqa: N803
-    i = tl.arange(0, N)
-    tl.store(out + i, nearest_even(tl.load(x + i)))
-
-
-@triton.jit
 def narrow_kernel(x, out, N: tl.constexpr):  # noqa: N803
     i = tl.arange(0, N)
     tl.store(out + i, from_compute(tl.load(x + i), out.dtype.element_ty))
@@ -1232,14 +1376,6 @@ def test_fma_rounds_once():
         exact = Fraction(x[i].item()) * Fraction(y[i].item()) + Fraction(z[i].item())
         above, below = (torch.nextafter(out[i], torch.tensor(s * math.inf)).item() for s in (1, -1))
         assert abs(Fraction(out[i].item()) - exact) <= min(abs(Fraction(of) - exact) for of in (above, below))
-
-
-@runs
-def test_nearest_even():
-    x = torch.cat([torch.arange(-1024, 1024) + 0.5, torch.randn(2047) * 300, torch.tensor([2.0**22 - 0.5])])
-    out = torch.empty(4096)
-    run(nearest_kernel, x, out, 4096)
-    assert torch.equal(out, x.round())
 
 
 @runs
@@ -1314,8 +1450,8 @@ def test_symmetric_beta():
     ("layout", "in_place"), [("contiguous", False), ("misaligned", True), ("gaps", True), ("channels_last", True)]
 )
 def test_autotuning_measures_the_batch_as_it_is(monkeypatch, chip, layout, in_place):
-    """Every size is tried once, on memory laid out as the batch; the fastest serves every later call, also where the
-    heads are copied aside by the launch that draws; nothing is drawn from torch's generator, and no pixel differs."""
+    """Every cut is tried once, on memory laid out as the batch; the fastest serves every later call; nothing is drawn
+    from torch's generator, and no pixel differs."""
     chip(multiprocessors=3)
     shape, item = (4, 2, 8, 24), 4
     x = torch.rand(shape)
@@ -1326,15 +1462,15 @@ def test_autotuning_measures_the_batch_as_it_is(monkeypatch, chip, layout, in_pl
     elif layout == "channels_last":
         x = x.contiguous(memory_format=torch.channels_last)
     y, before = torch.arange(4), x.clone()
-    tried, walks = [], []
+    tried, ways = [], []
 
     def milliseconds(call, device):
         tried.append(list(mix_kernel._tuned.values())[-1])
         call()
-        return {512: 2.0, 256: 1.0, 128: 3.0}[tried[-1]]
+        return float(len(tried) != 2)  # the second is the fastest
 
-    plan_walk = mix_kernel.plan_walk
-    monkeypatch.setattr(mix_kernel, "plan_walk", lambda *of: walks.append(plan_walk(*of)) or walks[-1])
+    way_of = mix_kernel.way_of
+    monkeypatch.setattr(mix_kernel, "way_of", lambda *of: ways.append(way_of(*of)) or ways[-1])
     monkeypatch.setattr(mix_kernel, "milliseconds", milliseconds)
     monkeypatch.setattr(mix_kernel, "_tuned", {})
     monkeypatch.setenv("FUSEDMIX_TRITON_AUTOTUNE", "1")
@@ -1344,11 +1480,11 @@ def test_autotuning_measures_the_batch_as_it_is(monkeypatch, chip, layout, in_pl
     out = step(x, y)[0]
     torch.manual_seed(1)
     width = 1 if layout == "misaligned" else 16 // item
-    assert tried == [n for n in (512, 256, 128) if n * width <= 2048]
+    columns = x[0].numel() // width
+    assert tried == mix_kernel.cuts(4, columns, item, width, Pairing.ROLL, Families.CUTS, in_place, 3)
+    assert len(tried) > 1
     assert len(mix_kernel._tuned) == 1  # what was measured is of the same kind
-    assert walks[-1].constants[4] == 256
-    assert walks[-1].heads > 1
-    assert (walks[-1].staged > 0) == in_place
+    assert ways[-1].cut == tried[1]
     wanted = fm.CutMix(num_classes=4, per="sample", backend="reference", sampling="device")(before, y)[0]
     assert torch.equal(out, wanted)
     torch.set_rng_state(state)

@@ -2,7 +2,7 @@
 
 `python tests/triton_compiled.py compile 90` compiles whatever would be launched, with the arguments of the launch and
 as Triton's own binder specialises them, and prints a report on each kernel. `... keys` prints what Triton compiles anew
-for arguments that differ, and what fusedmix/backends/triton/launch.py does.
+for arguments that differ, and what fusedmix/backends/triton/launch.py does; `... planted` reports on wrong kernels.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import torch
@@ -30,7 +31,7 @@ from triton_loops import carried
 H200 = 132  # multiprocessors
 CPU = torch.device("cpu")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.uint8)
-LARGE, SMALL = (256, 3, 224, 224), (512, 3, 32, 32)
+LARGE, SMALL, ODD, MANY = (256, 3, 224, 224), (512, 3, 32, 32), (300, 3, 37, 61), (8192, 3, 32, 32)
 
 
 def mixed(**options):
@@ -39,7 +40,7 @@ def mixed(**options):
 
 
 # Name: method, per, pairing, in place, adjoint, whether the mask travels in the arguments, shape, channels_last, and
-# whether masks are stored, as bits (int32) or levels (int16)
+# whether masks are stored, as bits (int32) or levels (int16). Of ODD images vectors are single elements.
 MIXES = {
     "in place, roll, constant": (fm.MixUp, "batch", "roll", True, False, True, LARGE, False),
     "in place, flip, box": (fm.CutMix, "batch", "flip", True, False, True, LARGE, False),
@@ -54,6 +55,9 @@ MIXES = {
     "in place, random, bits": (fm.CutMix, "sample", "random", True, False, False, LARGE, False, torch.int32),
     "out of place, flip, bits": (fm.CutMix, "pair", "flip", False, False, False, SMALL, True, torch.int32),
     "in place, random, levels": (fm.CutMix, "sample", "random", True, False, False, SMALL, False, torch.int16),
+    "in place, random, odd boxes": (fm.CutMix, "sample", "random", True, False, False, ODD, False),
+    "in place, roll, odd constant": (fm.MixUp, "batch", "roll", True, False, True, ODD, False),
+    "in place, random, constants of many": (fm.MixUp, "sample", "random", True, False, False, MANY, False),
     "adjoint, random, bits": (fm.CutMix, "sample", "random", False, True, False, SMALL, False, torch.int32),
 }
 
@@ -91,7 +95,7 @@ def mixing(dtype, make, per, pairing, in_place, adjoint, by_value, shape, channe
 
 
 def sampling(pairing, per="sample", size=(32, 32)):
-    """What is launched to draw a plan, which stages the heads of a batch by the way, and to make its targets."""
+    """What is launched to draw a plan, and to make its targets."""
     mix = fm.RandomMix(
         [fm.MixUp(), fm.HMix(), fm.GMix(), fm.SmoothMix(), fm.FMix(reformulate=True)],
         per=per,
@@ -101,10 +105,8 @@ def sampling(pairing, per="sample", size=(32, 32)):
     )
     labels = torch.arange(SMALL[0])
     request = Request(*mix._request(SMALL[0], size, None, labels if "class" in pairing else None))
-    x = torch.empty(SMALL)
     with Launches() as launches:
-        walk = mix_kernel.walk_of(x, x, 2, request.pairing)
-        plan, _ = sample_kernel.sample(request, torch.tensor(0), CPU, x, walk)
+        plan = sample_kernel.sample(request, torch.tensor(0), CPU)
         labels_kernel.mix(labels, plan[0], plan[2], 1000, 0.1, request.pairing, per == "batch")
     return launches
 
@@ -167,6 +169,31 @@ def compiled(target, kernel, arguments, constants):
     return triton.compile(source, target=target, options=parsed.__dict__)
 
 
+def events(ptx):
+    """What happens to images of which vectors are 16 bytes, in order: L one is loaded, l so that the load need not see
+    what was stored, S something is stored, B all threads wait."""
+    found = re.finditer(r"\bld\.global(\S*)\s|\b(st)\.global\S*\s|\b(bar)\.sync", ptx)
+    said = ""
+    for how, store, barrier in (of.groups() for of in found):
+        if barrier or store:
+            said += "B" if barrier else "S"
+        elif ".v4" in how or ".v2.b64" in how:
+            said += "l" if ".nc" in how or ".volatile" in how else "L"
+    return said
+
+
+def spread(ttgir):
+    """Along which dims of the blocks [R, N, V] that are loaded and stored neighbouring threads have elements."""
+    layouts = dict(re.findall(r"^(#\w+) = #ttg\.blocked<\{(.*)\}>", ttgir, re.MULTILINE))
+    dims = set()
+    for vectors, layout in re.findall(r"tt\.(?:load|store) .*: tensor<\d+x(\d+)x\d+x!tt\.ptr<\w+>, (#\w+)>", ttgir):
+        if int(vectors) > 1:
+            order = map(int, re.search(r"order = \[([\d, ]+)\]", layouts[layout])[1].split(","))
+            threads = [int(n) for n in re.search(r"threadsPerWarp = \[([\d, ]+)\]", layouts[layout])[1].split(",")]
+            dims.add(next((dim for dim in order if threads[dim] > 1), None))
+    return sorted(dims)
+
+
 def report(kernel):
     """Accesses as {"ld 16": 4}, the sizes that cuobjdump finds in the binary, roots, exponentials, and loops."""
     from test_ptx import accesses_of
@@ -182,6 +209,10 @@ def report(kernel):
         "accesses": accesses_of(ptx),
         "sqrt": re.findall(r"\bsqrt\S*", ptx),
         "ex2": len(re.findall(r"\bex2\.", ptx)),
+        "words": len(re.findall(r"tt\.load .*!tt\.ptr<i32>", kernel.asm["ttir"])),
+        "shared": kernel.metadata.shared,
+        "events": events(ptx),
+        "spread": spread(kernel.asm["ttgir"]),
     }
     return sizes | found | {"loops": carried(kernel.asm["ttir"])}
 
@@ -195,7 +226,7 @@ def compile_all(arch):
     def add(name, launches):
         for kernel, arguments, constants in launches:
             function = kernel.function
-            source = function, repr(specialised(backend, function, arguments, constants)[1])
+            source = function, kernel.warps, repr(specialised(backend, function, arguments, constants)[1])
             if source not in seen:
                 seen.add(source)
                 named = dict(zip(function.arg_names[len(arguments) :], constants, strict=True))
@@ -221,6 +252,53 @@ def compile_all(arch):
         add("noise in signals", noise((400,), variant="released"))
         for dtype in (torch.float16, torch.bfloat16, torch.float64):
             add(f"losses: {dtype}", losses(dtype, 1000 if dtype == torch.bfloat16 else 1001, torch.uint8))
+    return found
+
+
+def planted():
+    """{what is wrong with it: report} of kernels that mix in place and are wrong, and of one that is right."""
+    source = Path(mix_kernel.__file__).read_text()
+    (keep,) = re.findall(r"^ +numbers, outs, wanted = numbers \+ .*\n", source, re.MULTILINE)
+    store = "            tl.store(of_sample(target, numbers[k], dst_batch, V), outs[k], mask=wanted[k])\n"
+    at_once = "            tl.store(of_sample(target, i, dst_batch, V), out, mask=lent)\n"
+    changes = {
+        "nothing": [],
+        "no barrier": [("        tl.debug_barrier()\n        for k", "        for k")],
+        "a store before all loads": [
+            (keep, "            tl.debug_barrier()\n" + at_once),
+            (store, "            pass\n"),
+        ],
+        "a load behind the barrier": [
+            (store, store.replace("outs[k]", "tl.load(of_sample(source, numbers[k], src_batch, V))"))
+        ],
+        "samples side by side": [
+            ("return by_vector(first, ", "return tl.max_contiguous(first + "),
+            ("batch_stride * V, V)", "batch_stride * V, [2, 1, 2 * V])"),
+        ],
+        "few threads": [],
+    }
+    found = {}
+    for name, replaced in changes.items():
+        wrong = source
+        for old, new in replaced:
+            assert old in wrong, old
+            wrong = wrong.replace(old, new)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "planted.py")
+            path.write_text(wrong)
+            spec = spec_from_file_location("planted", path)
+            module = module_from_spec(spec)
+            spec.loader.exec_module(module)
+            if name == "few threads":
+                few = [module.Cut(module.Shape.TILE, 256, 2, 4, 4)]
+                module.cuts = lambda *_, few=few: few
+            x = torch.empty(SMALL)
+            plan = fm.MixUp(per="sample", pairing="random", sampling="device").sample(SMALL[0], SMALL[2:], seed=0)
+            masks = plan.partner, plan.masks, plan.families, 0, plan.pairing, plan.per
+            with Launches() as launches:
+                module.multiprocessors = mix_kernel.multiprocessors
+                module.apply(x, x, masks)
+            found[name] = report(compiled(GPUTarget("cuda", 90, 32), *launches[0]))
     return found
 
 
@@ -287,4 +365,5 @@ def keys():
 
 
 if __name__ == "__main__":
-    json.dump(compile_all(int(sys.argv[2])) if sys.argv[1] == "compile" else keys(), sys.stdout)
+    does = {"compile": lambda: compile_all(int(sys.argv[2])), "planted": planted, "keys": keys}
+    json.dump(does[sys.argv[1]](), sys.stdout)

@@ -66,11 +66,10 @@ def fourier(*arguments: Any) -> Tensor:
 
 def mix(x: Tensor, *masks: Any) -> Tensor:
     """M ⊙ x + (1-M) ⊙ x[partner] in the layout of x."""
-    from fusedmix.backends.triton.mix_kernel import apply, followed, repeats
+    from fusedmix.backends.triton.mix_kernel import apply, followed
 
-    masks = followed(masks)
     out = torch.empty_like(x)
-    apply(x, out, masks, each=repeats(masks))
+    apply(x, out, followed(masks))
     return out
 
 
@@ -105,7 +104,7 @@ def sample(request: Request, source: Source, device: torch.device) -> PlanTensor
         return _from_the_host(request, source)
     from fusedmix.backends.triton.sample_kernel import sample as from_seed
 
-    return from_seed(request, _drawn(source.seed), _indexed(device), None, None)[0]
+    return from_seed(request, _drawn(source.seed), _indexed(device))
 
 
 def mix_batch(
@@ -157,24 +156,22 @@ def _step(
     x: Tensor, out: Tensor, y: Tensor, request: Request, source: Source, num_classes: int, label_smoothing: float
 ) -> tuple[Tensor, ...]:
     from fusedmix.backends.triton import labels_kernel as targets
-    from fusedmix.backends.triton.mix_kernel import apply, walk_of
+    from fusedmix.backends.triton.mix_kernel import apply
     from fusedmix.backends.triton.sample_kernel import sample as from_seed
 
     if y.ndim == 1:  # a label out of range must leave the images as they were
         class_range(y, num_classes)
     may_hold = families(request.spec)
     ndim = 0 if may_hold.constant else len(request.size)
-    staged = None
     if source.seed is None:
         plan = _from_the_host(request, source)
     else:
-        walk = walk_of(x, out, ndim, request.pairing) if x.numel() else None
-        plan, staged = from_seed(request, _drawn(source.seed), x.device, x, walk)
+        plan = from_seed(request, _drawn(source.seed), x.device)
     partner, _, weight, records = plan
     per = Per.SAMPLE if request.lam is not None and request.lam.ndim else request.per
     one_weight = per == Per.BATCH
     dense = targets.mix(y, partner, weight, num_classes, label_smoothing, request.pairing, one_weight)
-    apply(x, out, (partner, records, may_hold, ndim, request.pairing, per), staged=staged)
+    apply(x, out, (partner, records, may_hold, ndim, request.pairing, per))
     return dense, *plan
 
 

@@ -12,6 +12,15 @@ from fusedmix import methods
 from fusedmix.philox import Stream
 
 
+class Shape(IntEnum):
+    """Of kernels that mix (mix_kernel.py)."""
+
+    EACH = 0
+    PAIRS = 1
+    ROLL = 2
+    TILE = 3
+
+
 class _Numbers(tl.constexpr):
     """Of globals a kernel may read constexpr alone. For an attribute of one Triton's compiler looks in its value; its
     interpreter, for which constants are plain numbers, in itself."""
@@ -28,5 +37,6 @@ Kinds = _Numbers(methods.Kind)
 Methods = _Numbers(methods.Method)
 Pairings = _Numbers(methods.Pairing)
 Pers = _Numbers(methods.Per)
+Shapes = _Numbers(Shape)
 Streams = _Numbers(Stream)
 COLUMNS = tl.constexpr(len(methods.Column))

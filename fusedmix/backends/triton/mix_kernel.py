@@ -3,18 +3,23 @@
 M ⊙ x + (1-M) ⊙ x[partner] (Park, Yun, Chun, "A Unified Analysis of Mixed Sample Data Augmentation", NeurIPS 2022,
 eq. 1); the meaning is fusedmix/backends/reference.py, `mix` and `mix_adjoint`.
 
-A program owns N vectors of V elements, at the same place of every sample, in one unit of the batch. It follows the
-cycles of the permutation: out[i] needs x[i] and x[p(i)]; then out[p(i)] needs x[p(i)], which it still holds, and
-x[p(p(i))]. So every sample is read once and written once, in place too: only the first of a cycle is kept, for the
-last. The sample after next is on its way while one is blended.
+A program has N vectors of V elements, at the same place of R samples at a time: blocks [R, N, V]. Of what a batch needs
+there are four shapes:
 
-Where samples are small, programs are few. So every `span`-th sample is a head, at which walks begin and stop. In place
-the walk that begins at a head overwrites it before the one that stops there has read it: heads are copied aside by an
-earlier launch (`stage`).
+EACH    out of place, whatever the partners: R samples, which are loaded with their partners. Where the partner is the
+        neighbour programs go through one sample after the other, elsewhere through a place of all samples before the
+        next one: so the partner is in the L2 cache, and memory is read once. The adjoint is that with the inverse.
+PAIRS   in place, by flip: both samples of a pair.
+ROLL    in place, by roll: from the last sample to the first, R at a time. The last one is kept for the first.
+TILE    in place, any partners: all samples, in PARTS of R. All that is read is read before a barrier, and all that is
+        written after it, so that only results wait.
+
+A batch of which no program can hold a place of all samples is mixed in place by EACH into a slice of scratch, which is
+copied back, slice after slice (`_in_slices`).
 
 V elements are 16 bytes wherever the memory allows. What is asked of a vector (is its sample needed? its partner?) is
-decided for the vector, [N, 1], never for an element, so that accesses stay 16 bytes wide: in place a box is widened to
-whole vectors, the elements around it being written back as they were read.
+decided for the vector, [R, N, 1], never for an element, so that accesses stay 16 bytes wide: in place a box is widened
+to whole vectors, the elements around it being written back as they were read.
 
 What the masks of a family are is in masks/. FAMILIES is the set of those that there may be; of the others nothing is
 compiled.
@@ -35,10 +40,10 @@ from torch import Tensor
 
 from fusedmix import partners
 from fusedmix.backends.triton import masks
-from fusedmix.backends.triton.enums import Families, Pairings
+from fusedmix.backends.triton.enums import Families, Pairings, Shape, Shapes
 from fusedmix.backends.triton.launch import Kernel, milliseconds, multiprocessors
 from fusedmix.backends.triton.masks import fourier, record
-from fusedmix.backends.triton.numbers import fma, from_compute, nearest_even, spread, to_compute
+from fusedmix.backends.triton.numbers import by_vector, fma, from_compute, to_compute
 from fusedmix.masks.constant import constant
 from fusedmix.masks.family import WORDS, padded
 from fusedmix.masks.family import record as record_of
@@ -52,19 +57,16 @@ def blend(w, a, b):
     """w·(a-b) + b rounded once; exactly a where w = 1 or a = b, and b where w = 0, whatever stands in the other."""
     x, y = to_compute(a), to_compute(b)
     if a.dtype == tl.uint8:
-        # To the nearest integer, ties to even, as if the sum were exact: rounding it to float32 may move it onto a tie,
-        # and then the sign of what was lost says which way to go.
-        total = fma(w, x - y, y)
-        lost = fma(w, x - y, y - total)
-        whole = nearest_even(total)
-        error = total - whole
-        whole = tl.where((error == 0.5) & (lost > 0.0), whole + 1.0, whole)
-        whole = tl.where((error == -0.5) & (lost < 0.0), whole - 1.0, whole)
-        mixed = tl.minimum(tl.maximum(whole, 0.0), 255.0).to(tl.uint8)
-    else:
+        # Near 1.5·2^23 the numbers of float32 are the integers: one rounding, of the exact sum, to the nearest of them,
+        # ties to even. The last byte is the result.
+        near = fma(w, x - y, y + 12582912.0)
+        near = tl.minimum(tl.maximum(near, 12582912.0), 12583167.0)
+        mixed = near.to(tl.int32, bitcast=True).to(tl.uint8)
+    else:  # of infinities and -0 the sum is another number
         mixed = from_compute(fma(w.to(x.dtype), x - y, y), a.dtype)
-    mixed = tl.where((w == 1.0) | (x == y), a, mixed)
-    return tl.where(w == 0.0, b, mixed)
+        mixed = tl.where((w == 1.0) | (x == y), a, mixed)
+        mixed = tl.where(w == 0.0, b, mixed)
+    return mixed
 
 
 @triton.jit
@@ -86,14 +88,14 @@ def blend_adjoint(own, g, lent, h):
 
 @triton.jit
 def place(column, sizes, strides, RANK: tl.constexpr):
-    """Where the vectors [N, 1] of a sample begin, in vectors."""
-    offset = tl.zeros_like(column)
+    """Where vectors of a sample begin, in vectors."""
+    offset = tl.zeros_like(column).to(tl.int64)
     rest = column
     for back in tl.static_range(RANK):
         if back == RANK - 1:
-            offset += rest * strides[0]
+            offset += rest.to(tl.int64) * strides[0]
         else:
-            offset += (rest % sizes[RANK - 1 - back]) * strides[RANK - 1 - back]
+            offset += (rest % sizes[RANK - 1 - back]).to(tl.int64) * strides[RANK - 1 - back]
             rest = rest // sizes[RANK - 1 - back]
     return offset
 
@@ -117,7 +119,13 @@ def coordinates(column, lane, sizes, AXES: tl.constexpr, RANK: tl.constexpr, V: 
     return z, y, x
 
 
-# ---- A walk ----------------------------------------------------------------------------------------------------------
+@triton.jit
+def of_sample(first, i, batch_stride, V: tl.constexpr):
+    """Where the vectors of samples i are, [R, N, V]."""
+    return by_vector(first, i * batch_stride * V, V)
+
+
+# ---- Samples ---------------------------------------------------------------------------------------------------------
 
 
 @triton.jit
@@ -139,68 +147,84 @@ def partner_of(i, partner, batch, PAIRING: tl.constexpr):
 
 
 @triton.jit
-def is_head(i, span, HEADS: tl.constexpr):
-    if HEADS:
-        head = i % span == 0
-    else:
-        head = i != i
-    return head
+def reached(i, live, plan, vectors, MASKS: tl.constexpr, FAMILIES: tl.constexpr, BINARY: tl.constexpr,
+            NDIM: tl.constexpr, IN_PLACE: tl.constexpr, AXIS: tl.constexpr, INNER: tl.constexpr):  # fmt: skip
+    """The masks of samples i, and of which of their vectors [R, N, 1] the sample is needed and the partner. In place
+    nothing happens to a vector that takes nothing of the partner."""
+    records, given, stored = plan
+    mask = record.load(i, records, given, stored, MASKS, BINARY, NDIM)
+    own, lent = masks.reach(mask, vectors, live, FAMILIES, AXIS, INNER)
+    if IN_PLACE:
+        own = own & lent
+    return mask, own, lent
 
 
 @triton.jit
-def starts(base, end, partner, batch, span, HEADS: tl.constexpr, IN_PLACE: tl.constexpr):
-    """At which of the 64 samples from `base` a walk begins, as bits: at heads, and at the smallest sample of a cycle
-    without one. Half of all samples know after one step, few after many; of what is no permutation, none for ever."""
-    lane = tl.arange(0, 64).to(tl.int64)
-    c = base + lane
-    valid = c < end
-    j = known(tl.load(partner + c, mask=valid, other=0), c, batch)
-    if IN_PLACE:  # nothing happens to a sample that is its own partner
-        valid = valid & (j != c)
-    begins = valid & is_head(c, span, HEADS)
-    unknown = valid & ~begins
-    steps = base * 0
-    while (tl.max(unknown.to(tl.int32), axis=0) > 0) & (steps < batch):  # carries 4: begins, unknown, j, steps
-        begins = begins | (unknown & (j == c))
-        unknown = unknown & (j > c) & ~is_head(j, span, HEADS)
-        j = known(tl.load(partner + j, mask=unknown, other=0), j, batch)
-        steps += 1
-    return tl.sum(tl.where(begins, tl.full([64], 1, tl.int64) << lane, 0), axis=0)
+def mixed(mask, a, b, vectors, FAMILIES: tl.constexpr, BINARY: tl.constexpr, AXIS: tl.constexpr, INNER: tl.constexpr):
+    w = tl.broadcast_to(masks.at(mask, vectors, FAMILIES, AXIS, INNER), a.shape)
+    return tl.where(w == 1.0, a, b) if BINARY else blend(w, a, b)
+
+
+@triton.jit
+def part(s, kept, source, src_batch, batch, within, partner, plan, vectors, SHAPE: tl.constexpr, PAIRING: tl.constexpr,
+         MASKS: tl.constexpr, FAMILIES: tl.constexpr, BINARY: tl.constexpr, NDIM: tl.constexpr, AXIS: tl.constexpr,
+         INNER: tl.constexpr, V: tl.constexpr):  # fmt: skip
+    """R samples from s on [R, 1, 1]: their numbers, what becomes of them, and which vectors are to be written in place.
+    `kept`: the last sample, if it has been overwritten."""
+    i = tl.minimum(s, batch - 1).to(tl.int64)
+    j = partner_of(i, partner, batch, PAIRING)
+    live = (s < batch) & within
+    mask, own, lent = reached(i, live, plan, vectors, MASKS, FAMILIES, BINARY, NDIM, SHAPE != Shapes.EACH, AXIS, INNER)
+    if SHAPE != Shapes.EACH:  # nothing happens to a sample that is its own partner
+        lent = lent & (i != j)
+    a = tl.load(of_sample(source, i, src_batch, V), mask=own)
+    if SHAPE == Shapes.ROLL:
+        b = tl.load(of_sample(source, j, src_batch, V), mask=lent & (i > 0))
+        b = tl.where(i == 0, kept, b)
+    else:
+        b = tl.load(of_sample(source, j, src_batch, V), mask=lent)
+    return i, mixed(mask, a, b, vectors, FAMILIES, BINARY, AXIS, INNER), lent
 
 
 @triton.jit(
     do_not_specialize=[
         *(f"word_{k}" for k in range(12)), "sizes", "src_strides", "dst_strides", "src_batch", "dst_batch",
-        "columns", "tiles", "batch", "span", "across", "rows", "height", "width",
+        "src_first", "dst_first", "first", "columns", "tiles", "batch", "across", "rows", "height", "width",
     ],
     do_not_specialize_on_alignment=["partner", "records", "pixels"],
 )  # fmt: skip
 def mix_kernel(
-    src, dst, staged, partner, records,
+    src, dst, partner, records,
     word_0, word_1, word_2, word_3, word_4, word_5, word_6, word_7, word_8, word_9, word_10, word_11,
-    sizes, src_strides, dst_strides, src_batch, dst_batch, columns, tiles, batch, span,
+    sizes, src_strides, dst_strides, src_batch, dst_batch, src_first, dst_first, first, columns, tiles, batch,
     pixels, across, rows, height, width,
-    PAIRING: tl.constexpr, MASKS: tl.constexpr, FAMILIES: tl.constexpr, HEADS: tl.constexpr, IN_PLACE: tl.constexpr,
-    ADJOINT: tl.constexpr, AXES: tl.constexpr, RANK: tl.constexpr, INNER: tl.constexpr, V: tl.constexpr,
-    N: tl.constexpr,
+    PAIRING: tl.constexpr, MASKS: tl.constexpr, FAMILIES: tl.constexpr, ADJOINT: tl.constexpr,
+    BINARY: tl.constexpr, NDIM: tl.constexpr, SHAPE: tl.constexpr, AXES: tl.constexpr, RANK: tl.constexpr,
+    INNER: tl.constexpr, V: tl.constexpr, R: tl.constexpr, PARTS: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
-    """The batch, or the adjoint of that, in one launch."""
+    """The batch, or the adjoint of that, from vector `first` of every sample to `columns`.
+
+    BINARY: whether every mask is 0 or 1 everywhere."""
     given = (word_0, word_1, word_2, word_3, word_4, word_5, word_6, word_7, word_8, word_9, word_10, word_11)
-    program = tl.program_id(0).to(tl.int64)
-    unit, tile = program // tiles, program % tiles
-    column = (tile * N + tl.arange(0, N))[:, None]
-    live = column < columns
-    lane = tl.arange(0, V)[None, :]
-    source = src + (place(column, sizes, src_strides, RANK) * V + lane)
-    target = dst + (place(column, sizes, dst_strides, RANK) * V + lane)
-    aside = staged + (column * V + lane)
+    program, groups = tl.program_id(0), tl.cdiv(batch, R)
+    if SHAPE == Shapes.TILE or SHAPE == Shapes.ROLL:
+        tile, group = program, 0
+    elif SHAPE == Shapes.EACH and PAIRING != Pairings.ROLL:
+        tile, group = program // groups, program % groups
+    else:
+        tile, group = program % tiles, program // tiles
+    column = first + ((tile + 0 * columns) * N + tl.arange(0, N))[None, :, None]  # 64 bits only if columns has
+    lane = tl.arange(0, V)[None, None, :]
+    sample = (group * R + tl.arange(0, R))[:, None, None]
+    within = (column >= 0) & (column < columns)  # not beyond what 32 bits hold
+    source = src + ((place(column, sizes, src_strides, RANK) - src_first) * V + lane)
+    target = dst + ((place(column, sizes, dst_strides, RANK) - dst_first) * V + lane)
     z, y, x = coordinates(column, lane, sizes, AXES, RANK, V, INNER)
     low = coordinates(column, 0, sizes, AXES, RANK, V, INNER)
     high = coordinates(column, V - 1, sizes, AXES, RANK, V, INNER)
     # Stored masks: `rows` rows of `across` elements; and the pixels of every vector, how far along x each is from the
     # first, the first and the last.
     AXIS: tl.constexpr = AXES[RANK - 1]
-    stored = (pixels, across, rows, batch)
     zl, yl, xl = low
     zh, yh, xh = high
     spots = (
@@ -210,97 +234,66 @@ def mix_kernel(
         fourier.pixel_of(zh, yh, xh, height, width),
     )
     vectors = ((z, y, x), low, high, spots)
+    stored = (pixels, across, rows, batch)
+    plan = (records, given, stored)
 
-    begin = unit * span
-    end = tl.minimum(begin + span, (batch + 1) // 2 if PAIRING == Pairings.FLIP else batch)
-    if PAIRING == Pairings.ROLL:  # one walk, from the head
-        end = begin + 1
-    bits = begin * 0
-    for c in range(begin, end):  # carries int(PAIRING > 1): bits
-        if PAIRING == Pairings.RANDOM:
-            if (c - begin) % 64 == 0:
-                bits = starts(c, end, partner, batch, span, HEADS, IN_PLACE)
-            goes = ((bits >> ((c - begin) % 64)) & 1) != 0
-        elif IN_PLACE:
-            goes = partner_of(c, partner, batch, PAIRING) != c
+    if SHAPE == Shapes.EACH and ADJOINT:
+        i = tl.minimum(sample, batch - 1).to(tl.int64)
+        live = (sample < batch) & within
+        if PAIRING == Pairings.ROLL:
+            j = tl.where(i == batch - 1, 0, i + 1)
         else:
-            goes = c >= 0
-        if goes:
-            # Samples i, j = p(i) and k = p(j): i is written, j at hand, k asked for. Before the first there is no i.
-            mask = record.load(c, records, given, stored, MASKS)
-            own, lent = masks.reach(mask, vectors, live, FAMILIES, IN_PLACE, AXIS, INNER)
-            # In place the first is lost to the last, unless it is kept, or left as it is.
-            held = own
-            if ADJOINT:
-                held = live
-            elif IN_PLACE:
-                held = lent
-            first = tl.load(source + c * src_batch * V, mask=held, other=0)
-            i, j = c * 0 - 1, c
-            a, b = tl.zeros_like(first), first  # starts of their own: see numbers.py
-            lent_i, lent_j = tl.zeros_like(lent), lent
-            last = c < 0  # whether the walk stops at j
-            more = c >= 0
-            steps = c * 0  # of what is no permutation a walk ends nevertheless
-            while more:  # carries 8 + IN_PLACE - ADJOINT: i, j, a, b, last, more, steps; lent_j and lent_i, where used
-                k = partner_of(j, partner, batch, PAIRING)
-                head = is_head(k, span, HEADS)
-                steps += 1
-                stops = head | (k == c) | (steps >= batch)
-                mask_k = record.load(k, records, given, stored, MASKS)
-                own_k, lent_k = masks.reach(mask_k, vectors, live, FAMILIES, IN_PLACE, AXIS, INNER)
-                wanted = live & spread(~last, live)
-                if not ADJOINT:
-                    wanted = wanted & (lent_j | (own_k & spread(~stops, live)))
-                home = k == c
-                if HEADS and IN_PLACE:
-                    home = home & ~head
-                    if head:
-                        ahead = tl.load(aside + k // span * (columns * V), mask=wanted, other=0)
-                    else:
-                        ahead = tl.load(source + k * src_batch * V, mask=wanted & ~(held & spread(home, live)), other=0)
-                else:
-                    ahead = tl.load(source + k * src_batch * V, mask=wanted & ~(held & spread(home, live)), other=0)
-                if home:
-                    ahead = tl.where(held, first, ahead)
-
-                if i >= 0:
-                    mask_i = record.load(i, records, given, stored, MASKS)
-                    w = masks.at(mask_i, vectors, FAMILIES, AXIS, INNER)
-                    w = tl.broadcast_to(w, a.shape)
-                    if ADJOINT:  # the gradient of j: its own, and what i lent
-                        mask_j = record.load(j, records, given, stored, MASKS)
-                        w_j = masks.at(mask_j, vectors, FAMILIES, AXIS, INNER)
-                        w_j = tl.broadcast_to(w_j, a.shape)
-                        tl.store(target + j * dst_batch * V, blend_adjoint(w_j, b, w, a), mask=live)
-                    elif IN_PLACE:
-                        tl.store(target + i * dst_batch * V, blend(w, a, b), mask=lent_i)
-                    else:
-                        tl.store(target + i * dst_batch * V, blend(w, a, b), mask=live)
-                more = ~last  # type: ignore[assignment]
-                i, a, lent_i = j, b, lent_j
-                j, b, lent_j = k, ahead, lent_k
-                last = stops
+            j = partner_of(i, partner, batch, PAIRING)
+        g = tl.load(of_sample(source, i, src_batch, V), mask=live)
+        h = tl.load(of_sample(source, j, src_batch, V), mask=live)
+        mask_i = record.load(i, records, given, stored, MASKS, BINARY, NDIM)
+        mask_j = record.load(j, records, given, stored, MASKS, BINARY, NDIM)
+        own = tl.broadcast_to(masks.at(mask_i, vectors, FAMILIES, AXIS, INNER), g.shape)
+        lent = tl.broadcast_to(masks.at(mask_j, vectors, FAMILIES, AXIS, INNER), g.shape)
+        tl.store(of_sample(target, i, dst_batch, V), blend_adjoint(own, g, lent, h), mask=live)
+    elif SHAPE == Shapes.EACH:
+        i, out, _ = part(sample, 0, source, src_batch, batch, within, partner, plan, vectors,
+                         SHAPE, PAIRING, MASKS, FAMILIES, BINARY, NDIM, AXIS, INNER, V)  # fmt: skip
+        tl.store(of_sample(target, i, dst_batch, V), out, mask=(sample < batch) & within)
+    elif SHAPE == Shapes.PAIRS:
+        i = tl.minimum(sample, batch - 1).to(tl.int64)
+        j = batch - 1 - i
+        live = (i < j) & within
+        mask_i, own_i, lent_i = reached(i, live, plan, vectors, MASKS, FAMILIES, BINARY, NDIM, True, AXIS, INNER)
+        mask_j, own_j, lent_j = reached(j, live, plan, vectors, MASKS, FAMILIES, BINARY, NDIM, True, AXIS, INNER)
+        a = tl.load(of_sample(source, i, src_batch, V), mask=own_i | lent_j)
+        b = tl.load(of_sample(source, j, src_batch, V), mask=own_j | lent_i)
+        out_i = mixed(mask_i, a, b, vectors, FAMILIES, BINARY, AXIS, INNER)
+        out_j = mixed(mask_j, b, a, vectors, FAMILIES, BINARY, AXIS, INNER)
+        tl.store(of_sample(target, i, dst_batch, V), out_i, mask=lent_i)
+        tl.store(of_sample(target, j, dst_batch, V), out_j, mask=lent_j)
+    elif SHAPE == Shapes.ROLL:
+        begin = tl.full([1, 1, 1], 0, tl.int64)
+        _, _, lent = reached(begin, within, plan, vectors, MASKS, FAMILIES, BINARY, NDIM, True, AXIS, INNER)
+        kept = tl.load(of_sample(source, begin + batch - 1, src_batch, V), mask=lent)
+        for back in range(groups):  # carries 0: nothing
+            s = (groups - 1 - back) * R + sample
+            i, out, wanted = part(s, kept, source, src_batch, batch, within, partner, plan, vectors,
+                                  SHAPE, PAIRING, MASKS, FAMILIES, BINARY, NDIM, AXIS, INNER, V)  # fmt: skip
+            tl.debug_barrier()
+            tl.store(of_sample(target, i, dst_batch, V), out, mask=wanted)
+    else:
+        numbers, outs, wanted = (), (), ()
+        for k in tl.static_range(PARTS):
+            i, out, lent = part(k * R + sample, 0, source, src_batch, batch, within, partner, plan, vectors,
+                                SHAPE, PAIRING, MASKS, FAMILIES, BINARY, NDIM, AXIS, INNER, V)  # fmt: skip
+            numbers, outs, wanted = numbers + (i,), outs + (out,), wanted + (lent,)  # type: ignore[assignment]
+        tl.debug_barrier()
+        for k in tl.static_range(PARTS):
+            tl.store(of_sample(target, numbers[k], dst_batch, V), outs[k], mask=wanted[k])
 
 
-@triton.jit
-def stage(program, src, staged, sizes, strides, batch_stride, columns, tiles, span,
-          RANK: tl.constexpr, V: tl.constexpr, N: tl.constexpr):  # fmt: skip
-    """One tile of one head, copied aside."""
-    head, tile = program // tiles, program % tiles
-    column = (tile * N + tl.arange(0, N))[:, None]
-    lane = tl.arange(0, V)[None, :]
-    source = src + (place(column, sizes, strides, RANK) * V + lane)
-    value = tl.load(source + head * span * batch_stride * V, mask=column < columns, other=0)
-    tl.store(staged + head * columns * V + (column * V + lane), value, mask=column < columns)
-
-
-@triton.jit(do_not_specialize=["sizes", "strides", "batch_stride", "columns", "tiles", "span"])
-def stage_kernel(src, staged, sizes, strides, batch_stride, columns, tiles, span,
-                 RANK: tl.constexpr, V: tl.constexpr, N: tl.constexpr):  # fmt: skip
-    """The heads of a batch, copied aside before it is mixed in place."""
-    program = tl.program_id(0).to(tl.int64)
-    stage(program, src, staged, sizes, strides, batch_stride, columns, tiles, span, RANK, V, N)
+@triton.jit(do_not_specialize=["batch"], do_not_specialize_on_alignment=["partner", "inverse"])
+def inverse_kernel(inverse, partner, batch, N: tl.constexpr):
+    """Whose partner each sample is, (B,)."""
+    i = (tl.program_id(0) * N + tl.arange(0, N)).to(tl.int64)
+    live = i < batch
+    tl.store(inverse + known(tl.load(partner + i, mask=live, other=0), i, batch), i, mask=live)
 
 
 @triton.jit(
@@ -312,9 +305,9 @@ def mask_kernel(out, records, height, width, total, tiles, pixels, across, rows,
     """Masks written out, for looking at: (batch, total), each of its pixels a vector."""
     program = tl.program_id(0).to(tl.int64)
     i = program // tiles
-    pixel = (program % tiles * N + tl.arange(0, N))[:, None]
+    pixel = (program % tiles * N + tl.arange(0, N))[None, :, None]
     place = pixel // width // height, pixel // width % height, pixel % width
-    mask = record.load(i, records, records, (pixels, across, rows, batch), MASKS)
+    mask = record.load(i, records, records, (pixels, across, rows, batch), MASKS, False, 3)
     spot = tl.minimum(pixel, total - 1).to(tl.int32)
     w = masks.at(mask, (place, place, place, (spot, spot, spot, spot)), FAMILIES, 0, 1)
     tl.store(out + i * total + pixel, w, mask=pixel < total)
@@ -322,16 +315,23 @@ def mask_kernel(out, records, height, width, total, tiles, pixels, across, rows,
 
 # ---- How a launch goes through a batch -------------------------------------------------------------------------------
 
-_SCRATCH_LEAST = 1 << 20  # bytes that staging may always use
-_SCRATCH_SHARE = 16  # or this part of the batch
-# Elements of a program at most: its 128 threads hold 16 of each of four samples and their weights in some 130
-# registers, and 8 KiB of float32 are asked for while as many are blended. Fewer where multiprocessors would be idle.
-_MOST_ELEMENTS = 2048
-_BLOCKS = (512, 256, 128)
-_PROGRAMS_EACH = 8  # for each multiprocessor
+_BINARY = Families.CUTS | Families.STORED  # every mask is 0 or 1 everywhere
+_HEAVY = Families.SMOOTH | Families.LEVELS
+_LEAST_COLUMN = 32  # bytes of a sample that are worth a program of TILE: memory moves no less at a time
+_SLICE = 16 << 20  # bytes of scratch
 
 
-class Walk(NamedTuple):
+class Cut(NamedTuple):
+    """How a shape divides a batch among programs."""
+
+    shape: Shape
+    rows: int  # R
+    parts: int  # PARTS
+    vectors: int  # N
+    warps: int
+
+
+class Way(NamedTuple):
     """How a launch goes through a batch. Strides are in vectors, so that a kernel knows that all are multiples of V."""
 
     sizes: tuple[int, ...]
@@ -342,21 +342,57 @@ class Walk(NamedTuple):
     columns: int  # vectors of a sample
     tiles: int  # programs across a sample
     batch: int
-    span: int
-    units: int  # programs along the batch
-    heads: int  # samples at which walks stop; 0: at none
-    staged: int  # elements of scratch
-    constants: tuple[Any, ...]  # AXES, RANK, INNER, V, N
+    cut: Cut
+    programs: int
+    slice: int  # vectors of a sample that are mixed at a time, in scratch; 0: all, without
+    constants: tuple[Any, ...]  # SHAPE, AXES, RANK, INNER, V, R, PARTS, N
 
 
-def _blocks(item: int, width: int) -> list[int]:
-    """How many vectors a program may own."""
-    most = _MOST_ELEMENTS if item < 8 else _MOST_ELEMENTS // 4  # float64 takes two registers each
-    return [n for n in _BLOCKS if n * width <= most]
+def cuts(
+    batch: int, columns: int, item: int, width: int, pairing: int, families: int, in_place: bool, chips: int
+) -> list[Cut]:
+    """How a batch may be divided, the first choice first: this decides how fast it is mixed, and nothing else.
+
+    A thread holds four vectors of 16 bytes, two where masks take many registers, or 8 elements where vectors are
+    narrower. There are no more threads than vectors of R samples, or accesses would be narrower; and at least two for
+    each sample, or what its vectors have in common, such as its mask, would go through shared memory.
+    """
+    light = families == Families.CONSTANTS or not families & ~_BINARY
+    heavy = not light and (item == 1 or families & (families - 1) or families & _HEAVY)
+    hold = max(1, 8 // width) if width * item < 16 else 2 if heavy else 4
+    most = _power_of_two(columns)
+
+    def cut(shape: Shape, rows: int, samples: int, threads: int) -> Cut:
+        vectors = min(most, max(1, threads * hold // _power_of_two(samples)))
+        if shape in (Shape.ROLL, Shape.TILE):  # narrower, where multiprocessors would be idle
+            while columns < chips * vectors and vectors * width * item > 64 and vectors * rows > 128:
+                vectors //= 2
+        threads = min(threads, max(32, rows * vectors))
+        parts = -(-samples // rows) if shape == Shape.TILE else 1
+        return Cut(shape, rows, parts, vectors, threads // 32)
+
+    if not in_place:
+        return [cut(Shape.EACH, *of) for of in ((2, 2, 128), (1, 2, 128), (1, 1, 128))]
+    if pairing == Pairing.FLIP:
+        return [cut(Shape.PAIRS, 1, samples, 128) for samples in (4, 2)]
+    few = _power_of_two(batch)
+    found = []
+    if pairing == Pairing.ROLL:
+        found += [cut(Shape.ROLL, rows, rows, max(128, 4 * rows)) for rows in (min(few, 128), min(few, 64))]
+    rows = min(few, 256)
+    sizes = (1024, 512) if families == Families.CONSTANTS and item == 4 else (512, 1024)
+    found += [cut(Shape.TILE, rows, batch, min(threads, max(256, 4 * rows))) for threads in sizes]
+    least = min(_LEAST_COLUMN, columns * width * item)
+    return list(dict.fromkeys(of for of in found if of.vectors * width * item >= least))
+
+
+def _power_of_two(n: int) -> int:
+    """The smallest from n on."""
+    return 1 << max(0, n - 1).bit_length()
 
 
 @functools.lru_cache(maxsize=4096)
-def plan_walk(
+def way_of(
     shape: tuple[int, ...],
     src: tuple[int, ...],
     dst: tuple[int, ...],
@@ -364,13 +400,14 @@ def plan_walk(
     address: int,
     spatial: int,
     pairing: int,
+    families: int,
     in_place: bool,
     chips: int,
-    tuned: int | None = None,
-) -> Walk:
+    tuned: Cut | None = None,
+) -> Way:
     """For a batch of that shape and those strides, its elements of `item` bytes, its memory beginning at multiples of
-    `address` bytes, on so many multiprocessors. The last `spatial` dims are the axes that masks depend on. `tuned`: how
-    many vectors a program owns, if that has been measured."""
+    `address` bytes, on so many multiprocessors. The last `spatial` dims are the axes that masks depend on. `tuned`: the
+    cut, if that has been measured."""
     batch, ndim = shape[0], len(shape)
     # As csrc/include/fusedmix/layout.h: sorted by stride, dims behind each other merged.
     dims = [
@@ -407,32 +444,12 @@ def plan_walk(
     for size in sizes:
         columns *= size
 
-    def across(block: int) -> int:
-        return -(-columns // block)
-
-    most = batch // 2 if pairing == Pairing.FLIP else batch
-    blocks = _blocks(item, width)
-    enough = (n for n in blocks if across(n) * max(1, most // 8) >= chips)
-    block = tuned or next(enough, blocks[-1])
-    tiles = across(block)
-    wanted = max(1, -(-_PROGRAMS_EACH * chips // max(1, tiles)))
-    span, units, heads, staged = batch, min(batch, 1), 0, 0
-    if pairing == Pairing.FLIP:
-        pairs = (batch + 1) // 2
-        span = max(1, pairs // wanted)
-        units = -(-pairs // span)
-    else:
-        sample_bytes = columns * width * item
-        if in_place:
-            most = max(_SCRATCH_LEAST, batch * sample_bytes // _SCRATCH_SHARE) // max(1, sample_bytes)
-        units = min(wanted, most, batch // 2)
-        if units <= 1:
-            units = min(batch, 1)
-        else:
-            span = -(-batch // units)
-            units = heads = -(-batch // span)
-            staged = units * columns * width if in_place else 0
-    return Walk(
+    found = cuts(batch, columns, item, width, pairing, families, in_place, chips)
+    # None where no program can hold a place of all samples: in slices, then, of a batch mixed out of place.
+    cut = tuned or (found or cuts(batch, columns, item, width, pairing, families, False, chips))[0]
+    tiles = -(-columns // cut.vectors)
+    groups = {Shape.EACH: -(-batch // cut.rows), Shape.PAIRS: batch // 2}.get(cut.shape, min(batch - 1, 1))
+    return Way(
         sizes,
         tuple(stride // width for stride in src_strides),
         tuple(stride // width for stride in dst_strides),
@@ -441,47 +458,41 @@ def plan_walk(
         columns,
         tiles,
         batch,
-        span,
-        units,
-        heads,
-        staged,
-        (axes, len(sizes), inner, width, block),
+        cut,
+        tiles * groups,
+        0 if found else max(1, _SLICE // (batch * width * item)),
+        (int(cut.shape), axes, len(sizes), inner, width, cut.rows, cut.parts, cut.vectors),
     )
 
 
-def walk_of(src: Tensor, dst: Tensor, spatial: int, pairing: int) -> Walk:
-    """The walk through a batch: `dst` is `src` in place."""
+def _way(src: Tensor, dst: Tensor, plan: Sequence[Any], families: int, adjoint: bool) -> Way:
+    """How `src` is mixed into `dst`, in place if that is the same."""
     address = (src.data_ptr() | dst.data_ptr()) & 15 or 16
-    in_place = src.data_ptr() == dst.data_ptr()
     batch = (
         *(tuple(src.shape), src.stride(), dst.stride(), src.element_size(), address & -address),
-        *(spatial, pairing, in_place, multiprocessors(src.device)),
+        *(plan[3], plan[4], families, src.data_ptr() == dst.data_ptr(), multiprocessors(src.device)),
     )
     key = (src.device, *batch)
-    tunes = os.environ.get("FUSEDMIX_TRITON_AUTOTUNE") == "1" and key not in _tuned and src.numel() > 0
-    if tunes and not (src.is_cuda and torch.cuda.is_current_stream_capturing()):
-        _tune(key, src, dst, spatial, pairing)
-    return plan_walk(*batch, _tuned.get(key))
+    if os.environ.get("FUSEDMIX_TRITON_AUTOTUNE") == "1" and key not in _tuned:
+        if not (src.is_cuda and torch.cuda.is_current_stream_capturing()):
+            _tune(key, src, dst, plan, adjoint)
+    return way_of(*batch, _tuned.get(key))
 
 
-_tuned: dict[Any, int] = {}
+_tuned: dict[Any, Cut | None] = {}
 
 
-def _tune(key: Any, src: Tensor, dst: Tensor, spatial: int, pairing: int) -> None:
-    """Measures, once for a kind of batch, how many vectors a program had best own: on memory laid out as the batch,
-    mixed half and half."""
+def _tune(key: Any, src: Tensor, dst: Tensor, plan: Sequence[Any], adjoint: bool) -> None:
+    """Measures, once for a kind of batch, how it had best be divided: on memory laid out as the batch."""
     x = _laid_out_as(src)
     out = x if src.data_ptr() == dst.data_ptr() else _laid_out_as(dst)
-    batch = src.shape[0]
-    partner = torch.randperm(batch, generator=torch.Generator().manual_seed(0)).to(src.device)
-    records = record_of(constant(0.5, 0.5)).to(src.device).repeat(batch, 1)
-    plan = (partner, records, Families.CONSTANTS, spatial, pairing, Per.SAMPLE)
-    times = {}
-    for block in _blocks(src.element_size(), plan_walk(*key[1:]).constants[3]):
-        _tuned[key] = block
-        apply(x, out, plan)  # compiles
-        times[block] = milliseconds(lambda: apply(x, out, plan), src.device)
-    _tuned[key] = min(times, key=lambda block: times[block])
+    way, times = way_of(*key[1:]), {}
+    _tuned[key] = None
+    for cut in cuts(way.batch, way.columns, src.element_size(), way.constants[4], *key[7:]):
+        _tuned[key] = cut
+        apply(x, out, plan, adjoint=adjoint)  # compiles
+        times[cut] = milliseconds(lambda: apply(x, out, plan, adjoint=adjoint), src.device)
+        _tuned[key] = min(times, key=lambda cut: times[cut])
 
 
 def _laid_out_as(t: Tensor) -> Tensor:
@@ -491,39 +502,29 @@ def _laid_out_as(t: Tensor) -> Tensor:
     return t.new_zeros(extent + shift).as_strided(t.shape, t.stride(), shift)
 
 
-_mix = Kernel(mix_kernel)
-_stage = Kernel(stage_kernel)
-_mask = Kernel(mask_kernel)
+_mix = {warps: Kernel(mix_kernel, warps) for warps in (1, 2, 4, 8, 16, 32)}
+_inverse, _mask = Kernel(inverse_kernel), Kernel(mask_kernel)
 _NOTHING_GIVEN = (0,) * WORDS
+_AS_IT_IS = tuple(record_of(constant(1.0, 1.0))[0].tolist())
+_INVERSE_BLOCK = 128
 _MASK_BLOCK = 1024
 
 
 def apply(
-    src: Tensor,
-    dst: Tensor,
-    plan: Sequence[Any],
-    *,
-    adjoint: bool = False,
-    staged: Tensor | None = None,
-    by_value: bool | None = None,
-    each: bool = False,
+    src: Tensor, dst: Tensor, plan: Sequence[Any], *, adjoint: bool = False, by_value: bool | None = None
 ) -> None:
-    """Mixes `src` into `dst`, which may be `src` itself.
+    """Mixes `src` into `dst`, which may be `src` itself, but for the adjoint.
 
     Args:
         plan: what the operators take after x: partner, masks, families, ndim, pairing, per, pixels if there are any.
-        staged: the heads, if they have been copied aside.
         by_value: whether one mask for the batch travels in the arguments; None: if it is on the CPU and src is not.
-        each: out of place, whether every sample is walked by itself: for partners that are no permutation.
     """
     if src.numel() == 0:
         return
     partner, records, families, ndim, pairing, per, *rest = plan
     pixels = rest[0] if rest else None
-    walk = walk_of(src, dst, ndim, pairing)
-    if each:
-        walk = walk._replace(span=1, units=walk.batch, heads=walk.batch, staged=0)
-    in_place = src.data_ptr() == dst.data_ptr()
+    families = _compiled(families if ndim else Families.CONSTANTS, pixels)
+    way = _way(src, dst, plan, families, adjoint)
     given, mode = _NOTHING_GIVEN, 1 if per == Per.BATCH else 0
     if mode == 1 and (records.device != src.device if by_value is None else by_value):
         given, mode, records = records[0].tolist(), 2, src  # not read
@@ -531,17 +532,36 @@ def apply(
         records = brought(src.device, records)[0].contiguous()
     pairing = by_formula(pairing)
     partner = brought(src.device, partner)[0].contiguous() if pairing == Pairing.RANDOM else src
+    if adjoint and pairing == Pairing.RANDOM:
+        partner = _inverse_of(partner)
     if pixels is not None:
         (pixels,) = brought(src.device, pixels)
-    families = _compiled(families if ndim else Families.CONSTANTS, pixels)
-    if walk.staged and staged is None:
-        staged = stage_heads(src, walk)
-    tensors = (src, dst, src if staged is None else staged, partner, records)
-    walked = (walk.sizes, walk.src_strides, walk.dst_strides, walk.src_batch, walk.dst_batch, walk.columns, walk.tiles)
     stored = (*_store(pixels, src), *padded(tuple(src.shape[src.ndim - ndim :]))[1:])
-    arguments = (*tensors, *given, *walked, walk.batch, walk.span, *stored)
-    constants = (pairing, mode, families, walk.heads > 0, in_place, adjoint, *walk.constants)
-    _mix(walk.tiles * walk.units, arguments, constants, src.device)
+    constants = (pairing, mode, families, adjoint, not families & ~_BINARY, ndim, *way.constants)
+    if way.slice:
+        _in_slices(src, way, (partner, records, *given), stored, constants)
+        return
+    strides = (way.sizes, way.src_strides, way.dst_strides, way.src_batch, way.dst_batch, 0, 0, 0)
+    arguments = (src, dst, partner, records, *given, *strides, way.columns, way.tiles, way.batch, *stored)
+    _mix[way.cut.warps](way.programs, arguments, constants, src.device)
+
+
+def _in_slices(x: Tensor, way: Way, plan: tuple[Any, ...], stored: tuple[Any, ...], constants: tuple[Any, ...]) -> None:
+    """Mixes x in place: a slice of the vectors of all samples at a time into scratch, where they follow one another,
+    and back, as what is mixed with nothing."""
+    mix = _mix[way.cut.warps]
+    aside = x.new_empty(way.batch * way.slice * way.constants[4])
+    behind = tuple(math.prod(way.sizes[d + 1 :]) for d in range(len(way.sizes)))
+    copied = (int(Pairing.ROLL), 2, Families.CONSTANTS, False, False, 0, *way.constants)
+    for first in range(0, way.columns, way.slice):
+        stop = min(first + way.slice, way.columns)
+        tiles = -(-(stop - first) // way.cut.vectors)
+        programs = tiles * -(-way.batch // way.cut.rows)
+        last = (first, stop, tiles, way.batch, *stored)
+        there = (way.sizes, way.src_strides, behind, way.src_batch, way.slice, 0, first, *last)
+        back = (way.sizes, behind, way.dst_strides, way.slice, way.dst_batch, first, 0, *last)
+        mix(programs, (x, aside, *plan, *there), constants, x.device)
+        mix(programs, (aside, x, aside, aside, *_AS_IT_IS, *back), copied, x.device)
 
 
 def by_formula(pairing: int) -> int:
@@ -564,20 +584,12 @@ def followed(plan: Sequence[Any]) -> tuple[Any, ...]:
     return (partner, records, families, ndim, pairing_of(partner, pairing), *rest)
 
 
-def repeats(plan: Sequence[Any]) -> bool:
-    """Whether partners that the host can read are no permutation."""
-    partner, _, _, _, pairing, *_ = plan
-    loaded = by_formula(pairing) == Pairing.RANDOM
-    return loaded and partner.device.type == "cpu" and bool((partner.bincount() != 1).any())
-
-
-def stage_heads(src: Tensor, walk: Walk) -> Tensor:
-    """The heads of a batch, copied aside."""
-    staged = src.new_empty(walk.staged)
-    _, rank, _, width, block = walk.constants
-    arguments = (src, staged, walk.sizes, walk.src_strides, walk.src_batch, walk.columns, walk.tiles, walk.span)
-    _stage(walk.tiles * walk.heads, arguments, (rank, width, block), src.device)
-    return staged
+def _inverse_of(partner: Tensor) -> Tensor:
+    """Whose partner each sample is. Of what is no permutation there is no inverse, and no gradient: anything."""
+    inverse = torch.empty_like(partner)
+    programs = -(-partner.shape[0] // _INVERSE_BLOCK)
+    _inverse(programs, (inverse, partner, partner.shape[0]), (_INVERSE_BLOCK,), partner.device)
+    return inverse
 
 
 def brought(device: torch.device, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -600,7 +612,7 @@ def _compiled(families: int, pixels: Tensor | None) -> int:
     """The families that a kernel is compiled for: masks are stored as their pixels are, and not without them."""
     computed = int(families) & ~(Families.STORED | Families.LEVELS)
     if pixels is None or computed == families:
-        return computed
+        return computed or Families.CONSTANTS
     return computed | (Families.LEVELS if pixels.dtype == torch.int16 else Families.STORED)
 
 

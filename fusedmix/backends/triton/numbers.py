@@ -52,8 +52,16 @@ def as_word(x):
 def fma(x, y, z):
     """x·y + z, rounded once."""
     if _INTERPRETED and x.dtype == tl.float32:
-        # The interpreter's rounds twice. In float64 the product is exact, and so is the sum, but for one case in 2^29.
-        exact = x.to(tl.float64) * y.to(tl.float64) + z.to(tl.float64)
+        # The interpreter's rounds twice. In float64 the product is exact, and the sum is rounded to odd here, which
+        # another rounding takes for exact.
+        product, other = x.to(tl.float64) * y.to(tl.float64), z.to(tl.float64)
+        total = product + other
+        back = total - product
+        lost = (product - (total - back)) + (other - back)
+        whole = total.to(tl.int64, bitcast=True)
+        toward = tl.where((lost > 0.0) == (total > 0.0), 1, -1)
+        inexact = (lost != 0.0) & (lost == lost) & ((whole & 1) == 0)
+        exact = tl.where(inexact, whole + toward, whole).to(tl.float64, bitcast=True)
         rounded = exact.to(tl.float32)
     else:
         rounded = tl.fma(x, y, z)
@@ -61,9 +69,15 @@ def fma(x, y, z):
 
 
 @triton.jit
-def nearest_even(x):
-    """The nearest integer to a float32 up to 2^22, ties to even: adding 1.5·2^23 leaves no place for a fraction."""
-    return (x + 12582912.0) - 12582912.0
+def by_vector(pointer, offset, V: tl.constexpr):
+    """pointer + offset [R, N, V]: where vectors of V elements are, of which neighbouring threads have neighbouring ones.
+
+    Triton 3.6 gives neighbouring threads different rows, unless it takes the vectors of a row to be side by side, which
+    they need not be. So it is told that they are, and that no more than a vector may be accessed at a time. (It hears
+    that of sums alone, not of what a function is given.)"""
+    pointers = pointer + offset
+    size: tl.constexpr = pointer.dtype.element_ty.primitive_bitwidth // 8
+    return tl.multiple_of(tl.max_contiguous(pointers, [1, 2, 2 * V]), [1, 1, V * size])
 
 
 @triton.jit

@@ -18,7 +18,6 @@ from fusedmix.backends.triton import masks
 from fusedmix.backends.triton.enums import COLUMNS, Columns, Methods, Pairings, Pers, Streams
 from fusedmix.backends.triton.launch import Kernel
 from fusedmix.backends.triton.masks import record
-from fusedmix.backends.triton.mix_kernel import Walk, stage
 from fusedmix.backends.triton.numbers import bits, from_bits, sort_key, symmetric_beta, uniform, words
 from fusedmix.draws import PlanTensors, Request
 from fusedmix.masks.family import WORDS, padded
@@ -134,93 +133,84 @@ def circle_kernel(
 
 
 @triton.jit(
-    do_not_specialize=[
-        "seeded", "seed_value", "batch", "depth", "height", "width", "p", "programs",
-        "sizes", "strides", "batch_stride", "columns", "tiles", "span",
-    ],
+    do_not_specialize=["seeded", "seed_value", "batch", "depth", "height", "width", "p"],
     do_not_specialize_on_alignment=["seed", "classes", "given"],
-)  # fmt: skip
+)
 def sample_kernel(
     partner, lams, weights, records,
     spec, seed, seeded, seed_value: tl.int64, given, classes, order, spot, members,
-    batch, depth, height, width, p: tl.int64, programs,
-    src, staged, sizes, strides, batch_stride, columns, tiles, span,
+    batch, depth, height, width, p: tl.int64,
     METHODS: tl.constexpr, CHOICE: tl.constexpr, FAMILIES: tl.constexpr, SWAPS: tl.constexpr, LAM: tl.constexpr,
     PAIRING: tl.constexpr, PER: tl.constexpr, NDIM: tl.constexpr, S: tl.constexpr, T: tl.constexpr,
-    RANK: tl.constexpr, V: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
-    """A plan; and by the programs after the first `programs`, the heads of the batch that it is for."""
-    program = tl.program_id(0).to(tl.int64)
-    if program >= programs:
-        stage(program - programs, src, staged, sizes, strides, batch_stride, columns, tiles, span, RANK, V, N)
+    """A plan."""
+    i = tl.program_id(0).to(tl.int64) * S + tl.arange(0, S)
+    live = i < batch
+    key = seed_of(seed, seeded, seed_value)
+
+    # Partners.
+    if PAIRING == Pairings.ROLL:
+        other = tl.where(i == 0, batch - 1, i - 1).to(tl.int64)
+    elif PAIRING == Pairings.FLIP:
+        other = (batch - 1 - i).to(tl.int64)
+    elif PAIRING == Pairings.RANDOM:
+        other, _ = ranks(key, i, classes, batch, False, S, T)
+    elif PAIRING == Pairings.CROSS_CLASS:
+        # The partner is `shift` further on, from the size of the largest class to what is left of the circle.
+        largest = tl.zeros([T], tl.int64)
+        for start in range(0, batch, T):  # carries 1: largest
+            j = start + tl.arange(0, T)
+            largest = tl.maximum(largest, tl.load(members + j, mask=j < batch, other=0))
+        most = tl.max(largest, axis=0)
+        choices = tl.maximum(batch - 2 * most + 1, 1)
+        a, b, _, _ = words(key, i * 0, Streams.SHIFT, 0)
+        shift = most + (uniform(a, b) * choices.to(tl.float64)).to(tl.int64)
+        there = (tl.load(spot + i, mask=live, other=0) + shift) % batch
+        other = tl.load(order + there, mask=live, other=0)
     else:
-        i = program * S + tl.arange(0, S)
-        live = i < batch
-        key = seed_of(seed, seeded, seed_value)
+        other = next_of_class(key, i, classes, batch, S, T)
+    tl.store(partner + i, other, mask=live)
 
-        # Partners.
-        if PAIRING == Pairings.ROLL:
-            other = tl.where(i == 0, batch - 1, i - 1).to(tl.int64)
-        elif PAIRING == Pairings.FLIP:
-            other = (batch - 1 - i).to(tl.int64)
-        elif PAIRING == Pairings.RANDOM:
-            other, _ = ranks(key, i, classes, batch, False, S, T)
-        elif PAIRING == Pairings.CROSS_CLASS:
-            # The partner is `shift` further on, from the size of the largest class to what is left of the circle.
-            largest = tl.zeros([T], tl.int64)
-            for start in range(0, batch, T):  # carries 1: largest
-                j = start + tl.arange(0, T)
-                largest = tl.maximum(largest, tl.load(members + j, mask=j < batch, other=0))
-            most = tl.max(largest, axis=0)
-            choices = tl.maximum(batch - 2 * most + 1, 1)
-            a, b, _, _ = words(key, i * 0, Streams.SHIFT, 0)
-            shift = most + (uniform(a, b) * choices.to(tl.float64)).to(tl.int64)
-            there = (tl.load(spot + i, mask=live, other=0) + shift) % batch
-            other = tl.load(order + there, mask=live, other=0)
-        else:
-            other = next_of_class(key, i, classes, batch, S, T)
-        tl.store(partner + i, other, mask=live)
+    # Which method, and whether it is applied.
+    index = draw_index(i, batch, PER).to(tl.int64)
+    choice = (index * 0).to(tl.int64)
+    applied = index >= 0
+    if CHOICE:
+        a, b, c, d = words(key, index, Streams.CHOICE, 0)
+        u = uniform(a, b)
+        edge = u * 0.0
+        for m in tl.static_range(METHODS - 1):  # the last edge is left out: a sum below 1 must leave no gap
+            edge += tl.load(spec + m * COLUMNS + Columns.WEIGHT)
+            choice = tl.where(edge <= u, m + 1, choice)
+        applied = uniform(c, d) < from_bits(p)
+    row = spec + choice * COLUMNS
+    a, b, _, _ = words(key, index, Streams.APPLY, 0)
+    applied = applied & (uniform(a, b) < tl.load(row + Columns.P))
 
-        # Which method, and whether it is applied.
-        index = draw_index(i, batch, PER).to(tl.int64)
-        choice = (index * 0).to(tl.int64)
-        applied = index >= 0
-        if CHOICE:
-            a, b, c, d = words(key, index, Streams.CHOICE, 0)
-            u = uniform(a, b)
-            edge = u * 0.0
-            for m in tl.static_range(METHODS - 1):  # the last edge is left out: a sum below 1 must leave no gap
-                edge += tl.load(spec + m * COLUMNS + Columns.WEIGHT)
-                choice = tl.where(edge <= u, m + 1, choice)
-            applied = uniform(c, d) < from_bits(p)
-        row = spec + choice * COLUMNS
-        a, b, _, _ = words(key, index, Streams.APPLY, 0)
-        applied = applied & (uniform(a, b) < tl.load(row + Columns.P))
+    # λ: fixed, drawn and clamped, or given; 1 where nothing is mixed.
+    alpha, fixed = tl.load(row + Columns.ALPHA), tl.load(row + Columns.LAM)
+    random = (fixed != fixed) & (alpha > 0.0)
+    lam = tl.where(fixed == fixed, fixed, 1.0).to(tl.float32)
+    if LAM == 0:
+        drawn = symmetric_beta(key, index, tl.where(alpha > 0.0, alpha, 1.0))
+        if SWAPS:  # to Beta(α+1, α)
+            a, b, _, _ = words(key, index, Streams.SWAP, 0)
+            swapped = (tl.load(row + Columns.REFORMULATE) != 0.0) & (uniform(a, b) >= drawn)
+            drawn = tl.where(swapped, 1.0 - drawn, drawn)
+        narrow = drawn.to(tl.float32).to(tl.float64)
+        clamped = tl.minimum(tl.maximum(narrow, tl.load(row + Columns.LAM_MIN)), tl.load(row + Columns.LAM_MAX))
+        lam = tl.where(random, clamped.to(tl.float32), lam)
+    elif LAM == 1:
+        lam = tl.load(given) + lam * 0.0
+    else:
+        lam = tl.load(given + i, mask=live, other=1.0)
+    lam = tl.where(applied, lam, 1.0)
+    method = tl.where(applied, tl.load(row + Columns.METHOD).to(tl.int32), Methods.MIXUP)
 
-        # λ: fixed, drawn and clamped, or given; 1 where nothing is mixed.
-        alpha, fixed = tl.load(row + Columns.ALPHA), tl.load(row + Columns.LAM)
-        random = (fixed != fixed) & (alpha > 0.0)
-        lam = tl.where(fixed == fixed, fixed, 1.0).to(tl.float32)
-        if LAM == 0:
-            drawn = symmetric_beta(key, index, tl.where(alpha > 0.0, alpha, 1.0))
-            if SWAPS:  # to Beta(α+1, α)
-                a, b, _, _ = words(key, index, Streams.SWAP, 0)
-                swapped = (tl.load(row + Columns.REFORMULATE) != 0.0) & (uniform(a, b) >= drawn)
-                drawn = tl.where(swapped, 1.0 - drawn, drawn)
-            narrow = drawn.to(tl.float32).to(tl.float64)
-            clamped = tl.minimum(tl.maximum(narrow, tl.load(row + Columns.LAM_MIN)), tl.load(row + Columns.LAM_MAX))
-            lam = tl.where(random, clamped.to(tl.float32), lam)
-        elif LAM == 1:
-            lam = tl.load(given) + lam * 0.0
-        else:
-            lam = tl.load(given + i, mask=live, other=1.0)
-        lam = tl.where(applied, lam, 1.0)
-        method = tl.where(applied, tl.load(row + Columns.METHOD).to(tl.int32), Methods.MIXUP)
-
-        to, extent, drawn = records + i * record.WORDS, (depth, height, width), words(key, index, Streams.CENTRE, 0)
-        weight = masks.make(to, live, method, row, lam, drawn, extent, FAMILIES, NDIM, S, T)
-        tl.store(lams + i, lam, mask=live)
-        tl.store(weights + i, weight, mask=live)
+    to, extent, drawn = records + i * record.WORDS, (depth, height, width), words(key, index, Streams.CENTRE, 0)
+    weight = masks.make(to, live, method, row, lam, drawn, extent, FAMILIES, NDIM, S, T)
+    tl.store(lams + i, lam, mask=live)
+    tl.store(weights + i, weight, mask=live)
 
 
 _sample = Kernel(sample_kernel)
@@ -238,19 +228,16 @@ def _rows_on(device: torch.device, rows: bytes) -> Tensor:
     return torch.frombuffer(bytearray(rows), dtype=torch.float64).to(device)
 
 
-def sample(
-    request: Request, seed: Tensor, device: torch.device, src: Tensor | None, walk: Walk | None
-) -> tuple[PlanTensors, Tensor | None]:
-    """The plan of a request from a seed, on `device`; and the heads of `src` copied aside, if its walk has any."""
+def sample(request: Request, seed: Tensor, device: torch.device) -> PlanTensors:
+    """The plan of a request from a seed, on `device`."""
     spec, batch, size, pairing, per, p, lam, labels = request
 
     def empty(dtype: torch.dtype, *shape: int) -> Tensor:
         return torch.empty((batch, *shape), dtype=dtype, device=device)
 
     plan = (empty(torch.int64), empty(torch.float32), empty(torch.float64), empty(torch.int32, WORDS))
-    staged = None
     if batch == 0:
-        return plan, staged
+        return plan
     rows = _rows_on(device, bytes(spec.contiguous().view(torch.uint8).flatten().tolist()))
     seeded = seed.device == device
     seed_value = 0 if seeded else int(seed)
@@ -263,17 +250,10 @@ def sample(
         circle = (order, spot, members, key, int(seeded), seed_value, classes, batch)
         _circle(-(-batch // _SAMPLES), circle, (_SAMPLES, _KEYS), device)
     given = plan[1] if lam is None else lam.to(device, torch.float32).contiguous()
-    programs = -(-batch // _SAMPLES)
-    heads: tuple[object, ...] = (plan[0], plan[0], (1,), (1,), 0, 0, 1, 1)
-    constants, copies = (1, 1, 128), 0
-    if src is not None and walk is not None and walk.staged:
-        staged = src.new_empty(walk.staged)
-        heads = (src, staged, walk.sizes, walk.src_strides, walk.src_batch, walk.columns, walk.tiles, walk.span)
-        constants, copies = (walk.constants[1], *walk.constants[3:]), walk.tiles * walk.heads
     drawn_from = (rows, key, int(seeded), seed_value, given, classes, order, spot, members)
-    arguments = (*plan, *drawn_from, batch, *padded(size), bits(p), programs, *heads)
+    arguments = (*plan, *drawn_from, batch, *padded(size), bits(p))
     swaps, of_lam = bool((spec[:, Column.REFORMULATE] != 0).any()), 0 if lam is None else 1 + lam.ndim
     what = (spec.shape[0], spec.shape[0] > 1 or p < 1.0, int(families(spec)), swaps, of_lam)
     how = (int(pairing), int(per), len(size), _SAMPLES, _KEYS)
-    _sample(programs + copies, arguments, (*what, *how, *constants), device)
-    return plan, staged
+    _sample(-(-batch // _SAMPLES), arguments, (*what, *how), device)
+    return plan

@@ -12,7 +12,7 @@ import triton.language as tl
 
 from fusedmix.backends.triton.enums import Families
 from fusedmix.backends.triton.masks import box, constant, fourier, gaussian, smooth
-from fusedmix.backends.triton.numbers import below
+from fusedmix.backends.triton.numbers import below, spread
 
 
 @triton.jit
@@ -50,31 +50,27 @@ def at(mask, vectors, FAMILIES: tl.constexpr, AXIS: tl.constexpr, INNER: tl.cons
     if FAMILIES & (Families.CUTS | Families.BOXES):
         w = box.at(m, z, y, x, w)
     if FAMILIES & Families.GAUSSIANS:
-        if gaussian.of(m[0]):
-            w = gaussian.at(m, z, y, x)
+        w = tl.where(gaussian.of(m[0]), gaussian.at(m, z, y, x), w)
     if FAMILIES & (Families.STORED | Families.LEVELS):
-        if fourier.of(m[0]):
-            w = fourier.at(pixels, spots, FAMILIES, AXIS, INNER)
+        w = tl.where(fourier.of(m[0]), fourier.at(pixels, spots, FAMILIES, AXIS, INNER), w)
     if FAMILIES & Families.SMOOTH:
-        if smooth.of(m[0]):
-            w = smooth.at(m, z, y, x)
+        w = tl.where(smooth.of(m[0]), smooth.at(m, z, y, x), w)
     return w
 
 
 @triton.jit
-def reach(mask, vectors, live, FAMILIES: tl.constexpr, IN_PLACE: tl.constexpr, AXIS: tl.constexpr,
-          INNER: tl.constexpr):  # fmt: skip
-    """Which vectors [N, 1] need their own sample (some weight is not 0) and which its partner (some weight is not 1).
-    In place nothing happens to a vector that takes nothing of the partner."""
+def reach(mask, vectors, live, FAMILIES: tl.constexpr, AXIS: tl.constexpr, INNER: tl.constexpr):
+    """Which vectors [R, N, 1] need their own sample (some weight is not 0) and which its partner (some weight is not
+    1)."""
     m, pixels = mask
     _, low, high, spots = vectors
     own, lent = constant.reach(m, live)
     if FAMILIES & (Families.CUTS | Families.BOXES):
-        if box.of(m[0]):
-            own, lent = box.reach(m, low, high, live)
+        box_own, box_lent = box.reach(m, low, high, live)
+        is_box = spread(box.of(m[0]), live)
+        own, lent = tl.where(is_box, box_own, own), tl.where(is_box, box_lent, lent)
     if FAMILIES & (Families.STORED | Families.LEVELS):
-        if fourier.of(m[0]):
-            own, lent = fourier.reach(pixels, spots, live, FAMILIES, AXIS, INNER)
-    if IN_PLACE:
-        own = own & lent
+        stored_own, stored_lent = fourier.reach(pixels, spots, live, FAMILIES, AXIS, INNER)
+        is_stored = spread(fourier.of(m[0]), live)
+        own, lent = tl.where(is_stored, stored_own, own), tl.where(is_stored, stored_lent, lent)
     return own, lent

@@ -7,7 +7,7 @@ import triton.language as tl
 
 from fusedmix.backends.triton.enums import Columns, Families, Kinds, Methods
 from fusedmix.backends.triton.masks import record
-from fusedmix.backends.triton.numbers import as_float, as_word
+from fusedmix.backends.triton.numbers import as_float, as_word, by_vector
 
 
 @triton.jit
@@ -53,12 +53,12 @@ def pixel_of(z, y, x, height, width):
 
 @triton.jit
 def level_at(pixels, q):
-    return tl.load(pixels + q).to(tl.int32) & 0xFFFF
+    return tl.load(by_vector(pixels, q, 1)).to(tl.int32) & 0xFFFF
 
 
 @triton.jit
 def bit_at(pixels, q):
-    return (tl.load(pixels + (q >> 5)) >> (q & 31)) & 1
+    return (tl.load(by_vector(pixels, q >> 5, 1)) >> (q & 31)) & 1
 
 
 @triton.jit
@@ -66,9 +66,9 @@ def window_at(pixels, first, last, INNER: tl.constexpr):
     """The bits of vectors along x, at most 16, one after another from the lowest. Those of a vector are in one word, if
     each is of another pixel: V divides width and 32. If they share pixels (INNER) these may begin in one word and end
     in the next one."""
-    window = tl.load(pixels + (first >> 5))
+    window = tl.load(by_vector(pixels, first >> 5, 1))
     if INNER > 1:
-        both = (tl.load(pixels + (last >> 5)).to(tl.int64) << 32) | (window.to(tl.int64) & 0xFFFFFFFF)
+        both = (tl.load(by_vector(pixels, last >> 5, 1)).to(tl.int64) << 32) | (window.to(tl.int64) & 0xFFFFFFFF)
         window = (both >> (first & 31)).to(tl.int32)
     else:
         window = window >> (first & 31)
@@ -94,10 +94,10 @@ def reach(pixels, spots, live, FAMILIES: tl.constexpr, AXIS: tl.constexpr, INNER
     first, last = spots[2], spots[3]
     if FAMILIES & Families.LEVELS:
         level = level_at(pixels, spots[0])
-        own, lent = tl.max(level, axis=1, keep_dims=True) > 0, tl.min(level, axis=1, keep_dims=True) < 65535
+        own, lent = tl.max(level, axis=2, keep_dims=True) > 0, tl.min(level, axis=2, keep_dims=True) < 65535
     elif AXIS == 0 or AXIS == 1:
         bit = bit_at(pixels, spots[0])
-        own, lent = tl.max(bit, axis=1, keep_dims=True) > 0, tl.min(bit, axis=1, keep_dims=True) < 1
+        own, lent = tl.max(bit, axis=2, keep_dims=True) > 0, tl.min(bit, axis=2, keep_dims=True) < 1
     else:
         ones = (1 << (last - first + 1)) - 1
         window = window_at(pixels, first, last, INNER) & ones
