@@ -5,11 +5,19 @@ from __future__ import annotations
 from fusedmix.bench.results import Check
 from fusedmix.bench.timing import Timing
 
-BLEND = 1.10  # times the copy of as many bytes
-BOX, BOX_EXTRA = 1.25, 3.0  # times the copy of the box's bytes, and microseconds
+# Times the copy of as many bytes: of float32, of types of 16 bits, and of bytes.
+IN_PLACE = {"flip": (1.03, 1.03, 1.25), "roll": (1.10, 1.15, 1.25), "random": (1.10, 1.15, 1.25)}
+PER_SAMPLE = 1.03  # that much more
+CURVED = (1.15, 1.40, 2.0)  # GMix, and HMix, whose masks have two values
+OUT_OF_PLACE = {"roll": 1.03, "random": 1.08}
+OUT_PER_SAMPLE = 1.10  # and of curved masks
+ADJOINT = 1.10
+BOX, BOX_EXTRA = 1.25, 3.0  # times the copy of the boxes' bytes, and microseconds: of one box
+BOXES = (1.8, 2.1, 2.5)  # of one a sample
+LARGER = {"1024x3x224x224": 1.25, "8192x3x32x32": 1.8}
 TORCHVISION = {("MixUp", True): 4.0, ("MixUp", False): 4.0, ("CutMix", True): 5.0, ("CutMix", False): 2.0}  # in place?
-COMPILED_OUT, COMPILED_IN = 1.05, 1.8
-SMALL_STEP = 8.0  # microseconds: CIFAR-sized images and 100 classes
+COMPILED_OUT, COMPILED_IN = 1.03, 1.8
+SMALL_STEP = (8.0, 6.5)  # microseconds: CIFAR-sized images and 100 classes, float32 and types of 16 bits
 BESIDE_CUDA = 1.15  # triton: times the same call of cuda
 FMIX = 2.5  # times MixUp in place of the same batch, the masks made anew
 HOST = 40.0  # microseconds, triton: `mix_` and whole calls of modules on a tiny batch
@@ -28,6 +36,20 @@ def host_targets(rows: list[Timing]) -> list[Check]:
         for row in rows
         if row.backend == "triton" and (row.call == "mix_" or row.call.startswith("module"))
     ]
+
+
+def larger_targets(rows: list[Timing]) -> list[Check]:
+    """The checks of more samples than a block can have a wide column of."""
+    return [
+        Check(f"{_name(row)}, in place", row.copy_ratio, LARGER[row.shape], "x copy")
+        for row in rows
+        if row.backend == "cuda" and row.call == "mix_" and row.method != "CutMix" and row.shape in LARGER
+    ]
+
+
+def _of_type(row: Timing, limits: tuple[float, ...]) -> float:
+    """The limit for the type of a row."""
+    return limits[{"float32": 0, "uint8": 2}.get(row.dtype, 1) if len(limits) > 2 else int(row.dtype != "float32")]
 
 
 def _name(row: Timing) -> str:
@@ -74,11 +96,20 @@ def _beside_cuda(row: Timing, ours: list[Timing]) -> list[Check]:
 def _beside_copies(row: Timing, rows: list[Timing]) -> list[Check]:
     """Beside copies of as many bytes, and the same mathematics by torch.compile."""
     checks = []
+    curved, each = row.method in ("HMix", "GMix"), row.per != "batch"
     if row.call == "mix_" and row.method != "CutMix":
-        checks.append(Check(f"{_name(row)}, in place", row.copy_ratio, BLEND, "x copy"))
+        limit = _of_type(row, CURVED if curved else IN_PLACE[row.pairing]) * (PER_SAMPLE if each and not curved else 1.0)
+        checks.append(Check(f"{_name(row)}, in place", row.copy_ratio, limit, "x copy"))
     if row.call == "mix_" and row.method == "CutMix":
+        what = f"{_name(row)}, in place, {row.share:.0%} of the batch"
         limit = BOX * row.median_us / row.copy_ratio + BOX_EXTRA
-        checks.append(Check(f"{_name(row)}, in place, {row.share:.0%} of the batch", row.median_us, limit, "us"))
+        one = Check(what, row.median_us, limit, "us")
+        checks.append(Check(what, row.copy_ratio, _of_type(row, BOXES), "x copy") if each else one)
+    if row.call == "mix" and row.method != "CutMix":
+        limit = OUT_PER_SAMPLE if curved or each else OUT_OF_PLACE[row.pairing]
+        checks.append(Check(f"{_name(row)}, out of place", row.copy_ratio, limit, "x copy"))
+    if row.call == "mix_adjoint":
+        checks.append(Check(f"{_name(row)}, the adjoint", row.copy_ratio, ADJOINT, "x copy"))
     same = (row.call, row.method, row.pairing, row.per)
     for peer in rows:
         if peer.provider != "torch.compile" or same != (peer.call, peer.method, peer.pairing, peer.per):
@@ -87,7 +118,7 @@ def _beside_copies(row: Timing, rows: list[Timing]) -> list[Check]:
             what = f"{_name(row)}, in place, faster than torch.compile"
             checks.append(Check(what, peer.median_us / row.median_us, COMPILED_IN, "x", at_least=True))
         else:
-            what = f"{_name(row)}, out of place"
+            what = f"{_name(row)}, out of place, beside torch.compile"
             checks.append(Check(what, row.median_us / peer.median_us, COMPILED_OUT, "x torch.compile"))
     return checks
 
@@ -95,7 +126,7 @@ def _beside_copies(row: Timing, rows: list[Timing]) -> list[Check]:
 def _small(ours: list[Timing]) -> list[Check]:
     """Images and targets: in one operator, or as the two calls that apply a plan per sample on the device."""
     return [
-        Check(f"{_name(row)}, {row.call}", row.median_us, SMALL_STEP, "us of GPU time")
+        Check(f"{_name(row)}, {row.call}", row.median_us, _of_type(row, SMALL_STEP), "us of GPU time")
         for row in ours
         if row.backend != "triton" and (row.call == "step" or (row.call == "mix_ + mix_labels" and row.per == "sample"))
     ]
