@@ -259,7 +259,7 @@ FUSEDMIX_WIDE_KERNEL(kPairThreads, kEachBlocks<T>) pairs_kernel(FUSEDMIX_ARGS(Mi
 template <class T, int V, int32_t kFamilies>
 FUSEDMIX_WIDE_KERNEL(kRollThreads, kRollBlocks<T>) roll_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
   if (writes_targets(args, kRollThreads)) return;
-  constexpr int kAhead = kAheadOf<kFamilies>;
+  constexpr int kAhead = kFamilies == kStoredSet ? 2 : kAheadOf<kFamilies>;  // here there are registers for it
   const int32_t batch = args.batch, spans = kRollThreads >> args.log_column;
   const int32_t span = (batch + spans - 1) / spans;
   const int32_t first = static_cast<int32_t>(device::thread() >> args.log_column) * span;

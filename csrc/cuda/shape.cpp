@@ -8,8 +8,10 @@
 namespace fusedmix::cuda {
 namespace {
 // Of a column, in bytes of every sample. Tried on an H100 with 256x3x224x224 and 512x3x32x32: 256 are best for images of some
-// size (128 and 512 take 3 to 10 % more); of small ones so many that each multiprocessor has a block, down to 32.
+// size (128 and 512 take 3 to 10 % more), if that leaves the multiprocessors two rounds of blocks; of small ones so many that
+// each has a block, down to 32.
 constexpr int kColumnBytes = 256, kLeastColumnBytes = 32;
+constexpr int64_t kTwoRounds = 6;  // of three blocks
 // Threads of kTile, and the samples that each may have there: it remembers them in 32 bits.
 constexpr int64_t kTileThreads = 512, kTileSamples = 32;
 constexpr int64_t kRollThreads = 256;
@@ -84,7 +86,8 @@ Shape shape_of(const Images& images, int32_t pairing, int32_t families, const de
     shape.log_column = log_tile(shape.columns, shape.by_tile ? batch * bytes : 0);
     return shape;
   }
-  const int64_t most = kColumnBytes / bytes, least = std::max<int64_t>(1, kLeastColumnBytes / bytes);
+  const bool two_rounds = shape.columns * bytes / kColumnBytes >= kTwoRounds * chip.multiprocessors;
+  const int64_t most = (two_rounds ? kColumnBytes : kColumnBytes / 2) / bytes, least = std::max<int64_t>(1, kLeastColumnBytes / bytes);
   const int64_t fit = std::min(chip.shared_bytes / (batch * bytes), kTileThreads * kTileSamples / batch);
   const bool fits = fit >= std::min(least, shape.columns);
   // kRoll needs blocks for every multiprocessor: of small images kTile has more threads for each.
