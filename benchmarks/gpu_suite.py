@@ -27,15 +27,16 @@ import time
 import xml.etree.ElementTree as ElementTree
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
-from benchmarks import kernel_test
+from benchmarks import failures, kernel_test
 from benchmarks.common import RESULTS, ROOT, parser
 from fusedmix.backends import native
 from fusedmix.bench.environment import environment, slug
@@ -219,18 +220,31 @@ class Suite:
         workers = min(12, os.cpu_count() or 1)
         parallel = ["-n", str(workers)] if workers > 1 and find_spec("xdist") else []
         options = ["-q", "-k", which, "-m", "", "-p", "no:cacheprovider"]  # -m "": those marked thorough as well
-        options.append(f"--write-failures={self.logs / f'{stage.name}-failures.txt'}")
+        written = self.logs / f"{stage.name}-failures.txt"
+        for earlier in (report, written):
+            earlier.unlink(missing_ok=True)
+        options += ["-p", "benchmarks.failures", f"--write-failures={written}"]
         command = [sys.executable, "-m", "pytest", *self.given.tests, *options]
         if self.given.tests == DEFAULT_TESTS:
             command.append("--on-gpu")
             command += [] if self.out is None else [f"--write-agreement={self.out / f'{self.name}-agreement.csv'}"]
-        self._command(stage, [*command, *parallel, f"--junitxml={report}"], limit)
-        if report.exists():
-            self.tests[stage.name] = found = summarise(report)
-            counts = ", ".join(f"{n} {word}" for word, n in found["counts"].items() if n)
-            # pytest reports what was interrupted in the middle as passed.
-            unfinished = ", at most as many of them unfinished" if stage.result == "timeout" else ""
-            stage.detail = f"{counts}, {workers if parallel else 1} workers{unfinished}"
+        # Inductor compiles in the worker: each would start a pool of processes, which import torch, all at once.
+        alone = {"TORCHINDUCTOR_COMPILE_THREADS": "1"}
+        self._command(stage, [*command, *parallel, f"--junitxml={report}"], limit, alone)
+        try:
+            found = summarise(report)
+        except (FileNotFoundError, ElementTree.ParseError):  # it was not written, or not to its end
+            if not written.exists():
+                return
+            names = failures.failed(written)
+            self.tests[stage.name] = {"counts": {}, "failed": names[:100], "skipped": {}}
+            stage.detail = f"{len(names)} failed of those that ended, {workers if parallel else 1} workers, no report"
+            return
+        self.tests[stage.name] = found
+        counts = ", ".join(f"{n} {word}" for word, n in found["counts"].items() if n)
+        # pytest reports what was interrupted in the middle as passed.
+        unfinished = ", at most as many of them unfinished" if stage.result == "timeout" else ""
+        stage.detail = f"{counts}, {workers if parallel else 1} workers{unfinished}"
 
     def _sanitize(self, stage: Stage, limit: float) -> None:
         tool = sanitizer()
@@ -256,13 +270,16 @@ class Suite:
         files = [] if self.out is None else ["--out", str(self.out)]
         return [*files, "--commit", self.environment["commit"], "--name", self.name]
 
-    def _command(self, stage: Stage, command: Sequence[str], limit: float) -> str:
+    def _command(
+        self, stage: Stage, command: Sequence[str], limit: float, settings: Mapping[str, str] = MappingProxyType({})
+    ) -> str:
         """Runs a command in a session of its own, so that all of it can be ended, and notes how it went."""
         caches = {
             "FUSEDMIX_CACHE_DIR": str(self.folder / "cache"),
             "TRITON_CACHE_DIR": str(self.folder / "triton-cache"),
+            "TORCHINDUCTOR_CACHE_DIR": str(self.folder / "inductor-cache"),
         }
-        env = {**os.environ, **caches, "PYTHONUNBUFFERED": "1"}
+        env = {**os.environ, **caches, **settings, "PYTHONUNBUFFERED": "1"}
         log = self.logs / f"{stage.name}.log"
         with log.open("a", encoding="utf-8") as file:
             print("$", *command, file=file, flush=True)

@@ -87,31 +87,12 @@ def pytest_addoption(parser):
         "this run is then not compared with",
     )
     parser.addoption("--on-gpu", action="store_true", help="leave out all cases in which no GPU takes part")
-    parser.addoption("--write-failures", metavar="FILE", help="write what fails, and what takes long, to FILE at once")
 
 
 def pytest_configure(config):
     path = config.getoption("--write-agreement")
     if path and not hasattr(config, "workerinput"):  # a worker's reports come to the process that started it
         config.pluginmanager.register(agreement_table.Writer(Path(path)))
-    path = config.getoption("--write-failures")
-    if path and not hasattr(config, "workerinput"):
-        config.pluginmanager.register(Failures(Path(path)))
-
-
-class Failures:
-    """What fails, in a file as soon as it has: a lent GPU may be gone before pytest reports."""
-
-    LONG = 5.0  # seconds
-
-    def __init__(self, path):
-        self.file = path.open("w", encoding="utf-8", buffering=1)
-
-    def pytest_runtest_logreport(self, report):
-        if report.failed or report.duration > self.LONG:
-            print(f"{report.duration:6.1f} s {report.when} {report.outcome} {report.nodeid}", file=self.file)
-        if report.failed:
-            print("\n".join(report.longreprtext.splitlines()[-25:]), end="\n\n", file=self.file)
 
 
 def pytest_collection_modifyitems(config, items):

@@ -70,7 +70,9 @@ def test_dry_run(tmp_path):
     assert done.returncode == 1, done.stdout + done.stderr  # a test failed
     names = ("suite.json", "mix.csv", "targets.csv", "environment.json", "logs")
     assert {path.name for path in out.iterdir()} == {f"dry-run-{name}" for name in names}
-    assert {path.name for path in (out / "dry-run-logs").iterdir()} == {"tests.log", "triton.log", "benchmark.log"}
+    assert {path.name for path in (out / "dry-run-logs").iterdir()} == {
+        *("tests.log", "tests-failures.txt", "triton.log", "triton-failures.txt", "benchmark.log")
+    }
     assert "def test_fails" in (out / "dry-run-logs" / "tests.log").read_text()
     found, _ = stages_of(out)
     assert found["environment"]["commit"] == "abc"
@@ -404,6 +406,28 @@ def test_a_stage_that_is_interrupted_leaves_its_report(suite, tmp_path):
     assert stage.result == "timeout"
     assert suite.tests["tests"]["counts"]["passed"] in (1, 2)  # pytest reports what was interrupted as passed
     assert stage.detail.endswith("unfinished")
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("report", [None, "<testsuites><testsuite"], ids=["missing", "cut off"])
+def test_without_a_report_what_failed_is_still_known(suite, tmp_path, monkeypatch, report):
+    """Of processes that did not end when they were asked to. What an earlier run left is none of it."""
+    stage, left = gpu_suite.Stage("tests"), suite.folder / "tests.xml"
+    (tmp_path / "test_some.py").write_text(TESTS)
+    suite.given.tests = [str(tmp_path / "test_some.py")]
+    left.write_text("<testsuites/>")
+
+    def command(*args):
+        gpu_suite.Suite._command(suite, *args)
+        left.unlink()
+        if report is not None:
+            left.write_text(report)
+
+    monkeypatch.setattr(suite, "_command", command)
+    suite._pytest(stage, 120, "not triton")
+    assert suite.tests["tests"]["counts"] == {}
+    assert [name.rpartition("::")[2] for name in suite.tests["tests"]["failed"]] == ["test_fails"]
+    assert stage.detail.startswith("1 failed of those that ended")
 
 
 def test_without_nvcc_the_stages_of_cuda_say_so(suite, monkeypatch):
