@@ -211,10 +211,7 @@ void bind_rounding(py::module_& m, const char* name) {
 
 PYBIND11_MODULE(fusedmix_cuda_shim, m) {
   shim::bind_log(m);
-  py::class_<device::Limits>(m, "Limits")
-      .def_readwrite("multiprocessors", &device::Limits::multiprocessors)
-      .def_readwrite("shared_bytes", &device::Limits::shared_bytes);
-  py::class_<Memory>(m, "Memory").def(py::init<int>()).def_readwrite("chip", &Memory::chip);
+  py::class_<Memory>(m, "Memory").def(py::init<int>());
   py::enum_<cuda::Way>(m, "Way")
       .value("NONE", cuda::Way::kNone)
       .value("EACH", cuda::Way::kEach)
