@@ -1,8 +1,8 @@
 """The CUDA backend as functions on CPU tensors: csrc/cuda/step.cpp and the kernels, run by csrc/shim, which logs every
 byte and fails on a race.
 
-`Shim` has the operators of a backend (fusedmix/backends/reference.py). After a call it knows the walk, and the log what
-the launches did. `on_host` says of a plan that it is: it then travels as from the CPU to a GPU.
+`Shim` has the operators of a backend (fusedmix/backends/reference.py). After a call it knows the shape of the launches,
+and the log what they did. `on_host` says of a plan that it is: it then travels as from the CPU to a GPU.
 """
 
 from __future__ import annotations
@@ -35,13 +35,14 @@ def span_of(x):
 
 
 class Shim:
-    """The operators, on a chip of so many multiprocessors."""
+    """The operators, on a chip of so many multiprocessors, where a block may have so many bytes of shared memory."""
 
     def __init__(self, multiprocessors=2):
         self.module = build("fusedmix_cuda_shim", SOURCES)
         self.multiprocessors = multiprocessors
+        self.shared_bytes = self.module.limits().shared_bytes
         self.memory = None  # of the last call, besides its tensors
-        self.walk = None
+        self.shape = None
         self._watched = []
 
     # ---- the log
@@ -59,14 +60,21 @@ class Shim:
         self.watch(name, t, initialised=False)
         return t
 
+    def chip(self):
+        """Memory for a call, on the chip as it is now."""
+        limits = self.module.limits()
+        limits.shared_bytes = self.shared_bytes
+        self.module.set_limits(limits)
+        return self.module.Memory(self.multiprocessors)
+
     def forget(self):
-        self.memory = self.module.Memory(self.multiprocessors)
+        self.memory = self.chip()
         self.module.forget_all()
         self.module.reset_log()
         self._watched.clear()
 
     def launches(self):
-        """What the launches of the last call did, by kernel: [("stage", {...}), ("mix", {...})]."""
+        """What the launches of the last call did, by kernel: [("sample", {...}), ("mix", {...})]."""
         found = []
         for launch in self.module.launches():
             (name,) = re.findall(r"(\w+)Args$", launch["arguments"])
@@ -98,16 +106,16 @@ class Shim:
 
     # ---- arguments
 
-    def plan_walk(self, images, pairing, span=None, heads=True):
-        """The walk that the kernels choose; or with that span."""
-        walk = self.module.plan_walk(images, int(pairing), self.multiprocessors)
-        if span is not None:
-            src, dst, *_ = images
-            walk.units = -(-(len(src) if pairing != Pairing.FLIP else (len(src) + 1) // 2) // span)
-            walk.span, walk.heads = span, heads and pairing != Pairing.FLIP
-            in_place = src.data_ptr() == dst.data_ptr()
-            walk.staged_bytes = walk.units * src[0].numel() * src.element_size() if walk.heads and in_place else 0
-        return walk
+    def shape_of(self, images, pairing, **changes):
+        """The shape that the host program chooses, with what is to be otherwise."""
+        shape = self.module.shape_of(self.chip(), images, int(pairing))
+        for name, value in changes.items():
+            setattr(shape, name, value)
+        if changes and shape.way == self.module.Way.TILE:
+            src, *_ = images
+            column = len(src) * shape.width * src.element_size() << shape.log_column
+            shape.shared_bytes = changes.get("shared_bytes", column)
+        return shape
 
     def plan(self, tensors, size=(), on_host=False, new=False, **hints):
         """A plan as the host program is given it. `new`: a kernel is to write it."""
@@ -126,10 +134,13 @@ class Shim:
         }
 
     def watch_images(self, dst, src):
+        """In place what is written must not be read after that in the same launch, nor written again."""
         self.forget()
         self.watch("x", src, writable=src is dst)
         if src is not dst:
             self.watch("out", dst, initialised=False)
+        elif src.numel() > 0:
+            self.module.exchange("x")
 
     def targets(self, y, classes, smoothing):
         """Dense targets, and what the kernel is told of them."""
@@ -172,13 +183,12 @@ class Shim:
 
     def mix_into(
         self, dst, src, partner, masks, families, ndim, pairing, per, pixels=None, *, adjoint=False,
-        on_host=False, span=None, heads=True, walk=None, stage=True, fresh=True,
+        on_host=False, shape=None, fresh=True,
     ):  # fmt: skip
         """mix (in place where dst is src) or its adjoint.
 
         Args:
-            span, heads: of the walk, instead of what plan_walk chooses; or a walk.
-            stage: whether the heads are staged, which a walk of one's own may need.
+            shape: what is to be otherwise than in the shape that is chosen, by the names of its fields.
             fresh: whether the images are yet to be watched.
         """
         if fresh:
@@ -187,11 +197,11 @@ class Shim:
         hints = {"families": families, "pairing": pairing, "per": per, "shared": int(per) == Per.BATCH}
         plan = self.plan(tensors, src.shape[src.ndim - ndim :], on_host, **hints)
         images = (src, dst, ndim, adjoint)
-        if span is None and walk is None:
-            self.walk = self.module.apply(self.memory, images, plan, src is dst or adjoint)
+        if shape is None:
+            self.shape = self.module.apply(self.memory, images, plan, src is dst or adjoint)
         else:
-            self.walk = walk or self.plan_walk(images, pairing, span, heads)
-            self.module.mix(self.memory, images, plan, self.walk, stage)
+            self.shape = self.shape_of(images, pairing, **shape)
+            self.module.mix(self.memory, images, plan, self.shape)
 
     def mix_labels(self, labels, partner, weight, num_classes, label_smoothing, on_host=False):
         self.forget()
@@ -296,5 +306,5 @@ class Shim:
             plan = self.plan_of(request, dict(zip(PLAN, made, strict=True)), on_host=on_host)
         out, targets = self.targets(y, num_classes, label_smoothing)
         images = (src, dst, 0 if plan["families"] == Families.CONSTANTS else len(request[2]), False)
-        self.walk = self.module.step(self.memory, images, request, seed, plan, targets)
+        self.shape = self.module.step(self.memory, images, request, seed, plan, targets)
         return out, *map(plan.get, PLAN)

@@ -62,7 +62,10 @@ MIB = 1 << 20
 H200 = 132  # multiprocessors
 RACE = "race between blocks"
 # What the host program calls its memory.
-HEADS, GREY, ROWS_OF_A_SPEC = "the heads of a batch", "the grey images of FMix", "the rows of a spec"
+PART, GREY, ROWS_OF_A_SPEC = "a part of the images", "the grey images of FMix", "the rows of a spec"
+# Of csrc/cuda/shape.cpp: threads of the blocks that have columns, how many samples each may have, bytes of a part.
+ROLL_THREADS, TILE_THREADS, TILE_SAMPLES, SLICE_BYTES = 256, 512, 32, 16 * MIB
+SHARED = 99 * 1024  # bytes that a block may have where that is least
 
 
 def name_of(dtype):
@@ -82,10 +85,11 @@ def built():
 @pytest.fixture
 def shim(built):
     """The kernels on a chip of two multiprocessors, with the order of threads that every test begins with."""
-    built.multiprocessors = 2
+    built.multiprocessors, built.shared_bytes = 2, SHARED
     built.module.seed(0)
     built.module.set_yield_probability(1 / 32)
     yield built
+    built.shared_bytes = SHARED
     built.forget()
     built.module.set_yield_probability(1 / 32)
 
@@ -267,30 +271,120 @@ def plan_for(make, shape, spatial, per, pairing, seed=0, **options):
     return plan.partner, plan.masks, int(plan.families), ndim, plan.pairing, plan.per, plan.pixels
 
 
+def other_shapes(shim, x, in_place=True):
+    """What may be otherwise in the shape of the last call: how wide columns are, and ways that serve any partners."""
+    way, shape, n = shim.module.Way, shim.shape, len(x)
+    if shape.way == way.NONE:
+        return [{}]
+    if not in_place:
+        return [{"way": way.EACH, "by_tile": by_tile} for by_tile in (True, False)]
+    column = n * shape.width * x.element_size()
+    fits = [c for c in range(10) if column << c <= shim.shared_bytes and n <= TILE_SAMPLES * (TILE_THREADS >> c)]
+    return [
+        *({"log_column": c} for c in range(9) if shape.way == way.ROLL),
+        *({"way": way.TILE, "log_column": c} for c in fits),
+        *({"way": way.SLICES, "slice": s} for s in {1, 1 + shape.columns // 3, shape.columns}),
+    ]
+
+
 @pytest.mark.parametrize(("per", "pairing"), DRAWS)
 @pytest.mark.parametrize("name", MASKS)
 def test_every_dtype_and_layout(shim, name, per, pairing):
-    """Out of place, in place and adjoint. Shapes, walks and how the plan travels alternate."""
+    """Out of place, in place and adjoint. Sizes, chips, ways and how the plan travels alternate."""
     turn = itertools.count(DRAWS.index((per, pairing)) + 3 * list(MASKS).index(name))
     for dtype, layout in itertools.product(DTYPES, LAYOUTS):
         i = next(turn)
         shape, spatial = SHAPES[i % len(SHAPES)]
         shim.multiprocessors = (1, 2, H200)[i % 3]
+        shim.shared_bytes = (SHARED, 2048, 1)[i // 3 % 3]  # for columns of any width, narrow ones, and none
         shim.module.seed(i)
         masks = plan_for(MASKS[name], shape, spatial, per, pairing, seed=i)
         x = layout(values(shape, dtype, seed=i))
         w = weights_of(shim, x, masks)
         how = {"on_host": i % 2 == 0 and shape[0] < 60}
-        if i % 5 == 0:
-            how |= {"span": 1 + i % (shape[0] + 2), "heads": i % 2 == 0}
         out = shim.mix(x, *masks, **how)
         assert out.stride() == torch.empty_like(x).stride()
         assert_mixed(out, x, w, masks[0])
         assert_near_reference(out, reference.mix(x, *masks), x, masks)
         if dtype in FLOATS:
             assert_adjoint(shim.mix_adjoint(x, *masks, **how), x, w, masks[0])
+        again = layout(x)
         shim.mix_(x, *masks, **how)
         assert alike(x, out)
+        others = other_shapes(shim, x)
+        shim.mix_(again, *masks, **how, shape=others[i % len(others)])
+        assert alike(again, out)
+
+
+TINY = {
+    "MixUp": 1,
+    "CutMix": 2,
+    "HMix-paper": 3,
+    "GMix-released": 4,
+    "RandomMix": 5,
+    "FMix": 6,
+}
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 3, 4, 5, 32, 513])
+@pytest.mark.parametrize("pairing", ["roll", "flip", "random", "cross_class"])
+@pytest.mark.parametrize("name", TINY)
+def test_sizes_of_a_batch(shim, name, pairing, n):
+    """Of tiny images, by every kernel that is compiled for a set of families."""
+    for dtype, (dim, width) in zip(DTYPES, ((1, 8), (2, 8), (1, 24), (2, 2), (2, 16)), strict=True):
+        shape = (n, 1, dim, width)
+        masks = plan_for(MASKS[name], shape, 2, "sample", pairing, seed=TINY[name])
+        before = values(shape, dtype)
+        w = weights_of(shim, before, masks) if n else before
+        for on_chip in (SHARED, 1):
+            shim.shared_bytes = on_chip
+            out = shim.mix(before, *masks)
+            x = before.clone()
+            shim.mix_(x, *masks)
+            if n == 0:
+                assert shim.kernels() == []
+                continue
+            assert_mixed(out, before, w, masks[0])
+            assert alike(x, out)
+            assert_traffic(shim, x, w, masks)
+            if dtype in FLOATS and on_chip == SHARED:
+                assert_adjoint(shim.mix_adjoint(before, *masks), before, w, masks[0])
+
+
+@pytest.mark.parametrize("pairing", ["roll", "flip", "random"])
+def test_large_batches(shim, pairing):
+    """More samples than a block has threads, and so many that no column of them fits a block."""
+    for i, (n, name) in enumerate(itertools.product((1500, 8192, 20_000), ("CutMix", "MixUp"))):
+        shape = (n, 1, 2, 4) if n < 9000 else (n, 1, 1, 4)
+        masks = plan_for(MASKS[name], shape, 2, "sample", pairing, seed=i)
+        before = values(shape, torch.float32)
+        w = weights_of(shim, before, masks)
+        x = before.clone()
+        shim.mix_(x, *masks)
+        assert_mixed(x, before, w, masks[0])
+        if pairing == "random":
+            assert shim.shape.way == (shim.module.Way.TILE if n < 3000 else shim.module.Way.SLICES)
+        if n == 1500:
+            assert_adjoint(shim.mix_adjoint(before, *masks), before, w, masks[0])
+
+
+def test_uint8_of_every_pair(shim):
+    """All 65536 pairs of bytes, by weights that are simple, next to a half and drawn: as if exact, ties to even."""
+    grid = torch.arange(256, dtype=torch.uint8).expand(256, 256)
+    half = torch.tensor(0.5)
+    around = [half, *(torch.nextafter(half, torch.tensor(side)) for side in (0.0, 1.0))]
+    drawn = torch.rand(20, generator=torch.Generator().manual_seed(0))
+    simple = torch.tensor([0.0, 1.0, 2.0**-24, 1 - 2.0**-24, 1 / 3, *(k / 16 for k in range(1, 16))])
+    weight = torch.cat([torch.stack(around), simple, drawn])
+    n = 2 * len(weight)
+    x = torch.stack([grid, grid.T]).repeat(len(weight), 1, 1)[:, None].contiguous()
+    partner = torch.arange(n).view(-1, 2).flip(1).flatten()
+    value = torch.stack([weight.repeat_interleave(2), torch.zeros(n)], 1)
+    records = packed(torch.zeros(n).int(), torch.zeros(n, 6).int(), value)
+    for families, ndim in ((Families.CONSTANTS, 0), (FORMULAS, 2)):  # a kernel of constants, and one of everything
+        masks = partner, records, families, ndim, Pairing.RANDOM, Per.SAMPLE
+        w = value[:, :1, None, None].expand(x.shape)
+        assert_mixed(shim.mix(x, *masks), x, w, partner)
 
 
 @each_dtype
@@ -507,7 +601,7 @@ def test_fourier_stays_within_shared_memory(shim):
 # ---- how wide accesses are ------------------------------------------------------------------------------------------
 
 
-def widths(shim, buffers=("x", "out", HEADS)):
+def widths(shim, buffers=("x", "out", PART)):
     """The bytes of the accesses to images in the last call."""
     found = set()
     for _, launch in shim.launches():
@@ -563,11 +657,16 @@ def test_width(shim, dtype, pairing, row, expected):
                 out = shifted(out)  # by one element
             shim.mix_into(out, x, *masks)
             assert widths(shim) == {expected if aligned else dtype.itemsize}
-            assert widths(shim) == {shim.walk.width * dtype.itemsize}
+            assert widths(shim) == {shim.shape.width * dtype.itemsize}
             assert_mixed(out, x, w, masks[0])
-        shim.mix_(x, *masks)
-        assert widths(shim) == {expected}
-        assert alike(x, out)
+        for on_chip in (SHARED, 1):
+            shim.shared_bytes = on_chip
+            x = row_of(dtype, *row)
+            shim.mix_(x, *masks)
+            assert widths(shim) == {expected}
+            assert alike(x, out)
+        shim.shared_bytes = SHARED
+        x = row_of(dtype, *row)
 
 
 @each_dtype
@@ -586,7 +685,7 @@ def test_width_of_layouts(shim, dtype):
         (batch_innermost, constant, 1),
     ]:
         shim.mix(layout(x), *masks)
-        assert shim.walk.width == expected
+        assert shim.shape.width == expected
     # 3·7·7 elements of a sample are no multiple of 16 bytes, those of 16·7·7 are; of their rows none is.
     x = values((9, 16, 7, 7), dtype)
     box, constant = (plan_for(METHODS[m], x.shape, 2, "sample", "roll") for m in ("HMix-paper", "MixUp"))
@@ -597,155 +696,176 @@ def test_width_of_layouts(shim, dtype):
         (transposed, box, 1),
     ]:
         shim.mix_(layout(x), *masks)
-        assert shim.walk.width == expected
+        assert shim.shape.width == expected
 
 
 # ---- one pass -------------------------------------------------------------------------------------------------------
 
-KEEP, TAKE, SELECT, BLEND = range(4)
+KEEP, TAKE, BLEND = range(3)
 
 
-def reaches(w, kind, value, width, bits):
-    """What the mask does to each vector of a contiguous sample: KEEP and TAKE are copies, SELECT is lane by lane.
+def leaves_out(x, shape, families):
+    """Whether the kernel leaves out what masks make needless. For whole vectors there are kernels for some sets of
+    families, and of these only that of CutMix does."""
+    whole = shape.width * x.element_size() == 16 and x.element_size() < 8
+    sets = (Families.CUTS | Families.BOXES | Families.CONSTANTS, Families.GAUSSIANS | Families.CONSTANTS)
+    return not whole or families == Families.CUTS or not any(families & ~held == 0 for held in sets)
 
-    `bits`: whether stored masks are; levels are not looked at before they are used."""
-    v = w.reshape(w.shape[0], -1, width)
+
+def reaches(x, w, masks, shape):
+    """What the mask does to each vector of a contiguous sample, as far as the kernel asks: KEEP and TAKE are copies.
+
+    Levels of stored masks are not looked at before they are used."""
+    _, records, families, _, _, per, *pixels = masks
+    kind = kind_of(records)
+    kind = kind[:1].expand(len(x)) if per == Per.BATCH else kind
+    bits = any(p is not None and p.dtype == torch.int32 for p in pixels)
+    v = w.reshape(len(x), -1, shape.width)
+    exact = (~torch.isin(kind, CURVES) & (~torch.isin(kind, FOURIERS) | bits))[:, None]
     found = torch.full(v.shape[:2], BLEND)
-    selects = (kind == Kind.BOX) & (value[:, 0] == 1) & (value[:, 1] == 0)
-    stored = torch.isin(kind, FOURIERS)
-    selects |= stored & bits
-    found[((v == 0) | (v == 1)).all(2) & selects[:, None]] = SELECT
-    exact = (~torch.isin(kind, CURVES) & (~stored | bits))[:, None]
-    found[(v == 1).all(2) & exact] = KEEP
-    found[(v == 0).all(2) & exact] = TAKE
+    if leaves_out(x, shape, families):
+        found[(v == 1).all(2) & exact] = KEEP
+        found[(v == 0).all(2) & exact] = TAKE
     return found
 
 
-def first_of_walks(partner, pairing, walk):
-    """Where walks begin: at the heads, and at the smallest sample of each cycle without one."""
-    n = partner.shape[0]
-    begins = torch.zeros(n, dtype=torch.bool)
-    if walk.heads:
-        begins[:: walk.span] = True
-    for start in range(n):
-        cycle = [start]
-        while (j := int(partner[cycle[-1]])) != start:
-            cycle.append(j)
-        if start == min(cycle) and not begins[cycle].any():
-            begins[start] = True
-    return begins
+def last_of_spans(n, shape):
+    """The samples that a thread of a column begins with, which the next thread reads as its last partner."""
+    span = -(-n // (ROLL_THREADS >> shape.log_column))
+    last = torch.zeros(n, dtype=torch.bool)
+    last[span - 1 :: span] = True
+    last[-1] = True
+    return last[:, None]
 
 
-def expected_traffic(x, w, masks, walk, in_place):
-    """How often `mix` reads each element of x, reads it staged and writes it: walk.h, in tensors."""
-    partner, records, _, _, pairing, per, *pixels = masks
-    kind, value = kind_of(records), value_of(records)
-    n, width = x.shape[0], walk.width
-    if per == Per.BATCH:
-        kind, value = kind[:1].expand(n), value[:1].expand(n, 2)
-    bits = any(p is not None and p.dtype == torch.int32 for p in pixels)
-    reach = reaches(w, kind, value, width, bits)
-    begins = first_of_walks(partner, pairing, walk)[:, None]
-    head = torch.zeros_like(begins)
-    if walk.heads:
-        head[:: walk.span] = True
-    fixed = (partner == torch.arange(n))[:, None]
-    lent = (reach != KEEP)[partner.argsort()]  # the one before needs it as its partner
-    itself = (reach == BLEND) if in_place else (reach != TAKE)
-    first = (itself | (reach != KEEP)) if in_place else itself  # kept for the last of the cycle, which may need it
-    reads = torch.where(begins, first, itself).long()
-    reads = torch.where(head, reads + lent, (reads + lent).clamp_max(1))  # what a walk finds at a head it loads anew
-    lanes = (w.reshape(n, -1, width) == 0) if in_place else torch.ones(n, reach.shape[1], width, dtype=torch.bool)
-    writes = torch.where((reach == SELECT)[..., None], lanes, True)
-    staged = torch.where(head, lent, False)
-    if in_place:
-        moves = ~fixed
-        reads = torch.where(head, first, reads) * moves
-        staged = staged & moves
-        writes = writes & (reach != KEEP)[..., None] & moves[..., None]
-    each = [t[..., None].expand(n, -1, width) for t in (reads, staged)]
-    return tuple(t.reshape(x.shape).long() for t in (*each, writes))
+def expected_traffic(way, x, w, masks, shape, in_place, adjoint=False):
+    """How often each element of x is read, and how often each of the result written: mix_kernel.h, in tensors."""
+    partner, n = masks[0], len(x)
+    reach = reaches(x, w, masks, shape)
+    keeps, takes, blends = (reach == r for r in (KEEP, TAKE, BLEND))
+    once = torch.ones_like(reach)
+    lent = torch.zeros_like(reach).index_add(0, partner, (~keeps).long())  # as somebody's partner
+    if shape.way == way.NONE:
+        reads = writes = 0 * once
+    elif adjoint:  # its own gradient, and what it lent
+        reads, writes = 2 * once, once
+    elif shape.way in (way.EACH, way.SLICES):
+        reads, writes = (~takes).long() + lent, once
+    elif shape.way == way.PAIRS:
+        itself = blends if in_place else ~takes
+        reads = (itself | ~keeps.flip(0)).long()  # by the thread that has both
+        writes = (~keeps).long() if in_place else once
+        if n % 2 == 1:  # the middle: who is his own partner
+            reads[n // 2] *= 0 if in_place else 2
+            writes[n // 2] *= not in_place
+    elif shape.way == way.ROLL:
+        wanted = ~keeps.roll(-1, 0) | blends
+        reads = torch.where(last_of_spans(n, shape), 2, wanted.long())
+        writes = (~keeps).long()
+    else:
+        skips = leaves_out(x, shape, masks[2])
+        reads = blends.long() + lent if skips else once
+        writes = (~keeps).long()
+    return tuple(t[..., None].expand(n, -1, shape.width).reshape(x.shape) for t in (reads, writes))
+
+
+def assert_part(shim, x):
+    """A part of the images aside: packed, written once and read once, part after part."""
+    shape = shim.shape
+    for k, (name, launch) in enumerate(shim.launches()):
+        vectors = min(shape.slice, shape.columns - k // 2 * shape.slice)
+        use, nbytes = launch["buffers"][PART], len(x) * vectors * shape.width * x.element_size()
+        written, read = (nbytes, 0) if name == "mix" else (0, nbytes)
+        assert use["written_bytes"] == use["distinct_written_bytes"] == written
+        assert use["read_bytes"] == use["distinct_read_bytes"] == read
+
+
+def kernels_of(shim, masks, adjoint=False):
+    way, shape = shim.module.Way, shim.shape
+    if shape.way == way.SLICES:
+        return ["mix", "back"] * -(-shape.columns // shape.slice)
+    loaded = adjoint and not Pairing(masks[4]).is_formula
+    return [] if shape.way == way.NONE else ["invert", "mix"] if loaded else ["mix"]
 
 
 def assert_traffic(shim, x, w, masks, adjoint=False):
     """What was counted in the last call is what was expected: x in place, or from x to a buffer `out` like it."""
-    in_place = "out" not in shim.launches()[-1][1]["buffers"]
-    heads = shim.walk.heads
-    expected = expected_traffic(x, w, masks, shim.walk, in_place)
-    if adjoint:
-        reads = torch.ones_like(expected[0])
-        reads[:: shim.walk.span] += heads
-        expected = reads, torch.zeros_like(reads), torch.ones_like(reads)
-    reads, staged_reads, writes = expected
-    if in_place and heads:
-        staging = torch.zeros_like(reads)
-        staging[:: shim.walk.span] = 1
-        reads = reads + staging
-        counted = shim.counts(HEADS, torch.empty(shim.walk.units, x[0].numel(), dtype=x.dtype))
-        assert torch.equal(counted[0].flatten(), staged_reads[:: shim.walk.span].flatten())
-        assert (counted[1] == 1).all()
-        assert shim.kernels() == ["stage", "mix"]
-    else:
-        assert shim.kernels() == ["mix"]
+    assert shim.kernels() == kernels_of(shim, masks, adjoint)
+    way, launches = shim.module.Way, shim.launches()
+    in_place = shim.shape.way == way.NONE or "out" not in launches[-1][1]["buffers"]
+    reads, writes = expected_traffic(way, x, w, masks, shim.shape, in_place, adjoint)
     counted_reads, counted_writes = shim.counts("x", x)
     assert torch.equal(counted_reads, reads)
     assert torch.equal(counted_writes if in_place else shim.counts("out", x)[1], writes)
-    if not in_place:
+    if in_place:
+        assert reads.max() <= 2
+        assert writes.max() <= 1
+    else:
         assert not counted_writes.any()
         assert not shim.counts("out", x)[0].any()
+    if shim.shape.way == way.SLICES:
+        assert_part(shim, x)
     return reads, writes
 
 
 TRAFFIC = ("MixUp", "CutMix", "HMix-paper", "GMix-released", *STORED)
 
 
-@pytest.mark.parametrize("heads", [True, False], ids=["heads", "whole cycles"])
 @pytest.mark.parametrize(("per", "pairing"), DRAWS)
 @pytest.mark.parametrize("name", TRAFFIC)
-def test_one_pass(shim, name, per, pairing, heads):
-    """In place every element is read once and written once, but for the heads, which are staged besides; out of place
-    a head is read twice. Where no mask reaches, nothing is touched."""
+def test_one_pass(shim, name, per, pairing):
+    """In place every element is written once and read at most twice, and kernels that look where masks reach touch
+    nothing else; out of place every element is written once, and read for its sample and for that it is lent to."""
     for i, (shape, dtype) in enumerate(itertools.product(((11, 3, 8, 16), (6, 2, 7, 5), (2, 3, 4, 16)), DTYPES)):
         masks = plan_for(MASKS[name], shape, 2, per, pairing, seed=i)
-        x = values(shape, dtype, seed=i)
-        w = weights_of(shim, x, masks)
-        how = {} if heads else {"span": shape[0], "heads": False}
-        shim.mix(x, *masks, **how)
-        assert_traffic(shim, x, w, masks)
+        before = values(shape, dtype, seed=i)
+        w = weights_of(shim, before, masks)
+        shim.mix(before, *masks)
+        assert_traffic(shim, before, w, masks)
+        for other in other_shapes(shim, before, in_place=False):
+            shim.mix(before, *masks, shape=other)
+            assert_traffic(shim, before, w, masks)
         if dtype in FLOATS:
-            shim.mix_adjoint(x, *masks, **how)
-            assert_traffic(shim, x, w, masks, adjoint=True)
-        shim.mix_(x, *masks, **how)
-        reads, writes = assert_traffic(shim, x, w, masks)
-        assert shim.walk.heads == (heads and pairing != "flip" and shape[0] > 3)
-        # What expected_traffic says of the two cases that need no arithmetic.
-        mixed = (masks[0] != torch.arange(shape[0])).view(-1, 1, 1, 1).expand(shape)
-        if name not in ("CutMix", *STORED):
-            staging = torch.zeros_like(reads)
-            if shim.walk.staged_bytes:
-                staging[:: shim.walk.span] = 1
-            assert torch.equal(reads - staging, mixed.long())
-            assert torch.equal(writes, mixed.long())
-        elif name in ("CutMix", "FMix", "FMix-released"):
-            assert torch.equal(writes, (mixed & (w == 0)).long())
+            shim.mix_adjoint(before, *masks)
+            assert_traffic(shim, before, w, masks, adjoint=True)
+        x = before.clone()
+        shim.mix_(x, *masks)
+        chosen, (_, writes) = shim.shape, assert_traffic(shim, x, w, masks)
+        # What expected_traffic says where that needs no arithmetic.
+        moved = (masks[0] != torch.arange(shape[0])).view(-1, 1, 1, 1).expand(shape)
+        vectors = w.reshape(shape[0], -1, chosen.width)
+        if name == "GMix-released":
+            assert torch.equal(writes, torch.ones_like(writes) if pairing != "flip" else moved.long())
+        elif name == "CutMix":
+            touched = (vectors == 0).any(2, keepdim=True).expand(vectors.shape).reshape(shape)
+            assert torch.equal(writes, (touched & moved if pairing == "flip" else touched).long())
+        for other in other_shapes(shim, x)[:: 1 + i % 3]:
+            again = before.clone()
+            shim.mix_(again, *masks, shape=other)
+            assert_traffic(shim, again, w, masks)
+            assert alike(again, x)
 
 
 @each_dtype
 @pytest.mark.parametrize("layout", [contiguous, channels_last, transposed])
-def test_stored_masks_are_read_word_by_word(shim, dtype, layout):
+@pytest.mark.parametrize("pairing", ["roll", "flip", "random"])
+def test_stored_masks_are_read_word_by_word(shim, dtype, layout, pairing):
     """One load of a word for every vector of every sample, where its elements are pixels in a row; of channels that lie
     together at most one more. Images still move 16 bytes at a time."""
-    masks = plan_for(fm.FMix, (6, 3, 32, 48), 2, "sample", "flip", seed=2)
+    masks = plan_for(fm.FMix, (6, 3, 32, 48), 2, "sample", pairing, seed=2)
     x = layout(values((6, 3, 32, 48), dtype))
-    out = shim.mix(x, *masks)
-    ((_, launch),) = shim.launches()
-    assert widths(shim) == {16}
-    use = launch["buffers"]["pixels"]
-    assert use["read_widths"].keys() == {4}
-    vectors = x.numel() * dtype.itemsize // 16
-    assert alike(out, torch.where(weights_of(shim, x, masks) == 0, x[masks[0]], x))
-    if layout is not transposed:
-        assert vectors <= use["read_widths"][4] <= (1 if layout is contiguous else 3) * vectors
+    w = weights_of(shim, x, masks)
+    for in_place in (False, True):
+        out = x.clone() if in_place else torch.empty_like(x)
+        shim.mix_into(out, out if in_place else x, *masks)
+        ((_, launch),) = shim.launches()
+        assert widths(shim) == {16}
+        use = launch["buffers"]["pixels"]
+        assert use["read_widths"].keys() == {4}
+        vectors = x.numel() * dtype.itemsize // 16
+        assert alike(out, torch.where(w == 0, x[masks[0]], x))
+        if layout is not transposed:
+            assert vectors <= use["read_widths"][4] <= (1 if layout is contiguous else 3) * vectors
 
 
 def test_pixels_of_no_stored_mask_do_not_matter(shim):
@@ -761,51 +881,71 @@ def test_pixels_of_no_stored_mask_do_not_matter(shim):
 @pytest.mark.parametrize("pairing", ["roll", "flip", "random"])
 @pytest.mark.parametrize("per", ["batch", "sample"])
 def test_cutmix_touches_only_the_box(shim, dtype, per, pairing):
-    """In place, 2(1-w) of the batch, in whole vectors where it is read, and once more in the first sample of a walk."""
+    """In place, in whole vectors: those that a box touches are written once, and what they are made of is read; by roll
+    the samples where spans meet as well."""
+    n = 12
     for seed in range(6):
-        masks = plan_for(METHODS["CutMix"], (12, 3, 24, 32), 2, per, pairing, seed=seed)
-        x = values((12, 3, 24, 32), dtype)
+        masks = plan_for(METHODS["CutMix"], (n, 3, 24, 32), 2, per, pairing, seed=seed)
+        x = values((n, 3, 24, 32), dtype)
         w = weights_of(shim, x, masks)
-        shim.mix_(x, *masks, span=12, heads=False)
-        width = shim.walk.width
-        box = (w == 0) & (masks[0] != torch.arange(12)).view(-1, 1, 1, 1)
-        vectors = box.reshape(12, -1, width).any(2)
-        firsts = first_of_walks(masks[0], Pairing[pairing.upper()], shim.walk)
+        shim.mix_(x, *masks, shape={"log_column": 8} if pairing == "roll" else None)
+        width = shim.shape.width
+        touched = (w == 0).reshape(n, -1, width).any(2)
         ((_, launch),) = shim.launches()
-        use, size = launch["buffers"]["x"], x.element_size()
-        assert use["written_bytes"] == use["distinct_written_bytes"] == int(box.sum()) * size
-        assert use["read_bytes"] == use["distinct_read_bytes"]
-        assert use["read_bytes"] <= int(vectors.sum() + vectors[firsts].sum()) * width * size
-        assert use["max_reads"] <= 1
+        use, nbytes = launch["buffers"]["x"], width * x.element_size()
+        assert use["written_bytes"] == use["distinct_written_bytes"] == int(touched.sum()) * nbytes
+        needed = touched | touched[masks[0].argsort()]
+        met = 1 if pairing == "roll" else 0  # spans
+        assert use["distinct_read_bytes"] <= (int(needed.sum()) + met * touched.shape[1]) * nbytes
+        assert use["read_bytes"] <= 2 * (int(touched.sum()) + met * touched.shape[1]) * nbytes
+        assert use["max_reads"] <= 2
 
 
 def test_what_moves_nothing(shim):
-    """λ = 1, and samples that are their own partners: nothing is read or written in place."""
-    x = values((8, 3, 4, 4), torch.float32)
-    masks = plan_for(lambda **kw: fm.MixUp(p=0.0, **kw), x.shape, 2, "sample", "random")
-    shim.mix_(x, *masks, span=8, heads=False)
-    assert not any(counts.any() for counts in shim.counts("x", x))
-    partner = torch.arange(8)
-    masks = plan_for(METHODS["MixUp"], x.shape, 2, "sample", "random")
-    shim.mix_(x, partner, *masks[1:], span=8, heads=False)
-    assert not any(counts.any() for counts in shim.counts("x", x))
+    """λ = 1, and samples that are their own partners: no bit changes, and kernels that look touch nothing."""
+    for dtype, width in ((torch.float32, 4), (torch.float32, 5), (torch.uint8, 16), (torch.float64, 4)):
+        before = torch.randint(0, 256, (9, 3, 4, width * dtype.itemsize), dtype=torch.uint8).view(dtype)
+        for name, pairing in itertools.product(("MixUp", "CutMix", "GMix-released"), ("roll", "flip", "random")):
+            partner, records, families, *rest = plan_for(METHODS[name], before.shape, 2, "sample", pairing)
+            ones = packed(torch.zeros(9).int(), torch.zeros(9, 6).int(), torch.tensor([[1.0, 0.0]]).repeat(9, 1))
+            for masks in (
+                (partner, ones, families, *rest),
+                (torch.arange(9), records, families, *rest[:1], 2, *rest[2:]),
+            ):
+                x = before.clone()
+                shim.mix_(x, *masks)
+                if masks[1] is ones:
+                    assert alike(x, before)
+                    if leaves_out(x, shim.shape, families) and pairing != "roll":
+                        assert not any(counts.any() for counts in shim.counts("x", x))
+                else:
+                    assert torch.equal(x.nan_to_num(), before.nan_to_num())
 
 
 def test_counts_can_be_wrong(shim):
-    """A second launch is seen, as is a different mask: the tests above can fail."""
-    x = values((6, 3, 4, 4), torch.float32)
-    masks = plan_for(METHODS["CutMix"], x.shape, 2, "sample", "random", seed=1)
-    w = weights_of(shim, x, masks)
-    shim.mix_(x, *masks, span=6, heads=False)
-    assert_traffic(shim, x, w, masks)
-    with pytest.raises(AssertionError):
-        assert_traffic(shim, x, 1 - w, masks)
-    shim.mix_(x, *masks, span=6, heads=False, fresh=False, on_host=True)
+    """A second launch is seen, as is a different mask, and a different way: the tests above can fail."""
+    before = values((6, 3, 4, 4), torch.float32)
+    masks = plan_for(METHODS["CutMix"], before.shape, 2, "sample", "random", seed=1)
+    w = weights_of(shim, before, masks)
+    way = shim.module.Way
+    for other in (None, {"way": way.SLICES, "slice": 5}):
+        x = before.clone()
+        shim.mix_(x, *masks, shape=other)
+        assert_traffic(shim, x, w, masks)
+        with pytest.raises(AssertionError):
+            assert_traffic(shim, x, 1 - w, masks)
+        taken = shim.shape.way
+        shim.shape.way, shim.shape.slice = way.TILE if other else way.SLICES, 5
+        with pytest.raises(AssertionError):
+            assert_traffic(shim, x, w, masks)
+        shim.shape.way = taken
+    shim.mix_(x, *masks)
+    shim.mix_(x, *masks, fresh=False, on_host=True)
     counted = shim.counts("x", x)[1]
-    assert torch.equal(counted, 2 * expected_traffic(x, w, masks, shim.walk, True)[2])
+    assert torch.equal(counted, 2 * expected_traffic(way, x, w, masks, shim.shape, True)[1])
 
 
-# ---- walks ----------------------------------------------------------------------------------------------------------
+# ---- partners -------------------------------------------------------------------------------------------------------
 
 
 def from_cycles(*cycles):
@@ -822,13 +962,12 @@ PERMUTATIONS = {
     "pairs": from_cycles(*([i, i + 6] for i in range(6))),
     "one cycle": from_cycles(range(12)),
     "backwards": from_cycles(range(11, -1, -1)),
-    "no heads at spans of 3": from_cycles([1, 2, 4, 5], [7, 8], [10], [11, 0, 3], [6, 9]),
-    "no heads at spans of 4": from_cycles([11, 1, 10, 2, 9, 3], [7, 5, 6], [8, 0], [4]),
-    "only heads at spans of 3": from_cycles([0, 3, 6, 9], [1, 2], [4, 5], [7, 8], [10, 11]),
-    "heads side by side": from_cycles([0, 4, 8, 1, 2, 3], [5, 6, 7, 9, 10, 11]),
-    "headless across units": from_cycles([1, 5, 9], [2, 10], [3, 7, 11, 6], [0], [4], [8]),
+    "two cycles": from_cycles([0, 4, 8, 1, 2, 3], [5, 6, 7, 9, 10, 11]),
+    "many cycles": from_cycles([1, 2, 4, 5], [7, 8], [10], [11, 0, 3], [6, 9]),
+    "cycles and one alone": from_cycles([11, 1, 10, 2, 9, 3], [7, 5, 6], [8, 0], [4]),
+    "cycles within others": from_cycles([0, 3, 6, 9], [1, 2], [4, 5], [7, 8], [10, 11]),
+    "three alone": from_cycles([1, 5, 9], [2, 10], [3, 7, 11, 6], [0], [4], [8]),
 }
-ONE_MASK = torch.tensor([0.25]), torch.tensor([[0.0, 0.0]])
 
 
 def masks_by_hand(partner, per="sample", pairing="random"):
@@ -841,38 +980,44 @@ def masks_by_hand(partner, per="sample", pairing="random"):
     return partner, packed(kind, box, value), FORMULAS, 2, Pairing[pairing.upper()], Per[per.upper()]
 
 
+def in_every_shape(shim, before, w, masks, **how):
+    """Whatever the width of columns, the way and the part aside: each element is touched as mix_kernel.h says."""
+    x = before.clone()
+    shim.mix_(x, *masks, **how)
+    assert_traffic(shim, x, w, masks)
+    assert_mixed(x, before, w, masks[0])
+    for shape in other_shapes(shim, before):
+        again = before.clone()
+        shim.mix_(again, *masks, **how, shape=shape)
+        assert_traffic(shim, again, w, masks)
+        assert alike(again, x)
+
+
 @pytest.mark.parametrize("permutation", PERMUTATIONS)
-def test_cycles(shim, permutation):
-    """Every span, dividing the batch or not, in and out of place: each element is touched as walk.h says."""
+def test_permutations(shim, permutation):
     partner = PERMUTATIONS[permutation]
     masks = masks_by_hand(partner)
     before = values((12, 2, 3, 8), torch.float32)
     w = weights_of(shim, before, masks)
-    for span, heads, on_host in itertools.product(range(1, 14), (True, False), (True, False)):
-        how = {"span": span, "heads": heads, "on_host": on_host}
-        out = shim.mix(before, *masks, **how)
-        assert_traffic(shim, before, w, masks)
-        assert_mixed(out, before, w, partner)
-        assert_adjoint(shim.mix_adjoint(before, *masks, **how), before, w, partner)
-        x = before.clone()
-        shim.mix_(x, *masks, **how)
-        assert_traffic(shim, x, w, masks)
-        assert alike(x, out)
+    for on_host in (True, False):
+        for shape in (None, *({"by_tile": by_tile} for by_tile in (True, False))):
+            out = shim.mix(before, *masks, on_host=on_host, shape=shape)
+            assert_traffic(shim, before, w, masks)
+            assert_mixed(out, before, w, partner)
+        assert_adjoint(shim.mix_adjoint(before, *masks, on_host=on_host), before, w, partner)
+        assert_traffic(shim, before, w, masks, adjoint=True)
+        in_every_shape(shim, before, w, masks, on_host=on_host)
 
 
 @pytest.mark.parametrize("pairing", ["roll", "flip"])
-@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 13, 127, 128, 129, 257])
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 13, 127, 128, 129, 255, 256, 257])
 def test_formula_pairings(shim, pairing, n):
-    """Spans around the 128 samples that a block looks at together."""
+    """As many samples as a column has threads, and one more or less."""
     partner = partners.formula(Pairing[pairing.upper()], n, CPU)
     masks = masks_by_hand(partner, pairing=pairing)
-    before = values((n, 1, 3, 8), torch.uint8)
-    w = weights_of(shim, before, masks)
-    for span, heads in itertools.product({1, 7, 128, 129, n - 1, n} - {0}, (True, False)):
-        x = before.clone()
-        shim.mix_(x, *masks, span=span, heads=heads)
-        assert_traffic(shim, x, w, masks)
-        assert_mixed(x, before, w, partner)
+    for dtype in (torch.uint8, torch.float32):
+        before = values((n, 1, 3, 8), dtype)
+        in_every_shape(shim, before, weights_of(shim, before, masks), masks)
 
 
 def random_permutation(random, n, cycles):
@@ -887,34 +1032,38 @@ def random_permutation(random, n, cycles):
     random=st.randoms(use_true_random=False),
     n=st.one_of(st.integers(1, 20), st.integers(100, 300)),
     cycles=st.integers(1, 12),
-    span=st.integers(1, 300),
-    heads=st.booleans(),
+    on_chip=st.sampled_from([SHARED, 8192, 1]),
+    other=st.integers(0, 100),
     layout=st.sampled_from(LAYOUTS),
     dtype=st.sampled_from(DTYPES),
     per=st.sampled_from(["batch", "sample"]),
     order=st.tuples(st.integers(0, 2**63), st.sampled_from([0.0, 0.01, 0.3])),
 )
-def test_any_permutation(built, random, n, cycles, span, heads, layout, dtype, per, order):
-    """Whatever the permutation, the spans, the layout and the order in which threads run."""
+def test_any_permutation(built, random, n, cycles, on_chip, other, layout, dtype, per, order):
+    """Whatever the permutation, the shape, the layout and the order in which threads run."""
+    built.shared_bytes = on_chip
     built.module.seed(order[0])
     built.module.set_yield_probability(order[1])
     masks = masks_by_hand(random_permutation(random, n, cycles), per)
     before = values((n, 2, 3, 8), dtype, seed=n)
     w = weights_of(built, before, masks)
-    how = {"span": min(span, n + 1), "heads": heads}
-    out = built.mix(layout(before), *masks, **how)
+    out = built.mix(layout(before), *masks)
     assert_mixed(out, before, w, masks[0])
-    x = layout(before)
-    built.mix_(x, *masks, **how)
-    assert alike(x, out)
-    if layout is contiguous:
-        assert_traffic(built, x, w, masks)
+    shape = None
+    for _ in range(2):
+        x = layout(before)
+        built.mix_(x, *masks, shape=shape)
+        assert alike(x, out)
+        if layout is contiguous:
+            assert_traffic(built, x, w, masks)
+        others = other_shapes(built, x)
+        shape = others[other % len(others)]
     built.module.set_yield_probability(1 / 32)
 
 
 @pytest.mark.parametrize("pairing", ["roll", "flip", "random", "cross_class"])
 def test_any_order_of_threads(shim, pairing):
-    """Results do not depend on it, and no order shows a race: sampling, staging, images and targets."""
+    """Results do not depend on it, and no order shows a race: sampling, images and targets."""
     labels = torch.arange(40) % 5
     mix = fm.RandomMix([fm.MixUp(), fm.CutMix(), fm.GMix()], per="sample", pairing=pairing, num_classes=5)
     request = mix._request(40, (5, 8), None, labels)
@@ -930,48 +1079,99 @@ def test_any_order_of_threads(shim, pairing):
             assert alike(a, b)
 
 
+NO_PERMUTATIONS = {
+    "one for all": torch.zeros(12).long(),
+    "some twice": torch.tensor([1, 2, 3, 1, 4, 4, 7, 6, 11, 11, 11, 0]),
+    "beyond the batch": torch.tensor([12, -1, 2**62, -(2**63), 2**32, 11, 10, 9, 8, 3, 3, 3]),
+}
+
+
+@pytest.mark.parametrize("partners_given", NO_PERMUTATIONS)
+def test_partners_that_are_no_permutation(shim, partners_given):
+    """On the device nobody can refuse them. Nothing beyond the batch is touched, nothing races, and numbers that are
+    nobody's stand for the sample itself. Of the adjoint there is no right result: whose partner a sample is, one of
+    several says last."""
+    given = NO_PERMUTATIONS[partners_given]
+    inside = torch.where((given >= 0) & (given < 12), given, torch.arange(12))
+    before = values((12, 2, 3, 8), torch.float32)
+    for name in ("MixUp", "CutMix", "GMix-released"):
+        masks = plan_for(METHODS[name], before.shape, 2, "sample", "random", seed=3)[1:]
+        w = weights_of(shim, before, (inside, *masks))
+        for seed, p in itertools.product(range(4), (0.0, 1 / 32, 1.0)):
+            shim.module.seed(seed)
+            shim.module.set_yield_probability(p)
+            assert_mixed(shim.mix(before, given, *masks), before, w, inside)
+            x = before.clone()
+            shim.mix_(x, given, *masks)
+            for shape in (None, *other_shapes(shim, before)):
+                x = before.clone()
+                shim.mix_(x, given, *masks, shape=shape)
+                assert_mixed(x, before, w, inside)
+        with pytest.raises(shim.module.ShimError, match=r"^race within a block: .* of 'the inverse of the partners'"):
+            shim.mix_adjoint(before, given, *masks)
+
+
 # ---- the tests can fail ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("pairing", ["roll", "random"])
-def test_heads_must_be_staged(shim, pairing):
-    """What staging is for: without it one block reads what another one may have overwritten, and the shim says so."""
+def test_a_column_must_have_one_block(shim, pairing):
+    """What columns are for: where several blocks share one, a block reads what another one may have overwritten, and
+    the shim says so."""
     masks = masks_by_hand(from_cycles(range(11, -1, -1)), pairing=pairing)
     x = values((12, 2, 3, 8), torch.float32)
     for seed, p in itertools.product(range(8), (0.0, 1 / 32, 1.0)):
         shim.module.seed(seed)
         shim.module.set_yield_probability(p)
-        walk = shim.plan_walk((x, x, 2, False), masks[4], span=4)
-        walk.staged_bytes = 0
+        each = {"way": shim.module.Way.EACH}
         with pytest.raises(shim.module.ShimError, match=f"^{RACE}"):
-            shim.mix_(x, *masks, walk=walk)
-        shim.mix_(x, *masks, span=4)
-        shim.mix(x, *masks, walk=walk)  # out of place nobody overwrites what is read
+            shim.mix_(x, *masks, shape=each)
+        shim.mix(x, *masks, shape=each)  # out of place nobody overwrites what is read
 
 
-def test_partners_must_be_a_permutation(shim):
-    """Two walks into the same sample: a race."""
-    masks = masks_by_hand(torch.tensor([1, 2, 3, 1]))
-    x = values((4, 2, 3, 8), torch.float32)
-    with pytest.raises(shim.module.ShimError, match=f"^{RACE}"):
-        shim.mix_(x, *masks, span=2)
+def test_ways_must_suit_the_partners(shim):
+    """A kernel of one pairing gives another pairing wrong results."""
+    before = values((12, 2, 3, 8), torch.float32)
+    way = shim.module.Way
+    for wrong, pairing in ((way.ROLL, "random"), (way.PAIRS, "random"), (way.PAIRS, "roll"), (way.ROLL, "flip")):
+        masks = plan_for(METHODS["MixUp"], before.shape, 2, "sample", pairing)
+        x = before.clone()
+        shim.mix_(x, *masks, shape={"way": wrong})
+        with pytest.raises(AssertionError):
+            assert_mixed(x, before, weights_of(shim, before, masks), masks[0])
 
 
-def test_heads_must_be_staged_before(shim):
+def test_columns_must_fit_shared_memory(shim):
+    """One byte less than a column has, and more bytes than there are for a block."""
     masks = masks_by_hand(from_cycles(range(12)))
     x = values((12, 2, 3, 8), torch.float32)
-    with pytest.raises(shim.module.ShimError, match=rf"^uninitialised: .* of '{HEADS}', which nothing has written"):
-        shim.mix_(x, *masks, span=4, stage=False)
+    tile = {"way": shim.module.Way.TILE, "log_column": 3}
+    with pytest.raises(shim.module.ShimError, match=r"^out of bounds: .* of shared 'shared'"):
+        shim.mix_(x, *masks, shape=tile | {"shared_bytes": 12 * 8 * 16 - 1})
+    with pytest.raises(shim.module.ShimError, match=r"^too much shared memory: "):
+        shim.mix_(x, *masks, shape=tile | {"shared_bytes": SHARED + 1})
+    shim.mix_(x, *masks, shape=tile)
+
+
+def test_columns_must_not_overlap(shim):
+    """Parts of more vectors than a sample has: what is beyond the last is nobody's."""
+    masks = masks_by_hand(from_cycles(range(12)))
+    x = values((12, 2, 3, 8), torch.float32)
+    for way in (shim.module.Way.SLICES, shim.module.Way.TILE):
+        changes = {"way": way, "columns": 2 * 3 * 2 + 1, "slice": 13, "log_column": 0}
+        with pytest.raises(shim.module.ShimError, match=r"^(out of bounds|race|exchange)"):
+            shim.mix_(x, *masks, shape=changes)
 
 
 def test_memory_of_others(shim):
     """One byte less is watched than the images have."""
     masks = masks_by_hand(from_cycles(range(12)), per="batch", pairing="roll")
     x = values((12, 2, 3, 8), torch.uint8)
-    shim.forget()
-    shim.module.watch(x.data_ptr(), x.numel() - 1, "x")
-    with pytest.raises(shim.module.ShimError, match=r"^out of bounds: .* of 'x', which has 575"):
-        shim.mix_(x, *masks, span=12, heads=False, fresh=False)
+    for shape in (None, {"way": shim.module.Way.TILE, "log_column": 2}, {"way": shim.module.Way.SLICES, "slice": 4}):
+        shim.forget()
+        shim.module.watch(x.data_ptr(), x.numel() - 1, "x")
+        with pytest.raises(shim.module.ShimError, match=r"^out of bounds: .* of 'x', which has 575"):
+            shim.mix_(x, *masks, shape=shape, fresh=False)
 
 
 # ---- how a plan travels ---------------------------------------------------------------------------------------------
@@ -1235,7 +1435,7 @@ def masks_of(request, made):
 @pytest.mark.parametrize(("per", "pairing"), DRAWS)
 @pytest.mark.parametrize("name", METHODS)
 def test_a_step_is_two_launches(shim, name, per, pairing):
-    """In place the heads are staged by the launch that samples, before partners are known. Then images and targets."""
+    """The plan; then images and targets."""
     shape, dtype = (14, 3, 6, 16), DTYPES[list(METHODS).index(name) % 5]
     for lam in (None, torch.linspace(0, 1, 14)):
         request, labels, classes = step_for(name, 14, shape, per, pairing, lam)
@@ -1246,12 +1446,9 @@ def test_a_step_is_two_launches(shim, name, per, pairing):
         targets, *made = shim.mix_batch_(x, labels, request, torch.tensor(3), classes, 0.1)
         (first, sampled), (second, mixed) = shim.launches()
         assert (first, second) == ("sample", "mix")
-        assert shim.walk.heads == (pairing != "flip")
-        if shim.walk.heads:
-            assert sampled["buffers"][HEADS]["written_bytes"] == shim.walk.staged_bytes
-            assert mixed["buffers"][HEADS]["written_bytes"] == 0
-        assert sampled["buffers"]["x"]["written_bytes"] == 0
-        assert mixed["buffers"]["x"]["max_reads"] <= 1
+        assert sampled["buffers"]["x"]["read_bytes"] == sampled["buffers"]["x"]["written_bytes"] == 0
+        assert mixed["buffers"]["x"]["max_reads"] <= 2
+        assert mixed["buffers"]["x"]["max_writes"] <= 1
         assert_targets(shim, targets, dense(labels, made[0], made[2], classes, 0.1))
         for a, b in zip((x, targets, *made), (out, *others), strict=True):
             assert alike(a, b)
@@ -1262,7 +1459,6 @@ def test_a_step_is_two_launches(shim, name, per, pairing):
 @pytest.mark.parametrize("on_host", [True, False], ids=["on the host", "on the device"])
 @pytest.mark.parametrize(("per", "pairing"), DRAWS)
 def test_a_step_drawn_on_the_host_is_one_launch(shim, per, pairing, on_host):
-    """In place the heads must be staged before it, where there are any."""
     for name, shape in itertools.product(("MixUp", "CutMix", "GMix-released"), ((14, 3, 6, 16), (3, 3, 5, 5))):
         n = shape[0]
         request, labels, classes = step_for(name, n, shape, per, pairing)
@@ -1280,21 +1476,75 @@ def test_a_step_drawn_on_the_host_is_one_launch(shim, per, pairing, on_host):
         assert shim.kernels() == ["mix"]
         assert_targets(shim, targets, expected)
         targets, *_ = shim.step(x, x, labels, request, classes, 0.0, made=made, on_host=on_host)
-        assert shim.kernels() == (["stage", "mix"] if shim.walk.heads else ["mix"])
-        assert shim.walk.heads == (pairing != "flip" and n > 3)
+        assert shim.kernels() == ["mix"]
         assert_targets(shim, targets, expected)
         assert alike(x, out)
         assert_mixed(x, before, w, made[0])
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.int32], ids=name_of)
-def test_targets_in_the_launch_of_the_images(shim, dtype):
-    """Of every type, whatever the images are; more blocks of the one than of the other."""
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float64, torch.float32, torch.int32], ids=name_of
+)
+def test_other_targets_are_a_launch(shim, dtype):
+    """Of every type, whatever the images are: what is not made of classes, or not float32."""
     for (n, classes), images in itertools.product(((5, 3), (6, 900)), DTYPES):
         request, _, _ = step_for("CutMix", n, (n, 3, 8, 8), "sample", "random")
-        labels, x = soft(dtype, n, classes), values((n, 3, 8, 8), images)
+        labels, before = soft(dtype, n, classes), values((n, 3, 8, 8), images)
+        x = before.clone()
         targets, *made = shim.mix_batch_(x, labels, request, torch.tensor(1), classes, 0.0)
+        assert shim.kernels() == ["sample", "mix", "target"]
         assert_targets(shim, targets, dense(labels, made[0], made[2], classes, 0.0))
+        assert_mixed(x, before, weights_of(shim, before, masks_of(request, made)), made[0])
+
+
+def mixed_with_classes(shim, x, labels, classes, smoothing, pairing="random", in_place=True, weight=None):
+    """A step by a plan of MixUp that was made on the host, and what its targets should be."""
+    n = len(x)
+    mix = fm.MixUp(per="sample", pairing=pairing, num_classes=classes, sampling="device")
+    request = mix._request(n, tuple(x.shape[2:]), None, None)
+    drawn = Request(*request[:3], Pairing(request[3]), Per(request[4]), *request[5:])
+    partner, lam, drawn_weight, masks = reference.sample(drawn, Source(torch.tensor(n), None, None), CPU)
+    weight = drawn_weight if weight is None else weight
+    out = x if in_place else torch.empty_like(x)
+    made = partner, lam, weight, masks
+    targets, *_ = shim.step(out, x, labels, request, classes, smoothing, made=made, on_host=n < 20)
+    return targets, dense(labels, partner, weight, classes, smoothing)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("dtype", [*INTEGERS, torch.bool], ids=name_of)
+def test_classes_beside_images(shim, dtype, smoothing):
+    """Any integer type, any stride, more blocks of the one than of the other, and classes that there are not."""
+    for n, classes, step in itertools.product((2, 7, 33), (1, 10, 1000), (1, 3)):
+        labels = (torch.arange(n * step) * 11 % (2 if dtype == torch.bool else 120)).to(dtype)[::step]
+        _, weight = weights_and_partners(n)
+        made = mixed_with_classes(shim, values((n, 1, 4, 8), torch.float32), labels, classes, smoothing, weight=weight)
+        assert shim.kernels() == ["mix"]
+        assert_targets(shim, *made)
+    if dtype != torch.bool:
+        info = torch.iinfo(dtype)
+        odd = [3, 9, 10, 100, info.min, *([2**32 + 3] if info.max > 2**32 else [])]
+        labels = torch.cat([torch.tensor(odd).to(dtype), torch.full((8,), 255, dtype=torch.uint8).view(dtype)[:1]])
+        x = values((len(labels), 1, 4, 8), torch.float32)
+        assert_targets(shim, *mixed_with_classes(shim, x, labels, 10, smoothing))
+
+
+@each_dtype
+@pytest.mark.parametrize("n", [1, 2, 5, 40])
+def test_classes_beside_images_whatever_the_way(shim, dtype, n):
+    """Once, by every kernel that may have them to write; where there is nothing to mix by a launch of their own."""
+    labels, way, taken = torch.arange(n) * 7 % 10, shim.module.Way, set()
+    for pairing, in_place, on_chip, shape in itertools.product(
+        ("roll", "flip", "random"), (True, False), (SHARED, 1), ((n, 2, 4, 16), (n, 1, 3, 5))
+    ):
+        shim.shared_bytes = on_chip
+        made = mixed_with_classes(shim, values(shape, dtype), labels, 10, 0.1, pairing, in_place)
+        assert_targets(shim, *made)
+        taken.add(shim.shape.way)
+        kernels = {way.SLICES: ["mix", "back"], way.NONE: ["target"]}
+        assert shim.kernels() == kernels.get(shim.shape.way, ["mix"])
+    others = {way.ROLL, way.TILE, way.SLICES} if n > 1 else {way.NONE}
+    assert taken == {way.EACH, way.PAIRS, *others}
 
 
 # ---- how much, and how many -----------------------------------------------------------------------------------------
@@ -1323,60 +1573,89 @@ BATCHES = (
 )
 
 
+def shape_of(shim, images, pairing, multiprocessors, on_chip):
+    shim.multiprocessors, shim.shared_bytes = multiprocessors, on_chip
+    return shim.shape_of(images, pairing)
+
+
+@pytest.mark.parametrize("on_chip", [SHARED, 163 * 1024, 227 * 1024, 2048])
 @pytest.mark.parametrize("multiprocessors", [1, 20, H200, 1000])
 @pytest.mark.parametrize("pairing", Pairing, ids=lambda pairing: pairing.name.lower())
-def test_walks_cover_the_batch(shim, pairing, multiprocessors):
-    """Within the scratch that may be used, in blocks that a launch can have, whatever the size."""
+def test_shapes_cover_the_batch(shim, pairing, multiprocessors, on_chip):
+    """Within the memory that there is, and what a thread can have, whatever the size."""
+    way = shim.module.Way
     for (n, shape), dtype, in_place in itertools.product(BATCHES, DTYPES, (True, False)):
-        images = addresses((n, *shape), dtype, in_place)
-        walk = shim.module.plan_walk(images, int(pairing), multiprocessors)
         elements, size = math.prod(shape), dtype.itemsize
-        assert walk.columns * walk.width == elements
-        assert 0 <= walk.tiles * shim.module.THREADS - walk.columns < shim.module.THREADS
-        items = (n + 1) // 2 if pairing == Pairing.FLIP else n
-        assert 0 <= walk.units * walk.span - items < walk.span <= items
-        assert walk.heads == (walk.units > 1 and pairing != Pairing.FLIP)
-        assert walk.staged_bytes == (walk.units * elements * size if walk.heads and in_place else 0)
-        assert walk.staged_bytes <= max(MIB, n * elements * size // 16)
-        if pairing == Pairing.FLIP:
-            assert walk.span <= shim.module.THREADS
+        images = addresses((n, *shape), dtype, in_place)
+        if elements * size // min(16, shape[-1] * size) > 2**31 - 1:
+            with pytest.raises(ValueError, match=r"more than 2\^31 (vectors|elements)"):
+                shape_of(shim, images, pairing, multiprocessors, on_chip)
+            continue
+        chosen = shape_of(shim, images, pairing, multiprocessors, on_chip)
+        vector = chosen.width * size
+        assert chosen.columns * chosen.width == elements
+        assert vector == 16 or chosen.width in (1, 4 // size)
+        if in_place and n == 1:
+            assert chosen.way == way.NONE
+        elif pairing == Pairing.FLIP:
+            assert chosen.way == way.PAIRS
+        elif not in_place:
+            assert chosen.way == way.EACH
+        elif pairing == Pairing.ROLL:
+            assert chosen.way == way.ROLL
+            assert 1 << chosen.log_column <= ROLL_THREADS
+        elif chosen.way == way.TILE:
+            assert chosen.shared_bytes == n * vector << chosen.log_column
+            assert chosen.shared_bytes <= on_chip
+            assert n <= TILE_SAMPLES * (TILE_THREADS >> chosen.log_column)
+            assert 1 << chosen.log_column <= TILE_THREADS
+        else:
+            assert chosen.way == way.SLICES
+            assert 1 <= chosen.slice <= chosen.columns
+            assert chosen.slice * n * vector <= SLICE_BYTES or chosen.slice == 1
+            # A column of 32 bytes of every sample does not fit, or not every thread can have its samples.
+            least = max(1, 32 // vector)
+            assert n * least * vector > on_chip or n * least > TILE_SAMPLES * TILE_THREADS
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 @pytest.mark.parametrize("pairing", Pairing, ids=lambda pairing: pairing.name.lower())
 @pytest.mark.parametrize("shape", [(512, 3, 32, 32), (256, 3, 224, 224), (128, 3, 32, 32), (64, 3, 384, 384)], ids=str)
-def test_walks_fill_the_chip(shim, shape, pairing, dtype):
-    """Two blocks on each multiprocessor of an H200 at least, where there are that many vectors."""
+def test_shapes_fill_the_chip(shim, shape, pairing, dtype):
+    """A block on each multiprocessor of an H200 at least, where there are that many columns of 64 bytes."""
+    n, way = shape[0], shim.module.Way
     for in_place in (True, False):
-        walk = shim.module.plan_walk(addresses(shape, dtype, in_place), int(pairing), H200)
-        vectors = walk.columns * (shape[0] if pairing != Pairing.FLIP else shape[0] // 2)
-        assert walk.tiles * walk.units >= min(2 * H200, vectors // shim.module.THREADS // 2)
-        if shape[0] >= 256:
-            assert walk.tiles * walk.units >= 2 * H200
+        chosen = shape_of(shim, addresses(shape, dtype, in_place), pairing, H200, 227 * 1024)
+        if chosen.way in (way.ROLL, way.TILE):
+            blocks = -(-chosen.columns >> chosen.log_column)
+            assert blocks >= min(H200, chosen.columns * chosen.width * dtype.itemsize // 64)
+            threads = ROLL_THREADS if chosen.way == way.ROLL else TILE_THREADS
+            assert threads >> chosen.log_column <= n  # no thread is idle
+        else:
+            assert chosen.way == (way.PAIRS if pairing == Pairing.FLIP else way.EACH)
 
 
 def test_batches_that_no_launch_can_address(shim):
-    with pytest.raises(ValueError, match=r"more than 2\^31 samples"):
-        shim.module.plan_walk(addresses((2**31, 1, 1, 1), torch.float32), int(Pairing.ROLL), H200)
-    images = addresses((1, 1, 1, 2**43), torch.uint8, in_place=False)
-    plan = shim.plan({"partner": torch.zeros(1, dtype=torch.int64)})
+    for pairing, in_place in itertools.product(Pairing, (True, False)):
+        for shape, message in (
+            ((2**31, 1, 1, 1), r"more than 2\^31 samples"),
+            ((2, 1, 1, 2**31), r"a row of more than 2\^31 elements"),
+            ((2, 2**31, 1, 3), r"a sample of more than 2\^31 vectors"),
+        ):
+            images = addresses(shape, torch.uint8, in_place)
+            with pytest.raises(ValueError, match=message):
+                shim.shape_of(images, pairing)
+            shim.forget()
+            plan = shim.plan({"partner": torch.zeros(1, dtype=torch.int64)}, pairing=pairing)
+            with pytest.raises(ValueError, match=message):
+                shim.module.apply(shim.memory, images, plan, False)
+            assert shim.kernels() == []
+    images = addresses((2**31 - 1, 2**31 - 1, 1, 1), torch.uint8, in_place=False)
+    shim.forget()
+    plan = shim.plan({"partner": torch.zeros(1, dtype=torch.int64)}, pairing=Pairing.ROLL)
     with pytest.raises(ValueError, match="more blocks than one launch can have"):
         shim.module.apply(shim.memory, images, plan, False)
     assert shim.kernels() == []
-
-
-def test_more_columns_than_32_bits(shim):
-    """Where a sample has 2³¹ vectors, their numbers are divided in 64 bits: here so of a sample that has a few."""
-    for layout, name in itertools.product((contiguous, channels_last, stepped), ("GMix-released", "CutMix")):
-        masks = plan_for(METHODS[name], (4, 2, 8, 8), 2, "sample", "roll")
-        before = values((4, 2, 8, 8), torch.float32)
-        x, w = layout(before), weights_of(shim, before, masks)
-        walk = shim.plan_walk((x, x, 2, False), masks[4], span=4, heads=False)
-        assert walk.tiles == 1
-        if walk.width == 1:  # as many as a block has threads
-            walk.columns = 2**31
-        shim.mix_(x, *masks, walk=walk)
-        assert_mixed(x, before, w, masks[0])
 
 
 def far_apart(shape, strides, dtype):
@@ -1411,7 +1690,7 @@ def test_elements_beyond_31_bits(shim, dtype, pairing):
                 shim.watch(f"x {i} {j} {k}", x[i, j, k], writable=in_place)
             if not in_place:
                 shim.watch("out", out, initialised=False)
-            shim.mix_into(out, x, *masks, span=2, fresh=False)
+            shim.mix_into(out, x, *masks, fresh=False)
             assert_mixed(out.clone(), before, w, masks[0])
 
 
@@ -1419,17 +1698,20 @@ def test_elements_beyond_31_bits(shim, dtype, pairing):
 
 
 def test_random_batches(shim):
-    """Whatever plan_walk chooses for sizes, types and chips drawn at random."""
-    random = Random(0)
+    """Whatever shape_of chooses for sizes, types and chips drawn at random: every way."""
+    random, taken = Random(0), set()
     for seed in range(120):
         shape = (random.randint(1, 40), random.randint(1, 6), random.randint(1, 12), random.randint(1, 40))
         name, (per, pairing) = random.choice(list(METHODS)), random.choice(DRAWS)
         dtype, layout = random.choice(DTYPES), random.choice(LAYOUTS)
-        shim.multiprocessors = random.choice((1, 3, 8, H200))
+        shim.multiprocessors, shim.shared_bytes = random.choice((1, 3, 8, H200)), random.choice((SHARED, 4096, 256))
         masks = plan_for(METHODS[name], shape, 2, per, pairing, seed=seed)
         before = values(shape, dtype, seed=seed)
         x, w = layout(before), weights_of(shim, before, masks)
         shim.mix_(x, *masks)
+        taken.add(shim.shape.way)
         assert_mixed(x.clone(), before, w, masks[0])
         if layout is contiguous:
             assert_traffic(shim, x, w, masks)
+    way = shim.module.Way
+    assert taken >= {way.PAIRS, way.ROLL, way.TILE, way.SLICES}
