@@ -418,7 +418,7 @@ def test_diagrams_are_what_the_script_draws(tmp_path):
     draw = module_from_spec(spec)
     spec.loader.exec_module(draw)
     mpl.use("svg")
-    for name in ("way", "cycle", "segments", "floor", "randomness"):
+    for name in ("way", "cycle", "columns", "floor", "randomness"):
         figure = draw.PICTURES[name]()
         figure.savefig(tmp_path / "x.svg")
         drawn, kept = text_of(tmp_path / "x.svg"), text_of(DOCS / "pictures" / f"{name}.svg")

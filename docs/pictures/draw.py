@@ -155,57 +155,43 @@ def cycle() -> Figure:
     return figure
 
 
-def segments() -> Figure:
-    """A long cycle in segments with staged heads."""
+def columns() -> Figure:
+    """A batch in columns, one a block of threads, mixed in place through shared memory."""
     figure, axes = _canvas(9.6, 3.3)
-    n, span, x0, step = 12, 4, 0.5, 0.75
+    partners = [3, 0, 4, 2, 1]
+    x0, y0, wide, high, spread = 1.0, 0.55, 0.62, 0.32, 4
     axes.text(
-        0.15, 3.02, "roll, 12 samples, every 4th is a head: three walks at once instead of one", fontsize=9, color=INK
+        0.15,
+        3.02,
+        f"partner = {tuple(partners)}, in place: every block has a column of all samples",
+        fontsize=9,
+        color=INK,
     )
-    for i in range(n):
-        head = i % span == 0
-        axes.add_patch(
-            Rectangle(
-                (x0 + step * i, 1.3), 0.6, 0.5, facecolor="#fbe3cc" if head else "white", edgecolor=INK, linewidth=1
-            )
-        )
-        axes.text(x0 + step * i + 0.3, 1.55, f"{i}", ha="center", va="center", fontsize=9.5, color=INK)
-    for k in range(n // span):
-        # Roll: the partner of i is i-1, so a walk that begins at head h goes h, h-1, ... down to the head below.
-        head, last = span * k, (span * k - span) % n
-        place = x0 + step * last
-        _box(axes, place - 0.05, 2.2, 0.7, 0.45, f"copy of {last}", face="white", edge=ORANGE, size=7.6)
-        _arrow(axes, (place + 0.3, 1.83), (place + 0.3, 2.17), color=ORANGE)
-        color = (TEAL, "#3b5b92", "#8a4f9e")[k]
-        y = 0.95 - 0.28 * k
-        at = [i % n for i in range(head, head - span, -1)]
-        if k:
-            _arrow(axes, (x0 + step * head + 0.3, y), (x0 + step * (head - span) + 0.42, y), color=color, width=1.8)
-            axes.text(
-                x0 + step * (head - span / 2) + 0.3,
-                y + 0.08,
-                f"walk from {head}",
-                fontsize=7.8,
-                color=color,
-                ha="center",
-            )
-        else:
-            axes.plot([x0 + 0.3, x0 - 0.25], [y, y], color=color, linewidth=1.8)
-            _arrow(axes, (x0 + step * (n - 1) + 0.75, y), (x0 + step * (n - span) + 0.42, y), color=color, width=1.8)
-            axes.text(
-                x0 + step * (n - 2.4) + 0.3,
-                y + 0.08,
-                "walk from 0 (around the end)",
-                fontsize=7.8,
-                color=color,
-                ha="center",
-            )
-        assert len(at) == span
+    for block in range(spread):
+        mine = block == 1
+        x = x0 + block * (wide + 0.1)
+        axes.text(x + wide / 2, 2.5, f"block {block}", ha="center", fontsize=7.8, color=TEAL if mine else GREY)
+        for i in range(len(partners)):
+            face, edge = ("#b9dcd6", INK) if mine else ("white", GREY)
+            place = (x, y0 + high * (len(partners) - 1 - i))
+            axes.add_patch(Rectangle(place, wide, high, facecolor=face, edgecolor=edge, linewidth=1))
+    for i, j in enumerate(partners):
+        y = y0 + high * (len(partners) - 1 - i)
+        axes.text(x0 - 0.1, y + high / 2, f"sample {i}", ha="right", va="center", fontsize=8, color=INK)
+        for x, text, face in ((5.0, f"x[{i}]", "#fbe3cc"), (7.6, f"M·x[{i}] + (1-M)·x[{j}]", "#b9dcd6")):
+            w = 0.9 if x < 6 else 1.85
+            axes.add_patch(Rectangle((x, y), w, high, facecolor=face, edgecolor=INK, linewidth=1))
+            axes.text(x + w / 2, y + high / 2, text, ha="center", va="center", fontsize=8, color=INK)
+    axes.text(5.45, 2.5, "shared memory", ha="center", fontsize=7.8, color=ORANGE)
+    axes.text(8.52, 2.5, "the column", ha="center", fontsize=7.8, color=TEAL)
+    _arrow(axes, (3.95, 1.35), (4.9, 1.35), color=ORANGE, width=1.8)
+    axes.text(4.42, 1.47, "read all", ha="center", fontsize=8, color=ORANGE)
+    _arrow(axes, (6.0, 1.35), (7.5, 1.35), color=TEAL, width=1.8)
+    axes.text(6.75, 1.47, "wait once, write all", ha="center", fontsize=8, color=TEAL)
     axes.text(
         0.15,
         0.1,
-        "A walk writes its samples and stops at the next head, whose old value it takes from the copy: "
-        "the walk that began there may have overwritten it.",
+        "Nothing of a column is written before all of it was read, and no block touches the column of another.",
         fontsize=8.2,
         color=GREY,
     )
@@ -347,7 +333,7 @@ def fourier() -> Figure:
 PICTURES: dict[str, Callable[[], Figure]] = {
     "way": way,
     "cycle": cycle,
-    "segments": segments,
+    "columns": columns,
     "floor": floor,
     "randomness": randomness,
     "masks": masks,
