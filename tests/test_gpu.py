@@ -23,7 +23,7 @@ BACKENDS = [
     for name, reason in WHY_NOT.items()
 ]
 REPLAYS = 100
-# Of a step that draws on the device, its seed drawn already: (plan, heads), (images, targets) by cuda; by triton the
+# Of a step that draws on the device, its seed drawn already: the plan, then images and targets by cuda; by triton the
 # targets in a launch of their own.
 LAUNCHES = {"cuda": 2, "triton": 3}
 # Samples of a plan on the CPU that do not fit a kernel's arguments: of triton's none do but one for the whole batch.
