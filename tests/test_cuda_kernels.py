@@ -63,8 +63,9 @@ H200 = 132  # multiprocessors
 RACE = "race between blocks"
 # What the host program calls its memory.
 PART, GREY, ROWS_OF_A_SPEC = "a part of the images", "the grey images of FMix", "the rows of a spec"
-# Of csrc/cuda/shape.cpp: threads of the blocks that have columns, how many samples each may have, bytes of a part.
-ROLL_THREADS, TILE_THREADS, TILE_SAMPLES, SLICE_BYTES = 256, 512, 32, 16 * MIB
+# Of csrc/cuda/shape.cpp: threads of the blocks that have columns, how many samples each may have; the least bytes of a
+# sample in a column, and the most bytes of a part.
+ROLL_THREADS, TILE_THREADS, TILE_SAMPLES, COLUMN_BYTES, SLICE_BYTES = 256, 512, 32, 32, 16 * MIB
 SHARED = 99 * 1024  # bytes that a block may have where that is least
 
 
@@ -271,19 +272,21 @@ def plan_for(make, shape, spatial, per, pairing, seed=0, **options):
     return plan.partner, plan.masks, int(plan.families), ndim, plan.pairing, plan.per, plan.pixels
 
 
-def other_shapes(shim, x, in_place=True):
-    """What may be otherwise in the shape of the last call: how wide columns are, and ways that serve any partners."""
+def other_shapes(shim, x, pairing, in_place=True):
+    """What may be otherwise in the shape of the last call: how wide columns are, and ways that serve the partners."""
     way, shape, n = shim.module.Way, shim.shape, len(x)
     if shape.way == way.NONE:
         return [{}]
     if not in_place:
-        return [{"way": way.EACH, "by_tile": by_tile} for by_tile in (True, False)]
+        return [{"way": way.EACH, "by_tile": by_tile, "log_column": c} for by_tile in (True, False) for c in (0, 5, 8)]
     column = n * shape.width * x.element_size()
-    fits = [c for c in range(10) if column << c <= shim.shared_bytes and n <= TILE_SAMPLES * (TILE_THREADS >> c)]
+    logs = [c for c in range(10) if shape.columns >> c <= 50 or c >= 8]  # more blocks, or launches, take long here
+    fits = [c for c in logs if column << c <= shim.shared_bytes and n <= TILE_SAMPLES * (TILE_THREADS >> c)]
+    slices = {1 + shape.columns // 20: 2, 1 + shape.columns // 3: 8, shape.columns: 5}
     return [
-        *({"log_column": c} for c in range(9) if shape.way == way.ROLL),
+        *({"way": way.ROLL, "log_column": c} for c in logs if c < 9 and pairing == Pairing.ROLL),
         *({"way": way.TILE, "log_column": c} for c in fits),
-        *({"way": way.SLICES, "slice": s} for s in {1, 1 + shape.columns // 3, shape.columns}),
+        *({"way": way.SLICES, "slice": s, "by_tile": True, "log_column": c} for s, c in slices.items()),
     ]
 
 
@@ -311,7 +314,7 @@ def test_every_dtype_and_layout(shim, name, per, pairing):
         again = layout(x)
         shim.mix_(x, *masks, **how)
         assert alike(x, out)
-        others = other_shapes(shim, x)
+        others = other_shapes(shim, x, masks[4])
         shim.mix_(again, *masks, **how, shape=others[i % len(others)])
         assert alike(again, out)
 
@@ -830,7 +833,7 @@ def test_one_pass(shim, name, per, pairing):
         w = weights_of(shim, before, masks)
         shim.mix(before, *masks)
         assert_traffic(shim, before, w, masks)
-        for other in other_shapes(shim, before, in_place=False):
+        for other in other_shapes(shim, before, pairing, in_place=False):
             shim.mix(before, *masks, shape=other)
             assert_traffic(shim, before, w, masks)
         if dtype in FLOATS:
@@ -847,7 +850,7 @@ def test_one_pass(shim, name, per, pairing):
         elif name == "CutMix":
             touched = (vectors == 0).any(2, keepdim=True).expand(vectors.shape).reshape(shape)
             assert torch.equal(writes, (touched & moved if pairing == "flip" else touched).long())
-        for other in other_shapes(shim, x)[:: 1 + i % 3]:
+        for other in other_shapes(shim, x, masks[4])[:: 1 + i % 3]:
             again = before.clone()
             shim.mix_(again, *masks, shape=other)
             assert_traffic(shim, again, w, masks)
@@ -891,12 +894,12 @@ def test_pixels_of_no_stored_mask_do_not_matter(shim):
 def test_cutmix_touches_only_the_box(shim, dtype, per, pairing):
     """In place, in whole vectors: those that a box touches are written once, and what they are made of is read; by roll
     the samples where spans meet as well."""
-    n = 12
+    n, way = 12, shim.module.Way
     for seed in range(6):
         masks = plan_for(METHODS["CutMix"], (n, 3, 24, 32), 2, per, pairing, seed=seed)
         x = values((n, 3, 24, 32), dtype)
         w = weights_of(shim, x, masks)
-        shim.mix_(x, *masks, shape={"log_column": 8} if pairing == "roll" else None)
+        shim.mix_(x, *masks, shape={"way": way.ROLL, "log_column": 8} if pairing == "roll" else None)
         width = shim.shape.width
         touched = (w == 0).reshape(n, -1, width).any(2)
         ((_, launch),) = shim.launches()
@@ -921,7 +924,7 @@ def test_what_moves_nothing(shim):
             x = before.clone()
             shim.mix_(x, partner, ones, families, *rest)
             assert alike(x, before)
-            if leaves_out(x, shim.shape, families) and pairing != "roll":
+            if leaves_out(x, shim.shape, families) and shim.shape.way != shim.module.Way.ROLL:
                 assert not any(counts.any() for counts in shim.counts("x", x))
             if pairing == "random":
                 shim.mix_(x, torch.arange(n), records, families, *rest)
@@ -992,7 +995,7 @@ def in_every_shape(shim, before, w, masks, **how):
     shim.mix_(x, *masks, **how)
     assert_traffic(shim, x, w, masks)
     assert_mixed(x, before, w, masks[0])
-    for shape in other_shapes(shim, before):
+    for shape in other_shapes(shim, before, masks[4]):
         again = before.clone()
         shim.mix_(again, *masks, **how, shape=shape)
         assert_traffic(shim, again, w, masks)
@@ -1062,7 +1065,7 @@ def test_any_permutation(built, random, n, cycles, on_chip, other, layout, dtype
         assert alike(x, out)
         if layout is contiguous:
             assert_traffic(built, x, w, masks)
-        others = other_shapes(built, x)
+        others = other_shapes(built, x, masks[4])
         shape = others[other % len(others)]
     built.module.set_yield_probability(1 / 32)
 
@@ -1109,7 +1112,7 @@ def test_partners_that_are_no_permutation(shim, partners_given):
             assert_mixed(shim.mix(before, given, *masks), before, w, inside)
             x = before.clone()
             shim.mix_(x, given, *masks)
-            for shape in (None, *other_shapes(shim, before)):
+            for shape in (None, *other_shapes(shim, before, Pairing.RANDOM)):
                 x = before.clone()
                 shim.mix_(x, given, *masks, shape=shape)
                 assert_mixed(x, before, w, inside)
@@ -1607,8 +1610,8 @@ def test_shapes_cover_the_batch(shim, pairing, multiprocessors, on_chip):
             assert chosen.way == way.PAIRS
         elif not in_place:
             assert chosen.way == way.EACH
-        elif pairing == Pairing.ROLL:
-            assert chosen.way == way.ROLL
+        elif chosen.way == way.ROLL:
+            assert pairing == Pairing.ROLL
             assert 1 << chosen.log_column <= ROLL_THREADS
         elif chosen.way == way.TILE:
             assert chosen.shared_bytes == n * vector << chosen.log_column
@@ -1619,8 +1622,8 @@ def test_shapes_cover_the_batch(shim, pairing, multiprocessors, on_chip):
             assert chosen.way == way.SLICES
             assert 1 <= chosen.slice <= chosen.columns
             assert chosen.slice * n * vector <= SLICE_BYTES or chosen.slice == 1
-            # A column of 32 bytes of every sample does not fit, or not every thread can have its samples.
-            least = max(1, 32 // vector)
+            # The narrowest column of every sample does not fit, or not every thread could have its samples.
+            least = max(1, COLUMN_BYTES // vector)
             assert n * least * vector > on_chip or n * least > TILE_SAMPLES * TILE_THREADS
 
 
