@@ -106,9 +106,9 @@ class Shim:
 
     # ---- arguments
 
-    def shape_of(self, images, pairing, **changes):
+    def shape_of(self, images, pairing, families, **changes):
         """The shape that the host program chooses, with what is to be otherwise."""
-        shape = self.module.shape_of(self.chip(), images, int(pairing))
+        shape = self.module.shape_of(self.chip(), images, int(pairing), int(families))
         for name, value in changes.items():
             setattr(shape, name, value)
         if changes and shape.way == self.module.Way.TILE:
@@ -200,7 +200,7 @@ class Shim:
         if shape is None:
             self.shape = self.module.apply(self.memory, images, plan, src is dst or adjoint)
         else:
-            self.shape = self.shape_of(images, pairing, **shape)
+            self.shape = self.shape_of(images, pairing, families, **shape)
             self.module.mix(self.memory, images, plan, self.shape)
 
     def mix_labels(self, labels, partner, weight, num_classes, label_smoothing, on_host=False):

@@ -459,6 +459,15 @@ def assert_masks(shim, plan, size):
     assert (out - expected).abs().max() <= 4 * 2.0**-24
 
 
+def test_every_level(shim):
+    """Of soft masks that are stored: the quotient by 65535, rounded once."""
+    level = torch.arange(2**16)
+    pixels = torch.where(level < 2**15, level, level - 2**16).to(torch.int16)[None]  # by their bits
+    records = packed(torch.tensor([int(Kind.FOURIER)]).int(), torch.zeros(1, 6).int(), torch.zeros(1, 2))
+    out = shim.mask(records, Families.LEVELS, (2**16,), Per.SAMPLE, pixels)
+    assert torch.equal(out[0], level.float() / 65535)
+
+
 # ---- Fourier masks --------------------------------------------------------------------------------------------------
 
 FMIX_SIZES = (
@@ -1132,7 +1141,7 @@ def test_a_column_must_have_one_block(shim, pairing):
     for seed, p in itertools.product(range(8), (0.0, 1 / 32, 1.0)):
         shim.module.seed(seed)
         shim.module.set_yield_probability(p)
-        each = {"way": shim.module.Way.EACH}
+        each = {"way": shim.module.Way.EACH, "log_column": 8}
         with pytest.raises(shim.module.ShimError, match=f"^{RACE}"):
             shim.mix_(x, *masks, shape=each)
         shim.mix(x, *masks, shape=each)  # out of place nobody overwrites what is read
@@ -1582,9 +1591,9 @@ BATCHES = (
 )
 
 
-def shape_of(shim, images, pairing, multiprocessors, on_chip):
+def shape_of(shim, images, pairing, families, multiprocessors, on_chip):
     shim.multiprocessors, shim.shared_bytes = multiprocessors, on_chip
-    return shim.shape_of(images, pairing)
+    return shim.shape_of(images, pairing, families)
 
 
 @pytest.mark.parametrize("on_chip", [SHARED, 163 * 1024, 227 * 1024, 2048])
@@ -1593,17 +1602,20 @@ def shape_of(shim, images, pairing, multiprocessors, on_chip):
 def test_shapes_cover_the_batch(shim, pairing, multiprocessors, on_chip):
     """Within the memory that there is, and what a thread can have, whatever the size."""
     way = shim.module.Way
-    for (n, shape), dtype, in_place in itertools.product(BATCHES, DTYPES, (True, False)):
+    both = Families.BOXES, Families.CUTS
+    for (n, shape), dtype, in_place, families in itertools.product(BATCHES, DTYPES, (True, False), both):
         elements, size = math.prod(shape), dtype.itemsize
         images = addresses((n, *shape), dtype, in_place)
         if elements * size // min(16, shape[-1] * size) > 2**31 - 1:
             with pytest.raises(ValueError, match=r"more than 2\^31 (vectors|elements)"):
-                shape_of(shim, images, pairing, multiprocessors, on_chip)
+                shape_of(shim, images, pairing, families, multiprocessors, on_chip)
             continue
-        chosen = shape_of(shim, images, pairing, multiprocessors, on_chip)
+        chosen = shape_of(shim, images, pairing, families, multiprocessors, on_chip)
         vector = chosen.width * size
         assert chosen.columns * chosen.width == elements
         assert vector == 16 or chosen.width in (1, 4 // size)
+        if chosen.way in (way.EACH, way.SLICES):
+            assert 2 <= chosen.log_column <= 8  # of the 256 threads of a block
         if in_place and n == 1:
             assert chosen.way == way.NONE
         elif pairing == Pairing.FLIP:
@@ -1630,11 +1642,12 @@ def test_shapes_cover_the_batch(shim, pairing, multiprocessors, on_chip):
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 @pytest.mark.parametrize("pairing", Pairing, ids=lambda pairing: pairing.name.lower())
 @pytest.mark.parametrize("shape", [(512, 3, 32, 32), (256, 3, 224, 224), (128, 3, 32, 32), (64, 3, 384, 384)], ids=str)
-def test_shapes_fill_the_chip(shim, shape, pairing, dtype):
+@pytest.mark.parametrize("families", [Families.BOXES, Families.CUTS], ids=["boxes", "cuts"])
+def test_shapes_fill_the_chip(shim, families, shape, pairing, dtype):
     """A block on each multiprocessor of an H200 at least, where there are that many columns of 64 bytes."""
     n, way = shape[0], shim.module.Way
     for in_place in (True, False):
-        chosen = shape_of(shim, addresses(shape, dtype, in_place), pairing, H200, 227 * 1024)
+        chosen = shape_of(shim, addresses(shape, dtype, in_place), pairing, families, H200, 227 * 1024)
         if chosen.way in (way.ROLL, way.TILE):
             blocks = -(-chosen.columns >> chosen.log_column)
             assert blocks >= min(H200, chosen.columns * chosen.width * dtype.itemsize // 64)
@@ -1653,7 +1666,7 @@ def test_batches_that_no_launch_can_address(shim):
         ):
             images = addresses(shape, torch.uint8, in_place)
             with pytest.raises(ValueError, match=message):
-                shim.shape_of(images, pairing)
+                shim.shape_of(images, pairing, Families.BOXES)
             shim.forget()
             plan = shim.plan({"partner": torch.zeros(1, dtype=torch.int64)}, pairing=pairing)
             with pytest.raises(ValueError, match=message):
