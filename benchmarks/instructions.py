@@ -1,0 +1,399 @@
+"""The machine instructions of the CUDA kernels: of what nvcc has built, so that no GPU is needed.
+
+    python -m benchmarks.instructions FILE... [--out TABLE]
+
+FILE is a library, an object, or a cubin; the table is printed, or written as the committed one is (benchmarks/results/
+cuda-instructions.csv, of every architecture that is built ahead; tests/test_instructions.py says how it is made anew).
+
+An instruction counts once, however often it runs. What a vector costs that a thread of a mixing kernel writes is how
+many instructions there are, divided by how many vectors they are for: in a loop those of a turn, elsewhere all of the
+thread. `Share` has these numbers. Stores would not do to divide by: nvcc copies them into branches. What such a kernel
+has for targets, which other blocks write, is counted apart: by the lines of source that nvcc notes (-lineinfo).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import importlib.util
+import math
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from fractions import Fraction
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.common import RESULTS
+from fusedmix.backends import native
+from fusedmix.methods import Families
+
+TABLE = RESULTS / "cuda-instructions.csv"
+
+# ---- What is known of a kernel by its name ---------------------------------------------------------------------------
+
+# Those that mix (csrc/cuda/mix_kernel.h) are NAME<type, elements of a vector, families, ...>.
+MIXING = ("each_kernel", "pairs_kernel", "roll_kernel", "tile_kernel")
+BYTES = {"float": 4, "double": 8, "fusedmix::Half": 2, "fusedmix::BFloat16": 2, "unsigned char": 1}
+# What these are compiled for, and how many instructions a vector of 4-byte, 2-byte, 1-byte elements may then take.
+SETS = {
+    Families.CONSTANTS: "constants",
+    Families.CUTS: "CutMix",
+    Families.CONSTANTS | Families.CUTS | Families.BOXES: "boxes",
+    Families.CONSTANTS | Families.GAUSSIANS: "Gaussians",
+    Families.STORED | Families.LEVELS: "stored",
+    Families(sum(Families)): "all",
+}
+BOUNDS = {
+    "constants": {4: 140, 2: 175, 1: 265},
+    "CutMix": {4: 185, 2: 230, 1: 230},
+    "boxes": {4: 230, 2: 305, 1: 435},
+    "Gaussians": {4: 300, 2: 425, 1: 660},
+    "all": {4: 365, 2: 505, 1: 775},
+}
+
+
+class Share(NamedTuple):
+    """How many vectors the instructions of a thread are for."""
+
+    once: int  # those outside of loops
+    before: int  # those in loops before the barrier
+    after: int  # and after it
+
+
+def share(name: str, masks: str) -> Share:
+    """Of a kernel that mixes, by the numbers that csrc/cuda/mix_kernel.h calls so."""
+    ahead = {"CutMix": 2, "stored": 1, "all": 1}.get(masks, 4)  # kAheadOf
+    if name in ("each_kernel", "pairs_kernel"):
+        return Share(2, 2, 2)  # kEachSamples, and both of a pair; no loop over samples
+    # A thread of a column has four samples or more, but in small batches.
+    return Share(4, 4, ahead) if name == "roll_kernel" else Share(4, ahead, 2)  # kAfter
+
+
+TARGETS = "targets.h"  # in csrc/cuda
+
+# What no kernel has, and what one that mixes has at most.
+LIMITS = {"stack": 0, "local": 0}
+MIXING_LIMITS = {"instructions": 3200, "targets": 150}
+WORDS = {
+    "stack": "bytes of stack",
+    "local": "accesses to local memory",
+    "instructions": "instructions",
+    "targets": "instructions for targets",
+    "per_vector": "instructions a vector",
+}
+
+
+class Exempt(NamedTuple):
+    """Kernels that may exceed limits: by how much, and why."""
+
+    kernels: str  # a pattern for "sm_90 each_kernel<...>"
+    limits: dict[str, int]
+    reason: str
+
+
+EXEMPT: tuple[Exempt, ...] = ()
+
+# ---- What is known of an architecture: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"
+
+REGISTERS = 65536  # of a multiprocessor, all of them
+RESERVED = 1024  # bytes of shared memory that each block takes beside its own
+
+
+@dataclass(frozen=True)
+class Multiprocessor:
+    threads: int
+    blocks: int
+    shared: int  # bytes
+
+
+MULTIPROCESSORS = {
+    "80": Multiprocessor(2048, 32, 164 * 1024),
+    "86": Multiprocessor(1536, 16, 100 * 1024),
+    "89": Multiprocessor(1536, 24, 100 * 1024),
+    "90": Multiprocessor(2048, 32, 228 * 1024),
+    "100": Multiprocessor(2048, 32, 228 * 1024),
+    "120": Multiprocessor(1536, 24, 100 * 1024),
+}
+
+
+def blocks_that_fit(arch: str, threads: int, registers: int, shared: int) -> int:
+    """How many blocks a multiprocessor holds at a time, if they are given no dynamic shared memory."""
+    limit = MULTIPROCESSORS[arch]
+    warps = -(-threads // 32)
+    # Registers are handed out to warps by 256, and each quarter of a multiprocessor has its own.
+    of_quarter = REGISTERS // 4 // max(256, -(-registers * 32 // 256) * 256)
+    of_shared = limit.shared // (-(-shared // 128) * 128 + RESERVED)
+    return min(limit.threads // 32 // warps, 4 * of_quarter // warps, of_shared, limit.blocks)
+
+
+# ---- Counting --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Count:
+    """A kernel, as it is for one architecture. Bytes of stack and of shared memory are static ones."""
+
+    arch: str
+    kernel: str
+    masks: str  # that it has code for; empty: it does not mix
+    threads: int  # of a block
+    instructions: int
+    targets: int  # of them, for targets
+    in_loops: int  # of the others, those of loops before the barrier
+    after: int  # and after it
+    per_vector: int  # rounded up
+    branches: int
+    loads: int  # of 16 bytes, of global memory
+    stores: int
+    registers: int
+    stack: int
+    local: int  # instructions that access local memory: what is spilled, and arrays
+    shared: int
+    blocks: int  # that fit on a multiprocessor
+    reason: str  # why it exceeds a limit
+
+    @property
+    def name(self) -> str:
+        return f"sm_{self.arch} {self.kernel}"
+
+    @property
+    def own_limits(self) -> dict[str, int]:
+        """The most that it may have, whatever exempts it."""
+        name, _, parameters = self.kernel.rstrip(">").partition("<")
+        if name not in MIXING:
+            return LIMITS
+        limits = LIMITS | MIXING_LIMITS
+        # Not of stored masks, nor of float64 and the adjoint, which computes in it.
+        bound = BOUNDS.get(self.masks, {}).get(BYTES[parameters.split(", ")[0]])
+        if bound is not None and not parameters.endswith("true"):
+            limits["per_vector"] = bound
+        return limits
+
+
+class ToolError(RuntimeError):
+    """A tool of NVIDIA's is not here, or cannot read a file."""
+
+
+def _tool(name: str) -> str:
+    """A disassembler: in the triton package, which brings them, or beside nvcc."""
+    found = importlib.util.find_spec("triton")
+    folders = [Path(place, "backends/nvidia/bin") for place in (found and found.submodule_search_locations) or ()]
+    with contextlib.suppress(native.BuildError):
+        folders.append(Path(native._nvcc()).parent)
+    for folder in (*map(str, folders), None):
+        if path := shutil.which(name, path=folder):
+            return path
+    raise ToolError(f"{name} is not found: it comes with the triton package, and with CUDA")
+
+
+def check_tools() -> None:
+    """Raises ToolError if something that is needed is not here."""
+    for name in ("cuobjdump", "nvdisasm"):
+        _tool(name)
+
+
+def _run(*command: str | Path, folder: Path | None = None, text: str | None = None) -> str:
+    done = subprocess.run(command, cwd=folder, input=text, capture_output=True, encoding="utf-8", errors="replace")
+    if done.returncode != 0:
+        raise ToolError(f"{' '.join(map(str, command))}: {(done.stderr or done.stdout).strip()}")
+    return done.stdout
+
+
+def extract(file: Path, folder: Path) -> list[Path]:
+    """Writes the cubins of a library or an object, as NAME.sm_90.cubin."""
+    _run(_tool("cuobjdump"), "-xelf", "all", file, folder=folder)
+    if not (made := sorted(folder.glob("*.cubin"))):
+        raise ToolError(f"{file} holds no code of a GPU")
+    return made
+
+
+def read(files: Iterable[Path]) -> tuple[list[Count], str]:
+    """Counts of all kernels, and the version of ptxas that made them ("several" if files differ).
+
+    Raises:
+        ToolError: the disassemblers are not here, or find no kernels in a file.
+    """
+    counts: list[Count] = []
+    versions = set()
+    for file in map(Path.absolute, files):
+        with tempfile.TemporaryDirectory() as scratch:
+            for cubin in [file] if file.suffix == ".cubin" else extract(file, Path(scratch)):
+                sizes = _run(_tool("cuobjdump"), "-elf", "-res-usage", cubin)
+                code = _run(_tool("nvdisasm"), "-c", "-gi", cubin)
+                made, version = parse(sizes, code)
+                counts += made
+                versions.add(version)
+    counts.sort(key=lambda count: (int(count.arch), count.kernel))
+    return counts, versions.pop() if len(versions) == 1 else "several"
+
+
+def parse(sizes: str, code: str) -> tuple[list[Count], str]:
+    """The same, of what is said of one cubin: by cuobjdump (-elf -res-usage) and by nvdisasm (-c -gi)."""
+    arch = re.search(r" ELF: .*\bsm=(\d+)", sizes)[1]
+    version = re.search(r"Tool Version:.* V([\d.]+)", sizes)
+    threads = {}
+    for symbol, notes in re.findall(r"^\.nv\.info\.(\S+)\n(.*?)(?=^\.)", sizes, re.MULTILINE | re.DOTALL):
+        if most := re.search(r"EIATTR_MAX_THREADS\n.*\n\s+Value:\s+(\w+) (\w+) (\w+)", notes):
+            threads[symbol] = math.prod(int(word, 16) for word in most.groups())
+    used = {
+        symbol: {word: int(n) for word, n in re.findall(r"(\w+):(\d+)", line)}
+        for symbol, line in re.findall(r"^ Function (\S+):\n\s+(REG:.*)", sizes, re.MULTILINE)
+    }
+    bodies = dict(re.findall(r"^\.text\.(\S+):\n(.*?)(?=^\t\.section|\Z)", code, re.MULTILINE | re.DOTALL))
+    names = _demangled(list(bodies))
+    return [
+        _count(arch, names[symbol], _instructions(body), threads[symbol], used[symbol])
+        for symbol, body in bodies.items()
+    ], version[1] if version else "unknown"
+
+
+class Instruction(NamedTuple):
+    opcode: str
+    modifiers: tuple[str, ...]
+    for_targets: bool
+    in_loop: bool
+
+
+def _instructions(body: str) -> list[Instruction]:
+    found: list[Instruction] = []
+    labels: dict[str, int] = {}
+    loops = []
+    for_targets = marked = False
+    for line in body.splitlines():
+        if label := re.match(r"(\.L\w+):", line):
+            labels[label[1]] = len(found)
+        elif mark := re.match(r"\s+//## File (.*)", line):
+            # Several lines before an instruction: where it stands, and where that is inlined.
+            for_targets = (marked and for_targets) or f'/{TARGETS}"' in mark[1]
+            marked = True
+        elif instruction := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([\w.]+)(.*)", line):
+            opcode, *modifiers = instruction[1].split(".")
+            to = re.search(r"`\((\.L\w+)\)", instruction[2])
+            if opcode == "BRA" and to and labels.get(to[1], len(found)) < len(found):
+                loops.append((labels[to[1]], len(found)))
+            found.append(Instruction(opcode, tuple(modifiers), for_targets, in_loop=False))
+            marked = False
+    while found and found[-1].opcode in ("BRA", "NOP"):  # what fills a kernel up behind its end
+        found.pop()
+    return [
+        instruction._replace(in_loop=any(first <= n <= last for first, last in loops))
+        for n, instruction in enumerate(found)
+    ]
+
+
+def _count(arch: str, kernel: str, instructions: list[Instruction], threads: int, used: dict[str, int]) -> Count:
+    def number(*names: str, wide: bool = False) -> int:
+        return sum(i.opcode in names and (not wide or "128" in i.modifiers) for i in instructions)
+
+    name, _, parameters = kernel.rstrip(">").partition("<")
+    mixes = name in MIXING
+    masks = SETS[Families(int(parameters.split(", ")[2]))] if mixes else ""
+    mixing = [i for i in instructions if mixes and not i.for_targets]
+    wait = next((n for n, i in enumerate(mixing) if i.opcode == "BAR"), len(mixing))
+    before, after = (sum(i.in_loop for i in part) for part in (mixing[:wait], mixing[wait:]))
+    per_vector = Fraction()
+    if mixes:
+        of = share(name, masks)
+        numbers = (len(mixing) - before - after, before, after)
+        per_vector = sum((Fraction(*pair) for pair in zip(numbers, of, strict=True)), Fraction())
+    shared = used["SHARED"]
+    if int(arch) >= 90:  # of these cuobjdump counts what is reserved, where anything is used
+        shared = max(0, shared - RESERVED)
+    return Count(
+        arch=arch,
+        kernel=kernel,
+        masks=masks,
+        threads=threads,
+        instructions=len(instructions),
+        targets=len(instructions) - len(mixing) if mixes else 0,
+        in_loops=before,
+        after=after,
+        per_vector=math.ceil(per_vector),
+        branches=number("BRA", "BRX", "JMP", "JMX", "CALL"),
+        loads=number("LD", "LDG", wide=True),
+        stores=number("ST", "STG", wide=True),
+        registers=used["REG"],
+        stack=used["STACK"],
+        local=number("LDL", "STL"),
+        shared=shared,
+        blocks=blocks_that_fit(arch, threads, used["REG"], shared),
+        reason="; ".join(exempt.reason for exempt in EXEMPT if re.fullmatch(exempt.kernels, f"sm_{arch} {kernel}")),
+    )
+
+
+def _demangled(symbols: Sequence[str]) -> dict[str, str]:
+    """Their names in C++, without namespaces of our own and without parameters."""
+    said = _run("c++filt", text="\n".join(symbols))
+    return {symbol: short(name) for symbol, name in zip(symbols, said.splitlines(), strict=True)}
+
+
+def short(name: str) -> str:
+    """The name of a kernel alone."""
+    name = re.sub(r"^void |fusedmix::cuda::|\(anonymous namespace\)::", "", name)
+    return re.sub(r"\((?!\w+\)\d)[^()]*\)$", "", name)  # the last parentheses, unless they are a cast: (Way)3
+
+
+# ---- The table -------------------------------------------------------------------------------------------------------
+
+
+def write(path: Path, counts: Sequence[Count], version: str) -> None:
+    """A line with the compiler, then CSV."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        file.write(f"# ptxas {version}\n")
+        writer = csv.DictWriter(file, [field.name for field in fields(Count)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(map(asdict, counts))
+
+
+def committed(path: Path = TABLE) -> tuple[list[Count], str]:
+    """What was written."""
+    with path.open(newline="", encoding="utf-8") as file:
+        version = file.readline().removeprefix("# ptxas ").strip()
+        texts = ("arch", "kernel", "masks", "reason")
+        rows = [{k: v if k in texts else int(v) for k, v in row.items()} for row in csv.DictReader(file)]
+    return [Count(**row) for row in rows], version
+
+
+def faults(counts: Iterable[Count]) -> Iterator[str]:
+    """What is beyond a limit."""
+    for count in counts:
+        limits = dict(count.own_limits)
+        for exempt in EXEMPT:
+            if re.fullmatch(exempt.kernels, count.name):
+                limits |= exempt.limits
+        for field, limit in limits.items():
+            if (found := getattr(count, field)) > limit:
+                yield f"{count.name}: {found} {WORDS[field]}, at most {limit}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    parser.add_argument("--out", type=Path, help="write the table there")
+    given = parser.parse_args(arguments)
+    try:
+        counts, version = read(given.files)
+    except ToolError as error:
+        print(error, file=sys.stderr)
+        return 1
+    if given.out is not None:
+        write(given.out, counts, version)
+    else:
+        columns = [field.name for field in fields(Count)]
+        rows = [columns, *([str(getattr(count, column)) for column in columns] for count in counts)]
+        widths = [max(len(row[n]) for row in rows) for n in range(len(columns))]
+        for row in rows:
+            print("  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip())
+    for fault in (found := list(faults(counts))):
+        print(fault, file=sys.stderr)
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
