@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from random import Random
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -289,47 +290,107 @@ def test_blocks_race_whichever_comes_first(shim):
     assert said == {"writes what", "reads what"}
 
 
-def races(script):
-    """The kinds of races in a script of accesses (blocks, threads, steps): of all pairs, by definition."""
-    accesses = [
-        (block, thread, step // 2, range(offset, offset + width), writes)
-        for (block, thread, step), (width, offset, writes) in script.items()
-    ]
-    return {
-        "race within a block" if a[0] == b[0] else "race between blocks"
-        for a, b in itertools.combinations(accesses, 2)
-        if (a[4] or b[4]) and set(a[3]) & set(b[3]) and (a[0] != b[0] or (a[1] != b[1] and a[2] == b[2]))
-    }
+class Access(NamedTuple):
+    block: int
+    thread: int
+    step: int  # every other one ends at a barrier
+    bytes: range
+    writes: bool
+    waits: bool
+
+    def conflicts(self, other):
+        return (self.writes or other.writes) and bool(set(self.bytes) & set(other.bytes))
 
 
-def test_all_races_and_nothing_else(shim):
-    """Random kernels of 2 x 3 threads with up to four accesses each to a few bytes."""
+def faults(script, exchanged=False):
+    """The kinds of faults in a script of accesses: of all pairs, by definition."""
+    found = set()
+    for a, b in filter(lambda pair: pair[0].conflicts(pair[1]), itertools.combinations(script, 2)):
+        first = min(a, b, key=lambda access: access.step)
+        if a.block != b.block:
+            found.add("race between blocks")
+        elif a.thread != b.thread and a.step // 2 == b.step // 2:
+            found.add("race within a block")
+        elif exchanged and first.writes:
+            found.add("exchange")
+    return found
+
+
+def too_early(script, before):
+    """Whether a thread touches what the launch before writes, or writes what it reads, and has not waited."""
+    return any(
+        now.conflicts(then) and not any(a.waits and a.step <= now.step for a in script if a[:2] == now[:2])
+        for now in script
+        for then in before
+    )
+
+
+# Random kernels of 2 x 3 threads with up to four accesses each to a few bytes.
+PLACES = [range(2), range(3), range(4)]  # blocks, threads, steps
+
+
+def draw_script(random, busy, writing, size):
+    script = []
+    for at in itertools.product(*PLACES):
+        if random.random() < busy:
+            width = random.choice([1, 2])
+            offset = width * random.randrange(size // width)
+            script.append(Access(*at, range(offset, offset + width), random.random() < writing, random.random() < 0.3))
+    return script
+
+
+def said_of(shim, script, out, dependent=False):
+    """What the shim says is wrong with a script: the first words."""
+    codes = torch.zeros([len(numbers) for numbers in PLACES], dtype=torch.int32)
+    for access in script:
+        code = len(access.bytes) + 16 * access.bytes[0] + 256 * access.writes + 512 * access.waits
+        codes[access.block, access.thread, access.step] = code
+    try:
+        shim.run_script(codes.data_ptr(), out.data_ptr(), *codes.shape, dependent)
+    except shim.ShimError as error:
+        return str(error).split(":")[0]
+    return None
+
+
+@pytest.mark.parametrize("exchanged", [False, True])
+def test_all_races_and_nothing_else(shim, exchanged):
     random = Random(0)
-    blocks, threads, steps = 2, 3, 4
+    out = torch.zeros(16, dtype=torch.uint8)
+    shim.watch(out.data_ptr(), out.nbytes, "out")
+    if exchanged:
+        shim.exchange("out")
+    found = Counter()
+    for seed in range(4000):
+        busy, writing, size = random.choice([0.2, 0.5, 0.9]), random.choice([0.1, 0.3]), random.choice([2, 4, 16])
+        script = draw_script(random, busy, writing, size)
+        shim.seed(seed)
+        shim.set_yield_probability(random.choice(YIELDS))
+        said = said_of(shim, script, out)
+        assert said in (faults(script, exchanged) or {None}), script
+        found[said] += 1
+    kinds = [None, "race within a block", "race between blocks", *(["exchange"] if exchanged else [])]
+    assert min(found[kind] for kind in kinds) > 50
+
+
+def test_all_that_is_too_early_and_nothing_else(shim):
+    """A launch without faults of its own, and one that begins before it has ended."""
+    random = Random(0)
     out = torch.zeros(16, dtype=torch.uint8)
     shim.watch(out.data_ptr(), out.nbytes, "out")
     found = Counter()
-    for seed in range(4000):
-        script = {}
-        busy, writing, size = random.choice([0.2, 0.5, 0.9]), random.choice([0.1, 0.3]), random.choice([2, 4, 16])
-        for at in itertools.product(range(blocks), range(threads), range(steps)):
-            if random.random() < busy:
-                width = random.choice([1, 2])
-                script[at] = width, width * random.randrange(size // width), random.random() < writing
-        codes = torch.zeros(blocks, threads, steps, dtype=torch.int32)
-        for at, (width, offset, writes) in script.items():
-            codes[at] = width + 16 * offset + 256 * writes
-        expected = races(script)
+    for seed in range(3000):
+        before, script = (
+            draw_script(random, random.choice([0.05, 0.2]), writing=random.choice([0.0, 0.2]), size=16)
+            for _ in range(2)
+        )
+        if faults(before) or faults(script):
+            continue
         shim.seed(seed)
-        shim.set_yield_probability(random.choice(YIELDS))
-        try:
-            shim.run_script(codes.data_ptr(), out.data_ptr(), blocks, threads, steps)
-            said = None
-        except shim.ShimError as error:
-            said = str(error).split(":")[0]
-        assert said in (expected or {None}), script
-        found[said] += 1
-    assert min(found[kind] for kind in (None, "race within a block", "race between blocks")) > 50
+        assert said_of(shim, before, out) is None
+        early = too_early(script, before)
+        assert said_of(shim, script, out, dependent=True) == ("no wait" if early else None), (before, script)
+        found[early] += 1
+    assert min(found[True], found[False]) > 50
 
 
 def test_order_is_a_function_of_the_seed(shim):

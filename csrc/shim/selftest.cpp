@@ -29,6 +29,7 @@ struct Script {
   const int32_t* script;
   uint8_t* out;
   int64_t threads, steps;
+  bool lets_next;
 };
 
 // n is the number of floats in each buffer.
@@ -142,15 +143,18 @@ FUSEDMIX_DEVICE void read_or_write(T* at, bool writes) {
   }
 }
 
-// Each step of a thread's script is width + 16 * offset (+ 256 if it writes), or 0; every other one ends at a barrier.
-// The script itself is read behind the shim's back.
+// Each step of a thread's script is width + 16 * offset (+ 256 if it writes), or 0; + 512: it waits first. Every other one
+// ends at a barrier. The script itself is read behind the shim's back.
 FUSEDMIX_KERNEL(128) scripted(FUSEDMIX_ARGS(Script, args)) {
+  if (args.lets_next) let_next_start();
   for (int64_t step = 0; step < args.steps; ++step) {
     const int32_t code = args.script[(block() * args.threads + thread()) * args.steps + step];
     uint8_t* const at = args.out + (code / 16) % 16;
     const int32_t width = code % 16;
-    if (width == 1) read_or_write(at, code >= 256);
-    if (width == 2) read_or_write(reinterpret_cast<uint16_t*>(at), code >= 256);
+    const bool writes = code / 256 % 2 == 1;
+    if (code / 512 % 2 == 1) wait_for_plan();
+    if (width == 1) read_or_write(at, writes);
+    if (width == 2) read_or_write(reinterpret_cast<uint16_t*>(at), writes);
     if (step % 2 == 1) sync();
   }
 }
@@ -439,9 +443,10 @@ void run(const std::string& kernel, int64_t blocks, int threads, uintptr_t in, u
   start(kKernels.at(kernel), blocks, threads, nullptr, args, shared_bytes);
 }
 
-void run_script(uintptr_t script, uintptr_t out, int64_t blocks, int threads, int64_t steps) {
-  const Script args{reinterpret_cast<const int32_t*>(script), reinterpret_cast<uint8_t*>(out), threads, steps};
-  launch(scripted, blocks, threads, nullptr, args);
+void run_script(uintptr_t script, uintptr_t out, int64_t blocks, int threads, int64_t steps, bool dependent) {
+  const Script args{reinterpret_cast<const int32_t*>(script), reinterpret_cast<uint8_t*>(out), threads, steps, !dependent};
+  const auto start = dependent ? fusedmix::device::launch_dependent<Script> : launch<Script>;
+  start(scripted, blocks, threads, nullptr, args, 0);
 }
 
 }  // namespace
