@@ -104,7 +104,7 @@ Loops loops_of(const Layout& layout, ElementType type, const Shape& shape) {
 }
 
 int launch(const Images& images, const Shape& shape, const MixArgs& args, Way way, int threads, void* stream) {
-  const int64_t blocks = launchable(args.mix_blocks + divide_up(args.targets.entries, threads * kTargetsPerThread));
+  const int64_t blocks = launchable(args.mix_blocks + divide_up(args.targets.entries, threads));
   const Launch l{args, way, images.adjoint, blocks, way == Way::kTile ? shape.shared_bytes : 0, stream};
   switch (images.type) {
     case ElementType::kFloat32: return launch_mix<float>(l, shape.width);
