@@ -41,19 +41,22 @@ struct Gaussian : Family {
 
   // The weight is the mean of the mask, which is separable: Σ exp(-rate·d²) along every axis.
   FUSEDMIX_HD Sums sums(const Extent& extent, int lane, int lanes) const {
-    return sums_along(rate, 0.0, centre, extent, lane, lanes);
+    return sums_along(rate, centre, extent, lane, lanes, [](double d) { return d; });
   }
   FUSEDMIX_HD double weight(const Sums& sums, const Extent& extent) const {
     return is_complement() ? 1.0 - mean(sums, extent) : mean(sums, extent);
   }
-  // Of a Gaussian around a square; of one around a point the radius is 0.
-  FUSEDMIX_HD static Sums sums_along(double rate, double radius, const int32_t* centre, const Extent& extent, int lane, int lanes) {
+  // Of a Gaussian whose distances are e(d), d being that to the centre.
+  template <class E>
+  FUSEDMIX_HD static Sums sums_along(double rate, const int32_t* centre, const Extent& extent, int lane, int lanes, const E& e) {
     Sums found{};
     for (int axis = 0; axis < 3; ++axis) {
+      double sum = 0.0;
       for (int64_t c = lane; c < extent.size[axis]; c += lanes) {
-        const double d = fmax(fabs(static_cast<double>(c - centre[axis])) - radius, 0.0);
-        found.part[axis] += exp(-rate * (d * d));
+        const double d = e(static_cast<double>(c - centre[axis]));
+        sum += exp(-rate * (d * d));
       }
+      found.part[axis] = sum;
     }
     return found;
   }

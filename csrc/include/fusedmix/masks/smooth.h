@@ -70,11 +70,15 @@ struct Smooth : Family {
 
   // The weight is the mean of the mask: a square is separable.
   FUSEDMIX_HD Sums sums(const Extent& extent, int lane, int lanes) const {
-    if (kind == kSmoothSquare) return Gaussian::sums_along(rate, radius, centre, extent, lane, lanes);
+    const double r = radius;
+    const auto outside = [r](double d) { return d > r ? d - r : 0.0; };  // fmax is a call on the CPU
+    if (kind == kSmoothSquare) {
+      return Gaussian::sums_along(rate, centre, extent, lane, lanes, [=](double d) { return outside(fabs(d)); });
+    }
     return sum_of_pixels(extent, lane, lanes, [&](int64_t z, int64_t y, int64_t x) {
       const double dz = static_cast<double>(z - centre[0]), dy = static_cast<double>(y - centre[1]);
       const double dx = static_cast<double>(x - centre[2]);
-      const double e = fmax(sqrt(dz * dz + dy * dy + dx * dx) - static_cast<double>(radius), 0.0);
+      const double e = outside(sqrt(dz * dz + dy * dy + dx * dx));
       return exp(-static_cast<double>(rate) * (e * e));
     });
   }
