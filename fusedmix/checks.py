@@ -19,7 +19,8 @@ from fusedmix.masks.family import WORDS
 from fusedmix.methods import Families, Kind, Per
 from fusedmix.plan import MixPlan
 
-IMAGE_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.uint8)
+FLOATING_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+IMAGE_DTYPES = (*FLOATING_DTYPES, torch.uint8)
 INTEGER_DTYPES = (
     torch.int64,
     torch.int32,
@@ -39,6 +40,7 @@ _PARTS: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
     "masks": (torch.int32, (WORDS,)),
 }
 _EVERY = sum(int(part) for part in Families)
+_FITS = "_fits"  # in a plan whose parts belong together: of how many samples
 _WHOLE_BATCH = "A plan is for a whole batch and cannot be cut: mix the whole batch, then split what comes out."
 
 
@@ -71,7 +73,7 @@ def names(dtypes: Sequence[torch.dtype]) -> str:
 
 def number(name: str, x: Any, low: float = -math.inf, high: float = math.inf, *, open_low: bool = False) -> float:
     """`x` as a float in [low, high], or (low, high] if open_low."""
-    if isinstance(x, bool) or not isinstance(x, numbers.Real):
+    if type(x) is not float and (isinstance(x, bool) or not isinstance(x, numbers.Real)):
         raise TypeError(f"{name} must be a number, but got {x!r} of type {type(x).__name__}.")
     value = float(x)
     finite = -math.inf < value < math.inf  # math.isfinite does not take torch.compile's symbolic floats
@@ -88,7 +90,7 @@ def number(name: str, x: Any, low: float = -math.inf, high: float = math.inf, *,
 
 def integer(name: str, x: Any, low: int, high: int | None = None) -> int:
     """`x` as an int of at least `low` and at most `high`. Symbolic ints of torch.compile pass as they are."""
-    if isinstance(x, bool) or not isinstance(x, (numbers.Integral, torch.SymInt)):
+    if type(x) is not int and (isinstance(x, bool) or not isinstance(x, (numbers.Integral, torch.SymInt))):
         raise TypeError(f"{name} must be an int, but got {x!r} of type {type(x).__name__}.")
     if x < low or (high is not None and x > high):  # type: ignore[operator]
         allowed = f">= {low}" if high is None else f"in [{low}, {high}]"
@@ -181,7 +183,7 @@ def dense(name: str, x: Tensor) -> Tensor:
     """`x`, if it is neither sparse, nested, quantized nor masked."""
     if x.is_nested:
         came = "a nested tensor"
-    elif isinstance(x, torch.masked.MaskedTensor):
+    elif type(x) is not Tensor and isinstance(x, torch.masked.MaskedTensor):
         came = "a MaskedTensor"
     elif x.layout is not torch.strided:
         came = f"one of layout {x.layout}"
@@ -217,7 +219,7 @@ def labels(x: Any, num_classes: int | None, width: str = "num_classes") -> Tenso
     if x.ndim == 1 and x.dtype not in INTEGER_DTYPES:
         raise ValueError(f"1D labels must have one of the dtypes {names(INTEGER_DTYPES)}, but got {x.dtype}.")
     if x.is_floating_point() and x.dtype not in IMAGE_DTYPES:
-        raise ValueError(f"Soft labels must have one of the dtypes {names(IMAGE_DTYPES[:4])}, but got {x.dtype}.")
+        raise ValueError(f"Soft labels must have one of the dtypes {names(FLOATING_DTYPES)}, but got {x.dtype}.")
     if x.ndim == 2 and x.shape[1] == 1 and num_classes != 1 and x.dtype in INTEGER_DTYPES:
         raise ValueError(
             f"labels of shape {tuple(x.shape)} and dtype {x.dtype} would be taken for soft labels of a single class. "
@@ -275,15 +277,19 @@ def pixels(
 def same_batch(name: str, x: Tensor, plan: Any) -> None:
     """Raises unless `plan` is a plan for as many samples as `x` has, and its parts belong together.
 
-    What the parts hold is checked on the CPU by the operators, and by `partners` where none is called.
+    What the parts hold is checked on the CPU by the operators, and by `partners` where none is called. That the parts
+    of a plan there belong together is found once: a step asks for the images, the labels and the logits.
     """
     if not isinstance(plan, MixPlan):
         raise TypeError(f"plan must be a MixPlan, but got {type(plan).__name__}.")
-    if not isinstance(plan.families, Families):
-        raise TypeError(f"plan.families must be of fusedmix.methods.Families, but got {plan.families!r}.")
     if x.ndim < 1:
         raise ValueError(f"{name} must have a batch dim, but got a tensor of shape {tuple(x.shape)}.")
-    batch_size, device = x.shape[0], plan.partner.device
+    batch_size, compiling = x.shape[0], torch.compiler.is_compiling()
+    if not compiling and vars(plan).get(_FITS) == batch_size:
+        return
+    if not isinstance(plan.families, Families):
+        raise TypeError(f"plan.families must be of fusedmix.methods.Families, but got {plan.families!r}.")
+    device = plan.partner.device
     for part_name, (dtype, rest) in _PARTS.items():
         t = getattr(plan, part_name)
         if t.dtype != dtype or t.shape != (batch_size, *rest) or t.device != device:
@@ -294,6 +300,8 @@ def same_batch(name: str, x: Tensor, plan: Any) -> None:
         if device.type != "cpu":  # where operators take what they find
             partners(plan.partner)
             records(plan.masks, int(plan.families), stored=plan.pixels is not None)
+        elif not compiling:
+            vars(plan)[_FITS] = batch_size
         return
     sizes = {getattr(plan, part_name).shape[:1] for part_name in _PARTS}
     if len(sizes) == 1 and plan.partner.ndim and x.shape[0] != plan.batch_size:
@@ -368,11 +376,12 @@ def class_range(labels: Tensor, num_classes: int, name: str = "labels", *, ignor
     if labels.device.type != "cpu" and os.environ.get("FUSEDMIX_CHECK_LABELS") != "1":
         return
     labels = _unwrapped(labels).long()
-    if ignore_index is not None:
+    low, high = (int(v) for v in labels.aminmax())
+    if ignore_index in (low, high):  # if it is an extreme it may be outside; looked for only then, which takes longer
         labels = labels[labels != ignore_index]
         if labels.numel() == 0:
             return
-    low, high = (int(v) for v in labels.aminmax())
+        low, high = (int(v) for v in labels.aminmax())
     if low < 0 or high >= num_classes:
         raise ValueError(
             f"{name} must be in [0, num_classes) = [0, {num_classes}), but got {low if low < 0 else high}."
@@ -391,6 +400,8 @@ def writable(name: str, x: Tensor) -> None:
             f"{name} cannot be mixed in place: it is a negated view, as the imaginary part of a conjugate is. "
             "Use fusedmix.mix (inplace=False), or x.resolve_neg()."
         )
+    if x.is_contiguous():  # a tenth of the time of what follows
+        return
     # Sorted by stride, each dim must step over all that the smaller ones span.
     span = 0
     for stride, side in sorted((st, si) for st, si in zip(x.stride(), x.shape, strict=True) if si > 1):

@@ -139,7 +139,7 @@ class EmbedMix(MixUp):
             if not numbers:
                 self._check_labels(labels)
             elif labels.dtype not in checks.IMAGE_DTYPES:
-                dtypes = checks.names(checks.IMAGE_DTYPES[:4])
+                dtypes = checks.names(checks.FLOATING_DTYPES)
                 raise ValueError(
                     f"Labels that are numbers must have one of the dtypes {dtypes}, but got {labels.dtype}."
                 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -94,13 +95,30 @@ def mix_labels(
     classes = checks.dense_labels(labels, num_classes)
     label_smoothing = checks.number("label_smoothing", label_smoothing, 0.0, 1.0)
     checks.same_batch("labels", labels, plan)
-    labels = in_range(labels, classes)
-    operators = backends.operators(labels.device.type, backend)
+    operators = operators_for(labels, backend)
     plan = beside(plan, labels)
     if tracked(labels, plan.weight):  # rare enough (distillation) to be left to autograd
         checks.partners(plan.partner)
         return reference.mix_labels(labels, plan.partner, plan.weight, classes, label_smoothing)
-    return operators.mix_labels(labels, plan.partner, plan.weight, classes, label_smoothing)
+    return of_classes(
+        lambda y: operators.mix_labels(y, plan.partner, plan.weight, classes, label_smoothing), labels, classes
+    )
+
+
+def of_classes(operator: Callable[[Tensor], Tensor], labels: Tensor, num_classes: int) -> Tensor:
+    """operator(labels), of an operator that on the CPU refuses classes out of range itself: to look before it would
+    take as long as its work on a small batch.
+
+    Raises:
+        ValueError: as `in_range`.
+    """
+    if torch.compiler.is_compiling() or not labels.is_cpu:
+        return operator(in_range(labels, num_classes))
+    try:
+        return operator(labels)
+    except (RuntimeError, ValueError):  # which of them it is depends on torch's version
+        in_range(labels, num_classes)
+        raise
 
 
 def in_range(labels: Tensor, num_classes: int, ignore_index: int | None = None) -> Tensor:
@@ -111,6 +129,11 @@ def in_range(labels: Tensor, num_classes: int, ignore_index: int | None = None) 
     if labels.ndim == 1:
         checks.class_range(labels, num_classes, ignore_index=ignore_index)
     return labels
+
+
+def operators_for(x: Tensor, backend: str | None) -> Any:
+    """The operators that serve a tensor."""
+    return backends.operators("cpu" if x.is_cpu else x.device.type, backend)  # of the type a string is made
 
 
 def beside(plan: MixPlan, x: Tensor) -> MixPlan:
@@ -130,7 +153,7 @@ def _prepare(name: str, x: Tensor, plan: MixPlan, backend: str | None) -> tuple[
         raise ValueError(
             f"{name} must end in the spatial size of the plan, {plan.size}, but got shape {tuple(x.shape)}."
         )
-    operators = backends.operators(x.device.type, backend)
+    operators = operators_for(x, backend)
     plan = beside(plan, x)
     return operators, (
         plan.partner,

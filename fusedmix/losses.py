@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fusedmix import backends, checks, loss_gradients, structure
+from fusedmix import checks, loss_gradients, structure
 from fusedmix.backends import reference
-from fusedmix.functional import beside, in_range, mix_labels
+from fusedmix.functional import beside, in_range, mix_labels, of_classes, operators_for
 from fusedmix.methods import Reduction
 from fusedmix.ops import tracked
 from fusedmix.plan import MixPlan
@@ -76,10 +76,10 @@ def mix_cross_entropy(
             raise ValueError(f"ignore_index must be negative where labels are soft, but got {ignore_index}.")
         targets = mix_labels(labels, plan, label_smoothing=label_smoothing).to(_compute(logits))
         return F.cross_entropy(logits.to(_compute(logits)), targets, weight, reduction=reduction)
-    labels = in_range(labels, num_classes, ignore_index).long()
-    operators, mixed = _prepare(logits, labels, plan, backend)
+    labels = _long(in_range(labels, num_classes, ignore_index))
+    operators, mixed = _prepare(logits, plan, backend)
     options = (label_smoothing, ignore_index, int(_REDUCTIONS[reduction]))
-    return loss_gradients.cross_entropy(operators, logits, (*mixed, weight), options)
+    return loss_gradients.cross_entropy(operators, logits, (labels, *mixed, weight), options)
 
 
 def mix_binary_cross_entropy(
@@ -134,20 +134,25 @@ def mix_binary_cross_entropy(
     labels = _labels(labels, plan, logits)
 
     dense = (reduction == "none" and not sum_classes) or (labels.is_floating_point() and tracked(labels))
-    labels = in_range(labels, num_classes)
-    labels = labels.long() if labels.ndim == 1 else labels
     if dense:
         # What is (B, K) anyway; and learned labels, which are rare enough to be left to autograd.
         checks.partners(plan.partner)
         z = logits.to(_compute(logits))
-        t = reference.binary_targets(z, labels, plan.partner, plan.weight, label_smoothing, target_threshold)
+        t = reference.binary_targets(
+            z, in_range(labels, num_classes), plan.partner, plan.weight, label_smoothing, target_threshold
+        )
         loss = F.binary_cross_entropy_with_logits(z, t, weight, reduction="none", pos_weight=pos_weight)
         loss = loss.sum(1) if sum_classes else loss
         return loss if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()
-    operators, mixed = _prepare(logits, labels, plan, backend)
+    operators, mixed = _prepare(logits, plan, backend)
     reduced = Reduction.MEAN_OF_ALL if reduction == "mean" and not sum_classes else _REDUCTIONS[reduction]
     options = (label_smoothing, target_threshold, int(reduced))
-    return loss_gradients.binary_cross_entropy(operators, logits, (*mixed, weight, pos_weight), options)
+
+    def loss_of(labels: Tensor) -> Tensor:
+        mixed_labels = (_long(labels) if labels.ndim == 1 else labels, *mixed)
+        return loss_gradients.binary_cross_entropy(operators, logits, (*mixed_labels, weight, pos_weight), options)
+
+    return of_classes(loss_of, labels, num_classes)
 
 
 def _compute(logits: Tensor) -> torch.dtype:
@@ -157,9 +162,9 @@ def _compute(logits: Tensor) -> torch.dtype:
 def _check_logits(logits: Any) -> Tensor:
     """The logits without a subclass."""
     checks.tensor("logits", logits)
-    if logits.ndim != 2 or logits.dtype not in checks.IMAGE_DTYPES[:4]:
+    if logits.ndim != 2 or logits.dtype not in checks.FLOATING_DTYPES:
         raise ValueError(
-            f"logits must be (batch_size, num_classes) with one of the dtypes {checks.names(checks.IMAGE_DTYPES[:4])}, "
+            f"logits must be (batch_size, num_classes) with one of the dtypes {checks.names(checks.FLOATING_DTYPES)}, "
             f"but got {logits.dtype} of shape {tuple(logits.shape)}."
         )
     if logits.shape[1] < 1:
@@ -196,8 +201,13 @@ def _of_classes(name: str, x: Any, logits: Tensor) -> Tensor | None:
     return x.reshape(1).expand(num_classes).contiguous() if one else x.contiguous()
 
 
-def _prepare(logits: Tensor, labels: Tensor, plan: MixPlan, backend: str | None) -> tuple[Any, tuple[Any, ...]]:
-    """The operators that serve the logits, and what they take after them of labels and plan."""
-    operators = backends.operators(logits.device.type, backend)
+def _long(labels: Tensor) -> Tensor:
+    """int64."""
+    return labels if labels.dtype == torch.int64 else labels.long()
+
+
+def _prepare(logits: Tensor, plan: MixPlan, backend: str | None) -> tuple[Any, tuple[Any, ...]]:
+    """The operators that serve the logits, and what they take of the plan after logits and labels."""
+    operators = operators_for(logits, backend)
     plan = beside(plan, logits)
-    return operators, (labels, plan.partner, plan.weight, int(plan.pairing), int(plan.per))
+    return operators, (plan.partner, plan.weight, int(plan.pairing), int(plan.per))

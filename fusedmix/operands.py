@@ -20,7 +20,6 @@ from fusedmix import checks, masks
 from fusedmix.methods import WIDTH, Column, Method, Number, Pairing, Per, Reduction
 from fusedmix.spec import families
 
-_FLOATING = checks.IMAGE_DTYPES[:4]
 _METHODS = frozenset(Method)
 
 
@@ -258,7 +257,7 @@ def _loss(
     soft: bool,
 ) -> torch.dtype:
     """The compute dtype."""
-    if logits.ndim != 2 or logits.dtype not in _FLOATING:
+    if logits.ndim != 2 or logits.dtype not in checks.FLOATING_DTYPES:
         raise ValueError(
             f"logits must be (batch_size, num_classes) and floating point, but got {logits.dtype} of shape "
             f"{tuple(logits.shape)}."

@@ -26,9 +26,9 @@ def mix_targets(targets: Tensor, plan: MixPlan) -> Tensor:
     if structure.has_type(targets):
         return structure.like(mix_targets(structure.plain(targets), plan), targets)
     checks.tensor("targets", targets)
-    if targets.ndim < 1 or targets.dtype not in checks.IMAGE_DTYPES[:4]:
+    if targets.ndim < 1 or targets.dtype not in checks.FLOATING_DTYPES:
         raise ValueError(
-            f"targets must be (batch_size, ...) with one of the dtypes {checks.names(checks.IMAGE_DTYPES[:4])} "
+            f"targets must be (batch_size, ...) with one of the dtypes {checks.names(checks.FLOATING_DTYPES)} "
             f"(classes are mixed by mix_labels), but got {targets.dtype} of shape {tuple(targets.shape)}."
         )
     checks.same_batch("targets", targets, plan)

@@ -60,7 +60,7 @@ def choose(device_type: str, backend: str | None = None) -> str:
     labels may be on the CPU and images on a GPU: where its backend has no part, the device's own list decides; if it
     works nowhere here, that is an error.
     """
-    key = (device_type, backend, os.environ.get("FUSEDMIX_BACKEND"))
+    key = (device_type, backend, None if backend is not None else os.environ.get("FUSEDMIX_BACKEND"))
     name = _chosen.get(key)
     if name is None:
         name = _chosen[key] = _choose(*key)
