@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from fusedmix.masks import holds, is_stored
-from fusedmix.masks.family import WORDS
 from fusedmix.methods import Families, Kind, Per
-from fusedmix.plan import MixPlan
+from fusedmix.plan import PARTS, MixPlan
 
 FLOATING_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 IMAGE_DTYPES = (*FLOATING_DTYPES, torch.uint8)
@@ -32,13 +31,6 @@ INTEGER_DTYPES = (
     torch.uint64,
 )
 LONGEST_SIDE = 2**31 - 1  # in pixels: a plan holds boxes and centres in 32 bits
-# The tensors of a plan, but for pixels: their dtypes, and what follows the batch dim.
-_PARTS: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
-    "partner": (torch.int64, ()),
-    "lam": (torch.float32, ()),
-    "weight": (torch.float64, ()),
-    "masks": (torch.int32, (WORDS,)),
-}
 _EVERY = sum(int(part) for part in Families)
 _FITS = "_fits"  # in a plan whose parts belong together: of how many samples
 _WHOLE_BATCH = "A plan is for a whole batch and cannot be cut: mix the whole batch, then split what comes out."
@@ -256,7 +248,7 @@ def shaped(name: str, x: Tensor, dtype: torch.dtype, *shape: int, why: str = "")
 
 def part(name: str, x: Tensor, batch_size: int, prefix: str = "", why: str = "") -> None:
     """Raises unless `x` may be the part of that name of a plan for a batch."""
-    dtype, rest = _PARTS[name]
+    dtype, rest = PARTS[name]
     shaped(prefix + name, x, dtype, batch_size, *rest, why=why)
 
 
@@ -290,7 +282,7 @@ def same_batch(name: str, x: Tensor, plan: Any) -> None:
     if not isinstance(plan.families, Families):
         raise TypeError(f"plan.families must be of fusedmix.methods.Families, but got {plan.families!r}.")
     device = plan.partner.device
-    for part_name, (dtype, rest) in _PARTS.items():
+    for part_name, (dtype, rest) in PARTS.items():
         t = getattr(plan, part_name)
         if t.dtype != dtype or t.shape != (batch_size, *rest) or t.device != device:
             break
@@ -303,13 +295,13 @@ def same_batch(name: str, x: Tensor, plan: Any) -> None:
         elif not compiling:
             vars(plan)[_FITS] = batch_size
         return
-    sizes = {getattr(plan, part_name).shape[:1] for part_name in _PARTS}
+    sizes = {getattr(plan, part_name).shape[:1] for part_name in PARTS}
     if len(sizes) == 1 and plan.partner.ndim and x.shape[0] != plan.batch_size:
         raise ValueError(
             f"The batch size of {name} does not match the plan: {x.shape[0]} != {plan.batch_size} "
             f"({name} has shape {tuple(x.shape)}). {_WHOLE_BATCH}"
         )
-    for part_name in _PARTS:
+    for part_name in PARTS:
         part(part_name, getattr(plan, part_name), batch_size, "plan.", _WHOLE_BATCH)
     raise ValueError(f"The parts of plan must be on one device, but {part_name} is on {t.device}, not on {device}.")
 

@@ -27,8 +27,8 @@ from fusedmix import draws, fourier, operands
 from fusedmix.backends import reference, triton
 from fusedmix.checks import class_range, partners
 from fusedmix.draws import PlanTensors, Request, Source
-from fusedmix.masks.family import WORDS
 from fusedmix.methods import WIDTH, Pairing, Per, Reduction
+from fusedmix.plan import empty_parts
 
 _REQUEST = "Tensor spec, SymInt batch_size, SymInt[] size, int pairing, int per, float p, Tensor? lam, Tensor? labels"
 _SOURCE = "Tensor? seed, Tensor? drawn, Tensor? partner"
@@ -78,18 +78,6 @@ _OUTSIDE_GRAPHS = ("sample", "fourier", "mix_batch", "mix_batch_")
 _RANDOM = (torch.Tag.pt2_compliant_tag, torch.Tag.nondeterministic_seeded, torch.Tag.cudagraph_unsafe)
 
 
-def _empty_plan(batch_size: int, device: torch.device) -> PlanTensors:
-    def empty(dtype: torch.dtype, *shape: int) -> Tensor:
-        return torch.empty((batch_size, *shape), dtype=dtype, device=device)
-
-    return (
-        empty(torch.int64),
-        empty(torch.float32),
-        empty(torch.float64),
-        empty(torch.int32, WORDS),
-    )
-
-
 def _made_on(seed: Tensor | None, device: torch.device) -> torch.device:
     """Where a plan is made: of a seed on the device asked for, of numbers drawn on the host, or now, on the CPU."""
     return draws.CPU if seed is None else device
@@ -97,7 +85,7 @@ def _made_on(seed: Tensor | None, device: torch.device) -> torch.device:
 
 def _fake_sample(*args: Any) -> PlanTensors:
     *_, seed, _, _, device = args
-    return _empty_plan(args[1], _made_on(seed, device))
+    return empty_parts(args[1], _made_on(seed, device))
 
 
 def _fake_mask(masks: Tensor, _: int, size: tuple[int, ...], *__: Any) -> Tensor:
@@ -123,7 +111,7 @@ def _fake_mix_labels(labels: Tensor, partner: Tensor, weight: Tensor, num_classe
 def _fake_mix_batch(x: Tensor, y: Tensor, *args: Any) -> tuple[Tensor, ...]:
     *_, seed, _, _, num_classes, label_smoothing = args
     targets = _fake_mix_labels(y, y, y, num_classes, label_smoothing)
-    return (torch.empty_like(x), targets, *_empty_plan(x.shape[0], _made_on(seed, x.device)))
+    return (torch.empty_like(x), targets, *empty_parts(x.shape[0], _made_on(seed, x.device)))
 
 
 def _fake_loss(logits: Tensor, *args: Any) -> Tensor:

@@ -87,10 +87,17 @@ class MixPlan:
 
     def __repr__(self) -> str:
         """One line: which masks, for how many samples, and the range of λ where that can be read."""
+        parts = {name: getattr(self, name) for name in PARTS}
+        fits = all(isinstance(t, Tensor) and t.ndim and t.shape[1:] == PARTS[name][1] for name, t in parts.items())
+        if not fits:  # what a tree_map has made of one
+            shown = {name: tuple(t.shape) if isinstance(t, Tensor) else t for name, t in parts.items()}
+            return f"MixPlan({', '.join(f'{name}={part!r}' for name, part in shown.items())})"
         sides = "\N{MULTIPLICATION SIGN}".join(map(str, self.size))
         said = [f"B={self.batch_size}", f"size {sides}", self.pairing.name.lower(), f"per {self.per.name.lower()}"]
         capturing = self.lam.is_cuda and torch.cuda.is_current_stream_capturing()
-        if type(self.lam) is Tensor and self.device.type != "meta" and self.lam.numel() and not capturing:
+        mapped = any(map(torch._C._functorch.is_functorch_wrapped_tensor, (self.lam, self.masks)))
+        readable = type(self.lam) is type(self.masks) is Tensor and not mapped and not capturing
+        if readable and self.device.type != "meta" and self.lam.numel():
             kinds = {int(kind): kind.name.lower() for kind in Kind}
             said[:0] = [" + ".join(kinds.get(kind, str(kind)) for kind in self.kind.unique().tolist())]
             low, high = self.lam.aminmax()
@@ -126,8 +133,23 @@ class MixPlan:
 _MIX_FIRST = (
     "It pairs samples of the whole batch. Mix the whole batch, then split what comes out: fm.mix(x, plan).split(n)."
 )
-_TENSORS = ("partner", "lam", "weight", "masks", "pixels")
+# The tensors of a plan, but for pixels: their dtypes, and what follows the batch dim.
+PARTS: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
+    "partner": (torch.int64, ()),
+    "lam": (torch.float32, ()),
+    "weight": (torch.float64, ()),
+    "masks": (torch.int32, (family.WORDS,)),
+}
+_TENSORS = (*PARTS, "pixels")
 _STATIC = tuple(f.name for f in fields(MixPlan) if f.name not in _TENSORS)
+
+
+def empty_parts(batch_size: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The tensors of a plan, but for pixels, before anything is written to them."""
+    partner, lam, weight, masks = (
+        torch.empty((batch_size, *rest), dtype=dtype, device=device) for dtype, rest in PARTS.values()
+    )
+    return partner, lam, weight, masks
 
 
 def _tensors(plan: MixPlan) -> tuple[str, ...]:

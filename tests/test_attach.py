@@ -12,6 +12,7 @@ import threading
 from collections import UserDict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 import torch
@@ -787,6 +788,18 @@ PLANS = {
     "MixPlan(B=0, size 4×4, roll, per batch, cpu)": lambda: fm.FMix().sample(0, (4, 4)),
     "MixPlan(B=2, size 4×4, roll, per batch, meta)": lambda: fm.MixUp().sample(2, (4, 4)).to("meta"),
 }
+
+
+def test_the_repr_of_what_is_no_plan_any_more():
+    """A plan is a tree, and a tree_map makes of one what it likes: errors and debuggers show that too."""
+    plan = fm.CutMix(per="sample").sample(3, (20, 30))
+    tree_map = torch.utils._pytree.tree_map
+    assert repr(tree_map(lambda t: t[0], plan)) == "MixPlan(partner=(), lam=(), weight=(), masks=(12,))"
+    assert repr(tree_map(lambda t: t.ndim, plan)) == "MixPlan(partner=1, lam=1, weight=1, masks=2)"
+    assert repr(replace(plan, partner=plan.partner[0])).startswith("MixPlan(partner=(), lam=(3,), ")
+    assert repr(replace(plan, masks=plan.masks[:, :0])).endswith("masks=(3, 0))")
+    lam = torch.func.vmap(lambda lam: torch.ones(()).new_tensor(len(repr(replace(plan, lam=lam)))))(torch.rand(2, 3))
+    assert lam.tolist() == [len("MixPlan(B=3, size 20×30, roll, per sample, cpu)")] * 2
 
 
 @pytest.mark.parametrize("expected", PLANS)

@@ -20,8 +20,9 @@ from fusedmix.backends.triton.launch import Kernel
 from fusedmix.backends.triton.masks import record
 from fusedmix.backends.triton.numbers import bits, from_bits, sort_key, symmetric_beta, uniform, words
 from fusedmix.draws import PlanTensors, Request
-from fusedmix.masks.family import WORDS, padded
+from fusedmix.masks.family import padded
 from fusedmix.methods import Column, Pairing
+from fusedmix.plan import empty_parts
 from fusedmix.spec import families
 
 _SAMPLES = 16  # of a program
@@ -232,10 +233,7 @@ def sample(request: Request, seed: Tensor, device: torch.device) -> PlanTensors:
     """The plan of a request from a seed, on `device`."""
     spec, batch, size, pairing, per, p, lam, labels = request
 
-    def empty(dtype: torch.dtype, *shape: int) -> Tensor:
-        return torch.empty((batch, *shape), dtype=dtype, device=device)
-
-    plan = (empty(torch.int64), empty(torch.float32), empty(torch.float64), empty(torch.int32, WORDS))
+    plan = empty_parts(batch, device)
     if batch == 0:
         return plan
     rows = _rows_on(device, bytes(spec.contiguous().view(torch.uint8).flatten().tolist()))
@@ -246,7 +244,7 @@ def sample(request: Request, seed: Tensor, device: torch.device) -> PlanTensors:
     classes = nothing if labels is None else labels.to(device).contiguous()
     order = spot = members = nothing
     if pairing == Pairing.CROSS_CLASS:
-        order, spot, members = (empty(torch.int64) for _ in range(3))
+        order, spot, members = (torch.empty_like(plan[0]) for _ in range(3))
         circle = (order, spot, members, key, int(seeded), seed_value, classes, batch)
         _circle(-(-batch // _SAMPLES), circle, (_SAMPLES, _KEYS), device)
     given = plan[1] if lam is None else lam.to(device, torch.float32).contiguous()
