@@ -485,8 +485,9 @@ class Mixer {
     }
   }
 
-  // The mask of sample i along a span in which it varies.
-  void varying(int64_t i, const RowAt& row, const Span& span, float* w) const {
+  // The mask of sample i along a span in which it varies. Out of line: within weights() all families would take the registers of
+  // its loop, in which boxes do nothing but fill.
+  __attribute__((noinline)) void varying(int64_t i, const RowAt& row, const Span& span, float* w) const {
     if (mask(i).levels) {
       const PixelsOf pixels(args_.plan.pixels, i);
       const int64_t first = first_pixel(row), step = step_along();
