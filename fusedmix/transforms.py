@@ -82,6 +82,7 @@ class MixTransform(checks.Checked, nn.Module):
     _generator: GeneratorHandle | None = None
     _spec: Tensor  # (methods, len(Column)) float64, on the CPU wherever the module goes
     _warned: bool = False  # that its boxes are empty
+    _usual: bool = False  # what _is_usual() says; of a module that was pickled before there was such a step, no
 
     def __init__(self, spec: Tensor, options: Mapping[str, Any]) -> None:
         super().__init__()
@@ -89,13 +90,13 @@ class MixTransform(checks.Checked, nn.Module):
             if name not in self._keywords:
                 raise unknown_keyword(type(self), name)
         self._spec = spec
-        self._take(options)
         self._plain_backends: dict[tuple[str, str | None], str] = {}  # by device type and what `backend` was then
         self._one_method = spec.shape[0] == 1 and not isinstance(self, RandomMix)
         self._families = families(spec)
         self._constant, self._boxed = self._families.constant, self._families.boxed
         self._stored = self._families.stored
         self._soft = Families.LEVELS in self._families
+        self._take(options)
 
     def _take(self, given: Mapping[str, Any]) -> None:
         """Sets the attributes to the keywords given and to the defaults of the rest, or raises and sets none."""
@@ -111,6 +112,7 @@ class MixTransform(checks.Checked, nn.Module):
         self._options = {key: value for key, value in given.items() if key != "generator"}
         # Plain attributes, which are read in no time: whoever sets one comes through __setattr__.
         self.__dict__.update((name, values[name]) for name in self._keywords if name in values)
+        self.__dict__["_usual"] = self._is_usual()
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self._keywords and not isinstance(getattr(type(self), name, None), property):
@@ -347,11 +349,15 @@ class MixTransform(checks.Checked, nn.Module):
         return self.training_only and not self.training
 
     def _plain(self) -> bool:
+        """Whether the step that comes may be the usual one."""
+        return self._usual and not self._off() and not (self.sampling == "host" and _capturing())
+
+    def _is_usual(self) -> bool:
         """Whether an operator can draw by itself what this module draws: a seed, or one λ and at most one centre as
-        torchvision does, in either case from torch's default generator."""
+        torchvision does, in either case from torch's default generator. Found when a keyword is set."""
         return (
-            self._generator is None
-            and (self.training or not self.training_only)
+            "labels_getter" in self._keywords  # embeddings come without
+            and self._generator is None
             and self.targets == "dense"
             and self.labels_getter == "default"
             and self.images_getter is None
@@ -361,7 +367,6 @@ class MixTransform(checks.Checked, nn.Module):
                 if self.sampling == "device"
                 else self._one_method and self._per is Per.BATCH and self._pairing <= Pairing.FLIP and self.p == 1.0
             )
-            and not (self.sampling == "host" and _capturing())
             and not self._stored
         )
 
