@@ -98,7 +98,8 @@ def _beside_copies(row: Timing, rows: list[Timing]) -> list[Check]:
     checks = []
     curved, each = row.method in ("HMix", "GMix"), row.per != "batch"
     if row.call == "mix_" and row.method != "CutMix":
-        limit = _of_type(row, CURVED if curved else IN_PLACE[row.pairing]) * (PER_SAMPLE if each and not curved else 1.0)
+        more = PER_SAMPLE if each and not curved else 1.0
+        limit = more * _of_type(row, CURVED if curved else IN_PLACE[row.pairing])
         checks.append(Check(f"{_name(row)}, in place", row.copy_ratio, limit, "x copy"))
     if row.call == "mix_" and row.method == "CutMix":
         what = f"{_name(row)}, in place, {row.share:.0%} of the batch"

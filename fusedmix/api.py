@@ -11,7 +11,18 @@ from fusedmix.losses import mix_binary_cross_entropy, mix_cross_entropy
 from fusedmix.plan import MixPlan, SparseTargets
 from fusedmix.regression import mix_targets
 from fusedmix.segmentation import mix_masks
-from fusedmix.transforms import CutMix, FMix, GMix, HMix, MixTransform, MixUp, RandomMix, SamplePairing, SmoothMix
+from fusedmix.transforms import (
+    CutMix,
+    FMix,
+    GMix,
+    GridMix,
+    HMix,
+    MixTransform,
+    MixUp,
+    RandomMix,
+    SamplePairing,
+    SmoothMix,
+)
 from fusedmix.version import __version__
 
 __all__ = [
@@ -20,6 +31,7 @@ __all__ = [
     "EmbedMix",
     "FMix",
     "GMix",
+    "GridMix",
     "HMix",
     "InplaceError",
     "MixHandle",

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from fusedmix.masks import holds, is_stored
+from fusedmix.masks.grid import CELLS
+from fusedmix.masks.grid import LONGEST_SIDE as _LONGEST_UNDER_GRID
 from fusedmix.methods import Families, Kind, Per
 from fusedmix.plan import PARTS, MixPlan
 
@@ -113,11 +115,11 @@ def boolean(name: str, x: Any) -> bool:
     return x
 
 
-def interval(name: str, x: Any) -> tuple[float, float]:
-    """`x` as (low, high) with 0 <= low <= high <= 1."""
+def interval(name: str, x: Any, least: float = 0.0, most: float = 1.0) -> tuple[float, float]:
+    """`x` as (low, high) with least <= low <= high <= most."""
     if not isinstance(x, Sequence) or isinstance(x, str) or len(x) != 2:
         raise TypeError(f"{name} must be a pair (low, high) or None, but got {x!r}.")
-    low, high = number(f"{name}[0]", x[0], 0.0, 1.0), number(f"{name}[1]", x[1], 0.0, 1.0)
+    low, high = number(f"{name}[0]", x[0], least, most), number(f"{name}[1]", x[1], least, most)
     if low > high:
         raise ValueError(f"{name} must have low <= high, but got {x!r}.")
     return low, high
@@ -264,6 +266,47 @@ def pixels(
     across = math.prod(size) if soft else -(-math.prod(size) // 32)
     rows = Per(per).draws(batch_size) if batch_size else 0
     shaped(f"{prefix}pixels", x, torch.int16 if soft else torch.int32, rows, across)
+
+
+def grid(x: Tensor, size: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The cells and the spatial sides of a batch of grids (B, *cells) of 0 and 1, on images of a size."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"grid must be a tensor of 0 and 1, but got {type(x).__name__}.")
+    size = sides("size", size, stored=math.prod(x.shape[1:]) > CELLS)
+    if x.is_complex() or x.ndim != 1 + len(size):
+        raise ValueError(
+            f"grid must be of real numbers, (batch_size, *cells) with {len(size)} numbers of cells for images of size "
+            f"{size}, but got {names([x.dtype])} of shape {tuple(x.shape)}."
+        )
+    cells = tuple(x.shape[1:])
+    fits("grid", cells, size)
+    if x.dtype != torch.bool and readable(x) and not ((x == 0) | (x == 1)).all():
+        raise ValueError("grid must be 0 or 1 everywhere, but holds other numbers.")
+    return cells, size
+
+
+def fits(name: str, cells: tuple[int, ...], size: tuple[int, ...]) -> None:
+    """Raises unless a grid of so many cells fits images of a size."""
+    if len(cells) != len(size):
+        raise ValueError(
+            f"{name} must have a number for each of the {len(size)} spatial dims of the images, but got {cells}."
+        )
+    for i, (count, side) in enumerate(zip(cells, size, strict=True)):
+        integer(f"the number of cells along a side, {name}[{i}],", count, 1)
+        if count > side:
+            raise ValueError(
+                f"{name}[{i}] must be at most the {side} pixels along that side of the images, but got {count}."
+            )
+        integer(f"a side of images under a grid, size[{i}],", side, 1, _LONGEST_UNDER_GRID)
+
+
+def weight(x: Tensor, batch_size: int) -> None:
+    """Raises unless `x` may be label weights that are given."""
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.shape != (batch_size,):
+        what = f"{names([x.dtype])} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"weight must be floating point of shape ({batch_size},), but got {what}.")
+    if readable(x) and not ((x >= 0) & (x <= 1)).all():
+        raise ValueError("weight must be in [0, 1] everywhere, but holds other numbers.")
 
 
 def same_batch(name: str, x: Tensor, plan: Any) -> None:

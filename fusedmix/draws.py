@@ -5,9 +5,9 @@ both. The device's computes every number from (seed, logical index) with Philox,
 follows from the numbers is the business of an operator: here `plan`, which the kernels mirror.
 
 Order of the host draws (a step that is certain or not needed is not drawn): p of the module, the method, p of the
-method, λ, FMix's swap of λ, the random partners, then what the method's family draws, in the order of `Drawn`. Per
-batch this is what v2.RandomApply, v2.RandomChoice, v2.MixUp and v2.CutMix draw; per pair and per sample each step is
-one call for all draws.
+method, λ, FMix's swap of λ, HMix's ratio, the random partners, then what the method's family draws, in the order of
+`Drawn`. Per batch this is what v2.RandomApply, v2.RandomChoice, v2.MixUp and v2.CutMix draw; per pair and per sample
+each step is one call for all draws.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ class Source(NamedTuple):
 
 
 PlanTensors = tuple[Tensor, Tensor, Tensor, Tensor]  # partner, lam, weight, masks
-_CENTRE, _COIN, _NOISE = (int(drawn) for drawn in Drawn)  # which the arithmetic of flags would take microseconds for
+_ONE_EACH = [Number.CHOICE, Number.APPLIED, Number.LAM, Number.COIN, Number.NOISE, Number.ASPECT, Number.RATIO]
+# As plain numbers: the arithmetic of flags takes microseconds.
+_CENTRE, _COIN, _NOISE, _PLACE, _SIDES, _ASPECT, _RATIO = (int(drawn) for drawn in Drawn)
 
 
 def host(request: Request, generator: torch.Generator | None) -> tuple[list[Sequence[float]], Tensor | None]:
@@ -62,13 +64,17 @@ def host(request: Request, generator: torch.Generator | None) -> tuple[list[Sequ
     """
     spec, batch_size, size, pairing, per, p, given, labels = request
     n, table = per.draws(batch_size), spec.tolist()
-    choice, applied, centre, coin, noise = [0] * n, [True] * n, [[0] * n] * 3, [0] * n, [0] * n
+    choice, applied = [0] * n, [True] * n
 
     def chances(count: int) -> Tensor:
         return torch.rand(count, generator=generator, device=CPU)
 
     def integers(below: int, count: int) -> list[int]:
         return torch.randint(below, (count,), generator=generator, device=CPU).tolist()
+
+    def betas(of: list[int], column: Column) -> list[float]:
+        alphas = _concentration(tuple([rows[i][column] for i in of]))
+        return [share for share, _ in torch._sample_dirichlet(alphas, generator=generator).tolist()]
 
     def left_alone() -> bool:
         return per == Per.BATCH and not applied[0]
@@ -93,25 +99,37 @@ def host(request: Request, generator: torch.Generator | None) -> tuple[list[Sequ
     lam = [1.0 if math.isnan(row[Column.LAM]) else row[Column.LAM] for row in rows]
     random = [i for i, row in enumerate(rows) if math.isnan(row[Column.LAM]) and row[Column.ALPHA] > 0]
     if given is None and random:
-        alphas = _concentration(tuple([rows[i][Column.ALPHA] for i in random]))
-        for i, (share, _) in zip(random, torch._sample_dirichlet(alphas, generator=generator).tolist(), strict=True):
+        for i, share in zip(random, betas(random, Column.ALPHA), strict=True):
             lam[i] = share
         swaps = [i for i in random if rows[i][Column.REFORMULATE]]
         if swaps:
             for i, chance in zip(swaps, chances(len(swaps)).tolist(), strict=True):
                 lam[i] = lam[i] if chance < lam[i] else 1.0 - lam[i]
-    partner = _host_partner(pairing, batch_size, labels, generator)
     wanted = 0
     for row in rows:
         wanted |= int(row[Column.DRAWS])
+    numbers: list[Sequence[float]] = [[0] * n] * WIDTH
+    numbers[: Number.CENTRE] = choice, applied, lam
+    if wanted & _RATIO:
+        of = [i for i, row in enumerate(rows) if row[Column.RATIO_ALPHA]]
+        drawn_for = dict(zip(of, betas(of, Column.RATIO_ALPHA), strict=True))
+        numbers[Number.RATIO] = [drawn_for.get(i, 0) for i in range(n)]
+    partner = _host_partner(pairing, batch_size, labels, generator)
+    axes = range(2, 2 - len(size), -1)
     if wanted & _CENTRE:
-        along = [integers(side, n) for side in reversed(size)]
-        centre[3 - len(size) :] = reversed(along)
+        for axis, side in zip(axes, reversed(size), strict=True):
+            numbers[Number.CENTRE + axis] = integers(side, n)
     if wanted & _COIN:
-        coin = integers(2, n)
+        numbers[Number.COIN] = integers(2, n)
     if wanted & _NOISE:
-        noise = integers(1 << 52, 1) * n
-    return list(zip(choice, applied, lam, *centre, coin, noise, strict=True)), partner
+        numbers[Number.NOISE] = integers(1 << 52, 1) * n
+    for drawn, place in ((_PLACE, Number.PLACE), (_SIDES, Number.SIDES)):
+        if wanted & drawn:
+            for axis in axes:
+                numbers[place + axis] = integers(1 << 32, n)
+    if wanted & _ASPECT and len(size) > 1:
+        numbers[Number.ASPECT] = integers(1 << 32, n)
+    return list(zip(*numbers, strict=True)), partner
 
 
 def _swapped(lam: Tensor, chance: Tensor) -> Tensor:
@@ -152,9 +170,22 @@ def plan(request: Request, source: Source, device: torch.device) -> PlanTensors:
         one = single(request, drawn[0].tolist())
         if one is not None:
             return partner, *_expanded(one, request.batch_size)
-    choice, applied, lam, z, y, x, coin, _ = drawn.unbind(1)
-    centre = torch.stack((z, y, x), dim=1).long()
-    return _realise(request, Draws(choice.long(), applied != 0, lam.float(), centre, coin != 0), partner)
+    choice, applied, lam, coin, noise, aspect, ratio = drawn[:, _ONE_EACH].unbind(1)
+    centre, place, sides = (drawn[:, of : of + 3].long() for of in (Number.CENTRE, Number.PLACE, Number.SIDES))
+    draws = Draws(
+        choice.long(),
+        applied != 0,
+        lam.float(),
+        centre,
+        coin != 0,
+        place,
+        sides,
+        aspect.long(),
+        ratio.float(),
+        noise.long(),
+        torch.arange(len(choice), device=CPU),
+    )
+    return _realise(request, draws, partner)
 
 
 class Single(NamedTuple):
@@ -176,7 +207,7 @@ def single(request: Request, drawn: Sequence[float]) -> Single | None:
     if request.lam is not None:
         lam = request.lam.float().item()
     centre = [int(c) for c in drawn[Number.CENTRE : Number.CENTRE + 3]]
-    mask = masks.one(Method(int(row[Column.METHOD])), row[Column.RATIO], lam, centre, request.size)
+    mask = masks.one(row, lam, centre, request.size)
     return None if mask is None else Single(lam, mask)
 
 
@@ -230,13 +261,23 @@ def _from_seed(request: Request, seed: Tensor, device: torch.device) -> tuple[Dr
         partner = partners.formula(pairing, batch_size, device)
 
     centre = torch.zeros((index.shape[0], 3), dtype=torch.int64, device=device)
-    coin = torch.zeros_like(applied)
+    place, sides = torch.zeros_like(centre), torch.zeros_like(centre)
+    coin, aspect, ratio = torch.zeros_like(applied), torch.zeros_like(index), torch.zeros_like(lam)
     if request.spec[:, Column.DRAWS].any():
         *axes, last = words(seed, index, Stream.CENTRE)
         for axis, word in zip(range(2, 2 - len(size), -1), axes, strict=False):
-            centre[:, axis] = below(word, padded(size)[axis])
+            centre[:, axis], place[:, axis] = below(word, padded(size)[axis]), word
         coin = last >= 1 << 31
-    return Draws(choice, applied, lam.float(), centre, coin), partner
+    if (request.spec[:, Column.SIDE_HIGH] > 0).any():
+        for axis, word in zip(range(2, 2 - len(size), -1), words(seed, index, Stream.SIDES), strict=False):
+            sides[:, axis] = word
+    if (request.spec[:, Column.ASPECT_HIGH] > 0).any():
+        aspect = words(seed, index, Stream.ASPECT)[0]
+    if (request.spec[:, Column.RATIO_ALPHA] > 0).any():
+        gamma = rows[:, Column.RATIO_ALPHA]
+        ratio = symmetric_beta(seed, index, torch.where(gamma > 0, gamma, 1.0), Stream.RATIO)
+    of_box = (place, sides, aspect, ratio.float())
+    return Draws(choice, applied, lam.float(), centre, coin, *of_box, seed.expand(index.shape), index), partner
 
 
 def moved(x: Tensor, device: torch.device) -> Tensor:
@@ -255,6 +296,11 @@ def _realise(request: Request, draws: Draws, partner: Tensor) -> PlanTensors:
     random = rows[:, Column.LAM].isnan() & (rows[:, Column.ALPHA] > 0)
     lam = torch.where(random, clamped, lam).float()
     if given is not None:
+        # The sides of boxes follow from λ then, also where they would be drawn; such boxes are inside.
+        sided = rows[:, Column.SIDE_HIGH] > 0
+        rows = rows.clone()
+        rows[:, Column.INSIDE] = torch.where(sided, 1.0, rows[:, Column.INSIDE])
+        rows[:, Column.SIDE_HIGH] = 0.0
         lam = given.to(lam.device, torch.float32, non_blocking=True)
         if given.ndim:
             rows = _to_batch(rows, per, batch_size)
@@ -264,6 +310,8 @@ def _realise(request: Request, draws: Draws, partner: Tensor) -> PlanTensors:
     lam = torch.where(draws.applied, lam, 1.0)
     method = torch.where(draws.applied, rows[:, Column.METHOD], float(Method.MIXUP))
     made = masks.generate(frozenset(methods | {Method.MIXUP}), method, rows, lam, draws, size)
+    # Where sides are drawn λ follows from them.
+    lam = torch.where(draws.applied & (rows[:, Column.SIDE_HIGH] > 0), made.weight.float(), lam)
     lam, made = _to_batch(lam, per, batch_size), Masks(*(_to_batch(t, per, batch_size) for t in made))
     return partner, lam, made.weight, made.records
 

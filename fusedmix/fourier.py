@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from fusedmix.masks.family import geometry, kind, quotient, value
-from fusedmix.methods import Column, Families, Kind, Method, Per
+from fusedmix.methods import Column, Kind, Method, Per
 from fusedmix.philox import Stream, words
 
 LEVELS = 65535  # of a soft mask
@@ -160,9 +160,9 @@ def levels(grey: Tensor, number: Tensor, soft: Tensor) -> Tensor:
 def pack(ones: Tensor) -> Tensor:
     """(n, S) bool as (n, ceil(S / 32)) int32 words, the first pixel in the lowest bit."""
     n, pixels = ones.shape
-    padded = torch.nn.functional.pad(ones.long(), (0, -pixels % 32)).reshape(n, -1, 32)
-    word = (padded << torch.arange(32, device=ones.device)).sum(2)
-    return torch.where(word >= 1 << 31, word - (1 << 32), word).int()
+    padded = torch.nn.functional.pad(ones.byte(), (0, -pixels % 32)).reshape(n, -1, 8)
+    bit = torch.tensor([1 << k for k in range(8)], dtype=torch.uint8, device=ones.device)
+    return (padded * bit).sum(2, dtype=torch.uint8).view(torch.int32)
 
 
 def unpack(pixels: Tensor, size: tuple[int, ...]) -> Tensor:
@@ -225,5 +225,5 @@ def fourier_rows(spec: Tensor) -> list[tuple[int, float, float]]:
     return [
         (int(row[Column.METHOD]), *torch.tensor([row[Column.DECAY], row[Column.CUTOFF]]).tolist())
         for row in spec.tolist()
-        if Families(int(row[Column.FAMILIES])).stored
+        if row[Column.METHOD] in (Method.FMIX_RELEASED, Method.FMIX_PAPER)
     ]

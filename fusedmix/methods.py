@@ -22,6 +22,7 @@ class Method(IntEnum):
     FMIX_PAPER = 8
     SMOOTHMIX_DISC = 9
     SMOOTHMIX_SQUARE = 10
+    GRIDMIX = 11
 
 
 class Kind(IntEnum):
@@ -35,6 +36,8 @@ class Kind(IntEnum):
     FOURIER = 5
     SMOOTH_DISC = 6
     SMOOTH_SQUARE = 7
+    GRID = 8
+    LARGE_GRID = 9  # of more cells than a record has bits
 
 
 class Families(IntFlag):
@@ -47,6 +50,7 @@ class Families(IntFlag):
     STORED = 16  # a bit for each pixel
     LEVELS = 32  # a level for each pixel
     SMOOTH = 64  # discs and squares with a soft edge
+    CELLS = 128  # of a grid, each 1 or 0
 
     @property
     def constant(self) -> bool:
@@ -70,7 +74,7 @@ class Families(IntFlag):
 
 
 # As plain numbers: the arithmetic of flags takes microseconds, and every call asks.
-_BINARY = int(Families.CUTS | Families.STORED)
+_BINARY = int(Families.CUTS | Families.STORED | Families.CELLS)
 _BOXED = int(Families.CUTS | Families.BOXES)
 _STORED = int(Families.STORED | Families.LEVELS)
 
@@ -79,8 +83,12 @@ class Drawn(IntFlag):
     """What a method draws on the host after λ and the partners, in this order."""
 
     CENTRE = 1  # along the last, second to last, third to last axis
-    COIN = 2  # whether a number of pixels is rounded up
+    COIN = 2  # whether a number of pixels or cells is rounded up
     NOISE = 4  # a seed, one for the batch
+    PLACE = 8  # of a box that is wholly inside: 32 bits for each axis, in the order of CENTRE
+    SIDES = 16  # of a box whose sides do not follow from λ: 32 bits for each axis, in the order of CENTRE
+    ASPECT = 32  # of a box in two or three dimensions: 32 bits
+    RATIO = 64  # HMix's: this one after λ, before the partners
 
 
 class Number(IntEnum):
@@ -92,9 +100,13 @@ class Number(IntEnum):
     CENTRE = 3  # z, y, x
     COIN = 6
     NOISE = 7  # below 2^52, the same in every row
+    PLACE = 8  # z, y, x: below 2^32
+    SIDES = 11  # z, y, x: below 2^32
+    ASPECT = 14  # below 2^32
+    RATIO = 15  # of HMix, in [0, 1]
 
 
-WIDTH = len(Number) + 2  # numbers of one draw
+WIDTH = Number.RATIO + 1  # numbers of one draw
 
 
 class Column(IntEnum):
@@ -107,14 +119,23 @@ class Column(IntEnum):
     LAM = 4  # λ itself where it is fixed, else NaN
     LAM_MIN = 5
     LAM_MAX = 6
-    RATIO = 7  # HMix: the share of the mixing that the box does
+    RATIO = 7  # HMix: the share of the mixing that the box does, where it is not drawn
     DECAY = 8  # FMix: the amplitude of frequency f is f^-decay
     SOFT = 9  # FMix: the share of the pixels on either side of the edge over which the mask falls from 1 to 0
     CUTOFF = 10  # FMix: the highest frequency, in cycles along the longest side; infinity: all there are
     REFORMULATE = 11  # FMix: 1 for λ ~ Beta(α+1, α) and a label weight of 1
-    DRAWS = 12  # Drawn, of the method
+    DRAWS = 12  # Drawn, of the method and its options
     FAMILIES = 13  # Families, of the method
     EDGE = 14  # SmoothMix: σ of the edge, in longest sides
+    INSIDE = 15  # boxes: 1 where they lie wholly inside the image, 0 where it clips them
+    SIDE_LOW = 16  # boxes whose sides do not follow from λ: the least, as a share of the image's
+    SIDE_HIGH = 17  # ... and the largest; 0: the sides follow from λ
+    ASPECT_LOW = 18  # boxes: the least width/height, in pixels
+    ASPECT_HIGH = 19  # ... and the largest; 0: that of the image
+    RATIO_ALPHA = 20  # HMix: γ of a ratio ~ Beta(γ, γ); 0: it is RATIO
+    CELLS_Z = 21  # GridMix: cells along each axis; 0 along those that the images have not
+    CELLS_Y = 22
+    CELLS_X = 23
 
 
 class Pairing(IntEnum):

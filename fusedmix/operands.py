@@ -17,10 +17,12 @@ import torch
 from torch import Tensor
 
 from fusedmix import checks, masks
+from fusedmix.masks.family import padded
 from fusedmix.methods import WIDTH, Column, Method, Number, Pairing, Per, Reduction
 from fusedmix.spec import families
 
 _METHODS = frozenset(Method)
+_BOUNDED = [number for number in range(WIDTH) if number not in (Number.APPLIED, Number.LAM, Number.COIN)]
 
 
 def checked(name: str, schema: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -90,7 +92,9 @@ def _spec(spec: Tensor) -> bool:
         known = method in _METHODS
         if known:
             family = masks.of(Method(int(method)))
-            known = row[Column.DRAWS] == family.draws and row[Column.FAMILIES] == family.may_hold(row)
+            known = row[Column.DRAWS] == family.draws(row) and 0 < row[Column.FAMILIES] == family.may_hold(row)
+            known = known and 0 <= row[Column.SIDE_LOW] <= row[Column.SIDE_HIGH] <= 1 and row[Column.RATIO_ALPHA] >= 0
+            known = known and 0 <= row[Column.ASPECT_LOW] <= row[Column.ASPECT_HIGH] < math.inf
         if not known or not (0 <= row[Column.DECAY] <= 100 and row[Column.CUTOFF] >= 0):
             raise ValueError(f"row {i} of spec describes no method.")
     return families(spec).stored
@@ -208,10 +212,15 @@ def _check_sample(
     if drawn is not None:
         _beside("drawn", drawn, torch.device("cpu"))
         checks.shaped("drawn", drawn, torch.float64, Per(per).draws(batch_size), WIDTH)
-        most = torch.tensor([spec.shape[0], *[1] * (3 - len(size)), *size], device="cpu")
-        numbers = drawn[:, [Number.CHOICE, *range(Number.CENTRE, Number.COIN)]]
-        if not ((numbers >= 0) & (numbers < most)).all():
-            raise ValueError("drawn must have methods of the spec and centres inside of the image.")
+        most = torch.full((WIDTH,), math.inf, dtype=torch.float64, device="cpu")
+        most[Number.CHOICE], most[Number.NOISE], most[Number.RATIO] = spec.shape[0], 2.0**52, math.nextafter(1.0, 2.0)
+        most[Number.CENTRE : Number.COIN] = torch.tensor(padded(tuple(size)), device="cpu")
+        most[Number.PLACE : Number.RATIO] = 2.0**32
+        if not ((drawn >= 0) & (drawn < most))[:, _BOUNDED].all():
+            raise ValueError(
+                "drawn must have methods of the spec, centres inside of the image, seeds in [0, 2^52), places, sides "
+                "and aspects in [0, 2^32), and ratios in [0, 1]."
+            )
     if partner is not None:
         _beside("partner", partner, torch.device("cpu"))
         checks.part("partner", partner, batch_size)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from fusedmix import draws, fourier, operands
+from fusedmix import draws, fourier, grids, operands
 from fusedmix.backends import reference, triton
 from fusedmix.checks import class_range, partners
 from fusedmix.draws import PlanTensors, Request, Source
@@ -264,6 +264,18 @@ _HOST.define("draw_seed(int generator, *, Device device) -> Tensor", tags=_RANDO
 _HOST.impl("draw_seed", _draw_seed, "CompositeExplicitAutograd")
 torch.library.register_fake(
     "fusedmix::draw_seed", lambda _, *, device: torch.empty((), dtype=torch.int64, device=device), lib=_HOST
+)
+# The masks of large grids are stored among FMix's by the same tensor operations on every device.
+_HOST.define(
+    "store_grids(Tensor masks, Tensor weight, Tensor seed, Tensor pixels, int[] cells, SymInt[] size, int per, "
+    "int draws) -> (Tensor pixels, Tensor weight)",
+    tags=(torch.Tag.pt2_compliant_tag, torch.Tag.cudagraph_unsafe),
+)
+_HOST.impl("store_grids", grids.store, "CompositeExplicitAutograd")
+torch.library.register_fake(
+    "fusedmix::store_grids",
+    lambda _, weight, __, pixels, *___: (torch.empty_like(pixels), torch.empty_like(weight)),
+    lib=_HOST,
 )
 # Inside a graph labels have no values to look at, and the error of a compiled kernel is no ValueError: so the labels go
 # through an operator that looks when it runs.

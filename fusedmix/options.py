@@ -223,7 +223,7 @@ _ELSEWHERE = {
     "mode": 'timm\'s mode is per here, its "elem" is per="sample", and its partners are those of pairing="flip".',
     "mixup_alpha": "timm's mixup_alpha is alpha of MixUp here.",
     "cutmix_alpha": "timm's cutmix_alpha is alpha of CutMix here.",
-    "cutmix_minmax": "timm's cutmix_minmax has no counterpart here; lam_range bounds λ, from which the box follows.",
+    "cutmix_minmax": "timm's cutmix_minmax is minmax of CutMix here.",
     "switch_prob": "timm's switch_prob is weights of RandomMix here: weights=[1 - switch_prob, switch_prob].",
     "correct_lam": "The label weight is always that of the mask that was drawn, as with timm's correct_lam=True.",
     "multi_label": "Pass (B, K) labels, which need no keyword.",

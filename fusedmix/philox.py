@@ -26,7 +26,9 @@ class Stream(IntEnum):
     """What a counter is used for: the third word of the counter, part of what a seed means. Never renumber."""
 
     LAM = 0  # call 0 and 1: the four uniforms of λ
-    CENTRE = 1  # words 0, 1, 2: the centre along the last, second to last, third to last axis; 3: FMix's coin
+    # Words 0, 1, 2: the centre along the last, second to last, third to last axis, or the place of a box that is wholly
+    # inside; 3: FMix's coin.
+    CENTRE = 1
     CHOICE = 2  # words 0-1: which method; words 2-3: whether the batch's p lets the sample be mixed
     APPLY = 3  # words 0-1: whether the chosen method's own p lets it
     PARTNER = 4  # words 0-1: the sort key of the random permutation
@@ -34,6 +36,10 @@ class Stream(IntEnum):
     SHIFT = 6  # words 0-1 at index 0: the rotation of cross_class
     NOISE = 7  # the Fourier noise of a mask; which call is which frequency: fusedmix/fourier.py
     SWAP = 8  # words 0-1: whether λ ~ Beta(α, α) turns into 1-λ, to be Beta(α+1, α)
+    SIDES = 9  # words 0, 1, 2: the sides of a box along the axes of CENTRE, where they do not follow from λ
+    ASPECT = 10  # word 0: the width/height of a box
+    RATIO = 11  # call 0 and 1: the four uniforms of HMix's ratio
+    CELLS = 12  # the cells of a grid: one word for each step
 
 
 def philox4x32(counter: Words, key: tuple[Tensor, Tensor]) -> Words:
@@ -74,7 +80,7 @@ def uniform(high: Tensor, low: Tensor) -> Tensor:
     return (2 * bits + 1).double() * 2.0**-53
 
 
-def below(word: Tensor, n: int) -> Tensor:
+def below(word: Tensor, n: int | Tensor) -> Tensor:
     """Integer uniform in 0..n-1 by multiply-shift; no probability is off by more than 2^-32 (Lemire 2019)."""
     return (word * n) >> 32
 
@@ -84,7 +90,7 @@ def sort_key(high: Tensor, low: Tensor) -> Tensor:
     return (high << 31) | (low >> 1)
 
 
-def symmetric_beta(seed: Tensor, index: Tensor, alpha: Tensor) -> Tensor:
+def symmetric_beta(seed: Tensor, index: Tensor, alpha: Tensor, stream: Stream = Stream.LAM) -> Tensor:
     """Beta(α, α) for every α > 0, exact, without rejection, as float64; α broadcasts against index.
 
     Y ~ Beta(α+1, α+1) by Ulrich's polar formula (Ulrich, "Computer generation of distributions on the m-sphere",
@@ -94,7 +100,7 @@ def symmetric_beta(seed: Tensor, index: Tensor, alpha: Tensor) -> Tensor:
     often as not, neither underflows nor divides 0 by 0.
     """
     calls = torch.arange(2, device=index.device).reshape(2, *[1] * max(seed.ndim, index.ndim))
-    a, b, c, d = words(seed, index, Stream.LAM, calls)  # both calls in one evaluation
+    a, b, c, d = words(seed, index, stream, calls)  # both calls in one evaluation
     (u, boost_u), (v, boost_v) = uniform(a, b), uniform(c, d)
     radius = (-((2.0 / (2.0 * alpha + 1.0)) * u.log()).expm1()).sqrt()
     t = radius * (2.0 * math.pi * v).cos()

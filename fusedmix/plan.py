@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from fusedmix import partners
 from fusedmix.masks import family
 from fusedmix.methods import Families, Kind, Pairing, Per
 
@@ -19,7 +21,7 @@ class MixPlan:
 
     Made by the `sample` method of a mixing module; consumed by `mix`, `mix_`, `mix_labels`, `mix_cross_entropy`.
     A plan is a pytree whose leaves are its tensors. Masks are not stored but computed from a record of 12 words each,
-    except FMix's, of which a bit is stored for each pixel.
+    except FMix's and those of large grids, of which a bit is stored for each pixel.
 
     Attributes:
         partner: (B,) int64, a permutation: sample i is mixed with sample partner[i].
@@ -30,8 +32,9 @@ class MixPlan:
         families: which masks there may be, whatever was drawn (`fusedmix.methods.Families`).
         pairing: how the partners were found.
         per: how many draws the batch got.
-        pixels: what FMix's masks are, which no formula gives: (n, ceil(S / 32)) int32 with a bit for each of S pixels,
-            or (n, S) int16 levels of 1/65535 where they are soft (`fusedmix.fourier`); n is 1, (B+1)//2 or B by `per`.
+        pixels: what masks are that no formula gives, FMix's and those of large grids: (n, ceil(S / 32)) int32 with a
+            bit for each of S pixels, or (n, S) int16 levels of 1/65535 where they are soft (`fusedmix.fourier`); n is
+            1, (B+1)//2 or B by `per`.
             None: no mask of the plan needs any.
     """
 
@@ -82,7 +85,7 @@ class MixPlan:
 
     @property
     def stored(self) -> bool:
-        """Whether a mask may be FMix's, so that pixels are needed."""
+        """Whether a mask may be FMix's or of a large grid, so that pixels are needed."""
         return self.families.stored
 
     def __repr__(self) -> str:
@@ -119,6 +122,53 @@ class MixPlan:
 
         operators = backends.operators(self.device.type)
         return operators.mask(self.masks, int(self.families), self.size, int(self.per), self.pixels)
+
+    @classmethod
+    def from_grid(
+        cls,
+        grid: Tensor,
+        size: Sequence[int],
+        *,
+        partner: Tensor | None = None,
+        weight: Tensor | None = None,
+    ) -> MixPlan:
+        """The plan of masks that you have: a grid of 0 and 1 for each sample, of any size up to that of the images.
+        With the patches of a vision transformer as cells, tokens are mixed whole (TokenMix, Liu et al., ECCV 2022).
+
+        Args:
+            grid: (B, *cells), bool, integers or floating point, each 0 or 1: 1 where a cell is the sample's, 0 where it
+                is the partner's. 1 to 3 numbers of cells, each at least 1 and at most the side. Pixel c of a side
+                belongs to cell c·cells // side. The plan's tensors are where the grid is.
+            size: as many spatial sides of the images, in pixels.
+            partner: (B,) int64, a permutation: sample i is mixed with sample partner[i]. None: with sample i-1, as
+                torchvision pairs them.
+            weight: (B,) floating point in [0, 1], label weights of the samples themselves, such as those that a teacher
+                gives the cells. None: the realised means of the masks.
+
+        Raises:
+            TypeError, ValueError: an argument is of the wrong type, shape or range. What tensors on a GPU hold is
+                checked only with FUSEDMIX_CHECK_PLANS=1, for which the GPU is waited for.
+        """
+        from fusedmix import checks, grids  # which import plans
+
+        cells, size = checks.grid(grid, size)
+        batch_size, device = grid.shape[0], grid.device
+        own = (grid != 0).reshape(batch_size, -1)
+        made, pixels = grids.given(own, cells, size)
+        of_grid = Families.CELLS if pixels is None else Families.STORED
+        if partner is not None:
+            checks.shaped("partner", partner, torch.int64, batch_size)
+            partner = partner.to(device)
+            checks.partners(partner, permutation=True)
+        pairing = Pairing.ROLL if partner is None else Pairing.RANDOM
+        if partner is None:
+            partner = partners.formula(pairing, batch_size, device)
+        if weight is None:
+            weight = made.weight
+        else:
+            checks.weight(weight, batch_size)
+            weight = weight.to(device, torch.float64)
+        return cls(partner, made.weight.float(), weight, made.records, size, of_grid, pairing, Per.SAMPLE, pixels)
 
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> MixPlan:
         """The plan with its tensors on `device`; itself if they are there already."""

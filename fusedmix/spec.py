@@ -8,12 +8,13 @@ tensor, a schedule may change α between two steps of a compiled model without a
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from fusedmix import masks
-from fusedmix.methods import Column, Families, Method
+from fusedmix.methods import Column, Drawn, Families, Method
 
 
 def spec_row(
@@ -26,15 +27,19 @@ def spec_row(
 ) -> Tensor:
     """One row of a spec: float64, on the CPU whatever the default device. `columns`: those of a family, by their names
     in lower case; 0, if not said otherwise here."""
-    family = masks.of(method)
     row = [0.0] * len(Column)
     row[: Column.RATIO] = [method, math.nan, 1.0, alpha, lam, *lam_range]
     row[Column.RATIO], row[Column.CUTOFF] = 1.0, math.inf
     for name, number in columns.items():
         row[Column[name.upper()]] = float(number)
-    row[Column.DRAWS] = family.draws
-    row[Column.FAMILIES] = family.may_hold(row)
+    row[Column.DRAWS] = drawn_for(row)
+    row[Column.FAMILIES] = masks.of(method).may_hold(row)
     return torch.tensor([row], dtype=torch.float64, device="cpu")
+
+
+def drawn_for(row: Sequence[float]) -> Drawn:
+    """What is drawn on the host for a row of a spec."""
+    return masks.of(Method(int(row[Column.METHOD]))).draws(row)
 
 
 def families(spec: Tensor) -> Families:

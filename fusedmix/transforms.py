@@ -19,6 +19,8 @@ from fusedmix.checkpointing import check_rewinds, recorded, recording
 from fusedmix.draws import CPU, PlanTensors, Request, Source, moved
 from fusedmix.fourier import default_cutoff
 from fusedmix.functional import in_range, mix, mix_, mix_labels
+from fusedmix.masks import grid
+from fusedmix.masks.family import padded
 from fusedmix.methods import Column, Families, Method, Number, Pairing, Per
 from fusedmix.ops import GeneratorHandle, draw_on_host, tracked
 from fusedmix.options import (
@@ -40,7 +42,7 @@ from fusedmix.options import (
 )
 from fusedmix.plan import MixPlan, SparseTargets
 from fusedmix.segmentation import check_masks, mix_masks
-from fusedmix.spec import families, spec_row
+from fusedmix.spec import drawn_for, families, spec_row
 
 _FLOAT32_MAX = torch.finfo(torch.float32).max
 _SEED_TO_DRAW = torch.empty(0, dtype=torch.int64, device=CPU)  # stands for a seed that the operator draws itself
@@ -83,6 +85,8 @@ class MixTransform(checks.Checked, nn.Module):
     _spec: Tensor  # (methods, len(Column)) float64, on the CPU wherever the module goes
     _warned: bool = False  # that its boxes are empty
     _usual: bool = False  # what _is_usual() says; of a module that was pickled before there was such a step, no
+    _grids: tuple[tuple[int, ...], ...] = ()  # which have to fit the images
+    _large_grids: tuple[int, ...] = ()  # three numbers of cells for each of those whose masks are stored
 
     def __init__(self, spec: Tensor, options: Mapping[str, Any]) -> None:
         super().__init__()
@@ -96,6 +100,8 @@ class MixTransform(checks.Checked, nn.Module):
         self._constant, self._boxed = self._families.constant, self._families.boxed
         self._stored = self._families.stored
         self._soft = Families.LEVELS in self._families
+        self._grids = tuple(grid.cells_of(row) for row in spec.tolist() if row[Column.METHOD] == Method.GRIDMIX)
+        self._large_grids = sum((padded(cells) for cells in self._grids if math.prod(cells) > grid.CELLS), ())
         self._take(options)
 
     def _take(self, given: Mapping[str, Any]) -> None:
@@ -199,9 +205,13 @@ class MixTransform(checks.Checked, nn.Module):
                 noise = source.drawn[:1, Number.NOISE].long()
             assert noise is not None
             noise = noise if noise.device.type == "cpu" else moved(noise, where)
-            return replace(
-                plan, pixels=self._operators(where).fourier(spec, plan.masks, noise, size, int(per), draws, self._soft)
-            )
+            pixels = self._operators(where).fourier(spec, plan.masks, noise, size, int(per), draws, self._soft)
+            weight = plan.weight
+            if self._large_grids:
+                pixels, weight = torch.ops.fusedmix.store_grids(
+                    plan.masks, weight, noise, pixels, self._large_grids, size, int(per), draws
+                )
+            return replace(plan, pixels=pixels, weight=weight)
 
         if torch.compiler.is_compiling():
             return make()
@@ -308,6 +318,7 @@ class MixTransform(checks.Checked, nn.Module):
                     return None
             if classes is None or (self._boxed and min(size) < 3 and not self._warned):
                 return None
+            self._check_cells(size)
             if direct:
                 if max(size) > checks.LONGEST_SIDE:
                     return None
@@ -353,8 +364,8 @@ class MixTransform(checks.Checked, nn.Module):
         return self._usual and not self._off() and not (self.sampling == "host" and _capturing())
 
     def _is_usual(self) -> bool:
-        """Whether an operator can draw by itself what this module draws: a seed, or one λ and at most one centre as
-        torchvision does, in either case from torch's default generator. Found when a keyword is set."""
+        """Whether an operator can draw by itself what this module draws: a seed, or one λ and at most one centre (or
+        place of a box) as torchvision does, in either case from torch's default generator. Found when a keyword is set."""
         return (
             "labels_getter" in self._keywords  # embeddings come without
             and self._generator is None
@@ -441,10 +452,19 @@ class MixTransform(checks.Checked, nn.Module):
         self, batch_size: int, size: tuple[int, ...], lam: Tensor | None, classes: Tensor | None
     ) -> tuple[Any, ...]:
         self._warn_of_empty_boxes(size)
+        self._check_cells(size)
         return self._current_spec(), batch_size, size, int(self._pairing), int(self._per), self.p, lam, classes
+
+    def _check_cells(self, size: tuple[int, ...]) -> None:
+        """Raises where a grid does not fit images of a size."""
+        for cells in self._grids:
+            checks.fits("cells", cells, size)
 
     def _warn_of_empty_boxes(self, size: tuple[int, ...]) -> None:
         if not self._boxed or self._warned or torch.compiler.is_compiling() or min(size) > 2:
+            return
+        rows = [row for row in self._current_spec().tolist() if Families(int(row[Column.FAMILIES])).boxed]
+        if all(row[Column.INSIDE] or row[Column.SIDE_HIGH] for row in rows):  # whose sides are rounded down once
             return
         warnings.warn(
             f"Boxes are empty on images whose masks have the sides {size}: half a box's side is rounded down, as "
@@ -632,6 +652,12 @@ class _Method(MixTransform):
         self._spec[0, Column.METHOD] = self._formulas[self.variant]
         self._spec[0, Column.LAM_MIN], self._spec[0, Column.LAM_MAX] = self.lam_range or (0.0, 1.0)
 
+    def _set_columns(self, **columns: float) -> None:
+        """Sets columns of the spec, by name, and what is drawn for them."""
+        for name, value in columns.items():
+            self._spec[0, Column[name.upper()]] = value
+        self._spec[0, Column.DRAWS] = drawn_for(self._spec[0].tolist())
+
     def _describe(self) -> dict[str, Any]:
         differ = len(set(self._formulas.values())) > 1
         return {
@@ -673,27 +699,136 @@ class MixUp(_BetaMethod):
         super().__init__(options, alpha=alpha)
 
 
+_PLACEMENTS = ("clip", "inside")
+
+
+class _BoxMethod(_BetaMethod):
+    """A method whose masks are boxes."""
+
+    def __init__(self, options: Mapping[str, Any], *, placement: str, aspect: Any, **columns: float) -> None:
+        super().__init__(options, inside=_inside(placement), **_aspects(aspect), **columns)
+
+    @property
+    def placement(self) -> str:
+        """Where boxes are, "clip" or "inside". May be changed between steps, compiled ones too."""
+        return _PLACEMENTS[int(self._spec[0, Column.INSIDE])]
+
+    @placement.setter
+    def placement(self, value: str) -> None:
+        inside = _inside(value)
+        _check_alone(getattr(self, "minmax", None), placement=value, aspect=self.aspect)
+        self._set_columns(inside=inside)
+
+    @property
+    def aspect(self) -> tuple[float, float] | None:
+        """The range of a box's width/height; None: that of the image. May be changed between steps, compiled ones
+        too."""
+        low, high = self._spec[0, [Column.ASPECT_LOW, Column.ASPECT_HIGH]].tolist()
+        return (low, high) if high else None
+
+    @aspect.setter
+    def aspect(self, value: tuple[float, float] | None) -> None:
+        columns = _aspects(value)
+        _check_alone(getattr(self, "minmax", None), placement=self.placement, aspect=value)
+        self._set_columns(**columns)
+
+    def _describe(self) -> dict[str, Any]:
+        placed = {"placement": self.placement} if self.placement != "clip" else {}
+        return {**super()._describe(), **placed, **({"aspect": self.aspect} if self.aspect else {})}
+
+
+def _inside(placement: Any) -> float:
+    return float(_PLACEMENTS.index(checks.choice("placement", placement, _PLACEMENTS)))
+
+
+def _aspects(aspect: Any) -> dict[str, float]:
+    """The columns of a range of width/height."""
+    if aspect is None:
+        return {"aspect_low": 0.0, "aspect_high": 0.0}
+    low, high = checks.interval("aspect", aspect, 1e-6, 1e6)
+    return {"aspect_low": low, "aspect_high": high}
+
+
+def _sides(minmax: Any, placement: str, aspect: Any) -> dict[str, float]:
+    """The columns of sides that do not follow from λ, nor are drawn with it."""
+    if minmax is None:
+        return {"side_low": 0.0, "side_high": 0.0, "lam": math.nan}
+    low, high = checks.interval("minmax", minmax)
+    if low == high:
+        raise ValueError(f"minmax must have low < high, but got {minmax!r}.")
+    _check_alone(minmax, placement=placement, aspect=aspect)
+    return {"side_low": low, "side_high": high, "lam": 0.0}
+
+
+def _check_alone(minmax: Any, placement: str, aspect: Any) -> None:
+    if minmax is not None and placement != "clip":
+        raise ValueError(
+            "minmax and placement exclude each other, for boxes whose sides are drawn always lie inside the image, but "
+            f"got minmax={minmax!r} and placement={placement!r}."
+        )
+    if minmax is not None and aspect is not None:
+        raise ValueError(
+            "minmax and aspect exclude each other, for each side of a box is drawn for itself, but got "
+            f"minmax={minmax!r} and aspect={aspect!r}."
+        )
+
+
 @spelled_out
-class CutMix(_BetaMethod):
+class CutMix(_BoxMethod):
     """CutMix: a box of the partner, sides √(1-λ) of the image's, clipped to it; label weight 1 - area of the box
     (Yun et al., "CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features", ICCV 2019).
 
     With its defaults it is torchvision.transforms.v2.CutMix, draw for draw. The label weight is not Beta(α, α):
-    clipping makes boxes smaller, and at α=1 it averages .68 on 224x224 images.
+    clipping makes boxes smaller, and at α=1 it averages .68 on 224x224 images. With placement="inside" it is λ, but for
+    the rounding of sides to pixels.
 
     Args:
         alpha: α > 0 of λ ~ Beta(α, α).
+        placement: "clip": around a random pixel, and clipped to the image, as the authors' code has it. "inside": at a
+            random place where the box is wholly inside, as the paper takes for granted where it says that a box holds
+            1-λ of the image, and as Kornia draws it.
+        aspect: (low, high), from 1e-6 to 1e6: width/height of the box in pixels is drawn between these, log-uniformly,
+            and its area is as without. A box that would not fit the image spans it along one axis, and is as much
+            longer or shorter along the other. Of the last two axes; signals of one axis have no width/height. None: the
+            width/height of the image.
+        minmax: (a, b), 0 <= a < b <= 1: each side is uniform in ⌊a·S⌋ to ⌊b·S⌋-1 pixels of the image's S, as with
+            timm's cutmix_minmax, and the box lies wholly inside. λ is not drawn then, but is 1 - area of the box, so
+            that alpha and lam_range do nothing, and placement and aspect may not be given. From a λ that is given to
+            sample() the sides follow, as without minmax.
         **options: see `Options`.
     """
 
     _formulas = {"released": Method.CUTMIX, "paper": Method.CUTMIX}  # noqa: RUF012
 
-    def __init__(self, *, alpha: float = 1.0, **options: Unpack[Options]) -> None:
-        super().__init__(options, alpha=alpha)
+    def __init__(
+        self,
+        *,
+        alpha: float = 1.0,
+        placement: Literal["clip", "inside"] = "clip",
+        aspect: tuple[float, float] | None = None,
+        minmax: tuple[float, float] | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        sides = _sides(minmax, placement, aspect)
+        super().__init__(options, alpha=alpha, placement=placement, aspect=aspect, **sides)
+
+    @property
+    def minmax(self) -> tuple[float, float] | None:
+        """The shares of each side of the image between which the sides of boxes are drawn; None: they follow from λ.
+        May be changed between steps, compiled ones too."""
+        low, high = self._spec[0, [Column.SIDE_LOW, Column.SIDE_HIGH]].tolist()
+        return (low, high) if high else None
+
+    @minmax.setter
+    def minmax(self, value: tuple[float, float] | None) -> None:
+        self._set_columns(**_sides(value, self.placement, self.aspect))
+
+    def _describe(self) -> dict[str, Any]:
+        return {**super()._describe(), **({"minmax": self.minmax} if self.minmax else {})}
 
 
 @spelled_out
-class HMix(_BetaMethod):
+class HMix(_BoxMethod):
     """HMix: a CutMix box that does `ratio` of the mixing, and a Mixup around it that does the rest
     (Park et al., "A Unified Analysis of Mixed Sample Data Augmentation", NeurIPS 2022).
 
@@ -703,13 +838,27 @@ class HMix(_BetaMethod):
     Args:
         alpha: α > 0 of λ ~ Beta(α, α).
         ratio: r in [0, 1]; 0 is Mixup. The authors took .75 on ImageNet and .5 on CIFAR.
+        ratio_alpha: γ > 0: r is drawn from Beta(γ, γ) with every mask, and `ratio` does nothing. None: r is `ratio`.
+        placement: "clip": around a random pixel, and clipped to the image, as the authors' code has it. "inside": at a
+            random place where the box is wholly inside.
+        aspect: (low, high): width/height of the box, drawn between these as with CutMix; None: that of the image.
         **options: see `Options`.
     """
 
     _formulas = {"released": Method.HMIX_RELEASED, "paper": Method.HMIX_PAPER}  # noqa: RUF012
 
-    def __init__(self, *, alpha: float = 1.0, ratio: float = 0.75, **options: Unpack[Options]) -> None:
-        super().__init__(options, alpha=alpha, ratio=ratio)
+    def __init__(
+        self,
+        *,
+        alpha: float = 1.0,
+        ratio: float = 0.75,
+        ratio_alpha: float | None = None,
+        placement: Literal["clip", "inside"] = "clip",
+        aspect: tuple[float, float] | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        gamma = _gamma(ratio_alpha)
+        super().__init__(options, alpha=alpha, ratio=ratio, placement=placement, aspect=aspect, ratio_alpha=gamma)
 
     @property
     def ratio(self) -> float:
@@ -720,8 +869,24 @@ class HMix(_BetaMethod):
     def ratio(self, value: float) -> None:
         self._spec[0, Column.RATIO] = checks.number("ratio", value, 0.0, 1.0)
 
+    @property
+    def ratio_alpha(self) -> float | None:
+        """γ of a ratio that is drawn from Beta(γ, γ); None: it is `ratio`. May be changed between steps, compiled ones
+        too."""
+        return float(self._spec[0, Column.RATIO_ALPHA]) or None
+
+    @ratio_alpha.setter
+    def ratio_alpha(self, value: float | None) -> None:
+        self._set_columns(ratio_alpha=_gamma(value))
+
     def _describe(self) -> dict[str, Any]:
-        return {"ratio": self.ratio, **super()._describe()}
+        gamma = self.ratio_alpha
+        return {**({"ratio": self.ratio} if gamma is None else {"ratio_alpha": gamma}), **super()._describe()}
+
+
+def _gamma(ratio_alpha: Any) -> float:
+    """The column of the γ of a ratio that is drawn."""
+    return 0.0 if ratio_alpha is None else checks.number("ratio_alpha", ratio_alpha, 0.0, open_low=True)
 
 
 @spelled_out
@@ -793,6 +958,45 @@ class SmoothMix(_BetaMethod):
 
     def _describe(self) -> dict[str, Any]:
         return {"shape": self.shape, "edge": self.edge, **super()._describe()}
+
+
+@spelled_out
+class GridMix(_BetaMethod):
+    """GridMix: a grid over the image, and each of its cells from the sample or from the partner (Baek, Bang, Shim,
+    "GridMix: Strong regularization through local context mapping", Pattern Recognition 2021). Label weight = the
+    realised mean of the mask.
+
+    Of n cells ⌊λn⌋ or ⌈λn⌉ are the sample's, either with probability ½, and every choice of so many is equally likely.
+    Pixel c of a side belongs to cell c·cells // side, so cells may differ by a pixel. With the patches of a vision
+    transformer as cells, whole patches are mixed, as in TokenMix (Liu et al., ECCV 2022).
+
+    Args:
+        cells: how many cells there are along each spatial dim of the images, as (height, width): at least 1 and at most
+            the side; fixed at construction. Up to 128 in all make the fastest masks: those of more are stored with the
+            plan, a bit for each pixel, as FMix's are.
+        alpha: α > 0 of λ ~ Beta(α, α).
+        **options: see `Options`.
+
+    Raises:
+        ValueError: the images have another number of spatial dims than `cells`, or a side of fewer pixels than cells.
+    """
+
+    _formulas = {"released": Method.GRIDMIX, "paper": Method.GRIDMIX}  # noqa: RUF012
+
+    def __init__(self, *, cells: Sequence[int], alpha: float = 1.0, **options: Unpack[Options]) -> None:
+        counts = checks.sides("cells", cells)
+        if math.prod(counts) > grid.MOST:
+            raise ValueError(f"cells must be fewer than 2^31 in all, but got {counts}, which are {math.prod(counts)}.")
+        z, y, x = (0,) * (3 - len(counts)) + counts
+        super().__init__(options, alpha=alpha, cells_z=z, cells_y=y, cells_x=x)
+
+    @property
+    def cells(self) -> tuple[int, ...]:
+        """How many cells there are along each spatial dim."""
+        return grid.cells_of(self._spec[0].tolist())
+
+    def _describe(self) -> dict[str, Any]:
+        return {"cells": self.cells, **super()._describe()}
 
 
 @spelled_out
@@ -919,8 +1123,8 @@ class RandomMix(MixTransform):
         for i, method in enumerate(methods):
             if not isinstance(method, _Method) or not method._in_sets:
                 raise TypeError(
-                    f"methods[{i}] must be a MixUp, CutMix, HMix, GMix, FMix, SmoothMix or SamplePairing of fusedmix, "
-                    f"but got {_named(method)}"
+                    f"methods[{i}] must be a MixUp, CutMix, HMix, GMix, FMix, SmoothMix, GridMix or SamplePairing of "
+                    f"fusedmix, but got {_named(method)}"
                 )
         for keyword, value in options.items():
             if keyword in ("lam_range", "variant"):

@@ -43,7 +43,13 @@ METHODS = {
     "RandomMix": lambda **kw: fm.RandomMix([fm.MixUp(), fm.CutMix(), fm.HMix(), fm.GMix()], **kw),
     "SmoothMix-disc": fm.SmoothMix,
     "SmoothMix-square": lambda **kw: fm.SmoothMix(shape="square", **kw),
+    "CutMix-inside": lambda **kw: fm.CutMix(placement="inside", **kw),
+    "HMix-inside": lambda **kw: fm.HMix(placement="inside", **kw),
+    "CutMix-minmax": lambda **kw: fm.CutMix(minmax=(0.2, 0.8), **kw),
+    "CutMix-aspect": lambda **kw: fm.CutMix(aspect=(0.3, 3.3), placement="inside", **kw),
+    "HMix-beta": lambda **kw: fm.HMix(ratio_alpha=2.0, **kw),
 }
+GRIDS = {1: (4,), 2: (2, 3), 3: (2, 3, 2)}  # GridMix's, which fit images of some dims: by how many these are
 # Those whose masks are no formula, but stored: what their kernels do is asked in test_fmix.py.
 STORED = {
     "FMix-released": lambda **kw: fm.FMix(variant="released", **kw),

@@ -41,7 +41,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import agreement_table
 import fusedmix as fm
 from agreement_table import Found, Key
-from conftest import METHODS, NO_CPP, NO_CUDA, NO_TRITON, TRITON_DEVICE, TRITON_MARKS
+from conftest import GRIDS, METHODS, NO_CPP, NO_CUDA, NO_TRITON, TRITON_DEVICE, TRITON_MARKS
 from fusedmix import backends
 from fusedmix.backends import reference
 from fusedmix.methods import Kind
@@ -69,7 +69,8 @@ DRAWS = [
     *itertools.product(("batch", "sample"), ("roll", "flip", "random", "cross_class", "same_class")),
     ("pair", "flip"),
 ]
-TURNS = list(itertools.product(METHODS, DRAWS))
+NAMES = [*METHODS, "GridMix"]
+TURNS = list(itertools.product(NAMES, DRAWS))
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 PRECISION = {torch.float16: 11, torch.bfloat16: 8, torch.float32: 24, torch.float64: 53}  # in bits
 
@@ -203,7 +204,7 @@ class Operators:
         return self._ran("sample", spec, *rest, torch.tensor(seed), None, None, self.device)
 
     def mask(self, plan):
-        return self._ran("mask", plan.masks, int(plan.families), plan.size)
+        return self._ran("mask", plan.masks, int(plan.families), plan.size, int(plan.per), plan.pixels)
 
     def mix(self, x, plan):
         with Ran(f"fusedmix_{self.name}::mix"):
@@ -243,7 +244,9 @@ class Shimmed:
         return self._launched(self.shim.sample, *request, torch.tensor(seed))
 
     def mask(self, plan):
-        return self._launched(self.shim.mask, plan.masks, int(plan.families), list(plan.size))
+        return self._launched(
+            self.shim.mask, plan.masks, int(plan.families), list(plan.size), int(plan.per), plan.pixels
+        )
 
     def mix(self, x, plan):
         return self._launched(self.shim.mix, x, *masks_of(plan))
@@ -288,7 +291,7 @@ each_backend = pytest.mark.parametrize(
 def masks_of(plan):
     """What `mix` takes after x."""
     ndim = 0 if plan.constant else len(plan.size)
-    return plan.partner, plan.masks, int(plan.families), ndim, int(plan.pairing), int(plan.per)
+    return plan.partner, plan.masks, int(plan.families), ndim, int(plan.pairing), int(plan.per), plan.pixels
 
 
 # ---- What is expected ------------------------------------------------------------------------------------------------
@@ -436,7 +439,7 @@ def committed(pytestconfig):
 
 
 @each_backend
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", NAMES)
 @pytest.mark.parametrize(("per", "pairing"), DRAWS)
 def test_agreement(committed, record_property, backend, method, per, pairing):
     key, sums = Key(method, per, pairing, backend.called), Sums()
@@ -457,12 +460,13 @@ def test_agreement(committed, record_property, backend, method, per, pairing):
 
 def sweep(sums, backend, method, per, pairing):
     """Raises AssertionError at the first result that is not as it should be."""
-    module = METHODS[method](per=per, pairing=pairing, sampling="device", backend="reference")
+    how = {"per": per, "pairing": pairing, "sampling": "device", "backend": "reference"}
+    modules = {spatial: module_of(method, spatial, **how) for spatial in GRIDS}
     turn = TURNS.index((method, (per, pairing)))
     for number, case in enumerate(CASES):
         if not backend.takes(case):
             continue
-        plan = plan_of(module, case, number, backend)
+        plan = plan_of(modules[case.spatial], case, number, backend)
         w = mask_of(plan, backend)
         for dtype in DTYPES:
             x = values(case, dtype, number).to(backend.device)
@@ -496,6 +500,11 @@ def sweep(sums, backend, method, per, pairing):
                     assert lent.holds(out), where
 
 
+def module_of(method, spatial=2, **how):
+    """The module of a method for images of so many spatial dims."""
+    return METHODS[method](**how) if method in METHODS else fm.GridMix(cells=GRIDS[spatial], **how)
+
+
 def plan_of(module, case, seed, backend):
     """The reference's plan, which the backend must draw as well."""
     size, batch = case.shape[len(case.shape) - case.spatial :], case.shape[0]
@@ -513,10 +522,10 @@ def plan_of(module, case, seed, backend):
 def mask_of(plan, backend):
     """The backend's masks, which must be the reference's."""
     w = backend.mask(plan)
-    expected = reference.mask(plan.masks, int(plan.families), plan.size)
+    expected = reference.mask(plan.masks, int(plan.families), plan.size, int(plan.per), plan.pixels)
     assert w.dtype == torch.float32
     assert w.shape == expected.shape
-    exact = (plan.kind == Kind.CONSTANT) | (plan.kind == Kind.BOX)
+    exact = torch.isin(plan.kind, torch.tensor([Kind.CONSTANT, Kind.BOX, Kind.GRID, Kind.LARGE_GRID], device=w.device))
     allowed = torch.where(exact, 0.0, 4 * 2.0**-24).reshape(-1, *[1] * len(plan.size))
     assert ((w - expected).abs() <= allowed).all(), "mask"
     return w
@@ -570,36 +579,36 @@ def test_long_gaussians(backend, variant, size):
 
 
 @each_backend
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", NAMES)
 def test_a_weight_of_zero_takes_no_infinity(backend, method):
     """Not even at the one pixel of a Gaussian, or of its complement, that is its centre."""
     for seed, dtype in itertools.product(range(4), DTYPES[:4]):
         x = values(Case((4, 2, 5, 6)), dtype, seed)
         x[1::2] = math.inf
         x = x.to(backend.device)
-        plan = METHODS[method](per="sample", pairing="flip").sample(4, (5, 6), seed=seed).to(backend.device)
+        plan = module_of(method, per="sample", pairing="flip").sample(4, (5, 6), seed=seed).to(backend.device)
         w = over_batch(mask_of(plan, backend), x, plan.size)
         assert expected_mix(x, w, plan, backend).holds(backend.mix(x, plan))
         assert expected_adjoint(x, w, plan).holds(backend.mix_adjoint(x, plan))
 
 
 @each_backend
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", NAMES)
 def test_the_adjoint_is_the_adjoint(backend, method):
     """<mix(x), g> = <x, mix_adjoint(g)>, summed exactly."""
-    plan = METHODS[method](per="sample", pairing="random").sample(5, (6, 7), seed=8).to(backend.device)
+    plan = module_of(method, per="sample", pairing="random").sample(5, (6, 7), seed=8).to(backend.device)
     x, grad = (values(Case((5, 2, 6, 7)), torch.float64, seed).to(backend.device) for seed in (1, 2))
     products = torch.cat((backend.mix(x, plan) * grad, -x * backend.mix_adjoint(grad, plan))).flatten().tolist()
     assert abs(math.fsum(products)) <= 2.0**-50 * math.fsum(map(abs, products))
 
 
 @each_backend
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", NAMES)
 def test_gradients(backend, method):
     """Of both orders, and by the backend's own operators."""
     if isinstance(backend, Shimmed):
         pytest.skip("the shim has no autograd")
-    plan = METHODS[method](per="sample", pairing="random").sample(3, (2, 3), seed=5)
+    plan = module_of(method, per="sample", pairing="random").sample(3, (2, 3), seed=5)
     x = values(Case((3, 1, 2, 3)), torch.float64, 0).to(backend.device).requires_grad_()
     mix = functools.partial(fm.mix, plan=plan, backend=backend.name)
     assert torch.autograd.gradcheck(mix, x, fast_mode=backend.sparse)  # along random directions

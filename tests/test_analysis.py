@@ -112,6 +112,40 @@ def test_signals_and_volumes(name, size, offsets):
     assert_within_four_errors(found, expected, analysis.exact_mask_mean(FORMULAS[name](), size, lam=0.45))
 
 
+@pytest.mark.parametrize("size", [(24, 40), (31, 17), (50,), (6, 9, 7)])
+@pytest.mark.parametrize("name", ["CutMix", "HMix released .5", "HMix paper .5"])
+def test_boxes_inside(name, size):
+    mix = FORMULAS[name](per="sample", placement="inside")
+    offsets = [(0,) * len(size), (3,) * len(size), (-2, *(1,) * (len(size) - 1))]
+    found = analysis.coefficients(mix, size, lam=0.45, offsets=offsets, masks=1500)
+    expected = analysis.exact(mix, size, lam=0.45, offsets=offsets)
+    assert_within_four_errors(found, expected, analysis.exact_mask_mean(mix, size, lam=0.45))
+
+
+@pytest.mark.parametrize("lam", [0.05, 0.37, 0.5, 0.81])
+def test_boxes_inside_are_those_of_equation_10(lam):
+    mix = fm.CutMix(placement="inside")
+    exact, closed = (of(mix, (24, 40), lam=lam, offsets=SHORT) for of in (analysis.exact, analysis.closed_form))
+    assert (exact - closed).abs().max() <= 1e-12
+
+
+@pytest.mark.parametrize(
+    ("mix", "name"),
+    [
+        (fm.CutMix(aspect=(0.5, 2.0)), "aspect"),
+        (fm.CutMix(minmax=(0.2, 0.8)), "minmax"),
+        (fm.HMix(aspect=(0.5, 2.0)), "aspect"),
+        (fm.HMix(ratio_alpha=1.0), "ratio_alpha"),
+    ],
+    ids=str,
+)
+def test_sides_that_do_not_follow_from_lambda_have_no_exact_form(mix, name):
+    with pytest.raises(ValueError, match=rf"mix must have {name}=None here, but got {name}="):
+        analysis.exact(mix, (8, 8), lam=0.5)
+    with pytest.raises(ValueError, match=rf"mix must have {name}=None here" if isinstance(mix, fm.CutMix) else "HMix"):
+        analysis.closed_form(mix, (8, 8), lam=0.5)
+
+
 @pytest.mark.parametrize("variant", ["paper", "released"])
 def test_fmix_is_binary_with_mean_lambda(variant):
     mix = fm.FMix(variant=variant, per="sample")

@@ -41,6 +41,26 @@ def test_every_method(method, sampling, per):
     equal_batches(mix, torch.compile(mix, fullgraph=True, backend="aot_eager"), X, Y)
 
 
+@pytest.mark.parametrize("sampling", ["host", "device"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda **kw: fm.CutMix(aspect=(0.5, 2.0), placement="inside", **kw),
+        lambda **kw: fm.CutMix(minmax=(0.2, 0.8), **kw),
+        lambda **kw: fm.HMix(ratio_alpha=2.0, **kw),
+        lambda **kw: fm.GridMix(cells=(3, 2), **kw),
+        lambda **kw: fm.GridMix(cells=(12, 10), **kw),
+        lambda **kw: fm.RandomMix(
+            [fm.GridMix(cells=(12, 10)), fm.GridMix(cells=(4, 4)), fm.HMix(ratio_alpha=1.0)], **kw
+        ),
+    ],
+    ids=["aspect", "minmax", "ratio_alpha", "cells", "one cell a pixel", "grids"],
+)
+def test_options_of_methods(make, sampling):
+    mix = make(num_classes=5, sampling=sampling, per="sample", p=0.9)
+    equal_batches(mix, torch.compile(mix, fullgraph=True, backend="aot_eager"), X, Y)
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -104,7 +104,7 @@ CONSTRUCTION = {
     "keyword misspelt": (
         lambda: fm.CutMix(num_class=3),
         TypeError,
-        ("'num_class'", "Did you mean 'num_classes'?", "It takes alpha, num_classes,"),
+        ("'num_class'", "Did you mean 'num_classes'?", "It takes alpha, placement, aspect, minmax, num_classes,"),
     ),
     "keyword of another method": (lambda: fm.GMix(ratio=0.5), TypeError, ("'ratio'", "HMix takes ratio", "alpha")),
     "keyword of timm": (lambda: fm.MixUp(prob=0.5), TypeError, ("'prob'", "timm's prob is p", "It takes alpha")),

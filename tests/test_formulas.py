@@ -147,7 +147,8 @@ def formula_at(
     zyx = torch.nn.functional.pad(centre, (3 - len(size), 0))
     full = torch.full((n,), float(method), dtype=torch.float64)
     row = spec_row(method, ratio=ratio, edge=edge)
-    draws = Draws(torch.zeros(n).long(), full >= 0, lam, zyx, full > 0)
+    zero = torch.zeros(n).long()
+    draws = Draws(zero, full >= 0, lam, zyx, full > 0, zyx * 0, zyx * 0, zero, lam, zero, zero)
     masks = generate(frozenset({method}), full, row.expand(n, -1), lam, draws, size)
     return fm.MixPlan(torch.arange(n), lam, masks.weight, masks.records, size, FORMULAS)
 

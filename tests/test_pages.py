@@ -269,7 +269,7 @@ def test_keywords_that_are_named_exist():
     from fusedmix.integrations import torchvision
 
     keywords = set(fm.transforms.Options.__annotations__)
-    for thing in (fm.MixUp, fm.HMix, fm.FMix, fm.RandomMix, fm.mix_binary_cross_entropy, torch.compile):
+    for thing in (fm.MixUp, fm.CutMix, fm.HMix, fm.FMix, fm.RandomMix, fm.mix_binary_cross_entropy, torch.compile):
         keywords |= set(inspect.signature(thing).parameters)
     for page in ("migrating-torchvision.md", "migrating-timm.md"):
         for line in text_of(DOCS / page).splitlines():

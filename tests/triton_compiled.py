@@ -97,7 +97,14 @@ def mixing(dtype, make, per, pairing, in_place, adjoint, by_value, shape, channe
 def sampling(pairing, per="sample", size=(32, 32)):
     """What is launched to draw a plan, and to make its targets."""
     mix = fm.RandomMix(
-        [fm.MixUp(), fm.HMix(), fm.GMix(), fm.SmoothMix(), fm.FMix(reformulate=True)],
+        [
+            fm.MixUp(),
+            fm.HMix(),
+            fm.GMix(),
+            fm.SmoothMix(),
+            fm.GridMix(cells=(4,) * len(size)),
+            fm.FMix(reformulate=True),
+        ],
         per=per,
         pairing=pairing,
         sampling="device",

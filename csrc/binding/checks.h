@@ -214,7 +214,9 @@ inline Tensor packed_spec(const Tensor& spec) {
     const MethodRow& r = row[i];
     const bool known = is_integer(r.method) && r.families > 0 && is_integer(r.draws) &&
                        r.families == of_method(r.method, [&](const auto& family) { return family.may_hold(r); });
-    if (!known || !(r.decay >= 0 && r.decay <= 100 && r.cutoff >= 0 && r.soft == r.soft)) {
+    const bool boxes = r.side_low >= 0 && r.side_low <= r.side_high && r.side_high <= 1 && r.aspect_low >= 0 &&
+                       r.aspect_low <= r.aspect_high && std::isfinite(r.aspect_high) && r.ratio_alpha >= 0;
+    if (!known || !boxes || !(r.decay >= 0 && r.decay <= 100 && r.cutoff >= 0 && r.soft == r.soft)) {
       refuse("row " + std::to_string(i) + " of spec describes no method");
     }
   }

@@ -187,8 +187,15 @@ struct Request {
       const double* row = a.drawn + kDrawnWidth * i;
       const double choice = row[kNumberChoice], *centre = row + kNumberCentre;
       bool fits = choice >= 0 && choice < a.methods;
-      for (int axis = 0; axis < 3; ++axis) fits = fits && centre[axis] >= 0 && centre[axis] < static_cast<double>(a.extent.size[axis]);
-      if (!fits) refuse("row " + std::to_string(i) + " of drawn has no such method, or a centre outside of the image");
+      for (int axis = 0; axis < 3; ++axis) {
+        fits = fits && centre[axis] >= 0 && centre[axis] < static_cast<double>(a.extent.size[axis]);
+      }
+      for (int number = kNumberPlace; number < kNumberRatio; ++number) fits = fits && row[number] >= 0 && row[number] < 0x1p32;
+      fits = fits && row[kNumberNoise] >= 0 && row[kNumberNoise] < 0x1p52 && row[kNumberRatio] >= 0 && row[kNumberRatio] <= 1;
+      if (!fits) {
+        refuse("row " + std::to_string(i) + " of drawn has no such method, a centre outside of the image, a seed outside of " +
+               "[0, 2^52), a place, sides or an aspect outside of [0, 2^32), or a ratio outside of [0, 1]");
+      }
     }
     if (a.partner == nullptr) return;
     check_partners(a.partner, batch);
@@ -223,7 +230,7 @@ inline void draw_as_torchvision(const cpu::SampleArgs& args, double* drawn) {
   const MethodRow& row = args.rows[0];
   const auto draws = static_cast<int32_t>(row.draws);
   if (args.methods != 1 || args.p < 1.0 || row.p < 1.0 || args.per != kPerBatch || !is_formula(args.pairing) ||
-      (draws & ~kDrawsCentre) != 0) {
+      (draws & ~(kDrawsCentre | kDrawsPlace | kDrawsSides | kDrawsAspect | kDrawsRatio)) != 0) {
     refuse("this request is drawn elsewhere");
   }
   // Kept for good, one of each a thread: making them would cost as much as the draws.
@@ -232,25 +239,35 @@ inline void draw_as_torchvision(const cpu::SampleArgs& args, double* drawn) {
   std::fill(drawn, drawn + kDrawnWidth, 0.0);
   drawn[kNumberApplied] = 1.0;
   drawn[kNumberLam] = row.lam == row.lam ? row.lam : 1.0;
-  if (!(row.lam == row.lam) && row.alpha > 0.0 && args.lam == nullptr) {
+  const auto beta = [](double alpha) {
     // What aten::_sample_dirichlet does with (alpha, alpha) in float32, from the same two gammas in float64: a sixth of its
     // time, most of which is the sum and the division of two-element tensors.
-    std::fill_n(data<double>(alphas), 2, static_cast<double>(static_cast<float>(row.alpha)));
+    std::fill_n(data<double>(alphas), 2, static_cast<double>(static_cast<float>(alpha)));
     StableIValue stack[] = {from(alphas), from(std::nullopt)};
     call("aten::_standard_gamma", "", stack);
     const Tensor drawn_gammas = to<Tensor>(stack[0]);
     const double* gamma = const_data<double>(drawn_gammas);
     const auto share = static_cast<float>(gamma[0] / (gamma[0] + gamma[1]));
-    drawn[kNumberLam] = std::min(0x1.fffffep-1f, std::max(0x1p-126f, share));
-  }
-  if ((draws & kDrawsCentre) == 0) return;
-  for (int axis = 2; axis > 2 - args.extent.ndim; --axis) {
-    StableIValue stack[] = {from(integer), from(int64_t{0}), from(std::optional<int64_t>(args.extent.size[axis])),
-                            from(std::nullopt)};
+    return std::min(0x1.fffffep-1f, std::max(0x1p-126f, share));
+  };
+  if (!(row.lam == row.lam) && row.alpha > 0.0 && args.lam == nullptr) drawn[kNumberLam] = beta(row.alpha);
+  if ((draws & kDrawsRatio) != 0) drawn[kNumberRatio] = beta(row.ratio_alpha);
+  const auto below = [&](int64_t n) {
+    StableIValue stack[] = {from(integer), from(int64_t{0}), from(std::optional<int64_t>(n)), from(std::nullopt)};
     call("aten::random_", "from", stack);
     to<Tensor>(stack[0]);  // the reference that was handed back
-    drawn[kNumberCentre + axis] = static_cast<double>(*const_data<int64_t>(integer));
+    return static_cast<double>(*const_data<int64_t>(integer));
+  };
+  if ((draws & kDrawsCentre) != 0) {
+    for (int axis = 2; axis > 2 - args.extent.ndim; --axis) drawn[kNumberCentre + axis] = below(args.extent.size[axis]);
   }
+  if ((draws & kDrawsPlace) != 0) {
+    for (int axis = 2; axis > 2 - args.extent.ndim; --axis) drawn[kNumberPlace + axis] = below(int64_t{1} << 32);
+  }
+  if ((draws & kDrawsSides) != 0) {
+    for (int axis = 2; axis > 2 - args.extent.ndim; --axis) drawn[kNumberSides + axis] = below(int64_t{1} << 32);
+  }
+  if ((draws & kDrawsAspect) != 0 && args.extent.ndim > 1) drawn[kNumberAspect] = below(int64_t{1} << 32);
 }
 
 // The seed of a request. One without elements stands for a seed that is drawn here, from torch's default generator, as

@@ -65,11 +65,22 @@ void partners(const SampleArgs& args, int64_t* partner) {
   }
 }
 
-Draw drawn_elsewhere(const double* row) {
-  const double* centre = row + kNumberCentre;
-  return {static_cast<int32_t>(row[kNumberChoice]), row[kNumberApplied] != 0.0, static_cast<float>(row[kNumberLam]),
-          {static_cast<int64_t>(centre[0]), static_cast<int64_t>(centre[1]), static_cast<int64_t>(centre[2])},
-          row[kNumberCoin] != 0.0};
+Draw drawn_elsewhere(const double* row, int64_t at) {
+  Draw drawn{};
+  drawn.choice = static_cast<int32_t>(row[kNumberChoice]);
+  drawn.applied = row[kNumberApplied] != 0.0;
+  drawn.lam = static_cast<float>(row[kNumberLam]);
+  for (int axis = 0; axis < 3; ++axis) {
+    drawn.centre[axis] = static_cast<int64_t>(row[kNumberCentre + axis]);
+    drawn.place[axis] = static_cast<uint32_t>(row[kNumberPlace + axis]);
+    drawn.sides[axis] = static_cast<uint32_t>(row[kNumberSides + axis]);
+  }
+  drawn.coin = row[kNumberCoin] != 0.0;
+  drawn.aspect = static_cast<uint32_t>(row[kNumberAspect]);
+  drawn.ratio = static_cast<float>(row[kNumberRatio]);
+  drawn.noise = static_cast<uint64_t>(row[kNumberNoise]);
+  drawn.index = static_cast<uint64_t>(at);
+  return drawn;
 }
 
 }  // namespace
@@ -84,12 +95,13 @@ void sample(const SampleArgs& args, const PlanOut& out) {
     if (i == 0 || !once) {
       const int64_t at = draw_index(args.per, i, args.batch);
       const Draw drawn = args.drawn != nullptr
-                             ? drawn_elsewhere(args.drawn + kDrawnWidth * at)
+                             ? drawn_elsewhere(args.drawn + kDrawnWidth * at, at)
                              : draw(args.seed, at, [&](int32_t row) -> const MethodRow& { return args.rows[row]; },
                                     args.methods, args.p, args.lam == nullptr, args.extent);
-      const MethodRow& row = args.rows[drawn.choice];
+      const MethodRow row = used_row(args.rows[drawn.choice], args.lam != nullptr);
       lam = used_lam(row, drawn, args.lam == nullptr ? nullptr : args.lam + (args.lam_each ? i : 0));
       made = make_mask(row, lam, drawn, args.extent);
+      lam = realised_lam(row, drawn, lam, made);
       if (is_summed(made.record)) made.weight = summed_weight(made.record, sums_of(made.record, args.extent), args.extent);
     }
     out.lam[i] = lam;

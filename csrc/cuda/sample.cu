@@ -163,13 +163,13 @@ FUSEDMIX_DEVICE void sample_block(const SampleArgs& args, int64_t block) {
         return args.rows_inline ? args.inline_rows[row] : device::load(s.device_rows + row);
       };
       const Draw drawn = draw(seed, draw_index(s.per, i, s.batch), row_at, s.methods, s.p, s.lam == nullptr, s.extent);
-      const MethodRow row = row_at(drawn.choice);
+      const MethodRow row = used_row(row_at(drawn.choice), s.lam != nullptr);
       const float given = s.lam == nullptr ? 0.0f : device::load(s.lam + (s.lam_each ? i : 0));
       // Not by a pointer that may be either: `given` would have to lie on a stack.
       const float lam = s.lam == nullptr ? used_lam(row, drawn, nullptr) : used_lam(row, drawn, &given);
       made = make_mask(row, lam, drawn, s.extent);
       if (is_formula(s.pairing)) device::store(s.out.partner + i, formula_partner(s.pairing, i, s.batch));
-      device::store(s.out.lam + i, lam);
+      device::store(s.out.lam + i, realised_lam(row, drawn, lam, made));
       store_mask(s.out.masks + i, made.record);
     }
     records[sample] = made.record;

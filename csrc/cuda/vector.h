@@ -171,7 +171,8 @@ FUSEDMIX_DEVICE LaneRange lanes_in(const Box::Row& row, const Place<V>& place, c
 // What a row does to the vector; lanes ascend.
 template <int V, class Row>
 FUSEDMIX_DEVICE Reach reach_of_row(const Row& row, const Place<V>& place, const Loops&) {
-  return row.reach(place.first, place.first + place.lane[V - 1]);
+  const Reach reach = row.reach(place.first, place.first + place.lane[V - 1]);
+  return reach == kSelect ? kBlend : reach;
 }
 template <int V>
 FUSEDMIX_DEVICE Reach reach_of_row(const Box::Row& row, const Place<V>& place, const Loops& loops) {
@@ -249,6 +250,10 @@ FUSEDMIX_DEVICE void row_weights(const Gaussian::Row& row, const Place<V>& place
 }
 template <int V>
 FUSEDMIX_DEVICE void row_weights(const Smooth::Row& row, const Place<V>& place, const Loops& loops, float (&w)[V]) {
+  one_by_one(w, [&](int l) { return row(place.first + lane_at(loops, place.channel, l)); });
+}
+template <int V>
+FUSEDMIX_DEVICE void row_weights(const Grid::Row& row, const Place<V>& place, const Loops& loops, float (&w)[V]) {
   one_by_one(w, [&](int l) { return row(place.first + lane_at(loops, place.channel, l)); });
 }
 

@@ -297,5 +297,5 @@ PYBIND11_MODULE(fusedmix_cuda_shim, m) {
   });
   m.def("uniform", &uniform);
   m.def("below", &below);
-  m.def("symmetric_beta", &symmetric_beta);
+  m.def("symmetric_beta", [](uint64_t seed, uint64_t index, double alpha) { return symmetric_beta(seed, index, alpha); });
 }

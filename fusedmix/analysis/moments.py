@@ -98,11 +98,13 @@ def coefficients(
 def exact(
     mix: MixTransform, size: Sequence[int], *, lam: float, offsets: Sequence[Sequence[int]] | None = None
 ) -> Tensor:
-    """a(d) by enumeration of all centres, (k,) float64: what `coefficients` converges to.
+    """a(d) by enumeration of all centres, or of all places of boxes with placement="inside", (k,) float64: what
+    `coefficients` converges to.
 
     Args:
         mix: MixUp, SamplePairing, CutMix, HMix or GMix in either variant, or a RandomMix of these (of which Stochastic
-            Mixup & CutMix is one), each with p=1. FMix's masks have no exact form.
+            Mixup & CutMix is one), each with p=1 and without aspect, minmax and ratio_alpha. FMix's masks have no exact
+            form.
         size: 1 to 3 spatial sides in pixels.
         lam: λ in [0, 1].
         offsets: as in `coefficients`.
@@ -131,7 +133,8 @@ def closed_form(
 
         MixUp            (1-λ)², which is exact.
         CutMix           Π_axes (s - |d|)⁺/(n - |d|), s = ⌊n√(1-λ)⌋: eq. 10, for a box that lies wholly inside the
-                         image. Released boxes are clipped at the border (and of even sides).
+                         image, which is exact with placement="inside". Released boxes are clipped at the border (and
+                         of even sides).
         GMix, paper      (1-λ)·exp(-π|d|²/(4(1-λ)HW)): eq. 11, for a Gaussian on the infinite plane.
         GMix, released   s/2·exp(-π|d|²/(2sHW)), s = 1-λ: the same integral for the released mask, not in the paper;
                          for λ >= ½ only, where the Gaussian is the partner's.
@@ -157,6 +160,7 @@ def closed_form(
     if isinstance(mix, MixUp):
         return torch.full((len(shifts),), share**2, dtype=torch.float64)
     if isinstance(mix, CutMix):
+        _check_box(mix)
         n = torch.tensor(size, dtype=torch.float64)
         return (((n * math.sqrt(share)).floor() - d.abs()).clamp_min(0) / (n - d.abs())).prod(1)
     if isinstance(mix, GMix) and (mix.variant == "paper" or share <= 0.5):
@@ -193,6 +197,7 @@ def _exact(mix: MixTransform, size: tuple[int, ...], lam: float, d: Sequence[int
     if isinstance(mix, MixUp | SamplePairing):
         return 1.0 - lam, (1.0 - lam) ** 2
     if isinstance(mix, CutMix | HMix):
+        _check_box(mix)
         return _exact_boxes(mix, size, lam, d)
     if isinstance(mix, GMix):
         return _exact_gaussians(mix.variant, size, lam, d)
@@ -214,11 +219,15 @@ def _exact_boxes(mix: CutMix | HMix, size: tuple[int, ...], lam: float, d: Seque
         [],
         [],
         [],
-    )  # by axis, over its centres: how many i, or i+d, or both, are in the box
+    )  # by axis, over its centres or places: how many i, or i+d, or both, are in the box
     for n, shift in zip(size, d, strict=True):
-        half = math.floor(n * fraction) // 2
-        centre = torch.arange(n, dtype=torch.float64)
-        low, high = (centre - half).clamp_min(0), (centre + half).clamp_max(n)
+        length = math.floor(n * fraction)
+        if mix.placement == "inside":
+            low = torch.arange(n - length + 1, dtype=torch.float64)
+            high = low + length
+        else:
+            centre = torch.arange(n, dtype=torch.float64)
+            low, high = (centre - length // 2).clamp_min(0), (centre + length // 2).clamp_max(n)
         least, most = max(-shift, 0), n - max(shift, 0)  # the i for which i+d is inside the image
         inside.append(high - low)
         first.append(_length(low, high, least, most))
@@ -276,6 +285,13 @@ def _rounded(x: float) -> float:
 def _check_module(mix: Any) -> None:
     if not isinstance(mix, MixTransform):
         raise TypeError(f"mix must be a mixing module such as fusedmix.CutMix, but got {type(mix).__name__}.")
+
+
+def _check_box(mix: CutMix | HMix) -> None:
+    """Raises where the sides of boxes do not follow from λ alone."""
+    for name in ("aspect", "minmax", "ratio_alpha"):
+        if getattr(mix, name, None) is not None:
+            raise ValueError(f"mix must have {name}=None here, but got {name}={getattr(mix, name)!r}.")
 
 
 def _check_offsets(offsets: Any, size: tuple[int, ...]) -> list[tuple[int, ...]]:

@@ -60,6 +60,7 @@ METHODS = (
         partial(fm.FMix, alpha=1.0, decay_power=3.0, variant="released"),
     ),
     Method("SmoothMix", "a disc of the partner with a soft edge · Lee et al. 2020", fm.SmoothMix),
+    Method("GridMix", "cells of the sample and of the partner · Baek et al. 2021", partial(fm.GridMix, cells=(4, 4))),
     Method(
         "SamplePairing",
         "the mean of both; the label stays that of the sample itself · Inoue 2018",

@@ -15,11 +15,11 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from fusedmix.masks import box, constant, fourier, gaussian, smooth
+from fusedmix.masks import box, constant, fourier, gaussian, grid, smooth
 from fusedmix.masks.family import Draws, Family, Masks, OneMask, kind, padded, value
-from fusedmix.methods import Families, Kind, Method
+from fusedmix.methods import Column, Families, Kind, Method
 
-FAMILIES = (constant.FAMILY, box.FAMILY, gaussian.FAMILY, fourier.FAMILY, smooth.FAMILY)
+FAMILIES = (constant.FAMILY, box.FAMILY, gaussian.FAMILY, fourier.FAMILY, smooth.FAMILY, grid.FAMILY)
 _OF = {method: family for family in FAMILIES for method in family.methods}
 # The kinds that each part of a set of families holds, as numbers: the arithmetic of flags takes microseconds. Of the
 # constant 1 there may be one in any.
@@ -59,10 +59,10 @@ def generate(
     return made
 
 
-def one(method: Method, ratio: float, lam: float, centre: Sequence[int], size: tuple[int, ...]) -> OneMask | None:
-    """What `generate` makes of one draw, bit for bit, as numbers of Python; None for families that cannot."""
-    family = of(method)
-    return None if family.one is None else family.one(method, ratio, lam, centre, size)
+def one(row: Sequence[float], lam: float, centre: Sequence[int], size: tuple[int, ...]) -> OneMask | None:
+    """What `generate` makes of one draw, bit for bit, as numbers of Python; None where a family cannot."""
+    family = of(Method(int(row[Column.METHOD])))
+    return None if family.one is None else family.one(row, lam, centre, size)
 
 
 def evaluate(records: Tensor, families: int, size: tuple[int, ...], stored: Tensor | None) -> Tensor:

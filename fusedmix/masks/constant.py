@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fusedmix.masks.family import Draws, Family, Masks, OneMask, everywhere, packed, value
-from fusedmix.methods import Drawn, Families, Kind, Method
+from fusedmix.methods import Column, Drawn, Families, Kind, Method
 
 
 def make(method: Tensor, rows: Tensor, lam: Tensor, draws: Draws, size: tuple[int, ...]) -> Masks:
@@ -31,9 +31,9 @@ def evaluate(records: Tensor, sides: tuple[int, ...], stored: Tensor | None) -> 
     return everywhere(value(records)[:, 0])
 
 
-def one(method: int, ratio: float, lam: float, centre: Sequence[int], size: tuple[int, ...]) -> OneMask:
+def one(row: Sequence[float], lam: float, centre: Sequence[int], size: tuple[int, ...]) -> OneMask:
     """λ everywhere, as numbers."""
-    return constant(lam, 1.0 if method == Method.SAMPLE_PAIRING else lam)
+    return constant(lam, 1.0 if row[Column.METHOD] == Method.SAMPLE_PAIRING else lam)
 
 
 def constant(lam: float, weight: float) -> OneMask:
@@ -45,7 +45,7 @@ FAMILY = Family(
     kinds=frozenset({Kind.CONSTANT}),
     methods=frozenset({Method.MIXUP, Method.SAMPLE_PAIRING}),
     parts=Families.CONSTANTS,
-    draws=Drawn(0),
+    draws=lambda row: Drawn(0),
     may_hold=lambda row: Families.CONSTANTS,
     make=make,
     evaluate=evaluate,

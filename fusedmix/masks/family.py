@@ -35,7 +35,13 @@ class Draws(NamedTuple):
     applied: Tensor  # (n,) bool
     lam: Tensor  # (n,) float32
     centre: Tensor  # (n, 3) int64, (z, y, x)
-    coin: Tensor  # (n,) bool: whether FMix rounds the number of ones up
+    coin: Tensor  # (n,) bool: whether a number of pixels or cells is rounded up
+    place: Tensor  # (n, 3) int64, (z, y, x): 32 bits each, of which a box that lies wholly inside gets its place
+    sides: Tensor  # (n, 3) int64, (z, y, x): 32 bits each, of which a box gets sides that do not follow from λ
+    aspect: Tensor  # (n,) int64: 32 bits, of which a box gets its width/height
+    ratio: Tensor  # (n,) float32: HMix's, where it is drawn
+    noise: Tensor  # (n,) int64: a seed, of what else a family draws by Philox
+    draw: Tensor  # (n,) int64: the index of the draw there
 
 
 class OneMask(NamedTuple):
@@ -60,7 +66,8 @@ class Family:
     methods: frozenset[Method]
     # The sets that hold its masks.
     parts: Families
-    draws: Drawn
+    # What is drawn on the host for a row of a spec.
+    draws: Callable[[Sequence[float]], Drawn]
     # Which masks may come of a row of a spec.
     may_hold: Callable[[Sequence[float]], Families]
     # The masks of n draws: method (n,) float64 with values of Method, rows (n, len(Column)) float64, the rows of the
@@ -69,9 +76,9 @@ class Family:
     # M of n records at all pixels of sides (D, H, W), float32, of a shape that broadcasts to (n, D, H, W). Stored masks
     # come as they are, (n, D, H, W), or None where there are none.
     evaluate: Callable[[Tensor, tuple[int, ...], Tensor | None], Tensor]
-    # What `make` makes of one draw, bit for bit, without tensors, of method, ratio, λ, centre and size; None where it
-    # cannot.
-    one: Callable[[int, float, float, Sequence[int], tuple[int, ...]], OneMask | None] | None = None
+    # What `make` makes of one draw, bit for bit, without tensors, of the row of the spec, λ, centre and size; None
+    # where it cannot.
+    one: Callable[[Sequence[float], float, Sequence[int], tuple[int, ...]], OneMask | None] | None = None
 
 
 def packed(kind: Tensor, geometry: Tensor, value: Tensor) -> Tensor:

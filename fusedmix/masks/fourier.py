@@ -45,10 +45,10 @@ def may_hold(row: Sequence[float]) -> Families:
 
 
 FAMILY = Family(
-    kinds=frozenset({Kind.FOURIER_RELEASED, Kind.FOURIER}),
+    kinds=frozenset({Kind.FOURIER_RELEASED, Kind.FOURIER, Kind.LARGE_GRID}),  # all those that are stored
     methods=frozenset({Method.FMIX_RELEASED, Method.FMIX_PAPER}),
     parts=Families.STORED | Families.LEVELS,
-    draws=Drawn.COIN | Drawn.NOISE,
+    draws=lambda row: Drawn.COIN | Drawn.NOISE,
     may_hold=may_hold,
     make=make,
     evaluate=evaluate,

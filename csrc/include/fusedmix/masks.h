@@ -5,6 +5,7 @@
 #include "masks/constant.h"
 #include "masks/fourier.h"
 #include "masks/gaussian.h"
+#include "masks/grid.h"
 #include "masks/smooth.h"
 
 namespace fusedmix {
@@ -24,8 +25,9 @@ FUSEDMIX_HD auto of_kind(const Record& record, const F& f) {
     case kConstant: return f(bit_cast<Constant>(record));
     case kBox: return f(bit_cast<Box>(record));
     case kGaussian: case kGaussianComplement: return f(bit_cast<Gaussian>(record));
-    case kFourierReleased: case kFourier: return f(bit_cast<Fourier>(record));
+    case kFourierReleased: case kFourier: case kLargeGrid: return f(bit_cast<Fourier>(record));
     case kSmoothDisc: case kSmoothSquare: return f(bit_cast<Smooth>(record));
+    case kGrid: return f(bit_cast<Grid>(record));
     default: return f(Unknown{});
   }
 }
@@ -55,6 +57,7 @@ FUSEDMIX_HD auto of_method(double method, const F& f) {
     case kGMixReleased: case kGMixPaper: return f(Gaussian{});
     case kFMixReleased: case kFMixPaper: return f(Fourier{});
     case kSmoothMixDisc: case kSmoothMixSquare: return f(Smooth{});
+    case kGridMix: return f(Grid{});
     default: return f(Unknown{});
   }
 }
@@ -63,6 +66,10 @@ FUSEDMIX_HD auto of_method(double method, const F& f) {
 FUSEDMIX_HD Made make_mask(const MethodRow& row, float lam, const Draw& drawn, const Extent& extent) {
   return of_method(drawn.applied ? row.method : static_cast<double>(kMixUp),
                    [&](const auto& family) { return family.make(row, lam, drawn, extent); });
+}
+// λ of a plan: where the sides of a box are drawn it follows from them.
+FUSEDMIX_HD float realised_lam(const MethodRow& row, const Draw& drawn, float lam, const Made& made) {
+  return drawn.applied && row.side_high > 0.0 ? static_cast<float>(made.weight) : lam;
 }
 FUSEDMIX_HD bool is_summed(const Record& record) {
   return of_kind(record, [](const auto& mask) { return mask.kHasSums; });

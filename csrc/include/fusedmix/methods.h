@@ -18,6 +18,7 @@ enum Method : int32_t {
   kFMixPaper = 8,
   kSmoothMixDisc = 9,
   kSmoothMixSquare = 10,
+  kGridMix = 11,
 };
 
 enum Kind : int32_t {
@@ -29,6 +30,8 @@ enum Kind : int32_t {
   kFourier = 5,
   kSmoothDisc = 6,
   kSmoothSquare = 7,
+  kGrid = 8,
+  kLargeGrid = 9,  // of more cells than a record has bits
 };
 
 // Which masks a call may hold. Every set also holds the mask that is 1 everywhere.
@@ -40,14 +43,23 @@ enum Families : int32_t {
   kStored = 16,  // a bit for each pixel
   kLevels = 32,  // a level for each pixel
   kSmooth = 64,  // discs and squares with a soft edge
+  kCells = 128,  // of a grid, each 1 or 0
 };
-constexpr int32_t kAllFamilies = kConstants | kCuts | kBoxes | kGaussians | kStored | kLevels | kSmooth;
+constexpr int32_t kAllFamilies = kConstants | kCuts | kBoxes | kGaussians | kStored | kLevels | kSmooth | kCells;
 
 enum Pairing : int32_t { kRoll = 0, kFlip = 1, kRandom = 2, kCrossClass = 3, kSameClass = 4 };
 enum Per : int32_t { kPerBatch = 0, kPerPair = 1, kPerSample = 2 };
 
 // What a method draws on the host after λ and the partners, in this order.
-enum Drawn : int32_t { kDrawsCentre = 1, kDrawsCoin = 2, kDrawsNoise = 4 };
+enum Drawn : int32_t {
+  kDrawsCentre = 1,
+  kDrawsCoin = 2,
+  kDrawsNoise = 4,
+  kDrawsPlace = 8,
+  kDrawsSides = 16,
+  kDrawsAspect = 32,
+  kDrawsRatio = 64,  // this one after λ, before the partners
+};
 
 // The places of the numbers of a draw that was made on the host.
 enum Number : int32_t {
@@ -57,13 +69,17 @@ enum Number : int32_t {
   kNumberCentre = 3,  // z, y, x
   kNumberCoin = 6,
   kNumberNoise = 7,
+  kNumberPlace = 8,  // z, y, x
+  kNumberSides = 11,  // z, y, x
+  kNumberAspect = 14,
+  kNumberRatio = 15,
 };
-constexpr int kDrawnWidth = 8;
+constexpr int kDrawnWidth = 16;
 
 // One row of a spec: the columns of fusedmix/methods.py, in their order.
 struct MethodRow {
   double method, weight, p, alpha, lam, lam_min, lam_max, ratio, decay, soft, cutoff, reformulate, draws, families,
-      edge;
+      edge, inside, side_low, side_high, aspect_low, aspect_high, ratio_alpha, cells_z, cells_y, cells_x;
 };
 
 }  // namespace fusedmix

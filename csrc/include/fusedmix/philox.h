@@ -19,6 +19,10 @@ enum Stream : uint32_t {
   kStreamShift = 6,
   kStreamNoise = 7,
   kStreamSwap = 8,
+  kStreamSides = 9,
+  kStreamAspect = 10,
+  kStreamRatio = 11,
+  kStreamCells = 12,
 };
 
 struct Words {
@@ -66,9 +70,9 @@ FUSEDMIX_HD int64_t partner_key(uint64_t seed, int64_t index) {
 
 // Beta(alpha, alpha) for every alpha > 0 without rejection: Ulrich's polar formula for alpha + 1, Stuart's boost down to
 // alpha, in logarithms (fusedmix/philox.py, symmetric_beta, has the derivation and the sources).
-FUSEDMIX_HD double symmetric_beta(uint64_t seed, uint64_t index, double alpha) {
-  const Words first = words(seed, index, kStreamLam, 0);
-  const Words second = words(seed, index, kStreamLam, 1);
+FUSEDMIX_HD double symmetric_beta(uint64_t seed, uint64_t index, double alpha, Stream stream = kStreamLam) {
+  const Words first = words(seed, index, stream, 0);
+  const Words second = words(seed, index, stream, 1);
   const double u = uniform(first.a, first.b), v = uniform(first.c, first.d);
   const double boost_u = uniform(second.a, second.b), boost_v = uniform(second.c, second.d);
   const double radius = sqrt(-expm1((2.0 / (2.0 * alpha + 1.0)) * log(u)));

@@ -35,14 +35,19 @@ FUSEDMIX_HD int64_t mask_rows(int64_t per, int64_t batch) {
   return per == kPerBatch ? 1 : (per == kPerPair ? (batch + 1) / 2 : batch);
 }
 
-// What is drawn once for a draw: which method, whether it is applied, λ before any clamp, the centre (z, y, x), whether FMix
-// rounds up.
+// What is drawn once for a draw: which method, whether it is applied, λ before any clamp, the centre (z, y, x), whether a
+// number of pixels or cells is rounded up; of boxes, 32 bits an axis for the place of one that lies wholly inside, and for sides
+// that do not follow from λ, 32 bits for the width/height, and HMix's ratio; and where a family finds what else it draws: a
+// seed, and the index of the draw.
 struct Draw {
   int32_t choice;
   bool applied;
   float lam;
   int64_t centre[3];
   bool coin;
+  uint32_t place[3], sides[3], aspect;
+  float ratio;
+  uint64_t noise, index;
 };
 
 // Philox at a logical index. `rows(i)` is row i of the spec. What is certain costs nothing and changes nothing else:
@@ -50,8 +55,12 @@ struct Draw {
 template <class Rows>
 FUSEDMIX_HD Draw draw(uint64_t seed, int64_t index, const Rows& rows, int32_t methods, double p, bool wants_lam,
                       const Extent& extent) {
-  Draw drawn{0, true, 1.0f, {0, 0, 0}, false};
   const auto at = static_cast<uint64_t>(index);
+  Draw drawn{};
+  drawn.applied = true;
+  drawn.lam = 1.0f;
+  drawn.noise = seed;
+  drawn.index = at;
   if (methods > 1 || p < 1.0) {
     const Words w = words(seed, at, kStreamChoice);
     const double u = uniform(w.a, w.b);
@@ -79,11 +88,32 @@ FUSEDMIX_HD Draw draw(uint64_t seed, int64_t index, const Rows& rows, int32_t me
     drawn.lam = static_cast<float>(lam);
   }
   const Words w = words(seed, at, kStreamCentre);
-  drawn.centre[2] = below(w.a, extent.size[2]);
-  if (extent.ndim > 1) drawn.centre[1] = below(w.b, extent.size[1]);
-  if (extent.ndim > 2) drawn.centre[0] = below(w.c, extent.size[0]);
+  const uint32_t of_axis[3] = {w.c, w.b, w.a};
+  for (int axis = 0; axis < 3; ++axis) {
+    if (axis < 3 - extent.ndim) continue;
+    drawn.place[axis] = of_axis[axis];
+    drawn.centre[axis] = below(of_axis[axis], extent.size[axis]);
+  }
   drawn.coin = w.d >= 0x80000000u;
+  if (row.side_high > 0.0) {
+    const Words sides = words(seed, at, kStreamSides);
+    drawn.sides[0] = sides.c;
+    drawn.sides[1] = sides.b;
+    drawn.sides[2] = sides.a;
+  }
+  if (row.aspect_high > 0.0) drawn.aspect = words(seed, at, kStreamAspect).a;
+  if (row.ratio_alpha > 0.0) drawn.ratio = static_cast<float>(symmetric_beta(seed, at, row.ratio_alpha, kStreamRatio));
   return drawn;
+}
+
+// The row of a method as it is used. Where λ is given the sides of boxes follow from it, also where they would be drawn; such
+// boxes are inside.
+FUSEDMIX_HD MethodRow used_row(MethodRow row, bool given) {
+  if (given && row.side_high > 0.0) {
+    row.inside = 1.0;
+    row.side_high = 0.0;
+  }
+  return row;
 }
 
 // λ as it is used: clamped to the method's lam_range if it was drawn (not a fixed λ, not the λ = 1 of alpha <= 0), or

@@ -32,6 +32,7 @@ class _Numbers(tl.constexpr):
 
 
 Columns = _Numbers(methods.Column)
+Draws = _Numbers(methods.Drawn)
 Families = _Numbers(methods.Families)
 Kinds = _Numbers(methods.Kind)
 Methods = _Numbers(methods.Method)

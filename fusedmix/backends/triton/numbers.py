@@ -176,10 +176,10 @@ def log1p(x):
 
 
 @triton.jit
-def symmetric_beta(seed, index, alpha):
+def symmetric_beta(seed, index, alpha, STREAM: tl.constexpr = Streams.LAM):
     """Beta(α, α) as float64: Ulrich's polar formula for α + 1, Stuart's boost down to α, in logarithms."""
-    a, b, c, d = words(seed, index, Streams.LAM, 0)
-    e, f, g, h = words(seed, index, Streams.LAM, 1)
+    a, b, c, d = words(seed, index, STREAM, 0)
+    e, f, g, h = words(seed, index, STREAM, 1)
     u, v, boost_u, boost_v = uniform(a, b), uniform(c, d), uniform(e, f), uniform(g, h)
     radius = tl.sqrt(-expm1((2.0 / (2.0 * alpha + 1.0)) * tl.log(u)))
     t = radius * tl.cos(6.283185307179586 * v)

@@ -15,18 +15,19 @@ import triton.language as tl
 from torch import Tensor
 
 from fusedmix.backends.triton import masks
-from fusedmix.backends.triton.enums import COLUMNS, Columns, Methods, Pairings, Pers, Streams
+from fusedmix.backends.triton.enums import COLUMNS, Columns, Draws, Methods, Pairings, Pers, Streams
 from fusedmix.backends.triton.launch import Kernel
 from fusedmix.backends.triton.masks import record
 from fusedmix.backends.triton.numbers import bits, from_bits, sort_key, symmetric_beta, uniform, words
 from fusedmix.draws import PlanTensors, Request
 from fusedmix.masks.family import padded
-from fusedmix.methods import Column, Pairing
+from fusedmix.methods import Column, Drawn, Pairing
 from fusedmix.plan import empty_parts
 from fusedmix.spec import families
 
 _SAMPLES = 16  # of a program
 _KEYS = 64  # compared with them at a time
+_OPTIONS = int(Drawn.SIDES | Drawn.ASPECT | Drawn.RATIO)
 _NONE = tl.constexpr((1 << 63) - 1)  # after every key and index
 
 
@@ -141,8 +142,8 @@ def sample_kernel(
     partner, lams, weights, records,
     spec, seed, seeded, seed_value: tl.int64, given, classes, order, spot, members,
     batch, depth, height, width, p: tl.int64,
-    METHODS: tl.constexpr, CHOICE: tl.constexpr, FAMILIES: tl.constexpr, SWAPS: tl.constexpr, LAM: tl.constexpr,
-    PAIRING: tl.constexpr, PER: tl.constexpr, NDIM: tl.constexpr, S: tl.constexpr, T: tl.constexpr,
+    METHODS: tl.constexpr, CHOICE: tl.constexpr, FAMILIES: tl.constexpr, SWAPS: tl.constexpr, DRAWS: tl.constexpr,
+    LAM: tl.constexpr, PAIRING: tl.constexpr, PER: tl.constexpr, NDIM: tl.constexpr, S: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
     """A plan."""
     i = tl.program_id(0).to(tl.int64) * S + tl.arange(0, S)
@@ -209,7 +210,9 @@ def sample_kernel(
     method = tl.where(applied, tl.load(row + Columns.METHOD).to(tl.int32), Methods.MIXUP)
 
     to, extent, drawn = records + i * record.WORDS, (depth, height, width), words(key, index, Streams.CENTRE, 0)
-    weight = masks.make(to, live, method, row, lam, drawn, extent, FAMILIES, NDIM, S, T)
+    weight = masks.make(to, live, method, row, lam, drawn, (key, index), extent, FAMILIES, DRAWS, NDIM, S, T)
+    if DRAWS & Draws.SIDES:  # λ follows from them
+        lam = tl.where(applied & (tl.load(row + Columns.SIDE_HIGH) > 0.0), weight.to(tl.float32), lam)
     tl.store(lams + i, lam, mask=live)
     tl.store(weights + i, weight, mask=live)
 
@@ -251,7 +254,10 @@ def sample(request: Request, seed: Tensor, device: torch.device) -> PlanTensors:
     drawn_from = (rows, key, int(seeded), seed_value, given, classes, order, spot, members)
     arguments = (*plan, *drawn_from, batch, *padded(size), bits(p))
     swaps, of_lam = bool((spec[:, Column.REFORMULATE] != 0).any()), 0 if lam is None else 1 + lam.ndim
-    what = (spec.shape[0], spec.shape[0] > 1 or p < 1.0, int(families(spec)), swaps, of_lam)
+    options = 0  # what some row draws that most do not
+    for of_row in spec[:, Column.DRAWS].tolist():
+        options |= int(of_row) & (_OPTIONS if lam is None else _OPTIONS & ~Drawn.SIDES)
+    what = (spec.shape[0], spec.shape[0] > 1 or p < 1.0, int(families(spec)), swaps, options, of_lam)
     how = (int(pairing), int(per), len(size), _SAMPLES, _KEYS)
     _sample(-(-batch // _SAMPLES), arguments, (*what, *how), device)
     return plan

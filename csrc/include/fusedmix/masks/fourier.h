@@ -1,5 +1,5 @@
 // FMix (Harris 2020): which grey image is made, how many of its pixels are 1, and over how many ranks on either side the mask
-// falls to 0. The pixels themselves follow from no formula, and are stored: pixels.h.
+// falls to 0. The pixels themselves follow from no formula, and are stored: pixels.h. Those of a large grid are stored alike.
 #pragma once
 
 #include "../sampling.h"

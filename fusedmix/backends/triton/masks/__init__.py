@@ -11,15 +11,15 @@ import triton
 import triton.language as tl
 
 from fusedmix.backends.triton.enums import Families
-from fusedmix.backends.triton.masks import box, constant, fourier, gaussian, smooth
+from fusedmix.backends.triton.masks import box, constant, fourier, gaussian, grid, smooth
 from fusedmix.backends.triton.numbers import below, spread
 
 
 @triton.jit
-def make(to, live, method, row, lam, words, extent,
-         FAMILIES: tl.constexpr, NDIM: tl.constexpr, S: tl.constexpr, T: tl.constexpr):  # fmt: skip
-    """Writes the records of S samples, each of a method, from λ and the words of its centre and coin; their label
-    weights."""
+def make(to, live, method, row, lam, words, noise, extent, FAMILIES: tl.constexpr,
+         DRAWS: tl.constexpr, NDIM: tl.constexpr, S: tl.constexpr, T: tl.constexpr):  # fmt: skip
+    """Writes the records of S samples, each of a method, from λ, from the words of its centre and coin, and from the
+    seed and the index of what else a family draws; their label weights."""
     a, b, c, coin = words
     depth, height, width = extent
     centre = below(c, depth), below(b, height), below(a, width)
@@ -27,16 +27,23 @@ def make(to, live, method, row, lam, words, extent,
     weight = constant.make(to, live & constant.makes(method), method, lam)
     if FAMILIES & (Families.CUTS | Families.BOXES):
         mine = box.makes(method)
-        weight = tl.where(mine, box.make(to, live & mine, method, row, x, centre, extent, NDIM), weight)
+        weight = tl.where(
+            mine, box.make(to, live & mine, method, row, x, centre, (c, b, a), noise, extent, DRAWS, NDIM), weight
+        )
     if FAMILIES & Families.GAUSSIANS:
         mine = gaussian.makes(method)
         weight = tl.where(mine, gaussian.make(to, live & mine, method, x, centre, extent, NDIM, S, T), weight)
     if FAMILIES & (Families.STORED | Families.LEVELS):
         mine = fourier.makes(method)
         weight = tl.where(mine, fourier.make(to, live & mine, method, row, x, (coin >> 31) != 0, extent), weight)
+        mine = grid.makes(method) & grid.is_large(row)
+        weight = tl.where(mine, grid.make_large(to, live & mine, row, x, (coin >> 31) != 0, extent), weight)
     if FAMILIES & Families.SMOOTH:
         mine = smooth.makes(method)
         weight = tl.where(mine, smooth.make(to, live & mine, method, row, x, centre, extent, NDIM, S, T), weight)
+    if FAMILIES & Families.CELLS:
+        mine = grid.makes(method) & ~grid.is_large(row)
+        weight = tl.where(mine, grid.make(to, live & mine, row, x, (coin >> 31) != 0, noise, extent, S), weight)
     return weight
 
 
@@ -55,6 +62,8 @@ def at(mask, vectors, FAMILIES: tl.constexpr, AXIS: tl.constexpr, INNER: tl.cons
         w = tl.where(fourier.of(m[0]), fourier.at(pixels, spots, FAMILIES, AXIS, INNER), w)
     if FAMILIES & Families.SMOOTH:
         w = tl.where(smooth.of(m[0]), smooth.at(m, z, y, x), w)
+    if FAMILIES & Families.CELLS:
+        w = tl.where(grid.of(m[0]), grid.at(m, z, y, x), w)
     return w
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from fusedmix.backends.triton.enums import Columns, Kinds, Methods
+from fusedmix.backends.triton.enums import Columns, Draws, Kinds, Methods, Streams
 from fusedmix.backends.triton.masks import record
-from fusedmix.backends.triton.numbers import as_float, as_word, spread
+from fusedmix.backends.triton.numbers import as_float, as_word, below, spread, symmetric_beta, words
 
 
 @triton.jit
@@ -34,26 +34,65 @@ def root(x, NDIM: tl.constexpr):
 
 
 @triton.jit
-def side_of(centre, side, fraction):
-    """First and past-the-end along an axis, clipped to the image."""
-    half = tl.floor(side.to(tl.float64) * fraction).to(tl.int64) // 2
-    return tl.maximum(centre - half, 0), tl.minimum(centre + half, side)
+def share_of(side, fraction):
+    return tl.floor(side.to(tl.float64) * fraction).to(tl.int64)
 
 
 @triton.jit
-def make(to, mine, method, row, lam, centre, extent, NDIM: tl.constexpr):
-    """Writes the records; the label weights."""
+def shaped(row, bits, fraction, height, width):
+    """The shares of the image's height and width that a box has, where its width/height is drawn."""
+    low, high = tl.load(row + Columns.ASPECT_LOW), tl.load(row + Columns.ASPECT_HIGH)
+    free = high > 0.0
+    low, high = tl.where(free, low, 1.0), tl.where(free, high, 1.0)
+    uniform = (2 * bits.to(tl.int64) + 1).to(tl.float64) * 1.1641532182693481e-10
+    grown = tl.exp(uniform * tl.log(high / low)).to(tl.float32).to(tl.float64)
+    ratio = low * grown * height.to(tl.float64) / width.to(tl.float64)
+    stretch, most = tl.maximum(tl.sqrt(ratio), fraction), 1.0 / tl.where(fraction > 0.0, fraction, 1.0)
+    of_height, of_width = fraction / tl.minimum(stretch, most), tl.minimum(fraction * stretch, 1.0)
+    return tl.where(free, of_height, fraction), tl.where(free, of_width, fraction)
+
+
+@triton.jit
+def side_of(centre, word, of_length, side, share, options, DRAWS: tl.constexpr):
+    """First and past-the-end along an axis, clipped to the image, or where they are inside."""
+    inside, least, most = options
+    length = share_of(side, share)
+    if DRAWS & Draws.SIDES:
+        low = share_of(side, least)
+        length = tl.where(most > 0.0, low + below(of_length, tl.maximum(share_of(side, most) - low, 1)), length)
+    half, place = length // 2, below(word, side - length + 1)
+    first = tl.where(inside, place, tl.maximum(centre - half, 0))
+    return first, tl.where(inside, place + length, tl.minimum(centre + half, side))
+
+
+@triton.jit
+def make(to, mine, method, row, lam, centre, places, noise, extent, DRAWS: tl.constexpr, NDIM: tl.constexpr):
+    """Writes the records; the label weights. DRAWS: what some row draws besides a centre or a place."""
     z, y, x = centre
+    for_z, for_y, for_x = places
+    long_x, long_y, long_z = for_x, for_y, for_z
+    if DRAWS & Draws.SIDES:
+        long_x, long_y, long_z, _ = words(noise[0], noise[1], Streams.SIDES, 0)
     depth, height, width = extent
     # (1-λ)·ratio of the image. The product of the roots first, as in the authors' code: another order moves the box.
     ratio = tl.load(row + Columns.RATIO)
+    if DRAWS & Draws.RATIO:
+        gamma = tl.load(row + Columns.RATIO_ALPHA)
+        drawn = symmetric_beta(noise[0], noise[1], tl.where(gamma > 0.0, gamma, 1.0), Streams.RATIO)
+        ratio = tl.where(gamma > 0.0, drawn.to(tl.float32).to(tl.float64), ratio)
     fraction = root(1.0 - lam, NDIM) * root(ratio, NDIM)
-    x0, x1 = side_of(x, width, fraction)
+    least, most = tl.load(row + Columns.SIDE_LOW), tl.load(row + Columns.SIDE_HIGH)
+    options = (tl.load(row + Columns.INSIDE) != 0.0) | (most > 0.0), least, most
+    share_y, share_x = fraction, fraction
+    if (DRAWS & Draws.ASPECT) and NDIM > 1:
+        bits, _, _, _ = words(noise[0], noise[1], Streams.ASPECT, 0)
+        share_y, share_x = shaped(row, bits, fraction, height, width)
+    x0, x1 = side_of(x, for_x, long_x, width, share_x, options, DRAWS)
     y0, y1, z0, z1 = x * 0, x * 0 + 1, x * 0, x * 0 + 1
     if NDIM > 1:
-        y0, y1 = side_of(y, height, fraction)
+        y0, y1 = side_of(y, for_y, long_y, height, share_y, options, DRAWS)
     if NDIM > 2:
-        z0, z1 = side_of(z, depth, fraction)
+        z0, z1 = side_of(z, for_z, long_z, depth, fraction, options, DRAWS)
     rest = 1.0 - ((x1 - x0) * (y1 - y0) * (z1 - z0)).to(tl.float64) / record.pixels_of(extent)
     # Outside stands λ/(1-β), β the box's actual share (released), or λ/(1-(1-λ)·ratio) (paper).
     released = method == Methods.HMIX_RELEASED

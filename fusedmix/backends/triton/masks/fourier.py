@@ -17,7 +17,7 @@ def makes(method):
 
 @triton.jit
 def of(kind):
-    return (kind == Kinds.FOURIER_RELEASED) | (kind == Kinds.FOURIER)
+    return (kind == Kinds.FOURIER_RELEASED) | (kind == Kinds.FOURIER) | (kind == Kinds.LARGE_GRID)
 
 
 @triton.jit
