@@ -365,7 +365,8 @@ class MixTransform(checks.Checked, nn.Module):
 
     def _is_usual(self) -> bool:
         """Whether an operator can draw by itself what this module draws: a seed, or one λ and at most one centre (or
-        place of a box) as torchvision does, in either case from torch's default generator. Found when a keyword is set."""
+        place of a box) as torchvision does, in either case from torch's default generator. Found when a keyword is
+        set."""
         return (
             "labels_getter" in self._keywords  # embeddings come without
             and self._generator is None

@@ -890,9 +890,13 @@ def in_order(report):
     return re.fullmatch("[LB]*LB+S+" if barriers else "[LS]+", report["events"]) is not None
 
 
-def coalesced(report):
+def apart(report):
     """Whether threads share nothing but the barrier, and neighbours have neighbouring vectors."""
     return report["shared"] == 0 and report["spread"] == [1]
+
+
+def in_registers(report):
+    return report["stack"] == report["local"] == 0
 
 
 def test_what_is_mixed_in_place_is_read_before_it_is_written(compiled):
@@ -903,31 +907,34 @@ def test_what_is_mixed_in_place_is_read_before_it_is_written(compiled):
             continue
         assert in_order(report), (arch, launched, report["events"])
         shapes.add((arch, report["constants"]["SHAPE"], report["constants"]["PARTS"] > 1))
-    assert {(shape, parts) for arch, shape, parts in shapes if arch == "90"} >= {
+    assert {(shape, parts) for arch, shape, parts in shapes if arch == "90"} == {
         *((shape, False) for shape in Shape),
         (Shape.TILE, True),
     }
 
 
-def test_no_kernel_that_mixes_needs_shared_memory(compiled):
-    """It would be the price of a layout that does not suit what is computed, and of more barriers. Levels, which are
-    loaded element by element, take it with Triton 3.6."""
+def test_kernels_that_mix_need_neither_shared_memory_nor_a_stack(compiled):
+    """Shared memory would be the price of a layout that does not suit what is computed, and of more barriers. Levels,
+    which are loaded element by element, take it with Triton 3.6."""
     old = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 8)
     for arch, launched, _, report in of_kernel(compiled, "mix_kernel"):
-        assert report["shared"] == 0 or (old and "levels" in launched), (arch, launched, report["shared"])
+        assert apart(report) or (old and "levels" in launched), (arch, launched, report["shared"])
+        assert in_registers(report) or arch != "90", (arch, launched, report["stack"])
 
 
 def test_a_kernel_that_is_wrong_is_found(tmp_path):
-    """Without its barrier, with a store too early, a load too late, samples side by side, or too few threads."""
+    """Without its barrier, with a store too early, a load too late, samples side by side, too few threads, or too much
+    for each."""
     found = printed(compiler("planted", folder=tmp_path))
-    right = {name: (in_order(report), coalesced(report)) for name, report in found.items()}
-    assert right.pop("nothing") == (True, True)
+    right = {name: (in_order(report), apart(report), in_registers(report)) for name, report in found.items()}
+    assert right.pop("nothing") == (True, True, True)
     assert right == {
-        "no barrier": (False, True),
-        "a store before all loads": (False, True),
-        "a load behind the barrier": (False, True),
-        "samples side by side": (True, False),
-        "few threads": (True, False),
+        "no barrier": (False, True, True),
+        "a store before all loads": (False, True, True),
+        "a load behind the barrier": (False, True, True),
+        "samples side by side": (True, False, True),
+        "few threads": (True, False, True),
+        "more than registers hold": (True, True, False),
     }
 
 
@@ -937,8 +944,6 @@ def test_kernels_hold_nothing_of_other_families(compiled):
     rate of Gaussians, of soft edges the radius too, all nine of boxes; by kernels that mix images without those of an
     axis that these have not got, and where all are cuts without values."""
     words = {Families.CONSTANTS: 2, Families.CUTS: 9, Families.BOXES: 9, Families.GAUSSIANS: 5, Families.SMOOTH: 6}
-    words[Families.CELLS] = 12
-    of_images = {Families.CONSTANTS: 2, Families.CUTS: 5, Families.BOXES: 7, Families.GAUSSIANS: 4, Families.SMOOTH: 5}
     alone, mixing = set(), set()
     for arch, launched, kernel, report in of_kernel(compiled, "mix_kernel", "mask_kernel"):
         constants, accesses = report["constants"], report["accesses"]
@@ -951,9 +956,9 @@ def test_kernels_hold_nothing_of_other_families(compiled):
             most = words.get(families, 2)
             bits = constants["N"] // 128 if families == Families.STORED else 0
             assert accesses["ld 4"] == most + bits, (arch, launched, families)
-        elif kernel == "mix_kernel" and families in of_images and constants["MASKS"] == 0:
+        elif kernel == "mix_kernel" and families in words and constants["MASKS"] == 0:
             mixing.add(families)
-            most, shape = of_images[families], constants["SHAPE"]
+            most, shape = words[families] - 2 * (families == Families.CUTS), constants["SHAPE"]
             masks = {Shape.PAIRS: 2, Shape.TILE: constants["PARTS"]}.get(shape, 2 if constants["ADJOINT"] else 1)
             assert report["words"] == most * masks, (arch, launched, families, report["words"])
     assert alone == set(Families)

@@ -283,7 +283,9 @@ def planted():
             ("batch_stride * V, V)", "batch_stride * V, [2, 1, 2 * V])"),
         ],
         "few threads": [],
+        "more than registers hold": [],
     }
+    cuts = {"few threads": (256, 2, 4, 4), "more than registers hold": (256, 2, 32, 32)}
     found = {}
     for name, replaced in changes.items():
         wrong = source
@@ -296,16 +298,18 @@ def planted():
             spec = spec_from_file_location("planted", path)
             module = module_from_spec(spec)
             spec.loader.exec_module(module)
-            if name == "few threads":
-                few = [module.Cut(module.Shape.TILE, 256, 2, 4, 4)]
-                module.cuts = lambda *_, few=few: few
+            if name in cuts:
+                cut = module.Cut(module.Shape.TILE, *cuts[name])
+                module.cuts = lambda *_, cut=cut: [cut]
             x = torch.empty(SMALL)
             plan = fm.MixUp(per="sample", pairing="random", sampling="device").sample(SMALL[0], SMALL[2:], seed=0)
             masks = plan.partner, plan.masks, plan.families, 0, plan.pairing, plan.per
             with Launches() as launches:
                 module.multiprocessors = mix_kernel.multiprocessors
                 module.apply(x, x, masks)
-            found[name] = report(compiled(GPUTarget("cuda", 90, 32), *launches[0]))
+            kernel, arguments, constants = launches[0]
+            named = dict(zip(kernel.function.arg_names[len(arguments) :], constants, strict=True))
+            found[name] = report(compiled(GPUTarget("cuda", 90, 32), *launches[0])) | {"constants": named}
     return found
 
 

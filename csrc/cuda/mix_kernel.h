@@ -47,11 +47,12 @@ constexpr int kAheadOf = kFamilies == kCutSet ? 2 : (kSkips<kFamilies> ? 1 : 4);
 // nvcc then has code for a third, which is what is left over.
 constexpr int kAfter = 2;
 
-// Blocks that are to fit a multiprocessor. Sixteen bytes take more registers than four floats.
-template <class T>
-constexpr int kEachBlocks = sizeof(T) == 1 ? 3 : 4;
-template <class T>
-constexpr int kRollBlocks = sizeof(T) == 1 ? 2 : 3;
+// Blocks that are to fit a multiprocessor: the more there are, the fewer registers each has. Sixteen bytes take more of them than
+// four floats, and all families more than one. Of kTile two blocks are worth more than what then lies on the stack.
+template <class T, int32_t kFamilies, bool kAdjoint = false>
+constexpr int kEachBlocks = kFamilies == kAllFamilies ? (kAdjoint ? 2 : 3) : (sizeof(T) == 1 ? 3 : 4);
+template <class T, int32_t kFamilies>
+constexpr int kRollBlocks = kFamilies == kAllFamilies || sizeof(T) == 1 ? 2 : 3;
 template <class T, int32_t kFamilies>
 constexpr int kTileBlocks = kFamilies == kConstantSet ? 3 : (kFamilies == kStoredSet && sizeof(T) == 1 ? 1 : 2);
 
@@ -149,7 +150,7 @@ FUSEDMIX_DEVICE bool writes_targets(const MixArgs& args, int32_t threads) {
 // in a cache; those of all others are too if blocks of one tile of all samples follow each other, and a tile of all samples fits
 // the cache: then a block has a narrow tile of several pairs of samples. The adjoint: what a sample kept, and what it lent.
 template <class T, int V, int32_t kFamilies, bool kAdjoint>
-FUSEDMIX_WIDE_KERNEL(kEachThreads, kEachBlocks<T>) each_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
+FUSEDMIX_WIDE_KERNEL(kEachThreads, (kEachBlocks<T, kFamilies, kAdjoint>)) each_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
   if (writes_targets(args, kEachThreads)) return;
   const uint32_t outer = divide(device::block(), args.inner), inner = device::block() - outer * args.inner.number;
   const uint32_t tile = args.by_tile ? outer : inner, groups = (args.by_tile ? inner : outer) << (kEachLog - args.log_column);
@@ -159,43 +160,52 @@ FUSEDMIX_WIDE_KERNEL(kEachThreads, kEachBlocks<T>) each_kernel(FUSEDMIX_ARGS(Mix
   const Column<T, V, kFamilies> column(args, args.first_column + at);
   using Look = typename Column<T, V, kFamilies>::Look;
   const auto there = [&](int k) { return k == 0 || static_cast<int64_t>(group) * kEachSamples + k < args.batch; };
-  int64_t i[kEachSamples], j[kEachSamples];
-  Vec<T, V> own[kEachSamples], lent[kEachSamples];
-  FUSEDMIX_UNROLL
-  for (int k = 0; k < kEachSamples; ++k) {
-    i[k] = there(k) ? static_cast<int64_t>(group) * kEachSamples + k : args.batch - 1;  // whose mask is looked at, and no more
-    if constexpr (kAdjoint) {
-      const int64_t after = i[k] + 1 == args.batch ? 0 : i[k] + 1;
-      j[k] = column.plan.pairing == kRoll ? after : (args.inverse == nullptr ? args.batch - 1 - i[k] : device::load(args.inverse + i[k]));
-    } else {
-      j[k] = column.partner(i[k]);
-    }
-  }
+  // Of one that is not there the mask is looked at, and no more.
+  const auto sample = [&](int k) { return there(k) ? static_cast<int64_t>(group) * kEachSamples + k : args.batch - 1; };
   const auto store = [&](int k, const Vec<T, V>& out) {
     if (!there(k)) return;
-    char* to = column.target(i[k]);
-    if (args.packed_batch != 0) to = args.dst + i[k] * args.packed_batch + static_cast<int64_t>(at) * static_cast<int64_t>(sizeof(T) * V);
+    char* to = column.target(sample(k));
+    if (args.packed_batch != 0) to = args.dst + sample(k) * args.packed_batch + static_cast<int64_t>(at) * static_cast<int64_t>(sizeof(T) * V);
     store_vector<T, V>(to, out);
   };
+  int64_t i[kEachSamples], j[kEachSamples];
+  Vec<T, V> own[kEachSamples], lent[kEachSamples];
   if constexpr (kAdjoint) {
-    const auto looked = [&](int64_t of) {  // at masks that are stored
-      return Column<T, V, kFamilies>::kHasStored ? column.look(of, column.glimpse(of)) : Look{};
+    const auto taker = [&](int64_t of) -> int64_t {  // whose partner it is
+      if (column.plan.pairing == kRoll) return of + 1 == args.batch ? 0 : of + 1;
+      return args.inverse == nullptr ? args.batch - 1 - of : device::load(args.inverse + of);
     };
-    FUSEDMIX_UNROLL
-    for (int k = 0; k < kEachSamples; ++k) {
-      if (there(k)) own[k] = column.load(i[k]), lent[k] = column.load(j[k]);
-    }
-    FUSEDMIX_UNROLL
-    for (int k = 0; k < kEachSamples; ++k) {
+    const auto gradient = [&](int64_t of, const Vec<T, V>& g, int64_t by, const Vec<T, V>& h) {
+      const auto looked = [&](int64_t mask) {  // at masks that are stored
+        return Column<T, V, kFamilies>::kHasStored ? column.look(mask, column.glimpse(mask)) : Look{};
+      };
       float kept[V], given[V];
-      column.weights_at(i[k], looked(i[k]), kept);
-      column.weights_at(j[k], looked(j[k]), given);
+      column.weights_at(of, looked(of), kept);
+      column.weights_at(by, looked(by), given);
       Vec<T, V> out{};
       FUSEDMIX_UNROLL
-      for (int l = 0; l < V; ++l) out.set(l, blend_adjoint<T>(kept[l], own[k].get(l), given[l], lent[k].get(l)));
-      store(k, out);
+      for (int l = 0; l < V; ++l) out.set(l, blend_adjoint<T>(kept[l], g.get(l), given[l], h.get(l)));
+      return out;
+    };
+    if constexpr (kFamilies == kAllFamilies) {  // one after the other: the code of all families twice, not four times
+      FUSEDMIX_NO_UNROLL
+      for (int k = 0; k < kEachSamples && there(k); ++k) {
+        const int64_t of = sample(k), by = taker(of);
+        store(k, gradient(of, column.load(of), by, column.load(by)));
+      }
+    } else {
+      FUSEDMIX_UNROLL
+      for (int k = 0; k < kEachSamples; ++k) i[k] = sample(k), j[k] = taker(i[k]);
+      FUSEDMIX_UNROLL
+      for (int k = 0; k < kEachSamples; ++k) {
+        if (there(k)) own[k] = column.load(i[k]), lent[k] = column.load(j[k]);
+      }
+      FUSEDMIX_UNROLL
+      for (int k = 0; k < kEachSamples; ++k) store(k, gradient(i[k], own[k], j[k], lent[k]));
     }
   } else {
+    FUSEDMIX_UNROLL
+    for (int k = 0; k < kEachSamples; ++k) i[k] = sample(k), j[k] = column.partner(i[k]);
     Look look[kEachSamples];
     if constexpr (kSkips<kFamilies>) {
       Glimpse seen[kEachSamples];
@@ -224,7 +234,7 @@ FUSEDMIX_WIDE_KERNEL(kEachThreads, kEachBlocks<T>) each_kernel(FUSEDMIX_ARGS(Mix
 
 // flip, in place or not: a block has a tile of both samples of a pair.
 template <class T, int V, int32_t kFamilies>
-FUSEDMIX_WIDE_KERNEL(kPairThreads, kEachBlocks<T>) pairs_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
+FUSEDMIX_WIDE_KERNEL(kPairThreads, (kEachBlocks<T, kFamilies>)) pairs_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
   if (writes_targets(args, kPairThreads)) return;
   const uint32_t pair = divide(device::block(), args.inner), tile = device::block() - pair * args.inner.number;
   const uint32_t at = tile * kPairThreads + device::thread();
@@ -261,7 +271,7 @@ FUSEDMIX_WIDE_KERNEL(kPairThreads, kEachBlocks<T>) pairs_kernel(FUSEDMIX_ARGS(Mi
 // roll, in place: threads of a column share the samples, a span of neighbours each, and go from the last of it to the first: a
 // sample's partner is the next that they read. Only that of the first is another thread's, and read before any is written.
 template <class T, int V, int32_t kFamilies>
-FUSEDMIX_WIDE_KERNEL(kRollThreads, kRollBlocks<T>) roll_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
+FUSEDMIX_WIDE_KERNEL(kRollThreads, (kRollBlocks<T, kFamilies>)) roll_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
   if (writes_targets(args, kRollThreads)) return;
   constexpr int kAhead = kFamilies == kStoredSet ? 2 : kAheadOf<kFamilies>;  // here there are registers for it
   const int32_t batch = args.batch, spans = kRollThreads >> args.log_column;

@@ -148,11 +148,11 @@ def partner_of(i, partner, batch, PAIRING: tl.constexpr):
 
 @triton.jit
 def reached(i, live, plan, vectors, MASKS: tl.constexpr, FAMILIES: tl.constexpr, BINARY: tl.constexpr,
-            NDIM: tl.constexpr, IN_PLACE: tl.constexpr, AXIS: tl.constexpr, INNER: tl.constexpr):  # fmt: skip
+            IN_PLACE: tl.constexpr, AXIS: tl.constexpr, INNER: tl.constexpr):  # fmt: skip
     """The masks of samples i, and of which of their vectors [R, N, 1] the sample is needed and the partner. In place
     nothing happens to a vector that takes nothing of the partner."""
     records, given, stored = plan
-    mask = record.load(i, records, given, stored, MASKS, BINARY, NDIM)
+    mask = record.load(i, records, given, stored, MASKS, BINARY)
     own, lent = masks.reach(mask, vectors, live, FAMILIES, AXIS, INNER)
     if IN_PLACE:
         own = own & lent
@@ -167,14 +167,14 @@ def mixed(mask, a, b, vectors, FAMILIES: tl.constexpr, BINARY: tl.constexpr, AXI
 
 @triton.jit
 def part(s, kept, source, src_batch, batch, within, partner, plan, vectors, SHAPE: tl.constexpr, PAIRING: tl.constexpr,
-         MASKS: tl.constexpr, FAMILIES: tl.constexpr, BINARY: tl.constexpr, NDIM: tl.constexpr, AXIS: tl.constexpr,
+         MASKS: tl.constexpr, FAMILIES: tl.constexpr, BINARY: tl.constexpr, AXIS: tl.constexpr,
          INNER: tl.constexpr, V: tl.constexpr):  # fmt: skip
     """R samples from s on [R, 1, 1]: their numbers, what becomes of them, and which vectors are to be written in place.
     `kept`: the last sample, if it has been overwritten."""
     i = tl.minimum(s, batch - 1).to(tl.int64)
     j = partner_of(i, partner, batch, PAIRING)
     live = (s < batch) & within
-    mask, own, lent = reached(i, live, plan, vectors, MASKS, FAMILIES, BINARY, NDIM, SHAPE != Shapes.EACH, AXIS, INNER)
+    mask, own, lent = reached(i, live, plan, vectors, MASKS, FAMILIES, BINARY, SHAPE != Shapes.EACH, AXIS, INNER)
     if SHAPE != Shapes.EACH:  # nothing happens to a sample that is its own partner
         lent = lent & (i != j)
     a = tl.load(of_sample(source, i, src_batch, V), mask=own)
@@ -199,7 +199,7 @@ def mix_kernel(
     sizes, src_strides, dst_strides, src_batch, dst_batch, src_first, dst_first, first, columns, tiles, batch,
     pixels, across, rows, height, width,
     PAIRING: tl.constexpr, MASKS: tl.constexpr, FAMILIES: tl.constexpr, ADJOINT: tl.constexpr,
-    BINARY: tl.constexpr, NDIM: tl.constexpr, SHAPE: tl.constexpr, AXES: tl.constexpr, RANK: tl.constexpr,
+    BINARY: tl.constexpr, SHAPE: tl.constexpr, AXES: tl.constexpr, RANK: tl.constexpr,
     INNER: tl.constexpr, V: tl.constexpr, R: tl.constexpr, PARTS: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     """The batch, or the adjoint of that, from vector `first` of every sample to `columns`.
@@ -246,21 +246,21 @@ def mix_kernel(
             j = partner_of(i, partner, batch, PAIRING)
         g = tl.load(of_sample(source, i, src_batch, V), mask=live)
         h = tl.load(of_sample(source, j, src_batch, V), mask=live)
-        mask_i = record.load(i, records, given, stored, MASKS, BINARY, NDIM)
-        mask_j = record.load(j, records, given, stored, MASKS, BINARY, NDIM)
+        mask_i = record.load(i, records, given, stored, MASKS, BINARY)
+        mask_j = record.load(j, records, given, stored, MASKS, BINARY)
         own = tl.broadcast_to(masks.at(mask_i, vectors, FAMILIES, AXIS, INNER), g.shape)
         lent = tl.broadcast_to(masks.at(mask_j, vectors, FAMILIES, AXIS, INNER), g.shape)
         tl.store(of_sample(target, i, dst_batch, V), blend_adjoint(own, g, lent, h), mask=live)
     elif SHAPE == Shapes.EACH:
         i, out, _ = part(sample, 0, source, src_batch, batch, within, partner, plan, vectors,
-                         SHAPE, PAIRING, MASKS, FAMILIES, BINARY, NDIM, AXIS, INNER, V)  # fmt: skip
+                         SHAPE, PAIRING, MASKS, FAMILIES, BINARY, AXIS, INNER, V)  # fmt: skip
         tl.store(of_sample(target, i, dst_batch, V), out, mask=(sample < batch) & within)
     elif SHAPE == Shapes.PAIRS:
         i = tl.minimum(sample, batch - 1).to(tl.int64)
         j = batch - 1 - i
         live = (i < j) & within
-        mask_i, own_i, lent_i = reached(i, live, plan, vectors, MASKS, FAMILIES, BINARY, NDIM, True, AXIS, INNER)
-        mask_j, own_j, lent_j = reached(j, live, plan, vectors, MASKS, FAMILIES, BINARY, NDIM, True, AXIS, INNER)
+        mask_i, own_i, lent_i = reached(i, live, plan, vectors, MASKS, FAMILIES, BINARY, True, AXIS, INNER)
+        mask_j, own_j, lent_j = reached(j, live, plan, vectors, MASKS, FAMILIES, BINARY, True, AXIS, INNER)
         a = tl.load(of_sample(source, i, src_batch, V), mask=own_i | lent_j)
         b = tl.load(of_sample(source, j, src_batch, V), mask=own_j | lent_i)
         out_i = mixed(mask_i, a, b, vectors, FAMILIES, BINARY, AXIS, INNER)
@@ -269,19 +269,19 @@ def mix_kernel(
         tl.store(of_sample(target, j, dst_batch, V), out_j, mask=lent_j)
     elif SHAPE == Shapes.ROLL:
         begin = tl.full([1, 1, 1], 0, tl.int64)
-        _, _, lent = reached(begin, within, plan, vectors, MASKS, FAMILIES, BINARY, NDIM, True, AXIS, INNER)
+        _, _, lent = reached(begin, within, plan, vectors, MASKS, FAMILIES, BINARY, True, AXIS, INNER)
         kept = tl.load(of_sample(source, begin + batch - 1, src_batch, V), mask=lent)
         for back in range(groups):  # carries 0: nothing
             s = (groups - 1 - back) * R + sample
             i, out, wanted = part(s, kept, source, src_batch, batch, within, partner, plan, vectors,
-                                  SHAPE, PAIRING, MASKS, FAMILIES, BINARY, NDIM, AXIS, INNER, V)  # fmt: skip
+                                  SHAPE, PAIRING, MASKS, FAMILIES, BINARY, AXIS, INNER, V)  # fmt: skip
             tl.debug_barrier()
             tl.store(of_sample(target, i, dst_batch, V), out, mask=wanted)
     else:
         numbers, outs, wanted = (), (), ()
         for k in tl.static_range(PARTS):
             i, out, lent = part(k * R + sample, 0, source, src_batch, batch, within, partner, plan, vectors,
-                                SHAPE, PAIRING, MASKS, FAMILIES, BINARY, NDIM, AXIS, INNER, V)  # fmt: skip
+                                SHAPE, PAIRING, MASKS, FAMILIES, BINARY, AXIS, INNER, V)  # fmt: skip
             numbers, outs, wanted = numbers + (i,), outs + (out,), wanted + (lent,)  # type: ignore[assignment]
         tl.debug_barrier()
         for k in tl.static_range(PARTS):
@@ -307,7 +307,7 @@ def mask_kernel(out, records, height, width, total, tiles, pixels, across, rows,
     i = program // tiles
     pixel = (program % tiles * N + tl.arange(0, N))[None, :, None]
     place = pixel // width // height, pixel // width % height, pixel % width
-    mask = record.load(i, records, records, (pixels, across, rows, batch), MASKS, False, 3)
+    mask = record.load(i, records, records, (pixels, across, rows, batch), MASKS, False)
     spot = tl.minimum(pixel, total - 1).to(tl.int32)
     w = masks.at(mask, (place, place, place, (spot, spot, spot, spot)), FAMILIES, 0, 1)
     tl.store(out + i * total + pixel, w, mask=pixel < total)
@@ -316,7 +316,7 @@ def mask_kernel(out, records, height, width, total, tiles, pixels, across, rows,
 # ---- How a launch goes through a batch -------------------------------------------------------------------------------
 
 _BINARY = Families.CUTS | Families.STORED  # every mask is 0 or 1 everywhere
-_HEAVY = Families.SMOOTH | Families.LEVELS
+_HEAVY = Families.SMOOTH | Families.LEVELS | Families.CELLS
 _LEAST_COLUMN = 32  # bytes of a sample that are worth a program of TILE: memory moves no less at a time
 _SLICE = 16 << 20  # bytes of scratch
 
@@ -371,19 +371,20 @@ def cuts(
         parts = -(-samples // rows) if shape == Shape.TILE else 1
         return Cut(shape, rows, parts, vectors, threads // 32)
 
-    if not in_place:
-        return [cut(Shape.EACH, *of) for of in ((2, 2, 128), (1, 2, 128), (1, 1, 128))]
-    if pairing == Pairing.FLIP:
-        return [cut(Shape.PAIRS, 1, samples, 128) for samples in (4, 2)]
     few = _power_of_two(batch)
-    found = []
-    if pairing == Pairing.ROLL:
-        found += [cut(Shape.ROLL, rows, rows, max(128, 4 * rows)) for rows in (min(few, 128), min(few, 64))]
-    rows = min(few, 256)
-    sizes = (1024, 512) if families == Families.CONSTANTS and item == 4 else (512, 1024)
-    found += [cut(Shape.TILE, rows, batch, min(threads, max(256, 4 * rows))) for threads in sizes]
-    least = min(_LEAST_COLUMN, columns * width * item)
-    return list(dict.fromkeys(of for of in found if of.vectors * width * item >= least))
+    if not in_place:
+        found = [cut(Shape.EACH, *of) for of in ((2, 2, 128), (1, 2, 128), (1, 1, 128))]
+    elif pairing == Pairing.FLIP:
+        found = [cut(Shape.PAIRS, 1, samples, 128) for samples in (4, 2)]
+    else:
+        rows = min(few, 256)
+        sizes = (1024, 512) if families == Families.CONSTANTS and item == 4 else (512, 1024)
+        least = min(_LEAST_COLUMN, columns * width * item)
+        found = [cut(Shape.TILE, rows, batch, min(threads, max(256, 4 * rows))) for threads in sizes]
+        found = [of for of in found if of.vectors * width * item >= least]
+        if pairing == Pairing.ROLL:
+            found = [cut(Shape.ROLL, n, n, max(128, 4 * n)) for n in (min(few, 128), min(few, 64))] + found
+    return list(dict.fromkeys(found))
 
 
 def _power_of_two(n: int) -> int:
@@ -537,7 +538,7 @@ def apply(
     if pixels is not None:
         (pixels,) = brought(src.device, pixels)
     stored = (*_store(pixels, src), *padded(tuple(src.shape[src.ndim - ndim :]))[1:])
-    constants = (pairing, mode, families, adjoint, not families & ~_BINARY, ndim, *way.constants)
+    constants = (pairing, mode, families, adjoint, not families & ~_BINARY, *way.constants)
     if way.slice:
         _in_slices(src, way, (partner, records, *given), stored, constants)
         return
@@ -552,7 +553,7 @@ def _in_slices(x: Tensor, way: Way, plan: tuple[Any, ...], stored: tuple[Any, ..
     mix = _mix[way.cut.warps]
     aside = x.new_empty(way.batch * way.slice * way.constants[4])
     behind = tuple(math.prod(way.sizes[d + 1 :]) for d in range(len(way.sizes)))
-    copied = (int(Pairing.ROLL), 2, Families.CONSTANTS, False, False, 0, *way.constants)
+    copied = (int(Pairing.ROLL), 2, Families.CONSTANTS, False, False, *way.constants)
     for first in range(0, way.columns, way.slice):
         stop = min(first + way.slice, way.columns)
         tiles = -(-(stop - first) // way.cut.vectors)

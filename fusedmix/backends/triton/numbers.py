@@ -70,7 +70,7 @@ def fma(x, y, z):
 
 @triton.jit
 def by_vector(pointer, offset, V: tl.constexpr):
-    """pointer + offset [R, N, V]: where vectors of V elements are, of which neighbouring threads have neighbouring ones.
+    """pointer + offset [R, N, V]: where vectors of V elements are. Neighbouring threads have neighbouring ones.
 
     Triton 3.6 gives neighbouring threads different rows, unless it takes the vectors of a row to be side by side, which
     they need not be. So it is told that they are, and that no more than a vector may be accessed at a time. (It hears

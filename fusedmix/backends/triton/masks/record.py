@@ -11,22 +11,18 @@ WORDS = tl.constexpr(family.WORDS)
 
 
 @triton.jit
-def load(i, records, given, stored, MASKS: tl.constexpr, BINARY: tl.constexpr, NDIM: tl.constexpr):
+def load(i, records, given, stored, MASKS: tl.constexpr, BINARY: tl.constexpr):
     """The masks of samples i: the words from the arguments (MASKS 2), from row 0 of the plan (1), or from rows i (0).
-
-    What is known is not loaded: along axes that there are not, of NDIM, boxes go from 0 to 1; and if masks are BINARY
-    alone, these, and the samples that are left as they are, are 1 outside and 0 inside."""
+    Where all are BINARY, boxes, and samples that are left as they are, are 1 outside and 0 inside: nothing to load."""
     pixels, across, rows, batch = stored
     row = records + (i if MASKS == 0 else 0) * WORDS
-    zero, one = (i * 0).to(tl.int32), (i * 0 + 1).to(tl.int32)
+    zero = (i * 0).to(tl.int32)
     m = ()
     for k in tl.static_range(WORDS):
-        if (k >= 1 and k <= 3 - NDIM) or (BINARY and k == 8):
+        if BINARY and k == 7:
+            word = zero + 0x3F800000  # the bits of 1.0
+        elif BINARY and k == 8:
             word = zero
-        elif k >= 4 and k <= 6 - NDIM:
-            word = one
-        elif BINARY and k == 7:
-            word = zero + 0x3F800000
         elif MASKS == 2:
             word = given[k]
         else:
