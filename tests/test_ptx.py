@@ -1,8 +1,9 @@
 """What nvcc makes of the CUDA kernels, for every architecture that is built ahead: no GPU is needed to read it.
 
-No kernel has a stack or spills registers, three blocks of each fit on a multiprocessor, and the kernels that most
-batches get move images 128 bits at a time. nvcc is the one that builds the backend, with the flags that build it. What
-it said is kept by a hash of all that goes into it, in the folder of the shim's modules (shim_build.py).
+No kernel has a stack or spills registers, three blocks of each fit on a multiprocessor, and memory moves 128 bits at a
+time. The kernels that mix have a table of their own (test_instructions.py). nvcc is the one that builds the backend,
+with the flags that build it. What it said is kept by a hash of all that goes into it, in the folder of the shim's
+modules (shim_build.py).
 
 Where the library has just been built ahead for all of these, $FUSEDMIX_TEST_NVCC is the folder with the PTX that nvcc
 kept (--keep) and, in the file `said`, what it said (-Xptxas=-v): .ci/run compiles the kernels once.
@@ -38,45 +39,16 @@ STEMS = (
 )
 
 OTHERS = (
-    *("stage_kernel", "mask_kernel", "sample_kernel"),
+    *("back_kernel", "targets_kernel", "invert_kernel", "mask_kernel", "sample_kernel"),
     *("noise_kernel", "turn_kernel", "synthesis_kernel", "select_kernel", "soften_kernel", "finish_kernel"),
 )
 TWICE = ("synthesis_kernel", "finish_kernel")  # instances of a template
 WIDE = {"select_kernel": 2, "soften_kernel": 1}  # blocks of 512 threads that must fit on a multiprocessor
+MORE = {"finish_kernel": 256, "invert_kernel": 512}  # threads of a block
+MIXING = re.compile(r"\d(each|pairs|roll|tile)_kernelI")
 
-# The element types by their names in C++: bytes, and how many elements a thread may move at a time.
-TYPES = {
-    "f": (4, (4, 1)),
-    "NS_4HalfE": (2, (8, 2, 1)),
-    "NS_8BFloat16E": (2, (8, 2, 1)),
-    "d": (8, (2, 1)),
-    "h": (1, (16, 4, 1)),
-}
-
-
-class Mix(NamedTuple):
-    """An instance of mix_kernel."""
-
-    type: str
-    width: int
-    adjoint: bool
-    stored: bool
-
-    @property
-    def size(self):
-        return TYPES[self.type][0]
-
-
-MIXES = [
-    Mix(name, width, adjoint, stored)
-    for name, (_, widths) in TYPES.items()
-    for width in widths
-    for adjoint in ((False, True) if name != "h" else (False,))
-    for stored in (False, True)
-]
-WIDEST = [mix for mix in MIXES if mix.width * mix.size == 16]
-
-
+# Bytes of the element types, by their names in C++.
+TYPES = {"f": 4, "NS_4HalfE": 2, "NS_8BFloat16E": 2, "d": 8}
 LOSS_KERNELS = {
     "cross_entropy_kernel": 256,  # threads of a block
     "binary_cross_entropy_kernel": 256,
@@ -96,7 +68,7 @@ class Loss(NamedTuple):
 
     @property
     def size(self):
-        return TYPES[self.type][0]
+        return TYPES[self.type]
 
 
 LOSSES = [Loss(kernel, name, width) for kernel in LOSS_KERNELS for name, ws in LOSS_WIDTHS.items() for width in ws]
@@ -106,12 +78,6 @@ def loss_of(symbol):
     """Which instance a symbol is, or None."""
     found = re.search(rf"\d({'|'.join(LOSS_KERNELS)})I(\w+?)Li(\d+)EE", symbol)
     return found and Loss(found[1], found[2], int(found[3]))
-
-
-def mix_of(symbol):
-    """Which instance a symbol is, or None."""
-    found = re.search(r"10mix_kernelI(\w+?)Li(\d+)ELb([01])ELb([01])EE", symbol)
-    return found and Mix(found[1], int(found[2]), found[3] == "1", found[4] == "1")
 
 
 # ---- compiling ------------------------------------------------------------------------------------------------------
@@ -227,12 +193,13 @@ def reports():
 
 @pytest.fixture
 def kernels(reports):
-    """(architecture, kernel, report) of all."""
+    """(architecture, kernel, report) of all but those that mix."""
     return [
         (arch, symbol, report)
         for of_file in reports.values()
         for arch, of_arch in of_file.items()
         for symbol, report in of_arch.items()
+        if not MIXING.search(symbol)
     ]
 
 
@@ -240,27 +207,24 @@ def kernels(reports):
 
 
 def test_everything_is_compiled(reports):
-    """Every file, for every architecture; every instance of the kernel that mixes, once."""
+    """Every file, for every architecture; every kernel."""
     assert sorted(reports) == sorted(STEMS)
     for of_file in reports.values():
         assert sorted(of_file) == sorted(architectures())
     assert {"80", "90"} <= set(architectures())
     for arch in architectures():
         symbols = [symbol for of_file in reports.values() for symbol in of_file[arch]]
-        assert sorted(filter(None, map(mix_of, symbols))) == sorted(MIXES)
+        mixing = {found[1] for found in map(MIXING.search, symbols) if found}
+        assert mixing == {"each", "pairs", "roll", "tile"}
         assert sorted(filter(None, map(loss_of, symbols))) == sorted(LOSSES)
-        others = [symbol for symbol in symbols if mix_of(symbol) is None and loss_of(symbol) is None]
+        others = [symbol for symbol in symbols if not MIXING.search(symbol) and loss_of(symbol) is None]
         for name in OTHERS:
             assert sum(name in symbol for symbol in others) == (2 if name in TWICE else 1)
         assert len(others) == len(OTHERS) + len(TWICE)
 
 
 def test_nothing_is_on_a_stack(kernels):
-    """But for sm_100 and sm_120 ptxas puts two registers of one kernel aside: bytes mixed by stored masks."""
     for arch, symbol, report in kernels:
-        if arch in ("100", "120") and mix_of(symbol) == Mix("h", 16, False, True):
-            assert report["stack"] <= 8
-            continue
         assert report["stack"] == 0, (arch, symbol)
         assert report["spilled"] == 0, (arch, symbol)
         assert not report["local"], (arch, symbol)
@@ -270,49 +234,10 @@ def test_three_blocks_fit(kernels):
     assert REGISTERS <= 255
     for arch, symbol, report in kernels:
         loss = loss_of(symbol)
-        threads = 256 if "finish_kernel" in symbol else LOSS_KERNELS[loss.kernel] if loss else THREADS
+        other = next((n for name, n in MORE.items() if name in symbol), THREADS)
+        threads = LOSS_KERNELS[loss.kernel] if loss else other
         wide = next((65536 // (512 * blocks) for name, blocks in WIDE.items() if name in symbol), None)
         assert report["registers"] <= (wide or REGISTERS * THREADS // threads), (arch, symbol)
-
-
-def test_images_move_128_bits_at_a_time(reports):
-    """In the widest kernel of each type, forwards and adjoint.
-
-    All kernels hold the same code for targets, and kernels with as many loads under way the same code for plans, whose
-    masks are read 16 bytes at a time as well: what is in all of them is no access to an image. Beyond that the widest
-    kernels have loads of 16 bytes, stores of 16 bytes, and (not the adjoint) those that write the elements of a partly
-    boxed vector one by one.
-    """
-    for arch in architectures():
-        mixes = {
-            mix_of(symbol): report["accesses"]
-            for of_file in reports.values()
-            for symbol, report in of_file[arch].items()
-            if mix_of(symbol)
-        }
-        under_way = {
-            (mix.type, mix.adjoint): beyond(mixes[mix], [mixes[mix._replace(width=1)]], "ld")[16]
-            for mix in WIDEST
-            if not mix.stored
-        }
-        for mix in WIDEST:
-            n = under_way[mix.type, mix.adjoint]
-            alike = [
-                a
-                for m, a in mixes.items()
-                if (m.adjoint, m.stored) == (mix.adjoint, mix.stored) and under_way[m.type, m.adjoint] == n
-            ]
-            loads = beyond(mixes[mix], alike, "ld")
-            if mix.stored:  # of a bit's word (where lanes are not in one) or a level for each element
-                loads = {size: k for size, k in loads.items() if size not in (2, 4)}
-            # How often a loop was unrolled may differ where the code beside the loads does.
-            assert (loads == {16: n}) or (mix.stored and set(loads) == {16} and loads[16] % 8 == 0), (arch, mix)
-            stores = beyond(mixes[mix], [a for m, a in mixes.items() if m.stored == mix.stored], "st")
-            assert stores.pop(16, 0) > 0, (arch, mix)
-            assert stores.keys() == (set() if mix.adjoint else {mix.size}), (arch, mix)
-            assert stores.get(mix.size, 0) <= n * mix.width, (arch, mix)
-            # 48 KiB on a multiprocessor keep an H200 busy. uint8 has half of that, and twice the arithmetic.
-            assert n * 16 * THREADS * BLOCKS >= (24 if mix.size == 1 else 48) * 1024
 
 
 def test_coefficients_and_grey_images_move_128_bits_at_a_time(kernels):
@@ -324,19 +249,6 @@ def test_coefficients_and_grey_images_move_128_bits_at_a_time(kernels):
 
 def counted(accesses, operation):
     return {int(key.split()[1]): n for key, n in accesses.items() if key.startswith(operation)}
-
-
-def beyond(accesses, others, operation):
-    """The accesses of one kernel that not all of the others have: {bytes: number}."""
-    everyones = [counted(other, operation) for other in others]
-    more = {n: k - min(other.get(n, 0) for other in everyones) for n, k in counted(accesses, operation).items()}
-    return {n: k for n, k in more.items() if k}
-
-
-def test_heads_are_staged_128_bits_at_a_time(kernels):
-    for _, symbol, report in kernels:
-        if "stage_kernel" in symbol:
-            assert report["accesses"] == {f"{operation} {n}": 1 for operation in ("ld", "st") for n in (1, 2, 4, 8, 16)}
 
 
 def test_logits_and_gradients_move_128_bits_at_a_time(reports):
