@@ -256,7 +256,7 @@ def sample(request: Request, seed: Tensor, device: torch.device) -> PlanTensors:
     swaps, of_lam = bool((spec[:, Column.REFORMULATE] != 0).any()), 0 if lam is None else 1 + lam.ndim
     options = 0  # what some row draws that most do not
     for of_row in spec[:, Column.DRAWS].tolist():
-        options |= int(of_row) & (_OPTIONS if lam is None else _OPTIONS & ~Drawn.SIDES)
+        options |= int(of_row) & (_OPTIONS if lam is None else _OPTIONS & ~int(Drawn.SIDES))
     what = (spec.shape[0], spec.shape[0] > 1 or p < 1.0, int(families(spec)), swaps, options, of_lam)
     how = (int(pairing), int(per), len(size), _SAMPLES, _KEYS)
     _sample(-(-batch // _SAMPLES), arguments, (*what, *how), device)

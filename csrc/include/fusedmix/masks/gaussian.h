@@ -67,13 +67,13 @@ struct Gaussian : Family {
   }
 
   // One exponential of the whole distance: the product of three would be further off. Squared distances as float: exact up to
-  // 4096 pixels.
+  // 4096 pixels, and so the same along every axis, or none.
   struct Row {
-    float sign, add;      // of the exponential: 1 and 0, of the complement -1 and 1
-    float scale, others;  // -rate, and that times d² of the other axes
+    float sign, add;  // of the exponential: 1 and 0, of the complement -1 and 1
+    float rate, d2;   // d² of the other axes
     int32_t centre;
     FUSEDMIX_HD float from_first(int32_t first) const { return static_cast<float>(apart(first, centre)); }
-    FUSEDMIX_HD float at(float d) const { return fma(sign, near_exp(fma(scale * d, d, others)), add); }
+    FUSEDMIX_HD float at(float d) const { return fma(sign, near_exp(-rate * (d2 + d * d)), add); }
     FUSEDMIX_HD float operator()(int32_t c) const { return at(from_first(c)); }
     FUSEDMIX_HD Reach reach(int32_t, int32_t) const { return kBlend; }
   };
@@ -84,7 +84,7 @@ struct Gaussian : Family {
       d2 += axis == row_axis ? 0.0f : d * d;
     }
     const bool complement = is_complement();
-    return {complement ? -1.0f : 1.0f, complement ? 1.0f : 0.0f, -rate, -rate * d2, row_axis < 0 ? 0 : along_axis(centre, row_axis)};
+    return {complement ? -1.0f : 1.0f, complement ? 1.0f : 0.0f, rate, d2, row_axis < 0 ? 0 : along_axis(centre, row_axis)};
   }
 };
 static_assert(sizeof(Gaussian) == sizeof(Record));

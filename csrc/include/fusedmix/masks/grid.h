@@ -40,7 +40,7 @@ struct Grid : Family {
     for (int axis = 0; axis < 3; ++axis) mask.side[axis] = static_cast<int32_t>(extent.size[axis]);
     const int32_t n = mask.count();
     const double share = static_cast<double>(lam) * n, rounded = drawn.coin ? ceil(share) : floor(share);
-    const auto number = static_cast<int32_t>(fmin(fmax(rounded, 0.0), n));  // λ on a GPU may be anything
+    const auto number = static_cast<int32_t>(fmin(fmax(rounded, 0.0), static_cast<double>(n)));  // λ on a GPU may be anything
     if (n > kMost) {  // which cells, and the weight that follows, say fusedmix/grids.py
       mask.kind = kLargeGrid;
       mask.chosen.word[0] = static_cast<uint32_t>(number);

@@ -51,9 +51,11 @@ def is_large(row):
 def make_large(to, mine, row, lam, coin, extent):
     """Writes the records, how many cells are the sample's; the label weights of cells that are all of one size. Which
     cells, and the weights that follow, say fusedmix/grids.py."""
+    depth, height, width = extent
     z, y, x = cells_of(row)
     number = number_of(lam, z * y * x, coin)
-    record.store(to, mine, (Kinds.LARGE_GRID, z, y, x) + extent + (0, number.to(tl.int32), 0, 0, 0))
+    # One tuple: of a sum of several Triton 3.6 does not take the plain numbers.
+    record.store(to, mine, (Kinds.LARGE_GRID, z, y, x, depth, height, width, 0, number.to(tl.int32), 0, 0, 0))
     return number.to(tl.float64) / (z * y * x).to(tl.float64)
 
 
