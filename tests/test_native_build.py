@@ -94,7 +94,7 @@ echo "nvcc $*" >> "$STUB_LOG"
 for flag; do
     shift
     case "$flag" in
-    -gencode=*|-Xcompiler=*|-ccbin=*|--fmad=*|-lineinfo|-cudart=*|-Xlinker=*) ;;
+    -gencode=*|-Xcompiler=*|-ccbin=*|--fmad=*|-cudart=*|-Xlinker=*) ;;
     *.cu) set -- "$@" -x c++ "$flag" ;;
     *) set -- "$@" "$flag" ;;
     esac
