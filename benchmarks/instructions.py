@@ -8,7 +8,8 @@ cuda-instructions.csv, of every architecture that is built ahead; tests/test_ins
 An instruction counts once, however often it runs. What a vector costs that a thread of a mixing kernel writes is how
 many instructions there are, divided by how many vectors they are for: in a loop those of a turn, elsewhere all of the
 thread. `Share` has these numbers. Stores would not do to divide by: nvcc copies them into branches. What such a kernel
-has for targets, which other blocks write, is counted apart: by the lines of source that nvcc notes (-lineinfo).
+has for targets, which other blocks write, is counted apart: by the lines of source that nvcc notes if it is told to
+(-lineinfo).
 """
 
 from __future__ import annotations
