@@ -944,6 +944,7 @@ def test_kernels_hold_nothing_of_other_families(compiled):
     rate of Gaussians, of soft edges the radius too, all nine of boxes; by kernels that mix images without those of an
     axis that these have not got, and where all are cuts without values."""
     words = {Families.CONSTANTS: 2, Families.CUTS: 9, Families.BOXES: 9, Families.GAUSSIANS: 5, Families.SMOOTH: 6}
+    words |= {Families.CELLS: 12}
     alone, mixing = set(), set()
     for arch, launched, kernel, report in of_kernel(compiled, "mix_kernel", "mask_kernel"):
         constants, accesses = report["constants"], report["accesses"]
