@@ -3,6 +3,8 @@ anything is drawn or written."""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import re
 import warnings
@@ -726,6 +728,18 @@ def test_the_optional_check_of_labels_on_a_device(monkeypatch):
     monkeypatch.setitem(os.environ, "FUSEDMIX_CHECK_LABELS", "1")
     with pytest.raises(ValueError, match="labels"):
         class_range(labels, 5)
+
+
+@pytest.mark.parametrize("ignored", [None, -100, -1, 2, 4, 50])
+def test_classes_that_are_ignored_may_be_outside(ignored):
+    """Below, above, within the classes, the least, the largest or between others."""
+    from fusedmix.checks import class_range
+
+    for labels in itertools.combinations_with_replacement((-200, -100, -1, 0, 2, 4, 50, 60), 3):
+        outside = [label for label in labels if label != ignored and not 0 <= label < 4]
+        named = min(outside) if min(outside, default=0) < 0 else max(outside, default=0)
+        with pytest.raises(ValueError, match=f"got {named}") if outside else contextlib.nullcontext():
+            class_range(torch.tensor(labels), 4, ignore_index=ignored)
 
 
 def test_host_sampling_refuses_capture(monkeypatch):

@@ -315,6 +315,18 @@ def test_fuzz_without_avx2():
 
 
 @each_backend
+@pytest.mark.parametrize("name", ["mix", "mix_", "mix_labels", "cross entropy", "binary"])
+def test_a_plan_that_is_cut_in_place_after_it_was_used(name, backend):
+    """That its parts fit is found once; the operators look again."""
+    for part in ("partner", "masks" if name in ("mix", "mix_") else "weight"):
+        plan = fm.CutMix(per="sample").sample(B, SIZE, seed=3)
+        call(name, plan, backend)
+        cut = getattr(plan, part)
+        cut.resize_(1, *cut.shape[1:])
+        refused(lambda: call(name, plan, backend), part, "(6,")  # noqa: B023
+
+
+@each_backend
 def test_losses_take_classes_of_a_row_alone(backend):
     """Soft labels are no classes, and a class out of range has no logit: nor in a gradient."""
     operators = backends.operators("cpu", backend)
