@@ -125,9 +125,9 @@ def _beside_copies(row: Timing, rows: list[Timing]) -> list[Check]:
 
 
 def _small(ours: list[Timing]) -> list[Check]:
-    """Images and targets: in one operator, or as the two calls that apply a plan per sample on the device."""
+    """Images and targets in one operator."""
     return [
         Check(f"{_name(row)}, {row.call}", row.median_us, _of_type(row, SMALL_STEP), "us of GPU time")
         for row in ours
-        if row.backend != "triton" and (row.call == "step" or (row.call == "mix_ + mix_labels" and row.per == "sample"))
+        if row.backend != "triton" and row.call == "step"
     ]
