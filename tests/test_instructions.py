@@ -100,7 +100,7 @@ def test_only_what_needs_it_is_exempt():
     for exempt in instructions.EXEMPT:
         whose = [count for count in counts if re.fullmatch(exempt.kernels, count.name)]
         for field, limit in exempt.limits.items():
-            most = max(whose, key=lambda count: getattr(count, field))
+            most = max((c for c in whose if field in c.own_limits), key=lambda count: getattr(count, field))
             assert most.own_limits[field] < getattr(most, field) <= limit <= 1.25 * getattr(most, field), (
                 exempt,
                 field,
@@ -142,7 +142,8 @@ def test_vectors_are_those_of_the_source(tmp_path):
     assert numbers.ahead.keys() == instructions.SETS.keys()
     for families, ahead in numbers.ahead.items():
         masks = instructions.SETS[families]
-        assert instructions.share("roll_kernel", masks).after == ahead
+        if masks != "stored":  # of which roll has registers for two
+            assert instructions.share("roll_kernel", masks).after == ahead
         assert instructions.share("tile_kernel", masks)[1:] == (ahead, numbers.after)
         assert set(instructions.share("each_kernel", masks)) == {numbers.each}
     assert instructions.BOUNDS.keys() == set(instructions.SETS.values()) - {"stored"}
@@ -171,7 +172,9 @@ def notes_of(cubin):
     # Of a section: where its name is, ..., where it begins, its size.
     sections = [struct.unpack_from("<I20xQQ", cubin, table + n * entry) for n in range(number)]
     names = cubin[sections[of_names][1] :]
-    return sum(size for name, _, size in sections if b"debug" in names[name : names.index(b"\0", name)])
+    # Several sections may be the same bytes.
+    notes = {begin: size for name, begin, size in sections if b"debug" in names[name : names.index(b"\0", name)]}
+    return sum(notes.values())
 
 
 @pytest.mark.thorough
@@ -324,12 +327,11 @@ def test_planted_kernels(tmp_path, arch):
 
 def test_faults():
     """Each bound by itself, at it and beyond it."""
-    fine = instructions.committed()[0][0]
     one = dataclasses.replace(
-        fine,
+        instructions.committed()[0][0],
+        arch="77",  # which nothing is exempt for
         kernel="tile_kernel<unsigned char, 16, 9>",
         masks="Gaussians",
-        vectors=4,
         stack=0,
         local=0,
         instructions=3200,
