@@ -361,15 +361,18 @@ class MixTransform(checks.Checked, nn.Module):
 
     def _plain(self) -> bool:
         """Whether the step that comes may be the usual one."""
-        return self._usual and not self._off() and not (self.sampling == "host" and _capturing())
+        return (
+            self._usual
+            and self._generator is None
+            and not self._off()
+            and not (self.sampling == "host" and _capturing())
+        )
 
     def _is_usual(self) -> bool:
         """Whether an operator can draw by itself what this module draws: a seed, or one λ and at most one centre (or
-        place of a box) as torchvision does, in either case from torch's default generator. Found when a keyword is
-        set."""
+        place of a box) as torchvision does. Found when a keyword is set."""
         return (
             "labels_getter" in self._keywords  # embeddings come without
-            and self._generator is None
             and self.targets == "dense"
             and self.labels_getter == "default"
             and self.images_getter is None
