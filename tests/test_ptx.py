@@ -123,6 +123,7 @@ def compiled(source, flags):
             run = [*command, "--keep-dir", scratch, "-o", str(Path(scratch, "out.fatbin"))]
             done = subprocess.run(run, capture_output=True, text=True)
             assert done.returncode == 0, f"{' '.join(run)}\n{done.stdout}{done.stderr}"
+            assert not warnings_of(done.stdout + done.stderr), done.stderr
             report = report_of(done.stdout + done.stderr, [path.read_text() for path in Path(scratch).glob("*.ptx")])
             partial = Path(scratch, "report.json")
             partial.write_text(json.dumps(report))
@@ -132,9 +133,16 @@ def compiled(source, flags):
 
 def built_ahead(folder, source):
     """The same, of what nvcc left behind when the library was built."""
-    found = report_of((folder / "said").read_text(), [path.read_text() for path in folder.glob(f"{source.stem}.*ptx")])
+    said = (folder / "said").read_text()
+    assert not warnings_of(said), warnings_of(said)
+    found = report_of(said, [path.read_text() for path in folder.glob(f"{source.stem}.*ptx")])
     # It spoke of the kernels of all files.
     return {arch: {name: kernel for name, kernel in of.items() if "accesses" in kernel} for arch, of in found.items()}
+
+
+def warnings_of(said):
+    """What nvcc's front end warns of: that device code calls a function of the host, which then is left out."""
+    return re.findall(r"^.*: warning #.*$", said, re.MULTILINE)
 
 
 def report_of(said, ptx):
