@@ -31,7 +31,7 @@ import fusedmix as fm
 from benchmarks import gpu_first, gpu_loss, peers
 from benchmarks.common import RESULTS, parser
 from benchmarks.gpu_batch import METHODS, Batch, Entry, noting
-from benchmarks.gpu_targets import host_targets, larger_targets, targets
+from benchmarks.gpu_targets import host_targets, rest_targets, targets
 from fusedmix import backends as fused_backends
 from fusedmix.bench.device import extra_memory, finish
 from fusedmix.bench.environment import environment, slug
@@ -189,7 +189,7 @@ def run(given: Namespace, device: torch.device, report: Report, write: Callable[
         if first:
             report.checks += targets(found, large=shape == LARGE)
         else:
-            report.checks += larger_targets(found)
+            report.checks += rest_targets(found)
         del batch
         if device.type != "cuda":
             return

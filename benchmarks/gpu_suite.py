@@ -59,7 +59,18 @@ BUDGETS = {
 # Of the training steps: the model of which mixing takes the largest share, and as many rounds as fit.
 MODEL, ROUNDS = "vit_s", 8
 # The tests with cases that need a GPU; `--on-gpu` (tests/conftest.py) leaves the other cases out.
-_WITH_GPU = ("gpu", "ops", "losses", "derivatives", "fmix", "timm", "analysis", "triton_kernels", "agreement")
+_WITH_GPU = (
+    "gpu",
+    "ops",
+    "losses",
+    "derivatives",
+    "fmix",
+    "gridmix",
+    "timm",
+    "analysis",
+    "triton_kernels",
+    "agreement",
+)
 TESTS = tuple(f"test_{name}.py" for name in _WITH_GPU)
 DEFAULT_TESTS = [f"tests/{name}" for name in TESTS]
 _GRACE = 5.0  # seconds to write a report in, for what has been interrupted

@@ -38,12 +38,14 @@ def host_targets(rows: list[Timing]) -> list[Check]:
     ]
 
 
-def larger_targets(rows: list[Timing]) -> list[Check]:
-    """The checks of more samples than a block can have a wide column of."""
+def rest_targets(rows: list[Timing]) -> list[Check]:
+    """The checks of bytes, and of more samples than a block can have a wide column of."""
+    ours = [row for row in rows if row.backend not in ("", "triton") and row.call == "mix_"]
+    limits = [(row, IN_PLACE["random"][2] if row.dtype == "uint8" else LARGER.get(row.shape)) for row in ours]
     return [
-        Check(f"{_name(row)}, in place", row.copy_ratio, LARGER[row.shape], "x copy")
-        for row in rows
-        if row.backend == "cuda" and row.call == "mix_" and row.method != "CutMix" and row.shape in LARGER
+        Check(f"{_name(row)}, in place", row.copy_ratio, limit, "x copy")
+        for row, limit in limits
+        if limit is not None and row.method in ("MixUp", "GMix")
     ]
 
 

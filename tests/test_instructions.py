@@ -185,7 +185,9 @@ def test_size_of_the_library(library, tmp_path):
     for path in instructions.extract(library, tmp_path):
         cubin = path.read_bytes()
         whole += len(cubin)
-        code[path.suffixes[-2].removeprefix(".sm_")] += len(cubin) - notes_of(cubin)
+        arch = path.suffixes[-2].removeprefix(".sm_")
+        if arch in code:  # nvcc's static runtime brings a little for others
+            code[arch] += len(cubin) - notes_of(cubin)
     rest = library.stat().st_size - whole
     assert rest > 0  # nvcc compresses no machine code
     for arch, size in code.items():
