@@ -94,7 +94,7 @@ def mixing(dtype, make, per, pairing, in_place, adjoint, by_value, shape, channe
     return launches
 
 
-def sampling(pairing, per="sample", size=(32, 32)):
+def sampling(pairing, per="sample", size=(32, 32), lam=None):
     """What is launched to draw a plan, and to make its targets."""
     mix = fm.RandomMix(
         [
@@ -111,7 +111,7 @@ def sampling(pairing, per="sample", size=(32, 32)):
         p=0.5,
     )
     labels = torch.arange(SMALL[0])
-    request = Request(*mix._request(SMALL[0], size, None, labels if "class" in pairing else None))
+    request = Request(*mix._request(SMALL[0], size, lam, labels if "class" in pairing else None))
     with Launches() as launches:
         plan = sample_kernel.sample(request, torch.tensor(0), CPU)
         labels_kernel.mix(labels, plan[0], plan[2], 1000, 0.1, request.pairing, per == "batch")
@@ -254,6 +254,7 @@ def compile_all(arch):
         add("flip", sampling("flip"))
         add("signals", sampling("random", size=(400,)))
         add("same_class", sampling("same_class"))
+        add("λ given", sampling("roll", lam=torch.full(SMALL[:1], 0.5)))
         add("others", others())
         add("noise in volumes", noise((5, 6, 7), max_soft=0.1))
         add("noise in signals", noise((400,), variant="released"))
