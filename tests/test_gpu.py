@@ -353,6 +353,7 @@ def test_compiled_equals_eager(backend):
 OF_OWN_GRAPHS = ("CutMix", "RandomMix", "FMix-paper", "FMix-soft", "RandomMix-FMix")
 
 
+@EMPTY_GRAPH  # that torch's own manager begins with
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("sampling", ["host", "device"])
 @pytest.mark.parametrize("per", ["batch", "sample"])
@@ -383,6 +384,7 @@ CHANGES = {
 OFF = CHANGES.keys() - {"alpha", "weights"}
 
 
+@EMPTY_GRAPH  # that torch's own manager begins with
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("sampling", ["host", "device"])
 @pytest.mark.parametrize("with_fmix", [False, True])
@@ -405,6 +407,7 @@ def test_graphs_do_not_freeze_what_may_change(backend, sampling, with_fmix):
 
 
 # Inductor's advice to round the factors of a float32 product: then what is compared here would differ by more.
+@EMPTY_GRAPH  # that torch's own manager begins with
 @pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning")
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("sampling", ["host", "device"])
