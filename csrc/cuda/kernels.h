@@ -11,6 +11,8 @@
 namespace fusedmix::cuda {
 
 constexpr int kThreads = 128;
+// Of the ways through a batch (Way, below).
+constexpr int kEachLog = 8, kEachThreads = 1 << kEachLog, kPairThreads = 256, kRollThreads = 256, kTileThreads = 512;
 
 // As many blocks as one launch can have.
 inline int64_t launchable(int64_t blocks) {

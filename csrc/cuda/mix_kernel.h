@@ -33,7 +33,7 @@ struct MixArgs {
 };
 static_assert(sizeof(MixArgs) <= 4096, "kernel arguments");
 
-constexpr int kEachLog = 8, kEachThreads = 1 << kEachLog, kEachSamples = 2, kPairThreads = 256, kRollThreads = 256, kTileThreads = 512;
+constexpr int kEachSamples = 2;
 
 // Sets whose masks leave whole vectors as they are, or replace them: then less is read.
 template <int32_t kFamilies>

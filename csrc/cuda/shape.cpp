@@ -7,14 +7,13 @@
 
 namespace fusedmix::cuda {
 namespace {
+
 // Of a column, in bytes of every sample. Tried on an H100 with 256x3x224x224 and 512x3x32x32: 256 are best for images of some
 // size (128 and 512 take 3 to 10 % more), if that leaves the multiprocessors two rounds of blocks; of small ones so many that
 // each has a block, down to 32.
 constexpr int kColumnBytes = 256, kLeastColumnBytes = 32;
 constexpr int64_t kTwoRounds = 6;  // of three blocks
-// Threads of kTile, and the samples that each may have there: it remembers them in 32 bits.
-constexpr int64_t kTileThreads = 512, kTileSamples = 32;
-constexpr int64_t kRollThreads = 256;
+constexpr int64_t kTileSamples = 32;  // that a thread of kTile may have: it remembers them in 32 bits
 constexpr int64_t kSkippingBlocks = 3;  // of 1024x3x224x224, CutMix takes 1.5 times as long with one
 
 // Whether masks change every vector, or most.
@@ -22,7 +21,6 @@ bool is_dense(int32_t families) {
   return !within(families, kCutSet) && (within(families, kBoxSet) || within(families, kGaussianSet));
 }
 
-constexpr int32_t kEachLog = 8;  // of the threads of kEach
 // What of all samples should stay in the L2 cache: a tile that is read twice, and a slice that is written and read.
 constexpr int64_t kTileBytes = int64_t{6} << 20, kSliceBytes = int64_t{16} << 20;
 
@@ -50,7 +48,7 @@ int32_t widest(const Images& images, int64_t size, int32_t families) {
 int32_t log_column(int64_t columns, int64_t most, int64_t least, int64_t batch, int64_t threads, int64_t fit, int64_t multiprocessors) {
   int32_t log = 0;
   while ((int64_t{2} << log) <= most && ((int64_t{2} << log) <= least || (columns >> (log + 1)) >= multiprocessors)) ++log;
-  while ((threads >> log) > batch && (int64_t{2} << log) <= std::min(fit, threads)) ++log;
+  while ((threads >> log) > batch && (int64_t{2} << log) <= std::min<int64_t>(fit, threads)) ++log;
   return log;
 }
 

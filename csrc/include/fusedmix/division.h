@@ -16,7 +16,7 @@ inline Divisor divisor(int64_t number) {
   uint32_t shift = 0;
   while ((int64_t{1} << shift) < number) ++shift;
   const auto d = static_cast<uint64_t>(number);
-  const uint64_t factor = ((uint64_t{1} << shift) - d << 32) / d + 1;
+  const uint64_t factor = (((uint64_t{1} << shift) - d) << 32) / d + 1;
   return {static_cast<uint32_t>(d), static_cast<uint32_t>(factor), shift};
 }
 
