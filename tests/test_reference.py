@@ -26,7 +26,7 @@ METHODS = {
     "RandomMix": lambda **k: fm.RandomMix([fm.MixUp(), fm.CutMix(), fm.GMix()], **k),
 }
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8)
-BITS = {**passes._BITS, torch.uint8: torch.uint8}
+BITS = {dtype: bits for dtype, (bits, _) in passes._BITS.items()} | {torch.uint8: torch.uint8}
 SPECIAL = (0.0, -0.0, torch.inf, -torch.inf, torch.nan, 1.0)
 
 
@@ -52,20 +52,15 @@ def definition(x: torch.Tensor, plan: fm.MixPlan) -> torch.Tensor:
     return passes.blend(m, x, x[plan.partner])
 
 
-@pytest.fixture(params=["as it is", "tiny pieces", "threads", "no fused add"])
+@pytest.fixture(params=["as it is", "tiny pieces", "no fused add"])
 def pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
     """The ways through the passes that large batches and other processors take."""
-    threads = torch.get_num_threads()
     if request.param != "as it is":
-        for name, value in (("_SMALL", 0), ("_TINY", 0), ("_LONG_ROW", 1), ("_SERIAL", 40), ("_CACHED", 300)):
+        for name, value in (("_SMALL", 0), ("_TINY", 0), ("_LONG_ROW", 1), ("_PIECE", 300), ("_OF_THREAD", 1)):
             monkeypatch.setattr(passes, name, value)
-    if request.param == "threads":
-        monkeypatch.setattr(passes, "_WORTH_THREADS", 1)
-        torch.set_num_threads(3)
     if request.param == "no fused add":
         monkeypatch.setattr(passes, "_add_is_fused", lambda: False)
-    yield request.param
-    torch.set_num_threads(threads)
+    return request.param
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -157,25 +152,6 @@ def test_the_plain_step_refuses_before_it_draws() -> None:
             mix(batch, labels)
     assert torch.equal(x, before)
     assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_threads_keep_the_modes_and_the_errors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(passes, "_WORTH_THREADS", 1)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    with torch.inference_mode():
-        x = torch.randn(5, 3, 300, 300)
-        plan = fm.MixUp().sample(5, (300, 300), lam=0.3)
-        assert_same_bits(fm.mix(x, plan, backend="reference"), definition(x, plan))
-    x = x.clone()
-    leaf, plan = x.clone().requires_grad_(), fm.MixUp().sample(5, (300, 300), lam=0.3)
-    assert fm.mix(leaf, plan, backend="reference").requires_grad
-
-    def fails(*_: object) -> None:
-        raise MemoryError("no more")
-
-    monkeypatch.setattr(passes, "_blend_into", fails)
-    with pytest.raises(MemoryError, match="no more"):
-        fm.mix(x, plan, backend="reference")
 
 
 # ---- Devices without float64 -----------------------------------------------------------------------------------------

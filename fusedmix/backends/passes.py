@@ -1,17 +1,15 @@
 """The blends of the reference, at the speed of PyTorch's own operations.
 
-`blend` says what a blend is. The rest gives the same bits in less time. Batches go through in pieces that fit the
-caches, because the blend is exact only in float64, and a second and third batch of that would come from memory. Masks
-that are one number, or one box a batch, are numbers of Python here and slices of the batch. Pieces are shared among
-threads of Python, each with pieces so small that PyTorch does not divide them further: its own threads would wait for
-each other at the end of every operation.
+`blend` says what a blend is. The rest gives the same bits in less time. Masks that are one number, or one box a batch,
+are numbers of Python here and slices of the batch: a few operations on all of it. Where a blend takes temporaries in
+another dtype, batches go through in pieces that stay in the caches and are long enough for all threads of PyTorch.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,17 +18,21 @@ from torch import Tensor
 from fusedmix.masks.family import OneMask
 from fusedmix.methods import Kind
 
-_SERIAL = (1 << 15) - 1  # elements of a piece that PyTorch handles in one thread
-_CACHED = 1 << 17  # elements of a piece whose float64 temporaries stay in the caches, where there is one thread anyway
-_WORTH_THREADS = 1 << 18  # elements of a batch from which threads are worth their start
+_PIECE = 1 << 18  # elements whose temporaries stay in the caches
+_ON_DEVICE = 1 << 22  # the same for a device: what bounds the float64 temporaries to some 100 MB
+_OF_THREAD = 1 << 15  # elements that PyTorch hands to a thread at least
 _LONG_ROW = 1 << 14  # elements of a sample from which a copy of its box is worth a call
-_SMALL = 1 << 18  # elements of a batch that is one piece
+_SMALL = 1 << 15  # elements that are copied in less time than two more operations take
 _TINY = 1 << 12  # elements that are compared in less time than looked at
+# Integers of the bits of a dtype, and its -0 as one of them.
 _BITS = {
-    torch.float64: torch.int64,
-    torch.float32: torch.int32,
-    torch.float16: torch.int16,
-    torch.bfloat16: torch.int16,
+    dtype: (bits, torch.iinfo(bits).min)
+    for dtype, bits in (
+        (torch.float64, torch.int64),
+        (torch.float32, torch.int32),
+        (torch.float16, torch.int16),
+        (torch.bfloat16, torch.int16),
+    )
 }
 
 
@@ -53,58 +55,55 @@ def one(x: Tensor, partner: Tensor | None, mask: OneMask, ndim: int) -> Tensor:
     pairing="roll"."""
     out = torch.empty_like(x)
     constant(out, x, partner, mask.value[0])
-    inside = _inside(mask.geometry, ndim)
     if mask.kind == Kind.BOX:
+        inside = _inside(mask.geometry, ndim)
         constant(out[inside], x[inside], partner, mask.value[1])
     return out
 
 
 def one_(x: Tensor, partner: Tensor | None, mask: OneMask, ndim: int) -> None:
-    """The same, in place. A box of CutMix leaves most of a batch as it is."""
-    if mask.is_cut:
+    """The same, in place."""
+    outer, inner = mask.value
+    if mask.kind != Kind.BOX:
+        constant(x, x, partner, outer)
+    elif outer == 1:
         inside = x[_inside(mask.geometry, ndim)]
-        inside.copy_(inside.roll(1, 0) if partner is None else inside[partner])
-    else:
+        constant(inside, inside, partner, inner)
+    else:  # the box has to be read before what surrounds it is written
         x.copy_(one(x, partner, mask, ndim))
 
 
 def constant(out: Tensor, x: Tensor, partner: Tensor | None, w: float) -> None:
-    """Writes the batch mixed with one weight everywhere."""
-    if not out.numel():
-        return
+    """Writes the batch mixed with one weight everywhere; `out` may be `x` itself."""
     if w == 1:
         out.copy_(x)
-    elif w == 0 and partner is None:
-        out[1:].copy_(x[:-1])
-        out[:1].copy_(x[-1:])
-    elif w == 0:
-        out.copy_(x[partner])
-    elif x.numel() <= _SMALL:
-        _blend_into(out, x, x.roll(1, 0) if partner is None else x[partner], w)
+    elif out is x or partner is not None or x.numel() <= _SMALL:
+        _blend_all(out, x, of_partners(x, partner), w)
     else:
-        x, out = _in_storage_order(x, out)
-        _share(x, lambda i, j, size: _blend_rows(out, x, partner, w, i, j, size))
+        plain = x.is_cpu and x.dtype in _BITS and _is_plain(x)
+        _blend_all(out[1:], x[1:], x[:-1], w, plain)
+        _blend_all(out[:1], x[:1], x[-1:], w, plain)
 
 
 def constants(out: Tensor, x: Tensor, partner: Tensor, w: Sequence[float]) -> None:
     """Writes the batch mixed with a weight for each sample."""
-    if not out.numel():
-        return
-    x, out = _in_storage_order(x, out)
-    _share(x, lambda i, j, size: _blend_rows(out, x, partner, w, i, j, size))
+    for i, j in _pieces(x):
+        a, b, to, weights = x[i:j], _partners(x, partner, i, j), out[i:j], w[i:j]
+        if len(set(weights)) == 1:
+            _blend_all(to, a, b, weights[0])
+            continue
+        _blend_into(to, a, b, torch.tensor(weights, dtype=torch.float64, device=x.device).reshape(_column(x)))
+        for row, weight in enumerate(weights):
+            if weight in (0, 1):
+                to[row].copy_(a[row] if weight else b[row])
 
 
 def boxes(out: Tensor, x: Tensor, partner: Tensor, geometry: Sequence[Sequence[int]], ndim: int) -> None:
     """Writes the batch with a box of each sample replaced by its partner's."""
-    partners = partner.tolist()
-
-    def part(i: int, j: int, _: int) -> None:
-        out[i:j].copy_(x[i:j])
-        for row in range(i, j):
-            inside = _inside(geometry[row], ndim)
-            out[row][inside].copy_(x[partners[row]][inside])
-
-    _share(x, part)
+    out.copy_(x)
+    for row, (box, k) in enumerate(zip(geometry, partner.tolist(), strict=True)):
+        inside = _inside(box, ndim)
+        out[row][inside].copy_(x[k][inside])
 
 
 def masked(out: Tensor, x: Tensor, batch: Tensor, partner: Tensor, m: Tensor) -> None:
@@ -120,21 +119,17 @@ def masked(out: Tensor, x: Tensor, batch: Tensor, partner: Tensor, m: Tensor) ->
     binary = bool((ones | zeros).all())
     some_ones, some_zeros = bool(ones.any()), bool(zeros.any())
     wide = m if binary else m.double()
-
-    def part(start: int, stop: int, size: int) -> None:
-        for i, j in _pieces(start, stop, max(1, size * len(x) // x.numel())):
-            of_masks = slice(i, j) if len(m) > 1 else slice(None)
-            a, b, to = x[i:j], _partners(batch, partner, i, j), out[i:j]
-            if binary:
-                torch.where(ones[of_masks], a, b, out=to)
-                continue
-            _blend_into(to, a, b, wide[of_masks])
-            if some_ones:
-                torch.where(ones[of_masks], a, to, out=to)
-            if some_zeros:
-                torch.where(zeros[of_masks], b, to, out=to)
-
-    _share(x, part)
+    for i, j in _pieces(x):
+        of_masks = slice(i, j) if len(m) > 1 else slice(None)
+        a, b, to = x[i:j], _partners(batch, partner, i, j), out[i:j]
+        if binary:
+            torch.where(ones[of_masks], a, b, out=to)
+            continue
+        _blend_into(to, a, b, wide[of_masks])
+        if some_ones:
+            torch.where(ones[of_masks], a, to, out=to)
+        if some_zeros:
+            torch.where(zeros[of_masks], b, to, out=to)
 
 
 def long_rows(x: Tensor) -> bool:
@@ -142,67 +137,60 @@ def long_rows(x: Tensor) -> bool:
     return x.numel() >= _LONG_ROW * len(x)
 
 
-def _blend_rows(
-    out: Tensor, x: Tensor, partner: Tensor | None, w: float | Sequence[float], start: int, stop: int, size: int
-) -> None:
-    """Blends samples start..stop-1 with one weight, or each with its own, in pieces of about `size` elements."""
-    length = x.numel() // len(x)
-    alone = 1 if partner is None and start == 0 else 0  # the only one whose partner is not the sample before it
-    for i, j in _pieces(start, alone, 1) + _pieces(start + alone, stop, max(1, size // length)):
-        a, b, to = x[i:j], _partners(x, partner, i, j), out[i:j]
-        if isinstance(w, float):
-            weights: Sequence[float] = [w]
-        elif len(set(weights := w[i:j])) > 1:
-            column = torch.tensor(weights, dtype=torch.float64, device=x.device).reshape([-1] + [1] * (x.ndim - 1))
-            _blend_into(to, a, b, column)
-            for row, weight in enumerate(weights):
-                if weight in (0, 1):
-                    to[row].copy_(a[row] if weight else b[row])
-            continue
-        if weights[0] in (0, 1):
-            to.copy_(a if weights[0] else b)
-        elif length <= size or x.ndim != 2:
-            _blend_into(to, a, b, weights[0])
-        else:  # a sample larger than a piece
-            for k, end in _pieces(0, length, size):
-                _blend_into(to[:, k:end], a[:, k:end], b[:, k:end], weights[0])
+def of_partners(x: Tensor, partner: Tensor | None) -> Tensor:
+    """A new batch: the partners of all samples, without `partner` those of pairing="roll"."""
+    return x.roll(1, 0) if partner is None else x.index_select(0, partner)
 
 
-def _blend_into(out: Tensor, a: Tensor, b: Tensor, w: float | Tensor) -> None:
-    """Writes blend(w, a, b), of weights that are neither 0 nor 1: where they are, the caller has to.
+def _blend_all(out: Tensor, a: Tensor, b: Tensor, w: float, plain: bool = False) -> None:
+    """Writes blend(w, a, b), of any weight. `out` may be `a`. `plain`: that a is, is known (`_is_plain`)."""
+    if w in (0, 1):
+        out.copy_(a if w else b)
+    elif a.is_cpu and (a.dtype == torch.float64 or (a.dtype == torch.float32 and _add_is_fused())):
+        _blend_into(out, a, b, w, plain)
+    else:
+        for i, j in _pieces(a):
+            _blend_into(out[i:j], a[i:j], b[i:j], w, plain)
+
+
+def _blend_into(out: Tensor, a: Tensor, b: Tensor, w: float | Tensor, plain: bool = False) -> None:
+    """Writes blend(w, a, b), of weights that are neither 0 nor 1: where they are, the caller has to. `out` may be `a`.
 
     A product of float32 numbers is exact in float64, so it does not matter whether w·(a-b) + b is formed in one step.
     """
-    if a.device.type != "cpu":  # there a look at the values would wait for the device
+    dtype = a.dtype
+    if not a.is_cpu:  # there a look at the values would wait for the device
         out.copy_(blend(torch.as_tensor(w, dtype=torch.float32, device=a.device), a, b))
-        return
-    if not a.numel():
-        return
-    if a.dtype == torch.uint8:
+    elif dtype == torch.uint8:
         wide = b.double()
         out.copy_(_add(wide, a.double().sub_(wide), w).round_().clamp_(0, 255))
-        return
-    if a.dtype == torch.float64:
-        mixed = torch.add((a - b).mul_(w), b, out=out)
-    elif isinstance(w, float) and _add_is_fused():
-        x, y = (a, b) if a.dtype == torch.float32 else (a.float(), b.float())
-        difference = x - y
-        mixed = torch.add(y, difference, alpha=w, out=out if a.dtype == torch.float32 else difference)
-        if mixed is not out:
-            out.copy_(mixed)
     else:
-        y = b.float()
-        mixed = _add(y.double(), (a.float() - y).double(), w)
-        mixed = out.copy_(mixed if a.dtype == torch.float32 else mixed.float())
-    # Where a equals b the result is a, which the sum is not for infinities (it is NaN) and where a is -0. To look for
-    # either, -0 being the least of all integers, takes a tenth of the time of comparing a with b and choosing.
-    bits = _BITS[a.dtype]
-    if (
-        a.numel() <= _TINY
-        or a.resolve_neg().view(bits).amin().item() == torch.iinfo(bits).min
-        or math.isnan(mixed.sum().item())
-    ):
-        torch.where(a == b, a, out, out=out)
+        compute = torch.float64 if dtype == torch.float64 else torch.float32
+        x, y = (a, b) if dtype == compute else (a.float(), b.float())
+        equal = None if plain or _is_plain(a) else a == b
+        difference = torch.sub(x, y, out=out) if equal is None and dtype == compute else x - y
+        if compute == torch.float64:
+            mixed = difference.mul_(w).add_(y)
+        elif isinstance(w, float) and _add_is_fused():
+            mixed = torch.add(y, difference, alpha=w, out=difference)
+        else:
+            mixed = _add(y.double(), difference.double(), w).float()
+        if equal is not None:
+            torch.where(equal, a, mixed.to(dtype), out=out)
+        elif mixed is not out:
+            out.copy_(mixed)
+
+
+def _is_plain(a: Tensor) -> bool:
+    """Whether w·(a-b) + b is a wherever b equals a, as a blend is: not for infinities, where it is NaN, nor where a is
+    -0. To look for either, -0 being the least of all integers, takes a tenth of the time of comparing a with b."""
+    if a.numel() <= _TINY:
+        return False
+    bits, least = _BITS[a.dtype]
+    if a.resolve_neg().view(bits).amin().item() == least:
+        return False
+    total = a.float().sum() if a.dtype == torch.float16 else a.sum()  # which float16 would not hold
+    return math.isfinite(total.item())
 
 
 def _add(y: Tensor, difference: Tensor, w: float | Tensor) -> Tensor:
@@ -221,14 +209,12 @@ def _add_is_fused() -> bool:
     return all(bool((torch.add(*pair, alpha=1.0 - 2.0**-12) == -(2.0**-24)).all()) for pair in of)
 
 
-def _partners(x: Tensor, partner: Tensor | None, i: int, j: int) -> Tensor:
+def _partners(x: Tensor, partner: Tensor, i: int, j: int) -> Tensor:
     """The partners of samples i..j-1; a view of the batch where that can be."""
-    if partner is None:
-        return x[i - 1 : j - 1] if i else x[-1:]
     if j == i + 1:
         k = int(partner[i])
         return x[k : k + 1]
-    return x[partner[i:j]] if x.ndim != 2 else x.index_select(0, partner[i:j])
+    return x.index_select(0, partner[i:j])
 
 
 def _inside(geometry: Sequence[int], ndim: int) -> tuple[Any, ...]:
@@ -236,36 +222,15 @@ def _inside(geometry: Sequence[int], ndim: int) -> tuple[Any, ...]:
     return (..., *(slice(geometry[axis], geometry[axis + 3]) for axis in range(3 - ndim, 3)))
 
 
-def _in_storage_order(*batches: Tensor) -> list[Tensor]:
-    """Batches of one layout as (B, everything else) if they are dense, else as they are: for masks without a place."""
-    first = batches[0]
-    order = [0, *sorted(range(1, first.ndim), key=first.stride, reverse=True)]
-    moved = [x.permute(order) for x in batches]
-    return [x.reshape(len(x), -1) for x in moved] if all(x.is_contiguous() for x in moved) else list(batches)
+def _column(x: Tensor) -> list[int]:
+    """The shape of a number for each sample."""
+    return [-1] + [1] * (x.ndim - 1)
 
 
-def _pieces(start: int, stop: int, step: int) -> list[tuple[int, int]]:
-    return [(i, min(i + step, stop)) for i in range(start, stop, step)]
-
-
-def _share(x: Tensor, part: Callable[[int, int, int], None]) -> None:
-    """Calls part(first sample, past the last one, elements of a piece) for parts of the batch, in as many threads as
-    PyTorch would use."""
+def _pieces(x: Tensor) -> list[tuple[int, int]]:
+    """The batch in pieces (first sample, past the last one), so long that all threads, or a device, are busy."""
     if not x.numel():
-        return
-    threads = torch.get_num_threads()
-    size = _CACHED if threads == 1 or x.device.type != "cpu" else _SERIAL
-    workers = min(threads, len(x)) if x.numel() >= _WORTH_THREADS and size == _SERIAL else 1
-    if workers == 1:
-        part(0, len(x), size)
-        return
-    from concurrent.futures import ThreadPoolExecutor
-
-    inference = torch.is_inference_mode_enabled()  # every thread has modes of its own
-
-    def work(k: int) -> None:
-        with torch.inference_mode(inference), torch.no_grad():
-            part(len(x) * k // workers, len(x) * (k + 1) // workers, size)
-
-    with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(work, range(workers)))
+        return []
+    elements = max(_PIECE, _OF_THREAD * torch.get_num_threads()) if x.is_cpu else _ON_DEVICE
+    step = max(1, elements * len(x) // x.numel())
+    return [(i, min(i + step, len(x))) for i in range(0, len(x), step)]

@@ -173,21 +173,17 @@ def _mixed_labels(
 ) -> Tensor:
     """mix_labels with weights (B, 1), or one for all; without partners they are those of pairing="roll"."""
 
-    def of_partners(x: Tensor) -> Tensor:
-        return x.roll(1, 0) if partner is None else x[partner]
-
     own, lent = weight, 1.0 - weight
     compute = torch.float64 if labels.dtype == torch.float64 else torch.float32
     if isinstance(own, Tensor) and isinstance(lent, Tensor):
         own, lent = own.to(compute).to(labels.device), lent.to(compute).to(labels.device)  # MPS has no float64
     # Not under vmap, where weights may have a dim that what is written into has not.
-    if labels.ndim == 1 and labels.device.type == "cpu" and not torch._C._are_functorch_transforms_active():
+    if labels.ndim == 1 and labels.is_cpu and not torch._C._are_functorch_transforms_active():
         index = labels.long().unsqueeze(1)
-        y = torch.zeros((labels.shape[0], num_classes), dtype=torch.float32, device=labels.device)
+        y = torch.zeros((len(labels), num_classes), dtype=torch.float32, device=CPU)
         if not label_smoothing:  # two numbers a row
-            if not isinstance(own, Tensor):
-                own = torch.full(index.shape, own, dtype=torch.float32, device=labels.device)
-            return y.scatter_(1, of_partners(index), lent).scatter_add_(1, index, own)
+            y.scatter_(1, passes.of_partners(index, partner), lent)
+            return y.scatter_add_(1, index, own) if isinstance(own, Tensor) else y.scatter_(1, index, own, reduce="add")
         y.scatter_(1, index, 1.0)
     elif labels.ndim == 1:
         index = torch.arange(num_classes, device=labels.device)
@@ -196,7 +192,7 @@ def _mixed_labels(
         y = labels if labels.is_floating_point() else labels.float()
     if label_smoothing:
         y = (y.to(compute) * (1.0 - label_smoothing) + label_smoothing / num_classes).to(y.dtype)
-    return (of_partners(y).to(compute) * lent).to(y.dtype) + (y.to(compute) * own).to(y.dtype)
+    return (passes.of_partners(y, partner).to(compute) * lent).to(y.dtype) + (y.to(compute) * own).to(y.dtype)
 
 
 def cross_entropy(
