@@ -22,7 +22,7 @@ from fusedmix.bench.environment import environment
 from fusedmix.bench.results import Check, markdown, targets_table, write_csv, write_json
 from fusedmix.bench.timing import Timing, interleave, wall
 
-CLASSES = 10
+CLASSES = 1000
 SHAPES = ((128, 3, 224, 224), (512, 3, 32, 32), (64, 3, 32, 32), (8, 3, 32, 32), (4, 3, 8, 8))
 MORE: dict[str, Any] = {"HMix": fm.HMix, "GMix": fm.GMix, "FMix": fm.FMix}
 LIMIT = 1.1  # times torchvision's time, of a median
