@@ -77,10 +77,10 @@ def constant(out: Tensor, x: Tensor, partner: Tensor | None, w: float) -> None:
     """Writes the batch mixed with one weight everywhere; `out` may be `x` itself."""
     if w == 1:
         out.copy_(x)
-    elif out is x or partner is not None or x.numel() <= _SMALL:
+    elif out is x or partner is not None or (w and x.numel() <= _SMALL):
         _blend_all(out, x, of_partners(x, partner), w)
     else:
-        plain = x.is_cpu and x.dtype in _BITS and _is_plain(x)
+        plain = w > 0 and x.is_cpu and x.dtype in _BITS and _is_plain(x)
         _blend_all(out[1:], x[1:], x[:-1], w, plain)
         _blend_all(out[:1], x[:1], x[-1:], w, plain)
 
