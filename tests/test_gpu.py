@@ -5,6 +5,8 @@ The kernels' results are compared with the reference elsewhere (test_agreement.p
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -466,3 +468,28 @@ def test_a_generator_on_the_device_seeds_a_plan_anywhere():
 
 def test_the_choice_on_a_gpu():
     assert backends.choose("cuda") == next((name for name, why in WHY_NOT.items() if why is None), "reference")
+
+
+# A kernel's limit of shared memory is set at its first launch, which may lie in a capture.
+FIRST_CALL_IN_A_CAPTURE = """
+import torch
+import fusedmix as fm
+
+x = torch.rand((64, 3, 32, 32), device="cuda")
+expected = x.clone()
+plan = fm.{method}(per="sample", pairing="{pairing}").sample(64, (32, 32), seed=1, device="cuda")
+graph = torch.cuda.CUDAGraph()
+with torch.cuda.graph(graph):
+    fm.mix_(x, plan, backend="cuda")
+graph.replay()
+torch.testing.assert_close(x, fm.mix(expected, plan, backend="reference"), rtol=0, atol=2**-22)
+"""
+
+
+@pytest.mark.skipif(NO_CUDA is not None, reason=str(NO_CUDA))
+@pytest.mark.parametrize("pairing", ["roll", "flip", "random"])
+@pytest.mark.parametrize("method", ["MixUp", "CutMix", "GMix"])
+def test_the_first_call_of_a_process_may_be_captured(method, pairing):
+    program = FIRST_CALL_IN_A_CAPTURE.format(method=method, pairing=pairing)
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=False)
+    assert ended.returncode == 0, ended.stderr
