@@ -18,6 +18,7 @@ from fusedmix.version import __version__ as __version__
 if TYPE_CHECKING or "torch" in sys.modules:
     from fusedmix.api import *  # noqa: F403
     from fusedmix.api import __all__ as __all__
+    from fusedmix.transforms import *  # noqa: F403 (that these are in api's __all__ mypy does not see)
 
 if not TYPE_CHECKING:  # which would take it that any name may be asked for
 

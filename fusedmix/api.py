@@ -1,6 +1,6 @@
 """The public names of the package, which `fusedmix/__init__.py` hands out."""
 
-from fusedmix import schedules
+from fusedmix import schedules, transforms
 from fusedmix.backends import BackendError
 from fusedmix.checkpointing import checkpoint_contexts
 from fusedmix.checks import InplaceError
@@ -11,36 +11,15 @@ from fusedmix.losses import mix_binary_cross_entropy, mix_cross_entropy
 from fusedmix.plan import MixPlan, SparseTargets
 from fusedmix.regression import mix_targets
 from fusedmix.segmentation import mix_masks
-from fusedmix.transforms import (
-    CutMix,
-    FMix,
-    GMix,
-    GridMix,
-    HMix,
-    MixTransform,
-    MixUp,
-    RandomMix,
-    SamplePairing,
-    SmoothMix,
-)
+from fusedmix.transforms import *  # noqa: F403
 from fusedmix.version import __version__
 
 __all__ = [
     "BackendError",
-    "CutMix",
     "EmbedMix",
-    "FMix",
-    "GMix",
-    "GridMix",
-    "HMix",
     "InplaceError",
     "MixHandle",
     "MixPlan",
-    "MixTransform",
-    "MixUp",
-    "RandomMix",
-    "SamplePairing",
-    "SmoothMix",
     "SparseTargets",
     "__version__",
     "attach",
@@ -56,3 +35,4 @@ __all__ = [
     "mix_targets",
     "schedules",
 ]
+__all__ += transforms.__all__

@@ -40,6 +40,7 @@ class Stream(IntEnum):
     ASPECT = 10  # word 0: the width/height of a box
     RATIO = 11  # call 0 and 1: the four uniforms of HMix's ratio
     CELLS = 12  # the cells of a grid: one word for each step
+    OWN = 13  # what else a family draws for a mask of its own: two uniforms of 52 bits for each call
 
 
 def philox4x32(counter: Words, key: tuple[Tensor, Tensor]) -> Words:

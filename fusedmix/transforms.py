@@ -44,6 +44,20 @@ from fusedmix.plan import MixPlan, SparseTargets
 from fusedmix.segmentation import check_masks, mix_masks
 from fusedmix.spec import drawn_for, families, spec_row
 
+# The package's public names are these and those of api.py.
+__all__ = [
+    "CutMix",
+    "FMix",
+    "GMix",
+    "GridMix",
+    "HMix",
+    "MixTransform",
+    "MixUp",
+    "RandomMix",
+    "SamplePairing",
+    "SmoothMix",
+]
+
 _FLOAT32_MAX = torch.finfo(torch.float32).max
 _SEED_TO_DRAW = torch.empty(0, dtype=torch.int64, device=CPU)  # stands for a seed that the operator draws itself
 _BY_CLASS = (Pairing.CROSS_CLASS, Pairing.SAME_CLASS)
@@ -1126,9 +1140,9 @@ class RandomMix(MixTransform):
             raise ValueError("methods must hold at least one mixing module, but got none.")
         for i, method in enumerate(methods):
             if not isinstance(method, _Method) or not method._in_sets:
+                *names, last = (name for name in __all__ if issubclass(globals()[name], _Method))
                 raise TypeError(
-                    f"methods[{i}] must be a MixUp, CutMix, HMix, GMix, FMix, SmoothMix, GridMix or SamplePairing of "
-                    f"fusedmix, but got {_named(method)}"
+                    f"methods[{i}] must be a {', '.join(names)} or {last} of fusedmix, but got {_named(method)}"
                 )
         for keyword, value in options.items():
             if keyword in ("lam_range", "variant"):

@@ -1,7 +1,8 @@
 """tests/agreement.csv: a line for every method, per, pairing and backend, of what test_agreement.py found.
 
-A run is compared with the committed lines of the backends that it meets. A backend without a line there, such as those
-of a GPU before one has written them, is compared with the reference all the same and misses nothing here.
+A run is compared with the committed lines of the backends and methods that it meets. A backend without a line there,
+such as those of a GPU before one has written them, or a method that is new, is compared with the reference all the same
+and misses nothing here.
 
 With --write-agreement lines travel with the reports of the tests, so they may be written by a run with pytest-xdist.
 """
@@ -63,7 +64,8 @@ def write(path, lines):
 
 def difference(committed, key, found):
     """How a line that was found differs from the committed one, as a message, or None."""
-    if key.backend not in {line.backend for line in committed} or committed.get(key) == found:
+    known = all(getattr(key, of) in {getattr(line, of) for line in committed} for of in ("method", "backend"))
+    if not known or committed.get(key) == found:
         return None
     line = "no line" if key not in committed else ",".join((*key, *committed[key]))
     return f"stale: {UPDATE}\n  committed: {line}\n  found:     {','.join((*key, *found))}"

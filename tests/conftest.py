@@ -15,6 +15,7 @@ import agreement_table
 import fusedmix as fm
 import triton_interpreter
 from case_counts import pytest_runtest_logreport, pytest_sessionfinish, pytest_terminal_summary  # noqa: F401
+from families import RECORDS
 from fusedmix.backends import native, triton
 
 # What a test starts, in whatever folder, imports the package that is tested, installed or not.
@@ -32,31 +33,12 @@ settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
     settings.load_profile("ci")
 
-METHODS = {
-    "MixUp": fm.MixUp,
-    "CutMix": fm.CutMix,
-    "HMix-released": lambda **kw: fm.HMix(variant="released", ratio=0.5, **kw),
-    "HMix-paper": lambda **kw: fm.HMix(variant="paper", ratio=0.5, **kw),
-    "GMix-released": lambda **kw: fm.GMix(variant="released", **kw),
-    "GMix-paper": lambda **kw: fm.GMix(variant="paper", **kw),
-    "SamplePairing": fm.SamplePairing,
-    "RandomMix": lambda **kw: fm.RandomMix([fm.MixUp(), fm.CutMix(), fm.HMix(), fm.GMix()], **kw),
-    "SmoothMix-disc": fm.SmoothMix,
-    "SmoothMix-square": lambda **kw: fm.SmoothMix(shape="square", **kw),
-    "CutMix-inside": lambda **kw: fm.CutMix(placement="inside", **kw),
-    "HMix-inside": lambda **kw: fm.HMix(placement="inside", **kw),
-    "CutMix-minmax": lambda **kw: fm.CutMix(minmax=(0.2, 0.8), **kw),
-    "CutMix-aspect": lambda **kw: fm.CutMix(aspect=(0.3, 3.3), placement="inside", **kw),
-    "HMix-beta": lambda **kw: fm.HMix(ratio_alpha=2.0, **kw),
-}
+METHODS = {name: make for record in RECORDS.values() if not record.stored for name, make in record.methods.items()}
+METHODS["RandomMix"] = lambda **kw: fm.RandomMix([fm.MixUp(), fm.CutMix(), fm.HMix(), fm.GMix()], **kw)
 GRIDS = {1: (4,), 2: (2, 3), 3: (2, 3, 2)}  # GridMix's, which fit images of some dims: by how many these are
 # Those whose masks are no formula, but stored: what their kernels do is asked in test_fmix.py.
-STORED = {
-    "FMix-released": lambda **kw: fm.FMix(variant="released", **kw),
-    "FMix-paper": lambda **kw: fm.FMix(variant="paper", **kw),
-    "FMix-soft": lambda **kw: fm.FMix(max_soft=0.3, **kw),
-    "RandomMix-FMix": lambda **kw: fm.RandomMix([fm.MixUp(), fm.CutMix(), fm.FMix()], **kw),
-}
+STORED = {name: make for record in RECORDS.values() if record.stored for name, make in record.methods.items()}
+STORED["RandomMix-FMix"] = lambda **kw: fm.RandomMix([fm.MixUp(), fm.CutMix(), fm.FMix()], **kw)
 
 INTEGERS = (
     torch.int8,

@@ -19,30 +19,17 @@ import torch
 from scipy import stats
 
 import fusedmix as fm
+from families import RECORDS, Record
 from fusedmix.masks import generate
-from fusedmix.masks.family import Draws
+from fusedmix.masks.family import Draws, own_uniform
 from fusedmix.methods import Families, Kind, Method
 from fusedmix.spec import spec_row
 
 FORMULAS = Families(sum(Families)) & ~(Families.STORED | Families.LEVELS)
 
-# name: how to make the module, its formula, its ratio
-METHODS = {
-    "MixUp": (fm.MixUp, Method.MIXUP, 1.0),
-    "CutMix": (fm.CutMix, Method.CUTMIX, 1.0),
-    "HMix released .25": (lambda **k: fm.HMix(ratio=0.25, **k), Method.HMIX_RELEASED, 0.25),
-    "HMix released .5": (lambda **k: fm.HMix(ratio=0.5, **k), Method.HMIX_RELEASED, 0.5),
-    "HMix released .75": (lambda **k: fm.HMix(ratio=0.75, **k), Method.HMIX_RELEASED, 0.75),
-    "HMix released 1": (lambda **k: fm.HMix(ratio=1.0, **k), Method.HMIX_RELEASED, 1.0),
-    "HMix paper .5": (lambda **k: fm.HMix(ratio=0.5, variant="paper", **k), Method.HMIX_PAPER, 0.5),
-    "GMix released": (fm.GMix, Method.GMIX_RELEASED, 1.0),
-    "GMix paper": (lambda **k: fm.GMix(variant="paper", **k), Method.GMIX_PAPER, 1.0),
-    "SmoothMix disc": (fm.SmoothMix, Method.SMOOTHMIX_DISC, 1.0),
-    "SmoothMix square": (lambda **k: fm.SmoothMix(shape="square", **k), Method.SMOOTHMIX_SQUARE, 1.0),
-}
-SAMPLE_PAIRING = {"SamplePairing": (fm.SamplePairing, Method.SAMPLE_PAIRING, 1.0)}
+# name: how to make the module, its formula, columns of its spec
+METHODS = {name: formula for record in RECORDS.values() for name, formula in record.formulas.items()}
 HMIX_RELEASED = [name for name in METHODS if name.startswith("HMix released")]
-EVERY = {name: make for name, (make, _, _) in {**METHODS, **SAMPLE_PAIRING}.items()}
 
 OFFSETS = [(0, 0), (4, 0), (16, 0), (32, 0), (0, 4), (0, 16), (0, 32), (4, 4), (16, 16)]
 # Published: E[mean M], then a(d) at the offsets above.
@@ -91,37 +78,18 @@ PUBLISHED = {name: METHODS[name] for name in METHODS if name in MOMENTS}
 # ----------------------------------------------------------------------------------------------- written a second time
 
 
-def oracle(name: str, lam: float, cy: np.ndarray, cx: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(n, H, W) float64 masks around n centres, from the definitions."""
-    _, method, ratio = METHODS[name]
-    height, width = size
-    dy, dx = np.arange(height) - cy[:, None], np.arange(width) - cx[:, None]
-    if method == Method.MIXUP:
-        return np.full((len(cy), height, width), lam)
-    if method in (Method.GMIX_RELEASED, Method.GMIX_PAPER):
-        s = 2 * (1 - lam) if method == Method.GMIX_PAPER else min(lam, 1 - lam)
-        g = np.exp(-math.pi * (dy[:, :, None] ** 2 + dx[:, None, :] ** 2) / (s * height * width))
-        return g if method == Method.GMIX_RELEASED and lam < 0.5 else 1 - g
-    if method in (Method.SMOOTHMIX_DISC, Method.SMOOTHMIX_SQUARE):
-        area, dy, dx = (1 - lam) * height * width, np.abs(dy[:, :, None]), np.abs(dx[:, None, :])
-        s = min(math.sqrt(2 * math.pi) * 0.1 * max(size), math.sqrt(area))
-        if method == Method.SMOOTHMIX_DISC:
-            r = float32(np.roots([math.pi, math.pi * s, s**2 - area]).real.max())
-            e2 = np.maximum(np.hypot(dy, dx) - r, 0) ** 2
-        else:
-            r = float32((math.sqrt(area) - s) / 2)
-            e2 = np.maximum(dy - r, 0) ** 2 + np.maximum(dx - r, 0) ** 2
-        return 1 - np.exp(-math.pi * e2 / s**2)
-    fraction = math.sqrt(1 - lam) * math.sqrt(ratio)
-    half_h, half_w = int(height * fraction) // 2, int(width * fraction) // 2
-    inside = ((dy >= -half_h) & (dy < half_h))[:, :, None] & ((dx >= -half_w) & (dx < half_w))[:, None, :]
-    if method == Method.CUTMIX:
-        outside = np.ones(len(cy))
-    elif method == Method.HMIX_PAPER:
-        outside = np.full(len(cy), lam / (1 - (1 - lam) * ratio))
-    else:
-        outside = lam / (1 - inside.mean((1, 2)))
-    return np.where(inside, 0.0, outside[:, None, None])
+def oracle(
+    name: str, lam: float, cy: np.ndarray, cx: np.ndarray, size: tuple[int, int], *own: np.ndarray
+) -> np.ndarray:
+    """(n, H, W) float64 masks around n centres, from the definitions; of numbers (n,) that its family draws itself."""
+    _, method, columns = METHODS[name]
+    dy, dx = np.arange(size[0]) - cy[:, None], np.arange(size[1]) - cx[:, None]
+    return record_of(name).oracle(method, columns, lam, dy[:, :, None], dx[:, None, :], size, *own)
+
+
+def record_of(name: str) -> Record:
+    """The family's."""
+    return next(record for record in RECORDS.values() if name in record.formulas)
 
 
 def all_centres(size: tuple[int, ...]) -> tuple[np.ndarray, ...]:
@@ -130,27 +98,26 @@ def all_centres(size: tuple[int, ...]) -> tuple[np.ndarray, ...]:
 
 def plan_at(name: str, lam: float | torch.Tensor, centre: torch.Tensor, size: tuple[int, ...]) -> fm.MixPlan:
     """The plan of given λ (or one for all) and centres (n, len(size))."""
-    _, method, ratio = {**METHODS, **SAMPLE_PAIRING}[name]
-    return formula_at(method, ratio, lam, centre, size)
+    _, method, columns = METHODS[name]
+    return formula_at(method, columns, lam, centre, size)
 
 
 def formula_at(
-    method: Method,
-    ratio: float,
-    lam: float | torch.Tensor,
-    centre: torch.Tensor,
-    size: tuple[int, ...],
-    edge: float = 0.1,
+    method: Method, columns: dict[str, float], lam: float | torch.Tensor, centre: torch.Tensor, size: tuple[int, ...]
 ) -> fm.MixPlan:
     n = centre.shape[0]
     lam = torch.as_tensor(lam, dtype=torch.float32).expand(n)
-    zyx = torch.nn.functional.pad(centre, (3 - len(size), 0))
     full = torch.full((n,), float(method), dtype=torch.float64)
-    row = spec_row(method, ratio=ratio, edge=edge)
-    zero = torch.zeros(n).long()
-    draws = Draws(zero, full >= 0, lam, zyx, full > 0, zyx * 0, zyx * 0, zero, lam, zero, zero)
-    masks = generate(frozenset({method}), full, row.expand(n, -1), lam, draws, size)
+    row = spec_row(method, **columns)
+    masks = generate(frozenset({method}), full, row.expand(n, -1), lam, draws_at(lam, centre), size)
     return fm.MixPlan(torch.arange(n), lam, masks.weight, masks.records, size, FORMULAS)
+
+
+def draws_at(lam: torch.Tensor, centre: torch.Tensor) -> Draws:
+    """What was drawn for given λ and centres."""
+    zyx = torch.nn.functional.pad(centre, (3 - centre.shape[1], 0))
+    zero = torch.zeros(len(lam)).long()
+    return Draws(zero, zero == 0, lam, zyx, zero != 0, zyx * 0, zyx * 0, zero, lam, zero, torch.arange(len(lam)))
 
 
 def float32(x: float) -> float:
@@ -209,8 +176,13 @@ def test_stochastic_mixup_and_cutmix_has_the_published_moments():
 
 
 def enumerated(name: str, size: tuple[int, int], lam: float, offsets: list[tuple[int, int]]) -> np.ndarray:
-    """The moments at every centre; their last column is the label weight, the realised mean."""
-    rows = moments(oracle(name, float32(lam), *all_centres(size), size), offsets)
+    """The moments at every centre; their last column is the label weight, the realised mean. Of numbers that a family
+    draws itself there are four for each centre, in all as evenly spread as multiples of irrational numbers are."""
+    centres, own_numbers = np.stack(all_centres(size)), record_of(name).own_numbers
+    if own_numbers:
+        centres = centres.repeat(4, axis=1)
+    own = np.modf(np.sqrt([[2], [3], [5], [7]])[:own_numbers] * np.arange(1, centres.shape[1] + 1))[0]
+    rows = moments(oracle(name, float32(lam), *centres, size, *own), offsets)
     return np.column_stack((rows, rows[:, 0]))
 
 
@@ -267,8 +239,10 @@ def test_centres_are_uniform(size, sampling):
 def test_masks_at_every_centre(name, size, lam):
     """To 4·2⁻²⁴ of the definition, and the label weight is the mean."""
     lam = float32(lam)
-    plan = plan_at(name, lam, torch.from_numpy(np.stack(all_centres(size), 1)), size)
-    expected = oracle(name, lam, *all_centres(size), size)
+    centre = torch.from_numpy(np.stack(all_centres(size), 1))
+    plan, draws = plan_at(name, lam, centre, size), draws_at(torch.full((len(centre),), lam), centre)
+    own = [own_uniform(draws, k).numpy() for k in range(record_of(name).own_numbers)]
+    expected = oracle(name, lam, *all_centres(size), size, *own)
     assert np.abs(plan.mask().numpy() - expected).max() <= 4 * 2.0**-24
     assert np.abs(plan.weight.numpy() - expected.mean((1, 2))).max() <= 1e-6
 
@@ -305,7 +279,7 @@ def test_released_hmix_has_the_mean_lam_on_every_mask(name, size):
 @pytest.mark.parametrize("lam", [0.0, 1e-20, 1e-3, 0.3, 0.5, 0.9, 1.0])
 @pytest.mark.parametrize("method", [Method.HMIX_RELEASED, Method.HMIX_PAPER])
 def test_hmix_of_ratio_0_is_mixup(method, lam):
-    plan = formula_at(method, 0.0, lam, torch.from_numpy(np.stack(all_centres((8, 6)), 1)), (8, 6))
+    plan = formula_at(method, {"ratio": 0.0}, lam, torch.from_numpy(np.stack(all_centres((8, 6)), 1)), (8, 6))
     assert (plan.mask() == float32(lam)).all()
     assert (plan.weight == float32(lam)).all()
 
@@ -314,8 +288,8 @@ def test_hmix_of_ratio_0_is_mixup(method, lam):
 def test_paper_hmix_of_ratio_1_is_cutmix(lam):
     """λ/(1-(1-λ)·1) = 1 outside the box for every λ > 0. With α = .1, one λ in 13 is below 1e-8."""
     centre = torch.from_numpy(np.stack(all_centres((8, 6)), 1))
-    hmix = formula_at(Method.HMIX_PAPER, 1.0, lam, centre, (8, 6))
-    cutmix = formula_at(Method.CUTMIX, 1.0, lam, centre, (8, 6))
+    hmix = formula_at(Method.HMIX_PAPER, {}, lam, centre, (8, 6))
+    cutmix = formula_at(Method.CUTMIX, {}, lam, centre, (8, 6))
     assert (hmix.mask() - cutmix.mask()).abs().max() <= 2.0**-24
     assert (hmix.weight - cutmix.weight).abs().max() <= 1e-6
 
@@ -328,7 +302,7 @@ def test_value_outside_the_hybrid_box(method, ratio):
     size = (24, 40)
     lam = [float32(x) for x in (1e-45, 1e-30, 1e-10, 1 - 2.0**-24)] + [float32(rng.random()) for _ in range(300)]
     centre = torch.tensor([[rng.randrange(side) for side in size] for _ in lam])
-    plan = formula_at(method, ratio, torch.tensor(lam), centre, size)
+    plan = formula_at(method, {"ratio": ratio}, torch.tensor(lam), centre, size)
     for x, geometry, value in zip(lam, plan.geometry.tolist(), plan.value[:, 0].tolist(), strict=True):
         _, y0, x0, _, y1, x1 = geometry
         covered = Fraction((y1 - y0) * (x1 - x0), math.prod(size))
@@ -391,7 +365,7 @@ def test_boxes_equal_python(method, ratio, degree, grid):
         size = tuple(rng.choice([1, 2, 3, 7, 17, 24, 31, 32, 40, 64, 97, 224, 256]) for _ in range(degree))
         lam = [LAM_GRIDS[grid](rng) for _ in range(100)]
         centre = [[rng.randrange(side) for side in size] for _ in lam]
-        plan = formula_at(method, ratio, torch.tensor(lam), torch.tensor(centre), size)
+        plan = formula_at(method, {"ratio": ratio}, torch.tensor(lam), torch.tensor(centre), size)
         assert plan.geometry.tolist() == [python_box(x, ratio, c, size) for x, c in zip(lam, centre, strict=True)]
         assert (plan.kind == Kind.BOX).all()
         stop, first = plan.geometry[:, 3:], plan.geometry[:, :3]
@@ -412,7 +386,7 @@ def test_square_roots_are_correctly_rounded(ratio, lam, side):
     """A last bit of a root decides about these boxes. math.sqrt has it right; vectorised roots need not (MKL's, by
     which torch.sqrt takes float64 roots on x86, gets 1% of them wrong), and backends would disagree."""
     centre = [side // 2, side // 2]
-    plan = formula_at(Method.HMIX_RELEASED, ratio, lam, torch.tensor([centre]), (side, side))
+    plan = formula_at(Method.HMIX_RELEASED, {"ratio": ratio}, lam, torch.tensor([centre]), (side, side))
     assert plan.geometry.tolist() == [python_box(lam, ratio, centre, (side, side))]
 
 
@@ -424,7 +398,7 @@ def test_sides_of_images_are_exact(side, ratio):
     rng = random.Random(side)
     lam = [rng.randrange(2**24) / 2**24 for _ in range(300)]
     size = (side, side)
-    plan = formula_at(Method.HMIX_RELEASED, ratio, torch.tensor(lam), torch.full((300, 2), side // 2), size)
+    plan = formula_at(Method.HMIX_RELEASED, {"ratio": ratio}, torch.tensor(lam), torch.full((300, 2), side // 2), size)
     for x, (_, y0, x0, _, y1, x1) in zip(lam, plan.geometry.tolist(), strict=True):
         root, whole = exact_side(x, ratio, side, 2)
         if not whole:
@@ -439,7 +413,7 @@ def test_sides_of_volumes_are_exact(side):
     rng = random.Random(side)
     lam = [rng.randrange(2**24) / 2**24 for _ in range(300)]
     c = side // 2
-    plan = formula_at(Method.CUTMIX, 1.0, torch.tensor(lam), torch.full((300, 3), c), (side,) * 3)
+    plan = formula_at(Method.CUTMIX, {}, torch.tensor(lam), torch.full((300, 3), c), (side,) * 3)
     compared = 0
     for x, geometry in zip(lam, plan.geometry.tolist(), strict=True):
         length = side * (1 - x) ** (1 / 3)
@@ -468,7 +442,7 @@ def test_an_unclipped_box_holds_its_share(size):
     lam = {1: 0.75, 2: 0.75, 3: 0.875}[len(size)]
     share = {1: 0.2, 2: 0.25, 3: 0.096}[len(size)]  # of whole, even sides: 2 of 10, 2·50 of 400, 24·10·4 of 10000
     centre = torch.tensor([[side // 2 for side in size]])
-    plan = formula_at(Method.CUTMIX, 1.0, lam, centre, size)
+    plan = formula_at(Method.CUTMIX, {}, lam, centre, size)
     assert plan.weight.item() == 1 - share
     assert (1 - plan.mask().double()).mean().item() == pytest.approx(share, abs=1e-12)
 
@@ -556,7 +530,7 @@ def test_a_gaussian_integrates_to_its_share_in_every_dimension(size, lam):
 @pytest.mark.parametrize("lam", [0.88, 0.9995])
 def test_a_smooth_shape_takes_its_share_in_every_dimension(size, method, lam):
     """1-λ of the volume, where the borders are far, with an edge that leaves place for a radius and without one."""
-    plan = formula_at(method, 1.0, lam, torch.tensor([[side // 2 for side in size]]), size, edge=0.04)
+    plan = formula_at(method, {"edge": 0.04}, lam, torch.tensor([[side // 2 for side in size]]), size)
     assert (plan.value[:, 1] > 0).item() == (lam < 0.9)
     assert 1 - plan.weight.item() == pytest.approx(1 - lam, rel=2e-3)
 
@@ -565,25 +539,17 @@ def test_a_smooth_shape_takes_its_share_in_every_dimension(size, method, lam):
 
 DEGENERATE_LAM = [0.0, 1.0, 1e-30, 1 - 2.0**-24, 1e-45, 1e-38, 0.5, 0.5 - 2.0**-25]
 TINY_SIZES = [(1,), (2,), (5,), (1, 1), (1, 7), (7, 1), (2, 2), (4, 4), (3, 5), (1, 1, 1), (1, 1, 4), (2, 3, 4)]
-DEGENERATE = [
-    (Method.MIXUP, 1.0),
-    (Method.CUTMIX, 1.0),
-    *itertools.product((Method.HMIX_RELEASED, Method.HMIX_PAPER), (0.0, 1e-300, 0.5, 1.0)),
-    (Method.GMIX_RELEASED, 1.0),
-    (Method.GMIX_PAPER, 1.0),
-    (Method.SAMPLE_PAIRING, 1.0),
-    (Method.SMOOTHMIX_DISC, 1.0),
-    (Method.SMOOTHMIX_SQUARE, 1.0),
-]
+DEGENERATE = [(method, columns) for _, method, columns in METHODS.values()]
+DEGENERATE += [case for record in RECORDS.values() for case in record.degenerate]
 
 
 @pytest.mark.parametrize("size", TINY_SIZES)
-@pytest.mark.parametrize(("method", "ratio"), DEGENERATE)
-def test_degenerate_draws_stay_in_range(method, ratio, size):
+@pytest.mark.parametrize(("method", "columns"), DEGENERATE)
+def test_degenerate_draws_stay_in_range(method, columns, size):
     """Nothing infinite, NaN or outside [0, 1], at all centres: empty boxes, boxes that cover all, s = 0, λ = 0 or 1."""
     centre = torch.from_numpy(np.stack(all_centres(size), 1)).repeat(len(DEGENERATE_LAM), 1)
     lam = torch.tensor(DEGENERATE_LAM).repeat_interleave(math.prod(size))
-    plan = formula_at(method, ratio, lam, centre, size)
+    plan = formula_at(method, columns, lam, centre, size)
     mask = plan.mask()
     assert ((mask >= 0) & (mask <= 1)).all()
     assert ((plan.weight >= 0) & (plan.weight <= 1)).all()
@@ -596,7 +562,7 @@ def test_a_box_that_covers_everything():
     """λ = 0 around the middle of an even image: all is the partner, and no 0/0 outside."""
     centre = torch.tensor([[4, 3]])
     for method, ratio in ((Method.CUTMIX, 1.0), (Method.HMIX_RELEASED, 1.0), (Method.HMIX_PAPER, 1.0)):
-        plan = formula_at(method, ratio, 0.0, centre, (8, 6))
+        plan = formula_at(method, {"ratio": ratio}, 0.0, centre, (8, 6))
         assert plan.geometry.tolist() == [[0, 0, 0, 1, 8, 6]]
         assert (plan.mask() == 0).all()
         assert plan.weight.item() == 0

@@ -11,8 +11,10 @@ import fusedmix as fm
 
 ROOT = Path(__file__).resolve().parents[1]
 CITATION = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
-# Every module that mixes; Manifold Mixup is one of them, attached to a layer.
-METHODS = {name for name in fm.__all__ if name.endswith(("Mix", "MixUp", "Pairing"))} | {"ManifoldMixup"}
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+# Every module that mixes, from the day when README.md names it; Manifold Mixup is one of them, attached to a layer.
+METHODS = {name for name in fm.__all__ if name.endswith(("Mix", "MixUp", "Pairing"))} & set(re.findall(r"\w+", README))
+METHODS |= {"ManifoldMixup"}
 
 
 @pytest.fixture(scope="module")

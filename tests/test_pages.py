@@ -11,6 +11,7 @@ import re
 import shlex
 import sys
 from dataclasses import replace
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -390,8 +391,16 @@ def test_what_troubleshooting_quotes_is_said():
 # ---- The site --------------------------------------------------------------------------------------------------------
 
 
+def module_at(path):
+    spec = spec_from_file_location(path.stem, path)
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def test_the_reference_has_every_public_name():
     pages = "\n".join(text_of(path) for path in (DOCS / "reference").glob("*.md"))
+    pages = module_at(DOCS / "modules.py").on_page_markdown(pages)
     documented = set(re.findall(r"^::: (\S+)", pages, re.MULTILINE))
     for name in set(fm.__all__) - {"__version__"}:
         assert f"fusedmix.{name}" in documented, name
@@ -412,11 +421,7 @@ def test_pictures():
 def test_diagrams_are_what_the_script_draws(tmp_path):
     """Those that hold nothing random. Words are compared: another matplotlib may place letters elsewhere."""
     mpl = required("matplotlib")
-    from importlib.util import module_from_spec, spec_from_file_location
-
-    spec = spec_from_file_location("draw", DOCS / "pictures" / "draw.py")
-    draw = module_from_spec(spec)
-    spec.loader.exec_module(draw)
+    draw = module_at(DOCS / "pictures" / "draw.py")
     mpl.use("svg")
     for name in ("way", "cycle", "columns", "floor", "randomness"):
         figure = draw.PICTURES[name]()

@@ -12,7 +12,9 @@ import torch
 from scipy import stats
 
 import fusedmix as fm
+from fusedmix.masks.family import own_uniform
 from fusedmix.philox import Stream, below, philox4x32, sort_key, uniform, words
+from test_formulas import draws_at
 
 MASK = 0xFFFFFFFF
 ONES = 2**64 - 1
@@ -319,3 +321,14 @@ def test_a_host_seed_is_a_manual_seed():
     unseeded, seeded = mix.sample(16, (32, 32)), mix.sample(16, (32, 32), seed=77)
     for name in ("partner", "lam", "weight", "masks"):
         assert torch.equal(getattr(unseeded, name), getattr(seeded, name))
+
+
+def test_numbers_of_a_family_are_independent():
+    """Uniform, each of them, for each draw and under each seed."""
+    draws = draws_at(torch.ones(20_000), torch.zeros(20_000, 1).long())
+    seeds = [draws, draws._replace(noise=draws.noise + 1)]
+    numbers = torch.stack([own_uniform(of, k) for of in seeds for k in range(5)])
+    assert ((numbers > 0) & (numbers < 1)).all()
+    assert all(stats.kstest(of.numpy(), "uniform").pvalue > 1e-4 for of in numbers)
+    correlated = torch.corrcoef(numbers) - torch.eye(len(numbers))
+    assert correlated.abs().max() < 5 / 20_000**0.5

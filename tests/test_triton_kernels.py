@@ -30,10 +30,12 @@ import fusedmix as fm
 import triton_interpreter
 import triton_loops
 from conftest import METHODS, NO_TRITON, TRITON_DEVICE
+from families import RECORDS
 from fusedmix import fourier, philox
 from fusedmix.backends import reference
 from fusedmix.draws import Request, Source
 from fusedmix.masks.family import WORDS, OneMask, record
+from fusedmix.masks.family import own_uniform as own_uniform_of
 from fusedmix.methods import Families, Kind, Pairing, Per
 
 pytest.importorskip("triton")
@@ -52,6 +54,7 @@ from fusedmix.backends.triton.numbers import (
     fma,
     from_compute,
     log1p,
+    own_uniform,
     sort_key,
     symmetric_beta,
     turn,
@@ -75,6 +78,7 @@ from test_cuda_kernels import (
     stepped,
     values,
 )
+from test_formulas import draws_at
 from triton_log import Launch, bytes_of, elements_of, logged
 
 pytestmark = [
@@ -939,17 +943,17 @@ def test_a_kernel_that_is_wrong_is_found(tmp_path):
 
 
 def test_kernels_hold_nothing_of_other_families(compiled):
-    """Exponentials are of Gaussians and soft edges, accesses of two bytes of levels. Of a record only those words are
-    read that a family of the call has a use for: kind and λ of constants, which there are in any call, kind, centre and
-    rate of Gaussians, of soft edges the radius too, nine of boxes, all of grids; to mix images, of cuts no values."""
-    words = {Families.CONSTANTS: 2, Families.CUTS: 9, Families.BOXES: 9, Families.GAUSSIANS: 5, Families.SMOOTH: 6}
-    words |= {Families.CELLS: 12}
+    """Exponentials are of the families that have any, accesses of two bytes of levels. Of a record only those words are
+    read that a family of the call has a use for (`words` of tests/families): two of constants, which there are in any
+    call; to mix images, of cuts no values."""
+    words = {of: number for family in RECORDS.values() for of, number in family.words.items()}
+    exponentials = sum(of for family in RECORDS.values() if family.exponentials for of in family.words)
     alone, mixing = set(), set()
     for arch, launched, kernel, report in of_kernel(compiled, "mix_kernel", "mask_kernel"):
         constants, accesses = report["constants"], report["accesses"]
         families = Families(constants["FAMILIES"])
         one = families == families & -families
-        assert (report["ex2"] > 0) == bool(families & (Families.GAUSSIANS | Families.SMOOTH)), (arch, launched)
+        assert (report["ex2"] > 0) == bool(families & exponentials), (arch, launched)
         assert "odd" in launched or ("ld 2" in accesses) == (Families.LEVELS in families), (arch, launched)
         if kernel == "mask_kernel" and one:
             alone.add(families)
@@ -1360,6 +1364,12 @@ def draws_kernel(
 
 
 @triton.jit
+def own_kernel(seed, index, out, k: tl.constexpr, N: tl.constexpr):  # noqa: N803
+    i = tl.arange(0, N)
+    tl.store(out + i, own_uniform((tl.load(seed), tl.load(index + i)), k))
+
+
+@triton.jit
 def beta_kernel(seed, index, alpha, out, N: tl.constexpr):  # noqa: N803
     i = tl.arange(0, N)
     tl.store(out + i, symmetric_beta(tl.load(seed), tl.load(index + i), tl.load(alpha + i)))
@@ -1436,6 +1446,15 @@ def test_draws_are_those_of_the_reference(seed):
         assert torch.equal(of_uniform, philox.uniform(a, b))
         assert torch.equal(of_below, philox.below(c, 2**31 - 1))
         assert torch.equal(of_key, philox.sort_key(c, d))
+
+
+@runs
+@pytest.mark.parametrize("k", range(4))
+def test_numbers_of_a_family_are_those_of_the_reference(k):
+    index, seed, found = torch.arange(4096), torch.tensor(-7), torch.empty(4096, dtype=torch.float64)
+    run(own_kernel, seed, index, found, k, 4096)
+    draws = draws_at(torch.ones(4096), index[:, None])._replace(noise=seed.expand(4096))
+    assert torch.equal(found, own_uniform_of(draws, k))
 
 
 @runs

@@ -22,6 +22,7 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
 import fusedmix as fm
+from families import RECORDS
 from fusedmix.backends.triton import fourier_kernel, labels_kernel, launch, losses_kernel, mix_kernel, sample_kernel
 from fusedmix.draws import Request
 from fusedmix.masks.family import WORDS
@@ -97,14 +98,7 @@ def mixing(dtype, make, per, pairing, in_place, adjoint, by_value, shape, channe
 def sampling(pairing, per="sample", size=(32, 32), lam=None):
     """What is launched to draw a plan, and to make its targets."""
     mix = fm.RandomMix(
-        [
-            fm.MixUp(),
-            fm.HMix(),
-            fm.GMix(),
-            fm.SmoothMix(),
-            fm.GridMix(cells=(4,) * len(size)),
-            fm.FMix(reformulate=True),
-        ],
+        [record.module(len(size)) for record in RECORDS.values()],
         per=per,
         pairing=pairing,
         sampling="device",

@@ -37,7 +37,7 @@ constexpr int kEachSamples = 2;
 
 // Sets whose masks leave whole vectors as they are, or replace them: then less is read.
 template <int32_t kFamilies>
-constexpr bool kSkips = kFamilies == kCutSet || kFamilies == kStoredSet || kFamilies == kAllFamilies;
+constexpr bool kSkips = kFamilies == kCutSet || kFamilies == kStoredSet || kFamilies == kAnySet;
 
 // Samples of a column that a thread has loads of under way.
 template <int32_t kFamilies>
@@ -50,9 +50,9 @@ constexpr int kAfter = 2;
 // Blocks that are to fit a multiprocessor: the more there are, the fewer registers each has. Sixteen bytes take more of them than
 // four floats, and all families more than one. Of kTile two blocks are worth more than what then lies on the stack.
 template <class T, int32_t kFamilies, bool kAdjoint = false>
-constexpr int kEachBlocks = kFamilies == kAllFamilies ? (kAdjoint ? 2 : 3) : (sizeof(T) == 1 ? 3 : 4);
+constexpr int kEachBlocks = kFamilies == kAnySet ? (kAdjoint ? 2 : 3) : (sizeof(T) == 1 ? 3 : 4);
 template <class T, int32_t kFamilies>
-constexpr int kRollBlocks = kFamilies == kAllFamilies || sizeof(T) == 1 ? 2 : 3;
+constexpr int kRollBlocks = kFamilies == kAnySet || sizeof(T) == 1 ? 2 : 3;
 template <class T, int32_t kFamilies>
 constexpr int kTileBlocks = kFamilies == kConstantSet ? 3 : (kFamilies == kStoredSet && sizeof(T) == 1 ? 1 : 2);
 
@@ -187,7 +187,7 @@ FUSEDMIX_WIDE_KERNEL(kEachThreads, (kEachBlocks<T, kFamilies, kAdjoint>)) each_k
       for (int l = 0; l < V; ++l) out.set(l, blend_adjoint<T>(kept[l], g.get(l), given[l], h.get(l)));
       return out;
     };
-    if constexpr (kFamilies == kAllFamilies) {  // one after the other: the code of all families twice, not four times
+    if constexpr (kFamilies == kAnySet) {  // one after the other: the code of all families twice, not four times
       FUSEDMIX_NO_UNROLL
       for (int k = 0; k < kEachSamples && there(k); ++k) {
         const int64_t of = sample(k), by = taker(of);
@@ -438,7 +438,7 @@ int launch_set(const Launch& l) {
     if (within(families, kGaussianSet)) return launch_way<T, V, kGaussianSet>(l);
     if (within(families, kStoredSet)) return launch_way<T, V, kStoredSet>(l);
   }
-  if constexpr (V < 16) return launch_way<T, V, kAllFamilies>(l);
+  if constexpr (V < 16) return launch_way<T, V, kAnySet>(l);
   throw std::logic_error("no kernel mixes 16 bytes by all families of masks");
 }
 

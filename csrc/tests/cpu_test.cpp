@@ -364,6 +364,22 @@ void test_partners() {
 }
 
 // λ of Beta(α, α): mean 1/2, variance 1/(4(2α+1)); five standard errors.
+void test_numbers_of_families() {
+  context = "numbers that a family draws for itself";
+  double sum = 0.0, product = 0.0;
+  for (uint64_t i = 0; i < 10000; ++i) {
+    Draw drawn{};
+    drawn.noise = 7;
+    drawn.index = i;
+    const double u[3] = {own_uniform(drawn, 0), own_uniform(drawn, 1), own_uniform(drawn, 2)};
+    const Words first = words(7, i, kStreamOwn, 0), second = words(7, i, kStreamOwn, 1);
+    expect(u[0] == uniform(first.a, first.b) && u[1] == uniform(first.c, first.d) && u[2] == uniform(second.a, second.b), "words");
+    sum += u[0] + u[1] + u[2];
+    product += u[0] * u[1];
+  }
+  expect(fabs(sum / 30000 - 0.5) < 0.01 && fabs(product / 10000 - 0.25) < 0.01, "moments");
+}
+
 void test_moments() {
   for (const double alpha : {0.05, 0.2, 1.0, 4.0}) {
     context = format("moments of lam, alpha %g", alpha);
@@ -491,6 +507,7 @@ int main() {
   test_targets();
   test_weights();
   test_partners();
+  test_numbers_of_families();
   test_moments();
   test_drawn();
   test_fourier();

@@ -8,18 +8,27 @@ is.
 from __future__ import annotations
 
 import functools
+import importlib
 import math
 import operator
+import pkgutil
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from fusedmix.masks import box, constant, fourier, gaussian, grid, smooth
 from fusedmix.masks.family import Draws, Family, Masks, OneMask, kind, padded, value
 from fusedmix.methods import Column, Families, Kind, Method
 
-FAMILIES = (constant.FAMILY, box.FAMILY, gaussian.FAMILY, fourier.FAMILY, smooth.FAMILY, grid.FAMILY)
+_MODULES = {found.name: importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__)}
+# By the names of their files, in the order of their methods.
+BY_NAME: dict[str, Family] = dict(
+    sorted(
+        ((name, module.FAMILY) for name, module in _MODULES.items() if hasattr(module, "FAMILY")),
+        key=lambda found: min(found[1].methods),
+    )
+)
+FAMILIES = tuple(BY_NAME.values())
 _OF = {method: family for family in FAMILIES for method in family.methods}
 # The kinds that each part of a set of families holds, as numbers: the arithmetic of flags takes microseconds. Of the
 # constant 1 there may be one in any.
@@ -79,7 +88,7 @@ def evaluate(records: Tensor, families: int, size: tuple[int, ...], stored: Tens
     made = records.new_full((n, *sides), math.nan, dtype=torch.float32)
     kinds = kind(records).reshape(-1, 1, 1, 1)
     for family in FAMILIES:
-        if family is constant.FAMILY or families & int(family.parts):
+        if (families | int(Families.CONSTANTS)) & int(family.parts):
             made = torch.where(_among(kinds, family.kinds), family.evaluate(records, sides, stored), made)
     return made.reshape(n, *size)
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fusedmix.methods import Drawn, Families, Kind, Method
+from fusedmix.philox import Stream, uniform, words
 
 WORDS = 12
 
@@ -114,6 +115,13 @@ def along(axis: int, x: Tensor) -> Tensor:
     return x.reshape([-1] + [x.shape[1] if a == axis else 1 for a in range(3)])
 
 
+def from_centre(records: Tensor, sides: tuple[int, ...]) -> list[Tensor]:
+    """Along z, y and x, (n, D, 1, 1), (n, 1, H, 1) and (n, 1, 1, W) int64: each pixel's coordinate less the centre's,
+    which words 1 to 3 are."""
+    pixels = (torch.arange(side, device=records.device) for side in sides)
+    return [along(axis, pixel - geometry(records)[:, axis, None]) for axis, pixel in enumerate(pixels)]
+
+
 def everywhere(x: Tensor) -> Tensor:
     """(n,) at all pixels of (n, D, H, W)."""
     return x.reshape(-1, 1, 1, 1)
@@ -122,6 +130,13 @@ def everywhere(x: Tensor) -> Tensor:
 def padded(size: tuple[int, ...]) -> tuple[int, ...]:
     """The sides as (depth, height, width)."""
     return (1,) * (3 - len(size)) + tuple(size)
+
+
+def own_uniform(draws: Draws, k: int) -> Tensor:
+    """(n,) float64 in (0, 1): number k, from 0 on, of those that a family draws for itself. Its methods draw
+    Drawn.NOISE."""
+    drawn = words(draws.noise, draws.draw, Stream.OWN, k // 2)
+    return uniform(*drawn[2 * (k % 2) :][:2])
 
 
 def quotient(x: Tensor, divisor: float) -> Tensor:

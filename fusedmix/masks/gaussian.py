@@ -15,9 +15,8 @@ from fusedmix.masks.family import (
     Draws,
     Family,
     Masks,
-    along,
     everywhere,
-    geometry,
+    from_centre,
     kind,
     packed,
     padded,
@@ -62,11 +61,9 @@ def make(method: Tensor, rows: Tensor, lam: Tensor, draws: Draws, size: tuple[in
 
 def evaluate(records: Tensor, sides: tuple[int, ...], stored: Tensor | None) -> Tensor:
     """M, by the distance to the centre."""
-    rate = value(records)[:, :1].double()
-    gaussian = torch.ones((), dtype=torch.float64, device=records.device)
-    for axis, side in enumerate(sides):
-        distance = torch.arange(side, device=records.device) - geometry(records)[:, axis, None]
-        gaussian = gaussian * along(axis, (-rate * distance.double().square()).exp())
+    rate = everywhere(value(records)[:, 0].double())
+    z, y, x = ((-rate * distance.double().square()).exp() for distance in from_centre(records, sides))
+    gaussian = z * y * x
     complement = everywhere(kind(records) == Kind.GAUSSIAN_COMPLEMENT)
     return torch.where(complement, 1.0 - gaussian, gaussian).float()
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fusedmix.masks.box import root
-from fusedmix.masks.family import Draws, Family, Masks, along, everywhere, geometry, kind, packed, padded, value
+from fusedmix.masks.family import Draws, Family, Masks, everywhere, from_centre, kind, packed, padded, value
 from fusedmix.methods import Column, Drawn, Families, Kind, Method
 
 _PIXELS = 1 << 20  # of as many masks as are summed at a time
@@ -58,9 +58,8 @@ def _share(records: Tensor, sides: tuple[int, ...]) -> Tensor:
     """(n, D, H, W) float64: how much of the partner each pixel takes."""
     rate, radius = (everywhere(x.double()) for x in value(records).unbind(1))
     to_centre, to_square = torch.zeros_like(rate), torch.zeros_like(rate)  # squared
-    for axis, side in enumerate(sides):
-        pixel = torch.arange(side, device=records.device)
-        distance = along(axis, (pixel - geometry(records)[:, axis, None]).double().abs())
+    for signed in from_centre(records, sides):
+        distance = signed.double().abs()
         to_centre = to_centre + distance.square()
         to_square = to_square + (distance - radius).clamp_min(0.0).square()
     to_disc = (to_centre.sqrt() - radius).clamp_min(0.0).square()

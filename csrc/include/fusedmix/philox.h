@@ -23,6 +23,7 @@ enum Stream : uint32_t {
   kStreamAspect = 10,
   kStreamRatio = 11,
   kStreamCells = 12,
+  kStreamOwn = 13,
 };
 
 struct Words {

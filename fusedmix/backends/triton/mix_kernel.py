@@ -316,7 +316,7 @@ def mask_kernel(out, records, height, width, total, tiles, pixels, across, rows,
 # ---- How a launch goes through a batch -------------------------------------------------------------------------------
 
 _BINARY = Families.CUTS | Families.STORED  # every mask is 0 or 1 everywhere
-_HEAVY = Families.SMOOTH | Families.LEVELS | Families.CELLS
+_EASY = Families.CONSTANTS | Families.CUTS | Families.BOXES | Families.GAUSSIANS | Families.STORED
 _LEAST_COLUMN = 32  # bytes of a sample that are worth a program of TILE: memory moves no less at a time
 _SLICE = 16 << 20  # bytes of scratch
 
@@ -358,7 +358,7 @@ def cuts(
     each sample, or what its vectors have in common, such as its mask, would go through shared memory.
     """
     light = families == Families.CONSTANTS or not families & ~_BINARY
-    heavy = not light and (item == 1 or families & (families - 1) or families & _HEAVY)
+    heavy = not light and (item == 1 or families & (families - 1) or families & ~_EASY)
     hold = max(1, 8 // width) if width * item < 16 else 2 if heavy else 4
     most = _power_of_two(columns)
 

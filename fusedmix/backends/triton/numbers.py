@@ -133,6 +133,17 @@ def uniform(high, low):
 
 
 @triton.jit
+def own_uniform(noise, K: tl.constexpr):
+    """float64 in (0, 1): number K of those that a family draws for itself, from what it draws them by."""
+    a, b, c, d = words(noise[0], noise[1], Streams.OWN, K // 2)
+    if K % 2 == 0:
+        u = uniform(a, b)
+    else:
+        u = uniform(c, d)
+    return u
+
+
+@triton.jit
 def below(word, n):
     """Integer uniform in 0..n-1 by multiply-shift."""
     return (word.to(tl.int64) * n) >> 32

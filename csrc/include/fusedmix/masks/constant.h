@@ -6,6 +6,9 @@
 namespace fusedmix {
 
 struct Constant : Family {
+  using Kinds = Numbers<kConstant>;
+  using Methods = Numbers<kMixUp, kSamplePairing>;
+
   int32_t kind;
   int32_t unused[6];
   float value;

@@ -1,18 +1,66 @@
 """What a mask is: the families, and which of them a kind or a method belongs to.
 
-Each family is a file: `makes` and `make` say of which methods its masks are, and their records and label weights; `of`
-and `at` of which kinds, and M at a pixel; `reach` what a mask does to a vector. FAMILIES is the set of which there may
-be masks (fusedmix/methods.py, `Families`): of the others nothing is compiled.
+A family's file has the name of its file in fusedmix/masks, where its kinds, methods and sets are. `make` writes the
+records of its methods and returns their label weights, and `at` is M at pixels, by formula. Constants, boxes and masks
+that are stored have ways of their own to M, and a `reach`: what is 0 or 1 all over a vector. FAMILIES is the set of
+which there may be masks (fusedmix/methods.py, `Families`): of the others nothing is compiled.
 """
 
 from __future__ import annotations
 
+import importlib
+from typing import Any
+
 import triton
 import triton.language as tl
 
-from fusedmix.backends.triton.enums import Families
-from fusedmix.backends.triton.masks import box, constant, fourier, gaussian, grid, smooth
+from fusedmix.backends.triton.enums import Families, Kinds
+from fusedmix.backends.triton.masks import box, constant, fourier
 from fusedmix.backends.triton.numbers import below, spread
+from fusedmix.masks import BY_NAME
+
+
+class _Modules(tl.constexpr):
+    """Modules whose functions are called in a loop that is unrolled. As Triton doesn't look for them there, the keys of
+    these functions are in what is printed: it is part of the key by which Triton finds what it has compiled."""
+
+    def __repr__(self) -> str:
+        functions = [f for module in self.value for f in vars(module).values() if hasattr(type(f), "cache_key")]
+        return repr([f.cache_key for f in functions])
+
+    def __deepcopy__(self, memo: Any) -> _Modules:
+        return self
+
+
+_FOUND = {name: importlib.import_module(f"{__name__}.{name}") for name in BY_NAME if name != "constant"}
+_FAMILIES = [BY_NAME[name] for name in _FOUND]
+# What follows is in the order of these modules: which sets ask for their masks to be made, or to be computed by `at`;
+# their methods and their kinds, and how many.
+_MODULES, _COUNT = _Modules(tuple(_FOUND.values())), tl.constexpr(len(_FOUND))
+_MADE = tl.constexpr(tuple(getattr(_FOUND[name], "MADE", int(BY_NAME[name].parts)) for name in _FOUND))
+_COMPUTED = tl.constexpr(tuple(int(BY_NAME[name].parts) * hasattr(_FOUND[name], "at") for name in _FOUND))
+_METHODS = tl.constexpr(tuple(tuple(sorted(map(int, family.methods))) for family in _FAMILIES))
+_KINDS = tl.constexpr(tuple(tuple(sorted(map(int, family.kinds))) for family in _FAMILIES))
+_METHOD_COUNTS = tl.constexpr(tuple(tl.constexpr(len(family.methods)) for family in _FAMILIES))
+_KIND_COUNTS = tl.constexpr(tuple(tl.constexpr(len(family.kinds)) for family in _FAMILIES))
+
+
+@triton.jit
+def makes(method, K: tl.constexpr):
+    """Whether methods are of family K."""
+    mine = method == _METHODS[K][0]
+    for i in tl.static_range(1, _METHOD_COUNTS[K]):
+        mine = mine | (method == _METHODS[K][i])
+    return mine
+
+
+@triton.jit
+def of(kind, K: tl.constexpr):
+    """Whether a kind is of family K."""
+    mine = kind == _KINDS[K][0]
+    for i in tl.static_range(1, _KIND_COUNTS[K]):
+        mine = mine | (kind == _KINDS[K][i])
+    return mine
 
 
 @triton.jit
@@ -22,28 +70,15 @@ def make(to, live, method, row, lam, words, noise, extent, FAMILIES: tl.constexp
     seed and the index of what else a family draws; their label weights."""
     a, b, c, coin = words
     depth, height, width = extent
-    centre = below(c, depth), below(b, height), below(a, width)
-    x = lam.to(tl.float64)
+    drawn = (below(c, depth), below(b, height), below(a, width)), (c, b, a), (coin >> 31) != 0, noise
     weight = constant.make(to, live & constant.makes(method), method, lam)
-    if FAMILIES & (Families.CUTS | Families.BOXES):
-        mine = box.makes(method)
-        weight = tl.where(
-            mine, box.make(to, live & mine, method, row, x, centre, (c, b, a), noise, extent, DRAWS, NDIM), weight
-        )
-    if FAMILIES & Families.GAUSSIANS:
-        mine = gaussian.makes(method)
-        weight = tl.where(mine, gaussian.make(to, live & mine, method, x, centre, extent, NDIM, S, T), weight)
-    if FAMILIES & (Families.STORED | Families.LEVELS):
-        mine = fourier.makes(method)
-        weight = tl.where(mine, fourier.make(to, live & mine, method, row, x, (coin >> 31) != 0, extent), weight)
-        mine = grid.makes(method) & grid.is_large(row)
-        weight = tl.where(mine, grid.make_large(to, live & mine, row, x, (coin >> 31) != 0, extent), weight)
-    if FAMILIES & Families.SMOOTH:
-        mine = smooth.makes(method)
-        weight = tl.where(mine, smooth.make(to, live & mine, method, row, x, centre, extent, NDIM, S, T), weight)
-    if FAMILIES & Families.CELLS:
-        mine = grid.makes(method) & ~grid.is_large(row)
-        weight = tl.where(mine, grid.make(to, live & mine, row, x, (coin >> 31) != 0, noise, extent, S), weight)
+    for k in tl.static_range(_COUNT):
+        if FAMILIES & _MADE[k]:
+            mine = makes(method, k)
+            made = _MODULES[k].make(
+                to, live & mine, method, row, lam.to(tl.float64), drawn, extent, FAMILIES, DRAWS, NDIM, S, T
+            )
+            weight = tl.where(mine, made, weight)
     return weight
 
 
@@ -55,28 +90,25 @@ def at(mask, vectors, FAMILIES: tl.constexpr, AXIS: tl.constexpr, INNER: tl.cons
     z, y, x = place
     w = constant.at(m, z, y, x)
     if FAMILIES & (Families.CUTS | Families.BOXES):
-        w = box.at(m, z, y, x, w)
-    if FAMILIES & Families.GAUSSIANS:
-        w = tl.where(gaussian.of(m[0]), gaussian.at(m, z, y, x), w)
+        w = box.over(m, z, y, x, w)
     if FAMILIES & (Families.STORED | Families.LEVELS):
-        w = tl.where(fourier.of(m[0]), fourier.at(pixels, spots, FAMILIES, AXIS, INNER), w)
-    if FAMILIES & Families.SMOOTH:
-        w = tl.where(smooth.of(m[0]), smooth.at(m, z, y, x), w)
-    if FAMILIES & Families.CELLS:
-        w = tl.where(grid.of(m[0]), grid.at(m, z, y, x), w)
+        w = tl.where(fourier.of(m[0]), fourier.read(pixels, spots, FAMILIES, AXIS, INNER), w)
+    for k in tl.static_range(_COUNT):
+        if FAMILIES & _COMPUTED[k]:
+            w = tl.where(of(m[0], k), _MODULES[k].at(m, z, y, x), w)
     return w
 
 
 @triton.jit
 def reach(mask, vectors, live, FAMILIES: tl.constexpr, AXIS: tl.constexpr, INNER: tl.constexpr):
     """Which vectors [R, N, 1] need their own sample (some weight is not 0) and which its partner (some weight is not
-    1)."""
+    1). Those of the families that don't say it need both."""
     m, pixels = mask
     _, low, high, spots = vectors
     own, lent = constant.reach(m, live)
     if FAMILIES & (Families.CUTS | Families.BOXES):
         box_own, box_lent = box.reach(m, low, high, live)
-        is_box = spread(box.of(m[0]), live)
+        is_box = spread(m[0] == Kinds.BOX, live)
         own, lent = tl.where(is_box, box_own, own), tl.where(is_box, box_lent, lent)
     if FAMILIES & (Families.STORED | Families.LEVELS):
         stored_own, stored_lent = fourier.reach(pixels, spots, live, FAMILIES, AXIS, INNER)

@@ -11,16 +11,6 @@ from fusedmix.backends.triton.numbers import as_float, as_word, below, spread, s
 
 
 @triton.jit
-def makes(method):
-    return (method == Methods.CUTMIX) | (method == Methods.HMIX_RELEASED) | (method == Methods.HMIX_PAPER)
-
-
-@triton.jit
-def of(kind):
-    return kind == Kinds.BOX
-
-
-@triton.jit
 def root(x, NDIM: tl.constexpr):
     """x^(1/d). Cube roots differ between libraries in the last bit, so they are rounded to float32."""
     if NDIM == 1:
@@ -66,8 +56,10 @@ def side_of(centre, word, of_length, side, share, options, DRAWS: tl.constexpr):
 
 
 @triton.jit
-def make(to, mine, method, row, lam, centre, places, noise, extent, DRAWS: tl.constexpr, NDIM: tl.constexpr):
+def make(to, mine, method, row, lam, drawn, extent, FAMILIES: tl.constexpr,
+         DRAWS: tl.constexpr, NDIM: tl.constexpr, S: tl.constexpr, T: tl.constexpr):  # fmt: skip
     """Writes the records; the label weights. DRAWS: what some row draws besides a centre or a place."""
+    centre, places, _, noise = drawn
     z, y, x = centre
     for_z, for_y, for_x = places
     long_x, long_y, long_z = for_x, for_y, for_z
@@ -109,9 +101,9 @@ def inside(c, first, stop):
 
 
 @triton.jit
-def at(m, z, y, x, w):
+def over(m, z, y, x, w):
     """M; `w` where the mask is no box. Without a branch, which takes more registers."""
-    box = spread(of(m[0]), w)
+    box = spread(m[0] == Kinds.BOX, w)
     boxed = box & inside(z, m[1], m[4]) & inside(y, m[2], m[5]) & inside(x, m[3], m[6])
     return tl.where(boxed, as_float(m[8]), tl.where(box, as_float(m[7]), w))
 

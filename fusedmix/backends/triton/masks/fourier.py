@@ -11,19 +11,16 @@ from fusedmix.backends.triton.numbers import as_float, as_word, by_vector
 
 
 @triton.jit
-def makes(method):
-    return (method == Methods.FMIX_RELEASED) | (method == Methods.FMIX_PAPER)
-
-
-@triton.jit
 def of(kind):
     return (kind == Kinds.FOURIER_RELEASED) | (kind == Kinds.FOURIER) | (kind == Kinds.LARGE_GRID)
 
 
 @triton.jit
-def make(to, mine, method, row, lam, coin, extent):
+def make(to, mine, method, row, lam, drawn, extent, FAMILIES: tl.constexpr,
+         DRAWS: tl.constexpr, NDIM: tl.constexpr, S: tl.constexpr, T: tl.constexpr):  # fmt: skip
     """Writes the records, how many pixels are 1, rounded up or down by a coin, and half the ranks of the soft edge; the
     label weights."""
+    _, _, coin, _ = drawn
     pixels = record.pixels_of(extent)
     number = tl.where(coin, tl.ceil(lam * pixels), tl.floor(lam * pixels))
     share = tl.minimum(tl.load(row + Columns.SOFT), tl.minimum(lam, 1.0 - lam))
@@ -76,7 +73,7 @@ def window_at(pixels, first, last, INNER: tl.constexpr):
 
 
 @triton.jit
-def at(pixels, spots, FAMILIES: tl.constexpr, AXIS: tl.constexpr, INNER: tl.constexpr):
+def read(pixels, spots, FAMILIES: tl.constexpr, AXIS: tl.constexpr, INNER: tl.constexpr):
     """M, from what is stored at the pixels of vectors (mix_kernel.py, `spots`). AXIS: along which the elements of a
     vector lie, -1: along none."""
     q, along, first, last = spots

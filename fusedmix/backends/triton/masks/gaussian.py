@@ -11,16 +11,6 @@ from fusedmix.backends.triton.numbers import as_float, as_word
 
 
 @triton.jit
-def makes(method):
-    return (method == Methods.GMIX_RELEASED) | (method == Methods.GMIX_PAPER)
-
-
-@triton.jit
-def of(kind):
-    return (kind == Kinds.GAUSSIAN) | (kind == Kinds.GAUSSIAN_COMPLEMENT)
-
-
-@triton.jit
 def sum_along(rate, radius, centre, side, S: tl.constexpr, T: tl.constexpr):
     """Of exp(-rate·d²) over the pixels of an axis, T at a time, d the distance to what is within a radius."""
     total = tl.zeros([S], tl.float64)
@@ -44,9 +34,11 @@ def mean_of(rate, radius, centre, extent, S: tl.constexpr, T: tl.constexpr):
 
 
 @triton.jit
-def make(to, mine, method, lam, centre, extent, NDIM: tl.constexpr, S: tl.constexpr, T: tl.constexpr):
+def make(to, mine, method, row, lam, drawn, extent, FAMILIES: tl.constexpr,
+         DRAWS: tl.constexpr, NDIM: tl.constexpr, S: tl.constexpr, T: tl.constexpr):  # fmt: skip
     """Writes the records; the label weights, which are the realised means. Where s = 0 the mask is the limit, λ
     everywhere."""
+    centre, _, _, _ = drawn
     z, y, x = centre
     released = method == Methods.GMIX_RELEASED
     s = tl.where(released, tl.minimum(lam, 1.0 - lam), 2.0 * (1.0 - lam))

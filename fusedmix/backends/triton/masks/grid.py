@@ -5,19 +5,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from fusedmix.backends.triton.enums import Columns, Kinds, Methods, Streams
+from fusedmix.backends.triton.enums import Columns, Families, Kinds, Streams
 from fusedmix.backends.triton.masks import record
 from fusedmix.backends.triton.numbers import below, words
 
-
-@triton.jit
-def makes(method):
-    return method == Methods.GRIDMIX
-
-
-@triton.jit
-def of(kind):
-    return kind == Kinds.GRID
+MADE = Families.CELLS | Families.STORED | Families.LEVELS  # grids of many cells are stored
 
 
 @triton.jit
@@ -60,7 +52,7 @@ def make_large(to, mine, row, lam, coin, extent):
 
 
 @triton.jit
-def make(to, mine, row, lam, coin, noise, extent, S: tl.constexpr):
+def make_small(to, mine, row, lam, coin, noise, extent, S: tl.constexpr):
     """Writes the records; the label weights, which are the realised means. The cells are drawn by Floyd's algorithm."""
     depth, height, width = extent
     key, index = noise
@@ -91,6 +83,19 @@ def make(to, mine, row, lam, coin, noise, extent, S: tl.constexpr):
         pixels = pixels_of(cell % x, x, width) * pixels_of(cell // x % y, y, height)
         total += tl.sum(held * pixels * pixels_of(cell // (y * x), z, depth), axis=1)
     return total.to(tl.float64) / record.pixels_of(extent)
+
+
+@triton.jit
+def make(to, mine, method, row, lam, drawn, extent, FAMILIES: tl.constexpr,
+         DRAWS: tl.constexpr, NDIM: tl.constexpr, S: tl.constexpr, T: tl.constexpr):  # fmt: skip
+    """Writes the records, of large grids where masks may be stored; the label weights."""
+    _, _, coin, noise = drawn
+    large, weight = is_large(row), lam
+    if FAMILIES & (Families.STORED | Families.LEVELS):
+        weight = make_large(to, mine & large, row, lam, coin, extent)
+    if FAMILIES & Families.CELLS:
+        weight = tl.where(large, weight, make_small(to, mine & ~large, row, lam, coin, noise, extent, S))
+    return weight
 
 
 @triton.jit

@@ -45,3 +45,19 @@ def pixels_of(extent):
     """How many pixels (depth, height, width) are."""
     depth, height, width = extent
     return (depth.to(tl.int64) * height * width).to(tl.float64)
+
+
+@triton.jit
+def sum_of(f: tl.constexpr, m, rows, extent, S: tl.constexpr, T: tl.constexpr):
+    """The sums of f(m, z, y, x) over the pixels of so many rows, [S], in float64, T pixels of a row at a time: z and y
+    are numbers, x is [1, T], and `m` a tuple of numbers for each of S masks, [S, 1]."""
+    _, height, width = extent
+    total = tl.zeros([S], tl.float64)
+    for row in range(rows):  # carries 1: total
+        of_row = tl.zeros([S], tl.float64)
+        for start in range(0, width, T):  # carries 1: of_row
+            x = (start + tl.arange(0, T))[None, :]
+            of_pixel = f(m, row // height, row % height, x).to(tl.float64)
+            of_row += tl.sum(tl.where(x < width, of_pixel, 0.0), axis=1)
+        total += of_row
+    return total

@@ -12,36 +12,18 @@ from fusedmix.backends.triton.numbers import as_float, as_word, fma
 
 
 @triton.jit
-def makes(method):
-    return (method == Methods.SMOOTHMIX_DISC) | (method == Methods.SMOOTHMIX_SQUARE)
+def share_of_disc(m, z, y, x):
+    """What pixels take of the partner, in float64."""
+    dz, dy, dx = (z - m[0]).to(tl.float64), (y - m[1]).to(tl.float64), (x - m[2]).to(tl.float64)
+    e = tl.maximum(tl.sqrt(dz * dz + dy * dy + dx * dx) - m[4].to(tl.float64), 0.0)
+    return tl.exp(-m[3].to(tl.float64) * (e * e))
 
 
 @triton.jit
-def of(kind):
-    return (kind == Kinds.SMOOTH_DISC) | (kind == Kinds.SMOOTH_SQUARE)
-
-
-@triton.jit
-def sum_of_disc(rate, radius, centre, rows, height, width, S: tl.constexpr, T: tl.constexpr):
-    """Of what the pixels take of the partner, T of a row at a time."""
-    z, y, x = centre
-    total = tl.zeros([S], tl.float64)
-    for row in range(rows):  # carries 1: total
-        dz, dy = (row // height - z).to(tl.float64), (row % height - y).to(tl.float64)
-        of_row = tl.zeros([S], tl.float64)
-        for start in range(0, width, T):  # carries 1: of_row
-            pixel = start + tl.arange(0, T)
-            dx = (pixel[None, :] - x[:, None]).to(tl.float64)
-            e = tl.maximum(tl.sqrt((dz * dz + dy * dy)[:, None] + dx * dx) - radius.to(tl.float64)[:, None], 0.0)
-            g = tl.exp(-rate.to(tl.float64)[:, None] * (e * e))
-            of_row += tl.sum(tl.where((pixel < width)[None, :], g, 0.0), axis=1)
-        total += of_row
-    return total
-
-
-@triton.jit
-def make(to, mine, method, row, lam, centre, extent, NDIM: tl.constexpr, S: tl.constexpr, T: tl.constexpr):
+def make(to, mine, method, row, lam, drawn, extent, FAMILIES: tl.constexpr,
+         DRAWS: tl.constexpr, NDIM: tl.constexpr, S: tl.constexpr, T: tl.constexpr):  # fmt: skip
     """Writes the records; the label weights, which are the realised means. Where λ = 1 the mask is 1 everywhere."""
+    centre, _, _, _ = drawn
     z, y, x = centre
     depth, height, width = extent
     disc, pixels = method == Methods.SMOOTHMIX_DISC, record.pixels_of(extent)
@@ -68,7 +50,8 @@ def make(to, mine, method, row, lam, centre, extent, NDIM: tl.constexpr, S: tl.c
     outer = tl.where(volume > 0.0, rate, lam.to(tl.float32))
     record.store(to, mine, (kind, z, y, x, 0, 0, 0, as_word(outer), as_word(radius), 0, 0, 0))
     rows = depth * height * tl.max((disc & mine).to(tl.int32), axis=0)  # none where no mask is a disc
-    mean = sum_of_disc(rate, radius, centre, rows, height, width, S, T) / pixels
+    m = z[:, None], y[:, None], x[:, None], rate[:, None], radius[:, None]
+    mean = record.sum_of(share_of_disc, m, rows, extent, S, T) / pixels
     mean = tl.where(disc, mean, gaussian.mean_of(rate, radius, centre, extent, S, T))
     return tl.where(volume > 0.0, 1.0 - mean, lam)
 
