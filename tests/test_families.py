@@ -1,5 +1,5 @@
 """A mask family has a file in each language and in the tests, which are found; nothing else says which families there
-are but the enums and the list of masks.h."""
+are but the enums and the switches of masks.h."""
 
 from __future__ import annotations
 
@@ -39,15 +39,12 @@ def test_families_share_nothing():
 
 @pytest.mark.parametrize("name", masks.BY_NAME)
 def test_cpp_has_the_kinds_and_the_methods(name):
-    text = (HEADERS / "masks" / f"{name}.h").read_text()
-    (struct,) = re.findall(r"^struct (\w+) : Family \{$", text, re.MULTILINE)
-    (listed,) = re.findall(r"^using All = List<(.*)>;$", (HEADERS / "masks.h").read_text(), re.MULTILINE)
-    assert listed.split(", ").count(struct) == 1
-    for of, expected in (("Kinds", masks.BY_NAME[name].kinds), ("Methods", masks.BY_NAME[name].methods)):
-        (numbers,) = re.findall(rf"^  using {of} = Numbers<(.*)>;$", text, re.MULTILINE)
-        assert {folded(number.removeprefix("k")) for number in numbers.split(", ")} == {
-            folded(x.name) for x in expected
-        }
+    """In the two switches of masks.h."""
+    (struct,) = re.findall(r"^struct (\w+) : Family \{$", (HEADERS / "masks" / f"{name}.h").read_text(), re.MULTILINE)
+    text, family = (HEADERS / "masks.h").read_text(), masks.BY_NAME[name]
+    for made, expected in ((f"bit_cast<{struct}>(record)", family.kinds), (f"{struct}{{}}", family.methods)):
+        (cases,) = re.findall(rf"^    (case .*:) return f\({re.escape(made)}\);$", text, re.MULTILINE)
+        assert {folded(case) for case in re.findall(r"case k(\w+):", cases)} == {folded(x.name) for x in expected}
 
 
 @pytest.mark.parametrize("name", masks.BY_NAME)

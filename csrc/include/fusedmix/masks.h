@@ -1,4 +1,4 @@
-// All families of masks, and which of them a record or a method is of.
+// All families of masks: the only switch over kinds, and the only one over methods.
 #pragma once
 
 #include "masks/box.h"
@@ -18,32 +18,18 @@ struct Unknown : Family {
   FUSEDMIX_HD Uniform along(const int32_t*, int32_t) const { return {NAN}; }
 };
 
-template <class... F>
-struct List {};
-// A new family is one more here.
-using All = List<Constant, Box, Gaussian, Fourier, Smooth, Grid>;
-
-template <class F>
-FUSEDMIX_HD auto of_kind_among(List<>, const Record&, const F& f) {
-  return f(Unknown{});
-}
-template <class First, class... Rest, class F>
-FUSEDMIX_HD auto of_kind_among(List<First, Rest...>, const Record& record, const F& f) {
-  return First::Kinds::hold(record.kind) ? f(bit_cast<First>(record)) : of_kind_among(List<Rest...>{}, record, f);
-}
-template <class F>
-FUSEDMIX_HD auto of_method_among(List<>, int32_t, const F& f) {
-  return f(Unknown{});
-}
-template <class First, class... Rest, class F>
-FUSEDMIX_HD auto of_method_among(List<First, Rest...>, int32_t method, const F& f) {
-  return First::Methods::hold(method) ? f(First{}) : of_method_among(List<Rest...>{}, method, f);
-}
-
 // f of the record as its family.
 template <class F>
 FUSEDMIX_HD auto of_kind(const Record& record, const F& f) {
-  return of_kind_among(All{}, record, f);
+  switch (record.kind) {
+    case kConstant: return f(bit_cast<Constant>(record));
+    case kBox: return f(bit_cast<Box>(record));
+    case kGaussian: case kGaussianComplement: return f(bit_cast<Gaussian>(record));
+    case kFourierReleased: case kFourier: case kLargeGrid: return f(bit_cast<Fourier>(record));
+    case kSmoothDisc: case kSmoothSquare: return f(bit_cast<Smooth>(record));
+    case kGrid: return f(bit_cast<Grid>(record));
+    default: return f(Unknown{});
+  }
 }
 
 // The same of a set of families that is known when a kernel is compiled: it has the code of no other.
@@ -65,7 +51,15 @@ FUSEDMIX_HD auto of_kind_in(const Record& record, const F& f) {
 // f of the family of a method, of which nothing is made yet.
 template <class F>
 FUSEDMIX_HD auto of_method(double method, const F& f) {
-  return of_method_among(All{}, static_cast<int32_t>(method), f);
+  switch (static_cast<int32_t>(method)) {
+    case kMixUp: case kSamplePairing: return f(Constant{});
+    case kCutMix: case kHMixReleased: case kHMixPaper: return f(Box{});
+    case kGMixReleased: case kGMixPaper: return f(Gaussian{});
+    case kFMixReleased: case kFMixPaper: return f(Fourier{});
+    case kSmoothMixDisc: case kSmoothMixSquare: return f(Smooth{});
+    case kGridMix: return f(Grid{});
+    default: return f(Unknown{});
+  }
 }
 
 // The mask of a draw; all of the sample where nothing is applied. Where is_summed() its weight is missing.

@@ -143,14 +143,7 @@ struct Sums {
   double part[3];
 };
 
-// Of kinds or methods.
-template <int32_t... kNumbers>
-struct Numbers {
-  FUSEDMIX_HD static bool hold(int32_t number) { return ((number == kNumbers) || ...); }
-};
-
 // A family is a record with names for its words, and says
-//   using Kinds, Methods = Numbers<...>         those that are its own
 //   static int32_t may_hold(row)                which masks may come of its methods: Families
 //   static Made make(row, lam, drawn, extent)   what follows from a draw
 //   int32_t families() const                    which sets hold the mask, but for being 1 everywhere
@@ -163,10 +156,10 @@ struct Family {
   static constexpr bool kHasBox = false;      // box(): one number in a box, and one outside of it
   static constexpr bool kHasFactors = false;  // a product of one for each axis, or 1 minus that
   static constexpr bool kHasPixels = false;   // they are stored: pixels.h
-  // Whether the label weight is made of sums over pixels: what lane `lane` of `lanes` adds, and what follows, a mean.
+  // Whether the label weight is made of sums over pixels: what lane `lane` of `lanes` adds, and what follows.
   static constexpr bool kHasSums = false;
   FUSEDMIX_HD Sums sums(const Extent&, int, int) const { return {}; }
-  FUSEDMIX_HD double weight(const Sums& sums, const Extent& extent) const { return sums.part[0] / extent.pixels(); }
+  FUSEDMIX_HD double weight(const Sums&, const Extent&) const { return NAN; }
 };
 
 // sums() of a family whose weight is a sum over all pixels, f(z, y, x) in float64: part 0. Lanes share every row.

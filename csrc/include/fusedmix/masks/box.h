@@ -23,9 +23,6 @@ FUSEDMIX_HD void shape(const MethodRow& row, uint32_t bits, double fraction, con
 }
 
 struct Box : Family {
-  using Kinds = Numbers<kBox>;
-  using Methods = Numbers<kCutMix, kHMixReleased, kHMixPaper>;
-
   int32_t kind;
   int32_t first[3], stop[3];
   float outer, inner;

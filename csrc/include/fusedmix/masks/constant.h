@@ -6,9 +6,6 @@
 namespace fusedmix {
 
 struct Constant : Family {
-  using Kinds = Numbers<kConstant>;
-  using Methods = Numbers<kMixUp, kSamplePairing>;
-
   int32_t kind;
   int32_t unused[6];
   float value;

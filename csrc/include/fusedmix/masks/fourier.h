@@ -7,9 +7,6 @@
 namespace fusedmix {
 
 struct Fourier : Family {
-  using Kinds = Numbers<kFourierReleased, kFourier, kLargeGrid>;
-  using Methods = Numbers<kFMixReleased, kFMixPaper>;
-
   int32_t kind;
   int32_t number, soft;
   int32_t unused[4];

@@ -6,9 +6,6 @@
 namespace fusedmix {
 
 struct Gaussian : Family {
-  using Kinds = Numbers<kGaussian, kGaussianComplement>;
-  using Methods = Numbers<kGMixReleased, kGMixPaper>;
-
   int32_t kind;
   int32_t centre[3];
   int32_t unused[3];

@@ -15,9 +15,6 @@ struct CellBits {
 };
 
 struct Grid : Family {
-  using Kinds = Numbers<kGrid>;
-  using Methods = Numbers<kGridMix>;
-
   int32_t kind;
   int32_t cells[3], side[3];
   int32_t unused;
@@ -123,6 +120,7 @@ struct Grid : Family {
     }
     return found;
   }
+  FUSEDMIX_HD double weight(const Sums& sums, const Extent& extent) const { return sums.part[0] / extent.pixels(); }
 };
 static_assert(sizeof(Grid) == sizeof(Record));
 

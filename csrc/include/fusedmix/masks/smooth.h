@@ -7,9 +7,6 @@
 namespace fusedmix {
 
 struct Smooth : Family {
-  using Kinds = Numbers<kSmoothDisc, kSmoothSquare>;
-  using Methods = Numbers<kSmoothMixDisc, kSmoothMixSquare>;
-
   int32_t kind;
   int32_t centre[3];
   int32_t unused[3];
