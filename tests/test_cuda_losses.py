@@ -148,8 +148,88 @@ def test_soft_labels(shim, label_dtype, threshold):
         )
 
 
+@pytest.fixture(scope="module")
+def large():
+    """A chip of many multiprocessors: rows are read in parts."""
+    from shim_backend import Shim
+
+    shim = Shim(multiprocessors=132)
+    yield shim
+    shim.forget()
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_rows_in_parts(large, dtype, weighted):
+    """Rows that begin wherever they can after a multiple of 16 bytes; most labels are not of the first part."""
+    b, k = 8, 4099
+    z = aligned(b, k, dtype=dtype).copy_(3 * torch.randn(b, k))
+    mixed = mixed_for(b, k, weighted=weighted, dtype=dtype)
+    pos_weight = 2 * mixed[-1] if weighted else None
+    for smoothing, reduction in ((0.0, Reduction.NONE), (0.1, Reduction.MEAN)):
+        assert_alike(*both(large, z, mixed, smoothing, reduction=reduction, pos_weight=pos_weight))
+    for operator, options in (
+        (large.cross_entropy, (-100, Reduction.SUM)),
+        (large.binary_cross_entropy, (None, Reduction.SUM)),
+    ):
+        operator(z, *mixed, *((None,) if operator == large.binary_cross_entropy else ()), 0.1, *options)
+        assert large.launches()[0][1]["blocks"] >= 2 * b
+        assert "the sums of parts of rows" in large.launches()[1][1]["buffers"]
+
+
+def test_soft_labels_of_rows_in_parts(large):
+    labels, *rest = mixed_for(3, 2050, soft=torch.float32)
+    z = aligned(3, 2050).copy_(3 * torch.randn(3, 2050))
+    assert_alike(*both(large, z, (labels, *rest)))
+    assert large.launches()[0][1]["blocks"] >= 6
+
+
+@pytest.mark.parametrize("dtype", FLOATS[1:], ids=str)
+def test_no_bit_depends_on_the_order_of_threads(large, dtype):
+    b, k = 3, 5003
+    mixed, z = mixed_for(b, k), aligned(b, k, dtype=dtype).copy_(torch.randn(b, k))
+    runs = []
+    for seed in range(4):
+        large.module.seed(seed)
+        cross = large.cross_entropy(z, *mixed, 0.1, -100, Reduction.MEAN)
+        runs.append((*cross, large.binary_cross_entropy(z, *mixed, None, 0.1, None, Reduction.MEAN)))
+    for again in runs[1:]:
+        assert all(map(torch.equal, runs[0], again))
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize(("b", "k"), [(256, 21841), (256, 1000), (64, 21841), (4096, 1000), (2, 10), (1, 2**20)])
+def test_a_chip_is_kept_busy(large, dtype, b, k):
+    """Every multiprocessor has a block where there is work for all; backwards no thread has more than four vectors."""
+    multiprocessors, z = 132, torch.empty(b, k, dtype=dtype)
+    loss = {"logits": z, "labels": torch.zeros(b, dtype=torch.int64), "smoothing": 0.0, "ignore": -100}
+    loss |= dict.fromkeys(("class_weight", "pos_weight", "threshold"))
+    width = 1 if dtype == torch.float64 else 16 // dtype.itemsize
+    for gradient, threads in ((None, 256), (torch.empty_like(z), 128)):
+        shape = large.module.loss_shape(loss, gradient, multiprocessors)
+        lanes = 2**shape.log_lanes
+        assert shape.wide == (width > 1)
+        assert shape.parts == 1 or lanes == threads
+        assert shape.blocks == -(-b // (threads // lanes)) * shape.parts
+        assert shape.parts * shape.length >= k // width
+        assert b * (k // width) < multiprocessors * threads or shape.blocks >= multiprocessors or shape.parts == 32
+        assert gradient is None or shape.length <= 4 * lanes
+
+
+def test_too_many_classes_are_refused(large):
+    z, y = torch.empty(1, 1).expand(1, 2**30 + 1), torch.zeros(1, dtype=torch.int64)
+    loss = {"logits": z, "labels": y, "smoothing": 0.0, "ignore": -100}
+    loss |= dict.fromkeys(("class_weight", "pos_weight", "threshold"))
+    for gradient in (None, z):
+        with pytest.raises(
+            ValueError, match=r"^fusedmix: logits must have at most 2\^30 classes on a GPU, but have 1073741825\.$"
+        ):
+            large.module.loss_shape(loss, gradient, 132)
+
+
 @pytest.mark.parametrize("reduction", [Reduction.NONE, Reduction.SUM, Reduction.MEAN])
-def test_ignored_labels_infinities_and_nan(shim, reduction):
+@pytest.mark.parametrize("repeats", [13, 430])
+def test_ignored_labels_infinities_and_nan(large, reduction, repeats):
     inf, nan = torch.inf, torch.nan
     rows = [
         [0.0, -inf, 1.0, 2.0, 3.0],
@@ -158,13 +238,13 @@ def test_ignored_labels_infinities_and_nan(shim, reduction):
         [-inf] * 5,
         [inf, *[0.0] * 4],
     ]
-    z = torch.tensor(rows).repeat(1, 13)
+    z, k = torch.tensor(rows).repeat(1, repeats), 5 * repeats
     for seed, smoothing, labels in itertools.product(
-        range(2), (0.0, 0.2), ([0, 1, 2, 3, 4], [-100, 1, -100, 3, -100], [-100] * 5, [0, 70, 2, -5, 3])
+        range(2), (0.0, 0.2), ([0, 1, 2, 3, 4], [-100, 1, k - 2, 3, -100], [-100] * 5, [0, k + 5, 2, -5, 3])
     ):
-        mixed = (torch.tensor(labels), *mixed_for(5, 65, seed=seed)[1:])
+        mixed = (torch.tensor(labels), *mixed_for(5, k, seed=seed)[1:])
         found = []
-        for operators in (shim, reference):
+        for operators in (large, reference):
             loss, statistics, scale = operators.cross_entropy(z, *mixed, smoothing, -100, reduction)
             grad = torch.ones_like(loss)
             found.append([loss, operators.cross_entropy_backward(grad, z, *mixed, statistics, scale, smoothing, -100)])

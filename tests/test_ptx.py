@@ -49,12 +49,10 @@ MIXING = re.compile(r"\d(each|pairs|roll|tile)_kernelI")
 
 # Bytes of the element types, by their names in C++.
 TYPES = {"f": 4, "NS_4HalfE": 2, "NS_8BFloat16E": 2, "d": 8}
-LOSS_KERNELS = {
-    "cross_entropy_kernel": 256,  # threads of a block
-    "binary_cross_entropy_kernel": 256,
-    "cross_entropy_gradient_kernel": 128,
-    "binary_gradient_kernel": 128,
-}
+LOSS_KERNELS = (
+    *("cross_entropy_kernel", "binary_cross_entropy_kernel"),
+    *("cross_entropy_gradient_kernel", "binary_gradient_kernel"),
+)
 # By type: how many elements a thread may move at a time.
 LOSS_WIDTHS = {"f": (4, 1), "NS_4HalfE": (8, 1), "NS_8BFloat16E": (8, 1), "d": (1,)}
 
@@ -239,11 +237,13 @@ def test_nothing_is_on_a_stack(kernels):
 
 
 def test_three_blocks_fit(kernels):
+    """Of kernels of the losses as many as hold 1024 threads: those that a launch counts on."""
     assert REGISTERS <= 255
     for arch, symbol, report in kernels:
-        loss = loss_of(symbol)
-        other = next((n for name, n in MORE.items() if name in symbol), THREADS)
-        threads = LOSS_KERNELS[loss.kernel] if loss else other
+        if loss_of(symbol):
+            assert report["registers"] <= 65536 // 1024, (arch, symbol)
+            continue
+        threads = next((n for name, n in MORE.items() if name in symbol), THREADS)
         wide = next((65536 // (512 * blocks) for name, blocks in WIDE.items() if name in symbol), None)
         assert report["registers"] <= (wide or REGISTERS * THREADS // threads), (arch, symbol)
 
@@ -260,7 +260,8 @@ def counted(accesses, operation):
 
 
 def test_logits_and_gradients_move_128_bits_at_a_time(reports):
-    """In the wide kernels, four loads under way; beside them the elements at the ends of a row, and labels."""
+    """In the wide kernels, four loads under way, forwards before a loop and in it; beside them the elements at the ends
+    of a row, and labels."""
     for arch in architectures():
         found = {
             loss_of(symbol): report["accesses"]
@@ -270,7 +271,7 @@ def test_logits_and_gradients_move_128_bits_at_a_time(reports):
         }
         assert len(found) == 12
         for loss, accesses in found.items():
-            assert accesses["ld 16"] == 4, (arch, loss)
+            assert accesses["ld 16"] == (4 if "gradient" in loss.kernel else 8), (arch, loss)
             if "gradient" in loss.kernel:
                 stores = counted(accesses, "st")
                 assert stores.pop(16) == 4, (arch, loss)

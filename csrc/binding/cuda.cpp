@@ -375,8 +375,7 @@ struct LossLaunch {
     target.check_here("grad", grad);
     const int64_t step = tensors.grad_step(grad);
     const Tensor out = target.tensor("the gradient", {tensors.batch(), tensors.classes()}, tensors.logits.scalar_type());
-    target.check(cuda::loss_gradient(loss, cuda::place(target, plan), grad.const_data_ptr(), step, factor, scale, statistics,
-                                     out.mutable_data_ptr(), target.stream));
+    cuda::loss_gradient(target, loss, plan, {grad.const_data_ptr(), step, factor, scale, statistics}, out.mutable_data_ptr());
     return out;
   }
 };

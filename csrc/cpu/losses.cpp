@@ -13,7 +13,8 @@ const LossRows& loops(const LossArgs& args) { return kernels().losses[static_cas
 
 MixedClasses<double> label_of(const LossArgs& args, int64_t i) {
   const int64_t y = args.classes[i], z = args.classes[args.partner[i]];
-  return {y, z, args.weight[i], args.num_classes, args.ignore, args.smoothing};
+  const double share = args.smoothing / static_cast<double>(args.num_classes);
+  return {y, z, args.weight[i], args.num_classes, args.ignore, args.smoothing, share};
 }
 
 // Of class k, where there are weights and a class.
@@ -97,11 +98,13 @@ void cross_entropy(const LossArgs& args, void* losses, void* statistics, const P
         const MixedClasses<double> label = label_of(args, i);
         loss[0] = found[0] = found[1] = 0;
         if (label.ignored) continue;
-        const RowSums<double> sums = rows.sums(z, args.step, args.class_weight, args.smoothing != 0.0, args.num_classes);
         const double c = weight_of<T>(args.class_weight, label.own), d = weight_of<T>(args.class_weight, label.lent);
-        loss[0] = static_cast<C>(label.loss(sums, logit(z, args, label.own), logit(z, args, label.lent), c, d));
+        const RowSums<double> sums =
+            label.sums(rows.sums(z, args.step, args.class_weight, args.smoothing != 0.0, args.num_classes),
+                       logit(z, args, label.own), logit(z, args, label.lent), c, d);
+        loss[0] = static_cast<C>(sums.loss());
         found[0] = static_cast<C>(sums.max);
-        found[1] = static_cast<C>(label.mass(sums, c, d) / sums.exponentials);
+        found[1] = static_cast<C>(sums.rate());
       }
     });
   });

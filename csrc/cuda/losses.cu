@@ -1,19 +1,43 @@
 // Launches of the label losses, and the sum of a batch of them.
+#include <algorithm>
 #include <stdexcept>
+#include <string>
 
 #include "losses_kernel.h"
 
 namespace fusedmix::cuda {
 namespace {
 
+// Threads of a multiprocessor that a launch aims at, and the most parts of a row forwards: one thread puts them together.
+constexpr int64_t kWanted = 1024, kMostParts = 32;
+// So that numbers of classes, and some more, fit 31 bits.
+constexpr int64_t kMostClasses = int64_t{1} << 30;
+
 struct FinishArgs {
-  const void* losses;
+  LossOut out;
+  const void* partial;  // null: the rows are there
+  int64_t parts;
+  bool binary;
   const int64_t* labels;
   int64_t label_stride, ignore, batch;
   bool counted;
   double factor;
-  void *out, *scale;
 };
+
+// The loss of a row, of what its parts have left.
+template <class C>
+FUSEDMIX_DEVICE C combine(const FinishArgs& args, int64_t i) {
+  const C* partial = static_cast<const C*>(args.partial);
+  if (args.binary) {
+    C sum = 0;
+    for (int64_t part = i * args.parts; part < (i + 1) * args.parts; ++part) sum += device::load(partial + part);
+    device::store(static_cast<C*>(args.out.rows) + i, sum);
+    return sum;
+  }
+  RowSums<C> sums;
+  for (int64_t part = i * args.parts; part < (i + 1) * args.parts; ++part) sums.add(load_sums(partial + 4 * part));
+  return store_row(args.out, i, sums);
+}
 
 template <class C>
 FUSEDMIX_KERNEL(kLossThreads) finish_kernel(FUSEDMIX_ARGS(FinishArgs, args)) {
@@ -23,7 +47,7 @@ FUSEDMIX_KERNEL(kLossThreads) finish_kernel(FUSEDMIX_ARGS(FinishArgs, args)) {
   double sum = 0;
   int64_t count = 0;
   for (int64_t i = thread; i < args.batch; i += kLossThreads) {
-    sum += static_cast<double>(device::load(static_cast<const C*>(args.losses) + i));
+    sum += args.partial == nullptr ? device::load(static_cast<const C*>(args.out.rows) + i) : combine<C>(args, i);
     if (args.counted) count += device::load(args.labels + i * args.label_stride) != args.ignore ? 1 : 0;
   }
   sums[thread] = sum;
@@ -34,67 +58,90 @@ FUSEDMIX_KERNEL(kLossThreads) finish_kernel(FUSEDMIX_ARGS(FinishArgs, args)) {
   });
   if (thread != 0) return;
   const double factor = args.counted ? args.factor / static_cast<double>(count) : args.factor;
-  device::store(static_cast<C*>(args.out), static_cast<C>(sum * factor));
-  device::store(static_cast<C*>(args.scale), static_cast<C>(factor));
+  device::store(static_cast<C*>(args.out.sum), static_cast<C>(sum * factor));
+  device::store(static_cast<C*>(args.out.scale), static_cast<C>(factor));
 }
 
-// Whether rows may be read, and with `out` written, 16 bytes at a time, but for their ends.
-bool is_wide(const Loss& loss, const void* out) {
+int64_t divide_up(int64_t n, int64_t d) { return (n + d - 1) / d; }
+
+// Of blocks of so many threads, where a part of a row may have so many vectors.
+LossShape shape_of(const Loss& loss, bool wide, int64_t threads, int64_t longest, int64_t multiprocessors) {
+  if (loss.num_classes > kMostClasses) {
+    throw std::invalid_argument("fusedmix: logits must have at most 2^30 classes on a GPU, but have " + std::to_string(loss.num_classes) + ".");
+  }
   const int64_t size = element_size(loss.type);
-  if (loss.step != 1 || loss.soft || loss.type == ElementType::kFloat64) return false;
-  if (out == nullptr) return true;
-  // Their ends must be the same ones.
-  const auto apart = reinterpret_cast<uintptr_t>(loss.logits) - reinterpret_cast<uintptr_t>(out);
-  return apart % 16 == 0 && (loss.batch == 1 || (loss.row_stride - loss.num_classes) * size % 16 == 0);
+  const int64_t vectors = std::max<int64_t>(1, wide ? loss.num_classes * size / 16 : loss.num_classes);
+  LossShape shape{wide, wide ? kEndsLog : 0, 1, 0, 0};
+  const auto lanes = [&] { return int64_t{1} << shape.log_lanes; };
+  const auto blocks = [&] { return divide_up(loss.batch, threads / lanes()) * shape.parts; };
+  while (lanes() < threads && (lanes() * kLossAhead < vectors || (lanes() < vectors && blocks() < multiprocessors))) ++shape.log_lanes;
+  if (lanes() == threads && loss.batch > 0) {
+    const int64_t wanted = std::min(multiprocessors * (kWanted / threads) / loss.batch, kMostParts);
+    shape.parts = std::max({std::min(wanted, vectors / threads), divide_up(vectors, longest), int64_t{1}});
+  }
+  shape.length = static_cast<int32_t>(divide_up(vectors, shape.parts));
+  shape.blocks = launchable(blocks());
+  return shape;
 }
 
-int launch(LossArgs& args, bool wide, bool backwards, void* stream) {
-  const int64_t size = element_size(args.loss.type), vectors = args.loss.num_classes * size / (wide ? 16 : size);
-  const int32_t threads = backwards ? kThreads : kLossThreads;
-  args.lanes = 1;
-  while (args.lanes < threads && args.lanes * kLossAhead < vectors) args.lanes *= 2;
-  const int64_t each = args.lanes * kLossAhead;
-  args.parts = backwards ? std::max<int64_t>(1, (vectors + each - 1) / each) : 1;
-  const int64_t rows = threads / args.lanes, blocks = launchable((args.loss.batch + rows - 1) / rows * args.parts);
-  if (blocks == 0) return 0;
+// Whether logits may be read 16 bytes at a time.
+bool is_wide(const Loss& loss) { return loss.step == 1 && !loss.soft && loss.type != ElementType::kFloat64; }
+
+// Whether the ends of rows that lie at no such address are the same ones in both.
+bool are_aligned_alike(const Loss& loss, const void* out) {
+  const auto apart = reinterpret_cast<uintptr_t>(loss.logits) - reinterpret_cast<uintptr_t>(out);
+  return apart % 16 == 0 && (loss.batch == 1 || (loss.row_stride - loss.num_classes) * element_size(loss.type) % 16 == 0);
+}
+
+int launch(LossArgs& args, bool backwards, void* stream) {
+  if (args.shape.blocks == 0) return 0;
+  args.parts = divisor(args.shape.parts);
+  args.smooth = args.loss.smoothing != 0.0;
+  args.share = args.loss.smoothing / static_cast<double>(args.loss.num_classes);
   switch (args.loss.type) {
-    case ElementType::kFloat16: return launch_loss<Half>(args, wide, backwards, blocks, stream);
-    case ElementType::kBFloat16: return launch_loss<BFloat16>(args, wide, backwards, blocks, stream);
-    case ElementType::kFloat64: return launch_loss<double>(args, wide, backwards, blocks, stream);
-    default: return launch_loss<float>(args, wide, backwards, blocks, stream);
+    case ElementType::kFloat16: return launch_loss<Half>(args, backwards, stream);
+    case ElementType::kBFloat16: return launch_loss<BFloat16>(args, backwards, stream);
+    case ElementType::kFloat64: return launch_loss<double>(args, backwards, stream);
+    default: return launch_loss<float>(args, backwards, stream);
   }
 }
 
 }  // namespace
 
-int loss_rows(const Loss& loss, const LaunchPlan& plan, void* losses, void* statistics, void* stream) {
+LossShape forward_shape(const Loss& loss, int multiprocessors) {
+  return shape_of(loss, is_wide(loss), kLossThreads, kMostClasses, multiprocessors);
+}
+
+LossShape backward_shape(const Loss& loss, const void* out, int multiprocessors) {
+  return shape_of(loss, is_wide(loss) && are_aligned_alike(loss, out), kThreads, kThreads * kLossAhead, multiprocessors);
+}
+
+int loss_rows(const Loss& loss, const LaunchPlan& plan, const LossShape& shape, const LossOut& out, void* partial, void* stream) {
   LossArgs args{};
   args.loss = loss;
   args.plan = plan;
-  args.losses = losses;
-  args.statistics = statistics;
-  return launch(args, is_wide(loss, nullptr), false, stream);
+  args.shape = shape;
+  args.out = out;
+  args.partial = partial;
+  return launch(args, false, stream);
 }
 
-int finish_loss(const Loss& loss, const void* losses, bool counted, double factor, void* out, void* scale, void* stream) {
-  const FinishArgs args{losses,     static_cast<const int64_t*>(loss.labels), loss.label_stride, loss.ignore,
-                        loss.batch, counted,                                  factor,            out, scale};
+int finish_loss(const Loss& loss, const LossShape& shape, const void* partial, bool counted, double factor, const LossOut& out,
+                void* stream) {
+  const FinishArgs args{out,         partial,    shape.parts, loss.binary, static_cast<const int64_t*>(loss.labels), loss.label_stride,
+                        loss.ignore, loss.batch, counted,     factor};
   return loss.type == ElementType::kFloat64 ? device::launch(finish_kernel<double>, 1, kLossThreads, stream, args)
                                             : device::launch(finish_kernel<float>, 1, kLossThreads, stream, args);
 }
 
-int loss_gradient(const Loss& loss, const LaunchPlan& plan, const void* grad, int64_t grad_step, double factor,
-                  const void* scale, const void* statistics, void* out, void* stream) {
+int loss_gradient(const Loss& loss, const LaunchPlan& plan, const LossShape& shape, const LossGrad& grad, void* out, void* stream) {
   LossArgs args{};
   args.loss = loss;
   args.plan = plan;
+  args.shape = shape;
   args.grad = grad;
-  args.grad_step = grad_step;
-  args.factor = factor;
-  args.scale = scale;
-  args.statistics = const_cast<void*>(statistics);
-  args.out = out;
-  return launch(args, is_wide(loss, out), true, stream);
+  args.gradient = out;
+  return launch(args, true, stream);
 }
 
 }  // namespace fusedmix::cuda

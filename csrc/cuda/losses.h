@@ -5,9 +5,10 @@
 
 namespace fusedmix::cuda {
 
-// Forwards. More threads than a block otherwise has: a row of many classes is one block's, and there may be too few rows to
-// keep a chip busy. Backwards a row is several blocks'.
-constexpr int kLossThreads = 256;
+constexpr int kLossThreads = 256;  // of a block forwards; backwards it has kThreads
+constexpr int kLossAhead = 4;      // loads of a thread that are under way before the first is used
+// A lane each for the elements at the ends of a row that are in no vector: no more than 14, of 2 bytes.
+constexpr int kEndsLog = 4;
 
 // What is null is not there.
 struct Loss {
@@ -27,16 +28,46 @@ struct Loss {
   bool binary;  // binary cross entropy, else cross entropy
 };
 
-// One launch: (B,) losses; for cross entropy also (B, 2) statistics, the largest logit and the mass of the target over the
-// sum of exponentials.
-int loss_rows(const Loss& loss, const LaunchPlan& plan, void* losses, void* statistics, void* stream);
+// How a launch goes through the rows: as parts that are each one block's, or, where a row is one part, several in a block.
+// Rows alone may be too few to keep a chip busy.
+struct LossShape {
+  bool wide;          // 16 bytes at a time, but for the ends of rows; else one element
+  int32_t log_lanes;  // a part has 2^log_lanes threads
+  int64_t parts;      // of a row
+  int32_t length;     // vectors of a part; the last of a row may have fewer
+  int64_t blocks;
+};
 
-// One launch of one block: out = factor·Σ losses, and scale = factor, where counted the factor divided by the number of
-// labels that are not ignored.
-int finish_loss(const Loss& loss, const void* losses, bool counted, double factor, void* out, void* scale, void* stream);
+// Where the parts of a row leave their sums, forwards; null where a row is one part.
+inline int64_t partial_bytes(const Loss& loss, const LossShape& shape) {
+  const int64_t each = (loss.binary ? 1 : 4) * (loss.type == ElementType::kFloat64 ? 8 : 4);
+  return shape.parts == 1 ? 0 : loss.batch * shape.parts * each;
+}
 
-// One launch: (B, K) contiguous. The gradient of row i is grad[i·grad_step]·factor, times *scale if there is one.
-int loss_gradient(const Loss& loss, const LaunchPlan& plan, const void* grad, int64_t grad_step, double factor,
-                  const void* scale, const void* statistics, void* out, void* stream);
+LossShape forward_shape(const Loss& loss, int multiprocessors);
+LossShape backward_shape(const Loss& loss, const void* out, int multiprocessors);
+
+// What a loss leaves: (B,) losses, (B, 2) statistics of cross entropy (the largest logit, and the mass of the target over the sum
+// of exponentials), and the sum and its scale.
+struct LossOut {
+  void *rows, *statistics, *sum, *scale;
+};
+
+// Two launches, of which the second has one block: out.rows and out.statistics; out.sum = factor·Σ rows and out.scale = factor,
+// where counted the factor divided by the number of labels that are not ignored.
+int loss_rows(const Loss& loss, const LaunchPlan& plan, const LossShape& shape, const LossOut& out, void* partial, void* stream);
+int finish_loss(const Loss& loss, const LossShape& shape, const void* partial, bool counted, double factor, const LossOut& out,
+                void* stream);
+
+// The gradient of row i is grad[i·step]·factor, times *scale if there is one.
+struct LossGrad {
+  const void* grad;
+  int64_t step;
+  double factor;
+  const void *scale, *statistics;  // of cross entropy
+};
+
+// One launch: (B, K) contiguous.
+int loss_gradient(const Loss& loss, const LaunchPlan& plan, const LossShape& shape, const LossGrad& grad, void* out, void* stream);
 
 }  // namespace fusedmix::cuda

@@ -3,9 +3,9 @@
 namespace fusedmix::cuda {
 
 template <>
-int launch_loss<BFloat16>(const LossArgs& args, bool wide, bool backwards, int64_t blocks, void* stream) {
+int launch_loss<BFloat16>(const LossArgs& args, bool backwards, void* stream) {
   constexpr int kWide = 16 / sizeof(BFloat16);
-  return wide ? launch_loss_as<BFloat16, kWide>(args, backwards, blocks, stream) : launch_loss_as<BFloat16, 1>(args, backwards, blocks, stream);
+  return args.shape.wide ? launch_loss_as<BFloat16, kWide>(args, backwards, stream) : launch_loss_as<BFloat16, 1>(args, backwards, stream);
 }
 
 }  // namespace fusedmix::cuda

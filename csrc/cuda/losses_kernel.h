@@ -1,8 +1,9 @@
 // The label losses row by row. losses_<type>.cu compiles these for a type, losses.cu launches them.
 //
-// A row is read by `lanes` threads, as many as have something to do: a whole block for many classes, one thread for two.
-// 16 bytes at a time whatever the number of classes: the elements before the first aligned address of a row and those
-// after its last are read one by one. (One by one are also all of float64 and of rows with soft labels: too few registers.) kLossAhead loads are under way before the first is used.
+// A part of a row (LossShape) is read by as many threads as have something to do: by 16 for a few classes, by a whole block for
+// many. 16 bytes at a time whatever the number of classes: the elements before the first aligned address of a row and those after
+// its last are read one by one. (One by one are also all of float64 and of rows with soft labels: too few registers.) kLossAhead
+// loads are under way before the first is used, and meanwhile the labels are found.
 #pragma once
 
 #include "../include/fusedmix/losses.h"
@@ -12,91 +13,133 @@
 
 namespace fusedmix::cuda {
 
-constexpr int kLossAhead = 4;
-
 struct LossArgs {
   Loss loss;
-  int32_t lanes;
-  int64_t parts;  // of a row, backwards: blocks of its own
-  void *losses, *statistics;
-  const void *grad, *scale;
-  int64_t grad_step;
-  double factor;
-  void* out;
+  LossShape shape;
+  Divisor parts;
+  bool smooth;
+  double share;   // smoothing over the number of classes
+  LossOut out;    // forwards, where a row is one part
+  void* partial;  // and where it is several
+  LossGrad grad;
+  void* gradient;
   LaunchPlan plan;
 };
 static_assert(sizeof(LossArgs) <= 4096, "kernel arguments");
 
-// A row of the batch as a thread sees it.
-struct LossRow {
-  int64_t i, partner;
-  double weight;
+// What a thread works on, in blocks of so many: as one of `lanes`, on a part of row i. Beyond the last row on nothing.
+struct LossPlace {
+  int64_t i;
+  int32_t part, lane, lanes;
+  bool active;
 
+  FUSEDMIX_DEVICE LossPlace(const LossArgs& args, int32_t threads) {
+    const uint32_t thread = device::thread(), block = device::block(), rows = divide(block, args.parts);
+    lanes = 1 << args.shape.log_lanes;
+    lane = static_cast<int32_t>(thread) & (lanes - 1);
+    part = static_cast<int32_t>(block - rows * args.parts.number);
+    i = static_cast<int64_t>(rows) * (threads >> args.shape.log_lanes) + (thread >> args.shape.log_lanes);
+    active = i < args.loss.batch;
+  }
+};
+
+// Goes through what a lane has of a part of a row: its vectors, kLossAhead at a time, and, with V > 1, an element at an end of
+// the row that is in no vector. Loads as soon as it is made.
+template <class T, int V>
+struct LossReader {
+  const T *row, *here;     // the row, and the vector that the lane is at
+  int64_t step, stride;    // elements between classes, and between vectors of a lane
+  int32_t first, length;   // the first class of the part, and its vectors
+  int32_t at, lanes;       // which of these the lane is at
+  int32_t end_class = -1;  // of the element at an end, or none
+  T end{};
+  Vec<T, V> vectors[kLossAhead];
+
+  FUSEDMIX_DEVICE LossReader(const LossArgs& args, const LossPlace& place)
+      : row(static_cast<const T*>(args.loss.logits) + place.i * args.loss.row_stride),
+        step(args.loss.step),
+        stride(V > 1 ? place.lanes * V : place.lanes * step),
+        at(place.lane),
+        lanes(place.lanes) {
+    const auto classes = static_cast<int32_t>(args.loss.num_classes);
+    int32_t head = 0, body = classes;
+    if constexpr (V > 1) {
+      const auto apart = static_cast<int32_t>(-static_cast<uint32_t>(reinterpret_cast<uintptr_t>(row)) % 16 / sizeof(T));
+      head = apart < classes ? apart : classes;
+      body = (classes - head) / V;
+      // Of the last part, which has no more vectors than others, the last lanes first.
+      const int32_t tail = head + body * V, element = place.lanes - 1 - place.lane;
+      const bool is_last = place.part == static_cast<int32_t>(args.parts.number) - 1;
+      if (is_last && element < head + classes - tail) end_class = element < head ? element : element - head + tail;
+    }
+    const int32_t before = place.part * args.shape.length, left = body - before;
+    first = head + before * V;
+    here = row + (V > 1 ? class_of(0) : class_of(0) * step);
+    length = left < args.shape.length ? left : args.shape.length;
+    if (!place.active) {
+      length = 0;
+      end_class = -1;
+    }
+    if (end_class >= 0) end = device::load(row + end_class);
+    load();
+  }
+
+  FUSEDMIX_DEVICE bool has(int u) const { return at + u * lanes < length; }
+  FUSEDMIX_DEVICE int32_t class_of(int u) const { return first + (at + u * lanes) * V; }
+  // Whether there are vectors to go through.
+  FUSEDMIX_DEVICE bool any() const { return has(0); }
+  FUSEDMIX_DEVICE void next() {
+    at += kLossAhead * lanes;
+    here += kLossAhead * stride;
+    load();
+  }
+  // f(u) for each of those that have been loaded.
+  template <class F>
+  FUSEDMIX_DEVICE void each(const F& f) const {
+    FUSEDMIX_UNROLL
+    for (int u = 0; u < kLossAhead; ++u) {
+      if (has(u)) f(u);
+    }
+  }
+  // Which vector of the part holds a class; of one before it, or of none, a number beyond them all.
+  FUSEDMIX_DEVICE uint32_t vector_of(int64_t k) const { return (static_cast<uint32_t>(k) - static_cast<uint32_t>(first)) / V; }
+  FUSEDMIX_DEVICE Compute<T> logit(int64_t k) const { return to_compute(device::load(row + k * step)); }
+
+ private:
+  FUSEDMIX_DEVICE void load() {
+    FUSEDMIX_UNROLL
+    for (int u = 0; u < kLossAhead; ++u) {
+      if (has(u)) vectors[u] = load_vector<T, V>(here + u * stride);
+    }
+  }
+};
+
+// What is mixed in a row.
+struct LossRow {
+  int64_t i = 0, partner = 0;
+  double weight = 0;
+  int64_t own = 0, lent = 0;  // unless labels are soft, the two classes
+
+  LossRow() = default;
   FUSEDMIX_DEVICE LossRow(const LossArgs& args, int64_t row) : i(row) {
     const PlanView plan = view_of(args.plan);
     partner = partner_of(plan.pairing, plan.partner, i, args.loss.batch);
     weight = device::load(weights_of(args.plan) + (args.plan.weight_shared ? 0 : i));
-  }
-
-  FUSEDMIX_DEVICE int64_t label(const LossArgs& args, int64_t of) const {
-    return device::load(static_cast<const int64_t*>(args.loss.labels) + of * args.loss.label_stride);
+    if (args.loss.soft) return;
+    const auto* labels = static_cast<const int64_t*>(args.loss.labels);
+    own = device::load(labels + i * args.loss.label_stride);
+    lent = device::load(labels + partner * args.loss.label_stride);
   }
 };
-
-// Where the vectors of a row lie. Not vectors of one element: these are found by their step.
-template <class T, int V>
-struct Spread {
-  int64_t head, body;  // elements before the first vector, and vectors
-
-  FUSEDMIX_DEVICE Spread(const T* z, int64_t classes) : head(0), body(classes) {
-    if constexpr (V > 1) {
-      const int64_t ahead = static_cast<int64_t>(-reinterpret_cast<uintptr_t>(z) % 16 / sizeof(T));
-      head = ahead < classes ? ahead : classes;
-      body = (classes - head) / V;
-    }
-  }
-  FUSEDMIX_DEVICE int64_t class_of(int64_t vector) const { return head + vector * V; }
-};
-
-template <class T, int V>
-FUSEDMIX_DEVICE Vec<T, V> load_logits(const T* z, int64_t step, int64_t k) {
-  return load_vector<T, V>(V > 1 ? z + k : z + k * step);
-}
-
-// Calls f(class, the logits of V classes from there on) for what a lane has of a row's part: its vectors, and with V = 1,
-// through g(class, logit), the elements that are in none.
-template <class T, int V, class F, class G>
-FUSEDMIX_DEVICE void for_row(const T* z, int64_t step, int64_t classes, int32_t lane, int32_t lanes, int64_t part, int64_t parts,
-                             const F& f, const G& g) {
-  const Spread<T, V> spread(z, classes);
-  const int64_t stride = lanes * parts;
-  for (int64_t v = part * lanes + lane; v < spread.body; v += kLossAhead * stride) {
-    Vec<T, V> loaded[kLossAhead];
-    FUSEDMIX_UNROLL
-    for (int u = 0; u < kLossAhead; ++u) {
-      if (v + u * stride < spread.body) loaded[u] = load_logits<T, V>(z, step, spread.class_of(v + u * stride));
-    }
-    FUSEDMIX_UNROLL
-    for (int u = 0; u < kLossAhead; ++u) {
-      if (v + u * stride < spread.body) f(spread.class_of(v + u * stride), loaded[u]);
-    }
-  }
-  if constexpr (V > 1) {
-    if (part > 0) return;
-    for (int64_t k = lane; k < spread.head; k += lanes) g(k, device::load(z + k));
-    for (int64_t k = spread.class_of(spread.body) + lane; k < classes; k += lanes) g(k, device::load(z + k));
-  }
-}
 
 template <class C>
 FUSEDMIX_DEVICE C weight_of(const void* weights, int64_t k) {
   return weights == nullptr || k < 0 ? C(1) : device::load(static_cast<const C*>(weights) + k);
 }
 
-template <class T>
-FUSEDMIX_DEVICE MixedClasses<Compute<T>> mixed_classes(const LossArgs& args, const LossRow& row) {
-  return {row.label(args, row.i), row.label(args, row.partner), row.weight, args.loss.num_classes, args.loss.ignore,
-          args.loss.smoothing};
+template <class C>
+FUSEDMIX_DEVICE MixedClasses<C> mixed_classes(const LossArgs& args, const LossRow& row) {
+  return {row.own, row.lent, row.weight, args.loss.num_classes, args.loss.ignore, args.loss.smoothing, args.share};
 }
 
 // A soft label of any type.
@@ -115,15 +158,15 @@ struct BinaryRow {
   C none = 0, of_own = 0, of_lent = 0;
 
   FUSEDMIX_DEVICE BinaryRow(const LossArgs& args, const LossRow& row)
-      : target{Smoothing<C>(args.loss.smoothing, args.loss.num_classes), LabelWeights<C>(row.weight),
+      : target{Smoothing<C>(args.loss.smoothing, args.share), LabelWeights<C>(row.weight),
                static_cast<C>(args.loss.threshold), args.loss.thresholded} {
     if (kSoft && args.loss.soft) {
       own = row.i * args.loss.label_stride;
       lent = row.partner * args.loss.label_stride;
       return;
     }
-    own = row.label(args, row.i);
-    lent = row.label(args, row.partner);
+    own = row.own;
+    lent = row.lent;
     const int64_t classes = args.loss.num_classes;
     const bool valid = own >= 0 && own < classes && lent >= 0 && lent < classes;
     none = valid ? target(C(0), C(0)) : C(NAN);
@@ -137,9 +180,43 @@ struct BinaryRow {
   }
 };
 
+// Which vectors of a part have other targets than most: those of two classes, or, with soft labels, all.
+struct Labelled {
+  uint32_t own, lent;
+  bool all;
+
+  template <class Reader>
+  FUSEDMIX_DEVICE Labelled(const Reader& reader, int64_t own_class, int64_t lent_class, bool soft = false)
+      : own(reader.vector_of(own_class)), lent(reader.vector_of(lent_class)), all(soft) {}
+  template <class Reader>
+  FUSEDMIX_DEVICE bool operator()(const Reader& reader, int u) const {
+    const auto vector = static_cast<uint32_t>(reader.at + u * reader.lanes);
+    return all || vector == own || vector == lent;
+  }
+};
+
+// f(l, z[l]), one after the other: the code of f once, for what is long and seldom. (An index that the compiler does not know
+// would put z into local memory.)
+template <class C, int N, class F>
+FUSEDMIX_DEVICE void in_turn(const C (&z)[N], const F& f) {
+  FUSEDMIX_NO_UNROLL
+  for (int l = 0; l < N; ++l) {
+    C one = z[0];
+    FUSEDMIX_UNROLL
+    for (int k = 1; k < N; ++k) one = k == l ? z[k] : one;
+    f(l, one);
+  }
+}
+
+template <class T, int V>
+FUSEDMIX_DEVICE void to_numbers(const Vec<T, V>& vector, Compute<T> (&z)[V]) {
+  FUSEDMIX_UNROLL
+  for (int l = 0; l < V; ++l) z[l] = to_compute(vector.get(l));
+}
+
 // ---- forwards ----
 
-// Calls merge(other) so that the first thread of each row takes in what the others have left in shared memory.
+// Calls merge(other) so that the first thread of each part takes in what the others have left in shared memory.
 template <class Merge>
 FUSEDMIX_DEVICE void over_lanes(int32_t lane, int32_t lanes, const Merge& merge) {
   for (int32_t half = lanes / 2; half > 0; half /= 2) {
@@ -148,222 +225,259 @@ FUSEDMIX_DEVICE void over_lanes(int32_t lane, int32_t lanes, const Merge& merge)
   }
 }
 
+// Sums as parts of a row leave them.
+template <class C>
+FUSEDMIX_DEVICE void store_sums(C* to, const RowSums<C>& sums) {
+  device::store(to, sums.max);
+  device::store(to + 1, sums.exponentials);
+  device::store(to + 2, sums.linear);
+  device::store(to + 3, sums.total);
+}
+template <class C>
+FUSEDMIX_DEVICE RowSums<C> load_sums(const C* from) {
+  return {device::load(from), device::load(from + 1), device::load(from + 2), device::load(from + 3)};
+}
+
+// What becomes of those of a whole row. Returns its loss.
+template <class C>
+FUSEDMIX_DEVICE C store_row(const LossOut& out, int64_t i, const RowSums<C>& sums) {
+  const C loss = sums.loss();
+  device::store(static_cast<C*>(out.rows) + i, loss);
+  device::store(static_cast<C*>(out.statistics) + 2 * i, sums.max);
+  device::store(static_cast<C*>(out.statistics) + 2 * i + 1, sums.rate());
+  return loss;
+}
+
+// Adds logits z of N classes, none of which is larger than the largest of the sums: their exponentials, and, where they are to be
+// and all weigh 1, the logits.
+template <class C, int N>
+FUSEDMIX_DEVICE void add_logits(RowSums<C>& sums, C base, bool linear, const C (&z)[N]) {
+  C x[N], more = 0;
+  FUSEDMIX_UNROLL
+  for (int l = 0; l < N; ++l) {
+    x[l] = z[l] - base;
+    more += exp_nonpositive(x[l]);
+  }
+  sums.exponentials += more;
+  if (!linear) return;
+  more = 0;
+  FUSEDMIX_UNROLL
+  for (int l = 0; l < N; ++l) more += x[l];
+  sums.linear += more;
+  sums.total += C(N);
+}
+// The logits, weighted.
+template <class C, int N>
+FUSEDMIX_DEVICE void add_weighted(RowSums<C>& sums, C base, const C* weights, const C (&z)[N]) {
+  FUSEDMIX_UNROLL
+  for (int l = 0; l < N; ++l) {
+    const C c = device::load(weights + l);
+    sums.linear += term(c, z[l] - base);
+    sums.total += c;
+  }
+}
+
 template <class T, int V>
-FUSEDMIX_KERNEL(kLossThreads) cross_entropy_kernel(FUSEDMIX_ARGS(LossArgs, args)) {
+FUSEDMIX_WIDE_KERNEL(kLossThreads, 4) cross_entropy_kernel(FUSEDMIX_ARGS(LossArgs, args)) {
   using C = Compute<T>;
   FUSEDMIX_SHARED(C, tops, kLossThreads);
   FUSEDMIX_SHARED(C, exponentials, kLossThreads);
   FUSEDMIX_SHARED(C, linears, kLossThreads);
   FUSEDMIX_SHARED(C, totals, kLossThreads);
-  const int32_t thread = static_cast<int32_t>(device::thread()), lane = thread % args.lanes;
-  const int64_t i = static_cast<int64_t>(device::block()) * (kLossThreads / args.lanes) + thread / args.lanes;
-  const bool active = i < args.loss.batch;
-  const LossRow row(args, active ? i : 0);
-  const MixedClasses<C> label = mixed_classes<T>(args, row);
-  const T* z = static_cast<const T*>(args.loss.logits) + row.i * args.loss.row_stride;
-  const bool linear = args.loss.smoothing != 0.0;
+  const int32_t thread = static_cast<int32_t>(device::thread());
+  const LossPlace place(args, kLossThreads);
+  LossReader<T, V> reader(args, place);
+  const bool leads = place.active && place.lane == 0;
+  const LossRow row = leads ? LossRow(args, place.i) : LossRow();
+  const C* weights = args.smooth ? static_cast<const C*>(args.loss.class_weight) : nullptr;
+  const bool linear = args.smooth && weights == nullptr;
   RowSums<C> sums;
-  if (active && !label.ignored) {
-    const auto add = [&](int64_t k, C x) {
-      sums.exponentials += exp_nonpositive(x - sums.base());
-      if (!linear) return;
-      const C c = weight_of<C>(args.loss.class_weight, k);
-      sums.linear += term(c, x - sums.base());
-      sums.total += c;
-    };
-    for_row<T, V>(
-        z, args.loss.step, args.loss.num_classes, lane, args.lanes, 0, 1,
-        [&](int64_t k, const Vec<T, V>& loaded) {
-          C top = -C(INFINITY);
-          FUSEDMIX_UNROLL
-          for (int l = 0; l < V; ++l) top = to_compute(loaded.get(l)) > top ? to_compute(loaded.get(l)) : top;
-          sums.raise(top);
-          FUSEDMIX_UNROLL
-          for (int l = 0; l < V; ++l) add(k + l, to_compute(loaded.get(l)));
-        },
-        [&](int64_t k, T loaded) {
-          sums.raise(to_compute(loaded));
-          add(k, to_compute(loaded));
-        });
+  for (; reader.any(); reader.next()) {
+    C top = -C(INFINITY), z[V];
+    reader.each([&](int u) {
+      to_numbers(reader.vectors[u], z);
+      FUSEDMIX_UNROLL
+      for (int l = 0; l < V; ++l) top = std::fmax(top, z[l]);
+    });
+    sums.raise(top);
+    const C base = sums.base();
+    reader.each([&](int u) {
+      to_numbers(reader.vectors[u], z);
+      add_logits(sums, base, linear, z);
+    });
+    reader.each([&](int u) {
+      if (weights == nullptr) return;
+      to_numbers(reader.vectors[u], z);
+      add_weighted(sums, base, weights + reader.class_of(u), z);
+    });
+  }
+  if (reader.end_class >= 0) {
+    const C z[1] = {to_compute(reader.end)};
+    sums.raise(z[0]);
+    add_logits(sums, sums.base(), linear, z);
+    if (weights != nullptr) add_weighted(sums, sums.base(), weights + reader.end_class, z);
   }
   tops[thread] = sums.max;
   exponentials[thread] = sums.exponentials;
   linears[thread] = sums.linear;
   totals[thread] = sums.total;
-  over_lanes(lane, args.lanes, [&](int32_t other) {
-    RowSums<C> more;
-    more.max = tops[other];
-    more.exponentials = exponentials[other];
-    more.linear = linears[other];
-    more.total = totals[other];
+  over_lanes(place.lane, place.lanes, [&](int32_t other) {
+    const RowSums<C> more{tops[other], exponentials[other], linears[other], totals[other]};
     sums.add(more);
     tops[thread] = sums.max;
     exponentials[thread] = sums.exponentials;
     linears[thread] = sums.linear;
     totals[thread] = sums.total;
   });
-  if (!active || lane != 0) return;
-  const auto logit = [&](int64_t k) { return k < 0 ? C(0) : C(to_compute(device::load(z + k * args.loss.step))); };
+  if (!leads) return;
+  MixedClasses<C> label = mixed_classes<C>(args, row);
+  if (place.part > 0) label.leave_classes();  // they are the first part's
+  const auto logit = [&](int64_t k) { return k < 0 ? C(0) : reader.logit(k); };
   const C own = weight_of<C>(args.loss.class_weight, label.own), lent = weight_of<C>(args.loss.class_weight, label.lent);
-  C *loss = static_cast<C*>(args.losses) + i, *statistics = static_cast<C*>(args.statistics) + 2 * i;
-  device::store(loss, label.ignored ? C(0) : label.loss(sums, logit(label.own), logit(label.lent), own, lent));
-  device::store(statistics, label.ignored ? C(0) : sums.max);
-  device::store(statistics + 1, label.ignored ? C(0) : label.mass(sums, own, lent) / sums.exponentials);
+  // Where both labels are ignored: a loss and statistics of 0, whatever the logits.
+  sums = label.ignored ? RowSums<C>{C(0), C(1), C(0), C(0)} : label.sums(sums, logit(label.own), logit(label.lent), own, lent);
+  if (args.partial == nullptr) {
+    store_row(args.out, place.i, sums);
+  } else {
+    store_sums(static_cast<C*>(args.partial) + 4 * (place.i * args.shape.parts + place.part), sums);
+  }
 }
 
 template <class T, int V>
-FUSEDMIX_KERNEL(kLossThreads) binary_cross_entropy_kernel(FUSEDMIX_ARGS(LossArgs, args)) {
+FUSEDMIX_WIDE_KERNEL(kLossThreads, 4) binary_cross_entropy_kernel(FUSEDMIX_ARGS(LossArgs, args)) {
   using C = Compute<T>;
   FUSEDMIX_SHARED(C, found, kLossThreads);
-  const int32_t thread = static_cast<int32_t>(device::thread()), lane = thread % args.lanes;
-  const int64_t i = static_cast<int64_t>(device::block()) * (kLossThreads / args.lanes) + thread / args.lanes;
-  const bool active = i < args.loss.batch;
+  const int32_t thread = static_cast<int32_t>(device::thread());
+  const LossPlace place(args, kLossThreads);
+  LossReader<T, V> reader(args, place);
+  const BinaryRow<C, V == 1> label(args, LossRow(args, place.active ? place.i : 0));
+  const Labelled labelled(reader, label.own, label.lent, args.loss.soft);
+  const void *weights = args.loss.class_weight, *positive = args.loss.pos_weight;
+  const bool weighted = weights != nullptr || positive != nullptr;
   C sum = 0;
-  if (active) {
-    const LossRow row(args, i);
-    const BinaryRow<C, V == 1> label(args, row);
-    const auto add = [&](int64_t k, C x) {
-      sum += binary_loss<C>(x, label.at(args.loss, k), weight_of<C>(args.loss.class_weight, k),
-                            weight_of<C>(args.loss.pos_weight, k));
-    };
-    for_row<T, V>(
-        static_cast<const T*>(args.loss.logits) + i * args.loss.row_stride, args.loss.step, args.loss.num_classes, lane,
-        args.lanes, 0, 1,
-        [&](int64_t k, const Vec<T, V>& loaded) {
-          FUSEDMIX_UNROLL
-          for (int l = 0; l < V; ++l) add(k + l, to_compute(loaded.get(l)));
-        },
-        [&](int64_t k, T loaded) { add(k, to_compute(loaded)); });
+  const auto add_any = [&](int32_t k, C z) {
+    sum += binary_loss<C>(z, label.at(args.loss, k), weight_of<C>(weights, k), weight_of<C>(positive, k));
+  };
+  for (; reader.any(); reader.next()) {
+    BinaryLosses<C> losses;
+    reader.each([&](int u) {
+      const int32_t k = reader.class_of(u);
+      C z[V];
+      to_numbers(reader.vectors[u], z);
+      if (weighted || labelled(reader, u)) {
+        in_turn(z, [&](int l, C one) { add_any(k + l, one); });
+      } else if (label.none == C(0)) {
+        FUSEDMIX_UNROLL
+        for (int l = 0; l < V; ++l) losses.add(z[l]);
+      } else {
+        FUSEDMIX_UNROLL
+        for (int l = 0; l < V; ++l) losses.add(z[l], label.none);
+      }
+    });
+    sum += losses.sum();
   }
+  if (reader.end_class >= 0) add_any(reader.end_class, to_compute(reader.end));
   found[thread] = sum;
-  over_lanes(lane, args.lanes, [&](int32_t other) { found[thread] = sum = sum + found[other]; });
-  if (active && lane == 0) device::store(static_cast<C*>(args.losses) + i, sum);
+  over_lanes(place.lane, place.lanes, [&](int32_t other) { found[thread] = sum = sum + found[other]; });
+  if (!place.active || place.lane != 0) return;
+  if (args.partial == nullptr) {
+    device::store(static_cast<C*>(args.out.rows) + place.i, sum);
+  } else {
+    device::store(static_cast<C*>(args.partial) + place.i * args.shape.parts + place.part, sum);
+  }
 }
 
 // ---- backwards ----
 
-// Calls f(k, z, made) for the logits z of some classes from k on, and stores what it has made of them: one access, so f
-// decides nothing for each of them that it can decide for all.
+// Stores what f(k, labelled, z, made) makes of the logits z of some classes from k on. A lane has no more vectors than are under
+// way at a time.
 template <class T, int V, class F>
-FUSEDMIX_DEVICE void write_row(const LossArgs& args, int64_t i, int32_t lane, int64_t part, const F& f) {
+FUSEDMIX_DEVICE void write_gradient(const LossArgs& args, const LossPlace& place, const LossReader<T, V>& reader,
+                                    const Labelled& labelled, const F& f) {
   using C = Compute<T>;
-  T* out = static_cast<T*>(args.out) + i * args.loss.num_classes;
-  for_row<T, V>(
-      static_cast<const T*>(args.loss.logits) + i * args.loss.row_stride, args.loss.step, args.loss.num_classes, lane,
-      args.lanes, part, args.parts,
-      [&](int64_t k, const Vec<T, V>& loaded) {
-        C z[V], made[V];
-        FUSEDMIX_UNROLL
-        for (int l = 0; l < V; ++l) z[l] = to_compute(loaded.get(l));
-        f(k, z, made);
-        Vec<T, V> vector{};
-        FUSEDMIX_UNROLL
-        for (int l = 0; l < V; ++l) vector.set(l, from_compute<T>(made[l]));
-        using Raw = typename device::RawOf<sizeof(T) * V>::type;
-        Raw raw;
-        memcpy(&raw, &vector, sizeof(raw));
-        device::store_whole(reinterpret_cast<Raw*>(out + k), raw);
-      },
-      [&](int64_t k, T loaded) {
-        C z[1] = {to_compute(loaded)}, made[1];
-        f(k, z, made);
-        device::store(out + k, from_compute<T>(made[0]));
-      });
-}
-
-// The weights of n classes from k on.
-template <class C, int N>
-FUSEDMIX_DEVICE void weights_of(const void* weights, int64_t k, C (&c)[N]) {
-  FUSEDMIX_UNROLL
-  for (int l = 0; l < N; ++l) c[l] = C(1);
-  if (weights == nullptr) return;
-  FUSEDMIX_UNROLL
-  for (int l = 0; l < N; ++l) c[l] = device::load(static_cast<const C*>(weights) + k + l);
-}
-
-template <int N>
-FUSEDMIX_DEVICE bool among(int64_t label, int64_t k) {
-  return label >= k && label < k + N;
+  T* out = static_cast<T*>(args.gradient) + place.i * args.loss.num_classes;
+  reader.each([&](int u) {
+    const int32_t k = reader.class_of(u);
+    C z[V], made[V];
+    to_numbers(reader.vectors[u], z);
+    f(k, labelled(reader, u), z, made);
+    device::store_whole(reinterpret_cast<RawVec<T, V>*>(out + k), to_raw(Vec<T, V>::of(made)));
+  });
+  if (reader.end_class < 0) return;
+  const C z[1] = {to_compute(reader.end)};
+  C made[1];
+  f(reader.end_class, true, z, made);
+  device::store(out + reader.end_class, from_compute<T>(made[0]));
 }
 
 template <class C>
-FUSEDMIX_DEVICE C gradient_of(const LossArgs& args, int64_t i) {
-  const C given = device::load(static_cast<const C*>(args.grad) + i * args.grad_step) * static_cast<C>(args.factor);
-  return args.scale == nullptr ? given : given * device::load(static_cast<const C*>(args.scale));
+FUSEDMIX_DEVICE C gradient_of(const LossGrad& grad, int64_t i) {
+  const C given = device::load(static_cast<const C*>(grad.grad) + i * grad.step) * static_cast<C>(grad.factor);
+  return grad.scale == nullptr ? given : given * device::load(static_cast<const C*>(grad.scale));
 }
 
-// Which row and which part of it a thread works on.
-struct Part {
-  int64_t i, part;
-  int32_t lane;
-
-  FUSEDMIX_DEVICE explicit Part(const LossArgs& args) {
-    const int32_t thread = static_cast<int32_t>(device::thread());
-    const int64_t block = device::block();
-    part = block % args.parts;
-    i = block / args.parts * (kThreads / args.lanes) + thread / args.lanes;
-    lane = thread % args.lanes;
-  }
-};
-
 template <class T, int V>
-FUSEDMIX_KERNEL(kThreads) cross_entropy_gradient_kernel(FUSEDMIX_ARGS(LossArgs, args)) {
+FUSEDMIX_WIDE_KERNEL(kThreads, 8) cross_entropy_gradient_kernel(FUSEDMIX_ARGS(LossArgs, args)) {
   using C = Compute<T>;
-  const Part place(args);
-  if (place.i >= args.loss.batch) return;
-  const LossRow row(args, place.i);
-  const MixedClasses<C> label = mixed_classes<T>(args, row);
-  const C g = gradient_of<C>(args, place.i);
-  const C* statistics = static_cast<const C*>(args.statistics) + 2 * place.i;
-  const C top = device::load(statistics), rate = device::load(statistics + 1);
-  write_row<T, V>(args, place.i, place.lane, place.part, [&](int64_t k, const auto& z, auto& made) {
+  const LossPlace place(args, kThreads);
+  if (!place.active) return;
+  const LossReader<T, V> reader(args, place);
+  const C* statistics = static_cast<const C*>(args.grad.statistics) + 2 * place.i;
+  const C top = device::load(statistics), g = gradient_of<C>(args.grad, place.i), rate = g * device::load(statistics + 1);
+  const MixedClasses<C> label = mixed_classes<C>(args, LossRow(args, place.i));
+  const C flat = g * label.flat;
+  const void* weights = args.loss.class_weight;
+  const Labelled labelled(reader, label.own, label.lent, label.ignored);
+  write_gradient(args, place, reader, labelled, [&](int32_t k, bool other, const auto& z, auto& made) {
     constexpr int kCount = sizeof(z) / sizeof(C);
-    C c[kCount];
-    weights_of(args.loss.class_weight, k, c);
-    FUSEDMIX_UNROLL
-    for (int l = 0; l < kCount; ++l) made[l] = g * (rate * exp_nonpositive(z[l] - top) - c[l] * label.flat);
-    if (among<kCount>(label.own, k) || among<kCount>(label.lent, k)) {
+    if (!other && weights == nullptr) {
       FUSEDMIX_UNROLL
-      for (int l = 0; l < kCount; ++l) made[l] = g * (rate * exp_nonpositive(z[l] - top) - c[l] * label.target(k + l));
-    }
-    if (label.ignored) {
+      for (int l = 0; l < kCount; ++l) made[l] = mad(rate, exp_nonpositive(z[l] - top), -flat);
+    } else {
       FUSEDMIX_UNROLL
-      for (int l = 0; l < kCount; ++l) made[l] = C(0);
+      for (int l = 0; l < kCount; ++l) {
+        const C target = weight_of<C>(weights, k + l) * (g * label.target(k + l));
+        made[l] = label.ignored ? C(0) : mad(rate, exp_nonpositive(z[l] - top), -target);
+      }
     }
   });
 }
 
 template <class T, int V>
-FUSEDMIX_KERNEL(kThreads) binary_gradient_kernel(FUSEDMIX_ARGS(LossArgs, args)) {
+FUSEDMIX_WIDE_KERNEL(kThreads, 8) binary_gradient_kernel(FUSEDMIX_ARGS(LossArgs, args)) {
   using C = Compute<T>;
-  const Part place(args);
-  if (place.i >= args.loss.batch) return;
-  const LossRow row(args, place.i);
-  const BinaryRow<C, V == 1> label(args, row);
-  const C g = gradient_of<C>(args, place.i);
-  write_row<T, V>(args, place.i, place.lane, place.part, [&](int64_t k, const auto& z, auto& made) {
+  const LossPlace place(args, kThreads);
+  if (!place.active) return;
+  const LossReader<T, V> reader(args, place);
+  const C g = gradient_of<C>(args.grad, place.i);
+  const BinaryRow<C, V == 1> label(args, LossRow(args, place.i));
+  const C up = g * (C(1) - label.none), down = g * label.none;
+  const void *weights = args.loss.class_weight, *positive = args.loss.pos_weight;
+  const Labelled labelled(reader, label.own, label.lent, args.loss.soft);
+  write_gradient(args, place, reader, labelled, [&](int32_t k, bool other, const auto& z, auto& made) {
     constexpr int kCount = sizeof(z) / sizeof(C);
-    C c[kCount], p[kCount], t[kCount];
-    weights_of(args.loss.class_weight, k, c);
-    weights_of(args.loss.pos_weight, k, p);
-    FUSEDMIX_UNROLL
-    for (int l = 0; l < kCount; ++l) t[l] = label.none;
-    if ((V == 1 && args.loss.soft) || among<kCount>(label.own, k) || among<kCount>(label.lent, k)) {
+    if (!other && weights == nullptr && positive == nullptr) {
       FUSEDMIX_UNROLL
-      for (int l = 0; l < kCount; ++l) t[l] = label.at(args.loss, k + l);
+      for (int l = 0; l < kCount; ++l) made[l] = binary_slope(z[l], up, down);
+    } else {
+      in_turn(z, [&](int l, C one) {
+        const C t = label.at(args.loss, k + l), c = weight_of<C>(weights, k + l), p = weight_of<C>(positive, k + l);
+        const C slope = g * binary_gradient<C>(one, t, c, p);
+        FUSEDMIX_UNROLL
+        for (int j = 0; j < kCount; ++j) made[j] = j == l ? slope : made[j];
+      });
     }
-    FUSEDMIX_UNROLL
-    for (int l = 0; l < kCount; ++l) made[l] = g * binary_gradient<C>(z[l], t[l], c[l], p[l]);
   });
 }
 
-// Defined by losses_<type>.cu. `wide`: 16 bytes at a time.
+// Defined by losses_<type>.cu.
 template <class T>
-int launch_loss(const LossArgs& args, bool wide, bool backwards, int64_t blocks, void* stream);
+int launch_loss(const LossArgs& args, bool backwards, void* stream);
 
 template <class T, int V>
-int launch_loss_as(const LossArgs& args, bool backwards, int64_t blocks, void* stream) {
+int launch_loss_as(const LossArgs& args, bool backwards, void* stream) {
   const bool binary = args.loss.binary;
+  const int64_t blocks = args.shape.blocks;
   if (backwards && binary) return device::launch(binary_gradient_kernel<T, V>, blocks, kThreads, stream, args);
   if (backwards) return device::launch(cross_entropy_gradient_kernel<T, V>, blocks, kThreads, stream, args);
   if (binary) return device::launch(binary_cross_entropy_kernel<T, V>, blocks, kLossThreads, stream, args);

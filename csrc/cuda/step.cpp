@@ -148,8 +148,16 @@ void fourier(Memory& memory, Fourier f) {
 }
 
 void loss(Memory& memory, const Loss& loss, const GivenPlan& given, bool counted, double factor, const LossOut& out) {
-  memory.check(loss_rows(loss, place(memory, given), out.rows, out.statistics, memory.stream));
-  memory.check(finish_loss(loss, out.rows, counted, factor, out.sum, out.scale, memory.stream));
+  const LossShape shape = forward_shape(loss, memory.limits().multiprocessors);
+  const int64_t bytes = partial_bytes(loss, shape);
+  void* partial = bytes == 0 ? nullptr : memory.empty("the sums of parts of rows", bytes);
+  memory.check(loss_rows(loss, place(memory, given), shape, out, partial, memory.stream));
+  memory.check(finish_loss(loss, shape, partial, counted, factor, out, memory.stream));
+}
+
+void loss_gradient(Memory& memory, const Loss& loss, const GivenPlan& given, const LossGrad& grad, void* out) {
+  const LossShape shape = backward_shape(loss, out, memory.limits().multiprocessors);
+  memory.check(loss_gradient(loss, place(memory, given), shape, grad, out, memory.stream));
 }
 
 }  // namespace fusedmix::cuda

@@ -71,10 +71,8 @@ Shape apply(Memory& memory, const Images& images, const GivenPlan& given, bool p
 void masks(Memory& memory, const GivenPlan& given, const int64_t* size, float* out);
 void fourier(Memory& memory, Fourier f);
 
-// What a loss leaves: (B,) losses, (B, 2) statistics, and the sum and its scale.
-struct LossOut {
-  void *rows, *statistics, *sum, *scale;
-};
+// factor, counted: as finish_loss has them.
 void loss(Memory& memory, const Loss& loss, const GivenPlan& given, bool counted, double factor, const LossOut& out);
+void loss_gradient(Memory& memory, const Loss& loss, const GivenPlan& given, const LossGrad& grad, void* out);
 
 }  // namespace fusedmix::cuda

@@ -257,11 +257,21 @@ PYBIND11_MODULE(fusedmix_cuda_shim, m) {
     cuda::loss(memory, loss_of(loss), plan_of(plan), counted, factor,
                {data<void>(out[0]), data<void>(out[1]), data<void>(out[2]), data<void>(out[3])});
   });
+  py::class_<cuda::LossShape>(m, "LossShape")
+      .def_readonly("wide", &cuda::LossShape::wide)
+      .def_readonly("log_lanes", &cuda::LossShape::log_lanes)
+      .def_readonly("parts", &cuda::LossShape::parts)
+      .def_readonly("length", &cuda::LossShape::length)
+      .def_readonly("blocks", &cuda::LossShape::blocks);
+  m.def("loss_shape", [](const py::dict& loss, const py::object& gradient, int multiprocessors) {
+    return gradient.is_none() ? cuda::forward_shape(loss_of(loss), multiprocessors)
+                              : cuda::backward_shape(loss_of(loss), data<void>(gradient), multiprocessors);
+  });
   m.def("loss_gradient", [](Memory& memory, const py::dict& loss, const py::dict& plan, const py::object& grad, double factor,
                             const py::object& scale, const py::object& statistics, const py::object& out) {
     const Tensor g(grad);
-    cuda::loss_gradient(loss_of(loss), cuda::place(memory, plan_of(plan)), g.data, g.stride(0), factor, data<void>(scale),
-                        data<void>(statistics), data<void>(out), nullptr);
+    cuda::loss_gradient(memory, loss_of(loss), plan_of(plan),
+                        {g.data, g.stride(0), factor, data<void>(scale), data<void>(statistics)}, data<void>(out));
   });
   m.attr("INLINE_BYTES") = cuda::kInlineBytes;
   m.attr("THREADS") = cuda::kThreads;

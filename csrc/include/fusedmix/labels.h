@@ -47,10 +47,10 @@ struct Smoothing {
   Compute<T> keep, add;
   bool on;
 
-  FUSEDMIX_HD Smoothing(double epsilon, int64_t num_classes)
-      : keep(static_cast<Compute<T>>(1.0 - epsilon)),
-        add(static_cast<Compute<T>>(epsilon / static_cast<double>(num_classes))),
-        on(epsilon != 0.0) {}
+  FUSEDMIX_HD Smoothing(double epsilon, int64_t num_classes) : Smoothing(epsilon, epsilon / static_cast<double>(num_classes)) {}
+  // share: ε/K.
+  FUSEDMIX_HD Smoothing(double epsilon, double share)
+      : keep(static_cast<Compute<T>>(1.0 - epsilon)), add(static_cast<Compute<T>>(share)), on(epsilon != 0.0) {}
 
   FUSEDMIX_HD T operator()(T y) const {
     if (!on) return y;

@@ -22,12 +22,12 @@ FUSEDMIX_HD double mad(double a, double b, double c) {
 #endif
 }
 
-// exp(x) for x <= 0, to 2 units in the last place; NaN for NaN; 0 where it would be no normal number. Loops over it are
-// vectorised, which those over std::exp are not: x = n·ln 2 + r with |r| <= ln(2)/2, and Taylor's series of exp(r). Adding
-// 1.5 times the power of two at which the unit is 1 rounds to n, and leaves n in the low bits.
+// exp(x) for x <= 0, to 2 units in the last place, of 1 on a GPU in float32; NaN for NaN; 0 where it would be no normal number.
+// Loops over it are vectorised, which those over std::exp are not: x = n·ln 2 + r with |r| <= ln(2)/2, and Taylor's series of
+// exp(r). Adding 1.5 times the power of two at which the unit is 1 rounds to n, and leaves n in the low bits.
 FUSEDMIX_HD float exp_nonpositive(float x) {
 #if defined(__CUDA_ARCH__)
-  return expf(x);
+  return near_exp(x);
 #else
   const float at = x < -87.3f ? -87.3f : x;
   const float shifted = at * 0x1.715476p0f + 0x1.8p23f, n = shifted - 0x1.8p23f;
@@ -71,10 +71,7 @@ FUSEDMIX_HD double exp_nonpositive(double x) {
 
 // log(1 + u) for u in [0, 1], to a few units in the last place; NaN for NaN: 2·artanh(s) with s = u/(2+u) <= 1/3.
 FUSEDMIX_HD float log1p_unit(float u) {
-#if defined(__CUDA_ARCH__)
-  return log1pf(u);
-#else
-  const float s = u / (2.0f + u), q = s * s;
+  const float s = near_quotient(u, 2.0f + u), q = s * s;
   float y = mad(q, 1.0f / 15, 1.0f / 13);
   y = mad(y, q, 1.0f / 11);
   y = mad(y, q, 1.0f / 9);
@@ -82,7 +79,6 @@ FUSEDMIX_HD float log1p_unit(float u) {
   y = mad(y, q, 1.0f / 5);
   y = mad(y, q, 1.0f / 3);
   return 2.0f * mad(s * q, y, s);
-#endif
 }
 
 FUSEDMIX_HD double log1p_unit(double u) {
@@ -142,6 +138,9 @@ struct RowSums {
     linear += other.linear;
     total += other.total;
   }
+  // Where c are the coefficients of a label (MixedClasses::sums): the loss, and by what its gradient has each exponential.
+  FUSEDMIX_HD C loss() const { return total * std::log(exponentials) - linear; }
+  FUSEDMIX_HD C rate() const { return total / exponentials; }
 };
 
 // The mixed label of a row: two classes and their coefficients, and that of every class. A class that is ignored
@@ -152,7 +151,9 @@ struct MixedClasses {
   C own_share, lent_share, flat;
   bool ignored;
 
-  FUSEDMIX_HD MixedClasses(int64_t y, int64_t partner, double weight, int64_t num_classes, int64_t ignore, double smoothing) {
+  // share: smoothing over the number of classes.
+  FUSEDMIX_HD MixedClasses(int64_t y, int64_t partner, double weight, int64_t num_classes, int64_t ignore, double smoothing,
+                           double share) {
     own = y >= 0 && y < num_classes && y != ignore ? y : -1;
     lent = partner >= 0 && partner < num_classes && partner != ignore ? partner : -1;
     const C w = own >= 0 ? static_cast<C>(weight) : (y == ignore ? C(0) : C(NAN));
@@ -160,16 +161,19 @@ struct MixedClasses {
     ignored = w == C(0) && v == C(0);
     own_share = static_cast<C>(1.0 - smoothing) * w;
     lent_share = static_cast<C>(1.0 - smoothing) * v;
-    flat = static_cast<C>(smoothing / static_cast<double>(num_classes)) * (w + v);
+    flat = static_cast<C>(share) * (w + v);
   }
 
-  // The sum of c·t over the classes.
-  FUSEDMIX_HD C mass(const RowSums<C>& sums, C own_weight, C lent_weight) const {
-    return own_share * own_weight + lent_share * lent_weight + term(flat, sums.total);
+  // Of sums with the weights of classes, the same with weight times target, z being the logits of the two classes.
+  FUSEDMIX_HD RowSums<C> sums(const RowSums<C>& row, C z_own, C z_lent, C own_weight, C lent_weight) const {
+    const C a = own_share * own_weight, b = lent_share * lent_weight;
+    const C picked = term(a, z_own - row.base()) + term(b, z_lent - row.base());
+    return {row.max, row.exponentials, picked + term(flat, row.linear), a + b + term(flat, row.total)};
   }
-  FUSEDMIX_HD C loss(const RowSums<C>& sums, C z_own, C z_lent, C own_weight, C lent_weight) const {
-    const C picked = term(own_share * own_weight, z_own - sums.base()) + term(lent_share * lent_weight, z_lent - sums.base());
-    return mass(sums, own_weight, lent_weight) * std::log(sums.exponentials) - (picked + term(flat, sums.linear));
+  // What they are for the other parts of a row, where one has those two.
+  FUSEDMIX_HD void leave_classes() {
+    own = lent = -1;
+    own_share = lent_share = C(0);
   }
   FUSEDMIX_HD C target(int64_t k) const {
     return flat + (k == own ? own_share : C(0)) + (k == lent ? lent_share : C(0));
@@ -199,12 +203,35 @@ FUSEDMIX_HD C binary_loss(C z, C t, C c, C p) {
   return c * (term(slope, z) + (C(1) + (p - C(1)) * t) * log1p_unit(exp_nonpositive(-std::fabs(z))));
 }
 
-// Its derivative: (1-t)·σ(z) - p·t·σ(-z).
+// The sum of a few, no more than 100, whose weights are 1: one logarithm for all of them, of the product of their 1 + u. That is
+// kept less 1, so that small u lose nothing.
+template <class C>
+struct BinaryLosses {
+  C linear = 0, product = 0;
+
+  FUSEDMIX_HD void add(C z, C t) {
+    const C u = exp_nonpositive(-std::fabs(z));
+    linear += term(z < C(0) ? -t : C(1) - t, z);
+    product = mad(product, u, product + u);
+  }
+  // With t = 0.
+  FUSEDMIX_HD void add(C z) {
+    const C u = exp_nonpositive(-std::fabs(z));
+    linear += std::fmax(z, C(0));
+    product = mad(product, u, product + u);
+  }
+  FUSEDMIX_HD C sum() const { return linear + std::log1p(product); }
+};
+
+// up·σ(z) - down·σ(-z): the derivative, where up is c·(1-t) and down is c·p·t.
+template <class C>
+FUSEDMIX_HD C binary_slope(C z, C up, C down) {
+  const C u = exp_nonpositive(-std::fabs(z));
+  return near_quotient(z < C(0) ? mad(up, u, -down) : mad(-down, u, up), C(1) + u);
+}
 template <class C>
 FUSEDMIX_HD C binary_gradient(C z, C t, C c, C p) {
-  const C u = exp_nonpositive(-std::fabs(z)), large = C(1) / (C(1) + u), small = u / (C(1) + u);
-  const C positive = z < C(0) ? small : large, negative = z < C(0) ? large : small;
-  return c * ((C(1) - t) * positive - p * t * negative);
+  return c * binary_slope(z, C(1) - t, p * t);
 }
 
 }  // namespace fusedmix

@@ -76,6 +76,7 @@ FUSEDMIX_HD float near_quotient(float a, float b) {
   return a / b;
 #endif
 }
+FUSEDMIX_HD double near_quotient(double a, double b) { return a / b; }
 
 }  // namespace fusedmix
 
