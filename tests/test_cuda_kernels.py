@@ -1348,7 +1348,7 @@ def assert_sampled(shim, request, seed=11, by_number=False):
 @pytest.mark.parametrize(("per", "pairing"), DRAWS)
 @pytest.mark.parametrize("name", SAMPLED)
 def test_sampling(shim, name, per, pairing):
-    for i, (n, size) in enumerate([(1, (4, 4)), (2, (31,)), (17, (7, 20)), (130, (3, 6, 5))]):
+    for i, (n, size) in enumerate([(1, (4, 4)), (2, (31,)), (17, (7, 20)), (130, (3, 6, 5)), (3, (37, 6))]):
         mix = SAMPLED[name](per=per, pairing=pairing, p=(1.0, 0.6)[i % 2], sampling="device")
         labels = torch.arange(n) * 7 % 5 if "class" in pairing else None
         assert_sampled(shim, mix._request(n, size, None, labels), seed=i)

@@ -83,6 +83,13 @@ Draw drawn_elsewhere(const double* row, int64_t at) {
   return drawn;
 }
 
+Draw drawn_here(const SampleArgs& args, int64_t at) {
+  const Numbers numbers{args.seed, static_cast<uint64_t>(at)};
+  const auto row_at = [&](int32_t row) -> const MethodRow& { return args.rows[row]; };
+  const int32_t choice = choose(numbers, row_at, args.methods);
+  return draw(numbers, choice, args.rows[choice], args.p, args.lam == nullptr, args.extent);
+}
+
 }  // namespace
 
 void sample(const SampleArgs& args, const PlanOut& out) {
@@ -94,10 +101,7 @@ void sample(const SampleArgs& args, const PlanOut& out) {
   for (int64_t i = 0; i < args.batch; ++i) {
     if (i == 0 || !once) {
       const int64_t at = draw_index(args.per, i, args.batch);
-      const Draw drawn = args.drawn != nullptr
-                             ? drawn_elsewhere(args.drawn + kDrawnWidth * at, at)
-                             : draw(args.seed, at, [&](int32_t row) -> const MethodRow& { return args.rows[row]; },
-                                    args.methods, args.p, args.lam == nullptr, args.extent);
+      const Draw drawn = args.drawn != nullptr ? drawn_elsewhere(args.drawn + kDrawnWidth * at, at) : drawn_here(args, at);
       const MethodRow row = used_row(args.rows[drawn.choice], args.lam != nullptr);
       lam = used_lam(row, drawn, args.lam == nullptr ? nullptr : args.lam + (args.lam_each ? i : 0));
       made = make_mask(row, lam, drawn, args.extent);

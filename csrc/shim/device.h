@@ -27,7 +27,6 @@
 #define FUSEDMIX_UNROLL
 #define FUSEDMIX_UNROLL_2
 #define FUSEDMIX_UNROLL_4
-#define FUSEDMIX_NO_UNROLL
 
 namespace fusedmix::shim {
 

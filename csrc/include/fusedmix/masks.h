@@ -1,6 +1,8 @@
 // All families of masks: the only switch over kinds, and the only one over methods.
 #pragma once
 
+#include <type_traits>
+
 #include "masks/box.h"
 #include "masks/constant.h"
 #include "masks/fourier.h"
@@ -62,6 +64,12 @@ FUSEDMIX_HD auto of_method(double method, const F& f) {
   }
 }
 
+// Whether a method is of a family.
+template <class F>
+FUSEDMIX_HD bool makes(double method) {
+  return of_method(method, [](const auto& family) { return std::is_same_v<std::decay_t<decltype(family)>, F>; });
+}
+
 // The mask of a draw; all of the sample where nothing is applied. Where is_summed() its weight is missing.
 FUSEDMIX_HD Made make_mask(const MethodRow& row, float lam, const Draw& drawn, const Extent& extent) {
   return of_method(drawn.applied ? row.method : static_cast<double>(kMixUp),
@@ -74,8 +82,13 @@ FUSEDMIX_HD float realised_lam(const MethodRow& row, const Draw& drawn, float la
 FUSEDMIX_HD bool is_summed(const Record& record) {
   return of_kind(record, [](const auto& mask) { return mask.kHasSums; });
 }
-FUSEDMIX_HD Sums sums_of(const Record& record, const Extent& extent, int lane = 0, int lanes = 1) {
-  return of_kind(record, [&](const auto& mask) { return mask.sums(extent, lane, lanes); });
+FUSEDMIX_HD Sums sums_of(const Record& record, const Extent& extent) {
+  return of_kind(record, [&](const auto& mask) {
+    Sums sums{};
+    const int64_t rows = mask.rows(extent);
+    for (int64_t row = 0; row < rows; ++row) add_to(sums, mask.part_of(row), mask.row_sum(extent, row, 0, 1));
+    return sums;
+  });
 }
 FUSEDMIX_HD double summed_weight(const Record& record, const Sums& sums, const Extent& extent) {
   return of_kind(record, [&](const auto& mask) { return mask.weight(sums, extent); });

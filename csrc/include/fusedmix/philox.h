@@ -69,17 +69,20 @@ FUSEDMIX_HD int64_t partner_key(uint64_t seed, int64_t index) {
   return sort_key(w.a, w.b);
 }
 
-// Beta(alpha, alpha) for every alpha > 0 without rejection: Ulrich's polar formula for alpha + 1, Stuart's boost down to
-// alpha, in logarithms (fusedmix/philox.py, symmetric_beta, has the derivation and the sources).
+// Beta(alpha, alpha) for every alpha > 0 without rejection: Ulrich's polar formula for alpha + 1, t = 2 Beta - 1, and Stuart's boost
+// down to alpha, in logarithms (fusedmix/philox.py, symmetric_beta, has the derivation and the sources).
+FUSEDMIX_HD double beta_polar(double log_u, double v, double alpha) {
+  return sqrt(-expm1((2.0 / (2.0 * alpha + 1.0)) * log_u)) * cos_turns(v);
+}
+FUSEDMIX_HD double beta_of(double log1p_t, double log1p_minus_t, double log_boost_u, double log_boost_v, double alpha) {
+  const double logit = log1p_t - log1p_minus_t + (log_boost_u - log_boost_v) / alpha;
+  return 1.0 / (1.0 + exp(-logit));
+}
 FUSEDMIX_HD double symmetric_beta(uint64_t seed, uint64_t index, double alpha, Stream stream = kStreamLam) {
   const Words first = words(seed, index, stream, 0);
   const Words second = words(seed, index, stream, 1);
-  const double u = uniform(first.a, first.b), v = uniform(first.c, first.d);
-  const double boost_u = uniform(second.a, second.b), boost_v = uniform(second.c, second.d);
-  const double radius = sqrt(-expm1((2.0 / (2.0 * alpha + 1.0)) * log(u)));
-  const double t = radius * cos_turns(v);
-  const double logit = log1p(t) - log1p(-t) + (log(boost_u) - log(boost_v)) / alpha;
-  return 1.0 / (1.0 + exp(-logit));
+  const double t = beta_polar(log(uniform(first.a, first.b)), uniform(first.c, first.d), alpha);
+  return beta_of(log1p(t), log1p(-t), log(uniform(second.a, second.b)), log(uniform(second.c, second.d)), alpha);
 }
 
 }  // namespace fusedmix

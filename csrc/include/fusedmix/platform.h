@@ -15,9 +15,11 @@
 #include <mutex>
 #include <utility>
 #define FUSEDMIX_HD __host__ __device__ __forceinline__
+#define FUSEDMIX_NO_UNROLL _Pragma("unroll 1")
 #else
 // Always inlined: csrc/cpu compiles these for several instruction sets, and the linker must not share one copy.
 #define FUSEDMIX_HD inline __attribute__((always_inline))
+#define FUSEDMIX_NO_UNROLL
 #endif
 
 namespace fusedmix {
@@ -100,7 +102,6 @@ FUSEDMIX_HD double near_quotient(double a, double b) { return a / b; }
 #define FUSEDMIX_UNROLL _Pragma("unroll")
 #define FUSEDMIX_UNROLL_2 _Pragma("unroll 2")
 #define FUSEDMIX_UNROLL_4 _Pragma("unroll 4")
-#define FUSEDMIX_NO_UNROLL _Pragma("unroll 1")
 
 namespace fusedmix::device {
 

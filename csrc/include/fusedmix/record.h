@@ -26,7 +26,8 @@ enum Reach : int32_t { kKeep = 0, kTake = 1, kSelect = 2, kBlend = 3 };
 FUSEDMIX_HD Reach reach_of(float w) { return w == 1.0f ? kKeep : (w == 0.0f ? kTake : kBlend); }
 
 // The coordinate along an axis. Selected, not indexed: an index would put the record into local memory.
-FUSEDMIX_HD int32_t along_axis(const int32_t* at, int32_t axis) {
+template <class T>
+FUSEDMIX_HD T along_axis(const T* at, int32_t axis) {
   return axis == 2 ? at[2] : (axis == 1 ? at[1] : at[0]);
 }
 

@@ -50,44 +50,60 @@ struct Draw {
   uint64_t noise, index;
 };
 
-// Philox at a logical index. `rows(i)` is row i of the spec. What is certain costs nothing and changes nothing else:
-// every number has a counter of its own. Without `wants_lam` λ is given by the caller, and 1 here.
-template <class Rows>
-FUSEDMIX_HD Draw draw(uint64_t seed, int64_t index, const Rows& rows, int32_t methods, double p, bool wants_lam,
-                      const Extent& extent) {
-  const auto at = static_cast<uint64_t>(index);
-  Draw drawn{};
-  drawn.applied = true;
-  drawn.lam = 1.0f;
-  drawn.noise = seed;
-  drawn.index = at;
-  if (methods > 1 || p < 1.0) {
-    const Words w = words(seed, at, kStreamChoice);
+// What is uniform at a logical index, and what is made of that.
+struct Numbers {
+  uint64_t seed, index;
+  FUSEDMIX_HD Words words(Stream stream) const { return fusedmix::words(seed, index, stream); }
+  FUSEDMIX_HD double beta(Stream stream, double alpha) const { return symmetric_beta(seed, index, alpha, stream); }
+};
+
+// Which method a draw is of. `numbers` has what is uniform at its index, `rows(i)` is row i of the spec.
+template <class Source, class Rows>
+FUSEDMIX_HD int32_t choose(const Source& numbers, const Rows& rows, int32_t methods) {
+  int32_t choice = 0;
+  if (methods > 1) {
+    const Words w = numbers.words(kStreamChoice);
     const double u = uniform(w.a, w.b);
     double edge = 0.0;
     // The last edge is left out: weights whose sum rounds below 1 must leave no gap above the last method.
+    FUSEDMIX_NO_UNROLL
     for (int32_t i = 0; i + 1 < methods; ++i) {
       edge += rows(i).weight;
-      if (edge <= u) drawn.choice = i + 1;
+      if (edge <= u) choice = i + 1;
     }
+  }
+  return choice;
+}
+
+// What else is drawn, `row` being the chosen one. What is certain costs nothing and changes nothing else: every number has a
+// counter of its own. Without `wants_lam` λ is given by the caller, and 1 here.
+template <class Source>
+FUSEDMIX_HD Draw draw(const Source& numbers, int32_t choice, const MethodRow& row, double p, bool wants_lam, const Extent& extent) {
+  Draw drawn{};
+  drawn.choice = choice;
+  drawn.applied = true;
+  drawn.lam = 1.0f;
+  drawn.noise = numbers.seed;
+  drawn.index = numbers.index;
+  if (p < 1.0) {
+    const Words w = numbers.words(kStreamChoice);
     drawn.applied = uniform(w.c, w.d) < p;
   }
-  const MethodRow row = rows(drawn.choice);
   if (row.p < 1.0) {
-    const Words w = words(seed, at, kStreamApply);
+    const Words w = numbers.words(kStreamApply);
     drawn.applied = drawn.applied && uniform(w.a, w.b) < row.p;
   }
   if (row.lam == row.lam) {
     drawn.lam = static_cast<float>(row.lam);
   } else if (wants_lam && row.alpha > 0.0) {
-    double lam = symmetric_beta(seed, at, row.alpha);
+    double lam = numbers.beta(kStreamLam, row.alpha);
     if (row.reformulate != 0.0) {  // Beta(α+1, α): kept with probability λ
-      const Words w = words(seed, at, kStreamSwap);
+      const Words w = numbers.words(kStreamSwap);
       if (!(uniform(w.a, w.b) < lam)) lam = 1.0 - lam;
     }
     drawn.lam = static_cast<float>(lam);
   }
-  const Words w = words(seed, at, kStreamCentre);
+  const Words w = numbers.words(kStreamCentre);
   const uint32_t of_axis[3] = {w.c, w.b, w.a};
   for (int axis = 0; axis < 3; ++axis) {
     if (axis < 3 - extent.ndim) continue;
@@ -96,13 +112,13 @@ FUSEDMIX_HD Draw draw(uint64_t seed, int64_t index, const Rows& rows, int32_t me
   }
   drawn.coin = w.d >= 0x80000000u;
   if (row.side_high > 0.0) {
-    const Words sides = words(seed, at, kStreamSides);
+    const Words sides = numbers.words(kStreamSides);
     drawn.sides[0] = sides.c;
     drawn.sides[1] = sides.b;
     drawn.sides[2] = sides.a;
   }
-  if (row.aspect_high > 0.0) drawn.aspect = words(seed, at, kStreamAspect).a;
-  if (row.ratio_alpha > 0.0) drawn.ratio = static_cast<float>(symmetric_beta(seed, at, row.ratio_alpha, kStreamRatio));
+  if (row.aspect_high > 0.0) drawn.aspect = numbers.words(kStreamAspect).a;
+  if (row.ratio_alpha > 0.0) drawn.ratio = static_cast<float>(numbers.beta(kStreamRatio, row.ratio_alpha));
   return drawn;
 }
 
@@ -156,24 +172,28 @@ struct Family {
   static constexpr bool kHasBox = false;      // box(): one number in a box, and one outside of it
   static constexpr bool kHasFactors = false;  // a product of one for each axis, or 1 minus that
   static constexpr bool kHasPixels = false;   // they are stored: pixels.h
-  // Whether the label weight is made of sums over pixels: what lane `lane` of `lanes` adds, and what follows.
+  // Whether the label weight is made of sums over pixels, which come in rows, by themselves those of the pixels: how many there are,
+  // to which part one belongs, what lane `lane` of `lanes` adds of it; and what follows.
   static constexpr bool kHasSums = false;
-  FUSEDMIX_HD Sums sums(const Extent&, int, int) const { return {}; }
+  FUSEDMIX_HD int64_t rows(const Extent& extent) const { return extent.size[0] * extent.size[1]; }
+  FUSEDMIX_HD int part_of(int64_t) const { return 0; }
+  FUSEDMIX_HD double row_sum(const Extent&, int64_t, int, int) const { return 0.0; }
   FUSEDMIX_HD double weight(const Sums&, const Extent&) const { return NAN; }
 };
 
-// sums() of a family whose weight is a sum over all pixels, f(z, y, x) in float64: part 0. Lanes share every row.
+// row_sum() of a family whose weight is a sum over all pixels, f(z, y, x) in float64.
 template <class F>
-FUSEDMIX_HD Sums sum_of_pixels(const Extent& extent, int lane, int lanes, const F& f) {
-  Sums found{};
-  for (int64_t z = 0; z < extent.size[0]; ++z) {
-    for (int64_t y = 0; y < extent.size[1]; ++y) {
-      double of_row = 0.0;
-      for (int64_t x = lane; x < extent.size[2]; x += lanes) of_row += f(z, y, x);
-      found.part[0] += of_row;
-    }
-  }
-  return found;
+FUSEDMIX_HD double sum_of_row(const Extent& extent, int64_t row, int lane, int lanes, const F& f) {
+  const int64_t z = row / extent.size[1], y = row - z * extent.size[1];
+  double sum = 0.0;
+  FUSEDMIX_NO_UNROLL
+  for (int64_t x = lane; x < extent.size[2]; x += lanes) sum += f(z, y, x);
+  return sum;
+}
+
+// A sum belongs to a part. Selected, not indexed: an index would put the parts into local memory.
+FUSEDMIX_HD void add_to(Sums& sums, int part, double sum) {
+  for (int which = 0; which < 3; ++which) sums.part[which] += part == which ? sum : 0.0;
 }
 
 // Two coordinates' difference. Without a sign: of a centre that no sampler makes it may not fit.

@@ -40,29 +40,33 @@ struct Gaussian : Family {
   FUSEDMIX_HD bool is_complement() const { return kind == kGaussianComplement; }
 
   // The weight is the mean of the mask, which is separable: Σ exp(-rate·d²) along every axis.
-  FUSEDMIX_HD Sums sums(const Extent& extent, int lane, int lanes) const {
-    return sums_along(rate, centre, extent, lane, lanes, [](double d) { return d; });
+  FUSEDMIX_HD int64_t rows(const Extent&) const { return 3; }
+  FUSEDMIX_HD int part_of(int64_t axis) const { return static_cast<int>(axis); }
+  FUSEDMIX_HD double row_sum(const Extent& extent, int64_t axis, int lane, int lanes) const {
+    return sum_along(rate, centre, extent, static_cast<int32_t>(axis), lane, lanes, [](double d) { return d; });
   }
   FUSEDMIX_HD double weight(const Sums& sums, const Extent& extent) const {
     return is_complement() ? 1.0 - mean(sums, extent) : mean(sums, extent);
   }
   // Of a Gaussian whose distances are e(d), d being that to the centre.
   template <class E>
-  FUSEDMIX_HD static Sums sums_along(double rate, const int32_t* centre, const Extent& extent, int lane, int lanes, const E& e) {
-    Sums found{};
-    for (int axis = 0; axis < 3; ++axis) {
-      double sum = 0.0;
-      for (int64_t c = lane; c < extent.size[axis]; c += lanes) {
-        const double d = e(static_cast<double>(c - centre[axis]));
-        sum += exp(-rate * (d * d));
-      }
-      found.part[axis] = sum;
+  FUSEDMIX_HD static double sum_along(double rate, const int32_t* centre, const Extent& extent, int32_t axis, int lane, int lanes,
+                                      const E& e) {
+    const int64_t middle = along_axis(centre, axis), size = along_axis(extent.size, axis);
+    double sum = 0.0;
+    FUSEDMIX_NO_UNROLL
+    for (int64_t c = lane; c < size; c += lanes) {
+      const double d = e(static_cast<double>(c - middle));
+      sum += exp(-rate * (d * d));
     }
-    return found;
+    return sum;
   }
   FUSEDMIX_HD static double mean(const Sums& sums, const Extent& extent) {
     double product = 1.0;
-    for (int axis = 0; axis < 3; ++axis) product = product * sums.part[axis] / static_cast<double>(extent.size[axis]);
+    FUSEDMIX_NO_UNROLL
+    for (int axis = 0; axis < 3; ++axis) {
+      product = product * along_axis(sums.part, axis) / static_cast<double>(along_axis(extent.size, axis));
+    }
     return product;
   }
 

@@ -105,8 +105,10 @@ struct Grid : Family {
   FUSEDMIX_HD int64_t first_of(int axis, int32_t cell) const {
     return (int64_t{cell} * side[axis] + cells[axis] - 1) / cells[axis];
   }
-  FUSEDMIX_HD Sums sums(const Extent&, int lane, int lanes) const {
-    Sums found{};
+  FUSEDMIX_HD int64_t rows(const Extent&) const { return 1; }
+  FUSEDMIX_HD double row_sum(const Extent&, int64_t, int lane, int lanes) const {
+    double sum = 0.0;
+    FUSEDMIX_NO_UNROLL
     for (int32_t cell = lane; cell < count(); cell += lanes) {
       if (!chosen(static_cast<uint32_t>(cell))) continue;
       int64_t pixels = 1;
@@ -116,9 +118,9 @@ struct Grid : Family {
         pixels *= first_of(axis, along_it + 1) - first_of(axis, along_it);
         rest /= cells[axis];
       }
-      found.part[0] += static_cast<double>(pixels);
+      sum += static_cast<double>(pixels);
     }
-    return found;
+    return sum;
   }
   FUSEDMIX_HD double weight(const Sums& sums, const Extent& extent) const { return sums.part[0] / extent.pixels(); }
 };

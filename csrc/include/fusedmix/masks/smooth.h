@@ -29,6 +29,7 @@ struct Smooth : Family {
     if (extent.ndim == 3) linear = disc ? 4.0 : 6.0;
     if (alone < volume) {
       double t = root(volume, extent.ndim) / s;
+      FUSEDMIX_NO_UNROLL
       for (int step = 0; step < 12; ++step) {
         const double more = ((cubic * t + square) * t + linear) * t - (volume - alone) / alone;
         t -= more / ((3.0 * cubic * t + 2.0 * square) * t + linear);
@@ -69,13 +70,15 @@ struct Smooth : Family {
   }
 
   // The weight is the mean of the mask: a square is separable.
-  FUSEDMIX_HD Sums sums(const Extent& extent, int lane, int lanes) const {
+  FUSEDMIX_HD int64_t rows(const Extent& extent) const { return kind == kSmoothSquare ? 3 : Family::rows(extent); }
+  FUSEDMIX_HD int part_of(int64_t row) const { return kind == kSmoothSquare ? static_cast<int>(row) : 0; }
+  FUSEDMIX_HD double row_sum(const Extent& extent, int64_t row, int lane, int lanes) const {
     const double r = radius;
     const auto outside = [r](double d) { return d > r ? d - r : 0.0; };  // fmax is a call on the CPU
     if (kind == kSmoothSquare) {
-      return Gaussian::sums_along(rate, centre, extent, lane, lanes, [=](double d) { return outside(fabs(d)); });
+      return Gaussian::sum_along(rate, centre, extent, static_cast<int32_t>(row), lane, lanes, [=](double d) { return outside(fabs(d)); });
     }
-    return sum_of_pixels(extent, lane, lanes, [&](int64_t z, int64_t y, int64_t x) {
+    return sum_of_row(extent, row, lane, lanes, [&](int64_t z, int64_t y, int64_t x) {
       const double dz = static_cast<double>(z - centre[0]), dy = static_cast<double>(y - centre[1]);
       const double dx = static_cast<double>(x - centre[2]);
       const double e = outside(sqrt(dz * dz + dy * dy + dx * dx));
