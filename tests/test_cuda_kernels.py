@@ -1450,20 +1450,25 @@ def masks_of(request, made):
     return reference._masks(Request(*request[:3], Pairing(request[3]), Per(request[4]), *request[5:]), made)
 
 
+def dependent(shim):
+    """Which launches of the last call may begin before the one before has ended."""
+    return [(name, launch["dependent"]) for name, launch in shim.launches()]
+
+
 @pytest.mark.parametrize(("per", "pairing"), DRAWS)
 @pytest.mark.parametrize("name", METHODS)
 def test_a_step_is_two_launches(shim, name, per, pairing):
-    """The plan; then images and targets."""
+    """The plan; then images and targets, by a launch that may begin before the plan is there, and waits for it."""
     shape, dtype = (14, 3, 6, 16), DTYPES[list(METHODS).index(name) % 5]
     for lam in (None, torch.linspace(0, 1, 14)):
         request, labels, classes = step_for(name, 14, shape, per, pairing, lam)
         before = values(shape, dtype)
         out, *others = shim.mix_batch(before, labels, request, torch.tensor(3), classes, 0.1)
-        assert shim.kernels() == ["sample", "mix"]
+        assert dependent(shim) == [("sample", False), ("mix", True)]
         x = before.clone()
         targets, *made = shim.mix_batch_(x, labels, request, torch.tensor(3), classes, 0.1)
-        (first, sampled), (second, mixed) = shim.launches()
-        assert (first, second) == ("sample", "mix")
+        assert dependent(shim) == [("sample", False), ("mix", True)]
+        (_, sampled), (_, mixed) = shim.launches()
         assert sampled["buffers"]["x"]["read_bytes"] == sampled["buffers"]["x"]["written_bytes"] == 0
         assert mixed["buffers"]["x"]["max_reads"] <= 2
         assert mixed["buffers"]["x"]["max_writes"] <= 1
@@ -1491,10 +1496,10 @@ def test_a_step_drawn_on_the_host_is_one_launch(shim, per, pairing, on_host):
         expected = dense(labels, made[0], made[2], classes, 0.0)
         out, x = torch.empty_like(before), before.clone()
         targets, *_ = shim.step(out, before, labels, request, classes, 0.0, made=made, on_host=on_host)
-        assert shim.kernels() == ["mix"]
+        assert dependent(shim) == [("mix", False)]
         assert_targets(shim, targets, expected)
         targets, *_ = shim.step(x, x, labels, request, classes, 0.0, made=made, on_host=on_host)
-        assert shim.kernels() == ["mix"]
+        assert dependent(shim) == [("mix", False)]
         assert_targets(shim, targets, expected)
         assert alike(x, out)
         assert_mixed(x, before, w, made[0])
@@ -1510,9 +1515,24 @@ def test_other_targets_are_a_launch(shim, dtype):
         labels, before = soft(dtype, n, classes), values((n, 3, 8, 8), images)
         x = before.clone()
         targets, *made = shim.mix_batch_(x, labels, request, torch.tensor(1), classes, 0.0)
-        assert shim.kernels() == ["sample", "mix", "target"]
+        assert dependent(shim) == [("sample", False), ("mix", True), ("target", False)]
         assert_targets(shim, targets, dense(labels, made[0], made[2], classes, 0.0))
         assert_mixed(x, before, weights_of(shim, before, masks_of(request, made)), made[0])
+
+
+def test_only_what_follows_the_sampler_begins_early(shim):
+    """Not what brings a slice back to where it belongs, nor targets where there are no images to mix."""
+    shim.shared_bytes = 8192
+    request, labels, classes = step_for("MixUp", 300, (300, 1, 4, 8), "sample", "random")
+    before = values((300, 1, 4, 8), torch.float32)
+    x = before.clone()
+    _, *made = shim.mix_batch_(x, labels, request, torch.tensor(3), classes, 0.0)
+    assert shim.shape.way == shim.module.Way.SLICES
+    assert dependent(shim) == [("sample", False), ("mix", True), ("back", False)]
+    assert_mixed(x, before, weights_of(shim, before, masks_of(request, made)), made[0])
+    request, labels, classes = step_for("MixUp", 1, (1, 3, 8, 16), "sample", "roll")
+    shim.mix_batch_(values((1, 3, 8, 16), torch.float32), labels, request, torch.tensor(3), classes, 0.0)
+    assert dependent(shim) == [("sample", False), ("target", False)]
 
 
 def mixed_with_classes(shim, x, labels, classes, smoothing, pairing="random", in_place=True, weight=None):

@@ -161,7 +161,13 @@ def report_of(said, ptx):
             continue
         code = re.sub(r"//[^\n]*", "", text.partition(".section")[0])
         for symbol, body in re.findall(r"\.entry\s+(\w+)\(.*?\)[^{]*\{(.*?)\n\}", code, re.DOTALL):
-            found[arch][symbol] |= {"local": bool(re.search(r"\.local\b", body)), "accesses": accesses_of(body)}
+            found[arch][symbol] |= {
+                "local": bool(re.search(r"\.local\b", body)),
+                "accesses": accesses_of(body),
+                "overlap": re.findall(r"\bgriddepcontrol\.(\w+)", body),
+                "constant": len(re.findall(r"\bld\.global[\w.:]*\.nc\b", body)),
+                "early": early_accesses(body),
+            }
         # Functions that were not inlined count as every kernel's.
         if re.search(r"\.func\b", code) and re.search(r"\.local\b", code):
             for report in found[arch].values():
@@ -180,6 +186,33 @@ def accesses_of(body):
         bits = int(re.sub(r"\D", "", words[-1]))
         accesses[f"{operation} {vector * bits // 8}"] += 1
     return dict(accesses)
+
+
+def early_accesses(body):
+    """Which accesses to memory a thread may come to before it waits for the launch before, on any path."""
+    lines = [line.strip() for line in body.splitlines()]
+    labels = {line[:-1]: n for n, line in enumerate(lines) if re.fullmatch(r"\$\w+:", line)}
+    tables = dict(re.findall(r"(\$\w+):\s*\.branchtargets\s([^;]*);", body))
+    found, seen, todo = set(), set(), [0]
+    while todo:
+        n = todo.pop()
+        if n in seen or n >= len(lines):
+            continue
+        seen.add(n)
+        predicated, operation, rest = re.fullmatch(r"(@!?%\w+\s+)?([\w.:]*)(.*)", lines[n]).groups()
+        if operation == "griddepcontrol.wait":
+            continue
+        if re.match(r"(ld|st|red|atom|cp)\.(?!param|shared|local|async\.wait)", operation):
+            found.add(operation)
+        if operation.startswith("bra"):
+            todo += [labels[label] for label in re.findall(r"\$\w+", rest)]
+        elif operation.startswith("brx"):
+            todo += [
+                labels[label] for table in re.findall(r"\$\w+", rest) for label in re.findall(r"\$\w+", tables[table])
+            ]
+        if predicated or not re.match(r"bra|brx|ret|exit|trap", operation):
+            todo.append(n + 1)
+    return sorted(found)
 
 
 @pytest.fixture(scope="module")
@@ -255,6 +288,35 @@ def test_coefficients_and_grey_images_move_128_bits_at_a_time(kernels):
             assert counted(report["accesses"], "ld").get(16, 0) >= (1 if "turn" in symbol else 4), (arch, symbol)
 
 
+def test_launches_overlap_safely(reports):
+    """The samplers let the next launch start, and wait for none.
+
+    Every kernel that mixes waits, whichever way a thread takes, before it touches anything but images, which it reads
+    out of the L2 cache. It reads nothing as constant, which might be moved across the wait, and lets no launch start:
+    that would see images that are half mixed.
+    """
+    for arch in architectures():
+        symbols = {symbol: report for of_file in reports.values() for symbol, report in of_file[arch].items()}
+        samplers = {symbol for symbol in symbols if "sample_kernel" in symbol}
+        for symbol, report in symbols.items():
+            mixes = MIXING.search(symbol)
+            if int(arch) < 90 or not (mixes or symbol in samplers):
+                assert report["overlap"] == [], (arch, symbol)
+            elif mixes:
+                assert set(report["overlap"]) == {"wait"}, (arch, symbol)
+                assert report["constant"] == 0, (arch, symbol)
+                early = {"pairs": "ld.global.cg.v4.u32", "tile": "cp.async.cg.shared.global"}.get(mixes[1])
+                assert set(report["early"]) <= {early}, (arch, symbol)
+            else:
+                assert report["overlap"] == ["launch_dependents"], (arch, symbol)
+        if int(arch) >= 90:
+            mixing = [report for symbol, report in symbols.items() if MIXING.search(symbol)]
+            assert {kind for report in mixing for kind in report["early"]} == {
+                "ld.global.cg.v4.u32",
+                "cp.async.cg.shared.global",
+            }
+
+
 def counted(accesses, operation):
     return {int(key.split()[1]): n for key, n in accesses.items() if key.startswith(operation)}
 
@@ -318,7 +380,58 @@ ptxas info    : Used 32 registers, used 0 barriers
 """
     assert report_of(said, [ptx]) == {
         "90": {
-            "one": {"stack": 8, "spilled": 16, "registers": 64, "local": True, "accesses": {"ld 16": 2, "st 1": 1}},
-            "two": {"stack": 0, "spilled": 0, "registers": 32, "local": False, "accesses": {"st 8": 1}},
+            "one": {
+                "stack": 8,
+                "spilled": 16,
+                "registers": 64,
+                "local": True,
+                "accesses": {"ld 16": 2, "st 1": 1},
+                "overlap": [],
+                "constant": 1,
+                "early": ["ld.global.nc.L1::no_allocate.v4.u32", "ld.v2.f64", "st.global.u8"],
+            },
+            "two": {
+                "stack": 0,
+                "spilled": 0,
+                "registers": 32,
+                "local": False,
+                "accesses": {"st 8": 1},
+                "overlap": [],
+                "constant": 0,
+                "early": ["st.b64"],
+            },
         }
     }
+
+
+def test_early_accesses_are_found_on_every_path():
+    """Wherever they are written: a jump over a wait, and a switch."""
+    body = """
+	ld.param.u64 	%rd1, [one_param_0];
+	setp.eq.s32 	%p1, %r1, 0;
+	@%p1 bra 	$L__BB0_2;
+	ld.global.cg.v4.u32 	{%r1, %r2, %r3, %r4}, [%rd1];
+	// begin inline asm
+	griddepcontrol.wait;
+	// end inline asm
+	ld.u64 	%rd2, [%rd3];
+	bra.uni 	$L__BB0_4;
+$L__BB0_2:
+$L_brx_0: .branchtargets
+	$L__BB0_3,
+	$L__BB0_5;
+	brx.idx 	%r5, $L_brx_0;
+$L__BB0_3:
+	griddepcontrol.wait;
+	st.global.u32 	[%rd4], %r1;
+$L__BB0_4:
+	atom.add.u32 	%r6, [%rd5], 1;
+	ret;
+$L__BB0_5:
+	cp.async.cg.shared.global [%r7], [%rd6], 16;
+	griddepcontrol.wait;
+	ret;
+"""
+    assert early_accesses(body) == ["cp.async.cg.shared.global", "ld.global.cg.v4.u32"]
+    assert "atom.add.u32" in early_accesses(body.replace("griddepcontrol.wait;", "", 1))
+    assert "st.global.u32" in early_accesses(body.replace("BB0_3:\n\tgriddepcontrol.wait;", "BB0_3:"))

@@ -90,9 +90,10 @@ Shape shape_of(const Images& images, int32_t pairing, int32_t families, const de
 int limits(device::Limits& out);
 
 // Launches that mix; `targets` (labels null: none) that one launch can write besides are written by it. `inverse`: (B,) whose
-// partner a sample is, for the adjoint, unless a formula has it. `scratch`: for kSlices.
+// partner a sample is, for the adjoint, unless a formula has it. `scratch`: for kSlices. `after_sampler`: the launch before is
+// sample(), which made the plan; the first that mixes may then begin before that has ended.
 int mix(const Images& images, const LaunchPlan& plan, const Shape& shape, const int32_t* inverse, void* scratch,
-        const Targets& targets, void* stream);
+        const Targets& targets, bool after_sampler, void* stream);
 int64_t scratch_bytes(const Images& images, const Shape& shape);
 // Whether mix() writes the targets; others need a launch of their own.
 bool beside_images(const Targets& targets);

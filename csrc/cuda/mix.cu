@@ -103,9 +103,9 @@ Loops loops_of(const Layout& layout, ElementType type, const Shape& shape) {
   return loops;
 }
 
-int launch(const Images& images, const Shape& shape, const MixArgs& args, Way way, int threads, void* stream) {
+int launch(const Images& images, const Shape& shape, const MixArgs& args, Way way, int threads, bool after_sampler, void* stream) {
   const int64_t blocks = launchable(args.mix_blocks + divide_up(args.targets.entries, threads));
-  const Launch l{args, way, images.adjoint, blocks, way == Way::kTile ? shape.shared_bytes : 0, stream};
+  const Launch l{args, way, images.adjoint, blocks, way == Way::kTile ? shape.shared_bytes : 0, after_sampler, stream};
   switch (images.type) {
     case ElementType::kFloat32: return launch_mix<float>(l, shape.width);
     case ElementType::kFloat16: return launch_mix<Half>(l, shape.width);
@@ -115,13 +115,13 @@ int launch(const Images& images, const Shape& shape, const MixArgs& args, Way wa
   }
 }
 
-int launch_each(const Images& images, const Shape& shape, MixArgs args, void* stream) {
+int launch_each(const Images& images, const Shape& shape, MixArgs args, bool after_sampler, void* stream) {
   const int64_t tiles = divide_up(args.columns, int64_t{1} << shape.log_column);
   const int64_t groups = divide_up(images.layout.batch, int64_t{kEachSamples} << (kEachLog - shape.log_column));
   args.by_tile = shape.by_tile;
   args.inner = divisor(args.by_tile ? groups : tiles);
   args.mix_blocks = tiles * groups;
-  return launch(images, shape, args, Way::kEach, kEachThreads, stream);
+  return launch(images, shape, args, Way::kEach, kEachThreads, after_sampler, stream);
 }
 
 }  // namespace
@@ -136,7 +136,7 @@ int64_t scratch_bytes(const Images& images, const Shape& shape) {
 }
 
 int mix(const Images& images, const LaunchPlan& plan, const Shape& shape, const int32_t* inverse, void* scratch, const Targets& targets,
-        void* stream) {
+        bool after_sampler, void* stream) {
   const int64_t batch = images.layout.batch, vector_bytes = int64_t{shape.width} * element_size(images.type);
   MixArgs args{};
   args.src = static_cast<const char*>(images.src);
@@ -150,17 +150,17 @@ int mix(const Images& images, const LaunchPlan& plan, const Shape& shape, const 
   args.plan = plan;
   switch (shape.way) {
     case Way::kNone: return 0;
-    case Way::kEach: return launch_each(images, shape, args, stream);
+    case Way::kEach: return launch_each(images, shape, args, after_sampler, stream);
     case Way::kPairs: {
       const int64_t tiles = divide_up(args.columns, kPairThreads);
       args.inner = divisor(tiles);
       args.mix_blocks = tiles * ((images.src == images.dst ? batch : batch + 1) / 2);  // in place nobody is his own partner
-      return launch(images, shape, args, Way::kPairs, kPairThreads, stream);
+      return launch(images, shape, args, Way::kPairs, kPairThreads, after_sampler, stream);
     }
     case Way::kRoll:
     case Way::kTile:
       args.mix_blocks = divide_up(args.columns, int64_t{1} << shape.log_column);
-      return launch(images, shape, args, shape.way, shape.way == Way::kRoll ? kRollThreads : kTileThreads, stream);
+      return launch(images, shape, args, shape.way, shape.way == Way::kRoll ? kRollThreads : kTileThreads, after_sampler, stream);
     case Way::kSlices: break;
   }
   // All of a slice is read before any of it is written: launches of a stream follow each other.
@@ -169,7 +169,7 @@ int mix(const Images& images, const LaunchPlan& plan, const Shape& shape, const 
     args.columns = static_cast<uint32_t>(std::min(shape.slice, shape.columns - first));
     args.dst = static_cast<char*>(scratch);
     args.packed_batch = args.columns * vector_bytes;
-    if (const int error = launch_each(images, shape, args, stream); error != 0) return error;
+    if (const int error = launch_each(images, shape, args, after_sampler && first == 0, stream); error != 0) return error;
     const int64_t tiles = divide_up(args.columns, kThreads);
     const BackArgs back{args.dst,          static_cast<char*>(images.dst), args.loops, divisor(tiles), args.first_column, args.columns,
                         args.packed_batch, static_cast<int32_t>(vector_bytes)};

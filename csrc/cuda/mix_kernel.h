@@ -56,6 +56,11 @@ constexpr int kRollBlocks = kFamilies == kAnySet || sizeof(T) == 1 ? 2 : 3;
 template <class T, int32_t kFamilies>
 constexpr int kTileBlocks = kFamilies == kConstantSet ? 3 : (kFamilies == kStoredSet && sizeof(T) == 1 ? 1 : 2);
 
+// Right after a sampler a launch may begin before the plan is there (device::wait_for_plan). What a kernel loads whatever the plan
+// says, it then loads before: only images, and past the caches that are nearer than the L2 cache.
+template <class T, int V, int32_t kFamilies>
+constexpr bool kEarly = !kSkips<kFamilies> && sizeof(T) * V == 16;
+
 // A thread's vector of every sample, and what masks do to it.
 template <class T, int V, int32_t kFamilies>
 struct Column {
@@ -83,6 +88,9 @@ struct Column {
   FUSEDMIX_DEVICE const char* source(int64_t i) const { return args.src + i * args.loops.src_batch + place.src; }
   FUSEDMIX_DEVICE char* target(int64_t i) const { return args.dst + i * args.loops.dst_batch + place.dst; }
   FUSEDMIX_DEVICE Vec<T, V> load(int64_t i) const { return load_vector<T, V>(source(i)); }
+  FUSEDMIX_DEVICE Vec<T, V> load_early(int64_t i) const {
+    return from_raw<T, V>(device::load_far(reinterpret_cast<const RawVec<T, V>*>(source(i))));
+  }
   FUSEDMIX_DEVICE int64_t partner(int64_t i) const { return partner_of(plan, i, args.batch); }
 
   // Whether a look at one sample is one at all.
@@ -142,6 +150,7 @@ struct Column {
 
 FUSEDMIX_DEVICE bool writes_targets(const MixArgs& args, int32_t threads) {
   if (device::block() < args.mix_blocks) return false;
+  device::wait_for_plan();
   write_classes(args.targets, args.plan, static_cast<int32_t>(device::block() - args.mix_blocks), threads);
   return true;
 }
@@ -157,6 +166,7 @@ FUSEDMIX_WIDE_KERNEL(kEachThreads, (kEachBlocks<T, kFamilies, kAdjoint>)) each_k
   const uint32_t at = (tile << args.log_column) + (device::thread() & ((1u << args.log_column) - 1));
   const uint32_t group = groups + (device::thread() >> args.log_column);
   if (at >= args.columns || static_cast<int64_t>(group) * kEachSamples >= args.batch) return;
+  device::wait_for_plan();
   const Column<T, V, kFamilies> column(args, args.first_column + at);
   using Look = typename Column<T, V, kFamilies>::Look;
   const auto there = [&](int k) { return k == 0 || static_cast<int64_t>(group) * kEachSamples + k < args.batch; };
@@ -244,6 +254,11 @@ FUSEDMIX_WIDE_KERNEL(kPairThreads, (kEachBlocks<T, kFamilies>)) pairs_kernel(FUS
   const int64_t i[2] = {pair, args.batch - 1 - static_cast<int64_t>(pair)};
   typename Column<T, V, kFamilies>::Look look[2];
   Vec<T, V> x[2];
+  if constexpr (kEarly<T, V, kFamilies>) {
+    FUSEDMIX_UNROLL
+    for (int k = 0; k < 2; ++k) x[k] = column.load_early(i[k]);
+  }
+  device::wait_for_plan();
   if constexpr (kSkips<kFamilies>) {
     const Glimpse seen[2] = {column.glimpse(i[0]), column.glimpse(i[1])};
     FUSEDMIX_UNROLL
@@ -251,6 +266,7 @@ FUSEDMIX_WIDE_KERNEL(kPairThreads, (kEachBlocks<T, kFamilies>)) pairs_kernel(FUS
   }
   FUSEDMIX_UNROLL
   for (int k = 0; k < 2; ++k) {
+    if constexpr (kEarly<T, V, kFamilies>) break;
     const bool by_itself = !kSkips<kFamilies> || (look[k].reach != kTake && (look[k].reach != kKeep || !in_place));
     if (by_itself || look[1 - k].reach != kKeep) x[k] = column.load(i[k]);
   }
@@ -280,6 +296,7 @@ FUSEDMIX_WIDE_KERNEL(kRollThreads, (kRollBlocks<T, kFamilies>)) roll_kernel(FUSE
   const int32_t stop = first + span < batch ? first + span : batch;
   const uint32_t at = (device::block() << args.log_column) + (device::thread() & ((1u << args.log_column) - 1));
   const bool active = at < args.columns && first < stop;
+  device::wait_for_plan();
   const Column<T, V, kFamilies> column(args, active ? at : 0);
   using Look = typename Column<T, V, kFamilies>::Look;
   Vec<T, V> edge{}, own{};
@@ -343,12 +360,14 @@ FUSEDMIX_WIDE_KERNEL(kTileThreads, (kTileBlocks<T, kFamilies>)) tile_kernel(FUSE
   using Look = typename Column<T, V, kFamilies>::Look;
   const auto place = [&](int64_t i) { return static_cast<int32_t>(i << args.log_column) + static_cast<int32_t>(lane); };
   const int32_t end = active ? batch : 0;
+  if constexpr (!kEarly<T, V, kFamilies>) device::wait_for_plan();
   uint32_t waits = 0;  // bit n: the thread's n-th sample has a result
   if constexpr (!kSkips<kFamilies>) {
     FUSEDMIX_UNROLL_4
     for (int32_t i = first; i < end; i += step) {
       device::copy_to_shared(shared, place(i), reinterpret_cast<const Raw*>(column.source(i)));
     }
+    if constexpr (kEarly<T, V, kFamilies>) device::wait_for_plan();
     device::copied();
   } else {
     constexpr int kAhead = kAheadOf<kFamilies>;
@@ -408,22 +427,28 @@ struct Launch {
   Way way;
   bool adjoint;
   int64_t blocks, shared_bytes;
+  bool after_sampler;  // and right after it
   void* stream;
+
+  template <class Kernel>
+  int start(Kernel kernel, int threads, int64_t shared = 0) const {
+    return after_sampler ? device::launch_dependent(kernel, blocks, threads, stream, args, shared)
+                         : device::launch(kernel, blocks, threads, stream, args, shared);
+  }
 };
 
 template <class T, int V, int32_t kFamilies>
 int launch_way(const Launch& l) {
   switch (l.way) {
-    case Way::kPairs: return device::launch(pairs_kernel<T, V, kFamilies>, l.blocks, kPairThreads, l.stream, l.args);
-    case Way::kRoll: return device::launch(roll_kernel<T, V, kFamilies>, l.blocks, kRollThreads, l.stream, l.args);
-    case Way::kTile:
-      return device::launch(tile_kernel<T, V, kFamilies>, l.blocks, kTileThreads, l.stream, l.args, l.shared_bytes);
+    case Way::kPairs: return l.start(pairs_kernel<T, V, kFamilies>, kPairThreads);
+    case Way::kRoll: return l.start(roll_kernel<T, V, kFamilies>, kRollThreads);
+    case Way::kTile: return l.start(tile_kernel<T, V, kFamilies>, kTileThreads, l.shared_bytes);
     default: break;
   }
   if constexpr (sizeof(T) > 1) {
-    if (l.adjoint) return device::launch(each_kernel<T, V, kFamilies, true>, l.blocks, kEachThreads, l.stream, l.args);
+    if (l.adjoint) return l.start(each_kernel<T, V, kFamilies, true>, kEachThreads);
   }
-  return device::launch(each_kernel<T, V, kFamilies, false>, l.blocks, kEachThreads, l.stream, l.args);
+  return l.start(each_kernel<T, V, kFamilies, false>, kEachThreads);
 }
 
 // Whole vectors of 16 bytes have a kernel for each set of families, but for all at once of bytes, which would be as long as three;

@@ -332,8 +332,10 @@ FUSEDMIX_DEVICE void draw_block(const SampleArgs& args, uint64_t seed, int64_t b
   if (there && lane == 0) device::store(s.out.weight + i, made.weight);
 }
 
+// First of all it lets the launch that mixes start, which waits for the plan.
 template <class F, Partners kPartners>
 FUSEDMIX_KERNEL(kThreads) sample_kernel(FUSEDMIX_ARGS(SampleArgs, args)) {
+  device::let_next_start();
   const uint64_t seed = seed_of(args.sampling);
   if constexpr (kPartners != Partners::kByFormula) {
     if (device::block() < args.partner_blocks) return partner_block<kPartners>(args.sampling, seed);

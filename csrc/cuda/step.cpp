@@ -107,7 +107,7 @@ void Pass::sample(Sampling s) const {
   memory_.check(cuda::sample(s, memory_.stream));
 }
 
-void Pass::mix(const LaunchPlan& plan, const Targets& targets) const {
+void Pass::mix(const LaunchPlan& plan, const Targets& targets, bool after_sampler) const {
   const bool beside = images_ != nullptr && shape.way != Way::kNone && beside_images(targets);
   if (images_ != nullptr) {
     const int32_t* inverse = nullptr;
@@ -116,8 +116,10 @@ void Pass::mix(const LaunchPlan& plan, const Targets& targets) const {
       auto* made = static_cast<int32_t*>(memory_.empty("the inverse of the partners", batch * static_cast<int64_t>(sizeof(int32_t))));
       memory_.check(invert(plan, batch, made, memory_.stream));
       inverse = made;
+      after_sampler = false;
     }
-    memory_.check(cuda::mix(*images_, plan, shape, inverse, scratch_, beside ? targets : Targets{}, memory_.stream));
+    memory_.check(
+        cuda::mix(*images_, plan, shape, inverse, scratch_, beside ? targets : Targets{}, after_sampler, memory_.stream));
   }
   if (!beside) memory_.check(write_targets(plan, targets, memory_.stream));
 }
@@ -125,7 +127,7 @@ void Pass::mix(const LaunchPlan& plan, const Targets& targets) const {
 void Pass::run(const Sampling* sampling, const GivenPlan& made, const Targets& targets) const {
   const LaunchPlan plan = place(memory_, made);
   if (sampling != nullptr) sample(*sampling);
-  mix(plan, targets);
+  mix(plan, targets, sampling != nullptr);
 }
 
 Shape apply(Memory& memory, const Images& images, const GivenPlan& given, bool permutation) {

@@ -52,7 +52,8 @@ class Pass {
   Pass(Memory& memory, const Images* images, const Shape& shape);
   // A plan that is drawn on the device.
   void sample(Sampling sampling) const;
-  void mix(const LaunchPlan& plan, const Targets& targets) const;
+  // `after_sampler`: sample() was called just now, and nothing else was launched since.
+  void mix(const LaunchPlan& plan, const Targets& targets, bool after_sampler = false) const;
   // A whole step. A kernel draws what `sampling` asks for (null: it was drawn on the host) before others read `made`.
   void run(const Sampling* sampling, const GivenPlan& made, const Targets& targets) const;
 

@@ -163,6 +163,12 @@ inline void store(T* p, T value) {
   std::memcpy(p, &value, sizeof(T));
 }
 
+template <class T>
+inline T load_far(const T* p) {
+  static_assert(sizeof(T) == 16);
+  return load(p);
+}
+
 template <class Array, class T>
 inline void copy_to_shared(const Array& array, int32_t index, const T* from) {
   array[index] = load(from);

@@ -157,7 +157,13 @@ template <class T>
 __device__ __forceinline__ void store(T* p, T value) {
   *p = value;
 }
-// The same, as one instruction even where values come from several branches: there nvcc may store 16 bytes in parts.
+// The same, of 16 bytes, out of the L2 cache: before wait_for_plan() what the caches nearer by hold may be older than what the
+// stream has written.
+template <class T>
+__device__ __forceinline__ T load_far(const T* p) {
+  return __ldcg(p);
+}
+// A store as one instruction even where values come from several branches: there nvcc may store 16 bytes in parts.
 template <class T>
 __device__ __forceinline__ void store_whole(T* p, T value) {
   if constexpr (sizeof(T) == 16) {
