@@ -91,6 +91,11 @@ WORDS = {
     "per_vector": "instructions a vector",
 }
 
+# A sampler of one family (csrc/cuda/sample.cu), by how partners are found. Where they are random other blocks do that.
+SAMPLER = re.compile(r"sample_kernel<(?:fusedmix::)?(\w+), \(Partners\)(\d)>")
+SAMPLER_LIMITS = {0: {"instructions": 1500}, 1: {"instructions": 1800}}  # by formula, random
+ALL_FAMILIES = "Every"
+
 
 class Exempt(NamedTuple):
     """Kernels that may exceed limits: by how much, and why."""
@@ -136,6 +141,16 @@ EXEMPT = (
         r"sm_120 tile_kernel<unsigned char, 16, 9>",
         {"stack": 8, "local": 7},
         "two registers of two blocks of 512 threads",
+    ),
+    Exempt(
+        r"sm_(80|90|100) sample_kernel<fusedmix::(Smooth|Grid), .*",
+        {"instructions": 2400},
+        "an equation and sums of two kinds (SmoothMix), a permutation of cells and integer divisions (GridMix)",
+    ),
+    Exempt(
+        r"sm_120 sample_kernel<fusedmix::.*",
+        {"instructions": 3600},
+        "after each instruction of float64 ptxas puts some three NOP",
     ),
 )
 
@@ -206,6 +221,8 @@ class Count:
     def own_limits(self) -> dict[str, int]:
         """The most that it may have, whatever exempts it."""
         name, _, parameters = self.kernel.rstrip(">").partition("<")
+        if (sampler := SAMPLER.fullmatch(self.kernel)) and sampler[1] != ALL_FAMILIES:
+            return LIMITS | SAMPLER_LIMITS[int(sampler[2])]
         if name not in MIXING:
             return LIMITS
         limits = LIMITS | MIXING_LIMITS

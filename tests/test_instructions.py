@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import functools
+import itertools
 import os
 import re
 import struct
@@ -114,6 +115,28 @@ def test_every_kernel_that_mixes_is_known():
     bodies = dict(re.findall(r"(\w+_kernel)\(FUSEDMIX_ARGS\(MixArgs, args\)\) \{\n(.*?)\n\}", source, re.DOTALL))
     assert sorted(bodies) == sorted(instructions.MIXING)
     assert [name for name in bodies if "device::sync()" in bodies[name]] == ["roll_kernel", "tile_kernel"]
+
+
+def test_every_kernel_is_in_the_table():
+    """And nothing else, for every architecture: also those that draw, those of FMix, of the losses, of labels."""
+    declared = re.compile(r"^\s*FUSEDMIX_(?:WIDE_)?KERNEL\((?:[^()]|\([^()]*\))*\)\s+(\w+)\(", re.MULTILINE)
+    kernels = {name for path in (CSRC / "cuda").iterdir() for name in declared.findall(path.read_text())}
+    assert {"sample_kernel", "select_kernel", "cross_entropy_kernel", "binary_gradient_kernel", "each_kernel"} < kernels
+    counts, _ = instructions.committed()
+    for arch in native._AHEAD_ARCHS:
+        assert {count.kernel.partition("<")[0] for count in counts if count.arch == arch} == kernels
+
+
+def test_every_sampler_is_in_the_table():
+    """For partners by formula and random ones; that of all families for partners by class too."""
+    (listed,) = re.findall(r"return launch_first<(.*)>\(args, stream\);\n\}", (CSRC / "cuda" / "sample.cu").read_text())
+    *families, every = listed.replace("fusedmix::", "").split(", ")
+    assert every == instructions.ALL_FAMILIES
+    counts, _ = instructions.committed()
+    for arch in native._AHEAD_ARCHS:
+        found = [instructions.SAMPLER.fullmatch(count.kernel) for count in counts if count.arch == arch]
+        wanted = [*itertools.product([*families, every], "01"), (every, "2")]
+        assert sorted(sampler.groups() for sampler in found if sampler) == sorted(wanted)
 
 
 NUMBERS = """
@@ -345,9 +368,18 @@ def test_faults():
     assert not list(instructions.faults([one]))
     for beyond in ({"instructions": most + 1}, {"targets": 151}, {"per_vector": 661}, {"stack": 8}, {"local": 1}):
         assert len(list(instructions.faults([dataclasses.replace(one, **beyond)]))) == 1, beyond
-    other = dataclasses.replace(one, kernel="sample_kernel", masks="", instructions=9999)
+    other = dataclasses.replace(one, kernel="mask_kernel", masks="", instructions=9999)
     assert not list(instructions.faults([other]))
     assert len(list(instructions.faults([dataclasses.replace(other, stack=8)]))) == 1
+    for partners, most in enumerate((1500, 1800)):
+        sampler = dataclasses.replace(
+            other, kernel=f"sample_kernel<fusedmix::Box, (Partners){partners}>", instructions=most
+        )
+        assert not list(instructions.faults([sampler]))
+        for beyond in ({"instructions": most + 1}, {"stack": 8}):
+            assert len(list(instructions.faults([dataclasses.replace(sampler, **beyond)]))) == 1
+    every = dataclasses.replace(other, kernel="sample_kernel<Every, (Partners)0>")
+    assert not list(instructions.faults([every]))
     adjoint = dataclasses.replace(one, kernel="each_kernel<fusedmix::Half, 8, 9, true>", per_vector=9999)
     assert not list(instructions.faults([adjoint]))
 
@@ -391,6 +423,8 @@ def test_names():
         f"void {ours}each_kernel<float, 4, 1, false>({ours}MixArgs)": "each_kernel<float, 4, 1, false>",
         f"{ours}(anonymous namespace)::mask_kernel({ours}(anonymous namespace)::MaskArgs)": "mask_kernel",
         f"void {ours}mix<fusedmix::Half, (fusedmix::Way)3>({ours}MixArgs)": "mix<fusedmix::Half, (fusedmix::Way)3>",
+        f"void {ours}(anonymous namespace)::sample_kernel<fusedmix::Box, ({ours}(anonymous namespace)::Partners)1>"
+        f"({ours}(anonymous namespace)::SampleArgs)": "sample_kernel<fusedmix::Box, (Partners)1>",
     }.items():
         assert instructions.short(whole) == short
 
