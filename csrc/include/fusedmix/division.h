@@ -29,4 +29,18 @@ FUSEDMIX_HD uint32_t divide(uint32_t n, const Divisor& d) {
 #endif
 }
 
+// n / d, where that is below 2^20 and d from 1 to 2^25. On a GPU from the quotient of floats, which is off by one at most: half the
+// instructions of a division.
+FUSEDMIX_HD uint32_t small_quotient(uint32_t n, uint32_t d) {
+#if defined(__CUDA_ARCH__)
+  float each;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(each) : "f"(static_cast<float>(d)));
+  const auto near = static_cast<uint32_t>(static_cast<float>(n) * each);
+  const auto rest = static_cast<int32_t>(n - near * d);
+  return rest < 0 ? near - 1 : (rest >= static_cast<int32_t>(d) ? near + 1 : near);
+#else
+  return n / d;
+#endif
+}
+
 }  // namespace fusedmix

@@ -50,14 +50,17 @@ FUSEDMIX_HD double cos_turns(double x) {
 #endif
 }
 
-// e^x for x <= 0. On a GPU within two units in the last place of 1, and 0 below the normal numbers: two instructions, not nine.
-FUSEDMIX_HD float near_exp(float x) {
+// e^(-rate·x), neither being negative. On a GPU within two units in the last place of 1, and 0 below the normal numbers: two
+// instructions for each x, not ten.
+FUSEDMIX_HD float near_exp(float rate, float x) {
 #if defined(__CUDA_ARCH__)
+  constexpr float kMost = 0x1.fffffep127f;  // a rate that is infinite would make NaN of 0
+  const float binary = rate * 1.4426950408889634f;
   float power;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x * 1.4426950408889634f));
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"((binary > kMost ? -kMost : -binary) * x));
   return power;
 #else
-  return expf(x);
+  return expf(-rate * x);
 #endif
 }
 

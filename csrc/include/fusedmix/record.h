@@ -25,10 +25,12 @@ enum Reach : int32_t { kKeep = 0, kTake = 1, kSelect = 2, kBlend = 3 };
 
 FUSEDMIX_HD Reach reach_of(float w) { return w == 1.0f ? kKeep : (w == 0.0f ? kTake : kBlend); }
 
-// The coordinate along an axis. Selected, not indexed: an index would put the record into local memory.
+// The coordinate along an axis. Selected, not indexed: an index would put the record into local memory. All are read first: nvcc
+// makes an index of reads that depend on the axis.
 template <class T>
 FUSEDMIX_HD T along_axis(const T* at, int32_t axis) {
-  return axis == 2 ? at[2] : (axis == 1 ? at[1] : at[0]);
+  const T z = at[0], y = at[1], x = at[2];
+  return axis == 2 ? x : (axis == 1 ? y : z);
 }
 
 // A row of one number.

@@ -70,10 +70,10 @@ struct Box : Family {
 
   FUSEDMIX_HD bool is_empty() const { return first[0] >= stop[0] || first[1] >= stop[1] || first[2] >= stop[2]; }
 
-  // Whether a row along an axis passes through the box, wherever that is along it.
+  // Whether a row along an axis passes through the box, wherever that is along it. Without branches: a GPU has many for `&&`.
   FUSEDMIX_HD bool crosses(const int32_t* at, int32_t row_axis) const {
     bool inside = true;
-    for (int axis = 0; axis < 3; ++axis) inside = inside && (axis == row_axis || (at[axis] >= first[axis] && at[axis] < stop[axis]));
+    for (int axis = 0; axis < 3; ++axis) inside &= (axis == row_axis) | ((at[axis] >= first[axis]) & (at[axis] < stop[axis]));
     return inside;
   }
 
@@ -88,8 +88,8 @@ struct Box : Family {
     }
   };
   FUSEDMIX_HD Row along(const int32_t* at, int32_t axis) const {
-    if (axis < 0 || !crosses(at, axis)) return {0, crosses(at, axis) ? 1 : 0, outer, inner};
-    return {along_axis(first, axis), along_axis(stop, axis), outer, inner};
+    const int32_t end = axis < 0 ? 1 : along_axis(stop, axis);
+    return {axis < 0 ? 0 : along_axis(first, axis), crosses(at, axis) ? end : 0, outer, inner};
   }
 
   FUSEDMIX_HD Box box() const { return *this; }

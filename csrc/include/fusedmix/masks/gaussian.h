@@ -77,7 +77,7 @@ struct Gaussian : Family {
     float rate, d2;   // d² of the other axes
     int32_t centre;
     FUSEDMIX_HD float from_first(int32_t first) const { return static_cast<float>(apart(first, centre)); }
-    FUSEDMIX_HD float at(float d) const { return fma(sign, near_exp(-rate * (d2 + d * d)), add); }
+    FUSEDMIX_HD float at(float d) const { return fma(sign, near_exp(rate, d2 + d * d), add); }
     FUSEDMIX_HD float operator()(int32_t c) const { return at(from_first(c)); }
     FUSEDMIX_HD Reach reach(int32_t, int32_t) const { return kBlend; }
   };

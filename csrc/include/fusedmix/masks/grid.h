@@ -1,6 +1,7 @@
 // GridMix (Baek 2021): the cells of a grid, each of the sample or of the partner.
 #pragma once
 
+#include "../division.h"
 #include "../sampling.h"
 
 namespace fusedmix {
@@ -70,9 +71,9 @@ struct Grid : Family {
 
   FUSEDMIX_HD int32_t count() const { return cells[0] * cells[1] * cells[2]; }
 
-  // The cell along a side. In 32 bits, for sides of up to 2^25 pixels: of 64 bits a division takes registers for all families.
+  // The cell along a side, of up to 2^25 pixels.
   FUSEDMIX_HD static uint32_t cell_of(int32_t c, int32_t cells, int32_t side) {
-    return static_cast<uint32_t>(c) * static_cast<uint32_t>(cells) / static_cast<uint32_t>(side);
+    return small_quotient(static_cast<uint32_t>(c) * static_cast<uint32_t>(cells), static_cast<uint32_t>(side));
   }
 
   struct Row {
@@ -90,13 +91,13 @@ struct Grid : Family {
     Row row{chosen, 0, 0, 0, 1};
     uint32_t step = 1;
     for (int other = 2; other >= 0; --other) {
-      const int32_t length = side[other] < 1 ? 1 : side[other];  // a record that no sampler makes may have any
-      if (other == axis) {
-        row.step = step, row.cells = cells[other], row.side = length;
-      } else {
-        row.base += step * cell_of(at[other], cells[other], length);
-      }
-      step *= static_cast<uint32_t>(cells[other]);
+      const int32_t number = cells[other], length = side[other] < 1 ? 1 : side[other];  // which no sampler's is
+      const bool along_it = other == axis;
+      row.step = along_it ? step : row.step;
+      row.cells = along_it ? number : row.cells;
+      row.side = along_it ? length : row.side;
+      row.base += along_it ? 0 : step * cell_of(at[other], number, length);
+      step *= static_cast<uint32_t>(number);
     }
     return row;
   }

@@ -51,12 +51,16 @@ struct Smooth : Family {
     bool disc;
     float rate, radius, others;  // of the other axes: d² to a disc's centre, e² to a square
     int32_t centre;
-    FUSEDMIX_HD float operator()(int32_t c) const {
-      const float d = fabsf(static_cast<float>(apart(c, centre))), d2 = others + d * d;
+    // e, where d along the axis is the distance from the centre.
+    FUSEDMIX_HD float from_disc(float d) const {
+      const float d2 = others + d * d;
       // (d² - r²)/(d + r), rounded once above: of d - r little would be left near the edge.
-      const float to_disc = near_quotient(fmaxf(fma(-radius, radius, d2), 0.0f), fmaxf(near_root(d2) + radius, 1e-30f));
-      const float to_square = fmaxf(d - radius, 0.0f);
-      return 1.0f - near_exp(-rate * (disc ? to_disc * to_disc : others + to_square * to_square));
+      return near_quotient(fmaxf(fma(-radius, radius, d2), 0.0f), fmaxf(near_root(d2) + radius, 1e-30f));
+    }
+    FUSEDMIX_HD float from_square(float d) const { return fmaxf(fabsf(d) - radius, 0.0f); }  // along the axis
+    FUSEDMIX_HD float operator()(int32_t c) const {
+      const float d = static_cast<float>(apart(c, centre)), e = disc ? from_disc(d) : from_square(d);
+      return 1.0f - near_exp(rate, disc ? e * e : others + e * e);
     }
     FUSEDMIX_HD Reach reach(int32_t, int32_t) const { return kBlend; }
   };
