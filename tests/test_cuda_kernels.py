@@ -748,7 +748,7 @@ def reaches(x, w, masks, shape):
 
 
 def last_of_spans(n, shape):
-    """The samples that a thread of a column begins with, which the next thread reads as its last partner."""
+    """The samples that a thread of a column begins with, which the next thread always reads as its last partner."""
     span = -(-n // (ROLL_THREADS >> shape.log_column))
     last = torch.zeros(n, dtype=torch.bool)
     last[span - 1 :: span] = True
@@ -765,8 +765,8 @@ def expected_traffic(way, x, w, masks, shape, in_place, adjoint=False):
     lent = torch.zeros_like(reach).index_add(0, partner, (~keeps).long())  # as somebody's partner
     if shape.way == way.NONE:
         reads = writes = 0 * once
-    elif adjoint:  # its own gradient, and what it lent
-        reads, writes = 2 * once, once
+    elif adjoint:  # by itself what it kept, and by its partner what was not its own
+        reads, writes = (~takes).long() + (~keeps).long(), once
     elif shape.way in (way.EACH, way.SLICES):
         reads, writes = (~takes).long() + lent, once
     elif shape.way == way.PAIRS:
@@ -778,7 +778,7 @@ def expected_traffic(way, x, w, masks, shape, in_place, adjoint=False):
             writes[n // 2] *= not in_place
     elif shape.way == way.ROLL:
         wanted = ~keeps.roll(-1, 0) | blends
-        reads = torch.where(last_of_spans(n, shape), 2, wanted.long())
+        reads = torch.where(last_of_spans(n, shape), 1 + blends.long(), wanted.long())
         writes = (~keeps).long()
     else:
         skips = leaves_out(x, shape, masks[2])

@@ -143,15 +143,25 @@ NUMBERS = """
 #include <pybind11/stl.h>
 #include "../cuda/mix_kernel.h"
 using namespace fusedmix::cuda;
+template <int32_t kFamilies>
+using Set = std::integral_constant<int32_t, kFamilies>;
+template <class F>
+std::map<int, int> of_sets(const F& f) {
+  return {{kConstantSet, f(Set<kConstantSet>{})}, {kCutSet, f(Set<kCutSet>{})},
+          {kBoxSet, f(Set<kBoxSet>{})},           {kGaussianSet, f(Set<kGaussianSet>{})},
+          {kFormulaSet, f(Set<kFormulaSet>{})},   {kStoredSet, f(Set<kStoredSet>{})},
+          {kAnySet, f(Set<kAnySet>{})}};
+}
+template <class T>
+std::map<int, int> after() {
+  return of_sets([](auto set) { return kAfter<T, decltype(set)::value>; });
+}
 PYBIND11_MODULE(fusedmix_mix_numbers, m) {
   m.attr("each") = kEachSamples;
-  m.attr("after") = kAfter;
-  m.attr("ahead") = std::map<int, int>{{kConstantSet, kAheadOf<kConstantSet>},
-                                       {kCutSet, kAheadOf<kCutSet>},
-                                       {kBoxSet, kAheadOf<kBoxSet>},
-                                       {kGaussianSet, kAheadOf<kGaussianSet>},
-                                       {kStoredSet, kAheadOf<kStoredSet>},
-                                       {kAnySet, kAheadOf<kAnySet>}};
+  m.attr("many") = of_sets([](auto set) { return kMany<decltype(set)::value>; });
+  m.attr("ahead") = of_sets([](auto set) { return kAheadOf<decltype(set)::value>; });
+  m.attr("after") = std::map<int, std::map<int, int>>{
+      {1, after<uint8_t>()}, {2, after<fusedmix::Half>()}, {4, after<float>()}};
 }
 """
 
@@ -163,12 +173,13 @@ def test_vectors_are_those_of_the_source(tmp_path):
     (tmp_path / "numbers.cpp").write_text(NUMBERS)
     numbers = shim_build.build("fusedmix_mix_numbers", [tmp_path / "numbers.cpp"])
     assert numbers.ahead.keys() == instructions.SETS.keys()
-    for families, ahead in numbers.ahead.items():
+    for size, (families, ahead) in itertools.product(numbers.after, numbers.ahead.items()):
         masks = instructions.SETS[families]
         if masks != "stored":  # of which roll has registers for two
-            assert instructions.share("roll_kernel", masks).after == ahead
-        assert instructions.share("tile_kernel", masks)[1:] == (ahead, numbers.after)
-        assert set(instructions.share("each_kernel", masks)) == {numbers.each}
+            assert instructions.share("roll_kernel", masks, size).after == ahead
+        assert instructions.share("tile_kernel", masks, size)[1:] == (ahead, numbers.after[size][families])
+        in_loops = 1 if numbers.many[families] else numbers.each
+        assert instructions.share("each_kernel", masks, size) == (numbers.each, in_loops, in_loops)
     assert instructions.BOUNDS.keys() == set(instructions.SETS.values()) - {"stored"}
 
 
@@ -341,7 +352,9 @@ def test_planted_kernels(tmp_path, arch):
     assert labels.targets - mixes.targets >= 2 * 59
     assert abs(labels.per_vector - mixes.per_vector) <= 3
     tiles = found["tile_kernel<float, 4, 1>"]
-    for place, vectors in zip(("ONCE", "BEFORE", "AFTER"), instructions.share("tile_kernel", "constants"), strict=True):
+    for place, vectors in zip(
+        ("ONCE", "BEFORE", "AFTER"), instructions.share("tile_kernel", "constants", 4), strict=True
+    ):
         more = compiled(tmp_path, arch, **{place: 41})["tile_kernel<float, 4, 1>"]
         added = more.instructions - tiles.instructions
         assert added >= 40 * 2

@@ -75,12 +75,12 @@ struct Shape {
 
 // The sets of families that kernels are compiled for, by what they hold.
 constexpr int32_t kConstantSet = kConstants, kCutSet = kCuts, kBoxSet = kConstants | kCuts | kBoxes,
-                  kGaussianSet = kConstants | kGaussians, kStoredSet = kStored | kLevels;
+                  kGaussianSet = kConstants | kGaussians, kFormulaSet = kBoxSet | kGaussianSet, kStoredSet = kStored | kLevels;
 constexpr int32_t kAnySet = 255;  // all that there are: a part of kernels' names, and so the same when there are more
 FUSEDMIX_HD bool within(int32_t families, int32_t set) { return (families & ~set) == 0; }
 // Whether one of them has a kernel of its own.
 FUSEDMIX_HD bool is_in_a_set(int32_t families) {
-  return within(families, kCutSet) || within(families, kBoxSet) || within(families, kGaussianSet) || within(families, kStoredSet);
+  return within(families, kFormulaSet) || within(families, kStoredSet);
 }
 
 // Throws std::invalid_argument for a batch that no launch can address.

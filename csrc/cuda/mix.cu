@@ -14,7 +14,6 @@ struct BackArgs {
   Loops loops;
   Divisor tiles;
   uint32_t first_column, columns;
-  int64_t packed_batch;
   int32_t vector_bytes;
 };
 
@@ -23,7 +22,7 @@ FUSEDMIX_KERNEL(kThreads) back_kernel(FUSEDMIX_ARGS(BackArgs, args)) {
   const uint32_t at = tile * kThreads + device::thread();
   if (at >= args.columns) return;
   const Place<1> place = place_of<1>(args.loops, args.first_column + at);
-  const char* from = args.packed + i * args.packed_batch + static_cast<int64_t>(at) * args.vector_bytes;
+  const char* from = args.packed + (static_cast<int64_t>(i) * args.columns + at) * args.vector_bytes;
   char* to = args.dst + i * args.loops.dst_batch + place.dst;
   switch (args.vector_bytes) {
     case 16: return store_vector<uint8_t, 16>(to, load_vector<uint8_t, 16>(from));
@@ -103,8 +102,10 @@ Loops loops_of(const Layout& layout, ElementType type, const Shape& shape) {
   return loops;
 }
 
+uint32_t mix_blocks(int64_t blocks) { return static_cast<uint32_t>(launchable(blocks)); }
+
 int launch(const Images& images, const Shape& shape, const MixArgs& args, Way way, int threads, bool after_sampler, void* stream) {
-  const int64_t blocks = launchable(args.mix_blocks + divide_up(args.targets.entries, threads));
+  const int64_t blocks = launchable(int64_t{args.mix_blocks} + divide_up(args.targets.entries, threads));
   const Launch l{args, way, images.adjoint, blocks, way == Way::kTile ? shape.shared_bytes : 0, after_sampler, stream};
   switch (images.type) {
     case ElementType::kFloat32: return launch_mix<float>(l, shape.width);
@@ -120,7 +121,7 @@ int launch_each(const Images& images, const Shape& shape, MixArgs args, bool aft
   const int64_t groups = divide_up(images.layout.batch, int64_t{kEachSamples} << (kEachLog - shape.log_column));
   args.by_tile = shape.by_tile;
   args.inner = divisor(args.by_tile ? groups : tiles);
-  args.mix_blocks = tiles * groups;
+  args.mix_blocks = mix_blocks(tiles * groups);
   return launch(images, shape, args, Way::kEach, kEachThreads, after_sampler, stream);
 }
 
@@ -142,7 +143,7 @@ int mix(const Images& images, const LaunchPlan& plan, const Shape& shape, const 
   args.src = static_cast<const char*>(images.src);
   args.dst = static_cast<char*>(images.dst);
   args.loops = loops_of(images.layout, images.type, shape);
-  args.batch = static_cast<int32_t>(batch);
+  args.batch = static_cast<uint32_t>(batch);
   args.inverse = inverse;
   args.columns = args.loops.columns;
   args.log_column = shape.log_column;
@@ -154,25 +155,27 @@ int mix(const Images& images, const LaunchPlan& plan, const Shape& shape, const 
     case Way::kPairs: {
       const int64_t tiles = divide_up(args.columns, kPairThreads);
       args.inner = divisor(tiles);
-      args.mix_blocks = tiles * ((images.src == images.dst ? batch : batch + 1) / 2);  // in place nobody is his own partner
+      args.mix_blocks = mix_blocks(tiles * ((images.src == images.dst ? batch : batch + 1) / 2));  // in place nobody is his own partner
       return launch(images, shape, args, Way::kPairs, kPairThreads, after_sampler, stream);
     }
     case Way::kRoll:
     case Way::kTile:
-      args.mix_blocks = divide_up(args.columns, int64_t{1} << shape.log_column);
+      args.mix_blocks = mix_blocks(divide_up(args.columns, int64_t{1} << shape.log_column));
       return launch(images, shape, args, shape.way, shape.way == Way::kRoll ? kRollThreads : kTileThreads, after_sampler, stream);
     case Way::kSlices: break;
   }
   // All of a slice is read before any of it is written: launches of a stream follow each other.
+  const Loops loops = args.loops;
+  args.dst = static_cast<char*>(scratch);
+  args.packed = true;
   for (int64_t first = 0; first < shape.columns; first += shape.slice) {
     args.first_column = static_cast<uint32_t>(first);
     args.columns = static_cast<uint32_t>(std::min(shape.slice, shape.columns - first));
-    args.dst = static_cast<char*>(scratch);
-    args.packed_batch = args.columns * vector_bytes;
+    args.loops.dst_batch = args.columns * vector_bytes;
     if (const int error = launch_each(images, shape, args, after_sampler && first == 0, stream); error != 0) return error;
     const int64_t tiles = divide_up(args.columns, kThreads);
-    const BackArgs back{args.dst,          static_cast<char*>(images.dst), args.loops, divisor(tiles), args.first_column, args.columns,
-                        args.packed_batch, static_cast<int32_t>(vector_bytes)};
+    const BackArgs back{args.dst, static_cast<char*>(images.dst), loops, divisor(tiles), args.first_column, args.columns,
+                        static_cast<int32_t>(vector_bytes)};
     if (const int error = device::launch(back_kernel, launchable(tiles * batch), kThreads, stream, back); error != 0) return error;
     args.targets = {};  // once
   }

@@ -20,14 +20,14 @@ struct MixArgs {
   const char* src;
   char* dst;
   Loops loops;
-  int32_t batch;
+  uint32_t batch;
   const int32_t* inverse;  // of the adjoint, where no formula has it
   bool by_tile;            // kEach
   Divisor inner;           // of blocks, the number of those that follow each other: tiles of a sample, or groups of samples
   uint32_t first_column, columns;  // that this launch mixes
-  int64_t packed_batch;    // not 0: samples of dst lie so many bytes apart, and have only those columns, packed
+  bool packed;             // samples of dst have only those columns, one after the other
   int32_t log_column;      // of the vectors of a sample that a block has
-  int64_t mix_blocks;
+  uint32_t mix_blocks;
   ClassTargets targets;
   LaunchPlan plan;
 };
@@ -35,22 +35,27 @@ static_assert(sizeof(MixArgs) <= 4096, "kernel arguments");
 
 constexpr int kEachSamples = 2;
 
+// Sets of families with so much code that a kernel has it once, and asks one mask after the other.
+template <int32_t kFamilies>
+constexpr bool kMany = kFamilies == kFormulaSet || kFamilies == kAnySet;
+
 // Sets whose masks leave whole vectors as they are, or replace them: then less is read.
 template <int32_t kFamilies>
-constexpr bool kSkips = kFamilies == kCutSet || kFamilies == kStoredSet || kFamilies == kAnySet;
+constexpr bool kSkips = kFamilies == kCutSet || kFamilies == kStoredSet || kMany<kFamilies>;
 
 // Samples of a column that a thread has loads of under way.
 template <int32_t kFamilies>
 constexpr int kAheadOf = kFamilies == kCutSet ? 2 : (kSkips<kFamilies> ? 1 : 4);
 
 // Samples that a thread of kTile mixes at a time, after all are in shared memory. Not by unrolling a loop: on GPUs from sm_100 on
-// nvcc then has code for a third, which is what is left over.
-constexpr int kAfter = 2;
+// nvcc then has code for a third, which is what is left over. Two of bytes by Gaussians would take more registers than there are.
+template <class T, int32_t kFamilies>
+constexpr int kAfter = sizeof(T) == 1 && kFamilies == kGaussianSet ? 1 : 2;
 
 // Blocks that are to fit a multiprocessor: the more there are, the fewer registers each has. Sixteen bytes take more of them than
-// four floats, and all families more than one. Of kTile two blocks are worth more than what then lies on the stack.
+// four floats, all families more than one, and the adjoint, in float64, more than what it is of.
 template <class T, int32_t kFamilies, bool kAdjoint = false>
-constexpr int kEachBlocks = kFamilies == kAnySet ? (kAdjoint ? 2 : 3) : (sizeof(T) == 1 ? 3 : 4);
+constexpr int kEachBlocks = kFamilies == kAnySet ? (kAdjoint ? 2 : 3) : (sizeof(T) == 1 || (kAdjoint && sizeof(T) == 2) ? 3 : 4);
 template <class T, int32_t kFamilies>
 constexpr int kRollBlocks = kFamilies == kAnySet || sizeof(T) == 1 ? 2 : 3;
 template <class T, int32_t kFamilies>
@@ -61,8 +66,8 @@ constexpr int kTileBlocks = kFamilies == kConstantSet ? 3 : (kFamilies == kStore
 template <class T, int V, int32_t kFamilies>
 constexpr bool kEarly = !kSkips<kFamilies> && sizeof(T) * V == 16;
 
-// A thread's vector of every sample, and what masks do to it.
-template <class T, int V, int32_t kFamilies>
+// A thread's vector of every sample, and what masks do to it. In place it is written where it was read.
+template <class T, int V, int32_t kFamilies, bool kInPlace = false>
 struct Column {
   static constexpr bool kHasStored = (kFamilies & (kStored | kLevels)) != 0;
   const MixArgs& args;
@@ -70,88 +75,143 @@ struct Column {
   const Place<V> place;
   OnPixels on;
 
-  // What sample i's mask does to its vector; the lanes that a box of kCutSet holds; the bits of a mask that is stored.
+  // What sample i's mask does to its vector. Where it `picks`, lanes that are `taken` are the partner's, and the others its own.
   struct Look {
     Reach reach;
-    LaneRange cut;
-    uint32_t ones;
-    bool stored;
+    bool picks;
+    uint32_t taken;
+    float w[kMany<kFamilies> ? V : 1];
   };
 
-  FUSEDMIX_DEVICE Column(const MixArgs& given, uint32_t column)
-      : args(given), plan(view_of(given.plan)), place(place_of<V>(given.loops, column)), on{} {
+  FUSEDMIX_DEVICE Column(const MixArgs& given, const Place<V>& its)
+      : args(given), plan(view_of(given.plan)), place(its), on{} {
     if constexpr (kHasStored) {
       if (is_stored(plan)) on = on_pixels<V>(plan.pixels, place, args.loops.row_axis);
     }
   }
+  FUSEDMIX_DEVICE Column(const MixArgs& given, uint32_t column) : Column(given, place_of<V>(given.loops, column)) {}
 
-  FUSEDMIX_DEVICE const char* source(int64_t i) const { return args.src + i * args.loops.src_batch + place.src; }
-  FUSEDMIX_DEVICE char* target(int64_t i) const { return args.dst + i * args.loops.dst_batch + place.dst; }
-  FUSEDMIX_DEVICE Vec<T, V> load(int64_t i) const { return load_vector<T, V>(source(i)); }
-  FUSEDMIX_DEVICE Vec<T, V> load_early(int64_t i) const {
+  FUSEDMIX_DEVICE const char* source(uint32_t i) const { return args.src + i * args.loops.src_batch + place.src; }
+  FUSEDMIX_DEVICE char* target(uint32_t i) const {
+    return kInPlace ? const_cast<char*>(source(i)) : args.dst + i * args.loops.dst_batch + place.dst;
+  }
+  FUSEDMIX_DEVICE Vec<T, V> load(uint32_t i) const { return load_vector<T, V>(source(i)); }
+  FUSEDMIX_DEVICE Vec<T, V> load_early(uint32_t i) const {
     return from_raw<T, V>(device::load_far(reinterpret_cast<const RawVec<T, V>*>(source(i))));
   }
-  FUSEDMIX_DEVICE int64_t partner(int64_t i) const { return partner_of(plan, i, args.batch); }
+  FUSEDMIX_DEVICE void store(uint32_t i, const Vec<T, V>& value) const { store_vector<T, V>(target(i), value); }
+  FUSEDMIX_DEVICE uint32_t partner(uint32_t i) const { return partner_of(plan, i, args.batch); }
 
   // Whether a look at one sample is one at all.
   FUSEDMIX_DEVICE bool one_look() const { return kFamilies == kCutSet && plan.shared; }
   // In two steps, so that loads of several samples are under way together.
-  FUSEDMIX_DEVICE Glimpse glimpse(int64_t i) const {
+  FUSEDMIX_DEVICE Glimpse glimpse(uint32_t i) const {
     if constexpr (kHasStored) {
       if (is_stored(plan)) return cuda::glimpse(plan, on, i);
     }
     return {};
   }
-  FUSEDMIX_DEVICE Look look(int64_t i, const Glimpse& seen) const {
-    if constexpr (kHasStored) {
-      if (is_stored(plan) && is_stored(Record{seen.kind, {}})) {
-        const uint32_t ones = plan.pixels.levels != nullptr ? 0 : lanes_of<V>(plan, on, place, i, seen.word);
-        return {stored_reach<V>(plan, ones), {}, ones, true};
+  FUSEDMIX_DEVICE Look look(uint32_t i, const Glimpse& seen) const {
+    Look found{};
+    if constexpr (kMany<kFamilies>) {
+      found.reach = weigh<kFamilies>(plan, i, on, seen, place, args.loops, found.w);
+    } else if constexpr (kFamilies == kCutSet) {
+      const Box box = bit_cast<Box>(load_mask(plan, i));
+      look_at(found, lanes_in(box.along(place.at, args.loops.row_axis), place, args.loops));
+    } else if constexpr (kFamilies == kStoredSet) {
+      if (!is_stored(plan) || !is_stored(Record{seen.kind, {}})) {
+        found.reach = reach_of(uniform(i));
+        if (found.reach != kBlend) look_at(found, found.reach == kKeep ? 0 : kAllLanes<V>);
+      } else if (plan.pixels.levels == nullptr) {
+        look_at(found, ~lanes_of(plan, on, place, args.loops, seen) & kAllLanes<V>);
+      } else {
+        found.reach = kBlend;  // levels are not looked at so early
       }
     }
-    Look found{};
-    of_kind_in<kFamilies>(load_mask(plan, i), [&](const auto& mask) {
-      const auto row = mask.along(place.at, args.loops.row_axis);
-      if constexpr (kFamilies == kCutSet) {
-        found.cut = lanes_in(row, place, args.loops);
-        found.reach = found.cut.holds_all(V) ? kTake : (found.cut.holds_none(V) ? kKeep : kBlend);
-      } else {
-        found.reach = reach_of_row(row, place, args.loops);
-      }
-    });
     return found;
   }
+  // At two, by the code that there is for one if that is long.
+  FUSEDMIX_DEVICE void look_at_both(const uint32_t (&i)[2], Look (&look)[2]) const {
+    if constexpr (kMany<kFamilies>) {
+      look[1] = {};
+      FUSEDMIX_NO_UNROLL
+      for (int k = 0; k < 2; ++k) {
+        const uint32_t of = k == 0 ? i[0] : i[1];
+        look[0] = look[1];
+        look[1] = this->look(of, glimpse(of));
+      }
+    } else {
+      const Glimpse seen[2] = {glimpse(i[0]), glimpse(i[1])};
+      look[0] = this->look(i[0], seen[0]);
+      look[1] = one_look() ? look[0] : this->look(i[1], seen[1]);
+    }
+  }
 
-  FUSEDMIX_DEVICE Vec<T, V> mixed(int64_t i, const Look& look, const Vec<T, V>& own, const Vec<T, V>& lent) const {
+  FUSEDMIX_DEVICE Vec<T, V> mixed(uint32_t i, const Look& look, const Vec<T, V>& own, const Vec<T, V>& lent) const {
     if constexpr (kFamilies == kCutSet) {
-      return pick(look.cut, own, lent);
+      return pick(look.taken, own, lent);
     } else if constexpr (kFamilies == kConstantSet) {
       const float w = bit_cast<Constant>(load_mask(plan, i)).value;
       const Vec<T, V> blended = blend_lanes([&](int) { return w; }, own, lent);
       return w == 1.0f ? own : (w == 0.0f ? lent : blended);
-    } else if constexpr (kFamilies == kBoxSet) {
-      const Box::Row row = bit_cast<Box>(load_mask(plan, i)).along(place.at, args.loops.row_axis);
-      const LaneRange in = lanes_in(row, place, args.loops);
-      return blend_lanes([&](int l) { return in.holds(l) ? row.inner : row.outer; }, own, lent);
     } else {
+      if (kFamilies == kStoredSet && look.picks) return pick(look.taken, own, lent);
       float w[V];
       weights_at(i, look, w);
       return blend_lanes([&](int l) { return w[l]; }, own, lent);
     }
   }
 
-  FUSEDMIX_DEVICE void weights_at(int64_t i, const Look& look, float (&w)[V]) const {
-    if constexpr (kHasStored) {
-      if (look.stored) return stored_weights(plan, on, place, args.loops, i, look.ones, w);
+  FUSEDMIX_DEVICE void weights_at(uint32_t i, const Look& look, float (&w)[V]) const {
+    if constexpr (kMany<kFamilies>) {
+      FUSEDMIX_UNROLL
+      for (int l = 0; l < V; ++l) w[l] = look.w[l];
+    } else if constexpr (kFamilies == kStoredSet) {
+      if (look.picks) return two_weights(look.taken, 0.0f, 1.0f, w);
+      if (is_stored(plan) && is_stored(Record{kind(i), {}})) return level_weights(plan, on, place, args.loops, stored_row(plan, i), w);
+      row_weights(Uniform{uniform(i)}, place, args.loops, w);
+    } else {
+      weights<kFamilies>(load_mask(plan, i), place, args.loops, w);
     }
-    weights<kFamilies>(load_mask(plan, i), place, args.loops, w);
+  }
+
+  // What a sample kept of its gradient, and what another one lent of its own.
+  FUSEDMIX_DEVICE Vec<T, V> gradient(uint32_t i, const Look& own, const Vec<T, V>& g, uint32_t j, const Look& lent,
+                                     const Vec<T, V>& h) const {
+    // Of two numbers the sum is the same as it is in float64, rounded to their type.
+    if (kFamilies == kCutSet || (kFamilies == kStoredSet && own.picks && lent.picks)) {
+      const Vec<T, V> a = pick(own.taken, g, {}), b = pick(lent.taken, {}, h);
+      Compute<T> sum[V];
+      FUSEDMIX_UNROLL
+      for (int l = 0; l < V; ++l) sum[l] = to_compute(a.get(l)) + to_compute(b.get(l));
+      return Vec<T, V>::of(sum);
+    }
+    float kept[V], given[V];
+    weights_at(i, own, kept);
+    weights_at(j, lent, given);
+    Vec<T, V> out{};
+    FUSEDMIX_UNROLL
+    for (int l = 0; l < V; ++l) out.set(l, blend_adjoint<T>(kept[l], g.get(l), given[l], h.get(l)));
+    return out;
+  }
+
+ private:
+  static FUSEDMIX_DEVICE void look_at(Look& found, uint32_t taken) {
+    found.picks = true;
+    found.taken = taken;
+    found.reach = taken == 0 ? kKeep : (taken == kAllLanes<V> ? kTake : kBlend);
+  }
+  FUSEDMIX_DEVICE int32_t kind(uint32_t i) const { return device::load(&plan.masks[plan.shared ? 0 : i].kind); }
+  // Of a mask that is one number.
+  FUSEDMIX_DEVICE float uniform(uint32_t i) const {
+    return of_kind_in<kStoredSet>(load_mask(plan, i), [&](const auto& mask) { return mask.along(place.at, -1).w; });
   }
 };
 
-FUSEDMIX_DEVICE bool writes_targets(const MixArgs& args, int32_t threads) {
+FUSEDMIX_DEVICE bool writes_targets(const MixArgs& args, uint32_t threads) {
   if (device::block() < args.mix_blocks) return false;
   device::wait_for_plan();
-  write_classes(args.targets, args.plan, static_cast<int32_t>(device::block() - args.mix_blocks), threads);
+  write_classes(args.targets, args.plan, device::block() - args.mix_blocks, threads);
   return true;
 }
 
@@ -164,79 +224,73 @@ FUSEDMIX_WIDE_KERNEL(kEachThreads, (kEachBlocks<T, kFamilies, kAdjoint>)) each_k
   const uint32_t outer = divide(device::block(), args.inner), inner = device::block() - outer * args.inner.number;
   const uint32_t tile = args.by_tile ? outer : inner, groups = (args.by_tile ? inner : outer) << (kEachLog - args.log_column);
   const uint32_t at = (tile << args.log_column) + (device::thread() & ((1u << args.log_column) - 1));
-  const uint32_t group = groups + (device::thread() >> args.log_column);
-  if (at >= args.columns || static_cast<int64_t>(group) * kEachSamples >= args.batch) return;
+  const uint32_t first = (groups + (device::thread() >> args.log_column)) * kEachSamples;
+  if (at >= args.columns || first >= args.batch) return;
   device::wait_for_plan();
-  const Column<T, V, kFamilies> column(args, args.first_column + at);
+  Place<V> place = place_of<V>(args.loops, args.first_column + at);
+  if (args.packed) place.dst = static_cast<int64_t>(at) * static_cast<int64_t>(sizeof(T) * V);
+  const Column<T, V, kFamilies> column(args, place);
   using Look = typename Column<T, V, kFamilies>::Look;
-  const auto there = [&](int k) { return k == 0 || static_cast<int64_t>(group) * kEachSamples + k < args.batch; };
-  // Of one that is not there the mask is looked at, and no more.
-  const auto sample = [&](int k) { return there(k) ? static_cast<int64_t>(group) * kEachSamples + k : args.batch - 1; };
-  const auto store = [&](int k, const Vec<T, V>& out) {
-    if (!there(k)) return;
-    char* to = column.target(sample(k));
-    if (args.packed_batch != 0) to = args.dst + sample(k) * args.packed_batch + static_cast<int64_t>(at) * static_cast<int64_t>(sizeof(T) * V);
-    store_vector<T, V>(to, out);
+  const auto there = [&](uint32_t k) { return k == 0 || first + 1 < args.batch; };
+  const auto other = [&](uint32_t i) -> uint32_t {
+    if constexpr (!kAdjoint) {
+      return column.partner(i);
+    } else {  // whose partner it is
+      uint32_t taker = column.plan.pairing == kRoll ? (i + 1 == args.batch ? 0 : i + 1) : args.batch - 1 - i;
+      if (args.inverse != nullptr) taker = static_cast<uint32_t>(device::load(args.inverse + i));
+      return taker;
+    }
   };
-  int64_t i[kEachSamples], j[kEachSamples];
-  Vec<T, V> own[kEachSamples], lent[kEachSamples];
-  if constexpr (kAdjoint) {
-    const auto taker = [&](int64_t of) -> int64_t {  // whose partner it is
-      if (column.plan.pairing == kRoll) return of + 1 == args.batch ? 0 : of + 1;
-      return args.inverse == nullptr ? args.batch - 1 - of : device::load(args.inverse + of);
-    };
-    const auto gradient = [&](int64_t of, const Vec<T, V>& g, int64_t by, const Vec<T, V>& h) {
-      const auto looked = [&](int64_t mask) {  // at masks that are stored
-        return Column<T, V, kFamilies>::kHasStored ? column.look(mask, column.glimpse(mask)) : Look{};
-      };
-      float kept[V], given[V];
-      column.weights_at(of, looked(of), kept);
-      column.weights_at(by, looked(by), given);
-      Vec<T, V> out{};
-      FUSEDMIX_UNROLL
-      for (int l = 0; l < V; ++l) out.set(l, blend_adjoint<T>(kept[l], g.get(l), given[l], h.get(l)));
-      return out;
-    };
-    if constexpr (kFamilies == kAnySet) {  // one after the other: the code of all families twice, not four times
-      FUSEDMIX_NO_UNROLL
-      for (int k = 0; k < kEachSamples && there(k); ++k) {
-        const int64_t of = sample(k), by = taker(of);
-        store(k, gradient(of, column.load(of), by, column.load(by)));
+  const auto wants_own = [&](const Look& look) { return !kSkips<kFamilies> || look.reach != kTake; };
+  const auto wants_lent = [&](const Look& look) { return !kSkips<kFamilies> || look.reach != kKeep; };
+  if constexpr (kMany<kFamilies>) {  // one after the other: the code of many families once
+    FUSEDMIX_NO_UNROLL
+    for (uint32_t k = 0; k < kEachSamples && there(k); ++k) {
+      const uint32_t i[2] = {first + k, other(first + k)};
+      Look look[2];
+      if constexpr (kAdjoint) {
+        column.look_at_both(i, look);
+      } else {
+        look[0] = look[1] = column.look(i[0], column.glimpse(i[0]));
       }
-    } else {
-      FUSEDMIX_UNROLL
-      for (int k = 0; k < kEachSamples; ++k) i[k] = sample(k), j[k] = taker(i[k]);
-      FUSEDMIX_UNROLL
-      for (int k = 0; k < kEachSamples; ++k) {
-        if (there(k)) own[k] = column.load(i[k]), lent[k] = column.load(j[k]);
+      Vec<T, V> own{}, lent{};
+      if (wants_own(look[0])) own = column.load(i[0]);
+      if (wants_lent(look[1])) lent = column.load(i[1]);
+      if constexpr (kAdjoint) {
+        column.store(i[0], column.gradient(i[0], look[0], own, i[1], look[1], lent));
+      } else {
+        Vec<T, V> out = look[0].reach == kTake ? lent : own;
+        if (look[0].reach == kBlend) out = column.mixed(i[0], look[0], own, lent);
+        column.store(i[0], out);
       }
-      FUSEDMIX_UNROLL
-      for (int k = 0; k < kEachSamples; ++k) store(k, gradient(i[k], own[k], j[k], lent[k]));
     }
   } else {
+    uint32_t i[kEachSamples], j[kEachSamples];
+    Vec<T, V> own[kEachSamples], lent[kEachSamples];
+    Look look[kEachSamples], of_lent[kEachSamples];
+    // Of one that is not there the mask is looked at, and no more.
     FUSEDMIX_UNROLL
-    for (int k = 0; k < kEachSamples; ++k) i[k] = sample(k), j[k] = column.partner(i[k]);
-    Look look[kEachSamples];
+    for (uint32_t k = 0; k < kEachSamples; ++k) i[k] = there(k) ? first + k : first, j[k] = other(i[k]);
     if constexpr (kSkips<kFamilies>) {
-      Glimpse seen[kEachSamples];
-      FUSEDMIX_UNROLL
-      for (int k = 0; k < kEachSamples; ++k) seen[k] = column.glimpse(i[k]);
-      FUSEDMIX_UNROLL
-      for (int k = 0; k < kEachSamples; ++k) look[k] = k > 0 && column.one_look() ? look[0] : column.look(i[k], seen[k]);
+      column.look_at_both(i, look);
+      if constexpr (kAdjoint) column.look_at_both(j, of_lent);
     }
     FUSEDMIX_UNROLL
-    for (int k = 0; k < kEachSamples; ++k) {
-      if (there(k) && (!kSkips<kFamilies> || look[k].reach != kTake)) own[k] = column.load(i[k]);
-      if (there(k) && (!kSkips<kFamilies> || look[k].reach != kKeep)) lent[k] = column.load(j[k]);
+    for (uint32_t k = 0; k < kEachSamples; ++k) {
+      if (there(k) && wants_own(look[k])) own[k] = column.load(i[k]);
+      if (there(k) && wants_lent(kAdjoint ? of_lent[k] : look[k])) lent[k] = column.load(j[k]);
     }
     FUSEDMIX_UNROLL
-    for (int k = 0; k < kEachSamples; ++k) {
-      if constexpr (kSkips<kFamilies>) {
+    for (uint32_t k = 0; k < kEachSamples; ++k) {
+      if (!there(k)) break;
+      if constexpr (kAdjoint) {
+        column.store(i[k], column.gradient(i[k], look[k], own[k], j[k], of_lent[k], lent[k]));
+      } else if constexpr (kSkips<kFamilies>) {
         Vec<T, V> out = look[k].reach == kTake ? lent[k] : own[k];
         if (look[k].reach == kBlend) out = column.mixed(i[k], look[k], own[k], lent[k]);
-        store(k, out);
+        column.store(i[k], out);
       } else {
-        store(k, column.mixed(i[k], look[k], own[k], lent[k]));
+        column.store(i[k], column.mixed(i[k], look[k], own[k], lent[k]));
       }
     }
   }
@@ -251,7 +305,7 @@ FUSEDMIX_WIDE_KERNEL(kPairThreads, (kEachBlocks<T, kFamilies>)) pairs_kernel(FUS
   if (at >= args.columns) return;
   const Column<T, V, kFamilies> column(args, at);
   const bool in_place = args.src == args.dst;
-  const int64_t i[2] = {pair, args.batch - 1 - static_cast<int64_t>(pair)};
+  const uint32_t i[2] = {pair, args.batch - 1 - pair};
   typename Column<T, V, kFamilies>::Look look[2];
   Vec<T, V> x[2];
   if constexpr (kEarly<T, V, kFamilies>) {
@@ -259,11 +313,7 @@ FUSEDMIX_WIDE_KERNEL(kPairThreads, (kEachBlocks<T, kFamilies>)) pairs_kernel(FUS
     for (int k = 0; k < 2; ++k) x[k] = column.load_early(i[k]);
   }
   device::wait_for_plan();
-  if constexpr (kSkips<kFamilies>) {
-    const Glimpse seen[2] = {column.glimpse(i[0]), column.glimpse(i[1])};
-    FUSEDMIX_UNROLL
-    for (int k = 0; k < 2; ++k) look[k] = k > 0 && column.one_look() ? look[0] : column.look(i[k], seen[k]);
-  }
+  if constexpr (kSkips<kFamilies>) column.look_at_both(i, look);
   FUSEDMIX_UNROLL
   for (int k = 0; k < 2; ++k) {
     if constexpr (kEarly<T, V, kFamilies>) break;
@@ -277,9 +327,9 @@ FUSEDMIX_WIDE_KERNEL(kPairThreads, (kEachBlocks<T, kFamilies>)) pairs_kernel(FUS
       if (look[k].reach == kKeep && in_place) continue;
       Vec<T, V> out = look[k].reach == kTake ? x[1 - k] : x[k];
       if (look[k].reach == kBlend) out = column.mixed(i[k], look[k], x[k], x[1 - k]);
-      store_vector<T, V>(column.target(i[k]), out);
+      column.store(i[k], out);
     } else {
-      store_vector<T, V>(column.target(i[k]), column.mixed(i[k], look[k], x[k], x[1 - k]));
+      column.store(i[k], column.mixed(i[k], look[k], x[k], x[1 - k]));
     }
   }
 }
@@ -290,25 +340,25 @@ template <class T, int V, int32_t kFamilies>
 FUSEDMIX_WIDE_KERNEL(kRollThreads, (kRollBlocks<T, kFamilies>)) roll_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
   if (writes_targets(args, kRollThreads)) return;
   constexpr int kAhead = kFamilies == kStoredSet ? 2 : kAheadOf<kFamilies>;  // here there are registers for it
-  const int32_t batch = args.batch, spans = kRollThreads >> args.log_column;
+  const auto batch = static_cast<int32_t>(args.batch), spans = kRollThreads >> args.log_column;
   const int32_t span = (batch + spans - 1) / spans;
   const int32_t first = static_cast<int32_t>(device::thread() >> args.log_column) * span;
   const int32_t stop = first + span < batch ? first + span : batch;
   const uint32_t at = (device::block() << args.log_column) + (device::thread() & ((1u << args.log_column) - 1));
   const bool active = at < args.columns && first < stop;
   device::wait_for_plan();
-  const Column<T, V, kFamilies> column(args, active ? at : 0);
-  using Look = typename Column<T, V, kFamilies>::Look;
+  const Column<T, V, kFamilies, true> column(args, active ? at : 0);
+  using Look = typename Column<T, V, kFamilies, true>::Look;
   Vec<T, V> edge{}, own{};
-  Look look{};
   if (active) {
     edge = column.load(first == 0 ? batch - 1 : first - 1);
-    if constexpr (kSkips<kFamilies>) look = column.look(stop - 1, column.glimpse(stop - 1));
-    own = column.load(stop - 1);
+    if constexpr (!kSkips<kFamilies>) own = column.load(stop - 1);
   }
   device::sync();
   if (!active) return;
-  for (int32_t top = stop - 1; top >= first; top -= kAhead) {
+  // Where masks are looked at, from one beyond the span, of which nothing is wanted: so its last is looked at as all others are.
+  Look look{};
+  for (int32_t top = kSkips<kFamilies> ? stop : stop - 1; top >= first; top -= kAhead) {
     Vec<T, V> lent[kAhead];
     Look next[kAhead];
     if constexpr (kSkips<kFamilies>) {
@@ -317,8 +367,8 @@ FUSEDMIX_WIDE_KERNEL(kRollThreads, (kRollBlocks<T, kFamilies>)) roll_kernel(FUSE
       for (int k = 0; k < kAhead; ++k) seen[k] = top - k > first ? column.glimpse(top - k - 1) : Glimpse{};
       FUSEDMIX_UNROLL
       for (int k = 0; k < kAhead; ++k) {
-        next[k] = look;
-        if (!column.one_look() && top - k > first) next[k] = column.look(top - k - 1, seen[k]);
+        next[k] = k == 0 ? look : next[k - 1];
+        if (top - k > first && (!column.one_look() || top - k == stop)) next[k] = column.look(top - k - 1, seen[k]);
       }
     }
     FUSEDMIX_UNROLL
@@ -333,11 +383,11 @@ FUSEDMIX_WIDE_KERNEL(kRollThreads, (kRollBlocks<T, kFamilies>)) roll_kernel(FUSE
       if (i < first) break;
       if (i == first) lent[k] = edge;
       if constexpr (kSkips<kFamilies>) {
-        if (look.reach == kTake) store_vector<T, V>(column.target(i), lent[k]);
-        if (look.reach == kBlend) store_vector<T, V>(column.target(i), column.mixed(i, look, own, lent[k]));
+        if (look.reach == kTake) column.store(i, lent[k]);
+        if (look.reach == kBlend) column.store(i, column.mixed(i, look, own, lent[k]));
         look = next[k];
       } else {
-        store_vector<T, V>(column.target(i), column.mixed(i, look, own, lent[k]));
+        column.store(i, column.mixed(i, look, own, lent[k]));
       }
       own = lent[k];
     }
@@ -352,13 +402,13 @@ FUSEDMIX_WIDE_KERNEL(kTileThreads, (kTileBlocks<T, kFamilies>)) tile_kernel(FUSE
   using Raw = RawVec<T, V>;
   FUSEDMIX_DYNAMIC_SHARED(Raw, shared);
   if (writes_targets(args, kTileThreads)) return;
-  const int32_t batch = args.batch, step = kTileThreads >> args.log_column;
+  const auto batch = static_cast<int32_t>(args.batch), step = kTileThreads >> args.log_column;
   const int32_t first = static_cast<int32_t>(device::thread() >> args.log_column);
   const uint32_t lane = device::thread() & ((1u << args.log_column) - 1), at = (device::block() << args.log_column) + lane;
   const bool active = at < args.columns;
-  const Column<T, V, kFamilies> column(args, active ? at : 0);
-  using Look = typename Column<T, V, kFamilies>::Look;
-  const auto place = [&](int64_t i) { return static_cast<int32_t>(i << args.log_column) + static_cast<int32_t>(lane); };
+  const Column<T, V, kFamilies, true> column(args, active ? at : 0);
+  using Look = typename Column<T, V, kFamilies, true>::Look;
+  const auto place = [&](uint32_t i) { return static_cast<int32_t>((i << args.log_column) + lane); };
   const int32_t end = active ? batch : 0;
   if constexpr (!kEarly<T, V, kFamilies>) device::wait_for_plan();
   uint32_t waits = 0;  // bit n: the thread's n-th sample has a result
@@ -371,7 +421,7 @@ FUSEDMIX_WIDE_KERNEL(kTileThreads, (kTileBlocks<T, kFamilies>)) tile_kernel(FUSE
     device::copied();
   } else {
     constexpr int kAhead = kAheadOf<kFamilies>;
-    const Look once = column.one_look() ? column.look(0, {}) : Look{};
+    Look once{};
     for (int32_t base = first, turn = 0; base < end; base += kAhead * step, turn += kAhead) {
       Vec<T, V> own[kAhead], lent[kAhead];
       Look look[kAhead];
@@ -381,18 +431,19 @@ FUSEDMIX_WIDE_KERNEL(kTileThreads, (kTileBlocks<T, kFamilies>)) tile_kernel(FUSE
       FUSEDMIX_UNROLL
       for (int k = 0; k < kAhead; ++k) {
         look[k] = once;
+        if (base + k * step < end && (!column.one_look() || turn + k == 0)) look[k] = column.look(base + k * step, seen[k]);
+        if (k == 0) once = look[0];
         if (base + k * step >= end) look[k].reach = kKeep;
-        if (base + k * step < end && !column.one_look()) look[k] = column.look(base + k * step, seen[k]);
       }
       FUSEDMIX_UNROLL
       for (int k = 0; k < kAhead; ++k) {
-        const int64_t i = base + k * step;
+        const uint32_t i = base + k * step;
         if (look[k].reach != kKeep) lent[k] = column.load(column.partner(i));
         if (look[k].reach == kBlend) own[k] = column.load(i);
       }
       FUSEDMIX_UNROLL
       for (int k = 0; k < kAhead; ++k) {
-        const int64_t i = base + k * step;
+        const uint32_t i = base + k * step;
         if (look[k].reach == kKeep) continue;
         if (look[k].reach == kBlend) lent[k] = column.mixed(i, look[k], own[k], lent[k]);
         shared[place(i)] = to_raw(lent[k]);
@@ -402,19 +453,23 @@ FUSEDMIX_WIDE_KERNEL(kTileThreads, (kTileBlocks<T, kFamilies>)) tile_kernel(FUSE
   }
   device::sync();
   if constexpr (kSkips<kFamilies>) {
-    FUSEDMIX_UNROLL_2
-    for (int32_t i = first, turn = 0; i < end; i += step, ++turn) {
-      if ((waits >> turn & 1u) != 0) store_vector<T, V>(column.target(i), from_raw<T, V>(device::from_shared(shared, place(i))));
+    FUSEDMIX_NO_UNROLL
+    for (int32_t base = first, turn = 0; base < end; base += kAfter<T, kFamilies> * step, turn += kAfter<T, kFamilies>) {
+      FUSEDMIX_UNROLL
+      for (int k = 0; k < kAfter<T, kFamilies>; ++k) {
+        const uint32_t i = base + k * step;
+        if ((waits >> (turn + k) & 1u) != 0) column.store(i, from_raw<T, V>(device::from_shared(shared, place(i))));
+      }
     }
   } else {
-    for (int32_t base = first; base < end; base += kAfter * step) {
+    for (int32_t base = first; base < end; base += kAfter<T, kFamilies> * step) {
       FUSEDMIX_UNROLL
-      for (int k = 0; k < kAfter; ++k) {
+      for (int k = 0; k < kAfter<T, kFamilies>; ++k) {
         const int32_t i = base + k * step;
         if (i >= end) break;
         const auto own = from_raw<T, V>(device::from_shared(shared, place(i)));
         const auto lent = from_raw<T, V>(device::from_shared(shared, place(column.partner(i))));
-        store_vector<T, V>(column.target(i), column.mixed(i, Look{}, own, lent));
+        column.store(i, column.mixed(i, Look{}, own, lent));
       }
     }
   }
@@ -461,6 +516,7 @@ int launch_set(const Launch& l) {
     if (within(families, kCutSet)) return launch_way<T, V, kCutSet>(l);
     if (within(families, kBoxSet)) return launch_way<T, V, kBoxSet>(l);
     if (within(families, kGaussianSet)) return launch_way<T, V, kGaussianSet>(l);
+    if (within(families, kFormulaSet)) return launch_way<T, V, kFormulaSet>(l);
     if (within(families, kStoredSet)) return launch_way<T, V, kStoredSet>(l);
   }
   if constexpr (V < 16) return launch_way<T, V, kAnySet>(l);

@@ -25,12 +25,18 @@ FUSEDMIX_DEVICE const double* weights_of(const LaunchPlan& plan) { return part_o
 
 // A number that is no sample's, which only the host could refuse, stands for the sample itself: nothing outside of the batch
 // is touched.
-FUSEDMIX_DEVICE int64_t partner_of(int32_t pairing, const int64_t* partners, int64_t i, int64_t batch) {
-  if (is_formula(pairing)) return formula_partner(pairing, i, batch);
-  const int64_t j = device::load(partners + i);
-  return static_cast<uint64_t>(j) < static_cast<uint64_t>(batch) ? j : i;
+template <class Index>
+FUSEDMIX_DEVICE Index partner_of(int32_t pairing, const int64_t* partners, Index i, Index batch) {
+  // Not by returning early: nvcc then has what follows once for each pairing.
+  auto partner = static_cast<Index>(formula_partner(pairing, i, batch));
+  if (!is_formula(pairing)) {
+    const int64_t j = device::load(partners + i);
+    partner = static_cast<uint64_t>(j) < static_cast<uint64_t>(batch) ? static_cast<Index>(j) : i;
+  }
+  return partner;
 }
-FUSEDMIX_DEVICE int64_t partner_of(const PlanView& plan, int64_t i, int64_t batch) {
+template <class Index>
+FUSEDMIX_DEVICE Index partner_of(const PlanView& plan, Index i, Index batch) {
   return partner_of(plan.pairing, plan.partner, i, batch);
 }
 

@@ -12,11 +12,11 @@ struct ClassTargets {
   const char* labels;
   int64_t row_stride;  // in bytes
   float* out;
-  int32_t entries;  // batch · classes
-  int32_t batch;
+  uint32_t entries;  // batch · classes, below 2^31
+  uint32_t batch;
   Divisor classes;
   int32_t label_bytes;
-  int32_t sign_shift;        // from the highest bit of a label to that of 64 bits, or 0 of labels without a sign
+  uint32_t below;            // which the bits of a label are where it is a class: those of others may be of a negative number
   float of_class, of_other;  // after smoothing
 };
 
@@ -33,37 +33,38 @@ inline ClassTargets class_targets(const Targets& t) {
   return {static_cast<const char*>(t.labels),
           t.row_stride * bytes,
           static_cast<float*>(t.out),
-          static_cast<int32_t>(t.batch * t.num_classes),
-          static_cast<int32_t>(t.batch),
+          static_cast<uint32_t>(t.batch * t.num_classes),
+          static_cast<uint32_t>(t.batch),
           divisor(t.num_classes),
           bytes,
-          has_sign ? 64 - 8 * bytes : 0,
+          has_sign && bytes < 4 ? 1u << (8 * bytes - 1) : 1u << 31,
           smooth(1.0f),
           smooth(0.0f)};
 }
 
-FUSEDMIX_DEVICE int64_t class_of(const ClassTargets& t, int64_t i) {
-  const char* at = t.labels + i * t.row_stride;
-  uint64_t label = 0;
-  switch (t.label_bytes) {
-    case 8: label = device::load(reinterpret_cast<const uint64_t*>(at)); break;
-    case 4: label = device::load(reinterpret_cast<const uint32_t*>(at)); break;
-    case 2: label = device::load(reinterpret_cast<const uint16_t*>(at)); break;
-    default: label = device::load(reinterpret_cast<const uint8_t*>(at)); break;
-  }
-  return static_cast<int64_t>(label << t.sign_shift) >> t.sign_shift;
-}
-
 // One to a thread: of a loop over several nvcc makes up to three copies on GPUs from sm_100 on, one for each pairing.
-FUSEDMIX_DEVICE void write_classes(const ClassTargets& t, const LaunchPlan& plan, int32_t block, int32_t threads) {
-  const uint32_t at = static_cast<uint32_t>(block) * static_cast<uint32_t>(threads) + device::thread();  // of 2^31 and a few
-  if (at >= static_cast<uint32_t>(t.entries)) return;
+FUSEDMIX_DEVICE void write_classes(const ClassTargets& t, const LaunchPlan& plan, uint32_t block, uint32_t threads) {
+  const uint32_t at = block * threads + device::thread();  // of 2^31 and a few
+  if (at >= t.entries) return;
   const PlanView view = view_of(plan);
   const double* weights = weights_of(plan);
   const uint32_t i = divide(at, t.classes), k = at - i * t.classes.number;
-  const int64_t j = partner_of(view, i, t.batch);
+  const uint32_t j = partner_of(view, i, t.batch);
   const LabelWeights<float> mixed(device::load(weights + (plan.weight_shared ? 0 : i)));
-  device::store(t.out + at, mixed(class_of(t, i) == k ? t.of_class : t.of_other, class_of(t, j) == k ? t.of_class : t.of_other));
+  bool own = false, lent = false;  // whether k is the class
+  const auto compare = [&](auto type) {
+    using Label = decltype(type);
+    const auto label = [&](uint32_t of) { return device::load(reinterpret_cast<const Label*>(t.labels + of * t.row_stride)); };
+    const Label a = label(i), b = label(j);
+    own = a == k && k < t.below, lent = b == k && k < t.below;
+  };
+  switch (t.label_bytes) {
+    case 8: compare(uint64_t{}); break;
+    case 4: compare(uint32_t{}); break;
+    case 2: compare(uint16_t{}); break;
+    default: compare(uint8_t{}); break;
+  }
+  device::store(t.out + at, mixed(own ? t.of_class : t.of_other, lent ? t.of_class : t.of_other));
 }
 
 // ---- any labels ----

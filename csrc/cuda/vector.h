@@ -84,6 +84,19 @@ struct Loops {
   Loop dims[kMaxDims];
 };
 
+// A small number for each lane; of 16 lanes four in a word, because a register for each would be a quarter of what a thread has.
+template <int V>
+struct Lanes {
+  static constexpr int kPerWord = V == 16 ? 4 : 1, kBits = 32 / kPerWord;
+  uint32_t words[V / kPerWord];
+
+  FUSEDMIX_DEVICE int32_t operator[](int l) const {
+    return static_cast<int32_t>(kPerWord == 1 ? words[l] : words[l / kPerWord] >> l % kPerWord * kBits & 0xFFu);
+  }
+  // Once for each lane, of zeros.
+  FUSEDMIX_DEVICE void set(int l, int32_t value) { words[l / kPerWord] |= static_cast<uint32_t>(value) << l % kPerWord * kBits; }
+};
+
 // Where a thread's vector lies in every sample, and on the mask.
 template <int V>
 struct Place {
@@ -92,7 +105,7 @@ struct Place {
   int32_t element;   // of the row, the first; 0 where all share a pixel
   int32_t first;     // the first element's coordinate along the row's axis; 0 where there is none
   int32_t channel;   // and which it is of those that share it
-  int32_t lane[V];   // from there to that of each element
+  Lanes<V> lane;     // from there to that of each element
 };
 
 // lane[l] where l is not known to the compiler: an index would put the array into local memory.
@@ -121,7 +134,7 @@ FUSEDMIX_DEVICE Place<V> place_of(const Loops& loops, uint32_t column) {
   if (loops.row_inner == 1) {
     place.first = place.element;
     FUSEDMIX_UNROLL
-    for (int l = 0; l < V; ++l) place.lane[l] = l;
+    for (int l = 0; l < V; ++l) place.lane.set(l, l);
     return place;
   }
   const uint32_t first = divide(static_cast<uint32_t>(place.element), loops.by_inner);
@@ -130,7 +143,7 @@ FUSEDMIX_DEVICE Place<V> place_of(const Loops& loops, uint32_t column) {
   int32_t pixel = 0, channel = place.channel;
   FUSEDMIX_UNROLL
   for (int l = 0; l < V; ++l) {
-    place.lane[l] = pixel;
+    place.lane.set(l, pixel);
     const bool full = ++channel == loops.row_inner;
     pixel += full ? 1 : 0;
     channel = full ? 0 : channel;
@@ -155,30 +168,40 @@ FUSEDMIX_DEVICE void store_mask(Record* mask, const Record& record) {
   for (int k = 0; k < 3; ++k) device::store(reinterpret_cast<RawRecord*>(mask)->part + k, raw.part[k]);
 }
 
-// The lanes of a vector that a row's box holds: from `first` on, below `stop`.
-struct LaneRange {
-  int32_t first, stop;
-  FUSEDMIX_DEVICE bool holds(int32_t l) const { return l >= first && l < stop; }
-  FUSEDMIX_DEVICE bool holds_all(int32_t lanes) const { return first <= 0 && stop >= lanes; }
-  FUSEDMIX_DEVICE bool holds_none(int32_t lanes) const { return stop <= 0 || first >= lanes || stop <= first; }
-};
-
+// Bit l: that of lane l.
 template <int V>
-FUSEDMIX_DEVICE LaneRange lanes_in(const Box::Row& row, const Place<V>& place, const Loops& loops) {
-  return {row.begin * loops.row_inner - place.element, row.end * loops.row_inner - place.element};
+constexpr uint32_t kAllLanes = (1u << V) - 1u;
+
+// The lanes of a vector that a row's box holds.
+template <int V>
+FUSEDMIX_DEVICE uint32_t lanes_in(const Box::Row& row, const Place<V>& place, const Loops& loops) {
+  const auto from = [&](int32_t edge) {
+    const int32_t lane = edge * loops.row_inner - place.element;
+    return ~0u << (lane < 0 ? 0 : (lane > V ? V : lane));
+  };
+  return from(row.begin) & ~from(row.end);
 }
 
-// What a row does to the vector; lanes ascend.
-template <int V, class Row>
-FUSEDMIX_DEVICE Reach reach_of_row(const Row& row, const Place<V>& place, const Loops&) {
-  const Reach reach = row.reach(place.first, place.first + place.lane[V - 1]);
-  return reach == kSelect ? kBlend : reach;
-}
+// And those that cells hold. Cells are some pixels long, so that most vectors are in one.
 template <int V>
-FUSEDMIX_DEVICE Reach reach_of_row(const Box::Row& row, const Place<V>& place, const Loops& loops) {
-  const LaneRange in = lanes_in(row, place, loops);
-  if (in.holds_all(V)) return reach_of(row.inner);
-  return in.holds_none(V) ? reach_of(row.outer) : kBlend;
+FUSEDMIX_DEVICE uint32_t lanes_in(const Grid::Row& row, const Place<V>& place, const Loops& loops) {
+  uint32_t lanes = 0, before = 0;
+  FUSEDMIX_NO_UNROLL
+  for (int n = 0; n < V; ++n) {
+    const int l = n == 0 ? V - 1 : n - 1;  // the last, and then from the first on
+    const uint32_t cell = row.cell(place.first + lane_at(loops, place.channel, l));
+    const bool chosen = row.chosen(row.base + row.step * cell);
+    if (n == 1 && cell == before) return chosen ? kAllLanes<V> : 0;
+    before = cell;
+    lanes |= chosen ? 1u << l : 0u;
+  }
+  return lanes;
+}
+
+template <int V>
+FUSEDMIX_DEVICE void two_weights(uint32_t inside, float inner, float outer, float (&w)[V]) {
+  FUSEDMIX_UNROLL
+  for (int l = 0; l < V; ++l) w[l] = (inside >> l & 1u) != 0 ? inner : outer;
 }
 
 // Two vectors, blended by weight(l) in lane l.
@@ -207,19 +230,20 @@ FUSEDMIX_DEVICE Vec<T, V> blend_lanes(const Weight& weight, const Vec<T, V>& a, 
   }
 }
 
-// Lanes in the range are b's, all others a's: words by masks, whatever the type.
+// Lanes that are `taken` are b's, all others a's.
 template <class T, int V>
-FUSEDMIX_DEVICE Vec<T, V> pick(const LaneRange& in, const Vec<T, V>& a, const Vec<T, V>& b) {
+FUSEDMIX_DEVICE Vec<T, V> pick(uint32_t taken, const Vec<T, V>& a, const Vec<T, V>& b) {
   using Word = typename Vec<T, V>::Word;
-  constexpr int kBits = 8 * sizeof(T), kWord = 8 * sizeof(Word);
-  const auto below = [](int32_t bits) { return bits <= 0 ? Word{0} : (bits >= kWord ? ~Word{0} : (Word{1} << bits) - 1); };
-  // Beyond the vector nothing changes: so the products below fit.
-  const int32_t first = in.first < 0 ? 0 : (in.first > V ? V : in.first), stop = in.stop < 0 ? 0 : (in.stop > V ? V : in.stop);
+  constexpr int kPerWord = Vec<T, V>::kPerWord;
   Vec<T, V> out;
   FUSEDMIX_UNROLL
   for (int k = 0; k < static_cast<int>(sizeof(out.words) / sizeof(Word)); ++k) {
-    const Word taken = below(stop * kBits - k * kWord) & ~below(first * kBits - k * kWord);
-    out.words[k] = (a.words[k] & ~taken) | (b.words[k] & taken);
+    if constexpr (kPerWord == 1) {
+      out.words[k] = (taken >> k & 1u) != 0 ? b.words[k] : a.words[k];
+    } else {
+      const uint32_t of_b = spread<sizeof(T)>(taken >> k * kPerWord);
+      out.words[k] = (a.words[k] & ~of_b) | (b.words[k] & of_b);
+    }
   }
   return out;
 }
@@ -236,25 +260,22 @@ FUSEDMIX_DEVICE void one_by_one(float (&w)[V], const F& f) {
 }
 
 // The weights of a vector by a row. Of a Gaussian at distances that are counted from the first lane's, which costs one conversion
-// and not one a lane.
-template <int V, class Row>
-FUSEDMIX_DEVICE void row_weights(const Row& row, const Place<V>& place, const Loops&, float (&w)[V]) {
+// for a lane and not one for every mask; but of 16 lanes these would wait in as many registers.
+template <int V>
+FUSEDMIX_DEVICE void row_weights(const Uniform& row, const Place<V>&, const Loops&, float (&w)[V]) {
   FUSEDMIX_UNROLL
-  for (int l = 0; l < V; ++l) w[l] = row(place.first + place.lane[l]);
+  for (int l = 0; l < V; ++l) w[l] = row.w;
+}
+template <int V>
+FUSEDMIX_DEVICE void row_weights(const Box::Row& row, const Place<V>& place, const Loops& loops, float (&w)[V]) {
+  two_weights(lanes_in(row, place, loops), row.inner, row.outer, w);
 }
 template <int V>
 FUSEDMIX_DEVICE void row_weights(const Gaussian::Row& row, const Place<V>& place, const Loops&, float (&w)[V]) {
-  const float first = row.from_first(place.first);
   FUSEDMIX_UNROLL
-  for (int l = 0; l < V; ++l) w[l] = row.at(first + static_cast<float>(place.lane[l]));
-}
-template <int V>
-FUSEDMIX_DEVICE void row_weights(const Smooth::Row& row, const Place<V>& place, const Loops& loops, float (&w)[V]) {
-  one_by_one(w, [&](int l) { return row(place.first + lane_at(loops, place.channel, l)); });
-}
-template <int V>
-FUSEDMIX_DEVICE void row_weights(const Grid::Row& row, const Place<V>& place, const Loops& loops, float (&w)[V]) {
-  one_by_one(w, [&](int l) { return row(place.first + lane_at(loops, place.channel, l)); });
+  for (int l = 0; l < V; ++l) {
+    w[l] = V == 16 ? row(place.first + place.lane[l]) : row.at(row.from_first(place.first) + static_cast<float>(place.lane[l]));
+  }
 }
 
 template <int32_t kFamilies, int V>
@@ -282,68 +303,138 @@ FUSEDMIX_DEVICE OnPixels on_pixels(const Pixels& pixels, const Place<V>& place, 
 }
 
 // Where the mask of sample i begins, in words or levels.
-FUSEDMIX_DEVICE int64_t stored_row(const PlanView& plan, int64_t i) {
-  return plan.shared ? 0 : draw_index(plan.pixels.per, i, plan.pixels.batch) * plan.pixels.stride;
+FUSEDMIX_DEVICE int64_t stored_row(const PlanView& plan, uint32_t i) {
+  const auto row = static_cast<uint32_t>(draw_index(plan.pixels.per, i, static_cast<uint32_t>(plan.pixels.batch)));
+  return plan.shared ? 0 : row * plan.pixels.stride;
 }
 
 // What decides about a vector, loaded before it is known to be needed, so that loads are under way together: rows of other
 // kinds have words too.
 struct Glimpse {
   int32_t kind;
+  int64_t row;    // of sample i's mask
   uint32_t word;  // with the first element's pixel
 };
 
-FUSEDMIX_DEVICE Glimpse glimpse(const PlanView& plan, const OnPixels& on, int64_t i) {
-  Glimpse seen{device::load(&plan.masks[plan.shared ? 0 : i].kind), 0};
-  if (plan.pixels.levels == nullptr) seen.word = device::load(plan.pixels.bits + stored_row(plan, i) + on.first / 32);
+FUSEDMIX_DEVICE Glimpse glimpse(const PlanView& plan, const OnPixels& on, uint32_t i) {
+  Glimpse seen{device::load(&plan.masks[plan.shared ? 0 : i].kind), stored_row(plan, i), 0};
+  if (plan.pixels.levels == nullptr) seen.word = device::load(plan.pixels.bits + seen.row + on.first / 32);
   return seen;
 }
 
 // Bit l: that of element l's pixel. Usually all of them are in the word that is there: vectors divide rows, and 32.
 template <int V>
-FUSEDMIX_DEVICE uint32_t lanes_of(const PlanView& plan, const OnPixels& on, const Place<V>& place, int64_t i, uint32_t word) {
+FUSEDMIX_DEVICE uint32_t lanes_of(const PlanView& plan, const OnPixels& on, const Place<V>& place, const Loops& loops,
+                                  const Glimpse& seen) {
+  const uint32_t* bits = plan.pixels.bits + seen.row;
   const uint32_t shift = on.first % 32;
   const auto last = static_cast<uint32_t>(on.step == 0 ? 0 : place.lane[V - 1]);
   if (on.step > 1 && V > 1) {  // the row is not the masks'
     uint32_t lanes = 0;
-    FUSEDMIX_UNROLL
+    FUSEDMIX_NO_UNROLL
     for (int l = 0; l < V; ++l) {
-      const uint32_t q = on.first + on.step * static_cast<uint32_t>(place.lane[l]);
-      lanes |= (device::load(plan.pixels.bits + stored_row(plan, i) + q / 32) >> (q % 32) & 1u) << l;
+      const uint32_t q = on.first + on.step * static_cast<uint32_t>(lane_at(loops, place.channel, l));
+      lanes |= (device::load(bits + q / 32) >> (q % 32) & 1u) << l;
     }
     return lanes;
   }
-  uint32_t window = word >> shift;
+  uint32_t window = seen.word >> shift;
   if (shift + last >= 32) {  // rows of any length
-    window |= device::load(plan.pixels.bits + stored_row(plan, i) + on.first / 32 + 1) << (32 - shift);
+    window |= device::load(bits + on.first / 32 + 1) << (32 - shift);
   }
-  if (last == V - 1) return window & ((1u << V) - 1u);
+  if (last == V - 1) return window & kAllLanes<V>;
   uint32_t lanes = 0;  // channels that lie together share pixels
   FUSEDMIX_UNROLL
   for (int l = 0; l < V; ++l) lanes |= (window >> (on.step == 0 ? 0 : place.lane[l]) & 1u) << l;
   return lanes;
 }
 
-// What a stored mask does to the vector of sample i. Levels are not looked at so early.
+// The weights of a vector by levels. Soft masks are few: a load for each element.
 template <int V>
-FUSEDMIX_DEVICE Reach stored_reach(const PlanView& plan, uint32_t ones) {
-  if (plan.pixels.levels != nullptr) return kBlend;
-  return ones == (1u << V) - 1u ? kKeep : (ones == 0 ? kTake : kBlend);
-}
-
-// The weights of the vector: bits of `ones`, or levels. Soft masks are few: a load for each element.
-template <int V>
-FUSEDMIX_DEVICE void stored_weights(const PlanView& plan, const OnPixels& on, const Place<V>& place, const Loops& loops, int64_t i,
-                                    uint32_t ones, float (&w)[V]) {
-  if (plan.pixels.levels == nullptr) {
-    FUSEDMIX_UNROLL
-    for (int l = 0; l < V; ++l) w[l] = (ones >> l & 1u) != 0 ? 1.0f : 0.0f;
-    return;
-  }
-  const uint16_t* mask = plan.pixels.levels + stored_row(plan, i) + on.first;
+FUSEDMIX_DEVICE void level_weights(const PlanView& plan, const OnPixels& on, const Place<V>& place, const Loops& loops, int64_t row,
+                                   float (&w)[V]) {
+  const uint16_t* mask = plan.pixels.levels + row + on.first;
   one_by_one(w, [&](int l) {
     return weight_of_level(device::load(mask + on.step * static_cast<uint32_t>(lane_at(loops, place.channel, l))));
   });
+}
+
+// ---- many families ----
+
+// What a mask says of a vector, in a form that families share: a kernel of many then has what follows once for each form.
+struct Form {
+  enum : int32_t { kTwo, kCurve, kLevels, kWeights } is;
+  // kTwo: one number in the lanes inside, another one in all others.
+  uint32_t inside;
+  float inner, outer;
+  // kCurve: sign·exp(-rate·e²) + add. Of a Gaussian e is the distance from a square without a side.
+  Smooth::Row curve;
+  float sign, add;
+};
+
+FUSEDMIX_DEVICE Form two_numbers(uint32_t inside, float inner, float outer) { return {Form::kTwo, inside, inner, outer, {}, 0.0f, 0.0f}; }
+FUSEDMIX_DEVICE Form curve(const Smooth::Row& row, float sign, float add) { return {Form::kCurve, 0, 0.0f, 0.0f, row, sign, add}; }
+
+template <int V>
+FUSEDMIX_DEVICE Form form_of(const Uniform& row, const Place<V>&, const Loops&, float (&)[V]) {
+  return two_numbers(0, row.w, row.w);
+}
+template <int V>
+FUSEDMIX_DEVICE Form form_of(const Box::Row& row, const Place<V>& place, const Loops& loops, float (&)[V]) {
+  return two_numbers(lanes_in(row, place, loops), row.inner, row.outer);
+}
+template <int V>
+FUSEDMIX_DEVICE Form form_of(const Grid::Row& row, const Place<V>& place, const Loops& loops, float (&)[V]) {
+  return two_numbers(lanes_in(row, place, loops), 1.0f, 0.0f);
+}
+template <int V>
+FUSEDMIX_DEVICE Form form_of(const Gaussian::Row& row, const Place<V>&, const Loops&, float (&)[V]) {
+  return curve({false, row.rate, 0.0f, row.d2, row.centre}, row.sign, row.add);
+}
+template <int V>
+FUSEDMIX_DEVICE Form form_of(const Smooth::Row& row, const Place<V>&, const Loops&, float (&)[V]) {
+  return curve(row, -1.0f, 1.0f);
+}
+// Of any other row.
+template <int V, class Row>
+FUSEDMIX_DEVICE Form form_of(const Row& row, const Place<V>& place, const Loops& loops, float (&w)[V]) {
+  one_by_one(w, [&](int l) { return row(place.first + lane_at(loops, place.channel, l)); });
+  return {Form::kWeights, 0, 0.0f, 0.0f, {}, 0.0f, 0.0f};
+}
+
+// The weights of the vector of a sample's mask, and what they do to it. `seen`: of plans with masks that are stored.
+template <int32_t kFamilies, int V>
+FUSEDMIX_DEVICE Reach weigh(const PlanView& plan, uint32_t i, const OnPixels& on, const Glimpse& seen, const Place<V>& place,
+                            const Loops& loops, float (&w)[V]) {
+  const Form form = of_kind_in<kFamilies>(load_mask(plan, i), [&](const auto& mask) {
+    if constexpr (std::decay_t<decltype(mask)>::kHasPixels) {
+      if (plan.pixels.levels != nullptr) return Form{Form::kLevels, 0, 0.0f, 0.0f, {}, 0.0f, 0.0f};
+      if (plan.pixels.bits != nullptr) return two_numbers(lanes_of(plan, on, place, loops, seen), 1.0f, 0.0f);
+    }
+    return form_of(mask.along(place.at, loops.row_axis), place, loops, w);
+  });
+  if (form.is == Form::kTwo) {
+    two_weights(form.inside, form.inner, form.outer, w);
+    if (form.inside == kAllLanes<V>) return reach_of(form.inner);
+    return form.inside == 0 ? reach_of(form.outer) : kBlend;
+  }
+  if (form.is == Form::kWeights) return kBlend;
+  if ((kFamilies & kLevels) != 0 && form.is == Form::kLevels) {
+    level_weights(plan, on, place, loops, seen.row, w);
+    return kBlend;
+  }
+  const auto distance = [&](int32_t lane) { return static_cast<float>(apart(place.first + lane, form.curve.centre)); };
+  float others = form.curve.others;
+  if ((kFamilies & kSmooth) != 0 && form.curve.disc) {
+    one_by_one(w, [&](int l) { return form.curve.from_disc(distance(lane_at(loops, place.channel, l))); });
+    others = 0.0f;
+  } else {
+    FUSEDMIX_UNROLL
+    for (int l = 0; l < V; ++l) w[l] = form.curve.from_square(distance(place.lane[l]));
+  }
+  FUSEDMIX_UNROLL
+  for (int l = 0; l < V; ++l) w[l] = fma(form.sign, near_exp(form.curve.rate, others + w[l] * w[l]), form.add);
+  return kBlend;
 }
 
 }  // namespace fusedmix::cuda

@@ -26,6 +26,24 @@ FUSEDMIX_HD uint32_t low_bytes(uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
 #endif
 }
 
+// All bits of each element of kBytes bytes in a word, the n-th where bit n is set. Of two bytes a word, of one.
+template <int kBytes>
+FUSEDMIX_HD uint32_t spread(uint32_t bits) {
+#if defined(__CUDA_ARCH__)  // a byte's highest bit, eight times: __byte_perm() cannot
+  uint32_t word;
+  if constexpr (kBytes == 2) {
+    asm("prmt.b32 %0, %1, %2, 0xDD88;" : "=r"(word) : "r"(bits << 7), "r"(bits << 14));
+  } else {
+    asm("prmt.b32 %0, %1, %1, 0xBA98;" : "=r"(word) : "r"((bits & 0xFu) * 0x10204080u));
+  }
+  return word;
+#else
+  uint32_t word = 0;
+  for (int n = 0; n < 4 / kBytes; ++n) word |= (bits >> n & 1u) != 0 ? ((1u << 8 * kBytes) - 1u) << 8 * kBytes * n : 0u;
+  return word;
+#endif
+}
+
 // kRaised and the nearest integer to w·d + b, ties to even, in [0, 255], for integers d and b + kRaised: as if the sum were exact.
 FUSEDMIX_HD float raised_byte(float w, float d, float raised_b) {
   const float sum = fma(w, d, raised_b), least = sum > kRaised ? sum : kRaised;

@@ -43,6 +43,8 @@ FUSEDMIX_HD auto of_kind_in(const Record& record, const F& f) {
     return f(bit_cast<Box>(record));  // a constant is an empty box: its record says the same
   } else if constexpr (kFamilies == (kConstants | kGaussians)) {
     return record.kind == kConstant ? f(bit_cast<Constant>(record)) : f(bit_cast<Gaussian>(record));
+  } else if constexpr (kFamilies == (kConstants | kCuts | kBoxes | kGaussians)) {
+    return record.kind == kGaussian || record.kind == kGaussianComplement ? f(bit_cast<Gaussian>(record)) : f(bit_cast<Box>(record));
   } else if constexpr (kFamilies == (kStored | kLevels)) {
     return record.kind == kConstant ? f(bit_cast<Constant>(record)) : f(bit_cast<Fourier>(record));
   } else {
