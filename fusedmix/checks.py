@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fusedmix.masks import holds, is_stored
-from fusedmix.masks.grid import CELLS
+from fusedmix.masks.grid import CELLS, has_room
 from fusedmix.masks.grid import LONGEST_SIDE as _LONGEST_UNDER_GRID
 from fusedmix.methods import Families, Kind, Per
 from fusedmix.plan import PARTS, MixPlan
@@ -34,6 +34,7 @@ INTEGER_DTYPES = (
 )
 LONGEST_SIDE = 2**31 - 1  # in pixels: a plan holds boxes and centres in 32 bits
 _EVERY = sum(int(part) for part in Families)
+_NO_PIXELS = "pixels must hold the masks of FMix and of large grids, but got None."
 _FITS = "_fits"  # in a plan whose parts belong together: of how many samples
 _WHOLE_BATCH = "A plan is for a whole batch and cannot be cut: mix the whole batch, then split what comes out."
 
@@ -255,15 +256,24 @@ def part(name: str, x: Tensor, batch_size: int, prefix: str = "", why: str = "")
 
 
 def pixels(
-    x: Tensor | None, batch_size: int, size: tuple[int, ...], per: int, *, needed: bool, prefix: str = ""
+    x: Tensor | None,
+    batch_size: int,
+    size: tuple[int, ...],
+    families: int,
+    per: int,
+    *,
+    needed: bool,
+    prefix: str = "",
 ) -> None:
     """Raises unless `x` may be the pixels of a plan; None only if they are not needed."""
     if x is None:
         if needed:
-            raise ValueError(f"{prefix}pixels must hold the masks of FMix, but got None.")
+            raise ValueError(f"{prefix}{_NO_PIXELS}")
         return
     soft = x.dtype == torch.int16
     across = math.prod(size) if soft else -(-math.prod(size) // 32)
+    if families & Families.LARGE_CELLS and not families & (Families.STORED | Families.LEVELS):
+        soft, across = False, max(1, *x.shape[1:2])  # as the largest grid needs, which `records` looks for
     rows = Per(per).draws(batch_size) if batch_size else 0
     shaped(f"{prefix}pixels", x, torch.int16 if soft else torch.int32, rows, across)
 
@@ -331,10 +341,11 @@ def same_batch(name: str, x: Tensor, plan: Any) -> None:
             break
     else:
         if plan.stored or plan.pixels is not None:
-            pixels(plan.pixels, batch_size, plan.size, plan.per, needed=plan.stored, prefix="plan.")
+            of = plan.size, int(plan.families), plan.per
+            pixels(plan.pixels, batch_size, *of, needed=plan.stored, prefix="plan.")
         if device.type != "cpu":  # where operators take what they find
             partners(plan.partner)
-            records(plan.masks, int(plan.families), stored=plan.pixels is not None)
+            records(plan.masks, int(plan.families), plan.pixels)
         elif not compiling:
             vars(plan)[_FITS] = batch_size
         return
@@ -378,9 +389,9 @@ def partners(x: Tensor, *, permutation: bool = False) -> None:
         )
 
 
-def records(x: Tensor, families: int, *, stored: bool, spatial: bool = True) -> None:
-    """Raises ValueError if `families` is no set of them, or a mask is of none of them, of FMix's without pixels (unless
-    `stored`), or of another one than the constants where masks are not `spatial`."""
+def records(x: Tensor, families: int, pixels: Tensor | None, *, spatial: bool = True) -> None:
+    """Raises ValueError if `families` is no set of them, or a mask is of none of them, not stored in `pixels` though no
+    formula gives it, or of another one than the constants where masks are not `spatial`."""
     if not 0 < families <= _EVERY:
         raise ValueError(f"families must be a set of families, a number in [1, {_EVERY}], but got {families}.")
     if not readable(x):
@@ -396,8 +407,16 @@ def records(x: Tensor, families: int, *, stored: bool, spatial: bool = True) -> 
             f"masks must be of the plan's families, {Families(families)!r}{where}, but that of sample {row} is of kind "
             f"{kind} ({named})."
         )
-    if not stored and Families(families).stored and is_stored(x).any():
-        raise ValueError("pixels must hold the masks of FMix, but got None.")
+    if pixels is None and Families(families).stored and is_stored(x).any():
+        raise ValueError(_NO_PIXELS)
+    if pixels is not None and families & Families.LARGE_CELLS:
+        bits = 8 * pixels.element_size() * pixels.shape[-1]
+        if not (room := has_room(x, bits)).all():
+            row = int(room.long().argmin())
+            raise ValueError(
+                f"pixels must have a bit for each of the {'x'.join(map(str, x[row, 1:4].tolist()))} cells of the mask "
+                f"of sample {row}, but has {bits} in a row."
+            )
 
 
 def class_range(labels: Tensor, num_classes: int, name: str = "labels", *, ignore_index: int | None = None) -> None:

@@ -29,11 +29,11 @@ import math
 import torch
 from torch import Tensor
 
-from fusedmix.masks.family import geometry, kind, quotient, value
+from fusedmix.masks.family import geometry, kind, value
+from fusedmix.masks.fourier import LEVELS
 from fusedmix.methods import Column, Kind, Method, Per
 from fusedmix.philox import Stream, words
 
-LEVELS = 65535  # of a soft mask
 # The frequencies whose noise has a number of its own, by the number of axes: bits of kx, of |ky|, of kz.
 _BITS = {1: (31, 0, 0), 2: (16, 16, 0), 3: (10, 10, 12)}
 
@@ -163,15 +163,6 @@ def pack(ones: Tensor) -> Tensor:
     padded = torch.nn.functional.pad(ones.byte(), (0, -pixels % 32)).reshape(n, -1, 8)
     bit = torch.tensor([1 << k for k in range(8)], dtype=torch.uint8, device=ones.device)
     return (padded * bit).sum(2, dtype=torch.uint8).view(torch.int32)
-
-
-def unpack(pixels: Tensor, size: tuple[int, ...]) -> Tensor:
-    """(n, *size) float32 masks from bits (int32) or levels (int16)."""
-    count = math.prod(size)
-    if pixels.dtype == torch.int16:
-        return quotient((pixels.int() & 0xFFFF).float(), LEVELS).reshape(-1, *size)
-    bits = (pixels.long().unsqueeze(2) >> torch.arange(32, device=pixels.device)) & 1
-    return bits.reshape(pixels.shape[0], -1)[:, :count].float().reshape(-1, *size)
 
 
 def draw_of(row: Tensor, per: int, batch_size: int) -> Tensor:

@@ -51,6 +51,7 @@ class Families(IntFlag):
     LEVELS = 32  # a level for each pixel
     SMOOTH = 64  # discs and squares with a soft edge
     CELLS = 128  # of a grid, each 1 or 0
+    LARGE_CELLS = 256  # the same, of more than a record has bits: a bit for each cell is stored
 
     @property
     def constant(self) -> bool:
@@ -74,9 +75,9 @@ class Families(IntFlag):
 
 
 # As plain numbers: the arithmetic of flags takes microseconds, and every call asks.
-_BINARY = int(Families.CUTS | Families.STORED | Families.CELLS)
+_BINARY = int(Families.CUTS | Families.STORED | Families.CELLS | Families.LARGE_CELLS)
 _BOXED = int(Families.CUTS | Families.BOXES)
-_STORED = int(Families.STORED | Families.LEVELS)
+_STORED = int(Families.STORED | Families.LEVELS | Families.LARGE_CELLS)
 
 
 class Drawn(IntFlag):

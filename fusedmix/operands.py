@@ -114,9 +114,9 @@ def _masks(
     _beside("masks", x, device, or_cpu=True)
     if pixels is not None:
         _stored(size)
-        checks.pixels(pixels, batch_size, tuple(size), per, needed=False)
+        checks.pixels(pixels, batch_size, tuple(size), families, per, needed=False)
         _beside("pixels", pixels, device, or_cpu=True)
-    checks.records(x, families, stored=pixels is not None, spatial=len(size) > 0)
+    checks.records(x, families, pixels, spatial=len(size) > 0)
 
 
 def _labels(labels: Tensor, batch_size: int, num_classes: int, *, soft: bool = True) -> None:

@@ -265,16 +265,16 @@ _HOST.impl("draw_seed", _draw_seed, "CompositeExplicitAutograd")
 torch.library.register_fake(
     "fusedmix::draw_seed", lambda _, *, device: torch.empty((), dtype=torch.int64, device=device), lib=_HOST
 )
-# The masks of large grids are stored among FMix's by the same tensor operations on every device.
+# The cells of large grids are stored, among FMix's masks if there are any, by the same tensor operations everywhere.
 _HOST.define(
-    "store_grids(Tensor masks, Tensor weight, Tensor seed, Tensor pixels, int[] cells, SymInt[] size, int per, "
+    "store_grids(Tensor masks, Tensor weight, Tensor seed, Tensor? pixels, int[] cells, SymInt[] size, int per, "
     "int draws) -> (Tensor pixels, Tensor weight)",
     tags=(torch.Tag.pt2_compliant_tag, torch.Tag.cudagraph_unsafe),
 )
 _HOST.impl("store_grids", grids.store, "CompositeExplicitAutograd")
 torch.library.register_fake(
     "fusedmix::store_grids",
-    lambda _, weight, __, pixels, *___: (torch.empty_like(pixels), torch.empty_like(weight)),
+    lambda masks, weight, _, pixels, cells, __, per, ___: (grids.room(masks, pixels, cells, per), weight.clone()),
     lib=_HOST,
 )
 # Inside a graph labels have no values to look at, and the error of a compiled kernel is no ValueError: so the labels go

@@ -21,7 +21,7 @@ class MixPlan:
 
     Made by the `sample` method of a mixing module; consumed by `mix`, `mix_`, `mix_labels`, `mix_cross_entropy`.
     A plan is a pytree whose leaves are its tensors. Masks are not stored but computed from a record of 12 words each,
-    except FMix's and those of large grids, of which a bit is stored for each pixel.
+    except FMix's, of which a bit is stored for each pixel, and those of large grids, with one for each cell.
 
     Attributes:
         partner: (B,) int64, a permutation: sample i is mixed with sample partner[i].
@@ -32,10 +32,11 @@ class MixPlan:
         families: which masks there may be, whatever was drawn (`fusedmix.methods.Families`).
         pairing: how the partners were found.
         per: how many draws the batch got.
-        pixels: what masks are that no formula gives, FMix's and those of large grids: (n, ceil(S / 32)) int32 with a
-            bit for each of S pixels, or (n, S) int16 levels of 1/65535 where they are soft (`fusedmix.fourier`); n is
-            1, (B+1)//2 or B by `per`.
-            None: no mask of the plan needs any.
+        pixels: what masks are that no formula gives, a row for each; n is 1, (B+1)//2 or B by `per`. FMix's: (n,
+            ceil(S / 32)) int32 with a bit for each of S pixels, or (n, S) int16 levels of 1/65535 where they are soft
+            (`fusedmix.fourier`). Those of grids of more than 128 cells: a bit for each cell, in row-major order from
+            the lowest bit of the first word on, (n, ceil(cells / 32)) int32 for the grid of most cells; beside FMix's
+            they are at the beginning of rows of that length and dtype. None: no mask of the plan needs any.
     """
 
     partner: Tensor
@@ -155,7 +156,7 @@ class MixPlan:
         batch_size, device = grid.shape[0], grid.device
         own = (grid != 0).reshape(batch_size, -1)
         made, pixels = grids.given(own, cells, size)
-        of_grid = Families.CELLS if pixels is None else Families.STORED
+        of_grid = Families.CELLS if pixels is None else Families.LARGE_CELLS
         if partner is not None:
             checks.shaped("partner", partner, torch.int64, batch_size)
             partner = partner.to(device)

@@ -100,7 +100,7 @@ class MixTransform(checks.Checked, nn.Module):
     _warned: bool = False  # that its boxes are empty
     _usual: bool = False  # what _is_usual() says; of a module that was pickled before there was such a step, no
     _grids: tuple[tuple[int, ...], ...] = ()  # which have to fit the images
-    _large_grids: tuple[int, ...] = ()  # three numbers of cells for each of those whose masks are stored
+    _large_grids: tuple[int, ...] = ()  # three numbers of cells for each of those whose cells are stored
 
     def __init__(self, spec: Tensor, options: Mapping[str, Any]) -> None:
         super().__init__()
@@ -219,8 +219,9 @@ class MixTransform(checks.Checked, nn.Module):
                 noise = source.drawn[:1, Number.NOISE].long()
             assert noise is not None
             noise = noise if noise.device.type == "cpu" else moved(noise, where)
-            pixels = self._operators(where).fourier(spec, plan.masks, noise, size, int(per), draws, self._soft)
-            weight = plan.weight
+            pixels, weight = None, plan.weight
+            if self._families & (Families.STORED | Families.LEVELS):
+                pixels = self._operators(where).fourier(spec, plan.masks, noise, size, int(per), draws, self._soft)
             if self._large_grids:
                 pixels, weight = torch.ops.fusedmix.store_grids(
                     plan.masks, weight, noise, pixels, self._large_grids, size, int(per), draws

@@ -198,7 +198,12 @@ inline void check_masks(const PlanView& plan, int64_t batch, bool spatial) {
              (spatial ? "" : ", and constant where ndim is 0") + ", but that of sample " + std::to_string(i) + " is of kind " +
              std::to_string(plan.masks[i].kind));
     }
-    if (is_stored(plan.masks[i]) && !is_stored(plan)) refuse("pixels must hold the masks of FMix, but got None");
+    const double wanted = stored_bits(plan.masks[i]), there = static_cast<double>(plan.pixels.stride) * (plan.pixels.bits != nullptr ? 32 : 16);
+    if (wanted > 0.0 && !is_stored(plan)) refuse("pixels must hold the masks of FMix and of large grids, but got None");
+    if (wanted > there) {
+      refuse("pixels must have a bit for each cell of the mask of sample " + std::to_string(i) + ", but has " +
+             std::to_string(static_cast<int64_t>(there)) + " in a row");
+    }
   }
 }
 

@@ -121,9 +121,12 @@ inline int64_t stored_pixels(const int64_t* sides) {
 }
 
 // Masks that are stored: those of `batch` samples, of those sides. `kept` becomes the memory that the view is of.
-inline Pixels pixels_of(const Tensor& given, const int64_t* sides, int64_t per, int64_t batch, Tensor& kept) {
-  const bool soft = given.scalar_type() == ScalarType::Short;
-  const int64_t count = stored_pixels(sides), stride = soft ? count : (count + 31) / 32;
+inline Pixels pixels_of(const Tensor& given, int32_t families, const int64_t* sides, int64_t per, int64_t batch, Tensor& kept) {
+  // Where cells are all that is stored, a row is as long as the largest grid needs, which check_masks() looks for.
+  const bool of_cells = (families & kLargeCells) != 0 && (families & (kStored | kLevels)) == 0;
+  const bool soft = !of_cells && given.scalar_type() == ScalarType::Short;
+  const int64_t count = stored_pixels(sides), across = of_cells && given.dim() == 2 ? std::max<int64_t>(1, given.size(1)) : (count + 31) / 32;
+  const int64_t stride = soft ? count : across;
   kept = packed("pixels", given, soft ? ScalarType::Short : ScalarType::Int, {mask_rows(per, batch), stride});
   return {soft ? nullptr : const_data<uint32_t>(kept), soft ? const_data<uint16_t>(kept) : nullptr, stride,
           {sides[0], sides[1], sides[2]}, static_cast<int32_t>(per), batch};
@@ -214,7 +217,7 @@ struct Request {
   // How many spatial dims they depend on.
   int64_t spatial() const { return families() == kConstants ? 0 : static_cast<int64_t>(size.size()); }
   // Whether they are made between the plan and the images.
-  bool stored() const { return (families() & (kStored | kLevels)) != 0; }
+  bool stored() const { return (families() & (kStored | kLevels | kLargeCells)) != 0; }
 };
 
 inline void call(const char* name, const char* overload, StableIValue* stack) {

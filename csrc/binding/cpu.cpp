@@ -37,7 +37,7 @@ struct MaskTensors {
     check_hints(pairing, per);
     check_number("families", families, 1, kAllFamilies);
     view = {nullptr, const_data<Record>(masks), static_cast<int32_t>(families), static_cast<int32_t>(pairing), per == kPerBatch, {}};
-    if (given) view.pixels = pixels_of(*given, sides, per, batch, pixels);
+    if (given) view.pixels = pixels_of(*given, view.families, sides, per, batch, pixels);
     check_masks(view, batch, ndim > 0);
   }
 };

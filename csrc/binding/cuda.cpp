@@ -94,7 +94,7 @@ struct Target final : cuda::Memory {
     if (!pixels) return;
     check_near("pixels", *pixels);
     kept.push_back(*pixels);
-    plan.pixels = pixels_of(*pixels, sides, per, plan.batch, kept.back());
+    plan.pixels = pixels_of(*pixels, plan.families, sides, per, plan.batch, kept.back());
     plan.pixels_on_host = !pixels->is_cuda();
   }
   cuda::GivenPlan with_partners(int64_t batch, int64_t pairing, const Tensor& partner) {

@@ -235,6 +235,9 @@ struct Span {
 constexpr float kVaries = std::numeric_limits<float>::quiet_NaN();
 inline bool varies(const Mask& mask, float w) { return w != w && !mask.boxed; }
 
+// As the functions of masks.h ask for it.
+constexpr auto kLoad = [](const auto* at) { return *at; };
+
 // The pixels of one Fourier mask.
 class PixelsOf {
  public:
@@ -495,7 +498,7 @@ class Mixer {
       return;
     }
     of_kind(args_.plan.masks[table(i)], [&](const auto& family) {
-      const auto weight = family.along(row.at, row_.axis);
+      const auto weight = row_of(family, row.at, row_.axis, args_.plan, i, kLoad);
       for (int64_t k = span.begin; k < span.end; ++k) w[k - span.begin] = weight(static_cast<int32_t>(k / row_.inner));
     });
   }
@@ -895,7 +898,7 @@ void masks(const PlanView& plan, int64_t n, const int64_t* size, float* out, con
             for (int64_t x = 0; x < size[2]; ++x) at[x] = pixels.weight((z * size[1] + y) * size[2] + x);
           } else {
             of_kind(plan.masks[m], [&](const auto& family) {
-              const auto weight = family.along(here, 2);
+              const auto weight = row_of(family, here, 2, plan, m, kLoad);
               for (int32_t x = 0; x < size[2]; ++x) at[x] = weight(x);
             });
           }

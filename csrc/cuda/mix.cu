@@ -83,7 +83,8 @@ FUSEDMIX_KERNEL(kThreads) mask_kernel(FUSEDMIX_ARGS(MaskArgs, args)) {
     value = stored.levels != nullptr ? weight_of_level(device::load(stored.levels + row + pixel))
                                      : static_cast<float>(device::load(stored.bits + row + pixel / 32) >> (pixel % 32) & 1u);
   } else {
-    value = evaluate(mask, static_cast<int32_t>(z), static_cast<int32_t>(y), static_cast<int32_t>(x));
+    const int32_t place[3] = {static_cast<int32_t>(z), static_cast<int32_t>(y), static_cast<int32_t>(x)};
+    value = of_kind(mask, [&](const auto& family) { return row_of(family, place, -1, args.plan, i, Load{})(0); });
   }
   device::store(args.out + at, value);
 }

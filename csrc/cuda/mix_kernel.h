@@ -86,7 +86,7 @@ struct Column {
   FUSEDMIX_DEVICE Column(const MixArgs& given, const Place<V>& its)
       : args(given), plan(view_of(given.plan)), place(its), on{} {
     if constexpr (kHasStored) {
-      if (is_stored(plan)) on = on_pixels<V>(plan.pixels, place, args.loops.row_axis);
+      if (has_pixels()) on = on_pixels<V>(plan.pixels, place, args.loops.row_axis);
     }
   }
   FUSEDMIX_DEVICE Column(const MixArgs& given, uint32_t column) : Column(given, place_of<V>(given.loops, column)) {}
@@ -102,12 +102,14 @@ struct Column {
   FUSEDMIX_DEVICE void store(uint32_t i, const Vec<T, V>& value) const { store_vector<T, V>(target(i), value); }
   FUSEDMIX_DEVICE uint32_t partner(uint32_t i) const { return partner_of(plan, i, args.batch); }
 
+  // Whether pixels are stored, not cells alone.
+  FUSEDMIX_DEVICE bool has_pixels() const { return kFamilies == kStoredSet ? is_stored(plan) : may_be_stored(plan); }
   // Whether a look at one sample is one at all.
   FUSEDMIX_DEVICE bool one_look() const { return kFamilies == kCutSet && plan.shared; }
   // In two steps, so that loads of several samples are under way together.
   FUSEDMIX_DEVICE Glimpse glimpse(uint32_t i) const {
     if constexpr (kHasStored) {
-      if (is_stored(plan)) return cuda::glimpse(plan, on, i);
+      if (has_pixels()) return cuda::glimpse(plan, on, i);
     }
     return {};
   }

@@ -18,7 +18,7 @@ FUSEDMIX_DEVICE PlanView view_of(const LaunchPlan& plan) {
   return view;
 }
 
-// Whether there may be masks that are stored, and are there.
+// Whether there may be masks whose pixels are stored, and are there.
 FUSEDMIX_HD bool may_be_stored(const PlanView& plan) { return (plan.families & (kStored | kLevels)) != 0 && is_stored(plan); }
 
 FUSEDMIX_DEVICE const double* weights_of(const LaunchPlan& plan) { return part_of(plan, plan.weight, plan.offset.weight); }

@@ -5,6 +5,7 @@
 
 #include "../include/fusedmix/blend.h"
 #include "kernels.h"
+#include "partner.h"
 
 namespace fusedmix::cuda {
 
@@ -162,6 +163,12 @@ FUSEDMIX_DEVICE Record load_mask(const PlanView& plan, int64_t i) {
   return bit_cast<Record>(RawRecord{{device::load(from->part), device::load(from->part + 1), device::load(from->part + 2)}});
 }
 
+// As the functions of masks.h ask for it.
+struct Load {
+  template <class T>
+  FUSEDMIX_DEVICE T operator()(const T* at) const { return device::load(at); }
+};
+
 FUSEDMIX_DEVICE void store_mask(Record* mask, const Record& record) {
   const auto raw = bit_cast<RawRecord>(record);
   FUSEDMIX_UNROLL
@@ -183,14 +190,14 @@ FUSEDMIX_DEVICE uint32_t lanes_in(const Box::Row& row, const Place<V>& place, co
 }
 
 // And those that cells hold. Cells are some pixels long, so that most vectors are in one.
-template <int V>
-FUSEDMIX_DEVICE uint32_t lanes_in(const Grid::Row& row, const Place<V>& place, const Loops& loops) {
+template <int V, class Load>
+FUSEDMIX_DEVICE uint32_t lanes_in(const Grid::Row<Load>& row, const Place<V>& place, const Loops& loops) {
   uint32_t lanes = 0, before = 0;
   FUSEDMIX_NO_UNROLL
   for (int n = 0; n < V; ++n) {
     const int l = n == 0 ? V - 1 : n - 1;  // the last, and then from the first on
     const uint32_t cell = row.cell(place.first + lane_at(loops, place.channel, l));
-    const bool chosen = row.chosen(row.base + row.step * cell);
+    const bool chosen = row.chosen.one(row.base + row.step * cell);
     if (n == 1 && cell == before) return chosen ? kAllLanes<V> : 0;
     before = cell;
     lanes |= chosen ? 1u << l : 0u;
@@ -383,9 +390,9 @@ template <int V>
 FUSEDMIX_DEVICE Form form_of(const Box::Row& row, const Place<V>& place, const Loops& loops, float (&)[V]) {
   return two_numbers(lanes_in(row, place, loops), row.inner, row.outer);
 }
-template <int V>
-FUSEDMIX_DEVICE Form form_of(const Grid::Row& row, const Place<V>& place, const Loops& loops, float (&)[V]) {
-  return two_numbers(lanes_in(row, place, loops), 1.0f, 0.0f);
+template <int V, class Load>
+FUSEDMIX_DEVICE Form form_of(const Grid::Row<Load>& row, const Place<V>& place, const Loops& loops, float (&)[V]) {
+  return row.chosen.missing() ? two_numbers(0, NAN, NAN) : two_numbers(lanes_in(row, place, loops), 1.0f, 0.0f);
 }
 template <int V>
 FUSEDMIX_DEVICE Form form_of(const Gaussian::Row& row, const Place<V>&, const Loops&, float (&)[V]) {
@@ -408,10 +415,12 @@ FUSEDMIX_DEVICE Reach weigh(const PlanView& plan, uint32_t i, const OnPixels& on
                             const Loops& loops, float (&w)[V]) {
   const Form form = of_kind_in<kFamilies>(load_mask(plan, i), [&](const auto& mask) {
     if constexpr (std::decay_t<decltype(mask)>::kHasPixels) {
-      if (plan.pixels.levels != nullptr) return Form{Form::kLevels, 0, 0.0f, 0.0f, {}, 0.0f, 0.0f};
-      if (plan.pixels.bits != nullptr) return two_numbers(lanes_of(plan, on, place, loops, seen), 1.0f, 0.0f);
+      if (may_be_stored(plan)) {
+        if (plan.pixels.levels != nullptr) return Form{Form::kLevels, 0, 0.0f, 0.0f, {}, 0.0f, 0.0f};
+        return two_numbers(lanes_of(plan, on, place, loops, seen), 1.0f, 0.0f);
+      }
     }
-    return form_of(mask.along(place.at, loops.row_axis), place, loops, w);
+    return form_of(row_of(mask, place.at, loops.row_axis, plan, i, Load{}), place, loops, w);
   });
   if (form.is == Form::kTwo) {
     two_weights(form.inside, form.inner, form.outer, w);

@@ -19,7 +19,7 @@ from fusedmix.backends import passes
 from fusedmix.backends.passes import blend
 from fusedmix.checks import batch, class_range, dense_labels, writable
 from fusedmix.draws import CPU, PlanTensors, Request, Source
-from fusedmix.fourier import draw_of, masks, unpack
+from fusedmix.fourier import draw_of, masks
 from fusedmix.masks import evaluate
 from fusedmix.masks.family import OneMask, geometry, kind, value
 from fusedmix.methods import Families, Kind, Pairing, Per, Reduction
@@ -70,10 +70,9 @@ def mask(
 ) -> Tensor:
     """(n, *size) float32 masks from their records, and from their pixels."""
     size, n = tuple(size), records.shape[0]
-    stored = None
-    if pixels is not None and n:
-        stored = unpack(pixels, size)[draw_of(torch.arange(n, device=records.device), per, n)]
-    return evaluate(records, families, size, stored)
+    if pixels is not None:
+        pixels = pixels[draw_of(torch.arange(n, device=records.device), per, n)]
+    return evaluate(records, families, size, pixels)
 
 
 fourier = masks  # the pixels of the Fourier masks of a plan

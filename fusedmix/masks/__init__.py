@@ -32,7 +32,12 @@ FAMILIES = tuple(BY_NAME.values())
 _OF = {method: family for family in FAMILIES for method in family.methods}
 # The kinds that each part of a set of families holds, as numbers: the arithmetic of flags takes microseconds. Of the
 # constant 1 there may be one in any.
-KINDS = {int(part): family.kinds for part in Families for family in FAMILIES if family.parts & part}
+KINDS = {
+    int(part): family.kinds_of.get(part, family.kinds)
+    for part in Families
+    for family in FAMILIES
+    if family.parts & part
+}
 
 
 def of(method: Method) -> Family:
@@ -74,22 +79,20 @@ def one(row: Sequence[float], lam: float, centre: Sequence[int], size: tuple[int
     return None if family.one is None else family.one(row, lam, centre, size)
 
 
-def evaluate(records: Tensor, families: int, size: tuple[int, ...], stored: Tensor | None) -> Tensor:
+def evaluate(records: Tensor, families: int, size: tuple[int, ...], pixels: Tensor | None) -> Tensor:
     """(n, *size) float32 masks of records (n, WORDS). NaN where the kind is of none of the families.
 
     Args:
         families: which masks there may be.
-        stored: (n, *size) float32: what those that no formula gives are, if there are any.
+        pixels: the row of each mask in a plan's pixels, (n, words or levels), if there are any.
     """
     sides = padded(size)
     n = records.shape[0]
-    if stored is not None:
-        stored = stored.reshape(n, *sides)
     made = records.new_full((n, *sides), math.nan, dtype=torch.float32)
     kinds = kind(records).reshape(-1, 1, 1, 1)
     for family in FAMILIES:
         if (families | int(Families.CONSTANTS)) & int(family.parts):
-            made = torch.where(_among(kinds, family.kinds), family.evaluate(records, sides, stored), made)
+            made = torch.where(_among(kinds, family.kinds), family.evaluate(records, sides, pixels), made)
     return made.reshape(n, *size)
 
 
@@ -106,7 +109,7 @@ def holds(records: Tensor, families: int) -> Tensor:
 
 def is_stored(records: Tensor) -> Tensor:
     """(n,) bool: whether each record is of a mask that no formula gives."""
-    return _among(kind(records), KINDS[Families.STORED])
+    return _among(kind(records), KINDS[Families.STORED] | KINDS[Families.LARGE_CELLS])
 
 
 def _among(x: Tensor, numbers: Iterable[int]) -> Tensor:

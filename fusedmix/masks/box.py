@@ -73,7 +73,7 @@ def make(method: Tensor, rows: Tensor, lam: Tensor, draws: Draws, size: tuple[in
     )
 
 
-def evaluate(records: Tensor, sides: tuple[int, ...], stored: Tensor | None) -> Tensor:
+def evaluate(records: Tensor, sides: tuple[int, ...], pixels: Tensor | None) -> Tensor:
     """M, the value inside the box or outside."""
     inside = torch.ones((), dtype=torch.bool, device=records.device)
     for axis, side in enumerate(sides):

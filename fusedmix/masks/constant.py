@@ -26,7 +26,7 @@ def make(method: Tensor, rows: Tensor, lam: Tensor, draws: Draws, size: tuple[in
     )
 
 
-def evaluate(records: Tensor, sides: tuple[int, ...], stored: Tensor | None) -> Tensor:
+def evaluate(records: Tensor, sides: tuple[int, ...], pixels: Tensor | None) -> Tensor:
     """M, the number."""
     return everywhere(value(records)[:, 0])
 

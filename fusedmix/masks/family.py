@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -74,12 +74,14 @@ class Family:
     # The masks of n draws: method (n,) float64 with values of Method, rows (n, len(Column)) float64, the rows of the
     # spec; λ (n,) float64; size: 1 to 3 spatial sides.
     make: Callable[[Tensor, Tensor, Tensor, Draws, tuple[int, ...]], Masks]
-    # M of n records at all pixels of sides (D, H, W), float32, of a shape that broadcasts to (n, D, H, W). Stored masks
-    # come as they are, (n, D, H, W), or None where there are none.
+    # M of n records at all pixels of sides (D, H, W), float32, of a shape that broadcasts to (n, D, H, W). What is
+    # stored of them comes as rows of a plan's pixels, (n, words or levels), or None where there are none.
     evaluate: Callable[[Tensor, tuple[int, ...], Tensor | None], Tensor]
     # What `make` makes of one draw, bit for bit, without tensors, of the row of the spec, λ, centre and size; None
     # where it cannot.
     one: Callable[[Sequence[float], float, Sequence[int], tuple[int, ...]], OneMask | None] | None = None
+    # The kinds that one of the sets holds, where it is not all of them.
+    kinds_of: Mapping[Families, frozenset[Kind]] = field(default_factory=dict)
 
 
 def packed(kind: Tensor, geometry: Tensor, value: Tensor) -> Tensor:

@@ -15,6 +15,8 @@ from torch import Tensor
 from fusedmix.masks.family import Draws, Family, Masks, packed, quotient
 from fusedmix.methods import Column, Drawn, Families, Kind, Method
 
+LEVELS = 65535  # of a soft mask
+
 
 def make(method: Tensor, rows: Tensor, lam: Tensor, draws: Draws, size: tuple[int, ...]) -> Masks:
     """How many pixels are 1, over how many ranks on either side the mask falls to 0, of which grey image. The label
@@ -34,9 +36,18 @@ def make(method: Tensor, rows: Tensor, lam: Tensor, draws: Draws, size: tuple[in
     )
 
 
-def evaluate(records: Tensor, sides: tuple[int, ...], stored: Tensor | None) -> Tensor:
+def evaluate(records: Tensor, sides: tuple[int, ...], pixels: Tensor | None) -> Tensor:
     """M, which is stored; NaN where it is not."""
-    return records.new_full((), math.nan, dtype=torch.float32) if stored is None else stored
+    return records.new_full((), math.nan, dtype=torch.float32) if pixels is None else unpack(pixels, sides)
+
+
+def unpack(pixels: Tensor, size: tuple[int, ...]) -> Tensor:
+    """(n, *size) float32 masks from bits (int32) or levels (int16)."""
+    count = math.prod(size)
+    if pixels.dtype == torch.int16:
+        return quotient((pixels.int() & 0xFFFF).float(), LEVELS).reshape(-1, *size)
+    bits = (pixels.long().unsqueeze(2) >> torch.arange(32, device=pixels.device)) & 1
+    return bits.reshape(pixels.shape[0], -1)[:, :count].float().reshape(-1, *size)
 
 
 def may_hold(row: Sequence[float]) -> Families:
@@ -45,7 +56,7 @@ def may_hold(row: Sequence[float]) -> Families:
 
 
 FAMILY = Family(
-    kinds=frozenset({Kind.FOURIER_RELEASED, Kind.FOURIER, Kind.LARGE_GRID}),  # all those that are stored
+    kinds=frozenset({Kind.FOURIER_RELEASED, Kind.FOURIER}),
     methods=frozenset({Method.FMIX_RELEASED, Method.FMIX_PAPER}),
     parts=Families.STORED | Families.LEVELS,
     draws=lambda row: Drawn.COIN | Drawn.NOISE,

@@ -59,7 +59,7 @@ def make(method: Tensor, rows: Tensor, lam: Tensor, draws: Draws, size: tuple[in
     )
 
 
-def evaluate(records: Tensor, sides: tuple[int, ...], stored: Tensor | None) -> Tensor:
+def evaluate(records: Tensor, sides: tuple[int, ...], pixels: Tensor | None) -> Tensor:
     """M, by the distance to the centre."""
     rate = everywhere(value(records)[:, 0].double())
     z, y, x = ((-rate * distance.double().square()).exp() for distance in from_centre(records, sides))

@@ -2,7 +2,8 @@
 
 Words 1 to 3 of a record are the numbers of cells along z, y and x, 4 to 6 the sides of the image, and 8 to 11 hold M of
 every cell, a bit for each in row-major order, from the lowest on. Pixel c of a side is in cell c·cells // side. A grid
-of more cells than these have bits says in word 8 how many are the sample's; which, fusedmix/grids.py stores.
+of more cells than these have bits says in word 8 how many are the sample's; which, fusedmix/grids.py stores, as bits in
+the same order.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fusedmix.masks.family import Draws, Family, Masks, along, everywhere, padded, quotient
+from fusedmix.masks.family import Draws, Family, Masks, along, everywhere, kind, padded, quotient
 from fusedmix.methods import Column, Drawn, Families, Kind, Method
 from fusedmix.philox import Stream, below, words
 
@@ -74,26 +75,42 @@ def _first(cell: Tensor, cells: Tensor, side: Tensor) -> Tensor:
     return (cell * side + cells - 1) // cells
 
 
-def evaluate(records: Tensor, sides: tuple[int, ...], stored: Tensor | None) -> Tensor:
-    """M, the bit of the cell."""
+def evaluate(records: Tensor, sides: tuple[int, ...], pixels: Tensor | None) -> Tensor:
+    """M, the bit of the cell, which the record has, or the row of the pixels."""
     of_cell = torch.zeros((), dtype=torch.int64, device=records.device)
     for axis, side in enumerate(sides):
         cells, length = (records[:, word + axis].long() for word in (1, 4))
         pixel = torch.arange(side, device=records.device)
         cell = pixel * cells[:, None] // length[:, None].clamp_min(1)
         of_cell = of_cell * everywhere(cells) + along(axis, cell)
-    bits = (records[:, 8:, None] >> torch.arange(32, device=records.device)) & 1
-    of_pixel = bits.flatten(1).gather(1, (of_cell & (CELLS - 1)).flatten(1))
-    return of_pixel.reshape(of_cell.shape).float()
+    flat = of_cell.flatten(1)
+    of_pixel = _bits(records[:, 8:], flat & (CELLS - 1))
+    large = (kind(records) == Kind.LARGE_GRID).unsqueeze(1)
+    of_large = torch.full_like(of_pixel, math.nan) if pixels is None else _bits(pixels, flat)
+    return torch.where(large, of_large, of_pixel).reshape(of_cell.shape)
+
+
+def _bits(words: Tensor, index: Tensor) -> Tensor:
+    """(n, S) float32: bits of rows of words, (n, K), int32 or int16. Beyond the last word there are only those of
+    records that no sampler makes."""
+    width = 8 * words.element_size()
+    return ((words.gather(1, (index // width).clamp(0, words.shape[1] - 1)) >> (index % width)) & 1).float()
+
+
+def has_room(records: Tensor, bits: int) -> Tensor:
+    """(n,) bool: whether there are at least as many stored bits as each large grid has cells; true of other masks."""
+    cells = records[:, 1:4].double()
+    fits = (cells >= 1).all(1) & (cells.prod(1) <= bits)
+    return fits | (kind(records) != Kind.LARGE_GRID)
 
 
 def may_hold(row: Sequence[float]) -> Families:
-    """Cells, stored masks where there are more than a record has bits for, or nothing where they are no grid."""
+    """Cells, stored ones where there are more than a record has bits for, or nothing where they are no grid."""
     cells = row[_COLUMNS]
     count = math.prod(max(number, 1.0) for number in cells)
     if not all(0 <= number <= MOST and number == math.floor(number) for number in cells) or count > MOST:
         return Families(0)
-    return Families.CELLS if count <= CELLS else Families.STORED
+    return Families.CELLS if count <= CELLS else Families.LARGE_CELLS
 
 
 def cells_of(row: Sequence[float]) -> tuple[int, ...]:
@@ -102,11 +119,12 @@ def cells_of(row: Sequence[float]) -> tuple[int, ...]:
 
 
 FAMILY = Family(
-    kinds=frozenset({Kind.GRID}),
+    kinds=frozenset({Kind.GRID, Kind.LARGE_GRID}),
     methods=frozenset({Method.GRIDMIX}),
-    parts=Families.CELLS,
+    parts=Families.CELLS | Families.LARGE_CELLS,
     draws=lambda row: Drawn.COIN | Drawn.NOISE,
     may_hold=may_hold,
     make=make,
     evaluate=evaluate,
+    kinds_of={Families.CELLS: frozenset({Kind.GRID}), Families.LARGE_CELLS: frozenset({Kind.LARGE_GRID})},
 )

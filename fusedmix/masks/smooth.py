@@ -73,5 +73,5 @@ FAMILY = Family(
     draws=lambda row: Drawn.CENTRE,
     may_hold=lambda row: Families.SMOOTH | Families.CONSTANTS,  # the limit
     make=make,
-    evaluate=lambda records, sides, stored: (1.0 - _share(records, sides)).float(),
+    evaluate=lambda records, sides, pixels: (1.0 - _share(records, sides)).float(),
 )

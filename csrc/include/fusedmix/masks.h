@@ -27,9 +27,9 @@ FUSEDMIX_HD auto of_kind(const Record& record, const F& f) {
     case kConstant: return f(bit_cast<Constant>(record));
     case kBox: return f(bit_cast<Box>(record));
     case kGaussian: case kGaussianComplement: return f(bit_cast<Gaussian>(record));
-    case kFourierReleased: case kFourier: case kLargeGrid: return f(bit_cast<Fourier>(record));
+    case kFourierReleased: case kFourier: return f(bit_cast<Fourier>(record));
     case kSmoothDisc: case kSmoothSquare: return f(bit_cast<Smooth>(record));
-    case kGrid: return f(bit_cast<Grid>(record));
+    case kGrid: case kLargeGrid: return f(bit_cast<Grid>(record));
     default: return f(Unknown{});
   }
 }
@@ -81,8 +81,9 @@ FUSEDMIX_HD Made make_mask(const MethodRow& row, float lam, const Draw& drawn, c
 FUSEDMIX_HD float realised_lam(const MethodRow& row, const Draw& drawn, float lam, const Made& made) {
   return drawn.applied && row.side_high > 0.0 ? static_cast<float>(made.weight) : lam;
 }
+// The weight of a large grid follows when its cells are chosen.
 FUSEDMIX_HD bool is_summed(const Record& record) {
-  return of_kind(record, [](const auto& mask) { return mask.kHasSums; });
+  return of_kind(record, [](const auto& mask) { return mask.kHasSums && (mask.families() & kLargeCells) == 0; });
 }
 FUSEDMIX_HD Sums sums_of(const Record& record, const Extent& extent) {
   return of_kind(record, [&](const auto& mask) {
@@ -96,12 +97,16 @@ FUSEDMIX_HD double summed_weight(const Record& record, const Sums& sums, const E
   return of_kind(record, [&](const auto& mask) { return mask.weight(sums, extent); });
 }
 
-// Whether the pixels are stored: those of a record, and those of what a method makes.
+// Whether the pixels are stored: those of a record, and those of what a method makes. Of a large grid the cells are.
 FUSEDMIX_HD bool is_stored(const Record& record) {
   return of_kind(record, [](const auto& mask) { return mask.kHasPixels; });
 }
 FUSEDMIX_HD bool is_stored_method(double method) {
   return of_method(method, [](const auto& family) { return family.kHasPixels; });
+}
+
+FUSEDMIX_HD double stored_bits(const Record& record) {
+  return of_kind(record, [](const auto& mask) { return mask.stored_bits(); });
 }
 
 // Whether a set of families holds the mask.
@@ -112,6 +117,16 @@ FUSEDMIX_HD bool is_of(const Record& record, int32_t families) {
 
 FUSEDMIX_HD Reach reach(const Record& record, const Stretch& stretch) {
   return of_kind(record, [&](const auto& mask) { return mask.along(stretch.at, stretch.axis).reach(stretch.first, stretch.last); });
+}
+
+// A row of the mask of sample i of a plan, whose pixels a large grid needs; `load` reads memory.
+template <class Mask, class Load>
+FUSEDMIX_HD auto row_of(const Mask& mask, const int32_t* at, int32_t axis, const PlanView&, int64_t, const Load&) {
+  return mask.along(at, axis);
+}
+template <class Load>
+FUSEDMIX_HD auto row_of(const Grid& mask, const int32_t* at, int32_t axis, const PlanView& plan, int64_t i, const Load& load) {
+  return mask.along(at, axis, plan, i, load);
 }
 
 // M at a pixel, by formula.

@@ -44,8 +44,9 @@ enum Families : int32_t {
   kLevels = 32,  // a level for each pixel
   kSmooth = 64,  // discs and squares with a soft edge
   kCells = 128,  // of a grid, each 1 or 0
+  kLargeCells = 256,  // the same, of more than a record has bits: a bit for each cell is stored
 };
-constexpr int32_t kAllFamilies = kConstants | kCuts | kBoxes | kGaussians | kStored | kLevels | kSmooth | kCells;
+constexpr int32_t kAllFamilies = kConstants | kCuts | kBoxes | kGaussians | kStored | kLevels | kSmooth | kCells | kLargeCells;
 
 enum Pairing : int32_t { kRoll = 0, kFlip = 1, kRandom = 2, kCrossClass = 3, kSameClass = 4 };
 enum Per : int32_t { kPerBatch = 0, kPerPair = 1, kPerSample = 2 };

@@ -1,5 +1,5 @@
-// The masks that follow from no formula, FMix's: a bit for each pixel, or a level of 1/65535 where they are soft. The
-// definition is fusedmix/fourier.py's.
+// The masks that follow from no formula. FMix's: a bit for each pixel, or a level of 1/65535 where they are soft. Those of large
+// grids: a bit for each cell. The definitions are fusedmix/fourier.py's and fusedmix/grids.py's.
 #pragma once
 
 #include "record.h"
@@ -8,12 +8,13 @@ namespace fusedmix {
 
 constexpr int32_t kFullLevel = 65535;  // a weight of 1
 
-// Pixel q of a mask, in row-major order, is bit q % 32 of word q / 32.
+// Pixel q of a mask, or cell q of a grid, in row-major order, is bit q % 32 of word q / 32. Beside levels the cells of a grid are
+// the bits of as many levels as they need.
 struct Pixels {
   const uint32_t* bits;    // or null
   const uint16_t* levels;  // or null
   int64_t stride;          // words or levels from mask to mask
-  int64_t side[3];         // (z, y, x)
+  int64_t side[3];         // (z, y, x), in pixels
   int32_t per;             // Per: which mask is whose
   int64_t batch;
 };

@@ -179,6 +179,8 @@ struct Family {
   FUSEDMIX_HD int part_of(int64_t) const { return 0; }
   FUSEDMIX_HD double row_sum(const Extent&, int64_t, int, int) const { return 0.0; }
   FUSEDMIX_HD double weight(const Sums&, const Extent&) const { return NAN; }
+  // How many bits, at least, are stored of the mask.
+  FUSEDMIX_HD double stored_bits() const { return 0.0; }
 };
 
 // row_sum() of a family whose weight is a sum over all pixels, f(z, y, x) in float64.

@@ -315,7 +315,7 @@ def mask_kernel(out, records, height, width, total, tiles, pixels, across, rows,
 
 # ---- How a launch goes through a batch -------------------------------------------------------------------------------
 
-_BINARY = Families.CUTS | Families.STORED  # every mask is 0 or 1 everywhere
+_BINARY = Families.CUTS | Families.STORED | Families.LARGE_CELLS  # every mask is 0 or 1 everywhere
 _EASY = Families.CONSTANTS | Families.CUTS | Families.BOXES | Families.GAUSSIANS | Families.STORED
 _LEAST_COLUMN = 32  # bytes of a sample that are worth a program of TILE: memory moves no less at a time
 _SLICE = 16 << 20  # bytes of scratch
@@ -611,10 +611,12 @@ def brought(device: torch.device, *tensors: Tensor) -> tuple[Tensor, ...]:
 
 def _compiled(families: int, pixels: Tensor | None) -> int:
     """The families that a kernel is compiled for: masks are stored as their pixels are, and not without them."""
-    computed = int(families) & ~(Families.STORED | Families.LEVELS)
-    if pixels is None or computed == families:
-        return computed or Families.CONSTANTS
-    return computed | (Families.LEVELS if pixels.dtype == torch.int16 else Families.STORED)
+    of_pixels = Families.STORED | Families.LEVELS
+    if pixels is None:
+        return int(families) & ~(of_pixels | Families.LARGE_CELLS) or Families.CONSTANTS
+    if not families & of_pixels:
+        return int(families)
+    return int(families) & ~of_pixels | (Families.LEVELS if pixels.dtype == torch.int16 else Families.STORED)
 
 
 def _store(pixels: Tensor | None, instead: Tensor) -> tuple[Tensor, int, int]:

@@ -1,5 +1,5 @@
 // FMix (Harris 2020): which grey image is made, how many of its pixels are 1, and over how many ranks on either side the mask
-// falls to 0. The pixels themselves follow from no formula, and are stored: pixels.h. Those of a large grid are stored alike.
+// falls to 0. The pixels themselves follow from no formula, and are stored: pixels.h.
 #pragma once
 
 #include "../sampling.h"
@@ -31,6 +31,7 @@ struct Fourier : Family {
     return {bit_cast<Record>(mask), row.reformulate != 0.0 ? 1.0 : number / pixels};
   }
   FUSEDMIX_HD int32_t families() const { return kStored | kLevels; }
+  FUSEDMIX_HD double stored_bits() const { return 1.0; }
   // Without its pixels, which only the host could refuse, the mask is NaN.
   FUSEDMIX_HD Uniform along(const int32_t*, int32_t) const { return {NAN}; }
 };

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../division.h"
+#include "../plan.h"
 #include "../sampling.h"
 
 namespace fusedmix {
@@ -13,6 +14,25 @@ struct CellBits {
     const uint32_t of_low = (cell & 32) != 0 ? word[1] : word[0], of_high = (cell & 32) != 0 ? word[3] : word[2];
     return (((cell & 64) != 0 ? of_high : of_low) >> (cell & 31) & 1) != 0;
   }
+};
+
+// M of every cell of any grid of a plan: of one of more cells than a record has bits, what is stored, and NaN where nothing is. Of
+// a cell beyond that, which only a record has that no sampler makes, M is that of another one.
+template <class Load>
+struct CellsOf {
+  CellBits own;
+  bool large;
+  const uint32_t* bits;  // of the mask,
+  const uint16_t* levels;  // or these
+  uint32_t last;           // of either
+  Load load;               // from memory
+  FUSEDMIX_HD bool missing() const { return large && bits == nullptr && levels == nullptr; }
+  FUSEDMIX_HD bool one(uint32_t cell) const {
+    if (!large) return own(cell);
+    const uint32_t width = bits != nullptr ? 32 : 16, at = cell / width, in = at < last ? at : last;
+    return ((bits != nullptr ? load(bits + in) : load(levels + in)) >> cell % width & 1u) != 0;
+  }
+  FUSEDMIX_HD float operator()(uint32_t cell) const { return missing() ? NAN : (one(cell) ? 1.0f : 0.0f); }
 };
 
 struct Grid : Family {
@@ -29,7 +49,7 @@ struct Grid : Family {
     const bool grid = z >= 0.0 && z == floor(z) && y >= 0.0 && y == floor(y) && x >= 0.0 && x == floor(x);
     const double n = fmax(z, 1.0) * fmax(y, 1.0) * fmax(x, 1.0);
     if (!grid || n > 0x7FFFFFFF) return 0;
-    return n <= kMost ? kCells : kStored;
+    return n <= kMost ? kCells : kLargeCells;
   }
   // Floyd's algorithm: fusedmix/masks/grid.py has the source.
   FUSEDMIX_HD static Made make(const MethodRow& row, float lam, const Draw& drawn, const Extent& extent) {
@@ -67,7 +87,13 @@ struct Grid : Family {
                     static_cast<uint32_t>(high >> 32)}};
     return {bit_cast<Record>(mask), NAN};
   }
-  FUSEDMIX_HD int32_t families() const { return kCells; }
+  FUSEDMIX_HD bool is_large() const { return kind == kLargeGrid; }
+  FUSEDMIX_HD int32_t families() const { return is_large() ? kLargeCells : kCells; }
+  FUSEDMIX_HD double stored_bits() const {
+    if (!is_large()) return 0.0;
+    const bool is_grid = cells[0] > 0 && cells[1] > 0 && cells[2] > 0;
+    return is_grid ? static_cast<double>(cells[0]) * cells[1] * cells[2] : INFINITY;
+  }
 
   FUSEDMIX_HD int32_t count() const { return cells[0] * cells[1] * cells[2]; }
 
@@ -76,19 +102,21 @@ struct Grid : Family {
     return small_quotient(static_cast<uint32_t>(c) * static_cast<uint32_t>(cells), static_cast<uint32_t>(side));
   }
 
+  template <class Load>
   struct Row {
-    CellBits chosen;
+    CellsOf<Load> chosen;
     uint32_t base, step;  // of the cells in it
     int32_t cells, side;
     FUSEDMIX_HD uint32_t cell(int32_t c) const { return cell_of(c, cells, side); }
-    FUSEDMIX_HD float operator()(int32_t c) const { return chosen(base + step * cell(c)) ? 1.0f : 0.0f; }
+    FUSEDMIX_HD float operator()(int32_t c) const { return chosen(base + step * cell(c)); }
     FUSEDMIX_HD Reach reach(int32_t from, int32_t to) const {
       const uint32_t first = cell(from);
-      return first != cell(to) ? kSelect : reach_of(chosen(base + step * first) ? 1.0f : 0.0f);
+      return first != cell(to) ? kSelect : reach_of(chosen(base + step * first));
     }
   };
-  FUSEDMIX_HD Row along(const int32_t* at, int32_t axis) const {
-    Row row{chosen, 0, 0, 0, 1};
+  template <class Load>
+  FUSEDMIX_HD Row<Load> along(const int32_t* at, int32_t axis, const CellsOf<Load>& of) const {
+    Row<Load> row{of, 0, 0, 0, 1};
     uint32_t step = 1;
     for (int other = 2; other >= 0; --other) {
       const int32_t number = cells[other], length = side[other] < 1 ? 1 : side[other];  // which no sampler's is
@@ -100,6 +128,24 @@ struct Grid : Family {
       step *= static_cast<uint32_t>(number);
     }
     return row;
+  }
+
+  // Along a row of the mask of sample i of a plan; `load` reads memory.
+  template <class Load>
+  FUSEDMIX_HD Row<Load> along(const int32_t* at, int32_t axis, const PlanView& plan, int64_t i, const Load& load) const {
+    const Pixels& pixels = plan.pixels;
+    const int64_t from = is_large() ? draw_index(pixels.per, plan.shared ? 0 : i, pixels.batch) * pixels.stride : 0;
+    return along(at, axis, CellsOf<Load>{chosen, is_large(), pixels.bits == nullptr ? nullptr : pixels.bits + from,
+                                         pixels.levels == nullptr ? nullptr : pixels.levels + from,
+                                         static_cast<uint32_t>(pixels.stride - 1), load});
+  }
+  // By the record alone.
+  struct Nothing {
+    template <class T>
+    FUSEDMIX_HD T operator()(const T*) const { return 0; }
+  };
+  FUSEDMIX_HD Row<Nothing> along(const int32_t* at, int32_t axis) const {
+    return along(at, axis, CellsOf<Nothing>{chosen, is_large(), nullptr, nullptr, 0, {}});
   }
 
   // The weight is the mean of the mask: how many pixels the chosen cells have.

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from fusedmix.backends.triton.enums import Families, Kinds
-from fusedmix.backends.triton.masks import box, constant, fourier
+from fusedmix.backends.triton.masks import box, constant, fourier, grid
 from fusedmix.backends.triton.numbers import below, spread
 from fusedmix.masks import BY_NAME
 
@@ -37,8 +37,10 @@ _FAMILIES = [BY_NAME[name] for name in _FOUND]
 # What follows is in the order of these modules: which sets ask for their masks to be made, or to be computed by `at`;
 # their methods and their kinds, and how many.
 _MODULES, _COUNT = _Modules(tuple(_FOUND.values())), tl.constexpr(len(_FOUND))
-_MADE = tl.constexpr(tuple(getattr(_FOUND[name], "MADE", int(BY_NAME[name].parts)) for name in _FOUND))
-_COMPUTED = tl.constexpr(tuple(int(BY_NAME[name].parts) * hasattr(_FOUND[name], "at") for name in _FOUND))
+_MADE = tl.constexpr(tuple(int(family.parts) for family in _FAMILIES))
+_COMPUTED = tl.constexpr(
+    tuple(int(BY_NAME[name].parts & ~Families.LARGE_CELLS) * hasattr(_FOUND[name], "at") for name in _FOUND)
+)
 _METHODS = tl.constexpr(tuple(tuple(sorted(map(int, family.methods))) for family in _FAMILIES))
 _KINDS = tl.constexpr(tuple(tuple(sorted(map(int, family.kinds))) for family in _FAMILIES))
 _METHOD_COUNTS = tl.constexpr(tuple(tl.constexpr(len(family.methods)) for family in _FAMILIES))
@@ -85,7 +87,7 @@ def make(to, live, method, row, lam, words, noise, extent, FAMILIES: tl.constexp
 @triton.jit
 def at(mask, vectors, FAMILIES: tl.constexpr, AXIS: tl.constexpr, INNER: tl.constexpr):
     """M at the pixels of vectors, computed or read."""
-    m, pixels = mask
+    m, pixels, across = mask
     place, _, _, spots = vectors
     z, y, x = place
     w = constant.at(m, z, y, x)
@@ -96,6 +98,8 @@ def at(mask, vectors, FAMILIES: tl.constexpr, AXIS: tl.constexpr, INNER: tl.cons
     for k in tl.static_range(_COUNT):
         if FAMILIES & _COMPUTED[k]:
             w = tl.where(of(m[0], k), _MODULES[k].at(m, z, y, x), w)
+    if FAMILIES & Families.LARGE_CELLS:
+        w = tl.where(m[0] == Kinds.LARGE_GRID, grid.read(m, pixels, across, z, y, x, FAMILIES), w)
     return w
 
 
@@ -103,7 +107,7 @@ def at(mask, vectors, FAMILIES: tl.constexpr, AXIS: tl.constexpr, INNER: tl.cons
 def reach(mask, vectors, live, FAMILIES: tl.constexpr, AXIS: tl.constexpr, INNER: tl.constexpr):
     """Which vectors [R, N, 1] need their own sample (some weight is not 0) and which its partner (some weight is not
     1). Those of the families that don't say it need both."""
-    m, pixels = mask
+    m, pixels, _ = mask
     _, low, high, spots = vectors
     own, lent = constant.reach(m, live)
     if FAMILIES & (Families.CUTS | Families.BOXES):

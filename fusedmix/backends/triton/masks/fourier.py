@@ -12,7 +12,7 @@ from fusedmix.backends.triton.numbers import as_float, as_word, by_vector
 
 @triton.jit
 def of(kind):
-    return (kind == Kinds.FOURIER_RELEASED) | (kind == Kinds.FOURIER) | (kind == Kinds.LARGE_GRID)
+    return (kind == Kinds.FOURIER_RELEASED) | (kind == Kinds.FOURIER)
 
 
 @triton.jit

@@ -7,9 +7,7 @@ import triton.language as tl
 
 from fusedmix.backends.triton.enums import Columns, Families, Kinds, Streams
 from fusedmix.backends.triton.masks import record
-from fusedmix.backends.triton.numbers import below, words
-
-MADE = Families.CELLS | Families.STORED | Families.LEVELS  # grids of many cells are stored
+from fusedmix.backends.triton.numbers import below, by_vector, words
 
 
 @triton.jit
@@ -88,10 +86,10 @@ def make_small(to, mine, row, lam, coin, noise, extent, S: tl.constexpr):
 @triton.jit
 def make(to, mine, method, row, lam, drawn, extent, FAMILIES: tl.constexpr,
          DRAWS: tl.constexpr, NDIM: tl.constexpr, S: tl.constexpr, T: tl.constexpr):  # fmt: skip
-    """Writes the records, of large grids where masks may be stored; the label weights."""
+    """Writes the records, and returns the label weights."""
     _, _, coin, noise = drawn
     large, weight = is_large(row), lam
-    if FAMILIES & (Families.STORED | Families.LEVELS):
+    if FAMILIES & Families.LARGE_CELLS:
         weight = make_large(to, mine & large, row, lam, coin, extent)
     if FAMILIES & Families.CELLS:
         weight = tl.where(large, weight, make_small(to, mine & ~large, row, lam, coin, noise, extent, S))
@@ -105,8 +103,23 @@ def cell_of(pixel, cells, side):
 
 
 @triton.jit
+def number_at(m, z, y, x):
+    """Which of all cells pixels are in, in row-major order."""
+    return (cell_of(z, m[1], m[4]) * m[2] + cell_of(y, m[2], m[5])) * m[3] + cell_of(x, m[3], m[6])
+
+
+@triton.jit
+def read(m, pixels, across, z, y, x, FAMILIES: tl.constexpr):
+    """M of a large grid: a bit of the mask's row of the pixels, which are 16 bits wide where there are levels."""
+    cell = number_at(m, z, y, x)
+    WIDTH: tl.constexpr = 16 if FAMILIES & Families.LEVELS else 32
+    at = tl.minimum(tl.maximum(cell // WIDTH, 0), across - 1)  # a record that no sampler makes may have any cells
+    return ((tl.load(by_vector(pixels, at, 1)).to(tl.int32) >> (cell & (WIDTH - 1)).to(tl.int32)) & 1).to(tl.float32)
+
+
+@triton.jit
 def at(m, z, y, x):
-    cell = (cell_of(z, m[1], m[4]) * m[2] + cell_of(y, m[2], m[5])) * m[3] + cell_of(x, m[3], m[6])
+    cell = number_at(m, z, y, x)
     of_low, of_high = tl.where((cell & 32) != 0, m[9], m[8]), tl.where((cell & 32) != 0, m[11], m[10])
     word = tl.where((cell & 64) != 0, of_high, of_low)
     return ((word >> (cell & 31).to(tl.int32)) & 1).to(tl.float32)

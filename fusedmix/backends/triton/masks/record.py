@@ -13,7 +13,8 @@ WORDS = tl.constexpr(family.WORDS)
 @triton.jit
 def load(i, records, given, stored, MASKS: tl.constexpr, BINARY: tl.constexpr):
     """The masks of samples i: the words from the arguments (MASKS 2), from row 0 of the plan (1), or from rows i (0).
-    Where all are BINARY, boxes, and samples that are left as they are, are 1 outside and 0 inside: nothing to load."""
+    Where all are BINARY, boxes, and samples that are left as they are, are 1 outside and 0 inside: nothing to load. And
+    where their pixels are stored, and how many elements a row of these has."""
     pixels, across, rows, batch = stored
     row = records + (i if MASKS == 0 else 0) * WORDS
     zero = (i * 0).to(tl.int32)
@@ -30,7 +31,7 @@ def load(i, records, given, stored, MASKS: tl.constexpr, BINARY: tl.constexpr):
         m = m + (word,)  # type: ignore[assignment]
     if MASKS == 0:
         pixels += tl.where(i < rows, i, batch - 1 - i) * across
-    return m, pixels
+    return m, pixels, across
 
 
 @triton.jit
