@@ -273,7 +273,7 @@ def pixels(
     soft = x.dtype == torch.int16
     across = math.prod(size) if soft else -(-math.prod(size) // 32)
     if families & Families.LARGE_CELLS and not families & (Families.STORED | Families.LEVELS):
-        soft, across = False, max(1, *x.shape[1:2])  # as the largest grid needs, which `records` looks for
+        soft, across = False, max(1, x.shape[1] if x.ndim == 2 else 0)  # as the largest grid needs: see `records`
     rows = Per(per).draws(batch_size) if batch_size else 0
     shaped(f"{prefix}pixels", x, torch.int16 if soft else torch.int32, rows, across)
 

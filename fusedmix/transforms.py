@@ -991,8 +991,8 @@ class GridMix(_BetaMethod):
 
     Args:
         cells: how many cells there are along each spatial dim of the images, as (height, width): at least 1 and at most
-            the side; fixed at construction. Up to 128 in all make the fastest masks: those of more are stored with the
-            plan, a bit for each pixel, as FMix's are.
+            the side; fixed at construction. Up to 128 in all make the fastest masks: of more a bit for each is stored
+            with the plan.
         alpha: α > 0 of λ ~ Beta(α, α).
         **options: see `Options`.
 

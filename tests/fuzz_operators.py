@@ -121,6 +121,14 @@ class Case:
         return method(pairing=self.pairing, per=self.per, **options)
 
     def plan(self, **options: Any) -> fm.MixPlan:
+        if not options and math.prod(self.size) > 128 and self.random.random() < 0.2:
+            grid = fm.GridMix(cells=self.size, pairing=self.pairing, per=self.per)
+            mix = (
+                grid
+                if self.random.random() < 0.5
+                else fm.RandomMix([grid, fm.FMix()], pairing=self.pairing, per=self.per)
+            )
+            return mix.sample(self.batch, self.size, seed=self.random.randrange(1000))
         return self.module(**options).sample(self.batch, self.size, seed=self.random.randrange(1000))
 
     def images(self, dtype: torch.dtype) -> Tensor:

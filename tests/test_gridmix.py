@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import fusedmix as fm
 from conftest import NO_CPP
 from fusedmix import backends
 from fusedmix.draws import CPU
-from fusedmix.methods import WIDTH, Column, Kind, Number
+from fusedmix.methods import WIDTH, Column, Kind, Number, Per
 from test_agreement import (
     Case,
     Operators,
@@ -86,11 +87,35 @@ def test_agreement_of_large_grids(backend, case, cells, per):
         ):
             assert (drawn.cpu().double() - expected.double()).abs().max() <= 1e-13
         plan = module.sample(batch, size, seed=seed).to(backend.device)
+        assert torch.equal(plan.mask().cpu(), plan.to("cpu").mask())
         x = values(case, dtype, seed).to(backend.device)
+        in_a_batch = x.repeat_interleave(2, 0).repeat_interleave(2, -1)[1::2, ..., ::2]
         w = over_batch(mask_of(plan, backend), x, plan.size)
-        assert expected_mix(x, w, plan, backend).holds(backend.mix(x, plan))
+        expected = expected_mix(x, w, plan, backend)
+        assert expected.holds(backend.mix(x, plan))
+        assert expected.holds(backend.mix(in_a_batch, plan))
         if dtype != torch.uint8:
             assert expected_adjoint(x, w, plan).holds(backend.mix_adjoint(x, plan))
+        for batch_in_place in (in_a_batch, x):
+            backend.mix_(batch_in_place, plan)
+            assert expected.holds(batch_in_place)
+
+
+@each_backend
+@pytest.mark.parametrize("soft", [0.0, 0.3])
+@pytest.mark.parametrize("per", ["batch", "pair", "sample"])
+def test_agreement_of_large_grids_beside_fmix(backend, per, soft):
+    """Whose pixels, bits or levels, are in the same tensor."""
+    methods = [fm.FMix(max_soft=soft), fm.GridMix(cells=(14, 14)), fm.GridMix(cells=(12, 11)), fm.GridMix(cells=(3, 4))]
+    module = fm.RandomMix([*methods, fm.CutMix()], per=per, pairing="flip", sampling="device", backend="reference")
+    case = Case((9, 2, 15, 33))
+    for seed in range(2):
+        plan = module.sample(9, (15, 33), lam=0.4, seed=seed).to(backend.device)
+        x = values(case, torch.float32, seed).to(backend.device)
+        w = over_batch(mask_of(plan, backend), x, plan.size)
+        assert expected_mix(x, w, plan, backend).holds(backend.mix(x, plan))
+        backend.mix_(out := x.clone(), plan)
+        assert expected_mix(x, w, plan, backend).holds(out)
 
 
 @each_backend
@@ -234,6 +259,94 @@ def test_large_grids_beside_other_stored_masks(sampling, soft):
         assert (first[:, rows][:, :, columns] == masks)[of_grid].all()
         number = first[of_grid].sum((1, 2)) - (plan.lam[of_grid].double() * math.prod(cells)).floor()
         assert set(number.tolist()) <= {0.0, 1.0}
+
+
+@pytest.mark.parametrize(("per", "masks"), [("batch", 1), ("pair", 4), ("sample", 8)])
+def test_a_bit_for_each_cell_is_stored(per, masks):
+    """As many words as the largest grid needs, or, beside FMix, as its pixels need."""
+    size = (112, 96)
+    grids = [fm.GridMix(cells=(14, 14)), fm.GridMix(cells=(16, 16))]
+    plan = fm.GridMix(cells=(14, 14), per=per).sample(8, size, seed=1)
+    assert (plan.pixels.dtype, plan.pixels.shape) == (torch.int32, (masks, 7))
+    of_cells = of_cell_bits(plan.pixels)[:, : 14 * 14].reshape(masks, 14, 14)
+    expected = of_cells.repeat_interleave(8, 1)[:, :, torch.arange(96) * 14 // 96]
+    assert torch.equal(plan.mask()[:masks], expected)
+    for methods, shape in ((grids, (masks, 8)), ([*grids, fm.FMix()], (masks, 112 * 96 // 32))):
+        plan = fm.RandomMix(methods, per=per).sample(8, size, seed=1)
+        assert (plan.pixels.dtype, plan.pixels.shape) == (torch.int32, shape)
+    plan = fm.RandomMix([*grids, fm.FMix(max_soft=0.1)], per=per).sample(8, size, seed=1)
+    assert (plan.pixels.dtype, plan.pixels.shape) == (torch.int16, (masks, 112 * 96))
+    assert fm.GridMix(cells=(8, 16), per=per).sample(8, size, seed=1).pixels is None
+    assert fm.MixPlan.from_grid(torch.ones(8, 14, 14), size).pixels.shape == (8, 7)
+
+
+def masks_of(plan):
+    """What `mask` takes."""
+    return plan.masks, int(plan.families), plan.size, int(plan.per), plan.pixels
+
+
+def of_cell_bits(words):
+    """(n, 32·K) float32 of (n, K) int32, the lowest bit first."""
+    return torch.from_numpy(np.unpackbits(words.numpy().view(np.uint8), axis=1, bitorder="little")).float()
+
+
+@pytest.mark.parametrize(
+    "name", ["reference", pytest.param("cpp", marks=pytest.mark.skipif(bool(NO_CPP), reason=str(NO_CPP)))]
+)
+def test_pixels_that_do_not_hold_the_cells(name):
+    operators, x = backends.operators("cpu", name), torch.rand(4, 1, 20, 21)
+    plan = fm.GridMix(cells=(14, 14), per="sample").sample(4, (20, 21), seed=1)
+    soft = fm.RandomMix([fm.GridMix(cells=(14, 14)), fm.FMix(max_soft=0.1)], per="sample").sample(4, (20, 21), seed=1)
+    assert torch.equal(operators.mask(*masks_of(plan)), plan.mask())
+    right = plan.pixels
+    for wrong, message in (
+        (None, "pixels must hold the masks of FMix and of large grids, but got None"),
+        (right[:, :6], "pixels must have a bit for each .*cell.* of the mask .*sample 0, but has 192 in a row"),
+        (right[:3], r"pixels must be int32 of shape \(4, 7\)"),
+        (right[:, :0], "pixels must be int32"),
+        (right[0], "pixels must be int32"),
+        (right.long(), "pixels must be int32"),
+        (right.view(torch.int16), "pixels must be int32"),
+        (soft.pixels, "pixels must be int32"),
+    ):
+        bad = replace(plan, pixels=wrong)
+        with pytest.raises((ValueError, RuntimeError), match=message):
+            operators.mask(*masks_of(bad))
+        with pytest.raises((ValueError, RuntimeError), match=message):
+            fm.mix(x, bad, backend=name)
+    with pytest.raises((ValueError, RuntimeError), match="pixels must be"):
+        operators.mask(*masks_of(replace(soft, pixels=soft.pixels[:, :25])))
+
+
+@each_backend
+def test_records_of_any_cells_read_what_is_stored(backend):
+    """Of sides that are not the images', no pixel's cell is beyond what is there. The shim fails on such a read."""
+    plan = fm.GridMix(cells=(14, 14), per="sample").sample(4, (20, 21), seed=1).to(backend.device)
+    for word, value in itertools.product((2, 3, 5, 6), (1, 3, 14)):
+        records = plan.masks.clone()
+        records[:, word] = value
+        found = backend.mask(replace(plan, masks=records))
+        assert ((found == 0) | (found == 1)).all()
+        backend.mix(torch.rand(4, 1, 20, 21, device=backend.device), replace(plan, masks=records))
+
+
+def test_stored_cells_have_a_shape_without_values():
+    """As torch.compile asks for it."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    grid, beside = fm.GridMix(cells=(14, 14)), [fm.GridMix(cells=(14, 14)), fm.FMix(max_soft=0.1)]
+    for per in Per:
+        keywords = {"per": per.name.lower(), "pairing": "flip"}
+        plan = grid.sample(5, (20, 21), seed=1)
+        stored = fm.RandomMix(beside, **keywords).sample(5, (20, 21), seed=1).pixels
+        for pixels in (None, stored):
+            of = plan.masks, plan.weight, torch.tensor(1), pixels
+            rest = [1, 14, 14], (20, 21), int(per), int(per)
+            with FakeTensorMode() as mode:
+                faked = (t if t is None else mode.from_tensor(t) for t in of)
+                fake = torch.ops.fusedmix.store_grids(*faked, *rest)
+            real = torch.ops.fusedmix.store_grids(*of, *rest)
+            assert [(t.shape, t.dtype) for t in fake] == [(t.shape, t.dtype) for t in real]
 
 
 @pytest.mark.parametrize("cells", [(2, 3), (12, 12)])

@@ -958,7 +958,7 @@ def test_kernels_hold_nothing_of_other_families(compiled):
         if kernel == "mask_kernel" and one:
             alone.add(families)
             most = words.get(families, 2)
-            bits = constants["N"] // 128 if families == Families.STORED else 0
+            bits = constants["N"] // 128 if families & (Families.STORED | Families.LARGE_CELLS) else 0
             assert accesses["ld 4"] == most + bits, (arch, launched, families)
         elif kernel == "mix_kernel" and not families.stored and constants["MASKS"] == 0:
             mixing.add(families)

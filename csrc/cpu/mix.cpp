@@ -41,7 +41,7 @@ constexpr int64_t kManyMasks = 256;      // worth more than one thread
 
 // A mask, and how it is gone through: as its family's traits say (sampling.h).
 struct Mask {
-  bool boxed, factored, bits, levels;
+  bool boxed, factored, bits, levels, grid;
   Box box;        // empty where the mask is one number
   Gaussian bell;  // its centre in the image
 };
@@ -55,6 +55,7 @@ std::vector<Mask> masks_of(const PlanView& plan, int64_t n, const int64_t* size)
       using Its = std::decay_t<decltype(mask)>;
       masks[m].bits = Its::kHasPixels && plan.pixels.levels == nullptr;
       masks[m].levels = Its::kHasPixels && !masks[m].bits;
+      masks[m].grid = std::is_same_v<Its, Grid>;
       if constexpr (Its::kHasBox) masks[m].boxed = true, masks[m].box = mask.box();
       if constexpr (Its::kHasFactors) masks[m].factored = mask.is_inside(size), masks[m].bell = mask;
     });
@@ -341,7 +342,7 @@ class Mixer {
       lane = memory.data() + lane_at;
       saved = memory.data() + saved_at;
     }
-    std::vector<Span> runs;  // of a row of a Fourier mask
+    std::vector<Span> runs;  // of a row of a Fourier mask or a grid
     std::vector<RowAt> rows;
     bool adjoin;              // whether the rows lie behind each other
     int64_t begin, end;       // of every row
@@ -464,9 +465,28 @@ class Mixer {
     return {found.data(), static_cast<int>(found.size())};
   }
 
+  // The cells of a row, equal ones together.
+  Spans cells(const Cut& cut, const RowAt& row, std::vector<Span>& found) const {
+    const int64_t sample = table(cut.sample), stop = (cut.outside.end + row_.inner - 1) / row_.inner;
+    const auto of = row_of(bit_cast<Grid>(args_.plan.masks[sample]), row.at, row_.axis, args_.plan, sample, kLoad);
+    found.clear();
+    for (int64_t begin = cut.outside.begin, end; begin < cut.outside.end; begin = end) {
+      const auto pixel = static_cast<int32_t>(begin / row_.inner);
+      end = row_.axis < 0 ? cut.outside.end : std::min(cut.outside.end, std::min(stop, of.next(pixel)) * row_.inner);
+      const float w = of(row_.axis < 0 ? 0 : pixel);
+      if (!found.empty() && found.back().w == w) {
+        found.back().end = end;
+      } else {
+        found.push_back({begin, end, w});
+      }
+    }
+    return {found.data(), static_cast<int>(found.size())};
+  }
+
   // The spans of one row; runs are kept in `found`.
   Spans spans(const Cut& cut, const RowAt& row, std::vector<Span>& found) const {
     if (cut.mask->bits) return runs(cut, row, found);
+    if (cut.mask->grid) return cells(cut, row, found);
     return cut.n > 0 && reaches(*cut.mask, row) ? Spans{cut.inside, cut.n} : Spans{&cut.outside, 1};
   }
 
@@ -533,7 +553,7 @@ class Mixer {
   // Whether a sample is mixed by copying: where each pixel of its mask is 0 or 1. Where everything is read and written anyway,
   // as out of place, or what is copied is in many pieces, blending in long streams is faster, unless types are converted.
   bool copies(const Mask& m) const {
-    if (m.bits) return size_ < 4;
+    if (m.bits || m.grid) return size_ < 4;
     return m.boxed && (size_ < 4 || in_place_) && is_hard(m.box.outer) && is_hard(m.box.inner);
   }
 

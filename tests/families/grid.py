@@ -8,6 +8,6 @@ from fusedmix.methods import Families
 
 RECORD = Record(
     methods={},
-    words={Families.CELLS: 12},
+    words={Families.CELLS: 12, Families.LARGE_CELLS: 8},
     sampled=lambda dims: fm.GridMix(cells=(4,) * dims),
 )

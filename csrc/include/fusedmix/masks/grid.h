@@ -109,6 +109,11 @@ struct Grid : Family {
     int32_t cells, side;
     FUSEDMIX_HD uint32_t cell(int32_t c) const { return cell_of(c, cells, side); }
     FUSEDMIX_HD float operator()(int32_t c) const { return chosen(base + step * cell(c)); }
+    // The first coordinate after c in another cell.
+    FUSEDMIX_HD int64_t next(int32_t c) const {
+      const int64_t first = cells < 1 ? 0 : ((int64_t{cell(c)} + 1) * side + cells - 1) / cells;
+      return first > c ? first : int64_t{c} + 1;  // of a record that no sampler makes
+    }
     FUSEDMIX_HD Reach reach(int32_t from, int32_t to) const {
       const uint32_t first = cell(from);
       return first != cell(to) ? kSelect : reach_of(chosen(base + step * first));
