@@ -351,7 +351,8 @@ EVERYTHING = """
     from conftest import METHODS
 
     DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.uint8)
-    SHAPES = ((5, 3, 67, 129), (3, 2, 9, 40, 61), (6, 2, 9001))  # enough for several threads
+    # Enough for several threads, which share out places or samples.
+    SHAPES = ((5, 3, 67, 129), (3, 2, 9, 40, 61), (6, 2, 9001), (97, 3, 13, 17), (200, 2, 90))
 
     def bits(x):
         return x.contiguous().view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])

@@ -285,7 +285,7 @@ inline uint64_t seed_value(const Tensor& seed) {
 }
 
 // The plan of a request on the CPU: from a seed, from numbers drawn elsewhere, or drawn here.
-inline Plan sample_on_cpu(Request& request) {
+inline Plan sample_on_cpu(Request& request, const cpu::Parallel& parallel = {nullptr, 1}) {
   cpu::SampleArgs args = request.args();
   request.check_drawn(args);
   double drawn[kDrawnWidth];
@@ -296,7 +296,7 @@ inline Plan sample_on_cpu(Request& request) {
     args.drawn = drawn;
   }
   Plan plan = empty_plan(request.batch, aoti_torch_device_type_cpu(), 0);
-  cpu::sample(args, plan_out(plan));
+  cpu::sample(args, plan_out(plan), parallel);
   return plan;
 }
 

@@ -21,7 +21,7 @@ Plan sample(Tensor spec, int64_t batch_size, std::vector<int64_t> size, int64_t 
             std::optional<Tensor> lam, std::optional<Tensor> labels, std::optional<Tensor> seed,
             std::optional<Tensor> drawn, std::optional<Tensor> partner, Device) {
   Request request{spec, batch_size, size, pairing, per, p, lam, labels, seed, drawn, partner};
-  return sample_on_cpu(request);
+  return sample_on_cpu(request, parallel());
 }
 
 // The masks of a plan, in the types and layouts that kernels read, alive as long as the view is used. Checked, and what they
@@ -193,7 +193,7 @@ std::tuple<Tensor, Tensor, Plan> step(Way way, const Tensor& x, const Tensor& y,
     label_type(y);
   }
   const Tensor out = way == Way::kInPlace ? x : new_like(x);  // before anything is drawn: memory may be short
-  Plan plan = sample_on_cpu(request);
+  Plan plan = sample_on_cpu(request, parallel());
   const auto& [partner, lam, weight, masks] = plan;
   Tensor targets = mix_labels(y, partner, weight, num_classes, label_smoothing);
   Tensor mixed = apply(way, x, &out, partner, masks, request.families(), request.spatial(), request.pairing,

@@ -20,6 +20,9 @@
 namespace fusedmix::cpu {
 namespace {
 
+typedef char Bytes16 __attribute__((vector_size(16)));
+typedef char Bytes32 __attribute__((vector_size(32)));
+
 constexpr int64_t kChunk = 256;  // elements converted at a time: their buffers of 1 KiB stay in the first-level cache
 
 // One weight for the whole row, or a weight for each element: a `const float*`, or made of one.
@@ -161,6 +164,30 @@ constexpr RowKernels row_kernels() {
         adjoint<T>(out, g, h, n, own, lent);
       },
   };
+}
+
+// Rows of at most kParts of type T, and one of it at least: the last one ends where the row ends, whatever it overlaps.
+template <class T, int kParts>
+void copy_short_rows(char* to, int64_t to_step, const char* from, int64_t from_step, int64_t rows, int64_t bytes) {
+  const int64_t last = bytes - static_cast<int64_t>(sizeof(T));
+  for (; rows > 0; --rows, to += to_step, from += from_step) {
+    T part[kParts];
+#pragma GCC unroll 4
+    for (int k = 0; k < kParts; ++k) __builtin_memcpy(&part[k], from + (k + 1 < kParts ? k * sizeof(T) : last), sizeof(T));
+#pragma GCC unroll 4
+    for (int k = 0; k < kParts; ++k) __builtin_memcpy(to + (k + 1 < kParts ? k * sizeof(T) : last), &part[k], sizeof(T));
+  }
+}
+
+// A call for a row would take longer than a short row does.
+void copy_rows(char* to, int64_t to_step, const char* from, int64_t from_step, int64_t rows, int64_t bytes) {
+  if (bytes > 96 && bytes <= 128) return copy_short_rows<Bytes32, 4>(to, to_step, from, from_step, rows, bytes);
+  if (bytes > 64 && bytes <= 96) return copy_short_rows<Bytes32, 3>(to, to_step, from, from_step, rows, bytes);
+  if (bytes >= 32 && bytes <= 64) return copy_short_rows<Bytes32, 2>(to, to_step, from, from_step, rows, bytes);
+  if (bytes >= 16 && bytes < 32) return copy_short_rows<Bytes16, 2>(to, to_step, from, from_step, rows, bytes);
+  if (bytes >= 8 && bytes < 16) return copy_short_rows<uint64_t, 2>(to, to_step, from, from_step, rows, bytes);
+  if (bytes >= 4 && bytes < 8) return copy_short_rows<uint32_t, 2>(to, to_step, from, from_step, rows, bytes);
+  for (; rows > 0; --rows, to += to_step, from += from_step) __builtin_memcpy(to, from, bytes);
 }
 
 void gaussian(float* out, const float* table, int64_t n, Factors f, bool complement) {
@@ -326,6 +353,7 @@ extern const Kernels FUSEDMIX_CONCAT(kernels_, FUSEDMIX_ISA);
 const Kernels FUSEDMIX_CONCAT(kernels_, FUSEDMIX_ISA) = {
     FUSEDMIX_STRING(FUSEDMIX_ISA),
     {row_kernels<float>(), row_kernels<Half>(), row_kernels<BFloat16>(), row_kernels<double>(), row_kernels<uint8_t>()},
+    copy_rows,
     gaussian,
     {noise_row, plane, above, expand, bracket},
     {loss_rows<float>(), loss_rows<Half>(), loss_rows<BFloat16>(), loss_rows<double>()},

@@ -5,7 +5,8 @@
 // A few samples of the walk are a chain, mixed together element by element. So every byte is read from memory once and
 // written once, in a few long streams, which is what the hardware foresees best; the last sample of a chain is still in the
 // cache when the next chain begins with it. In place, only the tile of the first sample of a cycle is kept aside, for the
-// last one. Tiles do not depend on each other: threads take different ones.
+// last one. Tiles do not depend on each other: threads take different ones. Samples of one tile are not cut for that: there
+// threads take different parts of the walk, and the sample that each part begins with is kept aside for the one before it.
 #include "mix.h"
 
 #include <atomic>
@@ -35,6 +36,7 @@ constexpr int64_t kCacheLine = 64;
 constexpr int64_t kTilesEach = 4;     // for each thread, if that does not make them short
 constexpr int64_t kWorthATile = 512;  // elements
 constexpr int64_t kWorthAThread = 32768;  // elements
+constexpr int64_t kWorthAPart = 16;       // samples
 constexpr int64_t kAnchor = 1024;  // pixels
 constexpr int64_t kKeptTable = 1 << 18;  // numbers
 constexpr int64_t kManyMasks = 256;      // worth more than one thread
@@ -285,15 +287,14 @@ class Mixer {
         cycles_(args.plan, args.layout.batch, !in_place_ && !args.adjoint),
         packed_(row_.src_step == 1 && row_.dst_step == 1) {
     const Layout& layout = args.layout;
-    int64_t sides[3] = {1, 1, 1};
     for (int d = 0; d < layout.rank; ++d) {
-      if (layout.dims[d].axis >= 0) sides[layout.dims[d].axis] = layout.dims[d].size;
+      if (layout.dims[d].axis >= 0) sides_[layout.dims[d].axis] = layout.dims[d].size;
     }
-    masks_ = masks_of(args.plan, args.plan.shared ? 1 : layout.batch, sides);
+    masks_ = masks_of(args.plan, args.plan.shared ? 1 : layout.batch, sides_);
     const bool boxes = !args.plan.shared && !args.adjoint &&
                        std::any_of(masks_.begin(), masks_.end(),
                                    [&](const Mask& m) { return m.boxed && !m.box.is_empty() && !copies(m); });
-    tables_ = std::make_unique<Tables>(masks_, row_, sides, boxes, parallel);
+    tables_ = std::make_unique<Tables>(masks_, row_, sides_, boxes, parallel);
 
     for (int d = 0; d < row_.outer_rank; ++d) row_count_ *= layout.dims[d].size;
     // Below some 32768 elements, torch's own measure, waking threads takes longer than the work.
@@ -302,21 +303,27 @@ class Mixer {
     // unless they would be short.
     const int64_t each = std::max<int64_t>(1, std::min(kTilesEach, layout.elements / (kWorthATile * threads)));
     const int64_t fair = threads == 1 ? layout.elements : ceil_div(layout.elements, each * threads);
-    const int64_t most = std::max<int64_t>(2 * kCacheLine / size_, std::min(kTileBytes / size_, fair));
+    whole_samples_ = layout.elements * size_ <= kTileBytes && (threads == 1 || layout.batch >= kWorthAPart * threads);
+    const int64_t wanted = whole_samples_ ? layout.elements : fair;
+    const int64_t most = std::max<int64_t>(2 * kCacheLine / size_, std::min(kTileBytes / size_, wanted));
     rows_per_tile_ = even_groups(row_count_, most / row_.length);
     piece_ = rows_per_tile_ > 1 ? row_.length : even_groups(row_.length, most);
     pieces_ = ceil_div(row_.length, piece_);
     const int64_t tiles = pieces_ * ceil_div(row_count_, rows_per_tile_);
+    cut_walk(whole_samples_ && threads > 1 ? std::min(kTilesEach * threads, layout.batch / kWorthAPart) : 1, parallel);
+    const auto parts = static_cast<int64_t>(parts_.size()) - 1;
     std::atomic<int64_t> next{0};
     parallel(threads, 1, [&](int64_t begin, int64_t end) {
       Scratch scratch(*this);
+      int64_t placed = -1;
       for (; begin < end; ++begin) {
-        for (int64_t t = next++; t < tiles; t = next++) {
-          place(t, scratch);
+        for (int64_t t = next++; t < tiles * parts; t = next++) {
+          if (t / parts != placed) place(placed = t / parts, scratch);
+          const int64_t first = parts_[t % parts], stop = parts_[t % parts + 1];
           if (args_.adjoint) {
-            adjoint_tile(scratch);
+            adjoint_tile(first, stop, scratch);
           } else {
-            mix_tile(scratch);
+            mix_tile(first, stop, scratch);
           }
         }
       }
@@ -360,6 +367,44 @@ class Mixer {
     int64_t elements() const { return rows * (end - begin); }
   };
 
+  // Cuts the walk along the cycles into parts for threads, but no cycle that is one chain. In place, what a part needs of a
+  // sample that another one may have overwritten is kept aside before any of them begins.
+  void cut_walk(int64_t parts, const Parallel& parallel) {
+    const std::vector<int64_t>&order = cycles_.order, &start = cycles_.start;
+    parts_.reserve(parts + 1);
+    parts_.push_back(0);
+    for (int64_t p = 1, cut_before = -1; p < parts; ++p) {
+      int64_t at = args_.layout.batch * p / parts;
+      const auto cycle = std::upper_bound(start.begin(), start.end(), at) - 1;
+      if (cycle[1] - cycle[0] <= kLinks) at = cycle[1];
+      parts_.push_back(at);
+      if (!in_place_ || at == cycle[0] || at == cycle[1]) continue;
+      if (cycle[0] != cut_before) heads_.push_back({order[cycle[0]], order[cycle[1] - 1]});
+      cut_before = cycle[0];
+      heads_.push_back({order[at], order[at - 1]});
+    }
+    parts_.push_back(args_.layout.batch);
+    if (heads_.empty()) return;
+    const auto count = static_cast<int64_t>(heads_.size());
+    kept_ = unwritten<char>(count * kept_bytes(), "the samples that parts of a batch begin with");
+    parallel(count, 1 + kWorthAThread / args_.layout.elements, [&](int64_t begin, int64_t end) {
+      Scratch scratch(*this);
+      place(0, scratch);
+      for (int64_t h = begin; h < end; ++h) {
+        scratch.saved = kept_.get() + h * kept_bytes();
+        save(heads_[h].sample, heads_[h].needed_by, scratch);
+      }
+    });
+  }
+  int64_t kept_bytes() const { return args_.layout.elements * size_; }
+
+  // The sample as it was, if it is one that parts begin with.
+  char* kept(int64_t sample) const {
+    const auto found = std::find_if(heads_.begin(), heads_.end(), [&](const Head& head) { return head.sample == sample; });
+    return found == heads_.end() ? nullptr : kept_.get() + (found - heads_.begin()) * kept_bytes();
+  }
+
+  // The rows of a tile; of a mask for the whole batch that copies no others, those that it reaches.
   void place(int64_t tile, Scratch& s) const {
     const Layout& layout = args_.layout;
     const int64_t first = tile / pieces_ * rows_per_tile_;
@@ -388,6 +433,9 @@ class Mixer {
         s.high[axis] = r == 0 ? row.at[axis] : std::max(s.high[axis], row.at[axis]);
       }
     }
+    if (!args_.plan.shared || way_of(masks_[0]) != kCopied || !only_box(masks_[0])) return;
+    const auto reached = std::remove_if(s.rows.begin(), s.rows.end(), [&](const RowAt& row) { return !reaches(masks_[0], row); });
+    s.rows.erase(reached, s.rows.end());
   }
 
   // Blocks of so many elements and rows at most. What is gathered is always in blocks of kBlock.
@@ -557,6 +605,12 @@ class Mixer {
     return m.boxed && (size_ < 4 || in_place_) && is_hard(m.box.outer) && is_hard(m.box.inner);
   }
 
+  enum MixedBy { kBlended, kCopied, kBoxCopied };
+  MixedBy way_of(const Mask& m) const {
+    if (!copies(m)) return kBlended;
+    return whole_samples_ && packed_ && only_box(m) ? kBoxCopied : kCopied;
+  }
+
   // Whether a mask is one number in the whole tile: no row of it reaches into a box.
   bool is_number(const Mask& m, const Scratch& s) const {
     const Box& box = m.box;
@@ -618,21 +672,20 @@ class Mixer {
 
   // ---- Mixing ----
 
-  void mix_tile(Scratch& s) const {
+  // The walk from `first` to `stop`.
+  void mix_tile(int64_t first, int64_t stop, Scratch& s) const {
     if (args_.plan.shared) {
       const Mask& m = masks_[0];
       if (untouched(m, s)) return;
-      if (copies(m) && only_box(m)) {
-        const auto kept = std::remove_if(s.rows.begin(), s.rows.end(), [&](const RowAt& row) { return !reaches(m, row); });
-        s.rows.erase(kept, s.rows.end());
-      }
       if (!copies(m) && !is_share(m, s)) {
         for_blocks(s, kBlock, kBlock, [&](const Block& block) { weights(0, block, s.runs, s.shared_w + block.offset); });
       }
     }
     Chain pair{};
-    for (size_t c = 0; c + 1 < cycles_.start.size(); ++c) {
-      mix_cycle(&cycles_.order[cycles_.start[c]], cycles_.start[c + 1] - cycles_.start[c], pair, s);
+    auto end = std::upper_bound(cycles_.start.begin(), cycles_.start.end(), first);  // of the cycle that `first` is in
+    for (int64_t at = first, next; at < stop; at = next, ++end) {
+      next = std::min(stop, *end);
+      mix_cycle(&cycles_.order[at], next - at, pair, s);
     }
     if (pair.links != 0) blend_chain(pair, s);
   }
@@ -645,22 +698,32 @@ class Mixer {
     bool whole;   // and begins there
   };
 
-  // `pair`: of samples that are each other's partners, waiting for another such pair.
+  // A cycle, or what a part of the walk has of it. `pair`: of samples that are each other's partners, waiting for another such
+  // pair.
   void mix_cycle(const int64_t* order, int64_t length, Chain& pair, Scratch& s) const {
-    if (length == 1 && in_place_) return;  // paired with itself
-    const auto skipped = [&](int64_t k) { return !args_.plan.shared && untouched(mask(order[k]), s); };
-    const auto copied = [&](int64_t k) { return copies(mask(order[k])); };
     const int64_t after = args_.plan.partner[order[length - 1]];
+    if (in_place_ && after == order[length - 1]) return;  // paired with itself
+    const auto skipped = [&](int64_t k) { return !args_.plan.shared && untouched(mask(order[k]), s); };
+    const auto way = [&](int64_t k) { return way_of(mask(order[k])); };
     bool whole = length <= kLinks && after == order[0];
-    for (int64_t k = 0; k < length && whole; ++k) whole = !skipped(k) && copied(k) == copied(0);
-    if (in_place_ && !whole && !skipped(length - 1)) save(order[0], order[length - 1], s);
+    for (int64_t k = 0; k < length && whole; ++k) whole = !skipped(k) && way(k) == way(0);
+    char* const own = s.saved;
+    if (in_place_ && !whole && !skipped(length - 1)) {
+      if (char* const head = kept(after)) {
+        s.saved = head;
+      } else {
+        save(order[0], order[length - 1], s);
+      }
+    }
     for (int64_t k = 0, links; k < length; k += links) {
       links = 1;
       if (skipped(k)) continue;
-      while (links < kLinks && k + links < length && !skipped(k + links) && copied(k + links) == copied(k)) ++links;
+      while (links < kLinks && k + links < length && !skipped(k + links) && way(k + links) == way(k)) ++links;
       Chain chain{static_cast<int>(links), {}, k + links == length, whole};
       for (int64_t l = 0; l <= links; ++l) chain.sample[l] = k + l == length ? after : order[k + l];
-      if (copied(k)) {
+      if (way(k) == kBoxCopied) {
+        copy_boxes(chain, s);
+      } else if (way(k) == kCopied) {
         copy_chain(chain, s);
       } else if (!whole || length != 2) {
         blend_chain(chain, s);
@@ -671,10 +734,12 @@ class Mixer {
         pair.links = 0;
       }
     }
+    s.saved = own;
   }
 
   // Keeps what `last` will need of its partner `first`: where its mask lets anything of it through.
   void save(int64_t first, int64_t last, Scratch& s) const {
+    if (way_of(mask(last)) == kBoxCopied) return save_box(first, mask(last).box, s);
     const Cut made = cut(last, s.begin, s.end);
     char* to = s.saved;
     for (const RowAt& row : s.rows) {
@@ -780,6 +845,52 @@ class Mixer {
     }
   }
 
+  // Boxes of samples that are one tile, sample after sample.
+  void copy_boxes(const Chain& chain, const Scratch& s) const {
+    if (chain.whole) save_box(chain.sample[0], mask(chain.sample[chain.links - 1]).box, s);
+    for (int l = 0; l < chain.links; ++l) {
+      const bool last = chain.closes && l == chain.links - 1;
+      for_box(mask(chain.sample[l]).box, [&](int64_t place, int64_t step, int64_t kept, int64_t rows, int64_t bytes) {
+        const char* from = last ? s.saved + kept : sample(chain.sample[l + 1]) + place;
+        kernels_.copy_rows(sample(chain.sample[l]) + place, step, from, last ? row_.length * size_ : step, rows, bytes);
+      });
+    }
+  }
+  void save_box(int64_t i, const Box& box, const Scratch& s) const {
+    for_box(box, [&](int64_t place, int64_t step, int64_t kept, int64_t rows, int64_t bytes) {
+      kernels_.copy_rows(s.saved + kept, row_.length * size_, sample(i) + place, step, rows, bytes);
+    });
+  }
+  char* sample(int64_t i) const { return static_cast<char*>(args_.dst) + i * args_.layout.dst_batch * size_; }
+
+  // f of what a box holds of rows along the innermost dim outside of them: the place of the first in a sample, the step to the
+  // next, its place where all rows lie behind each other, how many rows there are, and how much of each. All in bytes.
+  template <class F>
+  void for_box(const Box& box, const F& f) const {
+    for (int axis = 0; axis < 3; ++axis) {
+      if (sides_[axis] == 1 && (box.first[axis] > 0 || box.stop[axis] < 1)) return;  // such an axis has no dim below
+    }
+    const Span along = row_.axis < 0 ? Span{0, row_.length, 0.0f} : inside(box, row_.axis, row_.length, row_.inner);
+    if (along.begin < along.end) for_rows(box, along, 0, 0, 0, f);
+  }
+  template <class F>
+  void for_rows(const Box& box, const Span& along, int d, int64_t place, int64_t row, const F& f) const {
+    const Dim dim = row_.outer_rank == 0 ? Dim{1, 0, 0, -1} : args_.layout.dims[d];
+    const Span across = dim.axis < 0 ? Span{0, dim.size, 0.0f} : inside(box, dim.axis, dim.size, 1);
+    place += across.begin * dim.dst;
+    row = row * dim.size + across.begin;
+    if (d + 1 >= row_.outer_rank) {
+      return f((place + along.begin) * size_, dim.dst * size_, (row * row_.length + along.begin) * size_,
+               across.end - across.begin, (along.end - along.begin) * size_);
+    }
+    for (int64_t i = across.begin; i < across.end; ++i, ++row, place += dim.dst) for_rows(box, along, d + 1, place, row, f);
+  }
+  // Where a box is along an axis, whose every coordinate has so many elements.
+  static Span inside(const Box& box, int axis, int64_t length, int64_t inner) {
+    const int64_t begin = std::max<int64_t>(0, box.first[axis] * inner);
+    return {begin, std::max(begin, std::min(length, box.stop[axis] * inner)), 0.0f};
+  }
+
   // One row of two samples that are each other's partners: swapped where both boxes are, copied where one is.
   void swap_row(int64_t i, int64_t j, const RowAt& row, const Cut* cuts) const {
     char *x = dst(i, row), *y = dst(j, row);
@@ -840,26 +951,23 @@ class Mixer {
   }
 
   // The gradient of sample j = p(i): M_j·g_j and what i lent, (1-M_i)·g_i.
-  void adjoint_tile(Scratch& s) const {
+  void adjoint_tile(int64_t first, int64_t stop, Scratch& s) const {
     float *own = s.w, *lent = own + kBlock;
-    for (size_t c = 0; c + 1 < cycles_.start.size(); ++c) {
-      const int64_t *first = &cycles_.order[cycles_.start[c]], *stop = first + (cycles_.start[c + 1] - cycles_.start[c]);
-      for (const int64_t* at = first; at < stop; ++at) {
-        const int64_t i = *at, j = at + 1 == stop ? *first : at[1];
-        const bool numbers = is_number(mask(i), s) && is_number(mask(j), s);
-        for_blocks(s, kBlock, kBlock, [&](const Block& block) {
-          char* out = target(j, block, 0, s);
-          const char *g = read(j, block, 1, s), *h = read(i, block, 2, s);
-          if (numbers) {
-            rows_.adjoint_uniform(out, g, h, block.elements(), mask(j).box.outer, mask(i).box.outer);
-          } else {
-            weights(j, block, s.runs, own);
-            weights(i, block, s.runs, lent);
-            rows_.adjoint_weighted(out, g, h, block.elements(), own, lent);
-          }
-          written(j, block, out);
-        });
-      }
+    for (int64_t at = first; at < stop; ++at) {
+      const int64_t i = cycles_.order[at], j = args_.plan.partner[i];
+      const bool numbers = is_number(mask(i), s) && is_number(mask(j), s);
+      for_blocks(s, kBlock, kBlock, [&](const Block& block) {
+        char* out = target(j, block, 0, s);
+        const char *g = read(j, block, 1, s), *h = read(i, block, 2, s);
+        if (numbers) {
+          rows_.adjoint_uniform(out, g, h, block.elements(), mask(j).box.outer, mask(i).box.outer);
+        } else {
+          weights(j, block, s.runs, own);
+          weights(i, block, s.runs, lent);
+          rows_.adjoint_weighted(out, g, h, block.elements(), own, lent);
+        }
+        written(j, block, out);
+      });
     }
   }
 
@@ -873,8 +981,16 @@ class Mixer {
   const bool packed_;  // the elements of a row lie behind each other
   std::vector<Mask> masks_;
   std::unique_ptr<Tables> tables_;
+  int64_t sides_[3] = {1, 1, 1};  // of the images
   int64_t row_count_ = 1, rows_per_tile_;
   int64_t piece_, pieces_;  // of a row
+  bool whole_samples_;      // whether a tile is a sample
+  std::vector<int64_t> parts_;  // where parts of the walk begin, and where the last one stops
+  struct Head {
+    int64_t sample, needed_by;
+  };
+  std::vector<Head> heads_;  // samples that parts begin with, kept aside
+  std::unique_ptr<char[]> kept_;
 };
 
 // A new batch is new memory, and the kernel hands it out page by page as it is written: 4 KiB at a time that takes longer

@@ -82,7 +82,7 @@ struct SampleArgs {
   const int64_t* partner;
 };
 
-void sample(const SampleArgs& args, const PlanOut& out);
+void sample(const SampleArgs& args, const PlanOut& out, const Parallel& parallel = {nullptr, 1});
 
 // The Fourier masks of a plan of `batch` samples (fusedmix/fourier.py, masks): into `bits`, or `levels` if they are soft.
 struct FourierArgs {

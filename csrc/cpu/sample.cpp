@@ -8,6 +8,8 @@
 namespace fusedmix::cpu {
 namespace {
 
+constexpr int64_t kWorthAThread = 64;  // samples, each of them drawn
+
 std::vector<int64_t> ascending(int64_t n) {
   std::vector<int64_t> order;
   resize(order, n, "the partners of a batch");
@@ -92,26 +94,27 @@ Draw drawn_here(const SampleArgs& args, int64_t at) {
 
 }  // namespace
 
-void sample(const SampleArgs& args, const PlanOut& out) {
+void sample(const SampleArgs& args, const PlanOut& out, const Parallel& parallel) {
   if (args.batch == 0) return;
   partners(args, out.partner);
-  const bool once = args.per == kPerBatch && !(args.lam != nullptr && args.lam_each);
-  Made made{};
-  float lam = 0.0f;
-  for (int64_t i = 0; i < args.batch; ++i) {
-    if (i == 0 || !once) {
+  const auto make = [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
       const int64_t at = draw_index(args.per, i, args.batch);
       const Draw drawn = args.drawn != nullptr ? drawn_elsewhere(args.drawn + kDrawnWidth * at, at) : drawn_here(args, at);
       const MethodRow row = used_row(args.rows[drawn.choice], args.lam != nullptr);
-      lam = used_lam(row, drawn, args.lam == nullptr ? nullptr : args.lam + (args.lam_each ? i : 0));
-      made = make_mask(row, lam, drawn, args.extent);
-      lam = realised_lam(row, drawn, lam, made);
+      const float lam = used_lam(row, drawn, args.lam == nullptr ? nullptr : args.lam + (args.lam_each ? i : 0));
+      Made made = make_mask(row, lam, drawn, args.extent);
+      out.lam[i] = realised_lam(row, drawn, lam, made);
       if (is_summed(made.record)) made.weight = summed_weight(made.record, sums_of(made.record, args.extent), args.extent);
+      out.weight[i] = made.weight;
+      out.masks[i] = made.record;
     }
-    out.lam[i] = lam;
-    out.weight[i] = made.weight;
-    out.masks[i] = made.record;
-  }
+  };
+  if (args.per != kPerBatch || (args.lam != nullptr && args.lam_each)) return parallel(args.batch, kWorthAThread, make);
+  make(0, 1);
+  std::fill(out.lam + 1, out.lam + args.batch, out.lam[0]);
+  std::fill(out.weight + 1, out.weight + args.batch, out.weight[0]);
+  std::fill(out.masks + 1, out.masks + args.batch, out.masks[0]);
 }
 
 }  // namespace fusedmix::cpu

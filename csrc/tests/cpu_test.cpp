@@ -97,6 +97,24 @@ void test_mixes() {
   }
 }
 
+// Many small samples, of which threads take different ones.
+void test_parts_of_a_walk() {
+  Random random(20);
+  const std::vector<int64_t> shapes[] = {{60, 3, 13, 17}, {97, 2, 200}, {200, 1, 3, 9, 7}, {53, 700, 1, 1}};
+  for (const ElementType type : {ElementType::kFloat32, ElementType::kBFloat16, ElementType::kFloat64}) {
+    for (const auto& shape : shapes) {
+      for (const int32_t pairing : {kRoll, kFlip, kRandom}) {
+        for (const Masks masks : kMasks) {
+          for (const Way way : {Way::kInPlace, Way::kOutOfPlace, Way::kAdjoint}) {
+            const Order order = kOrders[random.below(static_cast<int64_t>(std::size(kOrders)))];
+            test_mix(random, type, shape, order, pairing, masks, random.below(3) == 0, way, kThreeThreads);
+          }
+        }
+      }
+    }
+  }
+}
+
 // What is not a permutation is refused, and nothing has been written then.
 void test_refusal() {
   context = "partners that are no permutation";
@@ -500,6 +518,7 @@ int main() {
   using namespace fusedmix::test;
   test_mixes();
   test_refusal();
+  test_parts_of_a_walk();
   test_errors_of_threads();
   test_masks();
   test_families();
