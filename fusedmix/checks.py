@@ -476,6 +476,18 @@ def writable(name: str, x: Tensor) -> None:
         span += stride * (side - 1)
 
 
+def usual_batch(x: Tensor, y: Tensor, num_classes: int, inplace: bool) -> None:
+    """Raises ValueError unless images and labels may be mixed by the step that modules take without looking further."""
+    batch("images", x)
+    dense_labels(y, num_classes)
+    if x.shape[0] != y.shape[0] or not x.numel() or y.device != x.device:
+        raise ValueError("This step is not a plain one.")
+    if y.ndim == 1:
+        class_range(y, num_classes)
+    if inplace:
+        writable("images", x)
+
+
 def disjoint(name: str, tensors: Sequence[Tensor]) -> None:
     """Raises InplaceError if two different tensors that are to be written lie in the same bytes: they would be mixed
     twice. Not seen inside torch.compile, where tensors have no addresses."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from fusedmix import backends, checks, structure
-from fusedmix.backends import reference
+from fusedmix.backends import reference, triton
 from fusedmix.checkpointing import check_rewinds, recorded, recording
 from fusedmix.draws import CPU, PlanTensors, Request, Source, moved
 from fusedmix.fourier import default_cutoff
@@ -313,14 +313,14 @@ class MixTransform(checks.Checked, nn.Module):
         if name is None:
             name = backends.choose(device_type, self.backend)
             self._plain_backends[device_type, self.backend] = name
-        # In Python an operator costs more than mixing a small batch does, so `reference` takes this step without one,
-        # except where operators are watched (by a TorchDispatchMode).
-        direct = name == "reference" and self.sampling == "host" and x.is_cpu and y.is_cpu
+        # In Python an operator costs more than mixing a small batch does, so `reference` and `triton` take this step
+        # without one, except where operators are watched (by a TorchDispatchMode).
+        direct = name == "triton" or (name == "reference" and self.sampling == "host" and x.is_cpu and y.is_cpu)
         if direct and torch._C._len_torch_dispatch_stack():
             return None
         if not direct and name not in ("cpp", "cuda"):
             return None
-        if name == "cuda" and (_capturing() or "FUSEDMIX_CHECK_LABELS" in os.environ):
+        if name in ("cuda", "triton") and (_capturing() or "FUSEDMIX_CHECK_LABELS" in os.environ):
             return None
         if not 3 <= x.ndim <= 4:
             return None
@@ -340,8 +340,11 @@ class MixTransform(checks.Checked, nn.Module):
                 request = Request(
                     self._current_spec(), batch_size, tuple(size), self._pairing, self._per, self.p, None, None
                 )
-                mixed = reference.plain_step(x, y, request, classes, self.label_smoothing, self.inplace)
-                return type(sample)(mixed)
+                last = classes, self.label_smoothing, self.inplace
+                if name == "reference":
+                    return type(sample)(reference.plain_step(x, y, request, *last))
+                source = Source(_SEED_TO_DRAW if self.sampling == "device" else None, None, None)
+                return type(sample)(triton.plain_step(x, y, request, source, *last))
             arguments = (
                 x,
                 y,

@@ -485,6 +485,59 @@ def test_a_step_is_three_launches():
     assert torch.equal(x, expected[0])
 
 
+@interpreted
+@pytest.mark.parametrize("inplace", [False, True], ids=["out-of-place", "in-place"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"pairing": "flip", "label_smoothing": 0.1},
+        {"per": "sample", "pairing": "random"},
+        {"per": "pair", "pairing": "flip", "sampling": "device"},
+        {"sampling": "device", "p": 0.5},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["MixUp", "CutMix", "HMix-paper", "GMix-paper", "CutMix-aspect", "RandomMix"])
+def test_the_usual_step_is_the_general_one(monkeypatch, name, options, inplace):
+    """Without an operator, and of one mask without a plan for every sample: the same batch and as many draws."""
+    mix = METHODS[name](num_classes=4, inplace=inplace, backend="triton", **options)
+    usual, general = [], type(mix)._plain_step
+    own = backend.plain_step
+    monkeypatch.setattr(backend, "plain_step", lambda *args: usual.append(0) or own(*args))
+    for seed, y in enumerate((torch.tensor([0, 3, 1, 1, 2]), torch.rand(5, 4, dtype=torch.float64))):
+        found = []
+        for step in (general, lambda *_: None):
+            monkeypatch.setattr(fm.MixTransform, "_plain_step", step)
+            x = torch.rand(5, 3, 6, 9, generator=torch.Generator().manual_seed(seed))
+            version = x._version
+            torch.manual_seed(seed)
+            images, targets = mix(x, y)
+            assert (images is x) == inplace
+            assert x._version == version + inplace
+            found.append((images, targets, torch.get_rng_state()))
+        assert all(map(torch.equal, *found))
+    assert len(usual) == (0 if name == "RandomMix" and not {"per", "sampling"} & set(options) else 2)
+
+
+@interpreted
+@pytest.mark.parametrize("sampling", ["host", "device"])
+def test_the_usual_step_refuses_before_it_draws(sampling):
+    mix = fm.MixUp(num_classes=3, backend="triton", inplace=True, sampling=sampling)
+    x, negated = torch.randn(4, 3, 8, 8), torch.view_as_complex(torch.randn(4, 3, 8, 8, 2)).conj().imag
+    before, state = x.clone(), torch.get_rng_state()
+    for batch, labels, said in (
+        (x, torch.tensor([0, 1, 2, 3]), "must be in"),
+        (x, torch.zeros(5, dtype=torch.int64), "batch size"),
+        (x.int(), torch.zeros(4, dtype=torch.int64), "dtypes"),
+        (negated, torch.zeros(4, dtype=torch.int64), "negated"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            mix(batch, labels)
+    assert torch.equal(x, before)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 # ---- FMix ------------------------------------------------------------------------------------------------------------
 
 runs = pytest.mark.skipif(NO_TRITON is not None, reason=str(NO_TRITON))
@@ -1145,7 +1198,7 @@ def test_launches(monkeypatch):
         *(("compiled", (n,)) for n in (6, 7, 8, 9)),
     ]
     assert calls[0][2:] == ((x, 1, (4, 5), True, 7), options)
-    assert calls[1][2] == (x, 2, (4, 5), True, 7)
+    assert calls[1][2] == (x.data_ptr(), 2, (4, 5), True, 7)
 
 
 @interpreted

@@ -17,7 +17,7 @@ from torch import Tensor
 from fusedmix import draws
 from fusedmix.backends import passes
 from fusedmix.backends.passes import blend
-from fusedmix.checks import batch, class_range, dense_labels, writable
+from fusedmix.checks import class_range, usual_batch
 from fusedmix.draws import CPU, PlanTensors, Request, Source
 from fusedmix.fourier import draw_of, masks
 from fusedmix.masks import evaluate
@@ -373,16 +373,7 @@ def plain_step(
 ) -> tuple[Tensor, Tensor]:
     """Images and targets of the usual step of a training: one mask a batch, drawn by torch's default generator, and
     partners by formula. The checks first: they raise before anything is drawn or written."""
-    batch("images", x)
-    dense_labels(y, num_classes)
-    if x.shape[0] != y.shape[0] or not x.numel() or y.device != x.device:
-        raise ValueError("This step is not a plain one.")
-    if y.ndim == 1:
-        class_range(y, num_classes)
-    if inplace:
-        writable("images", x)
-        if x.is_neg():
-            raise ValueError("A negated view is not written.")
+    usual_batch(x, y, num_classes, inplace)
     numbers, _ = draws.host(request, None)
     one = draws.single(request, numbers[0])
     if one is None:

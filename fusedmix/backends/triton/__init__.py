@@ -17,10 +17,9 @@ import torch
 from torch import Tensor
 
 from fusedmix import draws
-from fusedmix.checks import class_range
-from fusedmix.draws import PlanTensors, Request, Source
-from fusedmix.methods import WIDTH, Per
-from fusedmix.spec import families
+from fusedmix.checks import class_range, usual_batch
+from fusedmix.draws import CPU, PlanTensors, Request, Source
+from fusedmix.methods import WIDTH, Families, Per
 
 
 def interpreted() -> bool:
@@ -122,6 +121,35 @@ def mix_batch_(
     return _step(x, x, y, request, source, num_classes, label_smoothing)
 
 
+def plain_step(
+    x: Tensor,
+    y: Tensor,
+    request: Request,
+    source: Source,
+    num_classes: int,
+    label_smoothing: float,
+    inplace: bool,
+) -> tuple[Tensor, Tensor]:
+    """Images and targets of the usual step of a training, drawn by torch's default generator: without an operator,
+    which in Python takes as long as a launch, and of one mask for the whole batch without a plan for every sample.
+
+    Args:
+        source: a seed that is to be drawn; or nothing, for one draw of the host and partners by formula.
+    """
+    usual_batch(x, y, num_classes, inplace)
+    if x.is_neg() or y.is_neg():
+        raise ValueError("This step is not a plain one.")
+    out = x if inplace else torch.empty_like(x)
+    if source.seed is None:
+        plan = _from_the_host(request._replace(batch_size=1), source, usual=True)
+    else:
+        plan = sample(request, source, x.device)
+    dense = _mixed(x, out, y, request, plan, num_classes, label_smoothing)
+    if inplace:
+        torch.autograd.graph.increment_version(x)
+    return out, dense
+
+
 def cross_entropy(logits: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The reduced losses, statistics of the rows for the backward, and the reciprocal of what "mean" divides by."""
     from fusedmix.backends.triton import losses_kernel
@@ -155,40 +183,46 @@ def binary_cross_entropy_backward(grad: Tensor, *args: Any) -> Tensor:
 def _step(
     x: Tensor, out: Tensor, y: Tensor, request: Request, source: Source, num_classes: int, label_smoothing: float
 ) -> tuple[Tensor, ...]:
-    from fusedmix.backends.triton import labels_kernel as targets
-    from fusedmix.backends.triton.mix_kernel import apply
-    from fusedmix.backends.triton.sample_kernel import sample as from_seed
-
     if y.ndim == 1:  # a label out of range must leave the images as they were
         class_range(y, num_classes)
-    may_hold = families(request.spec)
-    ndim = 0 if may_hold.constant else len(request.size)
-    if source.seed is None:
-        plan = _from_the_host(request, source)
-    else:
-        plan = from_seed(request, _drawn(source.seed), x.device)
+    plan = sample(request, source, x.device)
+    return _mixed(x, out, y, request, plan, num_classes, label_smoothing), *plan
+
+
+def _mixed(
+    x: Tensor, out: Tensor, y: Tensor, request: Request, plan: PlanTensors, num_classes: int, label_smoothing: float
+) -> Tensor:
+    """Mixes the images into `out`, and returns the dense targets."""
+    from fusedmix.backends.triton import labels_kernel as targets
+    from fusedmix.backends.triton.mix_kernel import apply
+    from fusedmix.backends.triton.sample_kernel import spec_of
+
     partner, _, weight, records = plan
+    may_hold = spec_of(request.spec).families
+    ndim = 0 if may_hold == Families.CONSTANTS else len(request.size)
     per = Per.SAMPLE if request.lam is not None and request.lam.ndim else request.per
-    one_weight = per == Per.BATCH
-    dense = targets.mix(y, partner, weight, num_classes, label_smoothing, request.pairing, one_weight)
+    dense = targets.mix(y, partner, weight, num_classes, label_smoothing, request.pairing, per == Per.BATCH)
     apply(x, out, (partner, records, may_hold, ndim, request.pairing, per))
-    return dense, *plan
+    return dense
 
 
-def _from_the_host(request: Request, source: Source) -> PlanTensors:
-    """The plan of numbers that were drawn on the host, or are drawn now, by the CPU's own backend."""
+def _from_the_host(request: Request, source: Source, *, usual: bool = False) -> PlanTensors:
+    """The plan of numbers that were drawn on the host, or are drawn now, by the CPU's own backend.
+
+    Args:
+        usual: whether they are what cpp draws by itself.
+    """
     from fusedmix import backends
 
     name = backends.choose("cpu")
     operators = backends.operators("cpu", "reference" if name == "triton" else name)
-    if source.drawn is None:
+    if source.drawn is None and not (usual and name == "cpp"):
         numbers, partner = draws.host(request, None)
         drawn = torch.tensor(numbers, dtype=torch.float64, device="cpu").reshape(-1, WIDTH)
         source = Source(None, drawn, partner)
     spec, batch_size, size, pairing, per, p, lam, labels = request
     lam, labels = (None if t is None else t.cpu() for t in (lam, labels))
-    arguments = (spec, batch_size, size, int(pairing), int(per), p, lam, labels, *source, torch.device("cpu"))
-    return operators.sample(*arguments)
+    return operators.sample.default(spec, batch_size, size, int(pairing), int(per), p, lam, labels, *source, CPU)
 
 
 def _drawn(seed: Tensor) -> Tensor:
@@ -216,6 +250,7 @@ __all__ = [
     "mix_batch",
     "mix_batch_",
     "mix_labels",
+    "plain_step",
     "sample",
     "why_not",
 ]

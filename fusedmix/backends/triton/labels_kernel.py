@@ -106,9 +106,9 @@ def mix(
     if one_weight and weight.device != labels.device:
         given, mode, weight = bits(float(weight[0])), 2, labels
     else:
-        weight = brought(labels.device, weight)[0].contiguous()
+        weight = brought(labels.device, weight)
     pairing = by_formula(pairing)
-    partner = brought(labels.device, partner)[0].contiguous() if pairing == Pairing.RANDOM else labels
+    partner = brought(labels.device, partner) if pairing == Pairing.RANDOM else labels
     width = 4 if total % 4 == 0 else 1
     keep, add = bits(1.0 - label_smoothing), bits(label_smoothing / num_classes)
     step = labels.stride(1) if soft else 0

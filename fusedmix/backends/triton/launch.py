@@ -14,6 +14,7 @@ import torch
 from fusedmix.backends.triton.numbers import INTERPRETED
 
 WARPS = 4
+_LOW, _HIGH = -(1 << 31), 1 << 31  # what 32 bits hold
 
 
 class Kernel:
@@ -21,12 +22,14 @@ class Kernel:
 
     Triton's launcher finds the compiled kernel by looking at every argument, which takes about as long as everything
     else that a call does. Here it is found by a key that holds all that Triton specialises on: the constants, the
-    element types, and which pointers are multiples of 16. Kernels are declared so that nothing else is.
+    types of arguments and elements, which pointers are multiples of 16, and which numbers need 64 bits. Kernels are
+    declared so that nothing else is, but for what tuples hold.
     """
 
     def __init__(self, function: Any, warps: int = WARPS) -> None:
         self.function, self.warps = function, warps
         self._compiled: dict[Any, Any] = {}
+        self._places: dict[Any, tuple[list[int], ...]] = {}  # of tensors, integers and tuples, by the arguments' types
 
     def __call__(
         self, programs: int, arguments: tuple[Any, ...], constants: tuple[Any, ...], device: torch.device
@@ -41,24 +44,40 @@ class Kernel:
                 self.function[(programs,)](*arguments, *constants)
             return
         with on(device):
-            key = (device.index, constants, *map(_specialised_on, arguments))
+            # Loops over the whole of the arguments are C's: this is the time that a launch takes on the host.
+            types = tuple(map(type, arguments))
+            places = self._places.get(types)
+            if places is None:
+                places = self._places[types] = tuple(
+                    [i for i, of in enumerate(types) if issubclass(of, kind)] for kind in (torch.Tensor, int, tuple)
+                )
+            tensors, integers, tuples = places
+            pointers = [arguments[i].data_ptr() for i in tensors]
+            numbers = [arguments[i] for i in integers]
+            narrow = _LOW <= min(numbers) and max(numbers) < _HIGH
+            key = (
+                *(device.index, constants, types, narrow or tuple(_LOW <= number < _HIGH for number in numbers)),
+                *[arguments[i].dtype for i in tensors],
+                *[pointer % 16 == 0 for pointer in pointers],
+                *[_specialised_on(arguments[i]) for i in tuples],
+            )
             compiled = self._compiled.get(key)
             if compiled is None:
                 self._compiled[key] = self.function[(programs,)](
                     *arguments, *constants, num_warps=self.warps, enable_fp_fusion=False
                 )
-            else:
-                compiled[(programs, 1, 1)](*arguments, *constants)
+                return
+            # Addresses as numbers: of a tensor the launcher would ask for its address, and the driver whose that is.
+            values = list(arguments)
+            for i, pointer in zip(tensors, pointers, strict=True):
+                values[i] = pointer
+            compiled[(programs, 1, 1)](*values, *constants)
 
 
-def _specialised_on(argument: Any) -> Any:
-    """What a kernel is compiled for: of a tensor its type and its alignment, of numbers how wide they are."""
-    if isinstance(argument, torch.Tensor):
-        return argument.dtype, argument.data_ptr() % 16 == 0
-    if isinstance(argument, tuple):
-        # Into tuples Triton's do_not_specialize does not reach.
-        return tuple((_specialised_on(part), part == 1, part % 16 == 0) for part in argument)
-    return -(1 << 31) <= argument < 1 << 31 if isinstance(argument, int) else float
+@functools.lru_cache(maxsize=4096)
+def _specialised_on(numbers: tuple[int, ...]) -> Any:
+    """What a kernel is compiled for of a tuple, into which Triton's do_not_specialize does not reach."""
+    return tuple((_LOW <= number < _HIGH, number == 1, number % 16 == 0) for number in numbers)
 
 
 def on(device: torch.device) -> Any:

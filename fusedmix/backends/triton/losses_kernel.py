@@ -388,10 +388,10 @@ def _plan(logits: Tensor, partner: Tensor, weight: Tensor, pairing: int, per: in
     """partner, weight and its bits as arguments, PAIRING and WEIGHTS as constants."""
     device = logits.device
     pairing = by_formula(pairing_of(partner, pairing))
-    partner = brought(device, partner)[0].contiguous() if pairing == Pairing.RANDOM else logits
+    partner = brought(device, partner) if pairing == Pairing.RANDOM else logits
     if per == Per.BATCH and weight.device != device and weight.numel():
         return partner, logits, bits(float(weight[0])), pairing, 2
-    return partner, brought(device, weight)[0].contiguous(), 0, pairing, 1 if per == Per.BATCH else 0
+    return partner, brought(device, weight), 0, pairing, 1 if per == Per.BATCH else 0
 
 
 def _width(logits: Tensor, out: Tensor | None = None) -> int:

@@ -315,8 +315,10 @@ def mask_kernel(out, records, height, width, total, tiles, pixels, across, rows,
 
 # ---- How a launch goes through a batch -------------------------------------------------------------------------------
 
-_BINARY = Families.CUTS | Families.STORED | Families.LARGE_CELLS  # every mask is 0 or 1 everywhere
-_EASY = Families.CONSTANTS | Families.CUTS | Families.BOXES | Families.GAUSSIANS | Families.STORED
+# As numbers: the arithmetic of flags takes microseconds.
+_BINARY = int(Families.CUTS | Families.STORED | Families.LARGE_CELLS)  # every mask is 0 or 1 everywhere
+_EASY = int(Families.CONSTANTS | Families.CUTS | Families.BOXES | Families.GAUSSIANS | Families.STORED)
+_OF_PIXELS = int(Families.STORED | Families.LEVELS)
 _LEAST_COLUMN = 32  # bytes of a sample that are worth a program of TILE: memory moves no less at a time
 _SLICE = 16 << 20  # bytes of scratch
 
@@ -530,13 +532,13 @@ def apply(
     if mode == 1 and (records.device != src.device if by_value is None else by_value):
         given, mode, records = records[0].tolist(), 2, src  # not read
     else:
-        records = brought(src.device, records)[0].contiguous()
+        records = brought(src.device, records)
     pairing = by_formula(pairing)
-    partner = brought(src.device, partner)[0].contiguous() if pairing == Pairing.RANDOM else src
+    partner = brought(src.device, partner) if pairing == Pairing.RANDOM else src
     if adjoint and pairing == Pairing.RANDOM:
         partner = _inverse_of(partner)
     if pixels is not None:
-        (pixels,) = brought(src.device, pixels)
+        pixels = brought(src.device, pixels)
     stored = (*_store(pixels, src), *padded(tuple(src.shape[src.ndim - ndim :]))[1:])
     constants = (pairing, mode, families, adjoint, not families & ~_BINARY, *way.constants)
     if way.slice:
@@ -567,7 +569,7 @@ def _in_slices(x: Tensor, way: Way, plan: tuple[Any, ...], stored: tuple[Any, ..
 
 def by_formula(pairing: int) -> int:
     """The pairing as a constant of kernels: RANDOM, if the partners have to be loaded."""
-    return int(pairing if Pairing(pairing).is_formula else Pairing.RANDOM)
+    return int(pairing) if pairing in (Pairing.ROLL, Pairing.FLIP) else int(Pairing.RANDOM)
 
 
 def pairing_of(partner: Tensor, pairing: int) -> int:
@@ -593,30 +595,30 @@ def _inverse_of(partner: Tensor) -> Tensor:
     return inverse
 
 
-def brought(device: torch.device, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """Parts of a plan on a device.
+def brought(device: torch.device, part: Tensor) -> Tensor:
+    """A part of a plan, contiguous, on a device.
 
     Raises:
-        RuntimeError: they are on the CPU while a CUDA graph is captured, which would keep them for ever.
+        RuntimeError: it is on the CPU while a CUDA graph is captured, which would keep it for ever.
     """
-    if all(t.device == device for t in tensors):
-        return tensors
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError(
-            "fusedmix: a plan on the CPU cannot be captured in a CUDA graph, but for one mask for the whole batch "
-            "(none of FMix) and partners by roll or flip. Move it first: plan.to(device)."
-        )
-    return tuple(t.to(device, non_blocking=True) for t in tensors)
+    if part.device != device:
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "fusedmix: a plan on the CPU cannot be captured in a CUDA graph, but for one mask for the whole batch "
+                "(none of FMix) and partners by roll or flip. Move it first: plan.to(device)."
+            )
+        part = part.to(device, non_blocking=True)
+    return part.contiguous()
 
 
 def _compiled(families: int, pixels: Tensor | None) -> int:
     """The families that a kernel is compiled for: masks are stored as their pixels are, and not without them."""
-    of_pixels = Families.STORED | Families.LEVELS
+    families = int(families)
     if pixels is None:
-        return int(families) & ~(of_pixels | Families.LARGE_CELLS) or Families.CONSTANTS
-    if not families & of_pixels:
-        return int(families)
-    return int(families) & ~of_pixels | (Families.LEVELS if pixels.dtype == torch.int16 else Families.STORED)
+        return families & ~(_OF_PIXELS | int(Families.LARGE_CELLS)) or int(Families.CONSTANTS)
+    if not families & _OF_PIXELS:
+        return families
+    return families & ~_OF_PIXELS | int(Families.LEVELS if pixels.dtype == torch.int16 else Families.STORED)
 
 
 def _store(pixels: Tensor | None, instead: Tensor) -> tuple[Tensor, int, int]:

@@ -7,7 +7,9 @@ sample's key among all keys, and each program makes all of the keys anew. λ, bo
 
 from __future__ import annotations
 
+import ctypes
 import functools
+from typing import NamedTuple
 
 import torch
 import triton
@@ -19,7 +21,7 @@ from fusedmix.backends.triton.enums import COLUMNS, Columns, Draws, Methods, Pai
 from fusedmix.backends.triton.launch import Kernel
 from fusedmix.backends.triton.masks import record
 from fusedmix.backends.triton.numbers import bits, from_bits, sort_key, symmetric_beta, uniform, words
-from fusedmix.draws import PlanTensors, Request
+from fusedmix.draws import CPU, PlanTensors, Request
 from fusedmix.masks.family import padded
 from fusedmix.methods import Column, Drawn, Pairing
 from fusedmix.plan import empty_parts
@@ -221,15 +223,38 @@ _sample = Kernel(sample_kernel)
 _circle = Kernel(circle_kernel)
 
 
+class Spec(NamedTuple):
+    """What the host has to know of a spec."""
+
+    held: bytes
+    families: int
+    swaps: bool
+    options: int  # what some row draws that most do not
+
+
+def spec_of(spec: Tensor) -> Spec:
+    """Found once: a spec is the same one at every step, unless a schedule changes α."""
+    spec = spec.contiguous()
+    return _spec_of(ctypes.string_at(spec.data_ptr(), spec.nbytes))
+
+
 @functools.lru_cache(maxsize=256)
-def _rows_on(device: torch.device, rows: bytes) -> Tensor:
-    """The rows of a spec on a device: the same ones at every step, unless a schedule changes α."""
+def _spec_of(held: bytes) -> Spec:
+    rows, options = _rows_on(CPU, held), 0
+    for drawn in rows[:, Column.DRAWS].tolist():
+        options |= int(drawn) & _OPTIONS
+    return Spec(held, int(families(rows)), bool((rows[:, Column.REFORMULATE] != 0).any()), options)
+
+
+@functools.lru_cache(maxsize=256)
+def _rows_on(device: torch.device, held: bytes) -> Tensor:
+    """The rows of a spec on a device."""
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
             "fusedmix: the parameters of a method are not on the GPU yet, and cannot be brought there while a CUDA "
             "graph is captured. Run the step once before it is captured."
         )
-    return torch.frombuffer(bytearray(rows), dtype=torch.float64).to(device)
+    return torch.frombuffer(bytearray(held), dtype=torch.float64).reshape(-1, len(Column)).to(device)
 
 
 def sample(request: Request, seed: Tensor, device: torch.device) -> PlanTensors:
@@ -239,7 +264,8 @@ def sample(request: Request, seed: Tensor, device: torch.device) -> PlanTensors:
     plan = empty_parts(batch, device)
     if batch == 0:
         return plan
-    rows = _rows_on(device, bytes(spec.contiguous().view(torch.uint8).flatten().tolist()))
+    held, may_hold, swaps, options = spec_of(spec)
+    rows = _rows_on(device, held)
     seeded = seed.device == device
     seed_value = 0 if seeded else int(seed)
     key = seed if seeded else plan[0]
@@ -253,11 +279,10 @@ def sample(request: Request, seed: Tensor, device: torch.device) -> PlanTensors:
     given = plan[1] if lam is None else lam.to(device, torch.float32).contiguous()
     drawn_from = (rows, key, int(seeded), seed_value, given, classes, order, spot, members)
     arguments = (*plan, *drawn_from, batch, *padded(size), bits(p))
-    swaps, of_lam = bool((spec[:, Column.REFORMULATE] != 0).any()), 0 if lam is None else 1 + lam.ndim
-    options = 0  # what some row draws that most do not
-    for of_row in spec[:, Column.DRAWS].tolist():
-        options |= int(of_row) & (_OPTIONS if lam is None else _OPTIONS & ~int(Drawn.SIDES))
-    what = (spec.shape[0], spec.shape[0] > 1 or p < 1.0, int(families(spec)), swaps, options, of_lam)
+    of_lam = 0 if lam is None else 1 + lam.ndim
+    if lam is not None:
+        options &= ~int(Drawn.SIDES)
+    what = (spec.shape[0], spec.shape[0] > 1 or p < 1.0, may_hold, swaps, options, of_lam)
     how = (int(pairing), int(per), len(size), _SAMPLES, _KEYS)
     _sample(-(-batch // _SAMPLES), arguments, (*what, *how), device)
     return plan
