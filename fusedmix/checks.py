@@ -35,6 +35,7 @@ INTEGER_DTYPES = (
 LONGEST_SIDE = 2**31 - 1  # in pixels: a plan holds boxes and centres in 32 bits
 _EVERY = sum(int(part) for part in Families)
 _NO_PIXELS = "pixels must hold the masks of FMix and of large grids, but got None."
+_CONSTANTS = int(Families.CONSTANTS)  # the arithmetic of flags takes microseconds
 _FITS = "_fits"  # in a plan whose parts belong together: of how many samples
 _WHOLE_BATCH = "A plan is for a whole batch and cannot be cut: mix the whole batch, then split what comes out."
 
@@ -397,7 +398,7 @@ def records(x: Tensor, families: int, pixels: Tensor | None, *, spatial: bool = 
     if not readable(x):
         return
     x = _unwrapped(x)
-    held = holds(x, families if spatial else families & Families.CONSTANTS)
+    held = holds(x, families if spatial else families & _CONSTANTS)
     if not held.all():
         row = int(held.long().argmin())
         kind = int(x[row, 0])

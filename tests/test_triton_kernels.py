@@ -1168,6 +1168,18 @@ def test_what_triton_specialises_on_is_in_the_key(tmp_path):
     assert not wrong
 
 
+def test_what_is_launched_is_what_triton_would_launch(tmp_path):
+    """Through a driver that does nothing: the same kernel, the same grid and the same arguments, at other addresses, of
+    other sizes, alignments and types."""
+    found = printed(compiler("launched", folder=tmp_path))
+    kinds = [found[k : k + 3] for k in range(0, len(found), 3)]
+    for first, second, tritons in kinds:
+        assert first == second == tritons
+    of = [first[0] for first, _, _ in kinds]
+    assert of[0] == of[1] == of[4]
+    assert len(set(of)) == 4  # by alignment, by type, and by how wide numbers are
+
+
 def test_launches(monkeypatch):
     """Compiled once for a key, then called with the kernel's parameters in their order."""
     calls = []

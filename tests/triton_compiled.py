@@ -2,7 +2,8 @@
 
 `python tests/triton_compiled.py compile 90` compiles whatever would be launched, with the arguments of the launch and
 as Triton's own binder specialises them, and prints a report on each kernel. `... keys` prints what Triton compiles anew
-for arguments that differ, and what fusedmix/backends/triton/launch.py does; `... planted` reports on wrong kernels.
+for arguments that differ, and what fusedmix/backends/triton/launch.py does; `... launched` prints what either of them
+launches through a driver that does nothing; `... planted` reports on wrong kernels.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
+from triton.runtime import driver
 from triton.runtime.jit import create_function_from_signature
 
 import fusedmix as fm
@@ -28,6 +30,9 @@ from fusedmix.draws import Request
 from fusedmix.masks.family import WORDS
 from fusedmix.methods import Families
 from triton_loops import carried
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks is no part of what is installed
+from benchmarks.triton_host import Driver
 
 H200 = 132  # multiprocessors
 CPU = torch.device("cpu")
@@ -370,6 +375,37 @@ def keys():
     return found
 
 
+# ---- what is launched -----------------------------------------------------------------------------------------------
+
+
+def launched():
+    """[which, grid, arguments] of three launches of a kernel for each of several arguments: twice by the launcher, and
+    by Triton. Tensors are given as their addresses."""
+    driver.set_active(noting := Driver())
+    memory, kernel = torch.zeros(256), labels_kernel._labels
+    labels, weight = torch.zeros(8, dtype=torch.int64), torch.ones(8, dtype=torch.float64)
+    constants = (0, 0, False, False, 4, 512)
+    found = []
+    for out, batch, given in (
+        (memory[:64], 8, 0), (memory[64:128], 4, 0), (memory[1:65], 8, 0), (memory[:64].int(), 8, 0),
+        (memory[:64], 1, 0), (memory[:64], 8, 2**40),
+    ):  # fmt: skip
+        arguments = (out, labels, labels, weight, 1, 0, given, given, given, batch, 8)
+        for _ in range(2):
+            kernel(3, arguments, constants, CPU)
+        kernel.function[(3,)](*arguments, *constants, num_warps=kernel.warps, enable_fp_fusion=False)
+        for which, grid, values in noting.launches:
+            shown = [value.data_ptr() if isinstance(value, torch.Tensor) else value for value in values]
+            found.append([which, grid, shown[: len(arguments)]])
+        noting.launches.clear()
+    return found
+
+
 if __name__ == "__main__":
-    does = {"compile": lambda: compile_all(int(sys.argv[2])), "planted": planted, "keys": keys}
+    does = {
+        "compile": lambda: compile_all(int(sys.argv[2])),
+        "planted": planted,
+        "keys": keys,
+        "launched": launched,
+    }
     json.dump(does[sys.argv[1]](), sys.stdout)
