@@ -68,6 +68,14 @@ class Driver:
         return 0, 0, 0, 0, 1024  # the last: threads of a block, at most
 
 
+def _multiprocessors(device: torch.device) -> int:
+    return 132
+
+
+def _serves_the_cpu() -> bool:
+    return True
+
+
 def main() -> int:
     given = parser(__doc__).parse_args()
     if triton.interpreted():
@@ -80,10 +88,9 @@ def main() -> int:
     batch, loops = (8, 2) if given.quick else (512, 400)
     x, y = torch.rand(batch, 3, 32, 32), torch.randint(1000, (batch,))
     rows = []
-    # As on a GPU of 132 multiprocessors, and as if Triton served the CPU.
     with (
-        mock.patch.object(mix_kernel, "multiprocessors", lambda device: 132),
-        mock.patch.object(triton, "interpreted", lambda: True),
+        mock.patch.object(mix_kernel, "multiprocessors", _multiprocessors),
+        mock.patch.object(triton, "interpreted", _serves_the_cpu),
     ):
         for name, make in CASES.items():
             for inplace in (True, False):

@@ -6,12 +6,14 @@ kernels are in mix_kernel.py, labels_kernel.py, losses_kernel.py, sample_kernel.
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import sysconfig
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -101,9 +103,7 @@ def sample(request: Request, source: Source, device: torch.device) -> PlanTensor
     """Everything random about a batch."""
     if source.seed is None:
         return _from_the_host(request, source)
-    from fusedmix.backends.triton.sample_kernel import sample as from_seed
-
-    return from_seed(request, _drawn(source.seed), _indexed(device))
+    return _kernels().sample.sample(request, _drawn(source.seed), _indexed(device))
 
 
 def mix_batch(
@@ -193,17 +193,30 @@ def _mixed(
     x: Tensor, out: Tensor, y: Tensor, request: Request, plan: PlanTensors, num_classes: int, label_smoothing: float
 ) -> Tensor:
     """Mixes the images into `out`, and returns the dense targets."""
-    from fusedmix.backends.triton import labels_kernel as targets
-    from fusedmix.backends.triton.mix_kernel import apply
-    from fusedmix.backends.triton.sample_kernel import spec_of
-
+    kernels = _kernels()
     partner, _, weight, records = plan
-    may_hold = spec_of(request.spec).families
+    may_hold = kernels.sample.spec_of(request.spec).families
     ndim = 0 if may_hold == Families.CONSTANTS else len(request.size)
     per = Per.SAMPLE if request.lam is not None and request.lam.ndim else request.per
-    dense = targets.mix(y, partner, weight, num_classes, label_smoothing, request.pairing, per == Per.BATCH)
-    apply(x, out, (partner, records, may_hold, ndim, request.pairing, per))
+    dense = kernels.labels.mix(y, partner, weight, num_classes, label_smoothing, request.pairing, per == Per.BATCH)
+    kernels.mix.apply(x, out, (partner, records, may_hold, ndim, request.pairing, per))
     return dense
+
+
+class _Kernels(NamedTuple):
+    """The modules of kernels that a step needs."""
+
+    sample: ModuleType
+    labels: ModuleType
+    mix: ModuleType
+
+
+@functools.lru_cache(maxsize=1)
+def _kernels() -> _Kernels:
+    """Imported when they are needed, and found once: even of what has been imported a statement takes a microsecond."""
+    from fusedmix.backends.triton import labels_kernel, mix_kernel, sample_kernel
+
+    return _Kernels(sample_kernel, labels_kernel, mix_kernel)
 
 
 def _from_the_host(request: Request, source: Source, *, usual: bool = False) -> PlanTensors:
@@ -215,7 +228,7 @@ def _from_the_host(request: Request, source: Source, *, usual: bool = False) -> 
     from fusedmix import backends
 
     name = backends.choose("cpu")
-    operators = backends.operators("cpu", "reference" if name == "triton" else name)
+    operators = torch.ops.fusedmix_cpp if name == "cpp" else torch.ops.fusedmix_reference
     if source.drawn is None and not (usual and name == "cpp"):
         numbers, partner = draws.host(request, None)
         drawn = torch.tensor(numbers, dtype=torch.float64, device="cpu").reshape(-1, WIDTH)

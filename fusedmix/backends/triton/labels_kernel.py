@@ -5,6 +5,8 @@ The meaning is fusedmix/backends/reference.py, `mix_labels`.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -69,6 +71,12 @@ def labels_kernel(
     tl.store(out + at, from_compute(to_compute(left) + to_compute(right), T), mask=live)
 
 
+@functools.lru_cache(maxsize=256)
+def _smoothing(epsilon: float, num_classes: int) -> tuple[int, int]:
+    """What labels are multiplied with, and what is added."""
+    return bits(1.0 - epsilon), bits(epsilon / num_classes)
+
+
 _labels = Kernel(labels_kernel)
 UNSIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64, torch.bool: torch.uint8}
 
@@ -110,7 +118,7 @@ def mix(
     pairing = by_formula(pairing)
     partner = brought(labels.device, partner) if pairing == Pairing.RANDOM else labels
     width = 4 if total % 4 == 0 else 1
-    keep, add = bits(1.0 - label_smoothing), bits(label_smoothing / num_classes)
+    keep, add = _smoothing(label_smoothing, num_classes)
     step = labels.stride(1) if soft else 0
     _labels(
         -(-total // (_BLOCK * width)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import statistics
 import time
@@ -43,48 +42,49 @@ class Kernel:
             with np.errstate(all="ignore"):  # IEEE arithmetic, as on a GPU: infinities are not news
                 self.function[(programs,)](*arguments, *constants)
             return
-        with on(device):
-            # Loops over the whole of the arguments are C's: this is the time that a launch takes on the host.
-            types = tuple(map(type, arguments))
-            places = self._places.get(types)
-            if places is None:
-                places = self._places[types] = tuple(
-                    [i for i, of in enumerate(types) if issubclass(of, kind)] for kind in (torch.Tensor, int, tuple)
-                )
-            tensors, integers, tuples = places
-            pointers = [arguments[i].data_ptr() for i in tensors]
-            numbers = [arguments[i] for i in integers]
-            narrow = _LOW <= min(numbers) and max(numbers) < _HIGH
-            key = (
-                *(device.index, constants, types, narrow or tuple(_LOW <= number < _HIGH for number in numbers)),
-                *[arguments[i].dtype for i in tensors],
-                *[pointer % 16 == 0 for pointer in pointers],
-                *[_specialised_on(arguments[i]) for i in tuples],
+        if device.type == "cuda" and device.index != torch.cuda.current_device():
+            with torch.cuda.device(device):
+                self._launch(programs, arguments, constants, device)
+        else:
+            self._launch(programs, arguments, constants, device)
+
+    def _launch(
+        self, programs: int, arguments: tuple[Any, ...], constants: tuple[Any, ...], device: torch.device
+    ) -> None:
+        # Loops over the whole of the arguments are C's: this is the time that a launch takes on the host.
+        types = tuple(map(type, arguments))
+        places = self._places.get(types)
+        if places is None:
+            places = self._places[types] = tuple(
+                [i for i, of in enumerate(types) if issubclass(of, kind)] for kind in (torch.Tensor, int, tuple)
             )
-            compiled = self._compiled.get(key)
-            if compiled is None:
-                self._compiled[key] = self.function[(programs,)](
-                    *arguments, *constants, num_warps=self.warps, enable_fp_fusion=False
-                )
-                return
-            # Addresses as numbers: of a tensor the launcher would ask for its address, and the driver whose that is.
-            values = list(arguments)
-            for i, pointer in zip(tensors, pointers, strict=True):
-                values[i] = pointer
-            compiled[(programs, 1, 1)](*values, *constants)
+        tensors, integers, tuples = places
+        pointers = [arguments[i].data_ptr() for i in tensors]
+        numbers = [arguments[i] for i in integers]
+        narrow = _LOW <= min(numbers) and max(numbers) < _HIGH
+        key = (
+            *(device.index, constants, types, narrow or tuple(_LOW <= number < _HIGH for number in numbers)),
+            *[arguments[i].dtype for i in tensors],
+            *[pointer % 16 == 0 for pointer in pointers],
+            *[_specialised_on(arguments[i]) for i in tuples],
+        )
+        compiled = self._compiled.get(key)
+        if compiled is None:
+            self._compiled[key] = self.function[(programs,)](
+                *arguments, *constants, num_warps=self.warps, enable_fp_fusion=False
+            )
+            return
+        # Addresses as numbers: of a tensor the launcher would ask for its address, and the driver whose that is.
+        values = list(arguments)
+        for i, pointer in zip(tensors, pointers, strict=True):
+            values[i] = pointer
+        compiled[(programs, 1, 1)](*values, *constants)
 
 
 @functools.lru_cache(maxsize=4096)
 def _specialised_on(numbers: tuple[int, ...]) -> Any:
     """What a kernel is compiled for of a tuple, into which Triton's do_not_specialize does not reach."""
     return tuple((_LOW <= number < _HIGH, number == 1, number % 16 == 0) for number in numbers)
-
-
-def on(device: torch.device) -> Any:
-    """Makes a GPU the current one, if it is not."""
-    if device.type != "cuda" or device.index == torch.cuda.current_device():
-        return contextlib.nullcontext()
-    return torch.cuda.device(device)
 
 
 @functools.lru_cache(maxsize=64)
@@ -99,7 +99,7 @@ def milliseconds(call: Callable[[], None], device: torch.device, repeats: int = 
     for _ in range(repeats):
         if device.type == "cuda":
             start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            with on(device):
+            with torch.cuda.device(device):
                 start.record()
                 call()
                 stop.record()

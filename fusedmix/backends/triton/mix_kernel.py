@@ -347,6 +347,7 @@ class Way(NamedTuple):
     cut: Cut
     programs: int
     slice: int  # vectors of a sample that are mixed at a time, in scratch; 0: all, without
+    area: tuple[int, ...]  # height and width of the images
     constants: tuple[Any, ...]  # SHAPE, AXES, RANK, INNER, V, R, PARTS, N
 
 
@@ -464,6 +465,7 @@ def way_of(
         cut,
         tiles * groups,
         0 if found else max(1, _SLICE // (batch * width * item)),
+        padded(shape[ndim - spatial :])[1:],
         (int(cut.shape), axes, len(sizes), inner, width, cut.rows, cut.parts, cut.vectors),
     )
 
@@ -539,7 +541,7 @@ def apply(
         partner = _inverse_of(partner)
     if pixels is not None:
         pixels = brought(src.device, pixels)
-    stored = (*_store(pixels, src), *padded(tuple(src.shape[src.ndim - ndim :]))[1:])
+    stored = (*_store(pixels, src), *way.area)
     constants = (pairing, mode, families, adjoint, not families & ~_BINARY, *way.constants)
     if way.slice:
         _in_slices(src, way, (partner, records, *given), stored, constants)
