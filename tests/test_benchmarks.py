@@ -288,6 +288,14 @@ def test_cpu_mix(tmp_path):
 
 
 @pytest.mark.thorough
+def test_triton_host():
+    pytest.importorskip("triton")
+    said = run("triton_host", "--quick", TRITON_INTERPRET="0")
+    launches = [line.split("|")[3].strip() for line in said.splitlines() if " place " in line]
+    assert launches == ["2"] * 4 + ["3"] * 8
+
+
+@pytest.mark.thorough
 def test_cpu_bench(tmp_path):
     for package in ("torchvision", "timm", "kornia"):
         pytest.importorskip(package)
