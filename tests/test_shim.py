@@ -181,6 +181,17 @@ def test_what_threads_add_is_not_lost(shim):
         assert torch.equal(b[:BLOCKS], multiples + THREADS / 2)
 
 
+def test_a_block_counts_while_it_waits(shim):
+    """Two counts that follow each other do not mix, and the first orders what threads hand over."""
+    for _ in schedules(shim):
+        a, b = watch(shim)
+        run(shim, "count_in_blocks", a, b)
+        expected = a.view(BLOCKS, THREADS).flip(1)
+        for place, divisor in enumerate((3, 5)):
+            expected[:, place] = (a % divisor == 0).view(BLOCKS, THREADS).sum(1)
+        assert torch.equal(b.view(BLOCKS, THREADS), expected)
+
+
 # ---- wrong kernels ----
 
 
@@ -419,6 +430,8 @@ def test_device_functions_outside_of_launches(shim):
         shim.load_outside(a.data_ptr())
     with pytest.raises(shim.ShimError, match="outside of a launch"):
         shim.sync_outside()
+    with pytest.raises(shim.ShimError, match="outside of a launch"):
+        shim.count_outside()
 
 
 # ---- the log ----

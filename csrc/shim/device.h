@@ -53,6 +53,7 @@ void add_to_shared(SharedArray* array, int64_t index);
 void read_global(const void* p, size_t bytes, size_t alignment);
 void write_global(const void* p, size_t bytes, size_t alignment);
 void barrier(const char* file, int line);
+int32_t count(bool mine, const char* file, int line);
 void let_next_start();
 void wait_for_launch_before();
 void run(Launch launch, const void* arguments, size_t argument_bytes, const std::function<void()>& kernel);
@@ -145,6 +146,9 @@ inline uint32_t block() { return shim::running.block; }
 inline uint32_t blocks() { return shim::running.blocks; }
 // The caller's place is where threads wait: all of a block must wait at the same one.
 inline void sync(const char* file = __builtin_FILE(), int line = __builtin_LINE()) { shim::barrier(file, line); }
+inline int32_t count(bool mine, const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  return shim::count(mine, file, line);
+}
 inline void let_next_start() { shim::let_next_start(); }
 inline void wait_for_plan() { shim::wait_for_launch_before(); }
 

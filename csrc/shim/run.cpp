@@ -37,6 +37,7 @@ struct Fiber {
   Block* block = nullptr;
   uint32_t thread = 0;
   State state = State::kReady;
+  bool says = false;           // at the barrier where it waits
   bool ahead = false;          // has not waited for the launch before
   const char* file = nullptr;  // where it waits
   int line = 0;
@@ -51,6 +52,7 @@ struct Block {
   uint32_t number = 0;
   uint64_t epoch = 0;  // barriers passed
   int waiting = 0, done = 0;
+  int32_t yes = 0;     // how many threads said so at the last barrier
   std::vector<Fiber> fibers;
   std::vector<std::unique_ptr<Array>> arrays;
   const SharedArray* dynamic = nullptr;  // the one of them that has what the launch gave
@@ -172,6 +174,7 @@ void check_barrier(Block& block) {
       fail_divergence(block, wait_of(first) + ", " + wait_of(fiber));
     }
   }
+  block.yes = static_cast<int32_t>(std::count_if(block.fibers.begin(), block.fibers.end(), [](const Fiber& f) { return f.says; }));
   if (++block.epoch >> kEpochBits != 0) fail("more barriers than the shim can count");
   block.waiting = 0;
   for (Fiber& fiber : block.fibers) {
@@ -296,12 +299,24 @@ void give_way() {
   back_to_scheduler();
 }
 
+static int32_t wait(bool says, const char* file, int line) {
+  Fiber& fiber = *scheduler.current;
+  fiber.state = State::kWaiting;
+  fiber.says = says;
+  fiber.file = file;
+  fiber.line = line;
+  back_to_scheduler();
+  return fiber.block->yes;  // until all wait again
+}
+
 void barrier(const char* file, int line) {
   if (running.me == 0) fail("sync() outside of a launch");
-  scheduler.current->state = State::kWaiting;
-  scheduler.current->file = file;
-  scheduler.current->line = line;
-  back_to_scheduler();
+  wait(false, file, line);
+}
+
+int32_t count(bool mine, const char* file, int line) {
+  if (running.me == 0) fail("count() outside of a launch");
+  return wait(mine, file, line);
 }
 
 void let_next_start() {

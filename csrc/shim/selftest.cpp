@@ -99,6 +99,17 @@ FUSEDMIX_KERNEL(128) count_blocks(FUSEDMIX_ARGS(Buffers, args)) {
   if (thread() == 0) store(args.out + block(), static_cast<float>(some) + static_cast<float>(some + others) / 2.0f);
 }
 
+// The floats of block b turned around; in the first place how many are multiples of 3, in the second of 5.
+FUSEDMIX_KERNEL(128) count_in_blocks(FUSEDMIX_ARGS(Buffers, args)) {
+  const int64_t first = int64_t{block()} * 128, me = thread(), other = 127 - thread();
+  const float x = load(args.in + first + me);
+  store(args.out + first + me, x);
+  const int32_t threes = fusedmix::device::count(static_cast<int32_t>(x) % 3 == 0);
+  const float theirs = load(args.out + first + other);
+  const int32_t fives = fusedmix::device::count(static_cast<int32_t>(x) % 5 == 0);
+  store(args.out + first + me, me == 0 ? static_cast<float>(threes) : (me == 1 ? static_cast<float>(fives) : theirs));
+}
+
 constexpr int kWide = 1024;
 
 // Block b turns its share of `in` around, through dynamic shared memory.
@@ -405,6 +416,7 @@ const std::map<std::string, void (*)(const Buffers&)> kKernels = {
     NAMED(reverse_in_dynamic),
     NAMED(shared_operators),
     NAMED(count_blocks),
+    NAMED(count_in_blocks),
     NAMED(two_writers),
     NAMED(reads_what_a_block_wrote),
     NAMED(writes_what_blocks_read),
@@ -457,4 +469,5 @@ PYBIND11_MODULE(fusedmix_shim_selftest, m) {
   m.def("run_script", &run_script);
   m.def("load_outside", [](uintptr_t p) { return load(reinterpret_cast<const float*>(p)); });
   m.def("sync_outside", [] { fusedmix::device::sync(); });
+  m.def("count_outside", [] { return fusedmix::device::count(true); });
 }

@@ -137,6 +137,8 @@ __device__ __forceinline__ uint32_t block() { return blockIdx.x; }
 __device__ __forceinline__ uint32_t blocks() { return gridDim.x; }
 // Waits for all threads of the block, and makes what they wrote visible to each other.
 __device__ __forceinline__ void sync() { __syncthreads(); }
+// The same, and how many of the threads say yes.
+__device__ __forceinline__ int32_t count(bool mine) { return __syncthreads_count(mine ? 1 : 0); }
 
 // Of two launches that overlap, the first says let_next_start(), and launch_dependent() starts the second, which may touch what
 // the first touches only when it has waited. Nothing may be loaded as constant across the wait.
