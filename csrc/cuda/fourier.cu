@@ -1,16 +1,24 @@
 // The Fourier masks of FMix: noise, its grey image, and the bits of its largest pixels. The definition is
 // fusedmix/fourier.py's.
 //
-// For as many masks as their scratch allows there are three launches (four in 3-D), none of which waits for the host:
+// For as many masks as their scratch allows there are these launches, none of which waits for the host:
 //   noise      the coefficients of every mask. A thread has one frequency and goes through several masks: its two powers in
 //              float64 are the dearest part, and a table of them would be one more launch.
 //   turn       3-D only: from coefficients along z to those of every slice.
-//   synthesis  the grey image, along y and then x, in float32. y and -y, x and -x are even and odd parts of the same sums.
-//   select     a block for each mask: the key of the last pixel that is 1, by a radix select, then the bits.
-// On paper, for 256 masks of 224² at 32 frequencies: .55·10⁹ products, of which an H200 does 17·10³ a cycle, so 20 µs at the
-// least and some 45 with all that is around them; each image is written once and read five times, 51 and 257 MB, but from the
-// second-level cache, for which the chunks of 24 MiB are small enough: some 50 µs. Never measured.
+//   rows       the sums along y, of every kx.
+//   whole      the sums along x, and the selection: of an image that the registers of one block hold. It goes nowhere else.
+// or, for images that are larger, have three axes or a soft edge, in place of the last
+//   synthesis  the sums along x: the grey image in memory.
+//   select     a block for each mask: the key of the last pixel that is 1, by a radix select, then the bits. Or soften.
+// All sums are in float32; y and -y, x and -x are even and odd parts of the same ones.
+//
+// On paper, for a mask of 224² with 33 frequencies along each axis: .49·10⁶ products along y and 1.69·10⁶ along x, of which a
+// multiprocessor does 128 a cycle, so 17·10³ cycles at the least. 17 KB of coefficients and 60 KB of rows are written and read
+// once, of 256 masks in 20 MB, which the second-level cache holds. The image would be 200 KB, written once and read five times.
+// By the instructions of sm_90, a block of `whole` takes 17·10³ cycles for the sums, and 1.4·10³ for each of the 13 or so bits
+// of the cut that all values are compared for: with the rest, some 55·10³ for a mask. Never measured.
 #include <algorithm>
+#include <cfloat>
 #include <cmath>
 #include <stdexcept>
 #include <vector>
@@ -22,8 +30,15 @@ namespace fusedmix::cuda {
 namespace {
 
 constexpr int kMasksEach = 8;       // of a thread that makes noise
-constexpr int kFrequencies = 64;    // along an axis, whose sums and waves are in shared memory at a time
-constexpr int kAnchor = 8;          // steps of a wave that is turned on, before it is loaded anew
+constexpr int kFrequencies = 64;    // along y, whose waves are in shared memory at a time
+constexpr int kRowsEach = 32;       // y's of a block that makes rows,
+constexpr int kRowGroup = 8;        // and of a thread
+constexpr int kWholeThreads = 512;  // at most, of a block that makes all of an image,
+constexpr int kPartThreads = 384;   // and of one that makes a part
+constexpr int kEntries = 1296;      // rows, and waves of x, that these have in shared memory at a time
+constexpr int kTileX = 3, kTileY = 9;              // of a thread: 108 sums, of the 128 registers that 512 threads can have
+constexpr int kFlatX = 4, kFlatY = 1;              // where there are no y's for such a tile
+constexpr int kMostTilesX = 64, kMostTilesY = 16;  // of a part: more leave memory for few waves
 constexpr int kSelectThreads = 512;
 constexpr int kBins = 256, kCopies = 32, kCounts = kBins * kCopies;
 
@@ -158,125 +173,191 @@ FUSEDMIX_KERNEL(kThreads) turn_kernel(FUSEDMIX_ARGS(TurnArgs, args)) {
   device::store(args.turned + slice * args.plane + at, as<RawFour>(four(sum_a, difference_b, difference_a, sum_b)));
 }
 
-// ---- the grey image ----
+// ---- the grey image: along y ----
+
+struct RowsArgs {
+  Chunk chunk;
+  int64_t depth, height;
+  int64_t ny, nx;         // |ky|, kx
+  int64_t slots, tiles;   // y's, without those that are mirrored, and as many more as tiles have; blocks across them
+  const RawTwo* waves;    // of y
+  const RawFour* planes;  // (n, depth, ny, nx)
+  RawFour* rows;          // (n, depth, slots, nx): R and I of y, R and I of -y
+};
+
+// R + iI = Σ_ky C·e^{iθ} of kRowsEach y's. A thread has one kx and kRowGroup of the y's.
+FUSEDMIX_KERNEL(kThreads) rows_kernel(FUSEDMIX_ARGS(RowsArgs, args)) {
+  FUSEDMIX_SHARED(RawTwo, waves, kFrequencies * kRowsEach);  // (ky, y)
+  static_assert(kThreads % kRowsEach == 0, "a thread that fills them keeps its y");
+  const int64_t plane = device::block() / args.tiles, y0 = device::block() % args.tiles * kRowsEach;
+  if (!is_wanted(args.chunk, plane / args.depth)) return;
+  const auto thread = static_cast<int32_t>(device::thread());
+  const auto nx = static_cast<int32_t>(args.nx);
+  const auto here = static_cast<int32_t>(args.slots - y0 < kRowsEach ? args.slots - y0 : kRowsEach);
+  const int32_t items = nx * ((here + kRowGroup - 1) / kRowGroup);
+  const int64_t y = y0 + thread % kRowsEach, step = kThreads / kRowsEach * y % args.height;
+  for (int32_t base = 0; base < items; base += kThreads) {
+    const int32_t item = base + thread, kx = item % nx, first = item / nx * kRowGroup;
+    float even_r[kRowGroup], odd_r[kRowGroup], even_i[kRowGroup], odd_i[kRowGroup];
+    FUSEDMIX_UNROLL
+    for (int r = 0; r < kRowGroup; ++r) even_r[r] = odd_r[r] = even_i[r] = odd_i[r] = 0.0f;
+    for (int64_t ky0 = 0; ky0 < args.ny; ky0 += kFrequencies) {
+      const auto ny = static_cast<int32_t>(args.ny - ky0 < kFrequencies ? args.ny - ky0 : kFrequencies);
+      if (base == 0 || args.ny > kFrequencies) {
+        device::sync();
+        int64_t angle = (ky0 + thread / kRowsEach) * y % args.height;
+        for (int32_t t = thread; t < ny * kRowsEach; t += kThreads) {
+          waves[t] = device::load(args.waves + angle);
+          angle += step;
+          angle -= angle >= args.height ? args.height : 0;
+        }
+        device::sync();
+      }
+      if (item >= items) continue;
+      const RawFour* from = args.planes + (plane * args.ny + ky0) * nx + kx;
+      FUSEDMIX_UNROLL_4
+      for (int32_t ky = 0; ky < ny; ++ky) {
+        const Four c = as<Four>(device::load(from + ky * nx));
+        FUSEDMIX_UNROLL
+        for (int r = 0; r < kRowGroup; ++r) {
+          const RawTwo raw = waves[ky * kRowsEach + first + r];
+          const Two wave = as<Two>(raw);
+          even_r[r] = fma(c.get(0), wave.get(0), even_r[r]);
+          odd_r[r] = fma(c.get(1), wave.get(1), odd_r[r]);
+          even_i[r] = fma(c.get(3), wave.get(0), even_i[r]);
+          odd_i[r] = fma(c.get(2), wave.get(1), odd_i[r]);
+        }
+      }
+    }
+    if (item >= items) continue;
+    RawFour* to = args.rows + (plane * args.slots + y0) * nx + kx;
+    FUSEDMIX_UNROLL
+    for (int r = 0; r < kRowGroup; ++r) {
+      if (first + r >= here) break;
+      const Four made = four(even_r[r] - odd_r[r], even_i[r] + odd_i[r], even_r[r] + odd_r[r], even_i[r] - odd_i[r]);
+      device::store(to + (first + r) * nx, as<RawFour>(made));
+    }
+  }
+}
+
+// ---- and along x ----
 
 struct SynthesisArgs {
   Chunk chunk;
-  int64_t depth, height, width;
-  int64_t ny, nx;          // |ky|, kx
-  int64_t x_tiles, y_tiles;
-  const RawTwo* waves_y;
-  const RawTwo* waves_x;
-  const RawFour* planes;   // (n, depth, ny, nx)
-  float* field;            // n images, `stride` apart
+  int32_t depth, height, width, nx;
+  int32_t threads;             // of a block
+  int32_t tiles_x, tiles_y;    // of a block, of kX·kY pixels each and those that are mirrored; a thread has one
+  int32_t blocks_x, blocks_y;  // across a plane
+  int32_t most;                // kx's at a time
+  const RawTwo* waves;         // of x
+  const RawFour* rows;         // (n, depth, blocks_y·tiles_y·kY, nx)
+  float* field;                // n images, `stride` apart
   int64_t stride;
 };
 
-// A block makes the rows y and -y of kRows y's at kThreads x's, and at -x.
-//
-// First R + iI = Σ_ky C·e^{iθ} of all its rows into shared memory, some kx at a time: a thread has one kx and up to four of
-// the y's. Then Σ_kx R·cos θ - I·sin θ: a thread has one x and all of the rows, so a wave and an R serve as many products as
-// there are registers for sums. It turns its wave on from kx to kx, four products, where loads from a table would take twice
-// the time that all of the sums do (neighbours in x are k entries apart in it: bank conflicts); anchors keep it exact.
-template <int kRows>
-FUSEDMIX_KERNEL(kThreads) synthesis_kernel(FUSEDMIX_ARGS(SynthesisArgs, args)) {
-  FUSEDMIX_SHARED(RawFour, rows, kFrequencies * kRows);   // (kx, y): R and I of y, R and I of -y
-  FUSEDMIX_SHARED(RawTwo, waves, kFrequencies * kRows);   // (ky, y)
-  constexpr int kGroup = kRows < 4 ? kRows : 4;
-  const int64_t tiles = args.x_tiles * args.y_tiles, plane = device::block() / tiles, tile = device::block() % tiles;
-  const int64_t m = plane / args.depth;
-  if (!is_wanted(args.chunk, m)) return;
-  const int64_t x = tile % args.x_tiles * kThreads + device::thread(), y0 = tile / args.x_tiles * kRows;
-  const auto thread = static_cast<int32_t>(device::thread());
-  const bool active = x <= args.width / 2;
-  const int64_t step = active ? x : 0, anchor_step = kAnchor * step % args.width;
-  const Two turn = load_two(args.waves_x + step);  // step < width but for a width of 1, where it is 0
-  int64_t angle = 0;
-  float cosine = 1.0f, sine = 0.0f;
-  float even[2 * kRows], odd[2 * kRows];
-  FUSEDMIX_UNROLL
-  for (int r = 0; r < 2 * kRows; ++r) even[r] = odd[r] = 0.0f;
+// Where a block's part of a plane begins, and in it a thread's tile: its y's are neighbours, its x's tiles_x apart, so that
+// those of a warp's threads are neighbours. There may be more threads than tiles: theirs would lie below the part.
+struct Tile {
+  int32_t x0, y0, x, y;
+};
 
-  for (int64_t kx0 = 0; kx0 < args.nx; kx0 += kFrequencies) {
-    const auto nx = static_cast<int32_t>(args.nx - kx0 < kFrequencies ? args.nx - kx0 : kFrequencies);
-    for (int64_t ky0 = 0; ky0 < args.ny; ky0 += kFrequencies) {
-      const auto ny = static_cast<int32_t>(args.ny - ky0 < kFrequencies ? args.ny - ky0 : kFrequencies);
-      device::sync();
-      for (int32_t t = thread; t < ny * kRows; t += kThreads) {
-        const int64_t y = y0 + t % kRows;
-        waves[t] = device::load(args.waves_y + (ky0 + t / kRows) * y % args.height);
-      }
-      device::sync();
-      for (int32_t item = thread; item < nx * (kRows / kGroup); item += kThreads) {
-        const int32_t kx = item % nx, first = item / nx * kGroup;
-        const RawFour* from = args.planes + (plane * args.ny + ky0) * args.nx + kx0 + kx;
-        float even_r[kGroup], odd_r[kGroup], even_i[kGroup], odd_i[kGroup];
-        FUSEDMIX_UNROLL
-        for (int r = 0; r < kGroup; ++r) even_r[r] = odd_r[r] = even_i[r] = odd_i[r] = 0.0f;
-        FUSEDMIX_UNROLL_4
-        for (int32_t ky = 0; ky < ny; ++ky) {
-          const Four c = as<Four>(device::load(from + ky * args.nx));
-          FUSEDMIX_UNROLL
-          for (int r = 0; r < kGroup; ++r) {
-            const RawTwo raw = waves[ky * kRows + first + r];
-            const Two wave = as<Two>(raw);
-            even_r[r] = fma(c.get(0), wave.get(0), even_r[r]);
-            odd_r[r] = fma(c.get(1), wave.get(1), odd_r[r]);
-            even_i[r] = fma(c.get(3), wave.get(0), even_i[r]);
-            odd_i[r] = fma(c.get(2), wave.get(1), odd_i[r]);
-          }
-        }
-        FUSEDMIX_UNROLL
-        for (int r = 0; r < kGroup; ++r) {
-          Four made = four(even_r[r] - odd_r[r], even_i[r] + odd_i[r], even_r[r] + odd_r[r], even_i[r] - odd_i[r]);
-          const int32_t to = kx * kRows + first + r;
-          if (ky0 > 0) {
-            const RawFour raw = rows[to];
-            const Four before = as<Four>(raw);
-            made = four(before.get(0) + made.get(0), before.get(1) + made.get(1), before.get(2) + made.get(2),
-                        before.get(3) + made.get(3));
-          }
-          rows[to] = as<RawFour>(made);
-        }
+template <int kX, int kY>
+FUSEDMIX_DEVICE Tile tile_of(const SynthesisArgs& args, int32_t block) {
+  const auto thread = static_cast<int32_t>(device::thread());
+  return {block % args.blocks_x * args.tiles_x * kX, block / args.blocks_x * args.tiles_y * kY, thread % args.tiles_x,
+          thread / args.tiles_x * kY};
+}
+
+// Whether there is a pixel at a number of 0 .. side / 2, or one mirrored.
+FUSEDMIX_DEVICE bool is_there(int32_t at, int32_t side, bool mirrored) {
+  return mirrored ? at > 0 && at < side - at : at <= side / 2;
+}
+
+// Σ_kx R·cos θ - I·sin θ of the tiles of a block, some kx at a time: at (y, x), (y, -x), (-y, x), (-y, -x) of kX x's of kY y's.
+// A wave serves kY products and a row kX; the sums stay in registers, and nothing else needs many.
+template <int kX, int kY, class Rows, class Waves>
+FUSEDMIX_DEVICE void synthesise(const SynthesisArgs& args, int64_t plane, const Tile& tile, Rows& rows, Waves& waves,
+                                float (&grey)[kY * kX * 4]) {
+  const auto thread = static_cast<int32_t>(device::thread());
+  const int32_t across = args.tiles_x * kX, down = args.tiles_y * kY;
+  FUSEDMIX_UNROLL
+  for (int c = 0; c < kY * kX * 4; ++c) grey[c] = 0.0f;
+  FUSEDMIX_NO_UNROLL
+  for (int32_t kx0 = 0; kx0 < args.nx; kx0 += args.most) {
+    const int32_t nx = args.nx - kx0 < args.most ? args.nx - kx0 : args.most;
+    device::sync();
+    const RawFour* from = args.rows + (plane * args.blocks_y * down + tile.y0) * args.nx + kx0;
+    FUSEDMIX_NO_UNROLL
+    for (int32_t y = thread >> 4; y < down; y += args.threads >> 4) {
+      FUSEDMIX_NO_UNROLL
+      for (int32_t k = thread & 15; k < nx; k += 16) {
+        device::copy_to_shared(rows, k * down + y, from + static_cast<int64_t>(y) * args.nx + k);
       }
     }
+    FUSEDMIX_NO_UNROLL
+    for (int32_t x = thread; x < across; x += args.threads) {
+      const auto width = static_cast<uint32_t>(args.width), step = (tile.x0 + x) % width;
+      auto angle = static_cast<uint32_t>(static_cast<uint64_t>(kx0) * step % width);
+      FUSEDMIX_NO_UNROLL
+      for (int32_t k = 0; k < nx; ++k) {
+        device::copy_to_shared(waves, k * across + x, args.waves + angle);
+        angle += step;
+        angle -= angle >= width ? width : 0;
+      }
+    }
+    device::copied();
     device::sync();
+    const int32_t mine = tile.y < down ? tile.y : 0;
+    FUSEDMIX_NO_UNROLL
     for (int32_t k = 0; k < nx; ++k) {
-      if (k % kAnchor == 0) {  // as is kx: kFrequencies is a multiple
-        const Two wave = load_two(args.waves_x + angle);
-        cosine = wave.get(0);
-        sine = wave.get(1);
-        angle += anchor_step;
-        angle -= angle >= args.width ? args.width : 0;
+      Two wave[kX];
+      FUSEDMIX_UNROLL
+      for (int j = 0; j < kX; ++j) {
+        const RawTwo raw = waves[k * across + tile.x + j * args.tiles_x];
+        wave[j] = as<Two>(raw);
       }
       FUSEDMIX_UNROLL
-      for (int r = 0; r < kRows; ++r) {
-        const RawFour raw = rows[k * kRows + r];
-        const Four c = as<Four>(raw);
-        even[2 * r] = fma(c.get(0), cosine, even[2 * r]);
-        odd[2 * r] = fma(c.get(1), sine, odd[2 * r]);
-        even[2 * r + 1] = fma(c.get(2), cosine, even[2 * r + 1]);
-        odd[2 * r + 1] = fma(c.get(3), sine, odd[2 * r + 1]);
+      for (int r = 0; r < kY; ++r) {
+        const RawFour raw = rows[k * down + mine + r];
+        const Four row = as<Four>(raw);
+        FUSEDMIX_UNROLL
+        for (int j = 0; j < kX; ++j) {
+          FUSEDMIX_UNROLL
+          for (int q = 0; q < 4; ++q) {
+            float& sum = grey[(r * kX + j) * 4 + q];
+            sum = fma(row.get(q), wave[j].get(q % 2), sum);
+          }
+        }
       }
-      const float turned = fma(cosine, turn.get(0), -(sine * turn.get(1)));
-      sine = fma(cosine, turn.get(1), sine * turn.get(0));
-      cosine = turned;
     }
   }
-
-  if (!active) return;
-  float* image = args.field + m * args.stride + plane % args.depth * args.height * args.width;
-  const bool behind = x > 0 && 2 * x < args.width;
   FUSEDMIX_UNROLL
-  for (int r = 0; r < kRows; ++r) {
-    const int64_t y = y0 + r;
-    if (y > args.height / 2) return;
-    device::store(image + y * args.width + x, even[2 * r] - odd[2 * r]);
-    if (behind) device::store(image + (y + 1) * args.width - x, even[2 * r] + odd[2 * r]);
-    if (y == 0 || 2 * y >= args.height) continue;
-    const int64_t mirrored = args.height - y;
-    device::store(image + mirrored * args.width + x, even[2 * r + 1] - odd[2 * r + 1]);
-    if (behind) device::store(image + (mirrored + 1) * args.width - x, even[2 * r + 1] + odd[2 * r + 1]);
+  for (int c = 0; c < kY * kX * 4; c += 2) {
+    const float even = grey[c], odd = grey[c + 1];
+    grey[c] = even - odd;
+    grey[c + 1] = even + odd;
+  }
+}
+
+template <int kX, int kY>
+FUSEDMIX_WIDE_KERNEL(kPartThreads, 1) synthesis_kernel(FUSEDMIX_ARGS(SynthesisArgs, args)) {
+  FUSEDMIX_SHARED(RawFour, rows, kEntries);  // (kx, y): R and I of y, R and I of -y
+  FUSEDMIX_SHARED(RawTwo, waves, kEntries);  // (kx, x)
+  const int32_t blocks = args.blocks_x * args.blocks_y;
+  const int64_t plane = device::block() / blocks, m = plane / args.depth;
+  if (!is_wanted(args.chunk, m)) return;
+  const Tile tile = tile_of<kX, kY>(args, static_cast<int32_t>(device::block() % blocks));
+  float grey[kY * kX * 4];
+  synthesise<kX, kY>(args, plane, tile, rows, waves, grey);
+  if (tile.y >= args.tiles_y * kY) return;
+  float* image = args.field + m * args.stride + plane % args.depth * args.height * args.width;
+  FUSEDMIX_UNROLL
+  for (int c = 0; c < kY * kX * 4; ++c) {
+    const bool left = c % 2 == 1, up = c / 2 % 2 == 1;
+    const int32_t x = tile.x0 + tile.x + c / 4 % kX * args.tiles_x, y = tile.y0 + tile.y + c / 4 / kX;
+    if (!is_there(x, args.width, left) || !is_there(y, args.height, up)) continue;
+    const int64_t row = up ? args.height - y : y;
+    device::store(image + row * args.width + (left ? args.width - x : x), grey[c]);
   }
 }
 
@@ -399,12 +480,12 @@ struct Before {
   int32_t sum, total;
 };
 template <class Sums>
-FUSEDMIX_DEVICE Before sum_before(Sums& sums, int32_t mine) {
+FUSEDMIX_DEVICE Before sum_before(Sums& sums, int32_t mine, int32_t threads) {
   const auto thread = static_cast<int32_t>(device::thread());
   int32_t sum = mine;
   device::sync();
   sums[thread] = sum;
-  for (int32_t step = 1; step < kSelectThreads; step *= 2) {
+  for (int32_t step = 1; step < threads; step *= 2) {
     device::sync();
     int32_t other = 0;
     if (thread >= step) other = sums[thread - step];
@@ -413,26 +494,49 @@ FUSEDMIX_DEVICE Before sum_before(Sums& sums, int32_t mine) {
     sums[thread] = sum;
   }
   device::sync();
-  const int32_t total = sums[kSelectThreads - 1];
+  const int32_t total = sums[threads - 1];
   return {sum - mine, total};
 }
 
 FUSEDMIX_DEVICE uint32_t first_bits(int64_t n) { return n >= 32 ? 0xFFFFFFFFu : (1u << n) - 1u; }
 
-// Bit l: whether pixel 32·word + l is one of the first `number`. All threads call it for kSelectThreads words in their order;
-// `seen` counts the pixels equal to the cut in the words before.
+// How many.
+FUSEDMIX_DEVICE int32_t ones_of(uint32_t bits) {
+  int32_t ones = 0;
+  for (; bits != 0; bits &= bits - 1u) ++ones;
+  return ones;
+}
+
+// A word of a mask: its pixels above the cut, and the first of those that are equal to it. All threads call it for `threads`
+// words in their order; `seen` counts the equal pixels in the words before.
+template <class Sums>
+FUSEDMIX_DEVICE uint32_t with_ties(uint32_t above, uint32_t equal, const Cut& cut, int64_t* seen, Sums& sums, int32_t threads) {
+  const Before before = sum_before(sums, ones_of(equal), threads);
+  int64_t left = cut.ties - *seen - before.sum;
+  *seen += before.total;
+  for (; equal != 0 && left > 0; --left) {
+    above |= equal & (0u - equal);
+    equal &= equal - 1u;
+  }
+  return above;
+}
+
+// Of a mask that is all ones or all zeros.
+FUSEDMIX_DEVICE uint32_t plain_word(int64_t n, int64_t number, int64_t word) {
+  return number > 0 && n > 32 * word ? first_bits(n - 32 * word) : 0u;
+}
+
+// Bit l: whether pixel 32·word + l is one of the first `number`. All threads call it, as with_ties().
 template <class Sums>
 FUSEDMIX_DEVICE uint32_t ranked_word(const float* values, int64_t n, int64_t number, const Cut& cut, int64_t word, int64_t* seen,
                                      Sums& sums) {
+  if (number <= 0 || number >= n) return plain_word(n, number, word);
   const int64_t q = 32 * word, here = n - q < 32 ? n - q : 32;
-  if (number <= 0 || number >= n) return number > 0 && here > 0 ? first_bits(here) : 0u;
   uint32_t above = 0, equal = 0;
-  int32_t ties = 0;
   const auto look = [&](float value, int l) {
     const uint32_t key = key_of(value);
     above |= key > cut.key ? 1u << l : 0u;
     equal |= key == cut.key ? 1u << l : 0u;
-    ties += key == cut.key ? 1 : 0;
   };
   if (here == 32) {
     FUSEDMIX_UNROLL
@@ -444,15 +548,7 @@ FUSEDMIX_DEVICE uint32_t ranked_word(const float* values, int64_t n, int64_t num
   } else {
     for (int l = 0; l < here; ++l) look(device::load(values + q + l), l);
   }
-  if (!cut.scan) return above | equal;  // the same for all threads
-  const Before before = sum_before(sums, ties);
-  int64_t left = cut.ties - *seen - before.sum;
-  *seen += before.total;
-  for (; equal != 0 && left > 0; --left) {
-    above |= equal & (0u - equal);
-    equal &= equal - 1u;
-  }
-  return above;
+  return cut.scan ? with_ties(above, equal, cut, seen, sums, kSelectThreads) : above | equal;  // the same for all threads
 }
 
 struct SelectArgs {
@@ -484,6 +580,214 @@ FUSEDMIX_WIDE_KERNEL(kSelectThreads, 2) select_kernel(FUSEDMIX_ARGS(SelectArgs, 
     const int64_t w = base + device::thread();
     const uint32_t word = ranked_word(values, n, number, cut, w, &seen, sums);
     if (w < words) device::store(bits + w, word);
+  }
+}
+
+// ---- a mask by one block ----
+
+constexpr int kTilePixels = 4 * kTileX * kTileY;
+constexpr int kWholeWords = kWholeThreads * kTilePixels / 32;
+
+// A bit of each of a thread's values.
+struct Lanes {
+  uint32_t of[4];
+};
+static_assert(kTilePixels <= 128 && 2 * kWholeThreads <= kEntries, "they have place");
+
+// The sum of what the threads of a block have, each below 2^kBits.
+template <int kBits>
+FUSEDMIX_DEVICE int32_t sum_of_block(int32_t mine) {
+  int32_t sum = 0;
+  FUSEDMIX_UNROLL
+  for (int b = 0; b < kBits; ++b) sum += device::count((mine >> b & 1) != 0) << b;
+  return sum;
+}
+
+FUSEDMIX_DEVICE float value_of(uint32_t key) { return bit_cast<float>((key & 0x80000000u) != 0 ? key & 0x7FFFFFFFu : ~key); }
+
+// As of values in memory, but of n that threads have; the rest are -∞, and no zero has a sign. A bit of the key at a time: a
+// subtraction and an addition a value, where digits of eight bits would take an addition in shared memory. When no more
+// values are left than there are threads, each takes one of them.
+template <class Sums, class List>
+FUSEDMIX_DEVICE Cut find_cut(const float (&values)[kTilePixels], int32_t n, int32_t number, Sums& sums, List& list,
+                             int32_t threads) {
+  const auto thread = static_cast<int32_t>(device::thread());
+  uint32_t key = 0;  // the cut's, as far as it is known: its value is not below `low`, and below `high`
+  float low = -FLT_MAX, high = HUGE_VALF;
+  int32_t at_least = n, above = 0;  // so many values are not below `low`, and not below `high`
+  const auto below = [&](float middle) {
+    uint32_t number_below = 0;
+    FUSEDMIX_UNROLL
+    for (int c = 0; c < kTilePixels; ++c) number_below += bit_cast<uint32_t>(values[c] - middle) >> 31;
+    return static_cast<int32_t>(number_below);
+  };
+  int32_t until_low = below(low), until_high = kTilePixels;  // of this thread's, below each
+  const auto narrow = [&](int bit, int32_t from_middle, int32_t until_middle) {
+    const uint32_t middle = key | 1u << bit;
+    const bool up = from_middle >= number;
+    key = up ? middle : key;
+    (up ? low : high) = value_of(middle);
+    (up ? at_least : above) = from_middle;
+    (up ? until_low : until_high) = until_middle;
+  };
+  int bit = 31;
+  FUSEDMIX_NO_UNROLL
+  for (; bit >= 0 && at_least - above > threads; --bit) {
+    const int32_t until_middle = below(value_of(key | 1u << bit));
+    narrow(bit, kTilePixels * threads - sum_of_block<7>(until_middle), until_middle);
+  }
+  if (bit >= 0) {
+    int32_t at = sum_before(sums, until_high - until_low, threads).sum;
+    FUSEDMIX_UNROLL
+    for (int c = 0; c < kTilePixels; ++c) {
+      if (values[c] >= low && values[c] < high) list[at++] = values[c];
+    }
+    device::sync();
+    float value = -HUGE_VALF;
+    if (thread < at_least - above) value = list[thread];
+    const int32_t beyond = above;
+    FUSEDMIX_NO_UNROLL
+    for (; bit >= 0; --bit) narrow(bit, beyond + device::count(value >= value_of(key | 1u << bit)), 0);
+  }
+  return {key, number - above, number < at_least};
+}
+
+// Which values are not below another. That of the difference's sign is one instruction beside the subtraction.
+FUSEDMIX_DEVICE Lanes not_below(const float (&values)[kTilePixels], float lowest) {
+  Lanes below{};
+  FUSEDMIX_UNROLL
+  for (int c = 127; c >= 0; --c) {
+    const float value = c < kTilePixels ? values[c] : lowest;
+    below.of[c / 32] = below.of[c / 32] << 1 | bit_cast<uint32_t>(value - lowest) >> 31;
+  }
+  FUSEDMIX_UNROLL
+  for (int k = 0; k < 4; ++k) below.of[k] = ~below.of[k];
+  return below;
+}
+
+FUSEDMIX_DEVICE uint32_t reversed(uint32_t bits) {
+  bits = (bits & 0x55555555u) << 1 | (bits >> 1 & 0x55555555u);
+  bits = (bits & 0x33333333u) << 2 | (bits >> 2 & 0x33333333u);
+  bits = (bits & 0x0F0F0F0Fu) << 4 | (bits >> 4 & 0x0F0F0F0Fu);
+  bits = (bits & 0x00FF00FFu) << 8 | (bits >> 8 & 0x00FF00FFu);
+  return bits << 16 | bits >> 16;
+}
+
+// Adds to the words of a mask what the 32 threads from `first` on have found of value `c` of their tiles, a bit each: where
+// threads are neighbours in x, pixels are, from left to right or, mirrored, from right to left.
+template <class Words>
+FUSEDMIX_DEVICE void place_bits(const SynthesisArgs& args, int32_t first, int c, uint32_t bits, Words& words, int32_t to) {
+  const int quadrant = c % 4, j = c / 4 % kTileX, r = c / (4 * kTileX);
+  int32_t column = first % args.tiles_x, y = first / args.tiles_x * kTileY + r;
+  while (bits != 0) {
+    const int32_t left = args.tiles_x - column, x = column + j * args.tiles_x, inside = args.width / 2 + 1 - x;
+    int32_t n = left < 32 ? left : 32;
+    uint32_t run = bits & first_bits(n);
+    bits = n < 32 ? bits >> n : 0u;
+    if (run != 0) {  // there are pixels among them
+      n = n < inside ? n : inside;
+      if ((quadrant & 1) != 0) run = reversed(run) >> (32 - n);
+      const int32_t row = (quadrant & 2) != 0 ? args.height - y : y;
+      const int32_t q = row * args.width + ((quadrant & 1) != 0 ? args.width - (x + n - 1) : x), shift = q % 32;
+      const uint32_t here = run << shift, next = shift > 0 ? run >> (32 - shift) : 0u;
+      if (here != 0) device::add(words, to + q / 32, here);
+      if (next != 0) device::add(words, to + q / 32 + 1, next);
+    }
+    column = 0;
+    y += kTileY;
+  }
+}
+
+struct WholeArgs {
+  SynthesisArgs synthesis;
+  bool clears;  // what is not wanted
+  uint32_t* bits;
+};
+
+FUSEDMIX_WIDE_KERNEL(kWholeThreads, 1) whole_kernel(FUSEDMIX_ARGS(WholeArgs, args)) {
+  FUSEDMIX_SHARED(RawFour, rows, kEntries);
+  FUSEDMIX_SHARED(RawTwo, waves, kEntries);
+  FUSEDMIX_SHARED(int32_t, sums, kWholeThreads);
+  FUSEDMIX_SHARED(float, list, kWholeThreads);
+  FUSEDMIX_SHARED(uint32_t, found, 2 * kWholeWords);  // pixels above the cut; then, if they are not all 1, those equal to it
+  const SynthesisArgs& s = args.synthesis;
+  const auto thread = static_cast<int32_t>(device::thread());
+  const int64_t m = device::block();
+  const int32_t n = s.height * s.width, words = (n + 31) / 32;
+  const auto store_word = [&](int32_t w, uint32_t word) { device::store(args.bits + (s.chunk.first + m) * words + w, word); };
+  const bool wanted = is_wanted(s.chunk, m);
+  const int32_t number = wanted ? device::load(&mask_at(s.chunk, m)->number) : 0;
+  if (number <= 0 || number >= n) {
+    for (int32_t w = thread; w < words && (wanted || args.clears); w += s.threads) store_word(w, plain_word(n, number, w));
+    return;
+  }
+  sums[thread] = thread / s.tiles_x;  // there, because the registers are for the sums
+  float values[kTilePixels];
+  synthesise<kTileX, kTileY>(s, m, tile_of<kTileX, kTileY>(s, 0), rows, waves, values);
+  const int32_t tile_y = sums[thread], tile_x = thread - tile_y * s.tiles_x;
+  // What is no pixel becomes -∞, and -0 becomes 0.
+  const auto or_none = [](bool there) { return there ? 0.0f : -HUGE_VALF; };
+  float across[kTileX][2];
+  FUSEDMIX_UNROLL
+  for (int j = 0; j < kTileX; ++j) {
+    const int32_t x = tile_x + j * s.tiles_x;
+    across[j][0] = or_none(is_there(x, s.width, false));
+    across[j][1] = or_none(is_there(x, s.width, true));
+  }
+  FUSEDMIX_UNROLL
+  for (int r = 0; r < kTileY; ++r) {
+    FUSEDMIX_UNROLL
+    for (int up = 0; up < 2; ++up) {
+      const float down = or_none(is_there(tile_y * kTileY + r, s.height, up == 1));
+      FUSEDMIX_UNROLL
+      for (int j = 0; j < kTileX; ++j) {
+        float* const both = values + (r * kTileX + j) * 4 + 2 * up;
+        both[0] += across[j][0] + down;
+        both[1] += across[j][1] + down;
+      }
+    }
+  }
+  const Cut cut = find_cut(values, n, number, sums, list, s.threads);
+  // Where rows were, a thread leaves which of its values are 1, and which are equal to the cut if not all of these are.
+  Lanes ones = not_below(values, value_of(cut.key));
+  if (cut.scan) {
+    const Lanes above = not_below(values, value_of(cut.key + 1u));
+    FUSEDMIX_UNROLL
+    for (int k = 0; k < 4; ++k) ones.of[k] ^= above.of[k];
+    rows[kWholeThreads + thread] = as<RawFour>(ones);
+    ones = above;
+  }
+  rows[thread] = as<RawFour>(ones);
+  for (int32_t w = thread; w < words; w += s.threads) found[w] = found[kWholeWords + w] = 0u;
+  device::sync();
+  for (int pass = 0; pass < (cut.scan ? 2 : 1); ++pass) {
+    const int32_t first = thread / 32 * 32, lane = thread % 32;
+    Lanes lanes{};  // of the threads of a warp, of every 32nd value
+    FUSEDMIX_UNROLL_4
+    for (int l = 0; l < 32; ++l) {
+      const RawFour raw = rows[pass * kWholeThreads + first + l];
+      const Lanes its = as<Lanes>(raw);
+      FUSEDMIX_UNROLL
+      for (int k = 0; k < 4; ++k) lanes.of[k] |= (its.of[k] >> lane & 1u) << l;
+    }
+    FUSEDMIX_NO_UNROLL
+    for (int k = 0; k < 4; ++k) {
+      const int c = 32 * k + lane;
+      const uint32_t bits = k < 2 ? (k == 0 ? lanes.of[0] : lanes.of[1]) : (k == 2 ? lanes.of[2] : lanes.of[3]);
+      if (c < kTilePixels) place_bits(s, first, c, bits, found, pass * kWholeWords);
+    }
+  }
+  device::sync();
+  int64_t seen = 0;
+  for (int32_t base = 0; base < words; base += s.threads) {
+    const int32_t w = base + thread;
+    uint32_t word = 0, ties = 0;
+    if (w < words) {
+      word = found[w];
+      ties = found[kWholeWords + w];
+    }
+    if (cut.scan) word = with_ties(word, ties, cut, &seen, sums, s.threads);
+    if (w < words) store_word(w, word);
   }
 }
 
@@ -531,10 +835,8 @@ FUSEDMIX_WIDE_KERNEL(kSelectThreads, 1) soften_kernel(FUSEDMIX_ARGS(SoftenArgs, 
   for (int64_t base = 0; base < words; base += kSelectThreads) {
     const int64_t w = base + thread;
     const uint32_t ones = ranked_word(values, n, first, first_cut, w, &seen_first, sums);
-    uint32_t edge = ranked_word(values, n, stop, stop_cut, w, &seen_stop, sums) & ~ones;
-    int32_t mine = 0;
-    for (uint32_t rest = edge; rest != 0; rest &= rest - 1u) ++mine;
-    const Before before = sum_before(sums, mine);
+    const uint32_t edge = ranked_word(values, n, stop, stop_cut, w, &seen_stop, sums) & ~ones;
+    const Before before = sum_before(sums, ones_of(edge), kSelectThreads);
     int64_t at = found + before.sum;
     found += before.total;
     for (int l = 0; l < 32; ++l) {
@@ -565,7 +867,7 @@ FUSEDMIX_WIDE_KERNEL(kSelectThreads, 1) soften_kernel(FUSEDMIX_ARGS(SoftenArgs, 
       const int32_t one = counts[thread * kDigits + d];
       mine += one;
     }
-    int32_t sum = sum_before(sums, mine).sum;
+    int32_t sum = sum_before(sums, mine, kSelectThreads).sum;
     for (int d = 0; d < kDigits; ++d) {
       const int32_t one = counts[thread * kDigits + d];
       counts[thread * kDigits + d] = sum;
@@ -616,18 +918,48 @@ std::vector<Variant> variants_of(const Fourier& f) {
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Where the parts of the scratch lie: the waves, then what `masks` masks have.
+// How the blocks of one launch share the columns of a plane, in tiles of kX·kY. How many rows that takes.
+template <int kX, int kY>
+int64_t share_columns(SynthesisArgs& args, int32_t threads, int32_t most_x, int32_t most_y) {
+  const auto divide = [](int32_t a, int32_t b) { return static_cast<int32_t>(divide_up(a, b)); };
+  const int32_t across = divide(args.width / 2 + 1, kX), down = divide(args.height / 2 + 1, kY);
+  args.blocks_x = divide(across, most_x);
+  args.tiles_x = divide(across, args.blocks_x);
+  args.blocks_y = divide(down, std::min(most_y, threads / args.tiles_x));
+  args.tiles_y = divide(down, args.blocks_y);
+  args.threads = divide(args.tiles_x * args.tiles_y, 32) * 32;
+  args.most = divide(args.nx, divide(args.nx, kEntries / std::max(args.tiles_x * kX, args.tiles_y * kY)));
+  return int64_t{args.blocks_y} * args.tiles_y * kY;
+}
+
+// Where the parts of the scratch lie: the waves, then what `masks` masks have. The grey images lie where the coefficients did.
 struct Parts {
-  int64_t pixels, stride, ny, frequencies, turned, most;  // of a mask; `frequencies` and `turned` are coefficients
+  int64_t pixels, stride, ny, frequencies, turned, rows, most;  // of a mask; the coefficients and rows in 16 bytes each
   int64_t waves, masks;
+  int64_t slots;
+  bool whole, flat;  // whether a block makes a mask; whether its tiles are those of few rows
+  SynthesisArgs synthesis{};
 
   Parts(const Fourier& f, const Variant& v) {
     const Spectrum& s = v.spectrum;
+    synthesis.depth = static_cast<int32_t>(f.extent.size[0]);
+    synthesis.height = static_cast<int32_t>(f.extent.size[1]);
+    synthesis.width = static_cast<int32_t>(f.extent.size[2]);
+    synthesis.nx = static_cast<int32_t>(s.count[2]);
+    slots = share_columns<kTileX, kTileY>(synthesis, kWholeThreads, kEntries / kTileX, kEntries / kTileY);
+    whole = f.bits != nullptr && synthesis.depth == 1 && synthesis.blocks_x == 1 && synthesis.blocks_y == 1;
+    flat = !whole && synthesis.height <= 3;
+    if (flat) {
+      slots = share_columns<kFlatX, kFlatY>(synthesis, kPartThreads, kMostTilesX, kMostTilesY);
+    } else if (!whole) {
+      slots = share_columns<kTileX, kTileY>(synthesis, kPartThreads, kMostTilesX, kMostTilesY);
+    }
     pixels = f.extent.size[0] * f.extent.size[1] * f.extent.size[2];
     stride = divide_up(pixels, 32) * 32;
     ny = s.low[1] + s.count[1];
     frequencies = s.count[0] * ny * s.count[2];
     turned = f.extent.ndim == 3 ? f.extent.size[0] * ny * s.count[2] : 0;
+    rows = f.extent.size[0] * slots * s.count[2];
     double soft = 0.0;
     for (int32_t m = 0; m < f.methods && f.levels != nullptr; ++m) {
       if (is_stored_method(f.rows[m].method)) soft = std::max(soft, f.rows[m].soft);
@@ -639,7 +971,8 @@ struct Parts {
     const int64_t fit = std::max<int64_t>(1, (f.most_scratch - waves) / each());
     masks = divide_up(n, divide_up(n, fit));  // chunks of about the same size
   }
-  int64_t each() const { return stride * 4 + (frequencies + turned) * 16 + 2 * most * 8; }
+  int64_t grey() const { return std::max(16 * (frequencies + turned), whole ? 0 : 4 * stride); }
+  int64_t each() const { return grey() + 16 * rows + 2 * most * 8; }
   int64_t bytes() const { return waves + masks * each(); }
 };
 
@@ -647,10 +980,11 @@ int make(const Fourier& f, const Variant& v, bool first_variant, void* stream) {
   const Spectrum& s = v.spectrum;
   const Parts parts(f, v);
   auto* waves = reinterpret_cast<RawTwo*>(f.scratch);
-  auto* coefficients = reinterpret_cast<RawFour*>(f.scratch + parts.waves);
+  auto* rows = reinterpret_cast<RawFour*>(f.scratch + parts.waves);
+  auto* items = reinterpret_cast<uint64_t*>(rows + parts.masks * parts.rows);
+  auto* coefficients = reinterpret_cast<RawFour*>(items + 2 * parts.masks * parts.most);
   RawFour* turned = coefficients + parts.masks * parts.frequencies;
-  auto* items = reinterpret_cast<uint64_t*>(turned + parts.masks * parts.turned);
-  auto* field = reinterpret_cast<float*>(items + 2 * parts.masks * parts.most);
+  auto* field = reinterpret_cast<float*>(coefficients);
   const int64_t n = mask_rows(f.per, f.batch);
   const bool any = v.kind != kNothing;
   for (int64_t first = 0; first < n; first += parts.masks) {
@@ -670,17 +1004,25 @@ int make(const Fourier& f, const Variant& v, bool first_variant, void* stream) {
         error = launch(turn_kernel, chunk.n * turn.depth * turn.tiles, kThreads, turn);
       }
       if (error == 0) {
-        const int64_t tall = f.extent.size[1] / 2 + 1;
-        const int rows = tall > 2 ? 8 : 1;
-        const SynthesisArgs synthesis{chunk, f.extent.size[0], f.extent.size[1], f.extent.size[2], parts.ny, s.count[2],
-                                      divide_up(f.extent.size[2] / 2 + 1, kThreads), divide_up(tall, rows), waves + f.extent.size[0],
-                                      waves + f.extent.size[0] + f.extent.size[1], f.extent.ndim == 3 ? turned : coefficients, field, parts.stride};
-        const int64_t blocks = chunk.n * synthesis.depth * synthesis.x_tiles * synthesis.y_tiles;
-        error = rows == 8 ? launch(synthesis_kernel<8>, blocks, kThreads, synthesis)
-                          : launch(synthesis_kernel<1>, blocks, kThreads, synthesis);
+        const RowsArgs along{chunk, f.extent.size[0], f.extent.size[1], parts.ny, s.count[2], parts.slots,
+                             divide_up(parts.slots, kRowsEach), waves + f.extent.size[0],
+                             f.extent.ndim == 3 ? turned : coefficients, rows};
+        error = launch(rows_kernel, chunk.n * along.depth * along.tiles, kThreads, along);
       }
     }
-    if (error == 0 && f.bits != nullptr) {
+    SynthesisArgs synthesis = parts.synthesis;
+    synthesis.chunk = chunk;
+    synthesis.waves = waves + f.extent.size[0] + f.extent.size[1];
+    synthesis.rows = rows;
+    synthesis.field = field;
+    synthesis.stride = parts.stride;
+    if (error == 0 && any && !parts.whole) {
+      error = launch(parts.flat ? synthesis_kernel<kFlatX, kFlatY> : synthesis_kernel<kTileX, kTileY>,
+                     chunk.n * synthesis.depth * synthesis.blocks_x * synthesis.blocks_y, synthesis.threads, synthesis);
+    }
+    if (error == 0 && parts.whole) {
+      error = launch(whole_kernel, chunk.n, synthesis.threads, WholeArgs{synthesis, first_variant, f.bits});
+    } else if (error == 0 && f.bits != nullptr) {
       const SelectArgs select{chunk, first_variant, parts.pixels, parts.stride, field, f.bits};
       error = launch(select_kernel, chunk.n, kSelectThreads, select);
     } else if (error == 0) {

@@ -140,8 +140,8 @@ struct Fourier {
 };
 int64_t fourier_scratch(const Fourier& f);
 
-// Three launches (in 3-D four) for as many masks as the scratch holds, for each kind of FMix that may have been drawn. Rows of
-// other kinds become 0.
+// Three launches for as many masks as the scratch holds, for each kind of FMix that may have been drawn; of images that a block
+// cannot make, four (in 3-D five). Rows of other kinds become 0.
 int fourier(const Fourier& f, void* stream);
 
 // (n, D, H, W) float32 masks.

@@ -52,7 +52,7 @@ struct Block {
   uint32_t number = 0;
   uint64_t epoch = 0;  // barriers passed
   int waiting = 0, done = 0;
-  int32_t yes = 0;     // how many threads said so at the last barrier
+  int32_t yes = 0;  // how many threads said so at the last barrier
   std::vector<Fiber> fibers;
   std::vector<std::unique_ptr<Array>> arrays;
   const SharedArray* dynamic = nullptr;  // the one of them that has what the launch gave
@@ -174,7 +174,8 @@ void check_barrier(Block& block) {
       fail_divergence(block, wait_of(first) + ", " + wait_of(fiber));
     }
   }
-  block.yes = static_cast<int32_t>(std::count_if(block.fibers.begin(), block.fibers.end(), [](const Fiber& f) { return f.says; }));
+  block.yes = 0;
+  for (const Fiber& fiber : block.fibers) block.yes += fiber.says ? 1 : 0;
   if (++block.epoch >> kEpochBits != 0) fail("more barriers than the shim can count");
   block.waiting = 0;
   for (Fiber& fiber : block.fibers) {

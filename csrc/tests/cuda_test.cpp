@@ -373,7 +373,7 @@ void test_fourier_of(const std::vector<MethodRow>& rows, int ndim, const int64_t
 
 void test_fourier(bool large) {
   Random random(7);
-  std::vector<std::vector<int64_t>> sizes{{1, 1, 1}, {1, 1, 300}, {1, 5, 7}, {1, 40, 33}, {4, 6, 9}};
+  std::vector<std::vector<int64_t>> sizes{{1, 1, 1}, {1, 1, 300}, {1, 5, 7}, {1, 40, 33}, {4, 6, 9}, {1, 1, 3000}, {1, 9, 2700}};
   if (large) sizes.insert(sizes.end(), {{1, 224, 224}, {1, 512, 300}, {16, 48, 40}});
   for (const std::vector<int64_t>& size : sizes) {
     for (const bool soft : {false, true}) {

@@ -140,13 +140,11 @@ FUSEDMIX_HD Deviation deviation(const Spectrum& s, int64_t kz, int64_t ky, int64
 //   3            the deviation, its product with the noise, the sum with that of -ky
 //   2·n_z + 3    along z: two products and two sums a frequency at most; cos and sin are within u/2 each
 //   2·n_y + 4    along y: a product and a sum, the sums of parts, cos and sin, and the sum of the even and the odd part
-//   2·n_x + 2    along x: a product and a sum; the even and the odd part
-//   26           cos and sin along x where they are turned on, 7 times at most: the first is within .71 u, and each turn adds
-//                .71 u of its own angle and 2 u in both parts, 2.83 u together
-// and what is left of 40 is more than the terms of second order.
+//   2·n_x + 3    along x: a product and a sum, cos and sin, and the sum of the even and the odd part
+// and what is left of 16 is more than the terms of second order.
 FUSEDMIX_HD double grey_error(const Spectrum& s) {
   const int64_t frequencies = s.count[0] + (s.low[1] + s.count[1]) + s.count[2];
-  return static_cast<double>(2 * frequencies + 40) * 0x1p-24;
+  return static_cast<double>(2 * frequencies + 16) * 0x1p-24;
 }
 
 }  // namespace fusedmix
