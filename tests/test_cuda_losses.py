@@ -177,6 +177,18 @@ def test_rows_in_parts(large, dtype, weighted):
         assert "the sums of parts of rows" in large.launches()[1][1]["buffers"]
 
 
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_parts_whose_classes_are_all_masked(large, dtype):
+    """By a number far below the others, which costs these no digits."""
+    b, k = 3, 5003
+    _, partner, *rest = mixed_for(b, k, dtype=dtype)
+    labels = torch.tensor([k - 2, 3, k - 1])
+    for masked, j in itertools.product((-1e4, torch.finfo(dtype).min), (torch.arange(b), partner)):
+        z = aligned(b, k, dtype=dtype).copy_(3 * torch.randn(b, k))
+        z[0, : k - 5], z[1, 9:], z[2, : k // 2] = masked, masked, masked
+        assert_alike(*both(large, z, (labels, j, *rest), 0.0, reduction=Reduction.NONE))
+
+
 def test_soft_labels_of_rows_in_parts(large):
     labels, *rest = mixed_for(3, 2050, soft=torch.float32)
     z = aligned(3, 2050).copy_(3 * torch.randn(3, 2050))

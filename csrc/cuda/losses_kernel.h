@@ -49,7 +49,8 @@ template <class T, int V>
 struct LossReader {
   const T *row, *here;     // the row, and the vector that the lane is at
   int64_t step, stride;    // elements between classes, and between vectors of a lane
-  int32_t first, length;   // the first class of the part, and its vectors
+  int32_t begin, stop;     // the classes of the part
+  int32_t first, length;   // the first that is in a vector, and how many vectors there are
   int32_t at, lanes;       // which of these the lane is at
   int32_t end_class = -1;  // of the element at an end, or none
   T end{};
@@ -67,13 +68,19 @@ struct LossReader {
       const auto apart = static_cast<int32_t>(-static_cast<uint32_t>(reinterpret_cast<uintptr_t>(row)) % 16 / sizeof(T));
       head = apart < classes ? apart : classes;
       body = (classes - head) / V;
-      // Of the last part, which has no more vectors than others, the last lanes first.
-      const int32_t tail = head + body * V, element = place.lanes - 1 - place.lane;
-      const bool is_last = place.part == static_cast<int32_t>(args.parts.number) - 1;
-      if (is_last && element < head + classes - tail) end_class = element < head ? element : element - head + tail;
     }
     const int32_t before = place.part * args.shape.length, left = body - before;
     first = head + before * V;
+    length = left < args.shape.length ? left : args.shape.length;
+    const bool is_first = place.part == 0, is_last = place.part == static_cast<int32_t>(args.parts.number) - 1;
+    begin = is_first ? 0 : first;
+    stop = is_last ? classes : first + length * V;
+    if constexpr (V > 1) {
+      // The last lanes have those that are in no vector: they have fewer vectors than others, if any has fewer.
+      const int32_t heads = is_first ? head : 0, tail = head + body * V, element = place.lanes - 1 - place.lane;
+      if (element < heads) end_class = element;
+      if (is_last && element >= heads && element - heads < classes - tail) end_class = tail + element - heads;
+    }
     here = row + (V > 1 ? class_of(0) : class_of(0) * step);
     length = left < args.shape.length ? left : args.shape.length;
     if (!place.active) {
@@ -154,7 +161,7 @@ FUSEDMIX_DEVICE C load_soft(const Loss& loss, int64_t at) {
 template <class C, bool kSoft>
 struct BinaryRow {
   BinaryTarget<C> target;
-  int64_t own = 0, lent = 0;
+  std::conditional_t<kSoft, int64_t, int32_t> own = 0, lent = 0;  // classes, or where soft labels begin
   C none = 0, of_own = 0, of_lent = 0;
 
   FUSEDMIX_DEVICE BinaryRow(const LossArgs& args, const LossRow& row)
@@ -165,16 +172,16 @@ struct BinaryRow {
       lent = row.partner * args.loss.label_stride;
       return;
     }
-    own = row.own;
-    lent = row.lent;
+    own = static_cast<decltype(own)>(row.own);
+    lent = static_cast<decltype(lent)>(row.lent);
     const int64_t classes = args.loss.num_classes;
-    const bool valid = own >= 0 && own < classes && lent >= 0 && lent < classes;
+    const bool valid = row.own >= 0 && row.own < classes && row.lent >= 0 && row.lent < classes;
     none = valid ? target(C(0), C(0)) : C(NAN);
     of_own = valid ? target(C(1), own == lent ? C(1) : C(0)) : C(NAN);
     of_lent = valid ? target(C(0), C(1)) : C(NAN);
   }
 
-  FUSEDMIX_DEVICE C at(const Loss& loss, int64_t k) const {
+  FUSEDMIX_DEVICE C at(const Loss& loss, int32_t k) const {
     if (!kSoft || !loss.soft) return k == own ? of_own : (k == lent ? of_lent : none);
     return target(load_soft<C>(loss, own + k * loss.label_step), load_soft<C>(loss, lent + k * loss.label_step));
   }
@@ -331,7 +338,7 @@ FUSEDMIX_WIDE_KERNEL(kLossThreads, 4) cross_entropy_kernel(FUSEDMIX_ARGS(LossArg
   });
   if (!leads) return;
   MixedClasses<C> label = mixed_classes<C>(args, row);
-  if (place.part > 0) label.leave_classes();  // they are the first part's
+  label.keep(reader.begin, reader.stop);
   const auto logit = [&](int64_t k) { return k < 0 ? C(0) : reader.logit(k); };
   const C own = weight_of<C>(args.loss.class_weight, label.own), lent = weight_of<C>(args.loss.class_weight, label.lent);
   // Where both labels are ignored: a loss and statistics of 0, whatever the logits.

@@ -170,10 +170,11 @@ struct MixedClasses {
     const C picked = term(a, z_own - row.base()) + term(b, z_lent - row.base());
     return {row.max, row.exponentials, picked + term(flat, row.linear), a + b + term(flat, row.total)};
   }
-  // What they are for the other parts of a row, where one has those two.
-  FUSEDMIX_HD void leave_classes() {
-    own = lent = -1;
-    own_share = lent_share = C(0);
+  // For a part of a row: of the two, those among its classes. (They must be in the part that has their logits. The largest logit of
+  // another may be far below them, where classes are masked, and the difference would cost digits.)
+  FUSEDMIX_HD void keep(int64_t begin, int64_t stop) {
+    if (own < begin || own >= stop) own = -1, own_share = C(0);
+    if (lent < begin || lent >= stop) lent = -1, lent_share = C(0);
   }
   FUSEDMIX_HD C target(int64_t k) const {
     return flat + (k == own ? own_share : C(0)) + (k == lent ? lent_share : C(0));
