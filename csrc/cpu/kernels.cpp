@@ -31,11 +31,20 @@ struct One {
   float operator[](int64_t) const { return w; }
   One operator+(int64_t) const { return *this; }
 };
-template <bool kComplement>
+template <bool kNegative>
 struct Scaled {
   const float* table;
   float factor;
-  float operator[](int64_t i) const { return kComplement ? 1.0f - factor * table[i] : factor * table[i]; }
+  float operator[](int64_t i) const { return factor * table[i]; }
+  Scaled operator+(int64_t i) const { return {table + i, factor}; }
+};
+template <>
+struct Scaled<true> {  // 1 - f·t is 1 + (-f)·t, and f·t is 0 + f·t, bit for bit: none is -0
+  const float* table;
+  float factor, offset;
+  Scaled() = default;
+  Scaled(const float* t, float f) : table(t), factor(f), offset(__builtin_signbit(f) ? 1.0f : 0.0f) {}
+  float operator[](int64_t i) const { return offset + factor * table[i]; }
   Scaled operator+(int64_t i) const { return {table + i, factor}; }
 };
 
@@ -128,12 +137,12 @@ void adjoint(void* out, const void* g, const void* h, int64_t n, W own, W lent) 
   }
 }
 
-template <class T, bool kComplement>
+template <class T, bool kNegative>
 void scaled(int links, void* const* out, const void* const* in, int64_t n, const ScaledRow* rows, int64_t count) {
   void* to[kLinks];
   const void* from[kLinks + 1];
   for (int64_t r = 0; r < count; ++r) {
-    Scaled<kComplement> w[kLinks];
+    Scaled<kNegative> w[kLinks];
     for (int k = 0; k < samples_of(links); ++k) {
       w[k] = {rows[r].table[k], rows[r].factor[k]};
       to[k] = static_cast<T*>(out[k]) + r * n;
@@ -154,8 +163,8 @@ constexpr RowKernels row_kernels() {
       [](int links, void* const* out, const void* const* in, int64_t n, const float* const* w) {
         mix_links<T>(links, out, in, n, w);
       },
-      [](int links, void* const* out, const void* const* in, int64_t n, const ScaledRow* rows, int64_t count, bool complement) {
-        (complement ? scaled<T, true> : scaled<T, false>)(links, out, in, n, rows, count);
+      [](int links, void* const* out, const void* const* in, int64_t n, const ScaledRow* rows, int64_t count, bool negative) {
+        (negative ? scaled<T, true> : scaled<T, false>)(links, out, in, n, rows, count);
       },
       [](void* out, const void* g, const void* h, int64_t n, float own, float lent) {
         adjoint<T>(out, g, h, n, One{own}, One{lent});

@@ -17,7 +17,7 @@ constexpr int kLinks = 4, kTwoPairs = 5;
 static_assert(kLinks == 4);
 constexpr int samples_of(int links) { return links == kTwoPairs ? kLinks : links; }
 
-// The weights of a row of each sample: factor·table of each element, or 1 minus that.
+// The weights of a row of each sample: factor·table of each element; with a negative factor, -0 too, 1 plus that.
 struct ScaledRow {
   const float* table[kLinks];
   float factor[kLinks];
@@ -32,8 +32,9 @@ struct RowKernels {
   // one for each element,
   void (*weighted)(int links, void* const* out, const void* const* in, int64_t n, const float* const* w);
   // or what a row has; so many rows of n elements each, one behind another.
+  // `negative`: whether any factor may be.
   void (*scaled)(int links, void* const* out, const void* const* in, int64_t n, const ScaledRow* rows, int64_t count,
-                 bool complement);
+                 bool negative);
   // own·g + (1-lent)·h, for one weight or for a weight each.
   void (*adjoint_uniform)(void* out, const void* g, const void* h, int64_t n, float own, float lent);
   void (*adjoint_weighted)(void* out, const void* g, const void* h, int64_t n, const float* own, const float* lent);

@@ -759,13 +759,13 @@ class Mixer {
     const int links = samples_of(chain.links);
     float one[kLinks];
     bool numbers = true;  // other than 0 and 1, one for each sample
-    bool tabled = !args_.plan.shared;
-    const bool complement = mask(chain.sample[0]).bell.is_complement();
+    bool tabled = !args_.plan.shared, complements = false;
     for (int l = 0; l < links; ++l) {
       const Mask& m = mask(chain.sample[l]);
       one[l] = m.box.outer;
       numbers = numbers && is_share(m, s);
-      tabled = tabled && tables_->has(chain.sample[l]) && m.bell.is_complement() == complement;
+      tabled = tabled && tables_->has(chain.sample[l]);
+      complements = complements || m.bell.is_complement();
     }
     const int64_t most = numbers || tabled || args_.plan.shared ? kTileBytes : kBlock;
     for_blocks(s, most, tabled && !numbers ? kScaledRows : most, [&](const Block& block) {
@@ -784,7 +784,7 @@ class Mixer {
       } else if (tabled) {
         ScaledRow scaled[kScaledRows];
         for (int l = 0; l < links; ++l) scale_rows(chain.sample[l], block, l, scaled);
-        rows_.scaled(chain.links, out, in, block.end - block.begin, scaled, block.rows, complement);
+        rows_.scaled(chain.links, out, in, block.end - block.begin, scaled, block.rows, complements);
       } else {
         for (int l = 0; l < links; ++l) {
           w[l] = args_.plan.shared ? s.shared_w + block.offset : s.w + l * kBlock;
@@ -801,9 +801,11 @@ class Mixer {
     const Mask& m = mask(i);
     if (m.factored) {
       const float *z = tables_->axis(i, 0), *y = tables_->axis(i, 1), *x = tables_->axis(i, 2) + block.begin;
+      const bool complement = m.bell.is_complement();
       for (int64_t r = 0; r < block.rows; ++r) {
+        const float factor = z[block.row[r].at[0]] * y[block.row[r].at[1]];
         rows[r].table[l] = x;
-        rows[r].factor[l] = z[block.row[r].at[0]] * y[block.row[r].at[1]];
+        rows[r].factor[l] = complement ? -factor : factor;
       }
     } else {
       const float *beside = tables_->box_row(i, false) + block.begin, *through = tables_->box_row(i, true) + block.begin;
