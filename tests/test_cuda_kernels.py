@@ -29,6 +29,7 @@ from fusedmix.draws import Request, Source
 from fusedmix.masks.family import kind as kind_of
 from fusedmix.masks.family import packed
 from fusedmix.masks.family import value as value_of
+from fusedmix.masks.fourier import unpack
 from fusedmix.methods import Families, Kind, Method, Pairing, Per
 from fusedmix.spec import spec_row
 
@@ -498,7 +499,7 @@ def fmix_plan(size, n=3, seed=5, **options):
 
 def assert_bits(out, plan):
     """As many ones as the plan says, all but .01 % of them where the reference has them; no bits beyond the pixels."""
-    ones, expected = (fourier.unpack(pixels, plan.size).flatten(1) for pixels in (out, plan.pixels))
+    ones, expected = (unpack(pixels, plan.size).flatten(1) for pixels in (out, plan.pixels))
     assert torch.equal(ones.sum(1).long(), plan.geometry[: len(out), 0].long())
     assert (ones != expected).sum() <= 1e-4 * ones.numel()
     assert torch.equal(fourier.pack(ones.bool()), out)
@@ -553,7 +554,7 @@ def test_of_equal_pixels_the_first_are_ones(shim, size, cutoff, soft):
     if cutoff <= 1:
         assert torch.equal(out, reference.fourier(*arguments))
     if soft == 0:
-        ones = fourier.unpack(out, size).flatten(1)
+        ones = unpack(out, size).flatten(1)
         assert torch.equal(ones.sum(1).long(), number)
         if cutoff < 1:
             assert torch.equal(ones, (torch.arange(pixels) < number[:, None]).float())

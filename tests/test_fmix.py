@@ -20,6 +20,7 @@ from conftest import NO_CPP, NO_CUDA, NO_TRITON, TRITON_DEVICE, TRITON_MARKS
 from fusedmix import backends, fourier
 from fusedmix.backends import reference
 from fusedmix.draws import Request, Source
+from fusedmix.masks.fourier import unpack
 from fusedmix.methods import Kind, Pairing, Per
 from fusedmix.philox import Stream, words
 
@@ -349,7 +350,7 @@ def test_a_level_is_divided_as_the_kernels_do():
     expected = (levels.double() / fourier.LEVELS).float()  # a float64 that is no tie of float32
     with DividesAsOnAGpu():
         assert not torch.equal(levels.float() / fourier.LEVELS, expected)  # what it is about
-        found = fourier.unpack(levels.to(torch.int16).unsqueeze(0), levels.shape)
+        found = unpack(levels.to(torch.int16).unsqueeze(0), levels.shape)
     assert torch.equal(found[0], expected)
 
 
@@ -368,12 +369,12 @@ def test_bits_and_levels_are_unpacked():
     ones = torch.rand(3, 77) < 0.5
     words_ = fourier.pack(ones)
     assert words_.shape == (3, fourier.words_per_mask((7, 11))) == (3, 3)
-    assert torch.equal(fourier.unpack(words_, (7, 11)), ones.float().reshape(3, 7, 11))
+    assert torch.equal(unpack(words_, (7, 11)), ones.float().reshape(3, 7, 11))
     for q in (0, 31, 32, 76):
         assert bool(words_[1, q // 32].item() >> (q % 32) & 1) == ones[1, q]
     levels = torch.tensor([[0, 1, 32767, 32768, 65535]])
     expected = levels.float() / 65535
-    assert torch.equal(fourier.unpack(levels.to(torch.int16), (5,)), expected)
+    assert torch.equal(unpack(levels.to(torch.int16), (5,)), expected)
 
 
 # ---- mixing ---------------------------------------------------------------------------------------------------------

@@ -327,8 +327,9 @@ FUSEDMIX_WIDE_KERNEL(kPairThreads, (kEachBlocks<T, kFamilies>)) pairs_kernel(FUS
     if (k == 1 && i[1] == i[0]) break;  // its own partner
     if constexpr (kSkips<kFamilies>) {
       if (look[k].reach == kKeep && in_place) continue;
-      Vec<T, V> out = look[k].reach == kTake ? x[1 - k] : x[k];
-      if (look[k].reach == kBlend) out = column.mixed(i[k], look[k], x[k], x[1 - k]);
+      const Vec<T, V> own = x[k], lent = x[1 - k];  // chosen of the array, they would lie in local memory
+      Vec<T, V> out = look[k].reach == kTake ? lent : own;
+      if (look[k].reach == kBlend) out = column.mixed(i[k], look[k], own, lent);
       column.store(i[k], out);
     } else {
       column.store(i[k], column.mixed(i[k], look[k], x[k], x[1 - k]));

@@ -396,7 +396,7 @@ FUSEDMIX_DEVICE Form form_of(const Grid::Row<Load>& row, const Place<V>& place, 
 }
 template <int V>
 FUSEDMIX_DEVICE Form form_of(const Gaussian::Row& row, const Place<V>&, const Loops&, float (&)[V]) {
-  return curve({false, row.rate, 0.0f, row.d2, row.centre}, row.sign, row.add);
+  return curve({false, row.rate, 0.0f, row.d2, 0.0f, row.centre}, row.sign, row.add);
 }
 template <int V>
 FUSEDMIX_DEVICE Form form_of(const Smooth::Row& row, const Place<V>&, const Loops&, float (&)[V]) {
@@ -442,7 +442,11 @@ FUSEDMIX_DEVICE Reach weigh(const PlanView& plan, uint32_t i, const OnPixels& on
     for (int l = 0; l < V; ++l) w[l] = form.curve.from_square(distance(place.lane[l]));
   }
   FUSEDMIX_UNROLL
-  for (int l = 0; l < V; ++l) w[l] = fma(form.sign, near_exp(form.curve.rate, others + w[l] * w[l]), form.add);
+  for (int l = 0; l < V; ++l) {
+    float e2 = others + w[l] * w[l];
+    if constexpr ((kFamilies & kSmooth) != 0) e2 += form.curve.after;
+    w[l] = fma(form.sign, near_exp(form.curve.rate, e2), form.add);
+  }
   return kBlend;
 }
 

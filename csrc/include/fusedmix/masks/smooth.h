@@ -50,6 +50,7 @@ struct Smooth : Family {
   struct Row {
     bool disc;
     float rate, radius, others;  // of the other axes: d² to a disc's centre, e² to a square
+    float after;                 // e² of x, unless the row is along it: so sums have one order, whatever the row's axis
     int32_t centre;
     // e, where d along the axis is the distance from the centre.
     FUSEDMIX_HD float from_disc(float d) const {
@@ -60,15 +61,18 @@ struct Smooth : Family {
     FUSEDMIX_HD float from_square(float d) const { return fmaxf(fabsf(d) - radius, 0.0f); }  // along the axis
     FUSEDMIX_HD float operator()(int32_t c) const {
       const float d = static_cast<float>(apart(c, centre)), e = disc ? from_disc(d) : from_square(d);
-      return 1.0f - near_exp(rate, disc ? e * e : others + e * e);
+      return 1.0f - near_exp(rate, disc ? e * e : others + e * e + after);
     }
     FUSEDMIX_HD Reach reach(int32_t, int32_t) const { return kBlend; }
   };
   FUSEDMIX_HD Row along(const int32_t* at, int32_t axis) const {
-    Row row{kind == kSmoothDisc, rate, radius, 0.0f, axis < 0 ? 0 : along_axis(centre, axis)};
+    Row row{kind == kSmoothDisc, rate, radius, 0.0f, 0.0f, axis < 0 ? 0 : along_axis(centre, axis)};
     for (int other = 0; other < 3; ++other) {
       const float d = fabsf(static_cast<float>(apart(at[other], centre[other]))), e = row.disc ? d : fmaxf(d - radius, 0.0f);
-      row.others += other == axis ? 0.0f : e * e;
+      const float e2 = other == axis ? 0.0f : e * e;
+      const bool last = other == 2 && !row.disc;
+      row.others += last ? 0.0f : e2;
+      row.after += last ? e2 : 0.0f;
     }
     return row;
   }
