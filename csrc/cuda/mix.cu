@@ -69,6 +69,11 @@ struct MaskArgs {
   float* out;
 };
 
+// M at a pixel, by formula or by its cell.
+FUSEDMIX_HD float weight_at(const PlanView& plan, int64_t i, const Record& mask, const int32_t (&at)[3]) {
+  return of_kind(mask, [&](const auto& family) { return row_of(family, at, -1, plan, i, Load{})(0); });
+}
+
 FUSEDMIX_KERNEL(kThreads) mask_kernel(FUSEDMIX_ARGS(MaskArgs, args)) {
   const int64_t pixels = args.size[0] * args.size[1] * args.size[2];
   const int64_t at = static_cast<int64_t>(device::block()) * kThreads + device::thread();
@@ -83,8 +88,7 @@ FUSEDMIX_KERNEL(kThreads) mask_kernel(FUSEDMIX_ARGS(MaskArgs, args)) {
     value = stored.levels != nullptr ? weight_of_level(device::load(stored.levels + row + pixel))
                                      : static_cast<float>(device::load(stored.bits + row + pixel / 32) >> (pixel % 32) & 1u);
   } else {
-    const int32_t place[3] = {static_cast<int32_t>(z), static_cast<int32_t>(y), static_cast<int32_t>(x)};
-    value = of_kind(mask, [&](const auto& family) { return row_of(family, place, -1, args.plan, i, Load{})(0); });
+    value = weight_at(args.plan, i, mask, {static_cast<int32_t>(z), static_cast<int32_t>(y), static_cast<int32_t>(x)});
   }
   device::store(args.out + at, value);
 }

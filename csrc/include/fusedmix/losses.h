@@ -27,7 +27,7 @@ FUSEDMIX_HD double mad(double a, double b, double c) {
 // exp(r). Adding 1.5 times the power of two at which the unit is 1 rounds to n, and leaves n in the low bits.
 FUSEDMIX_HD float exp_nonpositive(float x) {
 #if defined(__CUDA_ARCH__)
-  return near_exp(x);
+  return near_exp(1.0f, -x);
 #else
   const float at = x < -87.3f ? -87.3f : x;
   const float shifted = at * 0x1.715476p0f + 0x1.8p23f, n = shifted - 0x1.8p23f;

@@ -44,7 +44,10 @@ FUSEDMIX_HD auto of_kind_in(const Record& record, const F& f) {
   } else if constexpr (kFamilies == (kConstants | kGaussians)) {
     return record.kind == kConstant ? f(bit_cast<Constant>(record)) : f(bit_cast<Gaussian>(record));
   } else if constexpr (kFamilies == (kConstants | kCuts | kBoxes | kGaussians)) {
-    return record.kind == kGaussian || record.kind == kGaussianComplement ? f(bit_cast<Gaussian>(record)) : f(bit_cast<Box>(record));
+    if (record.kind == kGaussian || record.kind == kGaussianComplement) return f(bit_cast<Gaussian>(record));
+    Box box = bit_cast<Box>(record);
+    box.inner = record.kind == kConstant ? box.outer : box.inner;  // words that it does not use may be anything
+    return f(box);
   } else if constexpr (kFamilies == (kStored | kLevels)) {
     return record.kind == kConstant ? f(bit_cast<Constant>(record)) : f(bit_cast<Fourier>(record));
   } else {
