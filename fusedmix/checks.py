@@ -309,6 +309,11 @@ def fits(name: str, cells: tuple[int, ...], size: tuple[int, ...]) -> None:
                 f"{name}[{i}] must be at most the {side} pixels along that side of the images, but got {count}."
             )
         integer(f"a side of images under a grid, size[{i}],", side, 1, _LONGEST_UNDER_GRID)
+        if count * side > 1 << 32:  # which kernels count in 32 bits
+            raise ValueError(
+                f"{name}[{i}] must be at most 2^32 divided by the {side} pixels along that side of the images, "
+                f"{(1 << 32) // side}, but got {count}."
+            )
 
 
 def weight(x: Tensor, batch_size: int) -> None:

@@ -1142,8 +1142,8 @@ def test_partners_that_are_no_permutation(shim, partners_given):
 
 @pytest.mark.parametrize("pairing", ["roll", "random"])
 def test_a_column_must_have_one_block(shim, pairing):
-    """What columns are for: without them a block reads what has been overwritten, by another block or by a thread of its
-    own, and the shim says so."""
+    """What columns are for: without them a block reads what another block, or a thread of its own, has overwritten, and
+    the shim says so."""
     masks = masks_by_hand(from_cycles(range(11, -1, -1)), pairing=pairing)
     x = values((12, 2, 3, 8), torch.float32)
     for seed, p in itertools.product(range(8), (0.0, 1 / 32, 1.0)):

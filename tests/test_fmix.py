@@ -377,6 +377,17 @@ def test_bits_and_levels_are_unpacked():
     assert torch.equal(unpack(levels.to(torch.int16), (5,)), expected)
 
 
+@pytest.mark.parametrize("per", ["batch", "sample"])
+def test_masks_of_no_samples(per, monkeypatch):
+    monkeypatch.setenv("FUSEDMIX_BACKEND", "reference")
+    for mix in (
+        fm.FMix(per=per),
+        fm.FMix(per=per, max_soft=0.2),
+        fm.RandomMix([fm.FMix(), fm.GridMix(cells=(12, 12))]),
+    ):
+        assert mix.sample(0, (16, 16), seed=1).mask().shape == (0, 16, 16)
+
+
 # ---- mixing ---------------------------------------------------------------------------------------------------------
 
 

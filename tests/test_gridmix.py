@@ -213,6 +213,8 @@ def test_cells_that_do_not_fit_the_images(sampling):
         for module in (mix, fm.RandomMix([fm.MixUp(), mix])):
             with pytest.raises(ValueError, match=message):
                 module(x, y)
+    with pytest.raises(ValueError, match=r"at most 2\^32 divided by the 100000 pixels .* 42949, but got 42950"):
+        fm.GridMix(cells=(42950,), sampling=sampling).sample(2, (100_000,))
     with pytest.raises(AttributeError, match="cells of a GridMix is fixed"):
         mix.cells = (2, 2)
     with pytest.raises(ValueError, match=r"size\[0\], must be in \[1, 33554432\], but got 33554433"):
@@ -417,3 +419,13 @@ def test_given_partners_and_weights():
 def test_given_grids_that_are_none(grid, size, more, error, message):
     with pytest.raises(error, match=message):
         fm.MixPlan.from_grid(grid, size, **more)
+
+
+def test_the_most_cells_of_a_long_signal():
+    plan = fm.GridMix(cells=(42_949,), per="sample").sample(2, (100_000,), seed=1)
+    x = torch.rand(2, 1, 100_000)
+    expected = fm.mix(x, plan, backend="reference")
+    assert torch.equal(plan.weight, plan.mask().double().mean(1))
+    for backend in ("cpp", *(["cuda"] if torch.cuda.is_available() else [])):
+        there = x.cuda() if backend == "cuda" else x
+        assert torch.equal(fm.mix(there, plan, backend=backend).cpu(), expected)

@@ -1,6 +1,7 @@
 """The blends of the reference, at the speed of PyTorch's own operations.
 
-`blend` says what a blend is. The rest gives the same bits in less time. Masks that are one number, or one box a batch,
+`blend` says what a blend is. The rest gives the same bits in less time, but where the sum in float64 is halfway between
+two numbers of float32, which `blend` rounds once more: some one in 2^29. Masks that are one number, or one box a batch,
 are numbers of Python here and slices of the batch: a few operations on all of it. Where a blend takes temporaries in
 another dtype, batches go through in pieces that stay in the caches and are long enough for all threads of PyTorch.
 """

@@ -47,7 +47,7 @@ def unpack(pixels: Tensor, size: tuple[int, ...]) -> Tensor:
     if pixels.dtype == torch.int16:
         return quotient((pixels.int() & 0xFFFF).float(), LEVELS).reshape(-1, *size)
     bits = (pixels.long().unsqueeze(2) >> torch.arange(32, device=pixels.device)) & 1
-    return bits.reshape(pixels.shape[0], -1)[:, :count].float().reshape(-1, *size)
+    return bits.flatten(1)[:, :count].float().reshape(-1, *size)
 
 
 def may_hold(row: Sequence[float]) -> Families:

@@ -229,6 +229,12 @@ inline int limits(Limits& out) {
   return static_cast<int>(error);
 }
 
+// What went wrong, which CUDA otherwise keeps as its last error and says again after the next launch.
+inline int taken(cudaError_t error) {
+  if (error != cudaSuccess) cudaGetLastError();
+  return static_cast<int>(error);
+}
+
 // What launches must know of a kernel on the current device, found out once for each.
 struct Prepared {
   bool done = false;
@@ -255,7 +261,7 @@ inline int prepare(const void* kernel, Prepared& out) {
       const int left = most.shared_bytes - static_cast<int>(has.sharedSizeBytes);
       error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, left);
     }
-    if (error != cudaSuccess) return static_cast<int>(error);
+    if (error != cudaSuccess) return taken(error);
     // Code for older devices lacks the wait on newer ones too. Drivers before 12.3 cannot capture such launches.
     its = {true, has.ptxVersion >= 90 && driver >= 12030};
   }
@@ -295,7 +301,7 @@ inline int launch_dependent(void (*kernel)(Args), int64_t blocks, int threads, v
   config.stream = static_cast<cudaStream_t>(stream);
   config.attrs = &overlap;
   config.numAttrs = its.waits ? 1 : 0;
-  return static_cast<int>(cudaLaunchKernelEx(&config, kernel, args));
+  return taken(cudaLaunchKernelEx(&config, kernel, args));
 }
 
 }  // namespace fusedmix::device

@@ -97,7 +97,7 @@ struct Grid : Family {
 
   FUSEDMIX_HD int32_t count() const { return cells[0] * cells[1] * cells[2]; }
 
-  // The cell along a side, of up to 2^25 pixels.
+  // The cell along a side, of up to 2^25 pixels, where pixels times cells are at most 2^32 (fusedmix/checks.py, fits).
   FUSEDMIX_HD static uint32_t cell_of(int32_t c, int32_t cells, int32_t side) {
     return small_quotient(static_cast<uint32_t>(c) * static_cast<uint32_t>(cells), static_cast<uint32_t>(side));
   }
