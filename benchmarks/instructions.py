@@ -111,8 +111,8 @@ class Exempt(NamedTuple):
 
 EXEMPT = (
     Exempt(
-        r"sm_\d+ \w+<.*, 255(, \w+)?>",
-        {"per_vector": 160 * len(Families), "stack": 8, "local": 2},
+        r"sm_\d+ \w+<.*, 255(, false)?>",
+        {"per_vector": 140 * len(Families), "stack": 8, "local": 2},
         "all families: the code of each, of which a mask takes one. The bound did not know stored and soft masks, discs"
         " and grids; constants, boxes and Gaussians among each other have kernels of their own, within it",
     ),

@@ -54,7 +54,7 @@ def repository(tmp_path_factory):
         if tag == "slow":
             for path, text in (
                 ("fusedmix/functional.py", _SLOW),
-                ("fusedmix/api.py", "\ndel GMix\n__all__.remove('GMix')\n"),
+                ("fusedmix/transforms.py", "\n__all__.remove('GMix')\n"),
             ):
                 with (folder / path).open("a") as file:
                     file.write(text)

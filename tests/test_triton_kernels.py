@@ -36,6 +36,7 @@ from fusedmix.backends import reference
 from fusedmix.draws import Request, Source
 from fusedmix.masks.family import WORDS, OneMask, record
 from fusedmix.masks.family import own_uniform as own_uniform_of
+from fusedmix.masks.fourier import unpack
 from fusedmix.methods import Families, Kind, Pairing, Per
 
 pytest.importorskip("triton")
@@ -609,9 +610,9 @@ def test_fmix_of_images():
     """At most .01 % of the pixels differ from those of float64; as many are 1, and equal ones are the first."""
     mix = fm.FMix(per="batch", sampling="device", backend="reference")
     plan = mix.sample(1, (112, 112), lam=0.4, seed=3)
-    found = fourier.unpack(fourier_of(mix, plan, 3, TRITON_DEVICE), plan.size)
+    found = unpack(fourier_of(mix, plan, 3, TRITON_DEVICE), plan.size)
     assert found.sum() == plan.geometry[0, 0]
-    assert (found != fourier.unpack(plan.pixels, plan.size)).sum() <= 1e-4 * 112 * 112
+    assert (found != unpack(plan.pixels, plan.size)).sum() <= 1e-4 * 112 * 112
 
 
 @interpreted
