@@ -93,7 +93,8 @@ def constants(out: Tensor, x: Tensor, partner: Tensor, w: Sequence[float]) -> No
         if len(set(weights)) == 1:
             _blend_all(to, a, b, weights[0])
             continue
-        _blend_into(to, a, b, torch.tensor(weights, dtype=torch.float64, device=x.device).reshape(_column(x)))
+        column = torch.tensor(weights, dtype=torch.float64, device=x.device).reshape([-1] + [1] * (x.ndim - 1))
+        _blend_into(to, a, b, column)
         for row, weight in enumerate(weights):
             if weight in (0, 1):
                 to[row].copy_(a[row] if weight else b[row])
@@ -221,11 +222,6 @@ def _partners(x: Tensor, partner: Tensor, i: int, j: int) -> Tensor:
 def _inside(geometry: Sequence[int], ndim: int) -> tuple[Any, ...]:
     """The index of a box (first z, y, x, stop z, y, x) in the last `ndim` dims."""
     return (..., *(slice(geometry[axis], geometry[axis + 3]) for axis in range(3 - ndim, 3)))
-
-
-def _column(x: Tensor) -> list[int]:
-    """The shape of a number for each sample."""
-    return [-1] + [1] * (x.ndim - 1)
 
 
 def _pieces(x: Tensor) -> list[tuple[int, int]]:

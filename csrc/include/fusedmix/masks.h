@@ -132,10 +132,4 @@ FUSEDMIX_HD auto row_of(const Grid& mask, const int32_t* at, int32_t axis, const
   return mask.along(at, axis, plan, i, load);
 }
 
-// M at a pixel, by formula.
-FUSEDMIX_HD float evaluate(const Record& record, int32_t z, int32_t y, int32_t x) {
-  const int32_t at[3] = {z, y, x};
-  return of_kind(record, [&](const auto& mask) { return mask.along(at, -1)(0); });
-}
-
 }  // namespace fusedmix
