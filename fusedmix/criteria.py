@@ -18,10 +18,10 @@ from fusedmix.functional import mix_labels
 from fusedmix.methods import Per
 from fusedmix.options import TargetsName
 from fusedmix.plan import MixPlan
-from fusedmix.regression import mix_targets, per_sample
+from fusedmix.targets import mix_targets, per_sample
 
 if TYPE_CHECKING:
-    from fusedmix.hooks import MixHandle
+    from fusedmix.attachment import MixHandle
     from fusedmix.transforms import MixTransform
 
 REDUCTIONS = ("mean", "sum", "none", "batchmean")

@@ -15,7 +15,7 @@ from fusedmix.functional import mix
 from fusedmix.masks.family import packed
 from fusedmix.options import EmbeddingOptions, spelled_out
 from fusedmix.plan import MixPlan, SparseTargets
-from fusedmix.regression import mix_targets, per_sample
+from fusedmix.targets import mix_targets, per_sample
 from fusedmix.transforms import _BY_CLASS, MixUp
 
 Padding = Literal["zeros", "keep"]

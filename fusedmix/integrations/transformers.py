@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fusedmix import checks
-from fusedmix.hooks import attached
+from fusedmix.attachment import attached
 from fusedmix.integrations.positions import check_mix, check_schedules, check_seed, mix_at
 from fusedmix.plan import SparseTargets
 from fusedmix.transforms import MixTransform
