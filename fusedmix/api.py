@@ -1,16 +1,16 @@
 """The public names of the package, which `fusedmix/__init__.py` hands out."""
 
 from fusedmix import schedules, transforms
+from fusedmix.attachment import MixHandle, attach, attached
 from fusedmix.backends import BackendError
 from fusedmix.checkpointing import checkpoint_contexts
 from fusedmix.checks import InplaceError
 from fusedmix.embeddings import EmbedMix, mix_embeddings
 from fusedmix.functional import mix, mix_, mix_labels
-from fusedmix.attachment import MixHandle, attach, attached
 from fusedmix.losses import mix_binary_cross_entropy, mix_cross_entropy
 from fusedmix.plan import MixPlan, SparseTargets
-from fusedmix.targets import mix_targets
 from fusedmix.segmentation import mix_masks
+from fusedmix.targets import mix_targets
 from fusedmix.transforms import *  # noqa: F403
 from fusedmix.version import __version__
 
