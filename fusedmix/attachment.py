@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from fusedmix import checks, structure
+from fusedmix import checks, dims, sample_tree, subclasses
 from fusedmix.checkpointing import in_backward, recorded, recording
 from fusedmix.criteria import MixedCriterion, MixedFunction, check_smoothing
 from fusedmix.draws import CPU
@@ -365,11 +365,11 @@ class MixHandle(checks.Checked):
         likeliest of those that have keys."""
         if type(tree) is Tensor and tree.is_floating_point():
             return self._mixed(step, tree, what, seed)
-        leaves, rebuild = structure.flatten(tree)
+        leaves, rebuild = sample_tree.flatten(tree)
         found = [i for i, x in enumerate(leaves) if isinstance(x, Tensor) and x.is_floating_point() and x.ndim]
         if inputs:
-            likely = [i for i in found if structure.may_be_images(leaves[i], None, self.mix.axes)]
-            found = structure.find_images(tree, leaves, found, likely, "inputs=")
+            likely = [i for i in found if sample_tree.may_be_images(leaves[i], None, self.mix.axes)]
+            found = sample_tree.find_images(tree, leaves, found, likely, "inputs=")
         for i in found:
             leaves[i] = self._mixed(step, leaves[i], what, seed)
             return rebuild(leaves)
@@ -383,21 +383,21 @@ class MixHandle(checks.Checked):
             step.plan = self._sample(x, what, seed)
         axes = None if step.plan.constant else self.mix.axes
         if axes is not None:
-            structure.check_dims(x, axes)
-        view = structure.dims_last(structure.plain(x), axes)
-        return structure.like(structure.dims_back(apply(view, step.plan, backend=self.mix.backend), axes), x)
+            dims.check(x, axes)
+        view = dims.last(subclasses.plain(x), axes)
+        return subclasses.like(dims.back(apply(view, step.plan, backend=self.mix.backend), axes), x)
 
     def _sample(self, x: Tensor, what: str, seed: int | None) -> MixPlan:
-        checks.batch(what, structure.plain(x))
+        checks.batch(what, subclasses.plain(x))
         axes, name, shape = self.mix.axes, type(self.mix).__name__, tuple(x.shape)
         if self.mix._constant:
             size = shape[2:] if 3 <= x.ndim <= 5 and 0 not in shape else (1,)
         else:
             try:
-                structure.check_dims(x, axes)
+                dims.check(x, axes)
             except ValueError as error:
                 raise ValueError(f"{what} cannot be mixed by {name}: {error} MixUp mixes any shape.") from None
-            size = structure.spatial_size(x, axes)
+            size = dims.spatial_size(x, axes)
             if 0 in size:
                 raise ValueError(f"{what} must have at least one pixel to be mixed by {name}, but has shape {shape}.")
         device = x.device if self.mix.sampling == "device" else None

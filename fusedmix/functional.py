@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusedmix import backends, checks, structure
+from fusedmix import backends, checks, subclasses
 from fusedmix.backends import reference
 from fusedmix.ops import differentiable_mix, tracked, transformed
 from fusedmix.plan import MixPlan
@@ -34,8 +34,8 @@ def mix(x: Tensor, plan: MixPlan, *, backend: str | None = None) -> Tensor:
         TypeError, ValueError: x or plan is of the wrong type, dtype or shape.
         BackendError: the backend asked for cannot run here.
     """
-    if structure.has_type(x):
-        return structure.like(mix(structure.plain(x), plan, backend=backend), x)
+    if subclasses.has_type(x):
+        return subclasses.like(mix(subclasses.plain(x), plan, backend=backend), x)
     operators, masks = _prepare("x", x, plan, backend)
     return differentiable_mix(operators, x, masks)
 
@@ -50,7 +50,7 @@ def mix_(x: Tensor, plan: MixPlan, *, backend: str | None = None) -> Tensor:
 
     Nothing has been written then.
     """
-    written = structure.plain(x)
+    written = subclasses.plain(x)
     operators, masks = _prepare("x", written, plan, backend)
     checks.writable("x", written)
     if transformed():  # torch's own copy takes tangents along
@@ -87,9 +87,9 @@ def mix_labels(
             the CPU; elsewhere checked only if the environment variable FUSEDMIX_CHECK_LABELS is 1, because the check
             waits for the device: without it such a label gives a row without a one).
     """
-    if structure.has_type(labels):
+    if subclasses.has_type(labels):
         options = {"num_classes": num_classes, "label_smoothing": label_smoothing, "backend": backend}
-        return structure.like(mix_labels(structure.plain(labels), plan, **options), labels)  # type: ignore[arg-type]
+        return subclasses.like(mix_labels(subclasses.plain(labels), plan, **options), labels)  # type: ignore[arg-type]
     if num_classes is not None:
         num_classes = checks.integer("num_classes", num_classes, 1)
     classes = checks.dense_labels(labels, num_classes)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fusedmix import checks, loss_gradients, structure
+from fusedmix import checks, loss_gradients, subclasses
 from fusedmix.backends import reference
 from fusedmix.functional import beside, in_range, mix_labels, of_classes, operators_for
 from fusedmix.methods import Reduction
@@ -169,12 +169,12 @@ def _check_logits(logits: Any) -> Tensor:
         )
     if logits.shape[1] < 1:
         raise ValueError(f"logits must have at least one class, but got shape {tuple(logits.shape)}.")
-    return structure.plain(logits)
+    return subclasses.plain(logits)
 
 
 def _labels(labels: Any, plan: Any, logits: Tensor) -> Tensor:
     """The labels, beside the logits; raises unless they fit them and the plan."""
-    labels = structure.plain(checks.labels(labels, logits.shape[1], "the logits' classes"))
+    labels = subclasses.plain(checks.labels(labels, logits.shape[1], "the logits' classes"))
     checks.same_batch("labels", labels, plan)
     checks.same_batch("logits", logits, plan)
     if labels.is_meta and not logits.is_meta:
@@ -197,7 +197,7 @@ def _of_classes(name: str, x: Any, logits: Tensor) -> Tensor | None:
         )
     if x.requires_grad:
         raise ValueError(f"{name} must not require grad: it is a constant of the loss.")
-    x = structure.plain(x).to(logits.device, _compute(logits))
+    x = subclasses.plain(x).to(logits.device, _compute(logits))
     return x.reshape(1).expand(num_classes).contiguous() if one else x.contiguous()
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, TypeVar, 
 
 import torch
 
-from fusedmix import checks, structure
+from fusedmix import checks, sample_tree
 
 if TYPE_CHECKING:
     from fusedmix.transforms import MixTransform
@@ -48,8 +48,8 @@ class EmbeddingOptions(DrawingOptions, total=False):
 class BatchOptions(DrawingOptions, total=False):
     """The keywords of `Options` that belong to the batch and not to a method: `RandomMix` takes these."""
 
-    labels_getter: structure.Getter | Literal["default"] | None
-    images_getter: structure.Getter | None
+    labels_getter: sample_tree.Getter | Literal["default"] | None
+    images_getter: sample_tree.Getter | None
     axes: Sequence[int] | None
     inplace: bool
     mask_classes: int | None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fusedmix import checks, structure
+from fusedmix import checks, subclasses
 from fusedmix.functional import mix
 from fusedmix.plan import MixPlan
 
@@ -31,9 +31,9 @@ def mix_masks(
         TypeError, ValueError: an argument is of the wrong type or shape; label maps would have to be blended, but
             num_classes is None; a label is neither in [0, K) nor ignore_index (checked on the CPU).
     """
-    if structure.has_type(masks):
-        mixed = mix_masks(structure.plain(masks), plan, num_classes=num_classes, ignore_index=ignore_index)
-        return structure.like(mixed, masks)
+    if subclasses.has_type(masks):
+        mixed = mix_masks(subclasses.plain(masks), plan, num_classes=num_classes, ignore_index=ignore_index)
+        return subclasses.like(mixed, masks)
     checks.same_batch("masks", checks.tensor("masks", masks), plan)
     if num_classes is not None:
         num_classes = checks.integer("num_classes", num_classes, 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fusedmix import checks, structure
+from fusedmix import checks, subclasses
 from fusedmix.plan import MixPlan
 
 
@@ -23,8 +23,8 @@ def mix_targets(targets: Tensor, plan: MixPlan) -> Tensor:
     Raises:
         TypeError, ValueError: an argument is of the wrong type, dtype or shape.
     """
-    if structure.has_type(targets):
-        return structure.like(mix_targets(structure.plain(targets), plan), targets)
+    if subclasses.has_type(targets):
+        return subclasses.like(mix_targets(subclasses.plain(targets), plan), targets)
     checks.tensor("targets", targets)
     if targets.ndim < 1 or targets.dtype not in checks.FLOATING_DTYPES:
         raise ValueError(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from fusedmix import backends, checks, structure
+from fusedmix import backends, checks, dims, sample_tree, subclasses
 from fusedmix.backends import reference, triton
 from fusedmix.checkpointing import check_rewinds, recorded, recording
 from fusedmix.draws import CPU, PlanTensors, Request, Source, moved
@@ -87,8 +87,8 @@ class MixTransform(checks.Checked, nn.Module):
     # Of a module that was pickled when there was no such keyword.
     training_only: bool = False
     axes: tuple[int, ...] | None = None
-    labels_getter: structure.Getter | Literal["default"] | None
-    images_getter: structure.Getter | None
+    labels_getter: sample_tree.Getter | Literal["default"] | None
+    images_getter: sample_tree.Getter | None
     inplace: bool
     mask_classes: int | None
     mask_ignore_index: int | None
@@ -250,13 +250,13 @@ class MixTransform(checks.Checked, nn.Module):
         sample = inputs if len(inputs) > 1 else inputs[0]
         if self._off():
             return sample
-        parsed = structure.parse(sample, name, self.labels_getter, self.images_getter, self.axes)
+        parsed = sample_tree.parse(sample, name, self.labels_getter, self.images_getter, self.axes)
         leaves, labels = parsed.leaves, parsed.labels
         if labels is not None:
             self._check_labels(labels)
         batch_size, size = self._check_images(parsed)
 
-        x = structure.dims_last(structure.plain(leaves[parsed.images[0]]), self.axes)
+        x = dims.last(subclasses.plain(leaves[parsed.images[0]]), self.axes)
         operators = backends.operators(x.device.type, self.backend)  # an error now, not when something has been drawn
         if self._in_one_call(x, parsed):
             assert labels is not None
@@ -267,7 +267,7 @@ class MixTransform(checks.Checked, nn.Module):
             source = self._draw(request, self._generator, None, x.device)
             made_on = CPU if source.seed is None or not reference.has_float64(x.device) else x.device
             num_classes = self.num_classes or labels.shape[1]
-            y = structure.plain(labels)
+            y = subclasses.plain(labels)
             arguments = (
                 in_range(y, num_classes) if torch.compiler.is_compiling() else y,
                 *self._placed(request, source, made_on),
@@ -279,9 +279,9 @@ class MixTransform(checks.Checked, nn.Module):
                 torch.autograd.graph.increment_version(x)
             else:
                 mixed, targets, *_ = operators.mix_batch(x, *arguments)
-                mixed = structure.dims_back(mixed, self.axes)
-                leaves[parsed.images[0]] = structure.like(mixed, leaves[parsed.images[0]])
-            leaves[parsed.labels_index] = structure.like(targets, labels)
+                mixed = dims.back(mixed, self.axes)
+                leaves[parsed.images[0]] = subclasses.like(mixed, leaves[parsed.images[0]])
+            leaves[parsed.labels_index] = subclasses.like(targets, labels)
             return parsed.rebuild(leaves)
 
         # Numbers drawn on the host travel with the launch; FMix's masks are made where they are used.
@@ -290,8 +290,8 @@ class MixTransform(checks.Checked, nn.Module):
         # The labels first: they may still turn out to be out of range, and nothing may be half-written then.
         if labels is not None:
             leaves[parsed.labels_index] = self._mix_targets(labels, plan, x.device)
-        structure.map_once(lambda masks: self._mix_mask(masks, plan), leaves, parsed.masks)
-        structure.map_once(lambda images: self._mix_image(images, plan), leaves, parsed.images)
+        sample_tree.map_once(lambda masks: self._mix_mask(masks, plan), leaves, parsed.masks)
+        sample_tree.map_once(lambda images: self._mix_image(images, plan), leaves, parsed.images)
         return parsed.rebuild(leaves)
 
     def _plain_step(self, inputs: tuple[Any, ...]) -> Any:
@@ -403,7 +403,7 @@ class MixTransform(checks.Checked, nn.Module):
             and not self._stored
         )
 
-    def _in_one_call(self, x: Tensor, parsed: structure.Sample) -> bool:
+    def _in_one_call(self, x: Tensor, parsed: sample_tree.Sample) -> bool:
         """Whether images and labels can go through one operator: one stack of images, dense targets beside it, and no
         gradient, which is the usual step of a training."""
         labels = parsed.labels
@@ -535,7 +535,7 @@ class MixTransform(checks.Checked, nn.Module):
             return None
         low, high = (-_FLOAT32_MAX, _FLOAT32_MAX) if self._constant else (0.0, 1.0)
         if isinstance(lam, Tensor):
-            lam = structure.plain(checks.dense("lam", lam))
+            lam = subclasses.plain(checks.dense("lam", lam))
         else:
             return torch.tensor(checks.number("lam", lam, low, high), dtype=torch.float32, device=CPU)
         if lam.shape not in ((), (batch_size,)) or not lam.is_floating_point():
@@ -563,7 +563,7 @@ class MixTransform(checks.Checked, nn.Module):
         if labels.ndim == 1 and classes is not None:
             checks.class_range(labels, classes)
 
-    def _check_images(self, parsed: structure.Sample) -> tuple[int, tuple[int, ...]]:
+    def _check_images(self, parsed: sample_tree.Sample) -> tuple[int, tuple[int, ...]]:
         """Raises unless images and masks fit each other and the labels; their batch and spatial size."""
         images = [parsed.leaves[i] for i in parsed.images]
         if not images:
@@ -578,17 +578,17 @@ class MixTransform(checks.Checked, nn.Module):
             batch_size = parsed.labels.shape[0]
         for x in images:
             checks.dense("images", x)
-            structure.check_dims(x, self.axes)
-            checks.batch("images", structure.plain(x))
+            dims.check(x, self.axes)
+            checks.batch("images", subclasses.plain(x))
             if x.shape[0] != batch_size:
                 raise ValueError(
                     "The batch size of the image or video does not match the batch size of the labels "
                     f"or of the other images: {x.shape[0]} != {batch_size}."
                 )
-        sizes = {structure.spatial_size(x, self.axes) for x in images}
+        sizes = {dims.spatial_size(x, self.axes) for x in images}
         if len(sizes) > 1 and not self._constant:
             raise ValueError(f"Images mixed by one plan must have one spatial size, but got {sorted(sizes)}.")
-        size = structure.spatial_size(first, self.axes)
+        size = dims.spatial_size(first, self.axes)
         if 0 in size:
             raise ValueError(f"Images must have at least one pixel, but got the spatial size {size}.")
         for each in sizes:
@@ -600,19 +600,19 @@ class MixTransform(checks.Checked, nn.Module):
                     f"The batch size of the masks must be that of the images, {batch_size}, "
                     f"but got shape {tuple(m.shape)}."
                 )
-            check_masks(structure.plain(m), size, self._families.binary, self.mask_classes, self.mask_ignore_index)
+            check_masks(subclasses.plain(m), size, self._families.binary, self.mask_classes, self.mask_ignore_index)
         if self.inplace:
             for name, written in (("images", images), ("masks", masks)):
                 for x in written:
-                    checks.writable(name, structure.plain(x))
+                    checks.writable(name, subclasses.plain(x))
             checks.disjoint("images and masks", [*images, *masks])
         assert batch_size is not None
         return batch_size, size
 
     def _mix_targets(self, labels: Tensor, plan: MixPlan, device: torch.device) -> Tensor | SparseTargets:
         if self.targets == "sparse":
-            lent = structure.plain(labels)[plan.partner.to(labels.device)]
-            return SparseTargets(labels, structure.like(lent, labels), plan.weight.to(labels.device))
+            lent = subclasses.plain(labels)[plan.partner.to(labels.device)]
+            return SparseTargets(labels, subclasses.like(lent, labels), plan.weight.to(labels.device))
         return mix_labels(
             labels,
             plan,
@@ -623,20 +623,20 @@ class MixTransform(checks.Checked, nn.Module):
         )
 
     def _mix_image(self, x: Tensor, plan: MixPlan) -> Tensor:
-        view = structure.dims_last(structure.plain(x), self.axes)
+        view = dims.last(subclasses.plain(x), self.axes)
         if self.inplace:
             mix_(view, plan, backend=self.backend)
             return x
-        return structure.like(structure.dims_back(mix(view, plan, backend=self.backend), self.axes), x)
+        return subclasses.like(dims.back(mix(view, plan, backend=self.backend), self.axes), x)
 
     def _mix_mask(self, masks: Tensor, plan: MixPlan) -> Tensor:
         mixed = mix_masks(
-            structure.plain(masks), plan, num_classes=self.mask_classes, ignore_index=self.mask_ignore_index
+            subclasses.plain(masks), plan, num_classes=self.mask_classes, ignore_index=self.mask_ignore_index
         )
         if self.inplace and mixed.shape == masks.shape and mixed.dtype == masks.dtype:
-            structure.plain(masks).copy_(mixed)
+            subclasses.plain(masks).copy_(mixed)
             return masks
-        return structure.like(mixed, masks)
+        return subclasses.like(mixed, masks)
 
 
 class _Method(MixTransform):
@@ -1240,7 +1240,7 @@ def _classes(labels: Tensor | None, batch_size: int, pairing: str) -> Tensor:
     """(B,) int64 classes for pairing by class."""
     if labels is None:
         raise ValueError(f"labels must be given for pairing={pairing!r}, but got None.")
-    labels = structure.plain(checks.labels(labels, None))
+    labels = subclasses.plain(checks.labels(labels, None))
     if labels.shape[0] != batch_size:
         raise ValueError(f"labels must have one entry for each of {batch_size} samples, but got {labels.shape[0]}.")
     if labels.is_meta:

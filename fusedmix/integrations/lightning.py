@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from fusedmix import checks, structure
+from fusedmix import checks, sample_tree
 from fusedmix.integrations.positions import Schedule, check_mix, check_schedules, check_seed, mix_at
 from fusedmix.transforms import MixTransform
 
@@ -124,9 +124,9 @@ def _replaced(batch: Any, mix: MixTransform) -> list[Any]:
     Raises:
         TypeError: one of them cannot be replaced where it is.
     """
-    parsed = structure.parse(batch, type(mix).__name__, mix.labels_getter, mix.images_getter, mix.axes)
+    parsed = sample_tree.parse(batch, type(mix).__name__, mix.labels_getter, mix.images_getter, mix.axes)
     positions = [*parsed.images, *parsed.masks, *([parsed.labels_index] if parsed.labels is not None else [])]
-    paths = structure.paths(batch)
+    paths = sample_tree.paths(batch)
     for i in positions:
         holder = batch
         for key in paths[i][:-1]:

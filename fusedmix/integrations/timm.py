@@ -45,7 +45,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from fusedmix import backends, checks, structure
+from fusedmix import backends, checks, subclasses
 from fusedmix.functional import mix_, mix_labels
 from fusedmix.masks.family import packed
 from fusedmix.methods import Families, Kind, Pairing, Per
@@ -248,7 +248,7 @@ class Mixup(checks.Checked):
 
         Nothing has been drawn or written then.
         """
-        images = structure.plain(checks.batch("x", x))
+        images = subclasses.plain(checks.batch("x", x))
         checks.writable("x", images)
         size = tuple(images.shape[1:])[-2:] or (1,)
         self._check(size)
@@ -406,7 +406,7 @@ class Mixup(checks.Checked):
 
     def _labels(self, target: Any, batch_size: int) -> tuple[Tensor, float]:
         """The labels as `mix_labels` takes them, and the smoothing left for it to do."""
-        labels = structure.plain(checks.tensor("target", target))
+        labels = subclasses.plain(checks.tensor("target", target))
         classes, smoothing = self.num_classes, self.label_smoothing
         if self.multi_label and (labels.ndim != 2 or labels.shape[1] != classes):
             raise ValueError(
@@ -539,7 +539,7 @@ def _arrays(batch: Any) -> list[np.ndarray]:
         if isinstance(image, Tensor):
             if image.device.type != "cpu":
                 raise ValueError(f"The image of batch[{i}] must be on the CPU, but got one on {image.device}.")
-            image = structure.plain(image).numpy()
+            image = subclasses.plain(image).numpy()
         if images and image.shape != images[0].shape:
             raise ValueError(
                 f"The images must have one shape, but got {images[0].shape} and, at batch[{i}], {image.shape}."

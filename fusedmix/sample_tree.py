@@ -2,33 +2,25 @@
 
 A sample is any pytree. Its images are its tv_tensors.Image and Video, or, if it has none, the first pure tensor that
 is not the labels; of a dict, which has no order that means anything, the tensor whose key says so. Everything that is
-neither passes through. torchvision is never imported here: if the program has not imported it, the sample holds none of
-its types.
+neither passes through.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-import sys
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
-from torch.overrides import has_torch_function_unary
 from torch.utils import _pytree as pytree
 
-from fusedmix import checks
+from fusedmix import checks, subclasses
 
 Getter = Callable[[Any], Any]
 IMAGE_KEYS = ("image", "images", "pixel_values", "x", "video")
-AXES_OF_FIVE_DIMS = (
-    "Wrap a video as tv_tensors.Video, or pass axes=(-2, -1) to the module: its masks then extend over the last two "
-    "dims, alike in all frames. For volumes (B, C, D, H, W) pass axes=(-3, -2, -1)."
-)
 
 
 class Sample(NamedTuple):
@@ -66,7 +58,7 @@ def parse(
         x, y = sample
         return Sample([x, y], type(sample), [0] if x is not y else [], [], y, 0 if x is y else 1)
     leaves, rebuild = flatten(sample)
-    kinds = [_kind(leaf) for leaf in leaves]
+    kinds = [subclasses.kind(leaf) for leaf in leaves]
     only_masks = "mask" in kinds and not {"image", "video", "tensor"} & set(kinds)
     if "unsupported" in kinds or only_masks:
         found = leaves[kinds.index("mask" if only_masks else "unsupported")]
@@ -179,7 +171,7 @@ def find_labels(sample: Any) -> Any:
     key named or containing "label" (any case) of that item or of the sample itself."""
     if isinstance(sample, (tuple, list)) and len(sample) > 1:
         sample = sample[1]
-    if isinstance(sample, Tensor) and _kind(sample) == "tensor":
+    if isinstance(sample, Tensor) and subclasses.kind(sample) == "tensor":
         return sample
     if not isinstance(sample, Mapping):
         raise ValueError(
@@ -194,103 +186,6 @@ def find_labels(sample: Any) -> Any:
         f"Could not infer where the labels are in the sample, whose keys are {list(sample)}. Pass labels_getter=, or "
         "labels_getter=None if there are none."
     )
-
-
-def check_dims(x: Tensor, axes: Sequence[int] | None) -> None:
-    """Raises ValueError unless masks know which dims of an image, batch included, they extend over."""
-    kind, shape = _kind(x), tuple(x.shape)
-    expected = 5 if kind == "video" else 4
-    if x.ndim != expected and (kind != "tensor" or (axes is None and x.ndim != 3)):
-        hint = ""
-        if kind == "tensor" and x.ndim == 2:
-            hint = (
-                " Pass axes=(-1,) to the module for (batch_size, samples) and (batch_size, features), or use "
-                f"fusedmix.mix(x, plan) with plan = mix.sample{(shape[0], shape[1:])}."
-            )
-        elif kind == "tensor" and x.ndim == 5:
-            hint = f" {AXES_OF_FIVE_DIMS}"
-        others = " (or 3 for signals)" if kind == "tensor" else ""
-        raise ValueError(
-            f"Expected a batched input with {expected} dims{others}, but got {x.ndim} dimensions: shape {shape}.{hint}"
-        )
-    dims = [axis + x.ndim if axis < 0 else axis for axis in axes or ()]
-    if not all(0 < d < x.ndim for d in dims) or len(set(dims)) < len(dims):
-        raise ValueError(f"axes must be different dims of the images other than the batch, but got {axes} for {shape}.")
-
-
-def mask_dims(x: Tensor, axes: Sequence[int] | None) -> tuple[int, ...]:
-    """The dims that masks extend over, in their order: `axes`, else (H, W) of images and videos (B, ..., H, W),
-    everything after (B, C) of pure tensors."""
-    if axes is not None:
-        return tuple(sorted(axis % x.ndim for axis in axes))
-    return tuple(range(2, x.ndim)) if _kind(x) == "tensor" else (x.ndim - 2, x.ndim - 1)
-
-
-def spatial_size(x: Tensor, axes: Sequence[int] | None) -> tuple[int, ...]:
-    """The sides of the masks of an image."""
-    return tuple(x.shape[d] for d in mask_dims(x, axes))
-
-
-def dims_last(x: Tensor, axes: Sequence[int] | None) -> Tensor:
-    """A view with the dims of the masks where a plan takes them, at the end."""
-    return x if axes is None else x.movedim(mask_dims(x, axes), tuple(range(-len(axes), 0)))
-
-
-def dims_back(x: Tensor, axes: Sequence[int] | None) -> Tensor:
-    """The view of which `dims_last` made this one."""
-    return x if axes is None else x.movedim(tuple(range(-len(axes), 0)), mask_dims(x, axes))
-
-
-def has_type(x: Any) -> bool:
-    """Whether a tensor is of a subclass that `plain` takes off: torchvision's, or one with or without its own
-    __torch_function__. A parameter is a tensor to every operator, and what has a __torch_dispatch__ is more than a
-    type: operators reach what it holds."""
-    if type(x) in (Tensor, Parameter) or not isinstance(x, Tensor):
-        return False
-    return type(x).__torch_dispatch__ == Tensor.__torch_dispatch__
-
-
-def plain(leaf: Tensor) -> Tensor:
-    """The tensor without its subclass."""
-    if not has_type(leaf):
-        return leaf
-    with torch._C.DisableTorchFunctionSubclass():
-        return leaf.as_subclass(Tensor)
-
-
-def like(x: Tensor, leaf: Tensor) -> Tensor:
-    """`x`, made of a plain `leaf`, with the subclass of `leaf`: by the rules of the subclass, as torchvision's own
-    transforms leave it to them, so that it keeps what else it keeps (the metadata of MONAI's MetaTensor)."""
-    if not has_type(leaf):
-        return x
-    tv_tensors = sys.modules.get("torchvision.tv_tensors")
-    if tv_tensors is not None and isinstance(leaf, tv_tensors.TVTensor):
-        return tv_tensors.wrap(x, like=leaf)
-    if not has_torch_function_unary(leaf):  # its class leaves operators alone
-        return x
-    typed = type(leaf).__torch_function__(_mixed, (type(leaf),), (leaf, x), {})
-    return x if typed is NotImplemented else typed
-
-
-def _mixed(original: Tensor, mixed: Tensor) -> Tensor:
-    """The function that __torch_function__ of a subclass is told of."""
-    return mixed
-
-
-def _kind(leaf: Any) -> str:
-    """ "image", "video", "mask", "tensor" (pure), "unsupported" or "other"."""
-    if type(leaf) is Tensor:  # the common case, and the only one inside a traced graph
-        return "tensor"
-    if not isinstance(leaf, Tensor):
-        pil = sys.modules.get("PIL.Image")
-        return "unsupported" if pil is not None and isinstance(leaf, pil.Image) else "other"
-    tv_tensors = sys.modules.get("torchvision.tv_tensors")
-    if tv_tensors is None or not isinstance(leaf, tv_tensors.TVTensor):
-        return "tensor"
-    for kind, type_ in (("image", "Image"), ("video", "Video"), ("mask", "Mask")):
-        if isinstance(leaf, getattr(tv_tensors, type_)):
-            return kind
-    return "unsupported"
 
 
 def map_once(function: Callable[[Tensor], Tensor], leaves: list[Any], positions: list[int]) -> None:

@@ -1,0 +1,59 @@
+"""Which dims of images the masks extend over."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from fusedmix.subclasses import kind
+
+_AXES_OF_FIVE_DIMS = (
+    "Wrap a video as tv_tensors.Video, or pass axes=(-2, -1) to the module: its masks then extend over the last two "
+    "dims, alike in all frames. For volumes (B, C, D, H, W) pass axes=(-3, -2, -1)."
+)
+
+
+def check(x: Tensor, axes: Sequence[int] | None) -> None:
+    """Raises ValueError unless masks know which dims of an image, batch included, they extend over."""
+    what, shape = kind(x), tuple(x.shape)
+    expected = 5 if what == "video" else 4
+    if x.ndim != expected and (what != "tensor" or (axes is None and x.ndim != 3)):
+        hint = ""
+        if what == "tensor" and x.ndim == 2:
+            hint = (
+                " Pass axes=(-1,) to the module for (batch_size, samples) and (batch_size, features), or use "
+                f"fusedmix.mix(x, plan) with plan = mix.sample{(shape[0], shape[1:])}."
+            )
+        elif what == "tensor" and x.ndim == 5:
+            hint = f" {_AXES_OF_FIVE_DIMS}"
+        others = " (or 3 for signals)" if what == "tensor" else ""
+        raise ValueError(
+            f"Expected a batched input with {expected} dims{others}, but got {x.ndim} dimensions: shape {shape}.{hint}"
+        )
+    named = [axis + x.ndim if axis < 0 else axis for axis in axes or ()]
+    if not all(0 < d < x.ndim for d in named) or len(set(named)) < len(named):
+        raise ValueError(f"axes must be different dims of the images other than the batch, but got {axes} for {shape}.")
+
+
+def of_masks(x: Tensor, axes: Sequence[int] | None) -> tuple[int, ...]:
+    """The dims that masks extend over, in their order: `axes`, else (H, W) of images and videos (B, ..., H, W),
+    everything after (B, C) of pure tensors."""
+    if axes is not None:
+        return tuple(sorted(axis % x.ndim for axis in axes))
+    return tuple(range(2, x.ndim)) if kind(x) == "tensor" else (x.ndim - 2, x.ndim - 1)
+
+
+def spatial_size(x: Tensor, axes: Sequence[int] | None) -> tuple[int, ...]:
+    """The sides of the masks of an image."""
+    return tuple(x.shape[d] for d in of_masks(x, axes))
+
+
+def last(x: Tensor, axes: Sequence[int] | None) -> Tensor:
+    """A view with the dims of the masks where a plan takes them, at the end."""
+    return x if axes is None else x.movedim(of_masks(x, axes), tuple(range(-len(axes), 0)))
+
+
+def back(x: Tensor, axes: Sequence[int] | None) -> Tensor:
+    """The view of which `last` made this one."""
+    return x if axes is None else x.movedim(tuple(range(-len(axes), 0)), of_masks(x, axes))
