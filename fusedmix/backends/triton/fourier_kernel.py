@@ -27,8 +27,7 @@ from torch import Tensor
 from fusedmix.backends.triton.enums import Kinds, Streams
 from fusedmix.backends.triton.launch import Kernel
 from fusedmix.backends.triton.masks import fourier
-from fusedmix.backends.triton.numbers import turn, words
-from fusedmix.backends.triton.sample_kernel import draw_index, seed_of
+from fusedmix.backends.triton.numbers import draw_index, seed_of, turn, words
 from fusedmix.fourier import fourier_rows, frequencies, rows, words_per_mask
 from fusedmix.masks.family import padded
 from fusedmix.methods import Kind, Method

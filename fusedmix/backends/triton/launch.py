@@ -1,16 +1,21 @@
-"""Launching Triton kernels: what is compiled once is launched without Triton's own search for it."""
+"""Launching Triton kernels: what is compiled once is launched without Triton's own search for it; and what several of
+them are given of a plan."""
 
 from __future__ import annotations
 
 import functools
+import operator
 import statistics
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from fusedmix import partners
 from fusedmix.backends.triton.numbers import INTERPRETED
+from fusedmix.methods import Pairing
 
 WARPS = 4
 _LOW, _HIGH = -(1 << 31), 1 << 31  # what 32 bits hold
@@ -30,10 +35,35 @@ class Kernel:
         self._compiled: dict[Any, Any] = {}
         self._places: dict[Any, tuple[list[int], ...]] = {}  # of tensors, integers and tuples, by the arguments' types
 
+    def launch(self, programs: int, device: torch.device, /, **named: Any) -> None:
+        """Launches so many programs. Every parameter is given by its name, in any order.
+
+        Raises:
+            KeyError: the name of a parameter that is not given.
+            TypeError: a name is that of no parameter.
+        """
+        values, arguments = self._taken(named), self._arguments
+        if len(named) != len(values):
+            surplus = sorted(named.keys() - set(self.function.arg_names))
+            raise TypeError(f"{self.function.__name__} has no parameter {', '.join(surplus)}.")
+        self(programs, values[:arguments], values[arguments:], device)
+
+    @functools.cached_property
+    def _taken(self) -> Callable[[dict[str, Any]], tuple[Any, ...]]:
+        """Of values by their names, those of the parameters in order."""
+        return operator.itemgetter(*self.function.arg_names)
+
+    @functools.cached_property
+    def _arguments(self) -> int:
+        """How many parameters come before the constants."""
+        annotated = self.function.fn.__annotations__
+        return sum("constexpr" not in str(annotated.get(name)) for name in self.function.arg_names)
+
     def __call__(
         self, programs: int, arguments: tuple[Any, ...], constants: tuple[Any, ...], device: torch.device
     ) -> None:
-        """Launches on the current stream of a device; on the CPU, runs in Triton's interpreter."""
+        """Launches, with what the parameters are in order, on the current stream of a device; on the CPU, runs in
+        Triton's interpreter."""
         if programs == 0:
             return
         if INTERPRETED:
@@ -110,3 +140,44 @@ def milliseconds(call: Callable[[], None], device: torch.device, repeats: int = 
             call()
             times.append((time.perf_counter() - begin) * 1e3)
     return statistics.median(times)
+
+
+# ---- What kernels are given ------------------------------------------------------------------------------------------
+
+
+def brought(device: torch.device, part: Tensor) -> Tensor:
+    """A part of a plan, contiguous, on a device.
+
+    Raises:
+        RuntimeError: it is on the CPU while a CUDA graph is captured, which would keep it for ever.
+    """
+    if part.device != device:
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "fusedmix: a plan on the CPU cannot be captured in a CUDA graph, but for one mask for the whole batch "
+                "(none of FMix) and partners by roll or flip. Move it first: plan.to(device)."
+            )
+        part = part.to(device, non_blocking=True)
+    return part.contiguous()
+
+
+def by_formula(pairing: int) -> int:
+    """The pairing as a constant of kernels: RANDOM, if the partners have to be loaded."""
+    return int(pairing) if pairing in (Pairing.ROLL, Pairing.FLIP) else int(Pairing.RANDOM)
+
+
+def pairing_of(partner: Tensor, pairing: int) -> int:
+    """The pairing by which kernels may find the partners: by formula only where those that the host can read are the
+    formula's. Hand-made ones need not be."""
+    if not Pairing(pairing).is_formula or partner.device.type != "cpu":
+        return pairing
+    formula = partners.formula(Pairing(pairing), partner.shape[0], partner.device)
+    return pairing if torch.equal(partner, formula) else Pairing.RANDOM
+
+
+def of_seed(seed: Tensor, instead: Tensor) -> dict[str, Any]:
+    """What `seed_of` takes: the seed, if it is on the device of `instead`, else its value and `instead`, which is not
+    read. Both are int64."""
+    if seed.device == instead.device:
+        return {"seed": seed, "seeded": 1, "seed_value": 0}
+    return {"seed": instead, "seeded": 0, "seed_value": int(seed)}

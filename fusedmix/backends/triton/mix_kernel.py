@@ -38,12 +38,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fusedmix import partners
 from fusedmix.backends.triton import masks
 from fusedmix.backends.triton.enums import Families, Pairings, Shape, Shapes
-from fusedmix.backends.triton.launch import Kernel, milliseconds, multiprocessors
+from fusedmix.backends.triton.launch import Kernel, brought, by_formula, milliseconds, multiprocessors, pairing_of
 from fusedmix.backends.triton.masks import fourier, record
-from fusedmix.backends.triton.numbers import by_vector, fma, from_compute, to_compute
+from fusedmix.backends.triton.numbers import by_vector, fma, from_compute, known, partner_of, to_compute
 from fusedmix.masks.constant import constant
 from fusedmix.masks.family import WORDS, padded
 from fusedmix.masks.family import record as record_of
@@ -126,24 +125,6 @@ def of_sample(first, i, batch_stride, V: tl.constexpr):
 
 
 # ---- Samples ---------------------------------------------------------------------------------------------------------
-
-
-@triton.jit
-def known(j, i, batch):
-    """The partner j of a sample i. A number that is no sample's, which only the host could refuse, stands for the
-    sample itself: nothing outside of the batch is touched."""
-    return tl.where((j >= 0) & (j < batch), j, i)
-
-
-@triton.jit
-def partner_of(i, partner, batch, PAIRING: tl.constexpr):
-    if PAIRING == Pairings.ROLL:
-        j = tl.where(i == 0, batch - 1, i - 1)
-    elif PAIRING == Pairings.FLIP:
-        j = batch - 1 - i
-    else:
-        j = known(tl.load(partner + i), i, batch)
-    return j
 
 
 @triton.jit
@@ -569,20 +550,6 @@ def _in_slices(x: Tensor, way: Way, plan: tuple[Any, ...], stored: tuple[Any, ..
         mix(programs, (aside, x, aside, aside, *_AS_IT_IS, *back), copied, x.device)
 
 
-def by_formula(pairing: int) -> int:
-    """The pairing as a constant of kernels: RANDOM, if the partners have to be loaded."""
-    return int(pairing) if pairing in (Pairing.ROLL, Pairing.FLIP) else int(Pairing.RANDOM)
-
-
-def pairing_of(partner: Tensor, pairing: int) -> int:
-    """The pairing by which kernels may find the partners: by formula only where those that the host can read are the
-    formula's. Hand-made ones need not be."""
-    if not Pairing(pairing).is_formula or partner.device.type != "cpu":
-        return pairing
-    formula = partners.formula(Pairing(pairing), partner.shape[0], partner.device)
-    return pairing if torch.equal(partner, formula) else Pairing.RANDOM
-
-
 def followed(plan: Sequence[Any]) -> tuple[Any, ...]:
     """What `apply` takes of a plan that anyone may have made."""
     partner, records, families, ndim, pairing, *rest = plan
@@ -595,22 +562,6 @@ def _inverse_of(partner: Tensor) -> Tensor:
     programs = -(-partner.shape[0] // _INVERSE_BLOCK)
     _inverse(programs, (inverse, partner, partner.shape[0]), (_INVERSE_BLOCK,), partner.device)
     return inverse
-
-
-def brought(device: torch.device, part: Tensor) -> Tensor:
-    """A part of a plan, contiguous, on a device.
-
-    Raises:
-        RuntimeError: it is on the CPU while a CUDA graph is captured, which would keep it for ever.
-    """
-    if part.device != device:
-        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            raise RuntimeError(
-                "fusedmix: a plan on the CPU cannot be captured in a CUDA graph, but for one mask for the whole batch "
-                "(none of FMix) and partners by roll or flip. Move it first: plan.to(device)."
-            )
-        part = part.to(device, non_blocking=True)
-    return part.contiguous()
 
 
 def _compiled(families: int, pixels: Tensor | None) -> int:

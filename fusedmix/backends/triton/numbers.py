@@ -1,4 +1,4 @@
-"""What the Triton kernels share: arithmetic that rounds once, Philox, and numbers that travel as bits.
+"""What the Triton kernels share: arithmetic that rounds once, Philox, numbers that travel as bits, and partners.
 
 No kernel relies on the compiler contracting a product and a sum into one operation, or on its not doing so: what is to
 be rounded once is a tl.fma, and everything is launched with enable_fp_fusion=False.
@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from triton import knobs
 
-from fusedmix.backends.triton.enums import Streams
+from fusedmix.backends.triton.enums import Pairings, Pers, Streams
 
 # Whether kernels run in Triton's interpreter, in NumPy on the CPU (TRITON_INTERPRET=1 when this module is imported).
 INTERPRETED = bool(knobs.runtime.interpret)
@@ -196,3 +196,43 @@ def symmetric_beta(seed, index, alpha, STREAM: tl.constexpr = Streams.LAM):
     t = radius * tl.cos(6.283185307179586 * v)
     logit = log1p(t) - log1p(-t) + (tl.log(boost_u) - tl.log(boost_v)) / alpha
     return 1.0 / (1.0 + tl.exp(-logit))
+
+
+# ---- Samples ---------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def known(j, i, batch):
+    """The partner j of a sample i. A number that is no sample's, which only the host could refuse, stands for the
+    sample itself: nothing outside of the batch is touched."""
+    return tl.where((j >= 0) & (j < batch), j, i)
+
+
+@triton.jit
+def partner_of(i, partner, batch, PAIRING: tl.constexpr):
+    if PAIRING == Pairings.ROLL:
+        j = tl.where(i == 0, batch - 1, i - 1)
+    elif PAIRING == Pairings.FLIP:
+        j = batch - 1 - i
+    else:
+        j = known(tl.load(partner + i), i, batch)
+    return j
+
+
+@triton.jit
+def seed_of(seed, seeded, seed_value):
+    """The seed, from memory if it is `seeded`. Not a constant: a plain call, whose seed is on the CPU, compiles what a
+    graph then captures with its seed in memory."""
+    return tl.load(seed, mask=seeded != 0, other=0) + seed_value.to(tl.int64)
+
+
+@triton.jit
+def draw_index(i, batch, PER: tl.constexpr):
+    """Which draw a sample takes its numbers from."""
+    if PER == Pers.SAMPLE:
+        draw = i
+    elif PER == Pers.PAIR:
+        draw = tl.minimum(i, batch - 1 - i)
+    else:
+        draw = i * 0
+    return draw

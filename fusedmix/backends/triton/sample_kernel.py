@@ -17,10 +17,19 @@ import triton.language as tl
 from torch import Tensor
 
 from fusedmix.backends.triton import masks
-from fusedmix.backends.triton.enums import COLUMNS, Columns, Draws, Methods, Pairings, Pers, Streams
+from fusedmix.backends.triton.enums import COLUMNS, Columns, Draws, Methods, Pairings, Streams
 from fusedmix.backends.triton.launch import Kernel
 from fusedmix.backends.triton.masks import record
-from fusedmix.backends.triton.numbers import bits, from_bits, sort_key, symmetric_beta, uniform, words
+from fusedmix.backends.triton.numbers import (
+    bits,
+    draw_index,
+    from_bits,
+    seed_of,
+    sort_key,
+    symmetric_beta,
+    uniform,
+    words,
+)
 from fusedmix.draws import CPU, PlanTensors, Request
 from fusedmix.masks.family import padded
 from fusedmix.methods import Column, Drawn, Pairing
@@ -31,25 +40,6 @@ _SAMPLES = 16  # of a program
 _KEYS = 64  # compared with them at a time
 _OPTIONS = int(Drawn.SIDES | Drawn.ASPECT | Drawn.RATIO)
 _NONE = tl.constexpr((1 << 63) - 1)  # after every key and index
-
-
-@triton.jit
-def seed_of(seed, seeded, seed_value):
-    """The seed, from memory if it is `seeded`. Not a constant: a plain call, whose seed is on the CPU, compiles what a
-    graph then captures with its seed in memory."""
-    return tl.load(seed, mask=seeded != 0, other=0) + seed_value.to(tl.int64)
-
-
-@triton.jit
-def draw_index(i, batch, PER: tl.constexpr):
-    """Which draw a sample takes its numbers from."""
-    if PER == Pers.SAMPLE:
-        draw = i
-    elif PER == Pers.PAIR:
-        draw = tl.minimum(i, batch - 1 - i)
-    else:
-        draw = i * 0
-    return draw
 
 
 @triton.jit
