@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from fusedmix.bench.cases import Case
-    from fusedmix.bench.sweep import Row
+    from fusedmix.bench.sweep import Bench, Row
 
 QUICK = 50.0  # seconds after which --quick begins no other case
 
@@ -70,19 +70,7 @@ def run(
     if absent:
         print(f'not installed, and so left out: {", ".join(absent)} (pip install "fusedmix[bench]")')
     bench = Bench(device, backends, [peer for peer in peers if peer not in absent], rounds, 0.03 if quick else 0.1)
-    rows: list[Row] = []
-    begin = time.perf_counter()
-    ended: BaseException | None = None
-    try:
-        for n, case in enumerate(cases):
-            took = time.perf_counter() - begin
-            if quick and took > QUICK:
-                print(f"{len(cases) - n} cases are left out, to end within a minute")
-                break
-            print(f"[{n + 1}/{len(cases)}, {_progress(n, len(cases), took)}] {case}", flush=True)
-            rows += bench.measure(case)
-    except (KeyboardInterrupt, BrokenPipeError) as error:
-        ended = error
+    rows, ended = _measured(bench, cases, quick)
     if rows:
         _write(out, name, rows, env, quiet=isinstance(ended, BrokenPipeError))
     if ended is not None:
@@ -92,6 +80,23 @@ def run(
         who = f"{row.provider} {row.backend}".strip()
         print(f"no figures: {who}, {row.method} per {row.per}, {row.dtype}: {row.failed}")
     return not failed
+
+
+def _measured(bench: Bench, cases: Sequence[Case], quick: bool) -> tuple[list[Row], BaseException | None]:
+    """The rows of the cases, and what ended the run before the last of them."""
+    rows: list[Row] = []
+    begin = time.perf_counter()
+    try:
+        for n, case in enumerate(cases):
+            took = time.perf_counter() - begin
+            if quick and took > QUICK:
+                print(f"{len(cases) - n} cases are left out, to end within a minute")
+                break
+            print(f"[{n + 1}/{len(cases)}, {_progress(n, len(cases), took)}] {case}", flush=True)
+            rows += bench.measure(case)
+    except (KeyboardInterrupt, BrokenPipeError) as error:
+        return rows, error
+    return rows, None
 
 
 def _progress(done: int, cases: int, took: float) -> str:
