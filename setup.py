@@ -26,7 +26,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 # The folders of csrc that the libraries are built from. The others are for tests.
-SOURCES = ("include", "binding", "cpu", "cuda")
+SOURCES = ("include", "binding", "host", "cpu", "cuda")
 
 
 def load_native() -> ModuleType:

@@ -217,17 +217,18 @@ def _reasons(sides: Sequence[Side]) -> str:
 def counts(sides: tuple[Side, Side], given: Namespace, scratch: Path) -> list[Comparison]:
     """All kernels that both commits have."""
     count.check_tools()
-    driver = sides[1].tree / _DRIVER
-    if not driver.exists():
-        raise CompareError(f"{given.head} has no {_DRIVER}")
     programs = []
     for side in sides:
+        driver = side.tree / _DRIVER  # its own: what it calls is declared by the kernels of its commit
+        if not driver.exists():
+            raise CompareError(f"{side.word} ({side.commit[:12]}) has no {_DRIVER}")
         # Commits that share all that the count depends on share a build.
-        parts = (f"{side.commit}:csrc", f"{side.commit}:CMakeLists.txt", f"{sides[1].commit}:{_DRIVER}")
+        parts = (f"{side.commit}:csrc", f"{side.commit}:CMakeLists.txt")
         hashes = [_git("rev-parse", "--verify", part, folder=side.tree)[:12] for part in parts]
         programs.append(count.build(side.tree, driver, (given.cache or scratch) / "-".join(["count", *hashes])))
         side.library = str(programs[-1])
-    listed = [name for name in count.names(programs[1]) if re.search(given.k, name)]
+    known = set(count.names(programs[0]))
+    listed = [name for name in count.names(programs[1]) if name in known and re.search(given.k, name)]
     if not listed:
         raise CompareError(f"no kernel has {given.k!r} in its name")
     rows = []

@@ -34,7 +34,7 @@ def build(tree: Path, driver: Path, folder: Path) -> Path:
 
     Args:
         tree: the checkout whose CPU backend is built, by its own CMakeLists.txt.
-        driver: the source of the program, the same for all commits that are compared.
+        driver: the source of the program.
         folder: where it is built; a finished one found there is taken as it is, anything else removed.
 
     Raises:

@@ -52,7 +52,7 @@ SOURCES = {
         """,
     "cuda/kernels.cu": "#include <fusedmix/answer.h>\nint kernel() { return ANSWER + 1; }\n",
     "cuda/step.cpp": "int step() { return 0; }\n",
-    "cpu/sample.cpp": "int sample() { return 0; }\n",
+    "host/sample.cpp": "int sample() { return 0; }\n",
     "binding/cuda.cpp": """
         int kernel();
         extern "C" __attribute__((visibility("default"))) int answer() { return kernel(); }

@@ -354,7 +354,6 @@ def test_memory_that_is_not_there_is_named():
     huge = torch.zeros(1).expand(2, 1, n)
     cases = {
         "the plan": (lambda: fm.MixUp(backend="cpp").sample(n, (3,), seed=1), 8 * n),
-        "the labels as float32": (lambda: cpp.mix_labels(few.expand(2, n), *plan, n, 0.0), 8 * n),
         "the targets": (lambda: cpp.mix_labels(few[0].expand(2), *plan, n, 0.0), 8 * n),
         "the masks": (lambda: cpp.mask(box.masks, int(box.families), (2**30, 2**20)), 8 * 2**50),
         "the mixed images": (lambda: cpp.mix(huge, plan[0], box.masks, int(box.families), 0, 0, 2), 8 * n),

@@ -3,8 +3,8 @@
 //   fusedmix_count           lists the names
 //   fusedmix_count NAME      calls it twice: the first call fills what is kept, the second is `fusedmix_counted`
 //
-// It draws its plans with the backend's own sampler and needs no header of csrc/tests, so that it compiles against the
-// kernels of another commit.
+// It draws its plans with the backend's own sampler and needs no header of csrc/tests. Of two commits that are compared each has
+// its own program, and the calls are told apart by their names: one that comes to do something else needs a new name.
 #include <cmath>
 #include <cstdio>
 #include <functional>
@@ -15,6 +15,7 @@
 
 #include "cpu/losses.h"
 #include "cpu/mix.h"
+#include "host/sample.h"
 
 // The function whose instructions, and those of all that it calls, are counted. It must stay a call.
 extern "C" __attribute__((noinline, visibility("default"))) void fusedmix_counted(const std::function<void()>& call) {
@@ -25,7 +26,7 @@ extern "C" __attribute__((noinline, visibility("default"))) void fusedmix_counte
 namespace fusedmix {
 namespace {
 
-constexpr cpu::Parallel kOneThread{nullptr, 1};
+constexpr Parallel kOneThread{nullptr, 1};
 constexpr uint64_t kSeed = 7;
 
 using Call = std::function<void()>;
@@ -47,7 +48,7 @@ MethodRow row_of(Method method) {
 
 struct Plan {
   MethodRow row;
-  cpu::SampleArgs request{};
+  Sampling request{};
   std::vector<int64_t> partner;
   std::vector<float> lam;
   std::vector<double> weight;
@@ -63,7 +64,8 @@ struct Plan {
     request.pairing = pairing;
     request.per = kPerSample;
     request.p = 1.0;
-    request.seed = kSeed;
+    request.seed.value = kSeed;
+    request.out = {partner.data(), lam.data(), weight.data(), masks.data()};
     draw();
     if (is_stored_method(row.method)) {
       bits.resize(batch * words());
@@ -73,19 +75,20 @@ struct Plan {
   Plan(const Plan&) = delete;
 
   int64_t words() const { return (request.extent.size[1] * request.extent.size[2] + 31) / 32; }
-  void draw() { cpu::sample(request, {partner.data(), lam.data(), weight.data(), masks.data()}); }
+  void draw() { host::sample(request); }
   void draw_masks() {
-    cpu::FourierArgs args{};
+    FourierMasks args{};
     args.rows = &row;
     args.methods = 1;
     args.extent = request.extent;
     args.batch = request.batch;
     args.per = args.draws = kPerSample;
-    args.seed = kSeed;
+    args.seed.value = kSeed;
     args.masks = masks.data();
     args.bits = bits.data();
     cpu::fourier(args, kOneThread);
   }
+  LabelPlan labels() const { return {partner.data(), weight.data()}; }
   PlanView view() const {
     PlanView made{partner.data(), masks.data(), kAllFamilies, request.pairing, false, {}};
     const int64_t* size = request.extent.size;
@@ -115,16 +118,8 @@ Call mix_labels(int64_t batch, int64_t classes) {
   for (int64_t i = 0; i < batch; ++i) (*labels)[i] = 7 * i % classes;
   const auto targets = std::make_shared<std::vector<float>>(batch * classes);
   return [=] {
-    cpu::LabelArgs args{};
-    args.type = ElementType::kFloat32;
-    args.classes = labels->data();
-    args.partner = plan->partner.data();
-    args.weight = plan->weight.data();
-    args.batch = batch;
-    args.num_classes = classes;
-    args.smoothing = 0.1;
-    args.targets = targets->data();
-    cpu::mix_labels(args, kOneThread);
+    const Labels given{labels->data(), kLabelInt64, false, 1, 0};
+    cpu::mix_labels({given, batch, classes, 0.1, targets->data(), ElementType::kFloat32}, plan->labels(), kOneThread);
   };
 }
 
@@ -142,28 +137,22 @@ Call loss(bool binary, bool backward, int64_t batch, int64_t classes) {
   memory->statistics.resize(2 * batch);
   memory->grad.assign(batch, 1.0f);
   memory->out.resize(batch * classes);
-  cpu::LossArgs args{};
+  Loss args{};
+  args.binary = binary;
   args.type = ElementType::kFloat32;
   args.logits = memory->logits.data();
   args.row_stride = classes;
   args.step = 1;
-  args.classes = memory->labels.data();
-  args.partner = plan->partner.data();
-  args.weight = plan->weight.data();
+  args.labels = {memory->labels.data(), kLabelInt64, false, 1, 0};
   args.batch = batch;
   args.num_classes = classes;
   args.ignore = -100;
-  if (!binary) cpu::cross_entropy(args, memory->losses.data(), memory->statistics.data(), kOneThread);  // for the backward pass
+  const auto forward = [=] { cpu::loss_rows(args, plan->labels(), memory->losses.data(), memory->statistics.data(), kOneThread); };
+  if (!backward) return forward;
+  forward();  // leaves the statistics
   return [=] {
-    (void)plan;  // keeps what args points to
-    Buffers& m = *memory;
-    const double scale = 1.0 / static_cast<double>(args.batch);
-    if (binary && backward) cpu::binary_cross_entropy_backward(args, m.grad.data(), 0, scale, m.out.data(), kOneThread);
-    if (binary && !backward) cpu::binary_cross_entropy(args, m.losses.data(), kOneThread);
-    if (!binary && backward) {
-      cpu::cross_entropy_backward(args, m.statistics.data(), m.grad.data(), 0, scale, m.out.data(), kOneThread);
-    }
-    if (!binary && !backward) cpu::cross_entropy(args, m.losses.data(), m.statistics.data(), kOneThread);
+    const LossGrad grad{memory->grad.data(), 0, 1.0 / static_cast<double>(batch), nullptr, memory->statistics.data()};
+    cpu::loss_gradient(args, plan->labels(), grad, memory->out.data(), kOneThread);
   };
 }
 

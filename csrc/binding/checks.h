@@ -5,11 +5,13 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <cmath>
 #include <initializer_list>
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "../include/fusedmix/labels.h"
@@ -33,34 +35,34 @@ std::string shape_of(const Sizes& sizes) {
   return "(" + text + (sizes.size() == 1 ? ",)" : ")");
 }
 
-inline std::string name_of(ScalarType type) {
+// What a dtype is called, and as which type its labels are read.
+struct Dtype {
+  const char* name;
+  std::optional<LabelType> label;  // none of a dtype that is not known here
+};
+inline Dtype dtype_of(ScalarType type) {
   switch (type) {
-    case ScalarType::Float: return "float32";
-    case ScalarType::Half: return "float16";
-    case ScalarType::BFloat16: return "bfloat16";
-    case ScalarType::Double: return "float64";
-    case ScalarType::Byte: return "uint8";
-    case ScalarType::Char: return "int8";
-    case ScalarType::Short: return "int16";
-    case ScalarType::Int: return "int32";
-    case ScalarType::Long: return "int64";
-    case ScalarType::Bool: return "bool";
-    case ScalarType::UInt16: return "uint16";
-    case ScalarType::UInt32: return "uint32";
-    case ScalarType::UInt64: return "uint64";
-    default: return "another dtype";
+    case ScalarType::Long: return {"int64", kLabelInt64};
+    case ScalarType::Int: return {"int32", kLabelInt32};
+    case ScalarType::Short: return {"int16", kLabelInt16};
+    case ScalarType::Char: return {"int8", kLabelInt8};
+    case ScalarType::Byte: return {"uint8", kLabelUInt8};
+    case ScalarType::Bool: return {"bool", kLabelUInt8};
+    case ScalarType::UInt16: return {"uint16", kLabelUInt16};
+    case ScalarType::UInt32: return {"uint32", kLabelUInt32};
+    case ScalarType::UInt64: return {"uint64", kLabelUInt64};
+    case ScalarType::Float: return {"float32", kLabelFloat};
+    case ScalarType::Half: return {"float16", kLabelHalf};
+    case ScalarType::BFloat16: return {"bfloat16", kLabelBFloat16};
+    case ScalarType::Double: return {"float64", kLabelDouble};
+    default: return {"another dtype", std::nullopt};
   }
 }
 
-// Of an element.
-inline int64_t bytes_of(ScalarType type) {
-  switch (type) {
-    case ScalarType::Double: case ScalarType::Long: case ScalarType::UInt64: return 8;
-    case ScalarType::Float: case ScalarType::Int: case ScalarType::UInt32: return 4;
-    case ScalarType::Half: case ScalarType::BFloat16: case ScalarType::Short: case ScalarType::UInt16: return 2;
-    default: return 1;
-  }
-}
+inline std::string name_of(ScalarType type) { return dtype_of(type).name; }
+inline bool is_floating(ScalarType type) { return dtype_of(type).label.value_or(kLabelInt64) >= kLabelFloat; }
+// The bytes of an element.
+inline int64_t bytes_of(ScalarType type) { return label_size(dtype_of(type).label.value_or(kLabelUInt8)); }
 
 [[noreturn]] inline void refuse(const char* name, const Tensor& t, const std::string& wanted) {
   refuse(std::string(name) + " must be " + wanted + ", but got " + name_of(t.scalar_type()) + " of shape " + shape_of(t.sizes()));
@@ -82,43 +84,23 @@ inline Tensor packed(const char* name, const Tensor& t, ScalarType dtype, std::i
   return t.is_contiguous() ? t : torch::stable::contiguous(t);
 }
 
-// One number; none will do where it is not `needed`.
-inline Tensor packed_number(const char* name, const Tensor& t, ScalarType dtype, bool needed = true) {
+// One number, or, where it is not `needed`, none.
+inline const Tensor& packed_number(const char* name, const Tensor& t, ScalarType dtype, bool needed) {
   if (t.scalar_type() != dtype || t.numel() > 1 || (needed && t.numel() == 0)) refuse(name, t, "one number of " + name_of(dtype));
   return t;
 }
 
-inline ElementType element_type(const Tensor& x) {
-  switch (x.scalar_type()) {
-    case ScalarType::Float: return ElementType::kFloat32;
-    case ScalarType::Half: return ElementType::kFloat16;
-    case ScalarType::BFloat16: return ElementType::kBFloat16;
-    case ScalarType::Double: return ElementType::kFloat64;
-    case ScalarType::Byte: return ElementType::kUInt8;
-    default: refuse(name_of(x.scalar_type()) + " cannot be blended");
-  }
-}
-
-inline bool is_floating(ScalarType type) {
-  return type == ScalarType::Float || type == ScalarType::Half || type == ScalarType::BFloat16 || type == ScalarType::Double;
-}
-
 inline LabelType label_type(const Tensor& labels) {
-  switch (labels.scalar_type()) {
-    case ScalarType::Long: return kLabelInt64;
-    case ScalarType::Int: return kLabelInt32;
-    case ScalarType::Short: return kLabelInt16;
-    case ScalarType::Char: return kLabelInt8;
-    case ScalarType::Byte: case ScalarType::Bool: return kLabelUInt8;
-    case ScalarType::UInt16: return kLabelUInt16;
-    case ScalarType::UInt32: return kLabelUInt32;
-    case ScalarType::UInt64: return kLabelUInt64;
-    case ScalarType::Float: return kLabelFloat;
-    case ScalarType::Half: return kLabelHalf;
-    case ScalarType::BFloat16: return kLabelBFloat16;
-    case ScalarType::Double: return kLabelDouble;
-    default: refuse("labels", labels, "integers or floating point");
-  }
+  const std::optional<LabelType> type = dtype_of(labels.scalar_type()).label;
+  if (!type) refuse("labels", labels, "integers or floating point");
+  return *type;
+}
+
+inline ElementType element_type(const Tensor& x) {
+  const ScalarType type = x.scalar_type();
+  if (is_floating(type)) return static_cast<ElementType>(label_type(x) - kLabelFloat);
+  if (type != ScalarType::Byte) refuse(name_of(type) + " cannot be blended");
+  return ElementType::kUInt8;
 }
 
 // The size of the first dim.
@@ -188,6 +170,22 @@ inline void check_labels(const Tensor& y, int64_t batch, int64_t num_classes, bo
   if (y.dim() == 1 && (is_floating(type) || type == ScalarType::Bool)) refuse("labels", y, "integers, where they are classes");
 }
 
+// Images to mix in place: no two elements may share memory. From the smallest stride up, each dim must step over all that the dims
+// before it span.
+inline void check_apart(const Tensor& x) {
+  if (x.numel() == 0) return;
+  std::vector<std::pair<int64_t, int64_t>> dims;  // (stride, size)
+  for (int64_t d = 0; d < x.dim(); ++d) {
+    if (x.size(d) > 1) dims.emplace_back(x.stride(d), x.size(d));
+  }
+  std::sort(dims.begin(), dims.end());
+  int64_t span = 0;
+  for (const auto& [stride, size] : dims) {
+    if (stride <= span) refuse("images cannot be mixed in place: their memory overlaps itself");
+    span += stride * (size - 1);
+  }
+}
+
 // ---- what tensors of the host hold ----
 
 // `spatial`: of images that have spatial dims.
@@ -205,6 +203,19 @@ inline void check_masks(const PlanView& plan, int64_t batch, bool spatial) {
              std::to_string(static_cast<int64_t>(there)) + " in a row");
     }
   }
+}
+
+// Classes of a batch, in [0, num_classes).
+inline void check_classes(const Tensor& labels, int64_t num_classes) {
+  of_label(label_type(labels), [&](auto as) {
+    const auto* label = static_cast<const decltype(as)*>(labels.const_data_ptr());
+    for (int64_t i = 0; i < labels.size(0); ++i) {
+      const auto k = label_as<int64_t>(label[i * labels.stride(0)]);
+      if (k >= 0 && k < num_classes) continue;
+      throw std::invalid_argument("labels must be in [0, num_classes) = [0, " + std::to_string(num_classes) + "), but got " +
+                                  std::to_string(k) + ".");
+    }
+  });
 }
 
 inline bool is_integer(double x) { return std::fabs(x) < 0x1p31 && x == std::floor(x); }

@@ -248,7 +248,7 @@ class Selector {
 
 }  // namespace
 
-void fourier(const FourierArgs& args, const Parallel& parallel) {
+void fourier(const FourierMasks& args, const Parallel& parallel) {
   const auto pixels = static_cast<int64_t>(args.extent.pixels()), words = (pixels + 31) / 32;
   const int64_t n = mask_rows(args.per, args.batch);
   struct Variant {
@@ -276,7 +276,7 @@ void fourier(const FourierArgs& args, const Parallel& parallel) {
       for (size_t v = 0; v < variants.size() && grey == nullptr; ++v) {
         if (variants[v].kind != mask.kind || variants[v].decay != mask.decay || variants[v].cutoff != mask.cutoff) continue;
         if (!makers[v]) makers[v] = std::make_unique<Maker>(*variants[v].waves);
-        grey = makers[v]->grey(args.seed, static_cast<uint64_t>(draw_index(args.draws, i, args.batch))).data();
+        grey = makers[v]->grey(args.seed.value, static_cast<uint64_t>(draw_index(args.draws, i, args.batch))).data();
       }
       if (grey == nullptr) {  // no Fourier mask
         if (bits != nullptr) std::fill(bits, bits + words, 0u);

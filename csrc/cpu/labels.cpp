@@ -5,31 +5,38 @@
 namespace fusedmix::cpu {
 namespace {
 
-template <class T>
-void soft(const LabelArgs& args, const Parallel& parallel) {
-  const Smoothing<T> smooth(args.smoothing, args.num_classes);
-  const T* labels = static_cast<const T*>(args.soft);
-  parallel(args.batch, 1 + 16384 / (args.num_classes + 1), [&](int64_t begin, int64_t end) {
+template <class T, class Label>
+void soft(const Targets& t, const LabelPlan& plan, const Parallel& parallel) {
+  const Smoothing<T> smooth(t.smoothing, t.num_classes);
+  const auto* labels = static_cast<const Label*>(t.labels.data);
+  const auto entry = [](Label label) {
+    if constexpr (std::is_same_v<T, Label>) return label;
+    else return static_cast<T>(label);
+  };
+  parallel(t.batch, 1 + 16384 / (t.num_classes + 1), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const LabelWeights<T> mixed(args.weight[i]);
-      const T *y = labels + i * args.soft_stride, *z = labels + args.partner[i] * args.soft_stride;
-      T* out = static_cast<T*>(args.targets) + i * args.num_classes;
-      for (int64_t k = 0; k < args.num_classes; ++k) {
-        out[k] = mixed(smooth(y[k * args.soft_step]), smooth(z[k * args.soft_step]));
+      const LabelWeights<T> mixed(plan.weight[i]);
+      const Label *y = labels + i * t.labels.row_stride, *z = labels + plan.partner[i] * t.labels.row_stride;
+      T* out = static_cast<T*>(t.out) + i * t.num_classes;
+      for (int64_t k = 0; k < t.num_classes; ++k) {
+        out[k] = mixed(smooth(entry(y[k * t.labels.step])), smooth(entry(z[k * t.labels.step])));
       }
     }
   });
 }
 
-void classes(const LabelArgs& args, const Parallel& parallel) {
-  const Smoothing<float> smooth(args.smoothing, args.num_classes);
+template <class Label>
+void classes(const Targets& t, const LabelPlan& plan, const Parallel& parallel) {
+  const Smoothing<float> smooth(t.smoothing, t.num_classes);
   const float on = smooth(1.0f), off = smooth(0.0f);
-  parallel(args.batch, 1 + 65536 / args.num_classes, [&](int64_t begin, int64_t end) {
+  const auto* labels = static_cast<const Label*>(t.labels.data);
+  parallel(t.batch, 1 + 65536 / t.num_classes, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const LabelWeights<float> mixed(args.weight[i]);
-      const int64_t y = args.classes[i], z = args.classes[args.partner[i]];
-      float* out = static_cast<float*>(args.targets) + i * args.num_classes;
-      std::fill(out, out + args.num_classes, mixed(off, off));
+      const LabelWeights<float> mixed(plan.weight[i]);
+      const auto y = static_cast<int64_t>(labels[i * t.labels.row_stride]);
+      const auto z = static_cast<int64_t>(labels[plan.partner[i] * t.labels.row_stride]);
+      float* out = static_cast<float*>(t.out) + i * t.num_classes;
+      std::fill(out, out + t.num_classes, mixed(off, off));
       out[z] = mixed(off, on);
       out[y] = mixed(on, y == z ? on : off);
     }
@@ -38,14 +45,17 @@ void classes(const LabelArgs& args, const Parallel& parallel) {
 
 }  // namespace
 
-void mix_labels(const LabelArgs& args, const Parallel& parallel) {
-  if (args.classes != nullptr) return classes(args, parallel);
-  switch (args.type) {
-    case ElementType::kFloat16: return soft<Half>(args, parallel);
-    case ElementType::kBFloat16: return soft<BFloat16>(args, parallel);
-    case ElementType::kFloat64: return soft<double>(args, parallel);
-    default: return soft<float>(args, parallel);
-  }
+void mix_labels(const Targets& targets, const LabelPlan& plan, const Parallel& parallel) {
+  of_label(targets.labels.type, [&](auto label) {
+    using Label = decltype(label);
+    if constexpr (!std::is_integral_v<Label>) {
+      soft<Label, Label>(targets, plan, parallel);
+    } else if (targets.labels.soft) {
+      soft<float, Label>(targets, plan, parallel);
+    } else {
+      classes<Label>(targets, plan, parallel);
+    }
+  });
 }
 
 }  // namespace fusedmix::cpu

@@ -6,37 +6,47 @@
 namespace fusedmix::cpu {
 namespace {
 
-// Rows that are handed to a thread at a time: enough to be worth it.
-int64_t grain(const LossArgs& args) { return 1 + 16384 / (args.num_classes + 1); }
+const LossRows& loops(const Loss& loss) { return kernels().losses[static_cast<int>(loss.type)]; }
 
-const LossRows& loops(const LossArgs& args) { return kernels().losses[static_cast<int>(args.type)]; }
+// The class of sample i.
+int64_t class_of(const Loss& loss, int64_t i) { return static_cast<const int64_t*>(loss.labels.data)[i * loss.labels.row_stride]; }
 
-MixedClasses<double> label_of(const LossArgs& args, int64_t i) {
-  const int64_t y = args.classes[i], z = args.classes[args.partner[i]];
-  const double share = args.smoothing / static_cast<double>(args.num_classes);
-  return {y, z, args.weight[i], args.num_classes, args.ignore, args.smoothing, share};
+MixedClasses<double> label_of(const Loss& loss, const LabelPlan& plan, int64_t i) {
+  const int64_t y = class_of(loss, i), z = class_of(loss, plan.partner[i]);
+  const double share = loss.smoothing / static_cast<double>(loss.num_classes);
+  return {y, z, plan.weight[i], loss.num_classes, loss.ignore, loss.smoothing, share};
 }
 
-// Of class k, where there are weights and a class.
+// The weight of class k, or 1 where there are no weights or no class.
 template <class T>
 double weight_of(const void* weights, int64_t k) {
   return weights == nullptr || k < 0 ? 1.0 : static_cast<double>(static_cast<const Compute<T>*>(weights)[k]);
 }
 
 template <class T>
-double logit(const T* z, const LossArgs& args, int64_t k) {
-  return k < 0 ? 0.0 : static_cast<double>(to_compute(z[k * args.step]));
+double logit(const T* z, const Loss& loss, int64_t k) {
+  return k < 0 ? 0.0 : static_cast<double>(to_compute(z[k * loss.step]));
 }
 
-// Calls f(T{}) with the element type of the logits.
+// Calls f(T{}, i) for every row i, T being the element type of the logits. A thread has enough rows at a time to be worth it.
 template <class F>
-void of_type(const LossArgs& args, const F& f) {
-  switch (args.type) {
-    case ElementType::kFloat16: return f(Half{});
-    case ElementType::kBFloat16: return f(BFloat16{});
-    case ElementType::kFloat64: return f(double{});
-    default: return f(float{});
+void each_row(const Loss& loss, const Parallel& parallel, const F& f) {
+  const auto run = [&](auto type) {
+    parallel(loss.batch, 1 + 16384 / (loss.num_classes + 1), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) f(type, i);
+    });
+  };
+  switch (loss.type) {
+    case ElementType::kFloat16: return run(Half{});
+    case ElementType::kBFloat16: return run(BFloat16{});
+    case ElementType::kFloat64: return run(double{});
+    default: return run(float{});
   }
+}
+
+template <class T>
+const T* logits_of(const Loss& loss, int64_t i) {
+  return static_cast<const T*>(loss.logits) + i * loss.row_stride;
 }
 
 template <class T>
@@ -44,28 +54,30 @@ double entry_of(const void* x, int64_t i) {
   return static_cast<double>(static_cast<const Compute<T>*>(x)[i]);
 }
 
-// What a row of binary cross entropy is: with classes, the target of all but two of them, and theirs.
+// The targets of a row of binary cross entropy: those of soft labels; or that of all classes but two, and those of the two.
 template <class T>
 struct BinaryLabel {
   BinaryRow row;
   int64_t own = -1, lent = -1;  // -1: soft labels, or the same as the own one
   double own_target = 0, lent_target = 0;
 
-  BinaryLabel(const LossArgs& args, int64_t i) {
+  BinaryLabel(const Loss& loss, const LabelPlan& plan, int64_t i) {
     using C = Compute<T>;
-    row = {0, nullptr, nullptr, args.soft_type, args.soft_step, args.num_classes, args.smoothing, args.weight[i],
-           args.threshold, args.thresholded, args.class_weight, args.pos_weight};
-    const int64_t j = args.partner[i];
-    if (args.soft != nullptr) {
-      const int64_t stride = args.soft_stride * of_label(args.soft_type, [](auto as) { return static_cast<int64_t>(sizeof(as)); });
-      row.own = static_cast<const char*>(args.soft) + i * stride;
-      row.lent = static_cast<const char*>(args.soft) + j * stride;
+    const Labels& labels = loss.labels;
+    row = {0, nullptr, nullptr, labels.type, labels.step, loss.num_classes, loss.smoothing, plan.weight[i],
+           loss.threshold, loss.thresholded, loss.class_weight, loss.pos_weight};
+    const int64_t j = plan.partner[i];
+    if (labels.soft) {
+      const int64_t stride = labels.row_stride * label_size(labels.type);
+      row.own = static_cast<const char*>(labels.data) + i * stride;
+      row.lent = static_cast<const char*>(labels.data) + j * stride;
       return;
     }
-    const BinaryTarget<C> target{Smoothing<C>(args.smoothing, args.num_classes), LabelWeights<C>(args.weight[i]),
-                                 static_cast<C>(args.threshold), args.thresholded};
-    own = args.classes[i];
-    lent = args.classes[j] == own ? -1 : args.classes[j];
+    const BinaryTarget<C> target{Smoothing<C>(loss.smoothing, loss.num_classes), LabelWeights<C>(plan.weight[i]),
+                                 static_cast<C>(loss.threshold), loss.thresholded};
+    own = class_of(loss, i);
+    const int64_t other = class_of(loss, j);
+    lent = other == own ? -1 : other;
     row.target = target(0, 0);
     own_target = target(1, lent < 0 ? 1 : 0);
     lent_target = target(0, 1);
@@ -84,106 +96,101 @@ struct BinaryLabel {
   }
 };
 
+void cross_entropy(const Loss& loss, const LabelPlan& plan, void* losses, void* statistics, const Parallel& parallel) {
+  const LossRows& rows = loops(loss);
+  each_row(loss, parallel, [&](auto type, int64_t i) {
+    using T = decltype(type);
+    using C = Compute<T>;
+    const T* z = logits_of<T>(loss, i);
+    C *made = static_cast<C*>(losses) + i, *found = static_cast<C*>(statistics) + 2 * i;
+    const MixedClasses<double> label = label_of(loss, plan, i);
+    made[0] = found[0] = found[1] = 0;
+    if (label.ignored) return;
+    const double c = weight_of<T>(loss.class_weight, label.own), d = weight_of<T>(loss.class_weight, label.lent);
+    const RowSums<double> sums =
+        label.sums(rows.sums(z, loss.step, loss.class_weight, loss.smoothing != 0.0, loss.num_classes),
+                   logit(z, loss, label.own), logit(z, loss, label.lent), c, d);
+    made[0] = static_cast<C>(sums.loss());
+    found[0] = static_cast<C>(sums.max);
+    found[1] = static_cast<C>(sums.rate());
+  });
+}
+
+void binary_cross_entropy(const Loss& loss, const LabelPlan& plan, void* losses, const Parallel& parallel) {
+  const LossRows& rows = loops(loss);
+  each_row(loss, parallel, [&](auto type, int64_t i) {
+    using T = decltype(type);
+    const T* z = logits_of<T>(loss, i);
+    const BinaryLabel<T> label(loss, plan, i);
+    double sum = 0;
+    label.parts(
+        loss.num_classes,
+        [&](int64_t from, int64_t to) { sum += rows.binary_loss(z + from * loss.step, loss.step, label.row, from, to - from); },
+        [&](int64_t k, double target) {
+          sum += binary_loss(logit(z, loss, k), target, weight_of<T>(loss.class_weight, k), weight_of<T>(loss.pos_weight, k));
+        });
+    static_cast<Compute<T>*>(losses)[i] = static_cast<Compute<T>>(sum);
+  });
+}
+
+// What the loss of row i is multiplied with.
+template <class T>
+double rate_of(const LossGrad& grad, int64_t i) {
+  const double given = entry_of<T>(grad.grad, i * grad.step) * grad.factor;
+  return grad.scale == nullptr ? given : given * entry_of<T>(grad.scale, 0);
+}
+
+void cross_entropy_gradient(const Loss& loss, const LabelPlan& plan, const LossGrad& grad, void* out, const Parallel& parallel) {
+  const LossRows& rows = loops(loss);
+  each_row(loss, parallel, [&](auto type, int64_t i) {
+    using T = decltype(type);
+    using C = Compute<T>;
+    const T* z = logits_of<T>(loss, i);
+    T* to = static_cast<T*>(out) + i * loss.num_classes;
+    const MixedClasses<double> label = label_of(loss, plan, i);
+    if (label.ignored) return void(std::fill(to, to + loss.num_classes, from_compute<T>(C(0))));
+    const double g = rate_of<T>(grad, i);
+    const double max = entry_of<T>(grad.statistics, 2 * i), rate = entry_of<T>(grad.statistics, 2 * i + 1);
+    rows.gradient(to, z, loss.step, loss.class_weight, loss.num_classes, max, g * rate, g * label.flat);
+    for (const int64_t k : {label.own, label.lent}) {
+      if (k < 0) continue;
+      const double p = rate * exp_nonpositive(logit(z, loss, k) - max);
+      to[k] = from_compute<T>(static_cast<C>(g * (p - weight_of<T>(loss.class_weight, k) * label.target(k))));
+    }
+  });
+}
+
+void binary_gradient(const Loss& loss, const LabelPlan& plan, const LossGrad& grad, void* out, const Parallel& parallel) {
+  const LossRows& rows = loops(loss);
+  each_row(loss, parallel, [&](auto type, int64_t i) {
+    using T = decltype(type);
+    using C = Compute<T>;
+    const T* z = logits_of<T>(loss, i);
+    T* to = static_cast<T*>(out) + i * loss.num_classes;
+    const BinaryLabel<T> label(loss, plan, i);
+    const double g = rate_of<T>(grad, i);
+    label.parts(
+        loss.num_classes,
+        [&](int64_t from, int64_t end) {
+          rows.binary_gradient(to + from, z + from * loss.step, loss.step, label.row, from, end - from, g);
+        },
+        [&](int64_t k, double target) {
+          const double c = weight_of<T>(loss.class_weight, k), p = weight_of<T>(loss.pos_weight, k);
+          to[k] = from_compute<T>(static_cast<C>(g * fusedmix::binary_gradient(logit(z, loss, k), target, c, p)));
+        });
+  });
+}
+
 }  // namespace
 
-void cross_entropy(const LossArgs& args, void* losses, void* statistics, const Parallel& parallel) {
-  const LossRows& rows = loops(args);
-  of_type(args, [&](auto type) {
-    using T = decltype(type);
-    using C = Compute<T>;
-    parallel(args.batch, grain(args), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const T* z = static_cast<const T*>(args.logits) + i * args.row_stride;
-        C *loss = static_cast<C*>(losses) + i, *found = static_cast<C*>(statistics) + 2 * i;
-        const MixedClasses<double> label = label_of(args, i);
-        loss[0] = found[0] = found[1] = 0;
-        if (label.ignored) continue;
-        const double c = weight_of<T>(args.class_weight, label.own), d = weight_of<T>(args.class_weight, label.lent);
-        const RowSums<double> sums =
-            label.sums(rows.sums(z, args.step, args.class_weight, args.smoothing != 0.0, args.num_classes),
-                       logit(z, args, label.own), logit(z, args, label.lent), c, d);
-        loss[0] = static_cast<C>(sums.loss());
-        found[0] = static_cast<C>(sums.max);
-        found[1] = static_cast<C>(sums.rate());
-      }
-    });
-  });
+void loss_rows(const Loss& loss, const LabelPlan& plan, void* losses, void* statistics, const Parallel& parallel) {
+  if (loss.binary) return binary_cross_entropy(loss, plan, losses, parallel);
+  cross_entropy(loss, plan, losses, statistics, parallel);
 }
 
-void cross_entropy_backward(const LossArgs& args, const void* statistics, const void* grad, int64_t grad_step, double scale,
-                            void* out, const Parallel& parallel) {
-  const LossRows& rows = loops(args);
-  of_type(args, [&](auto type) {
-    using T = decltype(type);
-    using C = Compute<T>;
-    parallel(args.batch, grain(args), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const T* z = static_cast<const T*>(args.logits) + i * args.row_stride;
-        T* to = static_cast<T*>(out) + i * args.num_classes;
-        const MixedClasses<double> label = label_of(args, i);
-        if (label.ignored) {
-          std::fill(to, to + args.num_classes, from_compute<T>(C(0)));
-          continue;
-        }
-        const double g = entry_of<T>(grad, i * grad_step) * scale;
-        const double max = entry_of<T>(statistics, 2 * i), rate = entry_of<T>(statistics, 2 * i + 1);
-        rows.gradient(to, z, args.step, args.class_weight, args.num_classes, max, g * rate, g * label.flat);
-        for (const int64_t k : {label.own, label.lent}) {
-          if (k < 0) continue;
-          const double p = rate * exp_nonpositive(logit(z, args, k) - max);
-          to[k] = from_compute<T>(static_cast<C>(g * (p - weight_of<T>(args.class_weight, k) * label.target(k))));
-        }
-      }
-    });
-  });
-}
-
-void binary_cross_entropy(const LossArgs& args, void* losses, const Parallel& parallel) {
-  const LossRows& rows = loops(args);
-  of_type(args, [&](auto type) {
-    using T = decltype(type);
-    using C = Compute<T>;
-    parallel(args.batch, grain(args), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const T* z = static_cast<const T*>(args.logits) + i * args.row_stride;
-        const BinaryLabel<T> label(args, i);
-        double loss = 0;
-        label.parts(
-            args.num_classes,
-            [&](int64_t from, int64_t to) { loss += rows.binary_loss(z + from * args.step, args.step, label.row, from, to - from); },
-            [&](int64_t k, double target) {
-              loss += binary_loss(logit(z, args, k), target, weight_of<T>(args.class_weight, k), weight_of<T>(args.pos_weight, k));
-            });
-        static_cast<C*>(losses)[i] = static_cast<C>(loss);
-      }
-    });
-  });
-}
-
-void binary_cross_entropy_backward(const LossArgs& args, const void* grad, int64_t grad_step, double scale, void* out,
-                                   const Parallel& parallel) {
-  const LossRows& rows = loops(args);
-  of_type(args, [&](auto type) {
-    using T = decltype(type);
-    using C = Compute<T>;
-    parallel(args.batch, grain(args), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const T* z = static_cast<const T*>(args.logits) + i * args.row_stride;
-        T* out_row = static_cast<T*>(out) + i * args.num_classes;
-        const BinaryLabel<T> label(args, i);
-        const double g = entry_of<T>(grad, i * grad_step) * scale;
-        label.parts(
-            args.num_classes,
-            [&](int64_t from, int64_t to) {
-              rows.binary_gradient(out_row + from, z + from * args.step, args.step, label.row, from, to - from, g);
-            },
-            [&](int64_t k, double target) {
-              const double c = weight_of<T>(args.class_weight, k), p = weight_of<T>(args.pos_weight, k);
-              out_row[k] = from_compute<T>(static_cast<C>(g * binary_gradient(logit(z, args, k), target, c, p)));
-            });
-      }
-    });
-  });
+void loss_gradient(const Loss& loss, const LabelPlan& plan, const LossGrad& grad, void* out, const Parallel& parallel) {
+  if (loss.binary) return binary_gradient(loss, plan, grad, out, parallel);
+  cross_entropy_gradient(loss, plan, grad, out, parallel);
 }
 
 }  // namespace fusedmix::cpu

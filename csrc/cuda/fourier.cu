@@ -74,12 +74,12 @@ struct Chunk {
   float decay, cutoff;
 };
 
-FUSEDMIX_DEVICE const fusedmix::Fourier* mask_at(const Chunk& c, int64_t m) {
-  return reinterpret_cast<const fusedmix::Fourier*>(c.masks + c.first + m);
+FUSEDMIX_DEVICE const Fourier* mask_at(const Chunk& c, int64_t m) {
+  return reinterpret_cast<const Fourier*>(c.masks + c.first + m);
 }
 
 FUSEDMIX_DEVICE bool is_wanted(const Chunk& c, int64_t m) {
-  const fusedmix::Fourier* mask = mask_at(c, m);
+  const Fourier* mask = mask_at(c, m);
   return device::load(&mask->kind) == c.wanted && device::load(&mask->decay) == c.decay && device::load(&mask->cutoff) == c.cutoff;
 }
 
@@ -90,8 +90,7 @@ struct NoiseArgs {
   Spectrum spectrum;
   int64_t batch;
   int32_t draws;
-  const int64_t* seed;
-  uint64_t seed_value;
+  Seed seed;
   int64_t rows, tiles;    // |ky|; blocks across the frequencies
   int64_t wave_blocks;    // before them
   RawTwo* waves;          // e^{2πij/side}: of z, then y, then x
@@ -130,7 +129,7 @@ FUSEDMIX_KERNEL(kThreads) noise_kernel(FUSEDMIX_ARGS(NoiseArgs, args)) {
   const auto of_a = static_cast<float>(of.a), of_b = static_cast<float>(of.b);
   const uint32_t call = noise_call(s.ndim, kz, ky, kx);
   const bool mirrored = ky > 0 && -ky >= s.low[1];
-  const uint64_t seed = args.seed == nullptr ? args.seed_value : static_cast<uint64_t>(device::load(args.seed));
+  const uint64_t seed = seed_of(args.seed);
   const int64_t first = block / args.tiles * kMasksEach;
   for (int64_t m = first; m < first + kMasksEach && m < args.chunk.n; ++m) {
     if (!is_wanted(args.chunk, m)) continue;
@@ -822,7 +821,7 @@ FUSEDMIX_WIDE_KERNEL(kSelectThreads, 1) soften_kernel(FUSEDMIX_ARGS(SoftenArgs, 
     return;
   }
   const float* values = args.field + m * args.stride;
-  const fusedmix::Fourier* mask = mask_at(args.chunk, m);
+  const Fourier* mask = mask_at(args.chunk, m);
   const int64_t number = device::load(&mask->number), given = device::load(&mask->soft);
   const int64_t soft = 2 * given < args.most ? given : args.most / 2;
   const int64_t first = number - soft, stop = number + soft;
@@ -900,12 +899,12 @@ struct Variant {
   Spectrum spectrum;
 };
 
-std::vector<Variant> variants_of(const Fourier& f) {
+std::vector<Variant> variants_of(const FourierMasks& f) {
   std::vector<Variant> found;
   for (int32_t m = 0; m < f.methods; ++m) {
     const MethodRow& row = f.rows[m];
     if (!is_stored_method(row.method)) continue;
-    const int32_t kind = fusedmix::Fourier::kind_of(row.method);
+    const int32_t kind = Fourier::kind_of(row.method);
     const auto decay = static_cast<float>(row.decay), cutoff = static_cast<float>(row.cutoff);
     const Variant made{kind, decay, cutoff, spectrum_of(kind == kFourierReleased, f.extent.ndim, f.extent.size, decay, cutoff)};
     const bool known = std::any_of(found.begin(), found.end(), [&](const Variant& v) {
@@ -940,7 +939,7 @@ struct Parts {
   bool whole, flat;  // whether a block makes a mask; whether its tiles are those of few rows
   SynthesisArgs synthesis{};
 
-  Parts(const Fourier& f, const Variant& v) {
+  Parts(const FourierMasks& f, const Variant& v, int64_t most_scratch) {
     const Spectrum& s = v.spectrum;
     synthesis.depth = static_cast<int32_t>(f.extent.size[0]);
     synthesis.height = static_cast<int32_t>(f.extent.size[1]);
@@ -968,7 +967,7 @@ struct Parts {
     most = f.levels == nullptr ? 0 : std::min(most, divide_up(pixels, 2) * 2);
     waves = divide_up((f.extent.size[0] + f.extent.size[1] + f.extent.size[2]) * sizeof(RawTwo), 16) * 16;
     const int64_t n = mask_rows(f.per, f.batch);
-    const int64_t fit = std::max<int64_t>(1, (f.most_scratch - waves) / each());
+    const int64_t fit = std::max<int64_t>(1, (most_scratch - waves) / each());
     masks = divide_up(n, divide_up(n, fit));  // chunks of about the same size
   }
   int64_t grey() const { return std::max(16 * (frequencies + turned), whole ? 0 : 4 * stride); }
@@ -976,11 +975,11 @@ struct Parts {
   int64_t bytes() const { return waves + masks * each(); }
 };
 
-int make(const Fourier& f, const Variant& v, bool first_variant, void* stream) {
+int make(const FourierMasks& f, const Variant& v, bool first_variant, char* scratch, int64_t most_scratch, void* stream) {
   const Spectrum& s = v.spectrum;
-  const Parts parts(f, v);
-  auto* waves = reinterpret_cast<RawTwo*>(f.scratch);
-  auto* rows = reinterpret_cast<RawFour*>(f.scratch + parts.waves);
+  const Parts parts(f, v, most_scratch);
+  auto* waves = reinterpret_cast<RawTwo*>(scratch);
+  auto* rows = reinterpret_cast<RawFour*>(scratch + parts.waves);
   auto* items = reinterpret_cast<uint64_t*>(rows + parts.masks * parts.rows);
   auto* coefficients = reinterpret_cast<RawFour*>(items + 2 * parts.masks * parts.most);
   RawFour* turned = coefficients + parts.masks * parts.frequencies;
@@ -994,7 +993,7 @@ int make(const Fourier& f, const Variant& v, bool first_variant, void* stream) {
     };
     int error = 0;
     if (any) {
-      NoiseArgs noise{chunk, s, f.batch, f.draws, f.seed, f.seed_value, parts.ny, divide_up(parts.frequencies, kThreads), 0, waves,
+      NoiseArgs noise{chunk, s, f.batch, f.draws, f.seed, parts.ny, divide_up(parts.frequencies, kThreads), 0, waves,
                       coefficients};
       if (first == 0) noise.wave_blocks = divide_up(f.extent.size[0] + f.extent.size[1] + f.extent.size[2], kThreads);
       error = launch(noise_kernel, noise.wave_blocks + noise.tiles * divide_up(chunk.n, kMasksEach), kThreads, noise);
@@ -1035,23 +1034,23 @@ int make(const Fourier& f, const Variant& v, bool first_variant, void* stream) {
 }
 
 // Where no method is FMix there is nothing but zeros to write.
-Variant nothing(const Fourier& f) { return {kNothing, NAN, NAN, spectrum_of(false, f.extent.ndim, f.extent.size, 0.0, 0.0)}; }
+Variant nothing(const FourierMasks& f) { return {kNothing, NAN, NAN, spectrum_of(false, f.extent.ndim, f.extent.size, 0.0, 0.0)}; }
 
 }  // namespace
 
-int64_t fourier_scratch(const Fourier& f) {
+int64_t fourier_scratch(const FourierMasks& f, int64_t most_scratch) {
   if (mask_rows(f.per, f.batch) == 0) return 0;
   int64_t bytes = 0;
-  for (const Variant& v : variants_of(f)) bytes = std::max(bytes, Parts(f, v).bytes());
+  for (const Variant& v : variants_of(f)) bytes = std::max(bytes, Parts(f, v, most_scratch).bytes());
   return bytes;
 }
 
-int fourier(const Fourier& f, void* stream) {
+int fourier(const FourierMasks& f, char* scratch, int64_t most_scratch, void* stream) {
   if (mask_rows(f.per, f.batch) == 0) return 0;
   std::vector<Variant> variants = variants_of(f);
   if (variants.empty()) variants.push_back(nothing(f));
   for (size_t v = 0; v < variants.size(); ++v) {
-    const int error = make(f, variants[v], v == 0, stream);
+    const int error = make(f, variants[v], v == 0, scratch, most_scratch, stream);
     if (error != 0) return error;
   }
   return 0;

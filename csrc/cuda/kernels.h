@@ -1,12 +1,10 @@
 // What the CUDA backend launches, free of torch. The host program (step.h) calls these; every function that launches returns
-// a cudaError_t, 0 if all is well.
+// a cudaError_t, 0 if all is well. Pointers of a request are to memory of the device.
 #pragma once
 
 #include "../include/fusedmix/division.h"
-#include "../include/fusedmix/labels.h"
-#include "../include/fusedmix/layout.h"
 #include "../include/fusedmix/masks.h"
-#include "../include/fusedmix/plan.h"
+#include "../include/fusedmix/requests.h"
 
 namespace fusedmix::cuda {
 
@@ -31,27 +29,6 @@ struct LaunchPlan {
     int32_t masks, partner, weight;
   } offset;  // of each part in `bytes`
   alignas(16) char bytes[kInlineBytes];
-};
-
-// Images to mix. src == dst: in place.
-struct Images {
-  ElementType type;
-  const void* src;
-  void* dst;
-  Layout layout;
-  bool adjoint;  // out of place only
-};
-
-// Dense targets to write, (batch, classes) contiguous.
-struct Targets {
-  const void* labels;  // null: no targets
-  int32_t label_type;  // LabelType
-  bool soft;           // (B, K) labels, not (B,) classes
-  int64_t row_stride, step;
-  int64_t batch, num_classes;
-  double smoothing;
-  void* out;
-  ElementType out_type;
 };
 
 // How a launch goes through a batch; mix_kernel.h has the kernels.
@@ -89,7 +66,7 @@ Shape shape_of(const Images& images, int32_t pairing, int32_t families, const de
 // What the current device allows.
 int limits(device::Limits& out);
 
-// Launches that mix; `targets` (labels null: none) that one launch can write besides are written by it. `inverse`: (B,) whose
+// Launches that mix; `targets` that one launch can write besides are written by it. `inverse`: (B,) whose
 // partner a sample is, for the adjoint, unless a formula has it. `scratch`: for kSlices. `after_sampler`: the launch before is
 // sample(), which made the plan; the first that mixes may then begin before that has ended.
 int mix(const Images& images, const LaunchPlan& plan, const Shape& shape, const int32_t* inverse, void* scratch,
@@ -101,48 +78,17 @@ int write_targets(const LaunchPlan& plan, const Targets& targets, void* stream);
 // Of a permutation; of anything else numbers in [0, batch).
 int invert(const LaunchPlan& plan, int64_t batch, int32_t* inverse, void* stream);
 
-// Everything random, from a seed. Pointers are to device memory, but for `rows`.
-struct Sampling {
-  const MethodRow* rows;  // on the host
-  int32_t methods;
-  const MethodRow* device_rows;  // on the device, where `methods` exceeds kInlineRows
-  int64_t batch;
-  Extent extent;
-  int32_t pairing, per;
-  double p;
-  const float* lam;
-  bool lam_each;
-  const int64_t* classes;
-  const int64_t* seed;  // on the device, or null
-  uint64_t seed_value;  // without one
-  int32_t* scratch;     // 1 number a sample, for kCrossClass
-  PlanOut out;
-};
+// Draws a plan, by one launch. `device_rows`: the rows of the spec on the device, where there are more than kInlineRows. `scratch`:
+// a number for each sample, for kCrossClass.
 constexpr int kInlineRows = 16;
-
-// One launch.
-int sample(const Sampling& sampling, void* stream);
-
-// The Fourier masks of a plan of `batch` samples (fusedmix/fourier.py, masks). Pointers are to device memory, but for `rows`.
-struct Fourier {
-  const MethodRow* rows;  // on the host: what may have been drawn
-  int32_t methods;
-  Extent extent;
-  int64_t batch;
-  int32_t per, draws;   // Per: which mask is whose, and which noise is whose
-  const int64_t* seed;  // or null
-  uint64_t seed_value;  // without one
-  const Record* masks;
-  uint32_t* bits;    // to write: these,
-  uint16_t* levels;  // or these
-  char* scratch;     // fourier_scratch() bytes, at a multiple of 16
-  int64_t most_scratch = int64_t{24} << 20;  // for the masks that are made at a time; at least one is
-};
-int64_t fourier_scratch(const Fourier& f);
+int sample(const Sampling& sampling, const MethodRow* device_rows, int32_t* scratch, void* stream);
 
 // Three launches for as many masks as the scratch holds, for each kind of FMix that may have been drawn; of images that a block
-// cannot make, four (in 3-D five). Rows of other kinds become 0.
-int fourier(const Fourier& f, void* stream);
+// cannot make, four (in 3-D five). Rows of other kinds become 0. `scratch`: fourier_scratch() bytes, at a multiple of 16.
+int fourier(const FourierMasks& request, char* scratch, int64_t most_scratch, void* stream);
+// No more than `most_scratch` bytes, which is for the masks that are made at a time; for one mask always enough.
+int64_t fourier_scratch(const FourierMasks& request, int64_t most_scratch);
+constexpr int64_t kMostScratch = int64_t{24} << 20;
 
 // (n, D, H, W) float32 masks.
 int masks(const PlanView& plan, int64_t n, const int64_t* size, float* out, void* stream);

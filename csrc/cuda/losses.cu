@@ -85,7 +85,7 @@ LossShape shape_of(const Loss& loss, bool wide, int64_t threads, int64_t longest
 }
 
 // Whether logits may be read 16 bytes at a time.
-bool is_wide(const Loss& loss) { return loss.step == 1 && !loss.soft && loss.type != ElementType::kFloat64; }
+bool is_wide(const Loss& loss) { return loss.step == 1 && !loss.labels.soft && loss.type != ElementType::kFloat64; }
 
 // Whether the ends of rows that lie at no such address are the same ones in both.
 bool are_aligned_alike(const Loss& loss, const void* out) {
@@ -128,7 +128,8 @@ int loss_rows(const Loss& loss, const LaunchPlan& plan, const LossShape& shape, 
 
 int finish_loss(const Loss& loss, const LossShape& shape, const void* partial, bool counted, double factor, const LossOut& out,
                 void* stream) {
-  const FinishArgs args{out,         partial,    shape.parts, loss.binary, static_cast<const int64_t*>(loss.labels), loss.label_stride,
+  const FinishArgs args{out,         partial,    shape.parts, loss.binary, static_cast<const int64_t*>(loss.labels.data),
+                        loss.labels.row_stride,
                         loss.ignore, loss.batch, counted,     factor};
   return loss.type == ElementType::kFloat64 ? device::launch(finish_kernel<double>, 1, kLossThreads, stream, args)
                                             : device::launch(finish_kernel<float>, 1, kLossThreads, stream, args);

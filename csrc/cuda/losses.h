@@ -10,24 +10,6 @@ constexpr int kLossAhead = 4;      // loads of a thread that are under way befor
 // A lane each for the elements at the ends of a row that are in no vector: no more than 14, of 2 bytes.
 constexpr int kEndsLog = 4;
 
-// What is null is not there.
-struct Loss {
-  ElementType type;  // of the logits and their gradient; everything else that is not an integer is of its compute type
-  const void* logits;
-  int64_t row_stride, step;  // in elements
-  const void* labels;
-  int32_t label_type;  // LabelType; classes are kLabelInt64
-  bool soft;           // (B, K) labels, not (B,) classes
-  int64_t label_stride, label_step;
-  const void *class_weight, *pos_weight;  // (K,)
-  int64_t batch, num_classes;
-  double smoothing;
-  int64_t ignore;  // cross entropy
-  bool thresholded;
-  double threshold;
-  bool binary;  // binary cross entropy, else cross entropy
-};
-
 // How a launch goes through the rows: as parts that are each one block's, or, where a row is one part, several in a block.
 // Rows alone may be too few to keep a chip busy.
 struct LossShape {
@@ -58,14 +40,6 @@ struct LossOut {
 int loss_rows(const Loss& loss, const LaunchPlan& plan, const LossShape& shape, const LossOut& out, void* partial, void* stream);
 int finish_loss(const Loss& loss, const LossShape& shape, const void* partial, bool counted, double factor, const LossOut& out,
                 void* stream);
-
-// The gradient of row i is grad[i·step]·factor, times *scale if there is one.
-struct LossGrad {
-  const void* grad;
-  int64_t step;
-  double factor;
-  const void *scale, *statistics;  // of cross entropy
-};
 
 // One launch: (B, K) contiguous.
 int loss_gradient(const Loss& loss, const LaunchPlan& plan, const LossShape& shape, const LossGrad& grad, void* out, void* stream);

@@ -132,10 +132,10 @@ struct LossRow {
     const PlanView plan = view_of(args.plan);
     partner = partner_of(plan.pairing, plan.partner, i, args.loss.batch);
     weight = device::load(weights_of(args.plan) + (args.plan.weight_shared ? 0 : i));
-    if (args.loss.soft) return;
-    const auto* labels = static_cast<const int64_t*>(args.loss.labels);
-    own = device::load(labels + i * args.loss.label_stride);
-    lent = device::load(labels + partner * args.loss.label_stride);
+    if (args.loss.labels.soft) return;
+    const auto* labels = static_cast<const int64_t*>(args.loss.labels.data);
+    own = device::load(labels + i * args.loss.labels.row_stride);
+    lent = device::load(labels + partner * args.loss.labels.row_stride);
   }
 };
 
@@ -151,9 +151,9 @@ FUSEDMIX_DEVICE MixedClasses<C> mixed_classes(const LossArgs& args, const LossRo
 
 // A soft label of any type.
 template <class C>
-FUSEDMIX_DEVICE C load_soft(const Loss& loss, int64_t at) {
-  return of_label(loss.label_type, [&](auto label) {
-    return label_as<C>(device::load(static_cast<const decltype(label)*>(loss.labels) + at));
+FUSEDMIX_DEVICE C load_soft(const Labels& labels, int64_t at) {
+  return of_label(labels.type, [&](auto label) {
+    return label_as<C>(device::load(static_cast<const decltype(label)*>(labels.data) + at));
   });
 }
 
@@ -167,9 +167,9 @@ struct BinaryRow {
   FUSEDMIX_DEVICE BinaryRow(const LossArgs& args, const LossRow& row)
       : target{Smoothing<C>(args.loss.smoothing, args.share), LabelWeights<C>(row.weight),
                static_cast<C>(args.loss.threshold), args.loss.thresholded} {
-    if (kSoft && args.loss.soft) {
-      own = row.i * args.loss.label_stride;
-      lent = row.partner * args.loss.label_stride;
+    if (kSoft && args.loss.labels.soft) {
+      own = row.i * args.loss.labels.row_stride;
+      lent = row.partner * args.loss.labels.row_stride;
       return;
     }
     own = static_cast<decltype(own)>(row.own);
@@ -181,9 +181,9 @@ struct BinaryRow {
     of_lent = valid ? target(C(0), C(1)) : C(NAN);
   }
 
-  FUSEDMIX_DEVICE C at(const Loss& loss, int32_t k) const {
-    if (!kSoft || !loss.soft) return k == own ? of_own : (k == lent ? of_lent : none);
-    return target(load_soft<C>(loss, own + k * loss.label_step), load_soft<C>(loss, lent + k * loss.label_step));
+  FUSEDMIX_DEVICE C at(const Labels& labels, int32_t k) const {
+    if (!kSoft || !labels.soft) return k == own ? of_own : (k == lent ? of_lent : none);
+    return target(load_soft<C>(labels, own + k * labels.step), load_soft<C>(labels, lent + k * labels.step));
   }
 };
 
@@ -358,12 +358,12 @@ FUSEDMIX_WIDE_KERNEL(kLossThreads, 4) binary_cross_entropy_kernel(FUSEDMIX_ARGS(
   const LossPlace place(args, kLossThreads);
   LossReader<T, V> reader(args, place);
   const BinaryRow<C, V == 1> label(args, LossRow(args, place.active ? place.i : 0));
-  const Labelled labelled(reader, label.own, label.lent, args.loss.soft);
+  const Labelled labelled(reader, label.own, label.lent, args.loss.labels.soft);
   const void *weights = args.loss.class_weight, *positive = args.loss.pos_weight;
   const bool weighted = weights != nullptr || positive != nullptr;
   C sum = 0;
   const auto add_any = [&](int32_t k, C z) {
-    sum += binary_loss<C>(z, label.at(args.loss, k), weight_of<C>(weights, k), weight_of<C>(positive, k));
+    sum += binary_loss<C>(z, label.at(args.loss.labels, k), weight_of<C>(weights, k), weight_of<C>(positive, k));
   };
   for (; reader.any(); reader.next()) {
     BinaryLosses<C> losses;
@@ -460,7 +460,7 @@ FUSEDMIX_WIDE_KERNEL(kThreads, 8) binary_gradient_kernel(FUSEDMIX_ARGS(LossArgs,
   const BinaryRow<C, V == 1> label(args, LossRow(args, place.i));
   const C up = g * (C(1) - label.none), down = g * label.none;
   const void *weights = args.loss.class_weight, *positive = args.loss.pos_weight;
-  const Labelled labelled(reader, label.own, label.lent, args.loss.soft);
+  const Labelled labelled(reader, label.own, label.lent, args.loss.labels.soft);
   write_gradient(args, place, reader, labelled, [&](int32_t k, bool other, const auto& z, auto& made) {
     constexpr int kCount = sizeof(z) / sizeof(C);
     if (!other && weights == nullptr && positive == nullptr) {
@@ -468,7 +468,7 @@ FUSEDMIX_WIDE_KERNEL(kThreads, 8) binary_gradient_kernel(FUSEDMIX_ARGS(LossArgs,
       for (int l = 0; l < kCount; ++l) made[l] = binary_slope(z[l], up, down);
     } else {
       in_turn(z, [&](int l, C one) {
-        const C t = label.at(args.loss, k + l), c = weight_of<C>(weights, k + l), p = weight_of<C>(positive, k + l);
+        const C t = label.at(args.loss.labels, k + l), c = weight_of<C>(weights, k + l), p = weight_of<C>(positive, k + l);
         const C slope = g * binary_gradient<C>(one, t, c, p);
         FUSEDMIX_UNROLL
         for (int j = 0; j < kCount; ++j) made[j] = j == l ? slope : made[j];

@@ -134,7 +134,7 @@ int launch_each(const Images& images, const Shape& shape, MixArgs args, bool aft
 
 int limits(device::Limits& out) { return device::limits(out); }
 
-bool beside_images(const Targets& targets) { return targets.labels == nullptr || are_classes(targets); }
+bool beside_images(const Targets& targets) { return targets.labels.data == nullptr || are_classes(targets); }
 
 int64_t scratch_bytes(const Images& images, const Shape& shape) {
   if (shape.way != Way::kSlices) return 0;

@@ -1,9 +1,13 @@
-// A plan, as kernels find it: where its parts are, and whose partner is who.
+// What kernels are told of a plan: its seed, where its parts are, and whose partner is who.
 #pragma once
 
 #include "kernels.h"
 
 namespace fusedmix::cuda {
+
+FUSEDMIX_DEVICE uint64_t seed_of(const Seed& seed) {
+  return seed.on_device == nullptr ? seed.value : static_cast<uint64_t>(device::load(seed.on_device));
+}
 
 // A part of a plan: where the pointer says, or so many bytes into the arguments.
 template <class T>

@@ -17,14 +17,12 @@ namespace {
 
 struct SampleArgs {
   Sampling sampling;
+  const MethodRow* device_rows;  // null: they are inline_rows
+  int32_t* scratch;
   int64_t partner_blocks;
   MethodRow inline_rows[kInlineRows];
 };
 static_assert(sizeof(SampleArgs) <= 4096, "kernel arguments");
-
-FUSEDMIX_DEVICE uint64_t seed_of(const Sampling& s) {
-  return s.seed == nullptr ? s.seed_value : static_cast<uint64_t>(device::load(s.seed));
-}
 
 // ---- partners ----
 
@@ -54,7 +52,8 @@ FUSEDMIX_DEVICE int64_t class_key(uint64_t seed, int64_t label) {
 // The partners of the kRanked samples from `base`. For kCrossClass: their places on the circle of classes, into scratch, and the
 // size of the largest class among them. All of these samples are in one tile, the first that is made.
 template <Partners kPartners>
-FUSEDMIX_DEVICE int64_t find_partners(const Sampling& s, uint64_t seed, int64_t base, int64_t largest) {
+FUSEDMIX_DEVICE int64_t find_partners(const SampleArgs& args, uint64_t seed, int64_t base, int64_t largest) {
+  const Sampling& s = args.sampling;
   constexpr bool kByClass = kPartners == Partners::kByClass;
   FUSEDMIX_SHARED(int64_t, keys, kThreads);
   FUSEDMIX_SHARED(int64_t, labels, kThreads);
@@ -113,7 +112,7 @@ FUSEDMIX_DEVICE int64_t find_partners(const Sampling& s, uint64_t seed, int64_t 
       if (cross) members += partial_more[other * kRanked + sample];
     }
     if (cross) {
-      if (lane == 0 && valid) device::store(s.scratch + count, static_cast<int32_t>(i));
+      if (lane == 0 && valid) device::store(args.scratch + count, static_cast<int32_t>(i));
       device::sync();
       if (lane == 0) partial[sample] = valid ? members : 0;
       device::sync();
@@ -145,23 +144,24 @@ FUSEDMIX_DEVICE int64_t find_partners(const Sampling& s, uint64_t seed, int64_t 
 
 // Across classes the partner is a fixed step further on the circle, so every place must be known first: one block does it
 // all, through scratch. A batch of 1024 takes it some 50 µs on paper; the other pairings share the work.
-FUSEDMIX_DEVICE void find_partners_across(const Sampling& s, uint64_t seed) {
+FUSEDMIX_DEVICE void find_partners_across(const SampleArgs& args, uint64_t seed) {
+  const Sampling& s = args.sampling;
   int64_t largest = 0;
-  for (int64_t base = 0; base < s.batch; base += kRanked) largest = find_partners<Partners::kByClass>(s, seed, base, largest);
+  for (int64_t base = 0; base < s.batch; base += kRanked) largest = find_partners<Partners::kByClass>(args, seed, base, largest);
   device::sync();
   const int64_t choices = s.batch - 2 * largest + 1;
   const Words w = words(seed, 0, kStreamShift);
   const int64_t shift = largest + static_cast<int64_t>(uniform(w.a, w.b) * static_cast<double>(choices < 1 ? 1 : choices));
   for (int64_t place = device::thread(); place < s.batch; place += kThreads) {
-    const int64_t from = device::load(s.scratch + place), to = device::load(s.scratch + (place + shift) % s.batch);
+    const int64_t from = device::load(args.scratch + place), to = device::load(args.scratch + (place + shift) % s.batch);
     device::store(s.out.partner + from, to);
   }
 }
 
 template <Partners kPartners>
-FUSEDMIX_DEVICE void partner_block(const Sampling& s, uint64_t seed) {
-  if (kPartners == Partners::kByClass && s.pairing == kCrossClass) return find_partners_across(s, seed);
-  find_partners<kPartners>(s, seed, int64_t{device::block()} * kRanked, 0);
+FUSEDMIX_DEVICE void partner_block(const SampleArgs& args, uint64_t seed) {
+  if (kPartners == Partners::kByClass && args.sampling.pairing == kCrossClass) return find_partners_across(args, seed);
+  find_partners<kPartners>(args, seed, int64_t{device::block()} * kRanked, 0);
 }
 
 // ---- draws ----
@@ -296,7 +296,7 @@ FUSEDMIX_DEVICE void draw_block(const SampleArgs& args, uint64_t seed, int64_t b
   }
   device::sync();
   const FoundNumbers<decltype(found), decltype(logs), decltype(log1ps)> numbers{found, logs, log1ps, sample, seed, at};
-  const MethodRow* rows = s.device_rows == nullptr ? args.inline_rows : s.device_rows;
+  const MethodRow* rows = args.device_rows == nullptr ? args.inline_rows : args.device_rows;
   const auto row_at = [&](int32_t row) { return device::load(rows + row); };
   int32_t choice = 0;
   if (there && lane < 2 * kBetas) {
@@ -336,9 +336,9 @@ FUSEDMIX_DEVICE void draw_block(const SampleArgs& args, uint64_t seed, int64_t b
 template <class F, Partners kPartners>
 FUSEDMIX_KERNEL(kThreads) sample_kernel(FUSEDMIX_ARGS(SampleArgs, args)) {
   device::let_next_start();
-  const uint64_t seed = seed_of(args.sampling);
+  const uint64_t seed = seed_of(args.sampling.seed);
   if constexpr (kPartners != Partners::kByFormula) {
-    if (device::block() < args.partner_blocks) return partner_block<kPartners>(args.sampling, seed);
+    if (device::block() < args.partner_blocks) return partner_block<kPartners>(args, seed);
   }
   draw_block<F>(args, seed, device::block() - args.partner_blocks);
 }
@@ -375,15 +375,17 @@ int launch_first(SampleArgs& args, void* stream) {
 
 }  // namespace
 
-int sample(const Sampling& sampling, void* stream) {
+int sample(const Sampling& sampling, const MethodRow* device_rows, int32_t* scratch, void* stream) {
   if (sampling.batch == 0) return 0;
   SampleArgs args{};
   args.sampling = sampling;
-  if (sampling.device_rows == nullptr) {
+  args.device_rows = device_rows;
+  args.scratch = scratch;
+  if (device_rows == nullptr) {
     if (sampling.methods > kInlineRows) throw std::invalid_argument("the rows of so many methods must be on the device");
     std::copy(sampling.rows, sampling.rows + sampling.methods, args.inline_rows);
   }
-  return launch_first<Constant, Box, Gaussian, fusedmix::Fourier, Smooth, Grid, Every>(args, stream);
+  return launch_first<Constant, Box, Gaussian, Fourier, Smooth, Grid, Every>(args, stream);
 }
 
 }  // namespace fusedmix::cuda

@@ -96,15 +96,16 @@ Pass::Pass(Memory& memory, const Images* images, const Shape& chosen)
       images_(images != nullptr && has_elements(*images) ? images : nullptr),
       scratch_(shape.way == Way::kSlices ? memory.empty("a part of the images", scratch_bytes(*images, shape)) : nullptr) {}
 
-void Pass::sample(Sampling s) const {
+void Pass::sample(const Sampling& s) const {
+  const void* rows = nullptr;
   if (s.methods > kInlineRows) {
-    const void* rows = memory_.upload("the rows of a spec", s.rows, s.methods * static_cast<int64_t>(sizeof(MethodRow)));
-    s.device_rows = static_cast<const MethodRow*>(rows);
+    rows = memory_.upload("the rows of a spec", s.rows, s.methods * static_cast<int64_t>(sizeof(MethodRow)));
   }
+  void* scratch = nullptr;
   if (s.pairing == kCrossClass) {
-    s.scratch = static_cast<int32_t*>(memory_.empty("the partners of a batch", s.batch * static_cast<int64_t>(sizeof(int32_t))));
+    scratch = memory_.empty("the partners of a batch", s.batch * static_cast<int64_t>(sizeof(int32_t)));
   }
-  memory_.check(cuda::sample(s, memory_.stream));
+  memory_.check(cuda::sample(s, static_cast<const MethodRow*>(rows), static_cast<int32_t*>(scratch), memory_.stream));
 }
 
 void Pass::mix(const LaunchPlan& plan, const Targets& targets, bool after_sampler) const {
@@ -144,9 +145,9 @@ void masks(Memory& memory, const GivenPlan& given, const int64_t* size, float* o
   memory.check(masks(place(memory, given).view, given.batch, size, out, memory.stream));
 }
 
-void fourier(Memory& memory, Fourier f) {
-  f.scratch = static_cast<char*>(memory.empty("the grey images of FMix", fourier_scratch(f)));
-  memory.check(fourier(f, memory.stream));
+void fourier(Memory& memory, const FourierMasks& request, int64_t most_scratch) {
+  void* scratch = memory.empty("the grey images of FMix", fourier_scratch(request, most_scratch));
+  memory.check(fourier(request, static_cast<char*>(scratch), most_scratch, memory.stream));
 }
 
 void loss(Memory& memory, const Loss& loss, const GivenPlan& given, bool counted, double factor, const LossOut& out) {

@@ -51,7 +51,7 @@ class Pass {
   Pass(Memory& memory, const Images* images, int32_t pairing, int32_t families);
   Pass(Memory& memory, const Images* images, const Shape& shape);
   // A plan that is drawn on the device.
-  void sample(Sampling sampling) const;
+  void sample(const Sampling& sampling) const;
   // `after_sampler`: sample() was called just now, and nothing else was launched since.
   void mix(const LaunchPlan& plan, const Targets& targets, bool after_sampler = false) const;
   // A whole step. A kernel draws what `sampling` asks for (null: it was drawn on the host) before others read `made`.
@@ -70,7 +70,7 @@ Shape apply(Memory& memory, const Images& images, const GivenPlan& given, bool p
 
 // As in kernels.h, with what they need besides.
 void masks(Memory& memory, const GivenPlan& given, const int64_t* size, float* out);
-void fourier(Memory& memory, Fourier f);
+void fourier(Memory& memory, const FourierMasks& request, int64_t most_scratch = kMostScratch);
 
 // factor, counted: as finish_loss has them.
 void loss(Memory& memory, const Loss& loss, const GivenPlan& given, bool counted, double factor, const LossOut& out);

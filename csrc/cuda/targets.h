@@ -2,7 +2,6 @@
 // blocks after theirs: little code, of which every mixing kernel has a copy. All others have a kernel of their own.
 #pragma once
 
-#include "../include/fusedmix/labels.h"
 #include "partner.h"
 
 namespace fusedmix::cuda {
@@ -21,17 +20,16 @@ struct ClassTargets {
 };
 
 inline bool are_classes(const Targets& t) {
-  return !t.soft && t.label_type < kLabelFloat && t.out_type == ElementType::kFloat32 && t.batch * t.num_classes < INT32_MAX;
+  return !t.labels.soft && t.labels.type < kLabelFloat && t.out_type == ElementType::kFloat32 && t.batch * t.num_classes < INT32_MAX;
 }
 
 inline ClassTargets class_targets(const Targets& t) {
-  if (t.labels == nullptr) return {};
-  constexpr int32_t kBytes[] = {8, 4, 2, 1, 1, 2, 4, 8};  // of labels that are classes
-  const int32_t bytes = kBytes[t.label_type];
-  const bool has_sign = t.label_type <= kLabelInt8;
+  if (t.labels.data == nullptr) return {};
+  const auto bytes = static_cast<int32_t>(label_size(t.labels.type));
+  const bool has_sign = t.labels.type <= kLabelInt8;
   const Smoothing<float> smooth(t.smoothing, t.num_classes);
-  return {static_cast<const char*>(t.labels),
-          t.row_stride * bytes,
+  return {static_cast<const char*>(t.labels.data),
+          t.labels.row_stride * bytes,
           static_cast<float*>(t.out),
           static_cast<uint32_t>(t.batch * t.num_classes),
           static_cast<uint32_t>(t.batch),
@@ -73,18 +71,17 @@ constexpr int64_t kTargetsPerThread = 4;
 
 // Entry k of the label of sample i, before any smoothing: a class as one-hot, an integer as float.
 template <class T>
-FUSEDMIX_DEVICE T load_label(const Targets& t, int64_t i, int64_t k) {
-  return of_label(t.label_type, [&](auto label) {
-    using Label = decltype(label);
-    const auto* labels = static_cast<const Label*>(t.labels);
-    if (t.soft) return from_compute<T>(label_as<Compute<T>>(device::load(labels + i * t.row_stride + k * t.step)));
-    return from_compute<T>(label_as<int64_t>(device::load(labels + i * t.row_stride)) == k ? 1.0f : 0.0f);
+FUSEDMIX_DEVICE T load_label(const Labels& labels, int64_t i, int64_t k) {
+  return of_label(labels.type, [&](auto label) {
+    const auto* row = static_cast<const decltype(label)*>(labels.data) + i * labels.row_stride;
+    if (labels.soft) return from_compute<T>(label_as<Compute<T>>(device::load(row + k * labels.step)));
+    return from_compute<T>(label_as<int64_t>(device::load(row)) == k ? 1.0f : 0.0f);
   });
 }
 
 inline int64_t target_blocks(const Targets& t) {
   const int64_t each = kThreads * kTargetsPerThread;
-  return t.labels == nullptr ? 0 : (t.batch * t.num_classes + each - 1) / each;
+  return t.labels.data == nullptr ? 0 : (t.batch * t.num_classes + each - 1) / each;
 }
 
 template <class T>
@@ -100,7 +97,7 @@ FUSEDMIX_DEVICE void write_any(const Targets& t, const LaunchPlan& plan) {
     const int64_t i = at / t.num_classes, k = at % t.num_classes;
     const int64_t j = partner_of(view, i, t.batch);
     const LabelWeights<T> mixed(device::load(weights + (plan.weight_shared ? 0 : i)));
-    device::store(static_cast<T*>(t.out) + at, mixed(smooth(load_label<T>(t, i, k)), smooth(load_label<T>(t, j, k))));
+    device::store(static_cast<T*>(t.out) + at, mixed(smooth(load_label<T>(t.labels, i, k)), smooth(load_label<T>(t.labels, j, k))));
   }
 }
 

@@ -20,7 +20,7 @@ using test::Memory;
 struct Tensor {
   char* data = nullptr;
   std::vector<int64_t> sizes, strides;
-  int32_t label_type = 0;
+  LabelType label_type = kLabelInt64;
 
   Tensor(const py::object& t) {  // NOLINT: as a caster would
     if (t.is_none()) return;
@@ -32,7 +32,7 @@ struct Tensor {
     const auto name = py::str(t.attr("dtype")).cast<std::string>().substr(std::strlen("torch."));
     const auto found = std::find(names.begin(), names.end(), name == "bool" ? "uint8" : name);
     if (found == names.end()) throw py::value_error("a tensor of " + name);
-    label_type = static_cast<int32_t>(found - names.begin());
+    label_type = static_cast<LabelType>(found - names.begin());
   }
 
   template <class T>
@@ -56,7 +56,7 @@ void set_sides(const py::dict& plan, int64_t (&sides)[3]) {
 }
 
 // (src, dst, how many dims are spatial, whether the adjoint is wanted)
-cuda::Images images_of(const py::tuple& images) {
+Images images_of(const py::tuple& images) {
   const Tensor src(images[0]), dst(images[1]);
   const Layout layout = make_layout(static_cast<int>(src.sizes.size()), src.sizes.data(), src.strides.data(),
                                     dst.strides.data(), images[2].cast<int>());
@@ -84,20 +84,19 @@ cuda::GivenPlan plan_of(const py::dict& d) {
   return plan;
 }
 
-cuda::Targets targets_of(const py::object& labels, const py::object& out, double smoothing) {
-  const Tensor y(labels), to(out);
-  const void* from = to.data == nullptr ? nullptr : y.data;
-  return {from, y.label_type, y.sizes.size() == 2, y.stride(0), y.stride(1), to.sizes[0], to.sizes[1], smoothing, to.data, to.type()};
+Labels labels_of(const Tensor& y) { return {y.data, y.label_type, y.sizes.size() == 2, y.stride(0), y.stride(1)}; }
+
+Targets targets_of(const py::object& labels, const py::object& out, double smoothing) {
+  const Tensor to(out);
+  Labels from = labels_of(labels);
+  if (to.data == nullptr) from.data = nullptr;
+  return {from, to.sizes[0], to.sizes[1], smoothing, to.data, to.type()};
 }
 
 // A seed in memory, or one that travels with the launch.
-template <class Args>
-void set_seed(Args& args, const py::object& seed) {
-  if (py::isinstance<py::int_>(seed)) {
-    args.seed_value = py::cast<uint64_t>(seed.attr("__mod__")(py::int_(1).attr("__lshift__")(64)));
-  } else {
-    args.seed = data<int64_t>(seed);
-  }
+Seed seed_of(const py::object& seed) {
+  if (!py::isinstance<py::int_>(seed)) return {data<int64_t>(seed), 0};
+  return {nullptr, py::cast<uint64_t>(seed.attr("__mod__")(py::int_(1).attr("__lshift__")(64)))};
 }
 
 void set_rows(const py::object& spec, const MethodRow*& rows, int32_t& methods) {
@@ -107,8 +106,8 @@ void set_rows(const py::object& spec, const MethodRow*& rows, int32_t& methods) 
 }
 
 // The first fields of fusedmix/draws.py, Request; `made` is the plan to write.
-cuda::Sampling sampling_of(const py::tuple& request, const py::object& seed, const py::dict& made) {
-  cuda::Sampling s{};
+Sampling sampling_of(const py::tuple& request, const py::object& seed, const py::dict& made) {
+  Sampling s{};
   set_rows(request[0], s.rows, s.methods);
   s.batch = request[1].cast<int64_t>();
   s.extent.ndim = static_cast<int32_t>(py::len(request[2]));
@@ -120,17 +119,17 @@ cuda::Sampling sampling_of(const py::tuple& request, const py::object& seed, con
   s.lam = lam.as<float>();
   s.lam_each = !lam.sizes.empty();
   s.classes = data<int64_t>(request[7]);
-  set_seed(s, seed);
+  s.seed = seed_of(seed);
   s.out = {data<int64_t>(made["partner"]), data<float>(made["lam"]), data<double>(made["weight"]), data<Record>(made["masks"])};
   return s;
 }
 
 // Returns the shape.
 cuda::Shape step(Memory& memory, const py::tuple& images, const py::object& request, const py::object& seed,
-                const py::dict& made, const cuda::Targets& targets) {
-  const cuda::Images x = images_of(images);
+                const py::dict& made, const Targets& targets) {
+  const Images x = images_of(images);
   const cuda::Pass pass(memory, &x, made["pairing"].cast<int32_t>(), made["families"].cast<int32_t>());
-  const cuda::Sampling sampling = seed.is_none() ? cuda::Sampling{} : sampling_of(request, seed, made);
+  const Sampling sampling = seed.is_none() ? Sampling{} : sampling_of(request, seed, made);
   pass.run(seed.is_none() ? nullptr : &sampling, plan_of(made), targets);
   return pass.shape;
 }
@@ -138,35 +137,30 @@ cuda::Shape step(Memory& memory, const py::tuple& images, const py::object& requ
 void fourier(Memory& memory, const py::object& spec, const py::dict& plan, const py::object& seed, int32_t ndim, int32_t draws,
              int64_t most_scratch, const py::object& out) {
   const cuda::GivenPlan of = plan_of(plan);
-  cuda::Fourier f{};
+  FourierMasks f{};
   set_rows(spec, f.rows, f.methods);
   f.extent.ndim = ndim;
   set_sides(plan, f.extent.size);
   f.batch = of.batch;
   f.per = plan["per"].cast<int32_t>();
   f.draws = draws;
-  set_seed(f, seed);
+  f.seed = seed_of(seed);
   f.masks = of.masks.data;
   const Tensor pixels(out);
   const bool soft = pixels.label_type == kLabelInt16;
   f.bits = soft ? nullptr : pixels.as<uint32_t>();
   f.levels = soft ? pixels.as<uint16_t>() : nullptr;
-  f.most_scratch = most_scratch;
-  cuda::fourier(memory, f);
+  cuda::fourier(memory, f, most_scratch);
 }
 
-cuda::Loss loss_of(const py::dict& d) {
-  const Tensor z(d["logits"]), y(d["labels"]);
-  cuda::Loss loss{};
+Loss loss_of(const py::dict& d) {
+  const Tensor z(d["logits"]);
+  Loss loss{};
   loss.type = z.type();
   loss.logits = z.data;
   loss.row_stride = z.stride(0);
   loss.step = z.stride(1);
-  loss.labels = y.data;
-  loss.label_type = y.label_type;
-  loss.soft = y.sizes.size() == 2;
-  loss.label_stride = y.stride(0);
-  loss.label_step = y.stride(1);
+  loss.labels = labels_of(py::object(d["labels"]));
   loss.class_weight = data<void>(d["class_weight"]);
   loss.pos_weight = data<void>(d["pos_weight"]);
   loss.batch = z.sizes[0];
@@ -227,7 +221,7 @@ PYBIND11_MODULE(fusedmix_cuda_shim, m) {
       .def_readwrite("by_tile", &cuda::Shape::by_tile)
       .def_readwrite("shared_bytes", &cuda::Shape::shared_bytes)
       .def_readwrite("slice", &cuda::Shape::slice);
-  py::class_<cuda::Targets>(m, "Targets").def(py::init(&targets_of));
+  py::class_<Targets>(m, "Targets").def(py::init(&targets_of));
   m.def("shape_of", [](Memory& memory, const py::tuple& images, int32_t pairing, int32_t families) {
     return cuda::shape_of(images_of(images), pairing, families, memory.chip);
   });
@@ -236,10 +230,10 @@ PYBIND11_MODULE(fusedmix_cuda_shim, m) {
   });
   // By a shape that is given, instead of the one that apply() chooses.
   m.def("mix", [](Memory& memory, const py::tuple& images, const py::dict& plan, const cuda::Shape& shape) {
-    const cuda::Images x = images_of(images);
-    cuda::Pass(memory, &x, shape).mix(cuda::place(memory, plan_of(plan)), cuda::Targets{});
+    const Images x = images_of(images);
+    cuda::Pass(memory, &x, shape).mix(cuda::place(memory, plan_of(plan)), Targets{});
   });
-  m.def("mix_labels", [](Memory& memory, const py::dict& plan, const cuda::Targets& targets) {
+  m.def("mix_labels", [](Memory& memory, const py::dict& plan, const Targets& targets) {
     memory.check(cuda::write_targets(cuda::place(memory, plan_of(plan)), targets, nullptr));
   });
   m.def("sample", [](Memory& memory, const py::tuple& request, const py::object& seed, const py::dict& made) {

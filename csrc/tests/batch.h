@@ -7,10 +7,7 @@
 #include <numeric>
 #include <vector>
 
-#include "../include/fusedmix/element.h"
-#include "../include/fusedmix/layout.h"
-#include "../include/fusedmix/plan.h"
-#include "../include/fusedmix/sampling.h"
+#include "../include/fusedmix/requests.h"
 #include "check.h"
 
 namespace fusedmix::test {
@@ -21,6 +18,9 @@ inline const char* name_of(ElementType type) {
   constexpr const char* names[] = {"float32", "float16", "bfloat16", "float64", "uint8"};
   return names[static_cast<int>(type)];
 }
+
+// As a type of labels.
+inline LabelType label_type(ElementType type) { return static_cast<LabelType>(kLabelFloat + static_cast<int>(type)); }
 
 // An element as a number, without the conversions under test.
 inline double read_element(ElementType type, const void* memory, int64_t at) {

@@ -3,8 +3,9 @@
 #include <thread>
 
 #include "../cpu/kernels.h"
-#include "../include/fusedmix/fourier.h"
 #include "../cpu/mix.h"
+#include "../host/sample.h"
+#include "../include/fusedmix/fourier.h"
 #include "naive.h"
 
 namespace fusedmix::test {
@@ -20,14 +21,14 @@ void on_three_threads(int64_t n, int64_t grain, void (*body)(int64_t, int64_t, v
   }
   for (std::thread& thread : threads) thread.join();
 }
-constexpr cpu::Parallel kOneThread{nullptr, 1}, kThreeThreads{on_three_threads, 3};
+constexpr Parallel kOneThread{nullptr, 1}, kThreeThreads{on_three_threads, 3};
 
 // ---- mixing ----
 
 enum class Way { kInPlace, kOutOfPlace, kAdjoint };
 
 void test_mix(Random& random, ElementType type, const std::vector<int64_t>& shape, Order order, int32_t pairing, Masks masks,
-              bool shared, Way way, const cpu::Parallel& parallel) {
+              bool shared, Way way, const Parallel& parallel) {
   const bool adjoint = way == Way::kAdjoint, in_place = way == Way::kInPlace;
   const bool special = masks != Masks::kGaussian && masks != Masks::kAll && !adjoint;
   context = format("%s %s of B=%lld, %s, %s, %s%s, %d threads", name_of(type),
@@ -87,7 +88,7 @@ void test_mixes() {
             for (const Way way : {Way::kInPlace, Way::kOutOfPlace, Way::kAdjoint}) {
               if (way == Way::kAdjoint && type == ElementType::kUInt8) continue;
               const bool shared = random.below(3) == 0;
-              const cpu::Parallel& parallel = random.below(6) ? kOneThread : kThreeThreads;  // making threads takes longest
+              const Parallel& parallel = random.below(6) ? kOneThread : kThreeThreads;  // making threads takes longest
               test_mix(random, type, shape, order, pairing, masks, shared, way, parallel);
             }
           }
@@ -247,22 +248,10 @@ void test_targets() {
           rows.strides[0] = classes;
           rows.fill(random, false);
           Batch out(type, {batch, classes}, Order::kContiguous);
-          cpu::LabelArgs args{};
-          args.type = type;
-          if (soft) {
-            args.soft = rows.data();
-            args.soft_stride = rows.strides[0];
-            args.soft_step = rows.strides[1];
-          } else {
-            args.classes = labels.data();
-          }
-          args.partner = plan.partner.data();
-          args.weight = plan.weight.data();
-          args.batch = batch;
-          args.num_classes = classes;
-          args.smoothing = smoothing;
-          args.targets = out.data();
-          cpu::mix_labels(args, random.below(2) ? kOneThread : kThreeThreads);
+          const Labels given = soft ? Labels{rows.data(), label_type(type), true, rows.strides[0], rows.strides[1]}
+                                    : Labels{labels.data(), kLabelInt64, false, 1, 0};
+          const Targets targets{given, batch, classes, smoothing, out.data(), type};
+          cpu::mix_labels(targets, {plan.partner.data(), plan.weight.data()}, random.below(2) ? kOneThread : kThreeThreads);
           const auto label = [&](int64_t i, int64_t k) {
             return soft ? read_element(type, rows.data(), rows.at(i * classes + k)) : (labels[i] == k ? 1.0 : 0.0);
           };
@@ -287,9 +276,9 @@ struct Sampled {
   std::vector<double> weight;
   std::vector<Record> masks;
 
-  explicit Sampled(const cpu::SampleArgs& args)
-      : partner(args.batch), lam(args.batch), weight(args.batch), masks(args.batch) {
-    cpu::sample(args, {partner.data(), lam.data(), weight.data(), masks.data()});
+  explicit Sampled(Sampling args) : partner(args.batch), lam(args.batch), weight(args.batch), masks(args.batch) {
+    args.out = {partner.data(), lam.data(), weight.data(), masks.data()};
+    host::sample(args);
   }
   PlanView view(int32_t pairing) const { return {partner.data(), masks.data(), kAllFamilies, pairing, false, {}}; }
 };
@@ -305,8 +294,8 @@ MethodRow row_of(Method method, double alpha) {
   return row;
 }
 
-cpu::SampleArgs request(const MethodRow* row, int64_t batch, int32_t pairing, int32_t per, uint64_t seed) {
-  cpu::SampleArgs args{};
+Sampling request(const MethodRow* row, int64_t batch, int32_t pairing, int32_t per, uint64_t seed) {
+  Sampling args{};
   args.rows = row;
   args.methods = 1;
   args.batch = batch;
@@ -314,7 +303,7 @@ cpu::SampleArgs request(const MethodRow* row, int64_t batch, int32_t pairing, in
   args.pairing = pairing;
   args.per = per;
   args.p = 1.0;
-  args.seed = seed;
+  args.seed.value = seed;
   return args;
 }
 
@@ -325,7 +314,7 @@ void test_weights() {
     if (is_stored_method(row.method)) continue;
     for (const int32_t per : {kPerBatch, kPerPair, kPerSample}) {
       context = format("plans of method %d, per %d", method, per);
-      const cpu::SampleArgs args = request(&row, 24, kFlip, per, 5);
+      const Sampling args = request(&row, 24, kFlip, per, 5);
       const Sampled plan(args);
       for (int64_t i = 0; i < args.batch; ++i) {
         double mean = 0.0;
@@ -359,7 +348,7 @@ void test_partners() {
     const int64_t largest = *std::max_element(members.begin(), members.end());
     for (const int32_t pairing : {kRoll, kFlip, kRandom, kCrossClass, kSameClass}) {
       context = format("partners by %s, B=%lld", name_of_pairing(pairing), static_cast<long long>(batch));
-      cpu::SampleArgs args = request(&row, batch, pairing, kPerSample, random.next());
+      Sampling args = request(&row, batch, pairing, kPerSample, random.next());
       args.classes = labels.data();
       const Sampled plan(args);
       std::vector<int64_t> sorted = plan.partner;
@@ -470,8 +459,8 @@ void test_fourier() {
         masks[3].kind = kConstant;
         std::vector<uint32_t> bits(batch * words, 0xDEADBEEFu);
         const uint64_t seed = random.next();
-        const cpu::FourierArgs args{&row,       1,    {ndim, {size[0], size[1], size[2]}}, batch, kPerSample, kPerSample, seed,
-                                    masks.data(), bits.data(), nullptr};
+        const FourierMasks args{&row,          1,          {ndim, {size[0], size[1], size[2]}}, batch, kPerSample, kPerSample,
+                                {nullptr, seed}, masks.data(), bits.data(),                     nullptr};
         cpu::fourier(args, random.below(2) ? kOneThread : kThreeThreads);
         const Spectrum spectrum = spectrum_of(released, ndim, size, 2.5, cutoff);
         for (int64_t i = 0; i < batch; ++i) {
@@ -496,7 +485,7 @@ void test_fourier() {
 void test_drawn() {
   context = "numbers drawn elsewhere";
   const MethodRow row = row_of(kCutMix, 1.0);
-  cpu::SampleArgs args = request(&row, 5, kRandom, kPerBatch, 0);
+  Sampling args = request(&row, 5, kRandom, kPerBatch, 0);
   const double drawn[kDrawnWidth] = {0.0, 1.0, 0.3, 0.0, 20.0, 10.0};
   const int64_t partner[5] = {4, 2, 1, 0, 3};
   args.drawn = drawn;

@@ -12,6 +12,7 @@
 #include <memory>
 
 #include "../cpu/mix.h"
+#include "../host/sample.h"
 #include "../include/fusedmix/fourier.h"
 #include "device_memory.h"
 #include "naive.h"
@@ -19,7 +20,7 @@
 namespace fusedmix::test {
 namespace {
 
-constexpr cpu::Parallel kOneThread{nullptr, 1};
+constexpr Parallel kOneThread{nullptr, 1};
 bool raw = false;
 std::map<std::string, int64_t> paths;  // how often each way through the kernels was taken
 
@@ -77,18 +78,17 @@ bool has_gaussian(const HostPlan& plan) {
 // ---- targets ----
 
 // Labels, and the targets that they should give.
-struct Labels {
-  cuda::Targets targets{};
+struct LabelCase {
+  Targets targets{};
   std::vector<char> want;
   std::unique_ptr<DeviceBuffer> labels, out;
 
-  // `type` is a LabelType. Rows of soft labels lie apart.
-  Labels(Random& random, int32_t type, bool soft, int64_t batch, int64_t classes, double smoothing, const HostPlan& plan) {
+  // Rows of soft labels lie apart.
+  LabelCase(Random& random, LabelType type, bool soft, int64_t batch, int64_t classes, double smoothing, const HostPlan& plan) {
     const bool floating = type >= kLabelFloat;
-    constexpr int widths[] = {8, 4, 2, 1, 1, 2, 4, 8};
     const ElementType out_type = floating ? kTypes[type - kLabelFloat] : ElementType::kFloat32;
     const int64_t columns = soft ? classes : 1, stride = columns + (soft ? 3 : 0);
-    const int64_t bytes = floating ? element_size(out_type) : widths[type];
+    const int64_t bytes = label_size(type);
     std::vector<char> memory(batch * stride * bytes, 0);
     std::vector<int64_t> as_classes(batch);
     Batch rows(out_type, {batch, columns}, Order::kContiguous);  // the same as the CPU backend takes them
@@ -106,14 +106,12 @@ struct Labels {
     }
     Batch made(out_type, {batch, classes}, Order::kContiguous);
     const std::vector<double> weight(plan.shared ? std::vector<double>(batch, plan.weight[0]) : plan.weight);
-    const cpu::LabelArgs args{out_type, soft ? nullptr : as_classes.data(), soft ? rows.data() : nullptr, columns, 1,
-                              plan.partner.data(), weight.data(), batch, classes, smoothing, made.data()};
-    cpu::mix_labels(args, kOneThread);
+    const Labels given = soft ? Labels{rows.data(), label_type(out_type), true, columns, 1} : Labels{as_classes.data(), kLabelInt64, false, 1, 0};
+    cpu::mix_labels({given, batch, classes, smoothing, made.data(), out_type}, {plan.partner.data(), weight.data()}, kOneThread);
     want = made.memory;
     labels = std::make_unique<DeviceBuffer>(memory, false);
     out = output(std::vector<char>(want.size(), '\x55'));
-    targets = {labels->as<void>(), type,    soft,      stride,          soft ? 1 : 0,
-               batch,              classes, smoothing, out->as<void>(), out_type};
+    targets = {{labels->as<void>(), type, soft, stride, soft ? 1 : 0}, batch, classes, smoothing, out->as<void>(), out_type};
   }
   void verify() const { compare(targets.out_type, out->values<char>(), want, true, true, "targets"); }
 };
@@ -132,7 +130,7 @@ void test_targets() {
           const auto pairing = static_cast<int32_t>(random.below(3));
           const HostPlan plan = make_plan(random, batch, size, pairing, Masks::kConstant, random.below(2) == 0);
           PlacedPlan placed(plan, random.below(2) == 0);
-          Labels labels(random, type, soft, batch, classes, smoothing, plan);
+          LabelCase labels(random, static_cast<LabelType>(type), soft, batch, classes, smoothing, plan);
           check(cuda::write_targets(placed.launch, labels.targets, nullptr));
           labels.verify();
         }
@@ -156,7 +154,7 @@ struct Case {
   int multiprocessors;
 };
 
-void count_paths(const cuda::Images& images, const cuda::Shape& shape) {
+void count_paths(const Images& images, const cuda::Shape& shape) {
   const int bytes = shape.width * element_size(images.type);
   ++paths[bytes == 16 ? "16 bytes at a time" : (shape.width == 1 ? "an element at a time" : "4 bytes at a time")];
   constexpr const char* names[] = {"nothing", "each", "pairs", "roll", "tile", "slices"};
@@ -186,16 +184,16 @@ void test_mix(Random& random, const Case& c) {
   if (!in_place) out = output(want.memory, gaps);
   const DeviceBuffer& dst = in_place ? src : *out;
   const int64_t size_of = element_size(c.type);
-  const cuda::Images images{c.type, src.as<char>() + x.first * size_of, dst.as<char>() + want.first * size_of, layout, adjoint};
+  const Images images{c.type, src.as<char>() + x.first * size_of, dst.as<char>() + want.first * size_of, layout, adjoint};
 
   cpu::mix({c.type, in_place ? want.data() : x.data(), want.data(), layout, plan.view(), adjoint}, kOneThread);
   PlacedPlan placed(plan, random.below(2) == 0);
   placed.memory.chip.multiprocessors = c.multiprocessors;
   if (random.below(3) == 0) placed.memory.chip.shared_bytes = random.below(2) ? 1024 : 64;
-  std::unique_ptr<Labels> labels;  // in the same launch
-  cuda::Targets targets{};
+  std::unique_ptr<LabelCase> labels;  // in the same launch
+  Targets targets{};
   if (!adjoint && random.below(2)) {
-    labels = std::make_unique<Labels>(random, static_cast<int32_t>(random.below(8)), false, batch, 10, 0.1, plan);
+    labels = std::make_unique<LabelCase>(random, static_cast<LabelType>(random.below(8)), false, batch, 10, 0.1, plan);
     targets = labels->targets;
   }
   const cuda::Pass pass(placed.memory, &images, c.pairing, plan.families);
@@ -334,16 +332,17 @@ void test_fourier_of(const std::vector<MethodRow>& rows, int ndim, const int64_t
   std::vector<uint32_t> bits(n * words);
   std::vector<uint16_t> levels(n * pixels);
   const Extent extent{ndim, {size[0], size[1], size[2]}};
-  const cpu::FourierArgs args{rows.data(), static_cast<int32_t>(rows.size()), extent, batch, per, draws, seed,
-                              plan.masks.data(), soft ? nullptr : bits.data(), soft ? levels.data() : nullptr};
-  cpu::fourier(args, kOneThread);
+  FourierMasks request{rows.data(), static_cast<int32_t>(rows.size()), extent, batch, per, draws, {nullptr, seed},
+                       plan.masks.data(), soft ? nullptr : bits.data(), soft ? levels.data() : nullptr};
+  cpu::fourier(request, kOneThread);
   const DeviceBuffer masks(plan.masks, false), device_seed(&seed, 8, false);
   const bool on_device = seed % 2 == 0;
-  cuda::Fourier f{rows.data(), args.methods, extent, batch, per, draws, on_device ? device_seed.as<int64_t>() : nullptr,
-                  on_device ? 0 : seed, masks.as<Record>(), soft ? nullptr : out.as<uint32_t>(),
-                  soft ? out.as<uint16_t>() : nullptr, nullptr, most_scratch};
+  if (on_device) request.seed = {device_seed.as<int64_t>(), 0};
+  request.masks = masks.as<Record>();
+  request.bits = soft ? nullptr : out.as<uint32_t>();
+  request.levels = soft ? out.as<uint16_t>() : nullptr;
   Memory memory(1);
-  cuda::fourier(memory, f);
+  cuda::fourier(memory, request, most_scratch);
   ++paths[soft ? "soft Fourier masks" : "Fourier masks"];
   const std::vector<uint32_t> got_bits = soft ? std::vector<uint32_t>() : out.values<uint32_t>();
   const std::vector<uint16_t> got_levels = soft ? out.values<uint16_t>() : std::vector<uint16_t>();
@@ -429,7 +428,7 @@ void test_sample(Random& random, const Drawing& d, ElementType type, bool with_i
   for (float& value : lam) value = static_cast<float>(random.uniform());
   std::vector<int64_t> classes(n);
   for (int64_t& label : classes) label = random.below(4);
-  cpu::SampleArgs args{};
+  Sampling args{};
   args.rows = d.rows.data();
   args.methods = static_cast<int32_t>(d.rows.size());
   args.batch = n;
@@ -441,36 +440,27 @@ void test_sample(Random& random, const Drawing& d, ElementType type, bool with_i
   args.lam = d.given ? lam.data() : nullptr;
   args.lam_each = d.given;
   args.classes = classes.data();
-  args.seed = random.next();
+  const uint64_t seed = args.seed.value = random.next();
   HostPlan want;
   want.partner.resize(n);
   want.masks.resize(n);
   want.weight.resize(n);
   std::vector<float> want_lam(n);
-  cpu::sample(args, {want.partner.data(), want_lam.data(), want.weight.data(), want.masks.data()});
+  args.out = {want.partner.data(), want_lam.data(), want.weight.data(), want.masks.data()};
+  host::sample(args);
 
-  const DeviceBuffer device_lam(lam, false), device_classes(classes, false), seed(&args.seed, 8, false);
+  const DeviceBuffer device_lam(lam, false), device_classes(classes, false), device_seed(&seed, 8, false);
   const DeviceBuffer partner(8 * n), out_lam(4 * n), weight(8 * n), masks(sizeof(Record) * n);
-  cuda::Sampling s{};
-  s.rows = d.rows.data();
-  s.methods = args.methods;
-  s.batch = n;
-  s.extent = args.extent;
-  s.pairing = d.pairing;
-  s.per = d.per;
-  s.p = d.p;
-  s.lam = d.given ? device_lam.as<float>() : nullptr;
-  s.lam_each = d.given;
-  s.classes = device_classes.as<int64_t>();
-  s.seed = d.on_device ? seed.as<int64_t>() : nullptr;
-  s.seed_value = d.on_device ? 0 : args.seed;
-  s.out = {partner.as<int64_t>(), out_lam.as<float>(), weight.as<double>(), masks.as<Record>()};
+  args.lam = d.given ? device_lam.as<float>() : nullptr;
+  args.classes = device_classes.as<int64_t>();
+  if (d.on_device) args.seed = {device_seed.as<int64_t>(), 0};
+  args.out = {partner.as<int64_t>(), out_lam.as<float>(), weight.as<double>(), masks.as<Record>()};
 
   const DeviceBuffer images_memory(x.memory);
-  const cuda::Images images{type, images_memory.as<void>(), images_memory.as<void>(), layout_of(x, x, d.ndim), false};
+  const Images images{type, images_memory.as<void>(), images_memory.as<void>(), layout_of(x, x, d.ndim), false};
   Memory memory(132);
   const cuda::Pass pass(memory, with_images ? &images : nullptr, d.pairing, kAllFamilies);
-  pass.sample(s);
+  pass.sample(args);
 
   HostPlan got;
   got.partner = partner.values<int64_t>();
@@ -492,7 +482,7 @@ void test_sample(Random& random, const Drawing& d, ElementType type, bool with_i
   if (!with_images) return;
   cuda::LaunchPlan plan{};
   PlanView& view = plan.view;
-  view = {s.out.partner, s.out.masks, kAllFamilies, d.pairing, false, {}};
+  view = {args.out.partner, args.out.masks, kAllFamilies, d.pairing, false, {}};
   const bool stored = std::any_of(d.rows.begin(), d.rows.end(), [](const MethodRow& row) { return is_stored_method(row.method); });
   const int64_t* size = args.extent.size;
   const int64_t words = (size[0] * size[1] * size[2] + 31) / 32;
@@ -505,7 +495,7 @@ void test_sample(Random& random, const Drawing& d, ElementType type, bool with_i
     view.pixels.bits = bits.as<uint32_t>();
   }
   cpu::mix({type, x.data(), x.data(), images.layout, got.view(), false}, kOneThread);
-  pass.mix(plan, cuda::Targets{});
+  pass.mix(plan, Targets{});
   compare(type, images_memory.values<char>(), x.memory, !has_gaussian(got), true, "images mixed by it");
 }
 

@@ -104,10 +104,11 @@ LIBRARIES: dict[Name, Library] = {
             # linker keeps the first, and one for AVX2 would kill a CPU without it.
             Unit("binding/cpu.cpp", (*_HOST_FLAGS, *_TORCH_FLAGS)),
             Unit("cpu/*.cpp", _HOST_FLAGS),
+            Unit("host/*.cpp", _HOST_FLAGS),
             *(Unit("cpu/kernels.cpp", (*_HOST_FLAGS, f"-DFUSEDMIX_ISA={isa}", *flags)) for isa, flags in _ISAS),
         ),
         _LINK_FLAGS,
-        ("include/**/*", "cpu/*", "binding/cpu.cpp", "binding/*.h"),
+        ("include/**/*", "host/*", "cpu/*", "binding/cpu.cpp", "binding/*.h"),
         "20 s",
     ),
     "cuda": Library(
@@ -117,10 +118,10 @@ LIBRARIES: dict[Name, Library] = {
             Unit("binding/cuda.cpp", (*_NVCC_FLAGS, *_TORCH_FLAGS, "-DUSE_CUDA")),
             Unit("cuda/*.cu", _NVCC_FLAGS),
             Unit("cuda/*.cpp", _NVCC_FLAGS),
-            Unit("cpu/sample.cpp", _NVCC_FLAGS),  # plans that are drawn on the host
+            Unit("host/*.cpp", _NVCC_FLAGS),
         ),
         _NVCC_LINK_FLAGS,
-        ("include/**/*", "cuda/*", "cpu/mix.h", "cpu/sample.cpp", "binding/cuda.cpp", "binding/*.h"),
+        ("include/**/*", "host/*", "cuda/*", "binding/cuda.cpp", "binding/*.h"),
         "2 min",
     ),
 }

@@ -16,7 +16,7 @@ enum LabelType : int32_t {
 
 // f of a label of that type.
 template <class F>
-FUSEDMIX_HD auto of_label(int32_t type, const F& f) {
+FUSEDMIX_HD auto of_label(LabelType type, const F& f) {
   switch (type) {
     case kLabelInt64: return f(int64_t{});
     case kLabelInt32: return f(int32_t{});
@@ -31,6 +31,9 @@ FUSEDMIX_HD auto of_label(int32_t type, const F& f) {
     case kLabelDouble: return f(double{});
     default: return f(float{});
   }
+}
+FUSEDMIX_HD int64_t label_size(LabelType type) {
+  return of_label(type, [](auto label) { return static_cast<int64_t>(sizeof(label)); });
 }
 template <class To, class T>
 FUSEDMIX_HD To label_as(T label) {

@@ -17,6 +17,12 @@ struct PlanView {
 // Whether there may be masks that are stored.
 FUSEDMIX_HD bool is_stored(const PlanView& plan) { return plan.pixels.bits != nullptr || plan.pixels.levels != nullptr; }
 
+// What labels are mixed by: the tensors of a plan on the host that labels depend on.
+struct LabelPlan {
+  const int64_t* partner;
+  const double* weight;
+};
+
 // Where a sampler writes.
 struct PlanOut {
   int64_t* partner;

@@ -1,11 +1,14 @@
 // Everything random about a batch. The mirror of fusedmix/draws.py and fusedmix/partners.py.
+#include "sample.h"
+
+#include <algorithm>
 #include <numeric>
 #include <vector>
 
+#include "../include/fusedmix/masks.h"
 #include "../include/fusedmix/memory.h"
-#include "mix.h"
 
-namespace fusedmix::cpu {
+namespace fusedmix::host {
 namespace {
 
 constexpr int64_t kWorthAThread = 64;  // samples, each of them drawn
@@ -23,7 +26,7 @@ void stable_sort_by(std::vector<int64_t>& order, const Key& key) {
   std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return key(a) < key(b); });
 }
 
-void by_class(const SampleArgs& args, const std::vector<int64_t>& keys, int64_t* partner) {
+void by_class(const Sampling& args, const std::vector<int64_t>& keys, int64_t* partner) {
   const int64_t n = args.batch;
   const int64_t* label = args.classes;
   std::vector<int64_t> order = ascending(n);
@@ -42,16 +45,16 @@ void by_class(const SampleArgs& args, const std::vector<int64_t>& keys, int64_t*
     largest = std::max(largest, stop - first);
   }
   stable_sort_by(order, [&](int64_t i) {
-    const Words w = words(args.seed, static_cast<uint64_t>(label[i]), kStreamClass);
+    const Words w = words(args.seed.value, static_cast<uint64_t>(label[i]), kStreamClass);
     return sort_key(w.a, w.b);
   });
   const int64_t choices = std::max<int64_t>(n - 2 * largest + 1, 1);
-  const Words w = words(args.seed, 0, kStreamShift);
+  const Words w = words(args.seed.value, 0, kStreamShift);
   const int64_t shift = largest + static_cast<int64_t>(uniform(w.a, w.b) * static_cast<double>(choices));
   for (int64_t k = 0; k < n; ++k) partner[order[k]] = order[(k + shift) % n];
 }
 
-void partners(const SampleArgs& args, int64_t* partner) {
+void partners(const Sampling& args, int64_t* partner) {
   const int64_t n = args.batch;
   if (args.partner != nullptr) {
     std::copy(args.partner, args.partner + n, partner);
@@ -59,7 +62,7 @@ void partners(const SampleArgs& args, int64_t* partner) {
     for (int64_t i = 0; i < n; ++i) partner[i] = formula_partner(args.pairing, i, n);
   } else {
     std::vector<int64_t> keys = ascending(n);
-    for (int64_t i = 0; i < n; ++i) keys[i] = partner_key(args.seed, i);
+    for (int64_t i = 0; i < n; ++i) keys[i] = partner_key(args.seed.value, i);
     if (args.pairing != kRandom) return by_class(args, keys, partner);
     std::vector<int64_t> order = ascending(n);
     stable_sort_by(order, [&](int64_t i) { return keys[i]; });
@@ -85,8 +88,8 @@ Draw drawn_elsewhere(const double* row, int64_t at) {
   return drawn;
 }
 
-Draw drawn_here(const SampleArgs& args, int64_t at) {
-  const Numbers numbers{args.seed, static_cast<uint64_t>(at)};
+Draw drawn_here(const Sampling& args, int64_t at) {
+  const Numbers numbers{args.seed.value, static_cast<uint64_t>(at)};
   const auto row_at = [&](int32_t row) -> const MethodRow& { return args.rows[row]; };
   const int32_t choice = choose(numbers, row_at, args.methods);
   return draw(numbers, choice, args.rows[choice], args.p, args.lam == nullptr, args.extent);
@@ -94,8 +97,9 @@ Draw drawn_here(const SampleArgs& args, int64_t at) {
 
 }  // namespace
 
-void sample(const SampleArgs& args, const PlanOut& out, const Parallel& parallel) {
+void sample(const Sampling& args, const Parallel& parallel) {
   if (args.batch == 0) return;
+  const PlanOut& out = args.out;
   partners(args, out.partner);
   const auto make = [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
@@ -117,4 +121,4 @@ void sample(const SampleArgs& args, const PlanOut& out, const Parallel& parallel
   std::fill(out.masks + 1, out.masks + args.batch, out.masks[0]);
 }
 
-}  // namespace fusedmix::cpu
+}  // namespace fusedmix::host
