@@ -18,6 +18,7 @@ from case_counts import pytest_runtest_logreport, pytest_sessionfinish, pytest_t
 from families import RECORDS
 from fusedmix.backends import native, triton
 
+pytest.register_assert_rewrite("callers", "oracle")
 # What a test starts, in whatever folder, imports the package that is tested, installed or not.
 os.environ["PYTHONPATH"] = os.pathsep.join(
     filter(None, (str(Path(fm.__file__).parents[1]), os.environ.get("PYTHONPATH")))

@@ -12,21 +12,13 @@ import torch
 from scipy import stats
 
 import fusedmix as fm
+from callers import Operators, each_backend
 from conftest import NO_CPP
 from fusedmix import backends
 from fusedmix.draws import CPU
 from fusedmix.methods import WIDTH, Column, Kind, Number, Per
-from test_agreement import (
-    Case,
-    Operators,
-    each_backend,
-    expected_adjoint,
-    expected_mix,
-    mask_of,
-    over_batch,
-    plan_of,
-    values,
-)
+from oracle import expected_adjoint, expected_mix, over_batch
+from test_agreement import Case, mask_of, plan_of, values
 from test_formulas import SHORT_OFFSETS, assert_means, moments, sampled_moments
 
 GRIDS = [  # images of a size, and grids on them: of few cells and of 128, of one pixel each, of one cell
@@ -69,9 +61,9 @@ def test_agreement(backend, case, cells, per):
         plan = plan_of(module, case, seed, backend)
         x = values(case, dtype, seed).to(backend.device)
         w = over_batch(mask_of(plan, backend), x, plan.size)
-        assert expected_mix(x, w, plan, backend).holds(backend.mix(x, plan))
+        assert expected_mix(x, w, plan.partner, backend.one_rounding).holds(backend.mix(x, plan))
         if dtype != torch.uint8:
-            assert expected_adjoint(x, w, plan).holds(backend.mix_adjoint(x, plan))
+            assert expected_adjoint(x, w, plan.partner).holds(backend.mix_adjoint(x, plan))
 
 
 @each_backend
@@ -91,11 +83,11 @@ def test_agreement_of_large_grids(backend, case, cells, per):
         x = values(case, dtype, seed).to(backend.device)
         in_a_batch = x.repeat_interleave(2, 0).repeat_interleave(2, -1)[1::2, ..., ::2]
         w = over_batch(mask_of(plan, backend), x, plan.size)
-        expected = expected_mix(x, w, plan, backend)
+        expected = expected_mix(x, w, plan.partner, backend.one_rounding)
         assert expected.holds(backend.mix(x, plan))
         assert expected.holds(backend.mix(in_a_batch, plan))
         if dtype != torch.uint8:
-            assert expected_adjoint(x, w, plan).holds(backend.mix_adjoint(x, plan))
+            assert expected_adjoint(x, w, plan.partner).holds(backend.mix_adjoint(x, plan))
         for batch_in_place in (in_a_batch, x):
             backend.mix_(batch_in_place, plan)
             assert expected.holds(batch_in_place)
@@ -113,9 +105,9 @@ def test_agreement_of_large_grids_beside_fmix(backend, per, soft):
         plan = module.sample(9, (15, 33), lam=0.4, seed=seed).to(backend.device)
         x = values(case, torch.float32, seed).to(backend.device)
         w = over_batch(mask_of(plan, backend), x, plan.size)
-        assert expected_mix(x, w, plan, backend).holds(backend.mix(x, plan))
+        assert expected_mix(x, w, plan.partner, backend.one_rounding).holds(backend.mix(x, plan))
         backend.mix_(out := x.clone(), plan)
-        assert expected_mix(x, w, plan, backend).holds(out)
+        assert expected_mix(x, w, plan.partner, backend.one_rounding).holds(out)
 
 
 @each_backend
@@ -126,7 +118,8 @@ def test_agreement_beside_other_methods(backend):
     plan = plan_of(module, case, 3, backend)
     assert {Kind.CONSTANT, Kind.BOX, Kind.GRID} == set(plan.kind.tolist())
     x = values(case, torch.float32, 0).to(backend.device)
-    assert expected_mix(x, over_batch(mask_of(plan, backend), x, plan.size), plan, backend).holds(backend.mix(x, plan))
+    w = over_batch(mask_of(plan, backend), x, plan.size)
+    assert expected_mix(x, w, plan.partner, backend.one_rounding).holds(backend.mix(x, plan))
 
 
 @both_samplings
