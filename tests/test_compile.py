@@ -6,9 +6,12 @@ from collections import UserDict
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 import fusedmix as fm
-from conftest import option_id
+from attaching import Chain
+from conftest import Counting, option_id
 
 X = torch.rand(6, 3, 12, 10)
 Y = torch.tensor([0, 1, 2, 3, 4, 4])
@@ -104,7 +107,7 @@ def test_the_images_of_a_dict(make):
 
 
 def test_parameters_are_tensors():
-    plan, x = fm.CutMix().sample(6, (12, 10), lam=0.5), torch.nn.Parameter(X)
+    plan, x = fm.CutMix().sample(6, (12, 10), lam=0.5), nn.Parameter(X)
     compiled = torch.compile(lambda x: fm.mix(x, plan), fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(x), fm.mix(X, plan))
 
@@ -125,12 +128,12 @@ def test_sparse_targets():
 def test_training_step_with_inductor(sampling):
     """A whole step, forward and backward, through the default compiler."""
     torch.manual_seed(1)
-    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(320, 5))
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(320, 5))
     mix = fm.RandomMix([fm.MixUp(), fm.GMix()], num_classes=5, sampling=sampling)
 
     def step(x, y):
         x, targets = mix(x, y)
-        return torch.nn.functional.cross_entropy(model(x), targets)
+        return F.cross_entropy(model(x), targets)
 
     def train(step):
         torch.manual_seed(3)
@@ -215,17 +218,12 @@ def test_a_generator_in_a_graph_is_refused():
 
 def test_a_schedule_of_alpha_does_not_recompile():
     mix = fm.MixUp(num_classes=5)
-    graphs = []
-
-    def counting(graph, _):
-        graphs.append(graph)
-        return graph
-
+    counting = Counting()
     compiled = torch.compile(mix, fullgraph=True, backend=counting)
     for alpha in (1.0, 0.5, 0.25, 0.0):
         mix.alpha = alpha
         images, _ = compiled(X, Y)
-    assert len(graphs) == 1
+    assert counting.graphs == 1
     assert torch.equal(images, X)  # α = 0 is λ = 1
 
 
@@ -260,3 +258,139 @@ def test_labels_out_of_range_are_found_inside_a_graph():
     with pytest.raises(ValueError, match="labels"):
         compiled(x, Y)
     assert torch.equal(x, X)
+
+
+def test_attributes_set_later_act_on_compiled_steps():
+    mix = fm.RandomMix([fm.HMix(), fm.CutMix()], num_classes=5)
+    counting = Counting()
+    compiled = torch.compile(mix, fullgraph=True, backend=counting)
+    equal_batches(mix, compiled, X, Y)
+    for setting in ("weights", "alpha", "ratio", "variant", "lam_range"):  # numbers in memory: no new graph
+        value = {"weights": [1, 9], "alpha": 0.2, "ratio": 0.3, "variant": "paper", "lam_range": (0.3, 0.4)}[setting]
+        setattr(mix if setting == "weights" else mix.methods[0], setting, value)
+        equal_batches(mix, compiled, X, Y)
+    assert counting.graphs == 1
+    for setting, value in {"label_smoothing": 0.1, "inplace": False, "p": 0.5}.items():
+        setattr(mix, setting, value)
+        equal_batches(mix, compiled, X, Y)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"inplace": True}, {"targets": "sparse"}, {"sampling": "device"}], ids=option_id
+)
+def test_training_only_in_a_compiled_step(options):
+    mix = fm.RandomMix([fm.MixUp(), fm.CutMix()], num_classes=5, training_only=True, **options)
+    compiled = torch.compile(mix, fullgraph=True, backend="aot_eager")
+    for training in (True, False, True):
+        mix.train(training)
+        torch.manual_seed(1)
+        expected = torch.utils._pytree.tree_leaves(mix(X.clone(), Y))
+        torch.manual_seed(1)
+        got = torch.utils._pytree.tree_leaves(compiled(X.clone(), Y))
+        assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))
+        assert torch.equal(got[0], X) != training
+
+
+# --- an attached model ---
+
+ROWS = X[:, 0, 0, :5]
+
+
+class Small(Chain):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.c = nn.Linear(5, 5), nn.Linear(5, 5)
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+@pytest.mark.parametrize("layers", [None, ["a"], ["", "a", "b"]])
+def test_compiled_models_equal_eager_ones(order, layers):
+    counting = Counting()
+    several = layers is not None and len(layers) > 1
+    runs, lams = [], []
+    for compiled in (False, True):
+        net, mix = Small(), fm.MixUp(per="sample")
+        run = net
+        if compiled and order == "after":
+            run = torch.compile(net, fullgraph=True, backend=counting)
+        handle = fm.attach(run, mix, layers=layers)
+        if compiled and order == "before":
+            run = torch.compile(net, fullgraph=not several, backend=counting)
+        criterion = handle.wrap(nn.CrossEntropyLoss())
+        torch.manual_seed(5)
+        results = []
+        for _ in range(8):
+            loss = criterion(run(ROWS), Y)
+            results += [loss, handle.plan.lam, *torch.autograd.grad(loss, tuple(net.parameters()))]
+            lams.append(float(handle.plan.lam[0]))
+        net.eval()
+        results += [run(ROWS), criterion(run(ROWS), Y)]
+        runs.append(results)
+    for a, b in zip(*runs, strict=True):
+        torch.testing.assert_close(a, b)
+    assert len(set(lams[8:])) == 8, "the draw is frozen into the graph"
+    # The model and, where PyTorch compiles them by themselves, its hooks: in training by layer, and in evaluation.
+    assert counting.graphs <= (4 if not several else 2 * len(layers) + 2)
+
+
+class Teaches(Small):
+    def forward(self, x, own=True):
+        return super().forward(x) + 0.0 * self(x, False) if own else super().forward(x)
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+@pytest.mark.parametrize("layers", [None, ["a"]])
+def test_a_compiled_model_that_calls_itself(order, layers):
+    net, x = Teaches(), ROWS
+    run = torch.compile(net, fullgraph=True, backend="aot_eager") if order == "after" else net
+    handle = fm.attach(run, fm.MixUp(), layers=layers)
+    if order == "before":
+        run = torch.compile(net, fullgraph=True, backend="aot_eager")
+    for _ in range(3):
+        out = run(x)
+        hidden = F.linear(x if layers else fm.mix(x, handle.plan), net.a.weight, net.a.bias)
+        hidden = fm.mix(hidden, handle.plan) if layers else hidden
+        torch.testing.assert_close(out, F.linear(hidden.tanh(), net.c.weight, net.c.bias))
+
+
+def test_several_layers_in_one_graph_are_refused():
+    net = Small()
+    fm.attach(net, fm.MixUp(), layers=["", "a"])
+    with pytest.raises(Exception, match="attach to the compiled model instead"):
+        torch.compile(net, fullgraph=True, backend="eager")(ROWS)
+
+
+@pytest.mark.parametrize(
+    ("targets", "per", "criterion"),
+    [
+        ("dense", "batch", nn.CrossEntropyLoss()),
+        ("sparse", "batch", F.cross_entropy),
+        ("sparse", "sample", nn.CrossEntropyLoss()),
+        ("sparse", "sample", F.cross_entropy),
+    ],
+)
+def test_a_whole_step_is_one_graph(targets, per, criterion):
+    net = Small()
+    wrapped = fm.attach(net, fm.MixUp(per=per), layers=["a"]).wrap(criterion, targets=targets)
+
+    def step(x, y):
+        return wrapped(net(x), y)
+
+    runs = []
+    for f in (step, torch.compile(step, fullgraph=True, backend="aot_eager")):
+        torch.manual_seed(3)
+        runs.append([f(ROWS, Y) for _ in range(3)])
+    torch.testing.assert_close(*runs)
+    assert runs[1][0] != runs[1][1]
+
+
+def test_a_compiled_criterion_is_reduced_as_its_own():
+    """It passes its attributes on to the criterion in it."""
+    handle = fm.attach(nn.Identity(), fm.MixUp(per="sample"))
+    plan, out = handle.mix.sample(6, (1,), seed=3), ROWS
+    inner = nn.CrossEntropyLoss()
+    criterion = torch.compile(inner, backend="eager")
+    loss = handle.wrap(criterion, targets="sparse")(out, Y, plan=plan)
+    assert inner.reduction == criterion.reduction == "mean"
+    torch.testing.assert_close(loss, fm.mix_cross_entropy(out, Y, plan))

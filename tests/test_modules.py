@@ -10,17 +10,20 @@ import os
 import pickle
 import subprocess
 import sys
-import textwrap
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional as F
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
-from torch.utils.data import DataLoader, TensorDataset, default_collate
+from torch.utils.data import DataLoader, TensorDataset
 
 import fusedmix as fm
+from attaching import Chain
 from conftest import option_id
+from trainers import Collate
 
 X, Y = torch.rand(6, 3, 8, 8), torch.tensor([0, 1, 2, 3, 4, 4])
 
@@ -62,6 +65,55 @@ def test_a_repr_says_what_differs_from_the_defaults():
     )
     for part in ("weights=[0.25, 0.75]", "num_classes=10", "per='sample'", "p=0.5", "ratio=0.5", "variant='paper'"):
         assert part in text
+
+
+def test_reprs_of_what_belongs_to_a_module():
+    """One line that tells what it is."""
+    mix = fm.CutMix(per="sample", alpha=0.4)
+    handle = fm.attach(Chain(), mix, layers=["a", ""])
+    expected = f"MixHandle({mix!r}, mixes the output of layer 'a', the input of Chain)"
+    assert repr(handle) == expected
+    assert repr(handle.wrap(F.cross_entropy)) == "MixedFunction(cross_entropy, targets='dense')"
+    handle.remove()
+    assert repr(handle) == f"MixHandle({mix!r}, removed)"
+    alpha = fm.schedules.CosineAlpha(mix, end=0.1, epochs=30)
+    alpha.step()
+    assert repr(alpha).startswith(f"CosineAlpha({mix!r}, ")
+    assert "last_epoch=1" in repr(alpha)
+    assert "epochs=30" in repr(alpha)
+    assert "\n" not in repr(alpha) + repr(fm.schedules.OffAfter(mix, 3))
+
+
+def test_the_repr_of_what_is_no_plan_any_more():
+    """A plan is a tree, and a tree_map makes of one what it likes: errors and debuggers show that too."""
+    plan = fm.CutMix(per="sample").sample(3, (20, 30))
+    tree_map = torch.utils._pytree.tree_map
+    assert repr(tree_map(lambda t: t[0], plan)) == "MixPlan(partner=(), lam=(), weight=(), masks=(12,))"
+    assert repr(tree_map(lambda t: t.ndim, plan)) == "MixPlan(partner=1, lam=1, weight=1, masks=2)"
+    assert repr(replace(plan, partner=plan.partner[0])).startswith("MixPlan(partner=(), lam=(3,), ")
+    assert repr(replace(plan, masks=plan.masks[:, :0])).endswith("masks=(3, 0))")
+    lam = torch.func.vmap(lambda lam: torch.ones(()).new_tensor(len(repr(replace(plan, lam=lam)))))(torch.rand(2, 3))
+    assert lam.tolist() == [len("MixPlan(B=3, size 20×30, roll, per sample, cpu)")] * 2
+
+
+PLANS = {
+    "MixPlan(box, B=3, size 20×30, roll, per sample, lam 0.25 to 0.75, cpu)": (
+        lambda: fm.CutMix(per="sample").sample(3, (20, 30), lam=torch.tensor([0.25, 0.75, 0.5]))
+    ),
+    "MixPlan(constant, B=4, size 7, flip, per pair, lam 0.50, cpu)": (
+        lambda: fm.MixUp(per="pair").sample(4, (7,), lam=0.5)
+    ),
+    "MixPlan(gaussian, B=2, size 8×8×3, random, per batch, lam 0.30, cpu)": (
+        lambda: fm.GMix(pairing="random").sample(2, (8, 8, 3), lam=0.3)
+    ),
+    "MixPlan(B=0, size 4×4, roll, per batch, cpu)": lambda: fm.FMix().sample(0, (4, 4)),
+    "MixPlan(B=2, size 4×4, roll, per batch, meta)": lambda: fm.MixUp().sample(2, (4, 4)).to("meta"),
+}
+
+
+@pytest.mark.parametrize("expected", PLANS)
+def test_the_repr_of_a_plan_is_one_line(expected):
+    assert repr(PLANS[expected]()) == expected
 
 
 def test_modules_have_no_state_to_load():
@@ -117,16 +169,6 @@ def test_a_plan_has_the_length_of_its_batch(method, per):
         if per != "sample" and b:
             first = plan.mask()[0]
             assert torch.equal(plan.mask()[plan.partner[0]], first)
-
-
-class Collate:
-    """A collate_fn that mixes; at module level, so that spawned workers can import it."""
-
-    def __init__(self, mix):
-        self.mix = mix
-
-    def __call__(self, samples):
-        return self.mix(*default_collate(samples))
 
 
 @pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.thorough)])  # spawned: torch anew
@@ -216,13 +258,11 @@ print(f"rank {rank} ok")
 """
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize("sampling", ["host", "device"])
-def test_two_ranks(tmp_path, sampling):
+def on_two_ranks(tmp_path, program, *arguments):
     script = tmp_path / "rank.py"
-    script.write_text(textwrap.dedent(RANK))
+    script.write_text(program)
     run = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), sampling],
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script, *arguments],
         capture_output=True,
         text=True,
         timeout=240,
@@ -230,6 +270,83 @@ def test_two_ranks(tmp_path, sampling):
     )
     assert run.returncode == 0, run.stderr
     assert all(f"rank {rank} ok" in run.stdout for rank in range(2))
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("sampling", ["host", "device"])
+def test_two_ranks(tmp_path, sampling):
+    on_two_ranks(tmp_path, RANK, sampling)
+
+
+ATTACHED_RANK = """
+import torch, torch.distributed as dist
+import torch.nn.functional as F
+import fusedmix as fm
+from torch import nn
+
+dist.init_process_group("gloo")
+rank = dist.get_rank()
+x = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(rank))
+y = torch.tensor([0, 1, 2, 3, 3, 1])
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.two = nn.Conv2d(3, 4, 3), nn.Linear(144, 4)
+    def forward(self, x, place=None, plan=None):
+        x = self.one(fm.mix(x, plan) if place == "" else x)
+        return self.two((fm.mix(x, plan) if place == "one" else x).tanh().flatten(1))
+
+for where in ("inside", "around"):
+    net, plain = Net(), Net()
+    ddp = nn.parallel.DistributedDataParallel(net)
+    handle = fm.attach(net if where == "inside" else ddp, fm.CutMix(per="sample"), layers=["", "one"])
+    criterion = handle.wrap(nn.CrossEntropyLoss())
+    assert not list(ddp.buffers())
+    optimizer, by_hand = (torch.optim.SGD(m.parameters(), 0.1) for m in (net, plain))
+    torch.manual_seed(100 + rank)
+
+    def run(steps):
+        lams, places = [], set()
+        for _ in range(steps):
+            optimizer.zero_grad()
+            plain.load_state_dict(net.state_dict())
+            criterion(ddp(x), y).backward()
+            plan = handle.plan
+            place = "" if plan.size == (8, 8) else "one"
+            by_hand.zero_grad()
+            F.cross_entropy(plain(x, place, plan), fm.mix_labels(y, plan, num_classes=4)).backward()
+            for p, q in zip(net.parameters(), plain.parameters()):
+                mean = q.grad.clone()
+                dist.all_reduce(mean)
+                torch.testing.assert_close(p.grad, mean / 2)
+            optimizer.step()
+            lams.append(plan.lam)
+            places.add(place)
+        return torch.stack(lams), places
+
+    run(1)
+    saved = torch.get_rng_state()
+    mine, places = run(6)
+    assert places == {"", "one"}
+    every = [torch.empty_like(mine) for _ in range(2)]
+    dist.all_gather(every, mine)
+    assert not (every[0] == every[1]).any(), "two ranks drew the same"
+    torch.set_rng_state(saved)
+    assert torch.equal(run(6)[0], mine), "resuming drew something else"
+    ddp.eval()
+    torch.testing.assert_close(criterion(ddp(x), y), F.cross_entropy(net.forward(x), y))
+    dist.barrier()
+    del ddp
+dist.destroy_process_group()
+print(f"rank {rank} ok")
+"""
+
+
+@pytest.mark.thorough
+def test_two_ranks_of_an_attached_model(tmp_path):
+    on_two_ranks(tmp_path, ATTACHED_RANK)
 
 
 def test_importing_is_light():
