@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import inspect
 import pickle
 import pydoc
@@ -18,7 +17,7 @@ import torch
 from torchvision.transforms import v2
 
 import fusedmix as fm
-from conftest import METHODS, STORED, option_id, required
+from conftest import option_id, required
 from fusedmix import options
 from fusedmix.integrations.timm import FastCollateMixup, Mixup
 from fusedmix.methods import Pairing, Per
@@ -339,13 +338,7 @@ def test_rules_between_keywords_hold_later_too():
     assert mix.mask_ignore_index == 255  # as it was set
 
 
-MEMBERS = {
-    "alpha": 0.1,
-    "ratio": 0.1,
-    "variant": "paper",
-    "lam_range": (0.4, 0.5),
-    "p": 0.3,
-}
+MEMBERS = {"alpha": 0.1, "ratio": 0.1, "variant": "paper", "lam_range": (0.4, 0.5), "p": 0.3}
 
 
 @pytest.mark.parametrize("name", MEMBERS)
@@ -416,198 +409,6 @@ def test_modules_pickled_before_a_keyword_was_added():
     assert repr(old) == repr(mix)
     old.eval()
     assert same(batch(old), batch(mix))
-
-
-def test_attributes_set_later_act_on_compiled_steps():
-    torch._dynamo.reset()
-    mix = fm.RandomMix([fm.HMix(), fm.CutMix()], num_classes=5)
-    graphs = []
-
-    def counting(graph, _):
-        graphs.append(graph)
-        return graph
-
-    compiled = torch.compile(mix, fullgraph=True, backend=counting)
-
-    def agrees():
-        torch.manual_seed(3)
-        expected = mix(X, Y)
-        torch.manual_seed(3)
-        assert same(list(compiled(X, Y)), list(expected))
-
-    agrees()
-    for setting in ("weights", "alpha", "ratio", "variant", "lam_range"):  # numbers in memory: no new graph
-        value = {"weights": [1, 9], "alpha": 0.2, "ratio": 0.3, "variant": "paper", "lam_range": (0.3, 0.4)}[setting]
-        setattr(mix if setting == "weights" else mix.methods[0], setting, value)
-        agrees()
-    assert len(graphs) == 1
-    for setting, value in {"label_smoothing": 0.1, "inplace": False, "p": 0.5}.items():
-        setattr(mix, setting, value)
-        agrees()
-    torch._dynamo.reset()
-
-
-# --- words of other libraries ---
-
-
-@pytest.mark.parametrize(
-    ("call", "words"),
-    [
-        (lambda: fm.MixUp(prob=0.5), "timm's prob is p"),
-        (lambda: fm.CutMix(mode="elem"), 'per="sample"'),
-        (lambda: fm.MixUp(mixup_alpha=0.8), "alpha of MixUp"),
-        (lambda: fm.CutMix(cutmix_alpha=0.8), "alpha of CutMix"),
-        (lambda: fm.RandomMix([fm.MixUp()], switch_prob=0.5), "weights of RandomMix"),
-        (lambda: fm.CutMix(cutmix_minmax=(0.2, 0.8)), "lam_range"),
-        (lambda: fm.CutMix(correct_lam=True), "label weight"),
-        (lambda: fm.MixUp(smoothing=0.1), "label_smoothing"),
-        (lambda: fm.MixUp(same_on_batch=True), 'per="batch"'),
-        (lambda: fm.MixUp(data_keys=["input", "class"]), "images_getter"),
-        (lambda: fm.MixUp(lam=0.5), r"sample\(..., lam=\)"),
-        (lambda: fm.MixUp(seed=0), "generator"),
-        (lambda: fm.RandomMix(transforms=[fm.MixUp()], methods=[fm.MixUp()]), "methods of RandomMix"),
-        (lambda: fm.MixUp(num_class=10), "Did you mean 'num_classes'.* It takes alpha, num_classes"),
-        (lambda: fm.MixUp(alpa=1.0), "Did you mean 'alpha'"),
-        (lambda: fm.FMix(decaypower=1.0), "Did you mean 'decay_power'"),
-        (lambda: fm.CutMix(ratio=0.5), "HMix takes ratio"),
-        (lambda: fm.SamplePairing(alpha=0.5), "MixUp, .* and EmbedMix take alpha"),
-        (lambda: fm.EmbedMix(inplace=True), "MixUp, .* and RandomMix take inplace"),
-        (lambda: fm.RandomMix([fm.MixUp()], p=[1.0]), r"weights: RandomMix\(methods, weights="),
-        (lambda: fm.RandomMix([fm.MixUp()], p=torch.ones(1)), r"weights: RandomMix\(methods, weights="),
-        (lambda: fm.MixUp(per="elem"), "Did you mean 'sample'"),
-        (lambda: fm.MixUp(per="Sample"), "Did you mean 'sample'"),
-        (lambda: fm.MixUp(pairing="rol"), "Did you mean 'roll'"),
-        (lambda: fm.MixUp(pairing="cross-class"), "Did you mean 'cross_class'"),
-        (lambda: fm.MixUp(sampling="cuda"), "Did you mean 'device'"),
-        (lambda: fm.HMix(variant="official"), "Did you mean 'released'"),
-        (lambda: fm.attach(torch.nn.Identity(), fm.MixUp(), calls="al"), "Did you mean 'all'"),
-        (lambda: fm.RandomMix([v2.MixUp()]), r"torchvision\.\S*\.MixUp\. Take fusedmix\.MixUp in its place"),
-        (lambda: fm.attach(torch.nn.Identity(), v2.CutMix()), r"torchvision\.\S*\.CutMix\. Take fusedmix\.CutMix"),
-        (lambda: fm.schedules.OffAfter(v2.MixUp(), 3), r"torchvision\.\S*\.MixUp\. Take fusedmix\.MixUp"),
-        (lambda: fm.RandomMix([Mixup()]), r"fusedmix\.integrations\.timm\.Mixup\. Take fusedmix\.MixUp"),
-        (lambda: fm.RandomMix([fm.MixUp, fm.CutMix]), r"the class MixUp\. Make a module of it: fusedmix\.MixUp\(\)"),
-        (lambda: fm.CutMix(num_classes=5)(X), "labels_getter=None"),
-        (lambda: fm.CutMix(num_classes=5)(X, X), "labels_getter=None"),
-    ],
-)
-def test_hints(call, words):
-    with pytest.raises((TypeError, ValueError), match=words):
-        call()
-
-
-# --- training_only ---
-
-STRUCTURES = {
-    "arguments": lambda: (X, Y),
-    "soft labels": lambda: (X, torch.eye(5)[Y]),
-    "tuple": lambda: ((X, Y),),
-    "dict": lambda: ({"image": X, "labels": Y, "name": "a"},),
-    "deep": lambda: ((X, {"labels": Y, "ids": [1, 2]}),),
-}
-
-
-@pytest.mark.parametrize("structure", STRUCTURES.values(), ids=STRUCTURES)
-@pytest.mark.parametrize("sampling", ["host", "device"])
-@pytest.mark.parametrize("name", [*METHODS, *STORED])
-def test_in_evaluation_a_batch_comes_back_as_it_is(name, sampling, structure):
-    method = {**METHODS, **STORED}[name]
-    settings = {"sampling": sampling, "num_classes": 5, "label_smoothing": 0.1}
-    mix, always = method(training_only=True, **settings), method(**settings)
-    arguments = structure()
-    sample = arguments if len(arguments) > 1 else arguments[0]
-    mix.eval()
-    always.eval()
-    state = torch.get_rng_state()
-    before = torch.utils._pytree.tree_leaves(sample)
-    after = torch.utils._pytree.tree_leaves(mix(*arguments))
-    assert all(a is b for a, b in zip(before, after, strict=True)), "the very objects"
-    assert type(mix(*arguments)) is type(sample)
-    assert torch.equal(torch.get_rng_state(), state), "something was drawn"
-    for module in (mix.train(), always):  # as without the keyword
-        torch.manual_seed(2)
-        after = torch.utils._pytree.tree_leaves(module(*arguments))
-        assert any(
-            torch.is_tensor(b) and not torch.equal(a, b) for a, b in zip(before, after, strict=True) if a is not b
-        )
-    torch.manual_seed(2)
-    expected = torch.utils._pytree.tree_leaves(always(*arguments))
-    assert all(a is b or torch.equal(a, b) for a, b in zip(after, expected, strict=True))
-
-
-def test_training_only_embeddings():
-    mix = fm.EmbedMix(num_classes=5, training_only=True).eval()
-    embeddings, mask = torch.rand(6, 4, 2), torch.ones(6, 4)
-    assert all(a is b for a, b in zip(mix(embeddings, mask, Y), (embeddings, mask, Y), strict=True))
-    assert mix(embeddings) == (embeddings, None, None)
-    assert not torch.equal(mix.train()(embeddings, mask, Y)[0], embeddings)
-
-
-def test_training_only_of_the_methods_of_a_random_mix():
-    mix = fm.RandomMix([fm.MixUp(training_only=True), fm.CutMix()], num_classes=5)
-    assert mix.training_only
-    assert all(a is b for a, b in zip(mix.eval()(X, Y), (X, Y), strict=True))
-    with pytest.raises(ValueError, match="disagree about training_only"):
-        fm.RandomMix([fm.MixUp(training_only=True), fm.CutMix(training_only=False)])
-
-
-@pytest.mark.parametrize("sampling", ["host", "device"])
-@pytest.mark.parametrize("name", [*METHODS, *STORED])
-def test_a_plan_of_evaluation_mixes_nothing(name, sampling):
-    mix = {**METHODS, **STORED}[name](training_only=True, sampling=sampling, pairing="random").eval()
-    state = torch.get_rng_state()
-    for given in ({}, {"lam": 0.3}, {"lam": torch.full((6,), 0.3)}, {"seed": 3}, {"generator": torch.Generator()}):
-        plan = mix.sample(6, (8, 8), **given)
-        assert torch.equal(fm.mix(X, plan), X)
-        assert torch.equal(fm.mix_labels(Y, plan, num_classes=5), torch.eye(5)[Y])
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-@pytest.mark.parametrize(
-    "options", [{}, {"inplace": True}, {"targets": "sparse"}, {"sampling": "device"}], ids=option_id
-)
-def test_training_only_in_a_compiled_step(options):
-    torch._dynamo.reset()
-    mix = fm.RandomMix([fm.MixUp(), fm.CutMix()], num_classes=5, training_only=True, **options)
-    compiled = torch.compile(mix, fullgraph=True, backend="aot_eager")
-    for training in (True, False, True):
-        mix.train(training)
-        torch.manual_seed(1)
-        expected = torch.utils._pytree.tree_leaves(mix(X.clone(), Y))
-        torch.manual_seed(1)
-        got = torch.utils._pytree.tree_leaves(compiled(X.clone(), Y))
-        assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))
-        assert torch.equal(got[0], X) != training
-    torch._dynamo.reset()
-
-
-def test_training_only_inside_a_model():
-    """`model.eval()` is enough, whether the module is part of the model or attached to it."""
-
-    class Net(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.mix = fm.CutMix(num_classes=5, training_only=True)
-            self.head = torch.nn.Linear(192, 5)
-
-        def forward(self, images, labels):
-            images, labels = self.mix(images, labels)
-            return torch.nn.functional.cross_entropy(self.head(images.flatten(1)), labels)
-
-    net = Net().eval()
-    expected = torch.nn.functional.cross_entropy(net.head(X.flatten(1)), Y)
-    assert torch.equal(net(X, Y), expected)
-    assert not torch.equal(net.train()(X, Y), expected)
-
-    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 5))
-    mix = fm.CutMix(num_classes=5, training_only=True)
-    with fm.attach(model, mix) as handle:
-        criterion = handle.wrap(torch.nn.CrossEntropyLoss())
-        plain = torch.nn.functional.cross_entropy(model[1](X.flatten(1)), Y)
-        for switched in (mix, model):
-            switched.eval()
-            assert torch.allclose(criterion(model(X), Y), plain)
-            switched.train()
-            assert not torch.allclose(criterion(model(X), Y), plain)
 
 
 # --- attributes of what else there is ---
@@ -690,26 +491,3 @@ def test_other_attributes_set_later_act():
     mixup = Mixup(mixup_alpha=1.0)
     mixup.cutmix_minmax = (0.2, 0.8)
     assert mixup.cutmix_alpha == Mixup(cutmix_minmax=(0.2, 0.8)).cutmix_alpha
-
-
-# --- torchvision's containers ---
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_torchvisions_containers_take_our_modules(seed):
-    """RandomChoice, RandomApply and Compose, also with torchvision's own beside ours: the batches of theirs alone."""
-    theirs = [v2.MixUp(num_classes=5), v2.CutMix(num_classes=5)]
-    ours = [fm.MixUp(num_classes=5), fm.CutMix(num_classes=5)]
-    for container in (
-        functools.partial(v2.RandomChoice, p=[0.3, 0.7]),
-        functools.partial(v2.RandomApply, p=0.5),
-        v2.Compose,
-    ):
-        chain = container is not v2.Compose  # CutMix of soft labels wants no num_classes of its own, which both allow
-        for mixed in (ours, [ours[0], theirs[1]], [theirs[0], ours[1]]):
-            torch.manual_seed(seed)
-            expected = container(theirs if chain else theirs[:1])(X, Y)
-            torch.manual_seed(seed)
-            got = container(mixed if chain else mixed[:1])(X, Y)
-            for a, b in zip(got, expected, strict=True):
-                torch.testing.assert_close(a, b, rtol=0, atol=2e-6)
