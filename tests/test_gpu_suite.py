@@ -235,7 +235,7 @@ def test_the_tests_of_a_gpu(tmp_path):
     collected = [line.split("::", 1) for line in done.stdout.splitlines() if "::" in line]
     files = {Path(file).name for file, _ in collected}
     # Of these a case has the name of a backend, but no tensor on a GPU: they take fakes, or Triton's interpreter.
-    named_alone = {f"test_{name}.py" for name in ("gpu_suite", "native_build", "pages", "partitions", "safety")}
+    named_alone = {f"test_{name}.py" for name in ("gpu_suite", "native_ahead", "pages", "partitions", "safety")}
     assert files - named_alone <= set(gpu_suite.TESTS), "gpu_suite runs no other file on a GPU: name it there"
     assert set(gpu_suite.TESTS) <= files
     cases = {case for file, case in collected if Path(file).name in gpu_suite.TESTS}

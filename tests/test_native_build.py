@@ -1,11 +1,7 @@
-"""How the native libraries are built, cached, shared between processes, and packaged.
-
-The table of sources and flags is the real one; the sources are stubs that compile in no time, and so is torch.
-"""
+"""How the native libraries are built at their first use, cached, and shared between processes."""
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -13,209 +9,19 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
-import textwrap
-import time
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-import setuptools
 import torch
 
-REPO = Path(__file__).resolve().parents[1]
-COMPILER = shutil.which("c++") or shutil.which("g++")
-NINJA = shutil.which("ninja", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+from native_box import NEEDED, NINJA, SOURCES, Box, answer, new_box, reason, script, write
 
-pytestmark = [
-    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the stubs are made for Linux"),
-    pytest.mark.skipif(COMPILER is None or NINJA is None, reason="needs a C++ compiler and ninja"),
-]
-needs_setuptools = pytest.mark.skipif(
-    int(setuptools.__version__.partition(".")[0]) < 77, reason="pyproject.toml asks for setuptools>=77"
-)
+pytestmark = NEEDED
+box = pytest.fixture(new_box)
 
-SOURCES = {
-    "include/fusedmix/answer.h": "#define ANSWER 42\n",
-    "cpu/dispatch.cpp": 'extern "C" int kernel_generic();\nint dispatch() { return kernel_generic(); }\n',
-    "cpu/kernels.cpp": """
-        #include <fusedmix/answer.h>
-        #define JOIN_(a, b) a##b
-        #define JOIN(a, b) JOIN_(a, b)
-        extern "C" int JOIN(kernel_, FUSEDMIX_ISA)() { return ANSWER; }
-        """,
-    "binding/cpu.cpp": """
-        int dispatch();
-        extern "C" __attribute__((visibility("default"))) int answer() { return dispatch(); }
-        """,
-    "cuda/kernels.cu": "#include <fusedmix/answer.h>\nint kernel() { return ANSWER + 1; }\n",
-    "cuda/step.cpp": "int step() { return 0; }\n",
-    "host/sample.cpp": "int sample() { return 0; }\n",
-    "binding/cuda.cpp": """
-        int kernel();
-        extern "C" __attribute__((visibility("default"))) int answer() { return kernel(); }
-        """,
-    "tests/case.cpp": "",
-    "shim/shim.h": "",
-}
-
-TORCH = """
-import ctypes, os
-from pathlib import Path
-from types import SimpleNamespace
-
-__version__ = "2.99.0"
-version = SimpleNamespace(cuda=os.environ.get("STUB_CUDA"))
-capability = eval(os.environ.get("STUB_GPU", "None"))
-cuda = SimpleNamespace(
-    is_available=lambda: capability is not None, device_count=lambda: 1, get_device_capability=lambda index: capability
-)
-ops = SimpleNamespace(load_library=ctypes.CDLL)
-for name in ("libtorch_cpu.so", "libtorch_cuda.so"):
-    ctypes.CDLL(str(Path(__file__).parent / "lib" / name), ctypes.RTLD_GLOBAL)
-"""
-
-CXX = """#!/bin/sh
-echo "c++ $*" >> "$STUB_LOG"
-sleep ${STUB_SLEEP:-0}
-while [ -n "$STUB_HOLD" ] && [ -e "$STUB_HOLD" ]; do sleep 0.1; done
-exec REAL "$@"
-"""
-
-# Takes the flags only nvcc knows out of the command, and has the C++ compiler do the rest.
-NVCC = """#!/bin/sh
-case "$1" in
---version) echo "Cuda compilation tools, release VERSION, V0"; exit ;;
---list-gpu-arch) printf 'compute_75\\ncompute_80\\ncompute_90\\ncompute_100\\ncompute_120\\n'; exit ;;
-esac
-echo "nvcc $*" >> "$STUB_LOG"
-for flag; do
-    shift
-    case "$flag" in
-    -gencode=*|-Xcompiler=*|-ccbin=*|--fmad=*|-cudart=*|-Xlinker=*) ;;
-    *.cu) set -- "$@" -x c++ "$flag" ;;
-    *) set -- "$@" "$flag" ;;
-    esac
-done
-exec REAL -fPIC "$@"
-"""
-
-LOAD = """
-from fusedmix.backends import native
-try:
-    native.load("cpp")
-except native.BuildError as error:
-    print(type(error).__name__, error)
-else:
-    import ctypes
-    print(ctypes.CDLL(str(native._loaded["cpp"])).answer())
-"""
-
-
-def write(root: Path, files: dict[str, str]) -> None:
-    for name, text in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(textwrap.dedent(text))
-
-
-def script(path: Path, text: str) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text.replace("REAL", str(COMPILER)))
-    path.chmod(0o755)
-    return str(path)
-
-
-@pytest.fixture(scope="session")
-def stub_torch(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("torch") / "torch"
-    write(folder, {"__init__.py": TORCH, "lib/empty.cpp": "", "include/empty": ""})
-    for name in ("libtorch_cpu.so", "libtorch_cuda.so"):
-        command = [str(COMPILER), "-shared", f"-Wl,-soname,{name}", "-o", name, "empty.cpp"]
-        subprocess.run(command, cwd=folder / "lib", check=True)
-    return folder
-
-
-class Box:
-    """A checkout of its own, with a stub of torch, a compiler that logs what it is called with, and a cache."""
-
-    def __init__(self, root: Path, stub_torch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.root, self.cache, self.log = root, root / "cache", root / "compiler.log"
-        self.csrc = root / "csrc"
-        self.monkeypatch = monkeypatch
-        write(self.csrc, SOURCES)
-        write(root, {"fusedmix/__init__.py": "", "fusedmix/backends/__init__.py": ""})
-        shutil.copy(REPO / "fusedmix" / "version.py", root / "fusedmix")
-        shutil.copy(REPO / "fusedmix" / "backends" / "native.py", root / "fusedmix" / "backends")
-        (root / "torch").symlink_to(stub_torch)
-        for name in list(os.environ):
-            if name.startswith(("FUSEDMIX_", "STUB_", "CUDA", "MAX_JOBS")):
-                monkeypatch.delenv(name)
-        monkeypatch.setenv("CXX", script(root / "bin" / "c++", CXX))
-        monkeypatch.setenv("STUB_LOG", str(self.log))
-        monkeypatch.setenv("FUSEDMIX_CACHE_DIR", str(self.cache))
-        monkeypatch.setenv("PYTHONPATH", str(root))
-        monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")  # an edit within the second must be seen
-
-    def native(self) -> ModuleType:
-        """The module as a new process has it, but in this one."""
-        spec = importlib.util.spec_from_file_location("fresh", REPO / "fusedmix" / "backends" / "native.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        module._PACKAGE = self.root / "fusedmix"
-        stub = importlib.util.spec_from_file_location("stub_torch", self.root / "torch" / "__init__.py")
-        assert stub is not None
-        assert stub.loader is not None
-        module.torch = importlib.util.module_from_spec(stub)
-        stub.loader.exec_module(module.torch)
-        return module
-
-    def calls(self, word: str = "") -> list[str]:
-        lines = self.log.read_text().splitlines() if self.log.exists() else []
-        return [line for line in lines if word in line]
-
-    def process(self, code: str = LOAD, **environment: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-c", code],
-            cwd=self.root,
-            env={**os.environ, **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def nvcc(self, folder: str, version: str) -> str:
-        return script(self.root / folder / "bin" / "nvcc", NVCC.replace("VERSION", version))
-
-    def wait_for(self, what: Callable[[], object]) -> None:
-        deadline = time.monotonic() + 60
-        while not what():
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-
-
-@pytest.fixture
-def box(tmp_path: Path, stub_torch: Path, monkeypatch: pytest.MonkeyPatch) -> Box:
-    return Box(tmp_path / "a folder", stub_torch, monkeypatch)
-
-
-def answer(native: ModuleType, name: str = "cpp") -> int:
-    native.load(name)
-    return int(ctypes.CDLL(str(native._loaded[name])).answer())
-
-
-def reason(native: ModuleType, name: str = "cpp") -> str:
-    with pytest.raises(native.BuildError) as caught:
-        native.load(name)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-# ---- First use ------------------------------------------------------------------------------------------------------
+# ---- First use ----
 
 
 def test_first_use_builds_and_says_so(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
@@ -315,7 +121,7 @@ def test_a_library_on_torchs_stable_abi(box: Box, monkeypatch: pytest.MonkeyPatc
     assert torch.equal(torch.ops.fusedmix_test_native_build.same(x), x)
 
 
-# ---- Many processes -------------------------------------------------------------------------------------------------
+# ---- Many processes ----
 
 
 def test_eight_processes_build_once(box: Box) -> None:
@@ -355,7 +161,7 @@ def test_a_killed_build_blocks_nobody(box: Box) -> None:
     assert not list(box.cache.glob("*.building-*"))
 
 
-# ---- Reasons --------------------------------------------------------------------------------------------------------
+# ---- Reasons ----
 
 
 def test_a_failure_is_remembered(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
@@ -494,8 +300,7 @@ def test_jit_forbidden(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_missing(box: Box, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], words: str) -> None:
     native = box.native()
     monkeypatch.setattr(native, "_ninja", lambda: NINJA)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
+    box.setenv(**variables)
     if "/proc" not in variables.get("FUSEDMIX_CACHE_DIR", ""):  # root may write there, until it tries
         assert words in native.why_not("cpp")
         assert native.status("cpp") == native.why_not("cpp")
@@ -582,13 +387,11 @@ def test_the_line_that_explains(box: Box, tmp_path: Path, said: str, line: str) 
     assert "\n" not in found
 
 
-# ---- CUDA -----------------------------------------------------------------------------------------------------------
+# ---- CUDA ----
 
 
 def test_cuda_is_built_for_the_gpus_here(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STUB_CUDA", "13.2")
-    monkeypatch.setenv("STUB_GPU", "(9, 0)")
-    monkeypatch.setenv("CUDACXX", box.nvcc("toolkit", "13.0"))
+    box.setenv(STUB_CUDA="13.2", STUB_GPU="(9, 0)", CUDACXX=box.nvcc("toolkit", "13.0"))
     native = box.native()
     assert native.why_not("cuda") is None
     assert answer(native, "cuda") == 43
@@ -609,8 +412,7 @@ def test_cuda_is_built_for_the_gpus_here(box: Box, monkeypatch: pytest.MonkeyPat
 
 
 def test_architectures_by_name(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STUB_CUDA", "13.2")
-    monkeypatch.setenv("CUDACXX", box.nvcc("toolkit", "13.0"))
+    box.setenv(STUB_CUDA="13.2", CUDACXX=box.nvcc("toolkit", "13.0"))
     native = box.native()
     assert native.ahead_archs() == ["80", "90", "100", "120+PTX"]
     assert 'FUSEDMIX_CUDA_ARCHS="90"' in native.status("cuda")  # there is no GPU
@@ -628,8 +430,7 @@ def test_architectures_by_name(box: Box, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_gpu_that_torch_cannot_use(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STUB_CUDA", "13.2")
-    monkeypatch.setenv("STUB_GPU", "(9, 0)")
+    box.setenv(STUB_CUDA="13.2", STUB_GPU="(9, 0)")
     native = box.native()
 
     def forked(_: int) -> tuple[int, int]:
@@ -699,8 +500,7 @@ def test_the_nvcc_that_fits_torch(box: Box, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_pypis_nvcc_finds_the_headers_of_another_environment(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STUB_CUDA", "13.2")
-    monkeypatch.setenv("FUSEDMIX_CUDA_ARCHS", "90")
+    box.setenv(STUB_CUDA="13.2", FUSEDMIX_CUDA_ARCHS="90")
     fits = box.nvcc("one/nvidia/cu13", "13.2")
     (box.root / "two/nvidia/cu13/include").mkdir(parents=True)
     native = box.native()
@@ -709,152 +509,3 @@ def test_pypis_nvcc_finds_the_headers_of_another_environment(box: Box, monkeypat
     [kernels] = box.calls("kernels.cu")
     assert f"-I{box.root}/two/nvidia/cu13/include" in kernels
     assert native._nvcc() == fits
-
-
-# ---- Ahead ----------------------------------------------------------------------------------------------------------
-
-
-def copy_project(project: Path, csrc: Path) -> None:
-    skip = shutil.ignore_patterns("__pycache__", "_native")
-    shutil.copytree(REPO / "fusedmix", project / "fusedmix", ignore=skip)
-    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
-        shutil.copy(REPO / name, project)
-    (project / "csrc").symlink_to(csrc)
-
-
-def setup_py(box: Box, *arguments: str, torch_importable: bool = True) -> subprocess.CompletedProcess[str]:
-    """`python setup.py ...` in a copy of the project with the stub's sources."""
-    project = box.root / "project"
-    if not project.exists():
-        copy_project(project, box.csrc)
-    hide = "" if torch_importable else "sys.modules['torch'] = None;"
-    code = f"import runpy, sys; {hide} sys.argv[0] = 'setup.py'; runpy.run_path('setup.py', run_name='__main__')"
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments], cwd=project, capture_output=True, text=True, timeout=100
-    )
-
-
-@needs_setuptools
-def test_ahead(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
-    done = setup_py(box, "build_ext", "--inplace")
-    assert done.returncode == 0, done.stderr
-    assert "NOT built ahead: the cuda library: this torch was built without CUDA" in done.stdout
-    ahead = {line for line in box.calls() if "-shared" not in line}
-
-    project = box.root / "project"
-    [built] = project.glob("fusedmix/_native/*")
-    monkeypatch.setenv("FUSEDMIX_JIT", "0")
-    native = box.native()
-    native._PACKAGE = project / "fusedmix"
-    assert native.status("cpp") == f"built ahead: {built}"
-    assert answer(native) == 42
-    assert not box.cache.exists()
-
-    write(box.csrc, {"include/fusedmix/answer.h": "#define ANSWER 7\n"})
-    stale = box.native()
-    stale._PACKAGE = project / "fusedmix"
-    assert "neither built ahead nor cached" in stale.why_not("cpp")
-    monkeypatch.delenv("FUSEDMIX_JIT")
-    box.log.unlink()
-    assert answer(stale) == 7
-    assert {line for line in box.calls() if "-shared" not in line} == ahead  # one list of sources and flags
-
-
-@needs_setuptools
-def test_ahead_with_cuda(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FUSEDMIX_BUILD", "cuda")
-    monkeypatch.setenv("STUB_CUDA", "13.2")
-    monkeypatch.setenv("CUDACXX", box.nvcc("toolkit", "13.2"))
-    done = setup_py(box, "build_ext", "--inplace")
-    assert done.returncode == 0, done.stderr
-    [built] = (box.root / "project").glob("fusedmix/_native/*")
-    assert built.name.startswith(f"fusedmix_cuda-{os.uname().machine}-cu13-80.90.100.120+PTX-")
-    monkeypatch.delenv("CUDACXX")
-    for gpu, ahead in (("(9, 0)", True), ("(8, 6)", True), ("(7, 5)", False)):
-        monkeypatch.setenv("STUB_GPU", gpu)
-        native = box.native()
-        native._PACKAGE = box.root / "project" / "fusedmix"
-        assert (native._ahead("cuda", check_gpus=True) == built) is ahead
-        assert native.why_not("cuda") is None
-        if ahead:
-            assert answer(native, "cuda") == 43
-    monkeypatch.setenv("STUB_CUDA", "12.8")
-    native = box.native()
-    native._PACKAGE = box.root / "project" / "fusedmix"
-    assert native._ahead("cuda", check_gpus=False) is None
-
-
-@needs_setuptools
-@pytest.mark.parametrize(
-    ("asked", "torch_importable", "words"),
-    [
-        ("cpp,cuda", True, "The cuda library of fusedmix cannot be built: this torch was built without CUDA."),
-        ("cpp", False, "pip install --no-build-isolation ."),
-        ("all", True, "FUSEDMIX_BUILD must be none, cpp, cuda or cpp,cuda, but is 'all'."),
-    ],
-)
-def test_ahead_refused(
-    box: Box, monkeypatch: pytest.MonkeyPatch, asked: str, torch_importable: bool, words: str
-) -> None:
-    monkeypatch.setenv("FUSEDMIX_BUILD", asked)
-    done = setup_py(box, "build_ext", torch_importable=torch_importable)
-    assert done.returncode != 0
-    assert done.stderr.strip().splitlines()[-1].endswith(words)
-    assert not box.calls()
-
-
-@needs_setuptools
-def test_ahead_fails_with_the_compilers_message(box: Box) -> None:
-    write(box.csrc, {"binding/cpu.cpp": "int x = ;\n"})
-    done = setup_py(box, "build_ext")
-    assert done.returncode != 0
-    assert "binding/cpu.cpp:1:9: error: expected primary-expression" in done.stdout
-    assert "The cpp library of fusedmix cannot be built: " in done.stderr
-
-
-@needs_setuptools
-def test_what_wheel_and_sdist_hold(box: Box) -> None:
-    csrc = {f"csrc/{path.relative_to(REPO / 'csrc').as_posix()}" for path in REPO.glob("csrc/**/*") if path.is_file()}
-    project = box.root / "project"
-    copy_project(project, REPO / "csrc")
-    stale = project / "build" / "lib" / "fusedmix" / "csrc" / "cuda" / "gone.cu"  # of an earlier build
-    write(stale.parent, {stale.name: ""})
-    done = setup_py(box, "-q", "bdist_wheel", "sdist", torch_importable=False)
-    assert done.returncode == 0, done.stderr
-    assert not box.calls()
-    [wheel] = (project / "dist").glob("*.whl")
-    assert wheel.name.endswith("-py3-none-any.whl")
-    inside = set(zipfile.ZipFile(wheel).namelist())
-    python = {path.relative_to(REPO).as_posix() for path in REPO.glob("fusedmix/**/*.py")}
-    built_from = {f"fusedmix/{name}" for name in csrc if name.split("/")[1] not in ("tests", "shim", "benchmarks")}
-    assert {name for name in inside if ".dist-info/" not in name} == python | built_from | {"fusedmix/py.typed"}
-
-    [sdist] = (project / "dist").glob("*.tar.gz")
-    with tarfile.open(sdist) as archive:
-        inside = {name.partition("/")[2] for name in archive.getnames()}
-    assert csrc <= inside
-    assert {"setup.py", "pyproject.toml", "fusedmix/py.typed", *python} <= inside
-
-
-@needs_setuptools
-def test_an_editable_installation_is_a_line_in_a_pth_file(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which type checkers read, and which serves beside a clone whose folder has the package's name."""
-    clone, installed = box.root / "clones" / "fusedmix", box.root / "site"
-    copy_project(clone, box.csrc)
-    monkeypatch.setenv("FUSEDMIX_BUILD", "none")
-    code = f"from setuptools import build_meta; build_meta.build_editable({str(box.root)!r})"
-    done = subprocess.run([sys.executable, "-c", code], cwd=clone, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    [wheel] = box.root.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        [name] = [name for name in archive.namelist() if ".dist-info/" not in name]
-        assert archive.read(name).decode().splitlines() == [str(clone)]
-        archive.extractall(installed)
-    monkeypatch.delenv("PYTHONPATH")
-    code = (
-        f"import site; site.addsitedir({str(installed)!r}); import importlib.util as u; print(u.find_spec('fusedmix'))"
-    )
-    for folder in (clone.parent, clone, box.root / "torch"):
-        # -S: without the site-packages of this Python, where another fusedmix may be.
-        found = subprocess.run([sys.executable, "-S", "-c", code], cwd=folder, capture_output=True, text=True)
-        assert str(clone / "fusedmix" / "__init__.py") in found.stdout, found.stdout + found.stderr
