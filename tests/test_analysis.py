@@ -19,8 +19,8 @@ import fusedmix as fm
 from conftest import NO_CPP, NO_TRITON, TRITON_DEVICE
 from fusedmix import analysis
 from fusedmix.analysis import __main__ as cli
-from test_formulas import MOMENTS, OFFSETS, all_centres, float32, moments, oracle
-from test_formulas import PUBLISHED as METHODS
+from mask_formulas import MOMENTS, OFFSETS, all_centres, float32, moments, oracle
+from mask_formulas import PUBLISHED as METHODS
 
 # Masks are float32, and so is what is left of 1-M.
 ROUNDING = 2.0**-22

@@ -16,7 +16,7 @@ from conftest import NO_CPP
 from fusedmix import backends
 from fusedmix.draws import CPU
 from fusedmix.methods import WIDTH, Column, Number
-from test_formulas import SHORT_OFFSETS, assert_means, float32, moments, sampled_moments
+from mask_formulas import SHORT_OFFSETS, assert_means, float32, moments, sampled_moments
 
 SIZES = [(40,), (24, 40), (31, 17), (9, 8, 7), (2, 5), (1, 9)]
 MAKE = {

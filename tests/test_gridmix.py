@@ -17,9 +17,9 @@ from conftest import NO_CPP
 from fusedmix import backends
 from fusedmix.draws import CPU
 from fusedmix.methods import WIDTH, Column, Kind, Number, Per
+from mask_formulas import SHORT_OFFSETS, assert_means, moments, sampled_moments
 from oracle import expected_adjoint, expected_mix, over_batch
 from test_agreement import Case, mask_of, plan_of, values
-from test_formulas import SHORT_OFFSETS, assert_means, moments, sampled_moments
 
 GRIDS = [  # images of a size, and grids on them: of few cells and of 128, of one pixel each, of one cell
     (Case((6, 2, 13)), 1, (4,)),

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from fusedmix import philox
+from test_philox import KNOWN_ANSWERS
 
 shim_build = pytest.importorskip("shim_build")  # fcntl: not on Windows
 pytestmark = [
@@ -349,17 +350,6 @@ def test_exact_conversions(pixels):
 
 
 # ---- random numbers -------------------------------------------------------------------------------------------------
-
-# counter, key, result: the three philox4x32 10 lines of Random123's kat_vectors (Salmon et al. 2011)
-KNOWN_ANSWERS = {
-    "zeros": ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
-    "ones": ((ONES,) * 4, (ONES,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
-    "pi": (
-        (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
-        (0xA4093822, 0x299F31D0),
-        (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
-    ),
-}
 
 
 @pytest.mark.parametrize("vector", KNOWN_ANSWERS)

@@ -62,6 +62,7 @@ from fusedmix.backends.triton.numbers import (
     uniform,
     words,
 )
+from mask_formulas import draws_at
 from test_cuda_kernels import (
     DTYPES,
     FLOATS,
@@ -79,7 +80,6 @@ from test_cuda_kernels import (
     stepped,
     values,
 )
-from test_formulas import draws_at
 from triton_log import Launch, bytes_of, elements_of, logged
 
 pytestmark = [
