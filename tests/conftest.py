@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -41,16 +42,7 @@ GRIDS = {1: (4,), 2: (2, 3), 3: (2, 3, 2)}  # GridMix's, which fit images of som
 STORED = {name: make for record in RECORDS.values() if record.stored for name, make in record.methods.items()}
 STORED["RandomMix-FMix"] = lambda **kw: fm.RandomMix([fm.MixUp(), fm.CutMix(), fm.FMix()], **kw)
 
-INTEGERS = (
-    torch.int8,
-    torch.int16,
-    torch.int32,
-    torch.int64,
-    torch.uint8,
-    torch.uint16,
-    torch.uint32,
-    torch.uint64,
-)
+INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 
 
 # Why a compiled backend cannot run here, or None. Nothing is built for that: one that should build and does not must
@@ -61,6 +53,9 @@ NO_TRITON = triton.why_not(TRITON_DEVICE)
 # For triton among the backends of a test: in the interpreter a launch takes a tenth of a second or more.
 TRITON_MARKS = [pytest.mark.thorough] if TRITON_DEVICE == "cpu" else []
 
+
+# The helpers that assert, so that what differs is said.
+pytest.register_assert_rewrite("alike", "mask_formulas", "native_box", "samples", "wrong_calls")
 
 if NO_TRITON is None and TRITON_DEVICE == "cpu":
     triton_interpreter.speed_up()
@@ -110,6 +105,33 @@ def on_gpu(item):
 def required(name):
     """The library that a test is about. Where it is absent the test is skipped, but fails in CI."""
     return importlib.import_module(name) if os.environ.get("CI") else pytest.importorskip(name)
+
+
+@contextmanager
+def refused(error, match):
+    """As pytest.raises; and nothing was drawn before the error."""
+    state = torch.get_rng_state()
+    with pytest.raises(error, match=match) as caught:
+        yield caught
+    assert torch.equal(torch.get_rng_state(), state), "something was drawn"
+
+
+class Counting:
+    """A backend of torch.compile that runs graphs as they are, and counts them."""
+
+    graphs = 0
+
+    def __call__(self, graph, inputs):
+        self.graphs += 1
+        return graph
+
+
+def images_of(shape, dtype, seed=0):
+    """Random images with a spread of magnitudes and both signs, or over all of 0..255."""
+    generator = torch.Generator().manual_seed(seed)
+    if dtype == torch.uint8:
+        return torch.randint(0, 256, shape, dtype=dtype, generator=generator)
+    return (3 * torch.randn(shape, dtype=torch.float64, generator=generator)).to(dtype)
 
 
 def option_id(options):

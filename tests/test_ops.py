@@ -200,11 +200,7 @@ def made_by(call, source, device):
     source = SOURCES[source](device)
     x, y = torch.empty(5, 3, 6, 7, device=device), torch.empty(5, dtype=torch.int64, device=device)
     asked = Request(SPEC, 5, (6, 7), Pairing.RANDOM, Per.SAMPLE, 0.7, None, None)
-    arguments = {
-        "sample": ((), (device,)),
-        "mix_batch": ((x, y), (3, 0.1)),
-        "mix_batch_": ((x, y), (3, 0.1)),
-    }
+    arguments = {"sample": ((), (device,)), "mix_batch": ((x, y), (3, 0.1)), "mix_batch_": ((x, y), (3, 0.1))}
     outputs = {name: call(name, before, (asked, source), after) for name, (before, after) in arguments.items()}
     return [(name, t.device.type) for name, tensors in outputs.items() for t in tensors]
 

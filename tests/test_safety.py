@@ -28,8 +28,7 @@ CPU_BACKENDS = [
     pytest.param("reference"),
     pytest.param("cpp", marks=pytest.mark.skipif(NO_CPP is not None, reason=str(NO_CPP))),
     pytest.param(
-        "triton",
-        marks=[*TRITON_MARKS, pytest.mark.skipif(not INTERPRETED, reason="needs Triton's interpreter")],
+        "triton", marks=[*TRITON_MARKS, pytest.mark.skipif(not INTERPRETED, reason="needs Triton's interpreter")]
     ),
 ]
 each_backend = pytest.mark.parametrize("backend", CPU_BACKENDS)

@@ -7,10 +7,12 @@ import pickle
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset, default_collate
+from torch.utils.data import DataLoader, TensorDataset
 
 import fusedmix as fm
+from conftest import Counting
 from fusedmix import schedules
+from trainers import Collate
 
 X, Y = torch.rand(6, 3, 8, 8), torch.tensor([0, 1, 2, 3, 4, 4])
 
@@ -182,12 +184,7 @@ def test_compiled_steps_are_not_compiled_again(make, sampling):
     following = [schedules.OffAfter(mix, 3)]
     if not isinstance(mix, fm.SamplePairing):
         following.append(schedules.LinearAlpha(mix, 1.0, 0.5, epochs=3))
-    graphs = []
-
-    def counting(graph, _):
-        graphs.append(graph)
-        return graph
-
+    counting = Counting()
     compiled = torch.compile(mix, fullgraph=True, backend=counting)
     for epoch in range(5):
         torch.manual_seed(epoch)
@@ -199,15 +196,7 @@ def test_compiled_steps_are_not_compiled_again(make, sampling):
             assert torch.equal(got[0], X)
         for schedule in following:
             schedule.step()
-    assert len(graphs) == 1
-
-
-class Collate:
-    def __init__(self, mix):
-        self.mix = mix
-
-    def __call__(self, samples):
-        return self.mix(*default_collate(samples))
+    assert counting.graphs == 1
 
 
 @pytest.mark.parametrize("context", ["fork", "spawn"])

@@ -6,12 +6,12 @@ import sys
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset, default_collate
+from torch.utils.data import DataLoader, TensorDataset
 
 import fusedmix as fm
 from conftest import required
 from fusedmix.integrations.torchvision import get_mixup_cutmix
-from trainers import cross_entropies, label_weights, soft
+from trainers import Collate, cross_entropies, label_weights, soft
 
 CLASSES = 5
 ALPHAS = [(0.2, 0.0), (0.0, 1.0), (0.2, 1.0), (1.0, 0.3)]
@@ -22,16 +22,6 @@ def peer(mixup_alpha, cutmix_alpha):
     chosen = [v2.MixUp(alpha=mixup_alpha, num_classes=CLASSES)] if mixup_alpha else []
     chosen += [v2.CutMix(alpha=cutmix_alpha, num_classes=CLASSES)] if cutmix_alpha else []
     return v2.RandomChoice(chosen)
-
-
-class Collate:
-    """At module level, so that spawned workers can import it."""
-
-    def __init__(self, mix):
-        self.mix = mix
-
-    def __call__(self, samples):
-        return self.mix(*default_collate(samples))
 
 
 @pytest.mark.parametrize("use_v2", [True, False])

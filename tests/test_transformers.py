@@ -472,10 +472,7 @@ def test_images_are_not_mixed_twice(remembering, vit, arguments):
     """By the Trainer, and by a handle on the model or on a part of it."""
     model = vit()
     trainer = remembering(model=model, args=arguments(), train_dataset=Pictures(), mix=fm.MixUp(num_classes=CLASSES))
-    with (
-        fm.attach(model.classifier, fm.MixUp()),
-        pytest.raises(ValueError, match=r"mixed twice.*fusedmix\.attached"),
-    ):
+    with fm.attach(model.classifier, fm.MixUp()), pytest.raises(ValueError, match=r"mixed twice.*fusedmix\.attached"):
         trainer.train()
     assert not trainer.trained
     trainer.train()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.data import default_collate
 
 import fusedmix as fm
 
@@ -77,6 +78,16 @@ def import_without(monkeypatch, integration, *libraries):
     with pytest.raises(ImportError) as caught:
         importlib.import_module(f"fusedmix.integrations.{integration}")
     return str(caught.value)
+
+
+class Collate:
+    """A collate_fn that mixes; at module level, so that spawned workers can import it."""
+
+    def __init__(self, mix):
+        self.mix = mix
+
+    def __call__(self, samples):
+        return self.mix(*default_collate(samples))
 
 
 class Halving(fm.schedules.StepAlpha):
