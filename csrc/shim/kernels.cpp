@@ -201,11 +201,22 @@ void bind_rounding(py::module_& m, const char* name) {
   });
 }
 
-}  // namespace
+// A function of one number, in float64 and in float32.
+template <class F>
+void bind_function(py::module_& m, const char* name, const F& f) {
+  m.def(name, [f](py::array_t<double> x) {
+    py::array_t<double> wide(x.size());
+    py::array_t<float> narrow(x.size());
+    for (py::ssize_t i = 0; i < x.size(); ++i) {
+      wide.mutable_at(i) = f(x.at(i));
+      narrow.mutable_at(i) = f(static_cast<float>(x.at(i)));
+    }
+    return py::make_tuple(wide, narrow);
+  });
+}
 
-PYBIND11_MODULE(fusedmix_cuda_shim, m) {
-  shim::bind_log(m);
-  py::class_<Memory>(m, "Memory").def(py::init<int>());
+// How launches go through images and through rows of losses.
+void bind_shapes(py::module_& m) {
   py::enum_<cuda::Way>(m, "Way")
       .value("NONE", cuda::Way::kNone)
       .value("EACH", cuda::Way::kEach)
@@ -221,6 +232,57 @@ PYBIND11_MODULE(fusedmix_cuda_shim, m) {
       .def_readwrite("by_tile", &cuda::Shape::by_tile)
       .def_readwrite("shared_bytes", &cuda::Shape::shared_bytes)
       .def_readwrite("slice", &cuda::Shape::slice);
+  py::class_<cuda::LossShape>(m, "LossShape")
+      .def_readonly("wide", &cuda::LossShape::wide)
+      .def_readonly("log_lanes", &cuda::LossShape::log_lanes)
+      .def_readonly("parts", &cuda::LossShape::parts)
+      .def_readonly("length", &cuda::LossShape::length)
+      .def_readonly("blocks", &cuda::LossShape::blocks);
+}
+
+void bind_losses(py::module_& m) {
+  m.def("loss", [](Memory& memory, const py::dict& loss, const py::dict& plan, bool counted, double factor,
+                   const std::array<py::object, 4>& out) {
+    cuda::loss(memory, loss_of(loss), plan_of(plan), counted, factor,
+               {data<void>(out[0]), data<void>(out[1]), data<void>(out[2]), data<void>(out[3])});
+  });
+  m.def("loss_shape", [](const py::dict& loss, const py::object& gradient, int multiprocessors) {
+    return gradient.is_none() ? cuda::forward_shape(loss_of(loss), multiprocessors)
+                              : cuda::backward_shape(loss_of(loss), data<void>(gradient), multiprocessors);
+  });
+  m.def("loss_gradient", [](Memory& memory, const py::dict& loss, const py::dict& plan, const py::object& grad, double factor,
+                            const py::object& scale, const py::object& statistics, const py::object& out) {
+    const Tensor g(grad);
+    cuda::loss_gradient(memory, loss_of(loss), plan_of(plan),
+                        {g.data, g.stride(0), factor, data<void>(scale), data<void>(statistics)}, data<void>(out));
+  });
+}
+
+void bind_mathematics(py::module_& m) {
+  bind_function(m, "exp_nonpositive", [](auto x) { return exp_nonpositive(x); });
+  bind_function(m, "log1p_unit", [](auto u) { return log1p_unit(u); });
+  bind_element<float, float>(m, "float32");
+  bind_element<double, double>(m, "float64");
+  bind_element<uint8_t, uint8_t>(m, "uint8");
+  bind_element<Half, uint16_t>(m, "float16");
+  bind_element<BFloat16, uint16_t>(m, "bfloat16");
+  bind_rounding<Half>(m, "round_float16");
+  bind_rounding<BFloat16>(m, "round_bfloat16");
+  m.def("philox", [](std::array<uint32_t, 4> c, uint32_t k0, uint32_t k1) {
+    const Words w = philox4x32({c[0], c[1], c[2], c[3]}, k0, k1);
+    return std::array<uint32_t, 4>{w.a, w.b, w.c, w.d};
+  });
+  m.def("uniform", &uniform);
+  m.def("below", &below);
+  m.def("symmetric_beta", [](uint64_t seed, uint64_t index, double alpha) { return symmetric_beta(seed, index, alpha); });
+}
+
+}  // namespace
+
+PYBIND11_MODULE(fusedmix_cuda_shim, m) {
+  shim::bind_log(m);
+  py::class_<Memory>(m, "Memory").def(py::init<int>());
+  bind_shapes(m);
   py::class_<Targets>(m, "Targets").def(py::init(&targets_of));
   m.def("shape_of", [](Memory& memory, const py::tuple& images, int32_t pairing, int32_t families) {
     return cuda::shape_of(images_of(images), pairing, families, memory.chip);
@@ -246,60 +308,8 @@ PYBIND11_MODULE(fusedmix_cuda_shim, m) {
     set_sides(plan, sides);
     cuda::masks(memory, plan_of(plan), sides, data<float>(out));
   });
-  m.def("loss", [](Memory& memory, const py::dict& loss, const py::dict& plan, bool counted, double factor,
-                   const std::array<py::object, 4>& out) {
-    cuda::loss(memory, loss_of(loss), plan_of(plan), counted, factor,
-               {data<void>(out[0]), data<void>(out[1]), data<void>(out[2]), data<void>(out[3])});
-  });
-  py::class_<cuda::LossShape>(m, "LossShape")
-      .def_readonly("wide", &cuda::LossShape::wide)
-      .def_readonly("log_lanes", &cuda::LossShape::log_lanes)
-      .def_readonly("parts", &cuda::LossShape::parts)
-      .def_readonly("length", &cuda::LossShape::length)
-      .def_readonly("blocks", &cuda::LossShape::blocks);
-  m.def("loss_shape", [](const py::dict& loss, const py::object& gradient, int multiprocessors) {
-    return gradient.is_none() ? cuda::forward_shape(loss_of(loss), multiprocessors)
-                              : cuda::backward_shape(loss_of(loss), data<void>(gradient), multiprocessors);
-  });
-  m.def("loss_gradient", [](Memory& memory, const py::dict& loss, const py::dict& plan, const py::object& grad, double factor,
-                            const py::object& scale, const py::object& statistics, const py::object& out) {
-    const Tensor g(grad);
-    cuda::loss_gradient(memory, loss_of(loss), plan_of(plan),
-                        {g.data, g.stride(0), factor, data<void>(scale), data<void>(statistics)}, data<void>(out));
-  });
+  bind_losses(m);
   m.attr("INLINE_BYTES") = cuda::kInlineBytes;
   m.attr("THREADS") = cuda::kThreads;
-
-  m.def("exp_nonpositive", [](py::array_t<double> x) {
-    py::array_t<double> wide(x.size());
-    py::array_t<float> narrow(x.size());
-    for (py::ssize_t i = 0; i < x.size(); ++i) {
-      wide.mutable_at(i) = exp_nonpositive(x.at(i));
-      narrow.mutable_at(i) = exp_nonpositive(static_cast<float>(x.at(i)));
-    }
-    return py::make_tuple(wide, narrow);
-  });
-  m.def("log1p_unit", [](py::array_t<double> u) {
-    py::array_t<double> wide(u.size());
-    py::array_t<float> narrow(u.size());
-    for (py::ssize_t i = 0; i < u.size(); ++i) {
-      wide.mutable_at(i) = log1p_unit(u.at(i));
-      narrow.mutable_at(i) = log1p_unit(static_cast<float>(u.at(i)));
-    }
-    return py::make_tuple(wide, narrow);
-  });
-  bind_element<float, float>(m, "float32");
-  bind_element<double, double>(m, "float64");
-  bind_element<uint8_t, uint8_t>(m, "uint8");
-  bind_element<Half, uint16_t>(m, "float16");
-  bind_element<BFloat16, uint16_t>(m, "bfloat16");
-  bind_rounding<Half>(m, "round_float16");
-  bind_rounding<BFloat16>(m, "round_bfloat16");
-  m.def("philox", [](std::array<uint32_t, 4> c, uint32_t k0, uint32_t k1) {
-    const Words w = philox4x32({c[0], c[1], c[2], c[3]}, k0, k1);
-    return std::array<uint32_t, 4>{w.a, w.b, w.c, w.d};
-  });
-  m.def("uniform", &uniform);
-  m.def("below", &below);
-  m.def("symmetric_beta", [](uint64_t seed, uint64_t index, double alpha) { return symmetric_beta(seed, index, alpha); });
+  bind_mathematics(m);
 }

@@ -414,6 +414,44 @@ struct Drawing {
   bool on_device;  // the seed
 };
 
+// What was drawn by the kernel, and by the CPU.
+void expect_alike(const HostPlan& got, const std::vector<float>& got_lam, const HostPlan& want, const std::vector<float>& want_lam) {
+  expect(got.partner == want.partner, "partners differ");
+  for (int64_t i = 0; i < static_cast<int64_t>(want.masks.size()); ++i) {
+    const auto near = [](double a, double b, double relative) { return std::fabs(a - b) <= relative * std::fabs(b); };
+    expect(near(got_lam[i], want_lam[i], 0x1p-23), "lam differs");
+    // What a library's functions are in, of a GPU another's than the CPU's, is one float. All else is equal.
+    Record mask = got.masks[i];
+    expect(near(bit_cast<float>(mask.words[6]), bit_cast<float>(want.masks[i].words[6]), 1e-6), "values differ");
+    mask.words[6] = want.masks[i].words[6];
+    expect(std::memcmp(&mask, &want.masks[i], sizeof(mask)) == 0, "masks differ");
+    expect(std::fabs(got.weight[i] - want.weight[i]) <= 1e-6, "weights differ");
+  }
+}
+
+// Mixes the images of a plan that a kernel has drawn, and whose masks it makes where they are stored.
+void test_mix_by(const cuda::Pass& pass, const Sampling& args, HostPlan got, Random& random, Batch& x, const DeviceBuffer& memory,
+                 const Layout& layout) {
+  const std::vector<MethodRow> rows(args.rows, args.rows + args.methods);
+  cuda::LaunchPlan plan{};
+  PlanView& view = plan.view;
+  view = {args.out.partner, args.out.masks, kAllFamilies, args.pairing, false, {}};
+  const bool stored = std::any_of(rows.begin(), rows.end(), [](const MethodRow& row) { return is_stored_method(row.method); });
+  const int64_t* size = args.extent.size;
+  const int64_t words = (size[0] * size[1] * size[2] + 31) / 32;
+  const int32_t of = args.lam != nullptr ? static_cast<int32_t>(kPerSample) : args.per;
+  const DeviceBuffer bits(stored ? mask_rows(of, args.batch) * words * 4 : 0);
+  if (stored) {
+    test_fourier_of(rows, args.extent.ndim, size, got, of, args.per, random.next(), false, int64_t{24} << 20, bits);
+    got.pixels = view.pixels = {nullptr, nullptr, words, {size[0], size[1], size[2]}, of, args.batch};
+    got.bits = bits.values<uint32_t>();
+    view.pixels.bits = bits.as<uint32_t>();
+  }
+  cpu::mix({x.type, x.data(), x.data(), layout, got.view(), false}, kOneThread);
+  pass.mix(plan, Targets{});
+  compare(x.type, memory.values<char>(), x.memory, !has_gaussian(got), true, "images mixed by it");
+}
+
 // The plan from the kernel, checked against the CPU's; then, with images, those mixed by it.
 void test_sample(Random& random, const Drawing& d, ElementType type, bool with_images) {
   context = format("plan of %zu methods, B=%lld, %d-D, %s, per %d, p=%g%s", d.rows.size(), static_cast<long long>(d.batch),
@@ -468,35 +506,8 @@ void test_sample(Random& random, const Drawing& d, ElementType type, bool with_i
   got.weight = weight.values<double>();
   const std::vector<float> got_lam = out_lam.values<float>();
   got.pairing = d.pairing;
-  expect(got.partner == want.partner, "partners differ");
-  for (int64_t i = 0; i < n; ++i) {
-    const auto near = [](double a, double b, double relative) { return std::fabs(a - b) <= relative * std::fabs(b); };
-    expect(near(got_lam[i], want_lam[i], 0x1p-23), "lam differs");
-    // What a library's functions are in, of a GPU another's than the CPU's, is one float. All else is equal.
-    Record mask = got.masks[i];
-    expect(near(bit_cast<float>(mask.words[6]), bit_cast<float>(want.masks[i].words[6]), 1e-6), "values differ");
-    mask.words[6] = want.masks[i].words[6];
-    expect(std::memcmp(&mask, &want.masks[i], sizeof(mask)) == 0, "masks differ");
-    expect(std::fabs(got.weight[i] - want.weight[i]) <= 1e-6, "weights differ");
-  }
-  if (!with_images) return;
-  cuda::LaunchPlan plan{};
-  PlanView& view = plan.view;
-  view = {args.out.partner, args.out.masks, kAllFamilies, d.pairing, false, {}};
-  const bool stored = std::any_of(d.rows.begin(), d.rows.end(), [](const MethodRow& row) { return is_stored_method(row.method); });
-  const int64_t* size = args.extent.size;
-  const int64_t words = (size[0] * size[1] * size[2] + 31) / 32;
-  const int32_t of = d.given ? static_cast<int32_t>(kPerSample) : d.per;
-  const DeviceBuffer bits(stored ? mask_rows(of, n) * words * 4 : 0);
-  if (stored) {
-    test_fourier_of(d.rows, d.ndim, size, got, of, d.per, random.next(), false, int64_t{24} << 20, bits);
-    got.pixels = view.pixels = {nullptr, nullptr, words, {size[0], size[1], size[2]}, of, n};
-    got.bits = bits.values<uint32_t>();
-    view.pixels.bits = bits.as<uint32_t>();
-  }
-  cpu::mix({type, x.data(), x.data(), images.layout, got.view(), false}, kOneThread);
-  pass.mix(plan, Targets{});
-  compare(type, images_memory.values<char>(), x.memory, !has_gaussian(got), true, "images mixed by it");
+  expect_alike(got, got_lam, want, want_lam);
+  if (with_images) test_mix_by(pass, args, got, random, x, images_memory, images.layout);
 }
 
 void test_samples(bool large) {
