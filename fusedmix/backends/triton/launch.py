@@ -4,6 +4,7 @@ them are given of a plan."""
 from __future__ import annotations
 
 import functools
+import itertools
 import operator
 import statistics
 import time
@@ -32,11 +33,11 @@ class Kernel:
 
     def __init__(self, function: Any, warps: int = WARPS) -> None:
         self.function, self.warps = function, warps
-        self._compiled: dict[Any, Any] = {}
-        self._places: dict[Any, tuple[list[int], ...]] = {}  # of tensors, integers and tuples, by the arguments' types
+        # By the types of arguments: where tensors and tuples are, which are integers, and what has been compiled.
+        self._of_types: dict[Any, tuple[list[int], list[int], list[bool], dict[Any, Any]]] = {}
 
-    def launch(self, programs: int, device: torch.device, /, **named: Any) -> None:
-        """Launches so many programs. Every parameter is given by its name, in any order.
+    def launch(self, programs: int, device: torch.device, named: dict[str, Any]) -> None:
+        """Launches so many programs. `named` has what every parameter is, by its name, in any order.
 
         Raises:
             KeyError: the name of a parameter that is not given.
@@ -83,26 +84,25 @@ class Kernel:
     ) -> None:
         # Loops over the whole of the arguments are C's: this is the time that a launch takes on the host.
         types = tuple(map(type, arguments))
-        places = self._places.get(types)
-        if places is None:
-            places = self._places[types] = tuple(
-                [i for i, of in enumerate(types) if issubclass(of, kind)] for kind in (torch.Tensor, int, tuple)
+        of_types = self._of_types.get(types)
+        if of_types is None:
+            tensors, tuples = (
+                [i for i, of in enumerate(types) if issubclass(of, kind)] for kind in (torch.Tensor, tuple)
             )
-        tensors, integers, tuples = places
+            of_types = self._of_types[types] = (tensors, tuples, [issubclass(of, int) for of in types], {})
+        tensors, tuples, are_integers, made = of_types
         pointers = [arguments[i].data_ptr() for i in tensors]
-        numbers = [arguments[i] for i in integers]
+        numbers = list(itertools.compress(arguments, are_integers))
         narrow = _LOW <= min(numbers) and max(numbers) < _HIGH
         key = (
-            *(device.index, constants, types, narrow or tuple(_LOW <= number < _HIGH for number in numbers)),
+            *(device.index, constants, narrow or tuple(_LOW <= number < _HIGH for number in numbers)),
             *[arguments[i].dtype for i in tensors],
             *[pointer % 16 == 0 for pointer in pointers],
             *[_specialised_on(arguments[i]) for i in tuples],
         )
-        compiled = self._compiled.get(key)
+        compiled = made.get(key)
         if compiled is None:
-            self._compiled[key] = self.function[(programs,)](
-                *arguments, *constants, num_warps=self.warps, enable_fp_fusion=False
-            )
+            made[key] = self.function[(programs,)](*arguments, *constants, num_warps=self.warps, enable_fp_fusion=False)
             return
         # Addresses as numbers: of a tensor the launcher would ask for its address, and the driver whose that is.
         values = list(arguments)
@@ -164,6 +164,13 @@ def brought(device: torch.device, part: Tensor) -> Tensor:
 def by_formula(pairing: int) -> int:
     """The pairing as a constant of kernels: RANDOM, if the partners have to be loaded."""
     return int(pairing) if pairing in (Pairing.ROLL, Pairing.FLIP) else int(Pairing.RANDOM)
+
+
+def of_partners(partner: Tensor, pairing: int, instead: Tensor) -> dict[str, Any]:
+    """What `partner_of` takes: the partners, brought to where `instead` is, or `instead`, which is not read, where a
+    formula gives them; and PAIRING."""
+    pairing = by_formula(pairing)
+    return {"partner": brought(instead.device, partner) if pairing == Pairing.RANDOM else instead, "PAIRING": pairing}
 
 
 def pairing_of(partner: Tensor, pairing: int) -> int:
