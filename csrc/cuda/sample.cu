@@ -50,7 +50,8 @@ FUSEDMIX_DEVICE int64_t class_key(uint64_t seed, int64_t label) {
 }
 
 // The partners of the kRanked samples from `base`. For kCrossClass: their places on the circle of classes, into scratch, and the
-// size of the largest class among them. All of these samples are in one tile, the first that is made.
+// size of the largest class among them. All of these samples are in one tile, the first that is made. One long function: where its
+// two halves are functions, nvcc makes more instructions of them.
 template <Partners kPartners>
 FUSEDMIX_DEVICE int64_t find_partners(const SampleArgs& args, uint64_t seed, int64_t base, int64_t largest) {
   const Sampling& s = args.sampling;
@@ -361,7 +362,7 @@ int launch_family(SampleArgs& args, void* stream) {
   return launch<Every, Partners::kByClass>(args, s.pairing == kCrossClass ? 1 : ranked, stream);
 }
 
-// Of the first family that all methods are of.
+// Launches the kernel of the first family that all methods are of.
 template <class F, class... Others>
 int launch_first(SampleArgs& args, void* stream) {
   const MethodRow* rows = args.sampling.rows;
