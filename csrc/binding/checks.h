@@ -127,7 +127,7 @@ inline void check_sides(const int64_t* sides, int64_t least) {
   if (pixels >= 0x1p63) refuse("an image of more than 2^63 pixels");
 }
 
-// Of an operator that takes `size`: 1 to 3 sides.
+// The sides of an operator that takes `size`: 1 to 3 of them.
 inline void to_sides(const std::vector<int64_t>& size, int64_t* sides, int64_t least) {
   const auto ndim = static_cast<int64_t>(size.size());
   check_number("the number of spatial dims", ndim, 1, 3);

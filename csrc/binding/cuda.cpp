@@ -33,7 +33,7 @@ struct Target final : cuda::Memory {
       throw;
     }
   }
-  // The same, as a function.
+  // tensor() as a function, for what fills a request of either backend.
   auto maker() {
     return [this](const char* what, std::initializer_list<int64_t> sizes, ScalarType dtype) { return tensor(what, sizes, dtype); };
   }
@@ -69,7 +69,7 @@ struct Target final : cuda::Memory {
   void check_here(const char* name, const Tensor& t) const {
     if (!t.is_cuda() || t.get_device_index() != device) refuse(std::string(name) + " must be on the GPU of the images or logits");
   }
-  // What may also be on the host.
+  // Refuses what is neither on the host nor on this device.
   void check_near(const char* name, const Tensor& t) const {
     if (t.is_cuda()) check_here(name, t);
   }
@@ -110,7 +110,7 @@ struct Target final : cuda::Memory {
   }
 };
 
-// Where a plan that the sampler of the device is asked for is to be drawn.
+// What the sampler of the device is asked for: to draw the plan of a request into `plan`.
 Sampling sampling_of(const Target& target, Request& request, const Plan& plan) {
   Sampling s = request.args();
   if (request.lam) target.check_here("lam", *request.lam);

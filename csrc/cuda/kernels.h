@@ -9,7 +9,7 @@
 namespace fusedmix::cuda {
 
 constexpr int kThreads = 128;
-// Of the ways through a batch (Way, below).
+// The threads of a block, by the way through a batch (Way, below).
 constexpr int kEachLog = 8, kEachThreads = 1 << kEachLog, kPairThreads = 256, kRollThreads = 256, kTileThreads = 512;
 
 // As many blocks as one launch can have.
@@ -55,7 +55,7 @@ constexpr int32_t kConstantSet = kConstants, kCutSet = kCuts, kBoxSet = kConstan
                   kGaussianSet = kConstants | kGaussians, kFormulaSet = kBoxSet | kGaussianSet, kStoredSet = kStored | kLevels;
 constexpr int32_t kAnySet = 255;  // all that there are: a part of kernels' names, and so the same when there are more
 FUSEDMIX_HD bool within(int32_t families, int32_t set) { return (families & ~set) == 0; }
-// Whether one of them has a kernel of its own.
+// Whether a kernel is compiled for a set that has all of the families, other than that of all that there are.
 FUSEDMIX_HD bool is_in_a_set(int32_t families) {
   return within(families, kFormulaSet) || within(families, kStoredSet);
 }
@@ -75,7 +75,7 @@ int64_t scratch_bytes(const Images& images, const Shape& shape);
 // Whether mix() writes the targets; others need a launch of their own.
 bool beside_images(const Targets& targets);
 int write_targets(const LaunchPlan& plan, const Targets& targets, void* stream);
-// Of a permutation; of anything else numbers in [0, batch).
+// The inverse of the partners. Where these are no permutation it is made of numbers in [0, batch).
 int invert(const LaunchPlan& plan, int64_t batch, int32_t* inverse, void* stream);
 
 // Draws a plan, by one launch. `device_rows`: the rows of the spec on the device, where there are more than kInlineRows. `scratch`:

@@ -64,7 +64,7 @@ FUSEDMIX_KERNEL(kLossThreads) finish_kernel(FUSEDMIX_ARGS(FinishArgs, args)) {
 
 int64_t divide_up(int64_t n, int64_t d) { return (n + d - 1) / d; }
 
-// Of blocks of so many threads, where a part of a row may have so many vectors.
+// The shape of a launch whose blocks have so many threads. A part of a row may have `longest` vectors.
 LossShape shape_of(const Loss& loss, bool wide, int64_t threads, int64_t longest, int64_t multiprocessors) {
   if (loss.num_classes > kMostClasses) {
     throw std::invalid_argument("fusedmix: logits must have at most 2^30 classes on a GPU, but have " + std::to_string(loss.num_classes) + ".");
@@ -87,7 +87,7 @@ LossShape shape_of(const Loss& loss, bool wide, int64_t threads, int64_t longest
 // Whether logits may be read 16 bytes at a time.
 bool is_wide(const Loss& loss) { return loss.step == 1 && !loss.labels.soft && loss.type != ElementType::kFloat64; }
 
-// Whether the ends of rows that lie at no such address are the same ones in both.
+// Whether, in the logits and in the gradient, the same elements of each row lie before the first multiple of 16 bytes.
 bool are_aligned_alike(const Loss& loss, const void* out) {
   const auto apart = reinterpret_cast<uintptr_t>(loss.logits) - reinterpret_cast<uintptr_t>(out);
   return apart % 16 == 0 && (loss.batch == 1 || (loss.row_stride - loss.num_classes) * element_size(loss.type) % 16 == 0);

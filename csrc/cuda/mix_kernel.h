@@ -106,7 +106,7 @@ struct Column {
   FUSEDMIX_DEVICE bool has_pixels() const { return kFamilies == kStoredSet ? is_stored(plan) : may_be_stored(plan); }
   // Whether a look at one sample is one at all.
   FUSEDMIX_DEVICE bool one_look() const { return kFamilies == kCutSet && plan.shared; }
-  // In two steps, so that loads of several samples are under way together.
+  // A mask is looked at in two steps, so that loads of several samples are under way together.
   FUSEDMIX_DEVICE Glimpse glimpse(uint32_t i) const {
     if constexpr (kHasStored) {
       if (has_pixels()) return cuda::glimpse(plan, on, i);
@@ -180,7 +180,7 @@ struct Column {
   // What a sample kept of its gradient, and what another one lent of its own.
   FUSEDMIX_DEVICE Vec<T, V> gradient(uint32_t i, const Look& own, const Vec<T, V>& g, uint32_t j, const Look& lent,
                                      const Vec<T, V>& h) const {
-    // Of two numbers the sum is the same as it is in float64, rounded to their type.
+    // The sum of two numbers is what their sum in float64, rounded to their type, is.
     if (kFamilies == kCutSet || (kFamilies == kStoredSet && own.picks && lent.picks)) {
       const Vec<T, V> a = pick(own.taken, g, {}), b = pick(lent.taken, {}, h);
       Compute<T> sum[V];
@@ -204,7 +204,7 @@ struct Column {
     found.reach = taken == 0 ? kKeep : (taken == kAllLanes<V> ? kTake : kBlend);
   }
   FUSEDMIX_DEVICE int32_t kind(uint32_t i) const { return device::load(&plan.masks[plan.shared ? 0 : i].kind); }
-  // Of a mask that is one number.
+  // The weight of a mask that is one number.
   FUSEDMIX_DEVICE float uniform(uint32_t i) const {
     return of_kind_in<kStoredSet>(load_mask(plan, i), [&](const auto& mask) { return mask.along(place.at, -1).w; });
   }
@@ -220,6 +220,7 @@ FUSEDMIX_DEVICE bool writes_targets(const MixArgs& args, uint32_t threads) {
 // Out of place: a thread has a vector of two samples, and reads their partners' too. Those of roll are the neighbours, which are
 // in a cache; those of all others are too if blocks of one tile of all samples follow each other, and a tile of all samples fits
 // the cache: then a block has a narrow tile of several pairs of samples. The adjoint: what a sample kept, and what it lent.
+// One long function: its stages hand on arrays, which must stay in registers.
 template <class T, int V, int32_t kFamilies, bool kAdjoint>
 FUSEDMIX_WIDE_KERNEL(kEachThreads, (kEachBlocks<T, kFamilies, kAdjoint>)) each_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
   if (writes_targets(args, kEachThreads)) return;
@@ -270,7 +271,7 @@ FUSEDMIX_WIDE_KERNEL(kEachThreads, (kEachBlocks<T, kFamilies, kAdjoint>)) each_k
     uint32_t i[kEachSamples], j[kEachSamples];
     Vec<T, V> own[kEachSamples], lent[kEachSamples];
     Look look[kEachSamples], of_lent[kEachSamples];
-    // Of one that is not there the mask is looked at, and no more.
+    // Of a sample that is not there no more than the mask is looked at.
     FUSEDMIX_UNROLL
     for (uint32_t k = 0; k < kEachSamples; ++k) i[k] = there(k) ? first + k : first, j[k] = other(i[k]);
     if constexpr (kSkips<kFamilies>) {
@@ -359,7 +360,8 @@ FUSEDMIX_WIDE_KERNEL(kRollThreads, (kRollBlocks<T, kFamilies>)) roll_kernel(FUSE
   }
   device::sync();
   if (!active) return;
-  // Where masks are looked at, from one beyond the span, of which nothing is wanted: so its last is looked at as all others are.
+  // Where masks are looked at, the loop begins with one sample beyond the span, of which nothing is wanted: so the last sample of
+  // the span is looked at as all others are.
   Look look{};
   for (int32_t top = kSkips<kFamilies> ? stop : stop - 1; top >= first; top -= kAhead) {
     Vec<T, V> lent[kAhead];
@@ -399,7 +401,8 @@ FUSEDMIX_WIDE_KERNEL(kRollThreads, (kRollBlocks<T, kFamilies>)) roll_kernel(FUSE
 
 // In place, any partners: a block has a column of all samples. Where masks leave nothing out it loads them all into shared
 // memory, waits, and mixes from there. Else it loads what a sample and its partner need (the partner's has been read by another
-// thread of the block, and is in a cache), and results wait in shared memory until every thread has what it needs.
+// thread of the block, and is in a cache), and results wait in shared memory until every thread has what it needs. One long
+// function: its stages hand on arrays, which must stay in registers.
 template <class T, int V, int32_t kFamilies>
 FUSEDMIX_WIDE_KERNEL(kTileThreads, (kTileBlocks<T, kFamilies>)) tile_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
   using Raw = RawVec<T, V>;

@@ -8,9 +8,9 @@
 namespace fusedmix::cuda {
 namespace {
 
-// Of a column, in bytes of every sample. Tried on an H100 with 256x3x224x224 and 512x3x32x32: 256 are best for images of some
-// size (128 and 512 take 3 to 10 % more), if that leaves the multiprocessors two rounds of blocks; of small ones so many that
-// each has a block, down to 32.
+// The width of a column, in bytes of every sample. Tried on an H100 with 256x3x224x224 and 512x3x32x32: 256 are best for images
+// of some size (128 and 512 take 3 to 10 % more), if that leaves the multiprocessors two rounds of blocks; of small ones so many
+// that each has a block, down to 32.
 constexpr int kColumnBytes = 256, kLeastColumnBytes = 32;
 constexpr int64_t kTwoRounds = 6;  // of three blocks
 constexpr int64_t kTileSamples = 32;  // that a thread of kTile may have: it remembers them in 32 bits
@@ -21,7 +21,8 @@ bool is_dense(int32_t families) {
   return !within(families, kCutSet) && (within(families, kBoxSet) || within(families, kGaussianSet));
 }
 
-// What of all samples should stay in the L2 cache: a tile that is read twice, and a slice that is written and read.
+// The most bytes of all samples that should stay in the L2 cache: of a tile that is read twice, and of a slice that is written and
+// read.
 constexpr int64_t kTileBytes = int64_t{6} << 20, kSliceBytes = int64_t{16} << 20;
 
 // The widest access that every row of every sample allows: rows are whole vectors, and all of them aligned.
@@ -52,7 +53,8 @@ int32_t log_column(int64_t columns, int64_t most, int64_t least, int64_t batch, 
   return log;
 }
 
-// Of kEach: no wider than the samples are; where partners lie apart, so narrow that a tile of all samples stays in the cache.
+// The width of a tile of kEach: no wider than the samples are; where partners lie apart, so narrow that a tile of all samples stays
+// in the cache.
 int32_t log_tile(int64_t columns, int64_t batch_bytes) {
   int32_t log = kEachLog;
   while (log > 2 && ((int64_t{1} << (log - 1)) >= columns || (batch_bytes << log) > kTileBytes)) --log;

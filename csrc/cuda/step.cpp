@@ -22,7 +22,7 @@ Part<int64_t> loaded_partners(const GivenPlan& given) {
 // The parts of a plan that are on the host, one behind the other.
 class Blob {
  public:
-  // Where it begins.
+  // Adds a part that is on the host. Returns where it begins.
   template <class T>
   int64_t add(const Part<T>& part, int64_t count) {
     const auto at = static_cast<int64_t>(bytes.size());

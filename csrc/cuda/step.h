@@ -11,7 +11,7 @@ namespace fusedmix::cuda {
 struct Memory {
   void* stream = nullptr;
   virtual ~Memory() = default;
-  // Of the device, at a multiple of 16 bytes. Named in the error if there is too little.
+  // Memory of the device, at a multiple of 16 bytes. The error names it if there is too little.
   virtual void* empty(const char* name, int64_t bytes) = 0;
   // Bytes of the host on the device, in stream order.
   virtual const void* upload(const char* name, const void* bytes, int64_t size) = 0;
@@ -68,7 +68,7 @@ class Pass {
 // Images by a plan that is there. `permutation`: partners must be one, as in place and for gradients.
 Shape apply(Memory& memory, const Images& images, const GivenPlan& given, bool permutation);
 
-// As in kernels.h, with what they need besides.
+// The functions of kernels.h and losses.h, with the memory that they need.
 void masks(Memory& memory, const GivenPlan& given, const int64_t* size, float* out);
 void fourier(Memory& memory, const FourierMasks& request, int64_t most_scratch = kMostScratch);
 

@@ -163,7 +163,7 @@ FUSEDMIX_DEVICE Record load_mask(const PlanView& plan, int64_t i) {
   return bit_cast<Record>(RawRecord{{device::load(from->part), device::load(from->part + 1), device::load(from->part + 2)}});
 }
 
-// As the functions of masks.h ask for it.
+// Reads memory for the functions of masks.h.
 struct Load {
   template <class T>
   FUSEDMIX_DEVICE T operator()(const T* at) const { return device::load(at); }
@@ -189,7 +189,7 @@ FUSEDMIX_DEVICE uint32_t lanes_in(const Box::Row& row, const Place<V>& place, co
   return from(row.begin) & ~from(row.end);
 }
 
-// And those that cells hold. Cells are some pixels long, so that most vectors are in one.
+// The lanes whose cells are chosen. Cells are some pixels long, so that most vectors are in one.
 template <int V, class Load>
 FUSEDMIX_DEVICE uint32_t lanes_in(const Grid::Row<Load>& row, const Place<V>& place, const Loops& loops) {
   uint32_t lanes = 0, before = 0;
@@ -402,7 +402,7 @@ template <int V>
 FUSEDMIX_DEVICE Form form_of(const Smooth::Row& row, const Place<V>&, const Loops&, float (&)[V]) {
   return curve(row, -1.0f, 1.0f);
 }
-// Of any other row.
+// The form of any other row.
 template <int V, class Row>
 FUSEDMIX_DEVICE Form form_of(const Row& row, const Place<V>& place, const Loops& loops, float (&w)[V]) {
   one_by_one(w, [&](int l) { return row(place.first + lane_at(loops, place.channel, l)); });

@@ -16,7 +16,7 @@
 #define FUSEDMIX_KERNEL(threads) void
 #define FUSEDMIX_WIDE_KERNEL(threads, blocks) void
 #define FUSEDMIX_DEVICE inline
-// By reference to the launch's one copy, so that its address range is known. A kernel's type is void(const Args&) here.
+// Arguments are a reference to the launch's one copy, so that its address range is known. A kernel's type is void(const Args&) here.
 #define FUSEDMIX_ARGS(type, name) const type& name
 #define FUSEDMIX_SHARED(type, name, count)                                                 \
   static constexpr ::fusedmix::shim::Site name##_declared_here{#name, __FILE__, __LINE__}; \
@@ -114,13 +114,13 @@ class Shared {
   SharedElement<T> operator[](Index index) const {
     return SharedElement<T>(array_, static_cast<int64_t>(index));
   }
-  // As one access: what other threads add meanwhile is not lost.
+  // Adds as one access: what other threads add meanwhile is not lost.
   template <class Index>
   void add(Index index, T value) const {
     add_to_shared(array_, static_cast<int64_t>(index));
     reinterpret_cast<T*>(array_->data)[index] += value;
   }
-  // For functions that take a pointer: reads every element, now.
+  // Reads every element now, for functions that take a pointer.
   operator const T*() const {  // NOLINT: as an array would
     for (size_t i = 0; i < array_->count; ++i) read_shared(array_, static_cast<int64_t>(i));
     return reinterpret_cast<const T*>(array_->data);

@@ -74,7 +74,7 @@ struct Buffer {
   std::string name;
   bool writable;
   bool exchanged = false;
-  // Of each byte, in this launch.
+  // Who wrote and who read each byte in this launch, and how often.
   Zeros<Who> writer, readers;
   Zeros<uint32_t> reads, writes;
   // Since reset_log().

@@ -82,7 +82,7 @@ class Random {
   }
   // 0..n-1, for n below 2^32.
   uint32_t below(uint64_t n) { return static_cast<uint32_t>(((*this)() >> 32) * n >> 32); }
-  // In (0, 1].
+  // A number in (0, 1].
   double uniform() { return static_cast<double>(((*this)() >> 11) + 1) * 0x1p-53; }
 
  private:
@@ -94,7 +94,7 @@ struct Scheduler {
   Random random{0};
   double yield_probability = 1.0 / 32;
   std::vector<unsigned char*> stacks;  // that no fiber is on
-  // Of the launch that runs.
+  // The launch that runs.
   const std::function<void()>* kernel = nullptr;
   int64_t launch_blocks = 0;
   int threads = 0;

@@ -415,7 +415,8 @@ struct Drawing {
 };
 
 // What was drawn by the kernel, and by the CPU.
-void expect_alike(const HostPlan& got, const std::vector<float>& got_lam, const HostPlan& want, const std::vector<float>& want_lam) {
+void expect_alike(const HostPlan& got, const std::vector<float>& got_lam, const HostPlan& want,
+                  const std::vector<float>& want_lam) {
   expect(got.partner == want.partner, "partners differ");
   for (int64_t i = 0; i < static_cast<int64_t>(want.masks.size()); ++i) {
     const auto near = [](double a, double b, double relative) { return std::fabs(a - b) <= relative * std::fabs(b); };

@@ -11,7 +11,7 @@ struct Divisor {
   uint32_t number, factor, shift;
 };
 
-// Of 1 to 2^31. Host code.
+// The divisor for a number of 1 to 2^31. Host code.
 inline Divisor divisor(int64_t number) {
   uint32_t shift = 0;
   while ((int64_t{1} << shift) < number) ++shift;

@@ -138,7 +138,8 @@ struct RowSums {
     linear += other.linear;
     total += other.total;
   }
-  // Where c are the coefficients of a label (MixedClasses::sums): the loss, and by what its gradient has each exponential.
+  // The loss, and what each exponential is multiplied with in its gradient, where c are the coefficients of a label
+  // (MixedClasses::sums).
   FUSEDMIX_HD C loss() const { return total * std::log(exponentials) - linear; }
   FUSEDMIX_HD C rate() const { return total / exponentials; }
 };
@@ -164,14 +165,14 @@ struct MixedClasses {
     flat = static_cast<C>(share) * (w + v);
   }
 
-  // Of sums with the weights of classes, the same with weight times target, z being the logits of the two classes.
+  // Turns sums whose c are the weights of classes into those whose c are weight times target. z are the logits of the two classes.
   FUSEDMIX_HD RowSums<C> sums(const RowSums<C>& row, C z_own, C z_lent, C own_weight, C lent_weight) const {
     const C a = own_share * own_weight, b = lent_share * lent_weight;
     const C picked = term(a, z_own - row.base()) + term(b, z_lent - row.base());
     return {row.max, row.exponentials, picked + term(flat, row.linear), a + b + term(flat, row.total)};
   }
-  // For a part of a row: of the two, those among its classes. (They must be in the part that has their logits. The largest logit of
-  // another may be far below them, where classes are masked, and the difference would cost digits.)
+  // Leaves of the two classes those that are among the classes of a part of the row. (They must be in the part that has their
+  // logits. The largest logit of another may be far below them, where classes are masked, and the difference would cost digits.)
   FUSEDMIX_HD void keep(int64_t begin, int64_t stop) {
     if (own < begin || own >= stop) own = -1, own_share = C(0);
     if (lent < begin || lent >= stop) lent = -1, lent_share = C(0);
@@ -197,7 +198,7 @@ struct BinaryTarget {
   }
 };
 
-// Of one class, with its weight c and the weight p of its positive part. Limits at infinite logits.
+// The loss of one class, with its weight c and the weight p of its positive part. At infinite logits it is the limit.
 template <class C>
 FUSEDMIX_HD C binary_loss(C z, C t, C c, C p) {
   const C slope = z < C(0) ? -(p * t) : C(1) - t;
@@ -215,7 +216,7 @@ struct BinaryLosses {
     linear += term(z < C(0) ? -t : C(1) - t, z);
     product = mad(product, u, product + u);
   }
-  // With t = 0.
+  // Adds the loss of a class whose target is 0.
   FUSEDMIX_HD void add(C z) {
     const C u = exp_nonpositive(-std::fabs(z));
     linear += std::fmax(z, C(0));

@@ -34,7 +34,7 @@ FUSEDMIX_HD auto of_kind(const Record& record, const F& f) {
   }
 }
 
-// The same of a set of families that is known when a kernel is compiled: it has the code of no other.
+// f of the record as its family, which is in a set that is known when a kernel is compiled: the kernel has the code of no other.
 template <int32_t kFamilies, class F>
 FUSEDMIX_HD auto of_kind_in(const Record& record, const F& f) {
   if constexpr (kFamilies == kConstants) {
@@ -100,7 +100,7 @@ FUSEDMIX_HD double summed_weight(const Record& record, const Sums& sums, const E
   return of_kind(record, [&](const auto& mask) { return mask.weight(sums, extent); });
 }
 
-// Whether the pixels are stored: those of a record, and those of what a method makes. Of a large grid the cells are.
+// Whether the pixels of a mask are stored, and whether those of what a method makes are. (Of a large grid the cells are stored.)
 FUSEDMIX_HD bool is_stored(const Record& record) {
   return of_kind(record, [](const auto& mask) { return mask.kHasPixels; });
 }

@@ -11,7 +11,7 @@
 
 namespace fusedmix {
 
-// Of plans that were cut: said of a partner that is in another piece.
+// What is said of a partner that is in another piece, of a plan that was cut.
 constexpr char kWholeBatch[] = " (a plan is for the whole batch: mix that, then split it)";
 
 inline void check_partners(const int64_t* partner, int64_t batch) {
@@ -28,7 +28,7 @@ inline void check_partners(const int64_t* partner, int64_t batch) {
       "fusedmix: partner is not a permutation, as it must be in place and for gradients: a sample is the partner of two.");
 }
 
-// Of partners that have been checked.
+// Whether partners that check_partners() has passed are a permutation.
 inline bool is_permutation(const int64_t* partner, int64_t batch) {
   std::vector<bool> seen;
   resize(seen, batch, "the cycles of the partners");
@@ -39,7 +39,7 @@ inline bool is_permutation(const int64_t* partner, int64_t batch) {
   return true;
 }
 
-// Whether they are those of a formula (kRoll, kFlip).
+// Whether the partners are those of a formula (kRoll, kFlip).
 inline bool are_formula(const int64_t* partner, int64_t batch, int32_t pairing) {
   for (int64_t i = 0; i < batch; ++i) {
     if (partner[i] != formula_partner(pairing, i, batch)) return false;

@@ -137,7 +137,7 @@ __device__ __forceinline__ uint32_t block() { return blockIdx.x; }
 __device__ __forceinline__ uint32_t blocks() { return gridDim.x; }
 // Waits for all threads of the block, and makes what they wrote visible to each other.
 __device__ __forceinline__ void sync() { __syncthreads(); }
-// The same, and how many of the threads say yes.
+// Waits as sync() does, and returns how many of the threads say yes.
 __device__ __forceinline__ int32_t count(bool mine) { return __syncthreads_count(mine ? 1 : 0); }
 
 // Of two launches that overlap, the first says let_next_start(), and launch_dependent() starts the second, which may touch what
@@ -162,7 +162,7 @@ template <class T>
 __device__ __forceinline__ void store(T* p, T value) {
   *p = value;
 }
-// The same, of 16 bytes, out of the L2 cache: before wait_for_plan() what the caches nearer by hold may be older than what the
+// Loads 16 bytes out of the L2 cache: before wait_for_plan() what the caches nearer by hold may be older than what the
 // stream has written.
 template <class T>
 __device__ __forceinline__ T load_far(const T* p) {
@@ -214,7 +214,7 @@ __device__ __forceinline__ void add(Array& array, int32_t index, T value) {
   atomicAdd(&array[index], value);
 }
 
-// Of the current device. Like all that follows returns a cudaError_t, 0 if all is well.
+// The limits of the current device. Like all that follows it returns a cudaError_t, 0 if all is well.
 inline int limits(Limits& out) {
   int device = 0;
   cudaError_t error = cudaGetDevice(&device);
@@ -285,7 +285,7 @@ inline int launch(void (*kernel)(Args), int64_t blocks, int threads, void* strea
   return static_cast<int>(cudaGetLastError());
 }
 
-// The same, right after a launch that lets this one start before it has ended.
+// Launches right after a launch that lets this one start before it has ended.
 template <class Args>
 inline int launch_dependent(void (*kernel)(Args), int64_t blocks, int threads, void* stream, const Args& args,
                             int64_t shared_bytes = 0) {

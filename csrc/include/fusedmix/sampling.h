@@ -168,7 +168,7 @@ struct Sums {
 //                                               a row is computed once. Along no axis, -1, there is the coordinate 0 alone
 // and, of what follows, what it does otherwise.
 struct Family {
-  // How the CPU may go through its rows (csrc/cpu/mix.cpp). Of the others it asks along() for every pixel.
+  // How the CPU may go through the rows of a mask (csrc/cpu/mix.cpp). Where none of these holds it asks along() for every pixel.
   static constexpr bool kHasBox = false;      // box(): one number in a box, and one outside of it
   static constexpr bool kHasFactors = false;  // a product of one for each axis, or 1 minus that
   static constexpr bool kHasPixels = false;   // they are stored: pixels.h

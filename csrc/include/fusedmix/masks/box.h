@@ -61,7 +61,7 @@ struct Box : Family {
     }
     share /= extent.pixels();
     const double rest = 1.0 - share;
-    // By which λ is divided so that it is the mean: of every mask (released), or of masks that nothing clips (paper).
+    // λ is divided by this so that it is the mean: of every mask (released), or of masks that nothing clips (paper).
     const double outside = released ? rest : (1.0 - ratio) + lam * ratio;
     mask.outer = row.method == kCutMix ? 1.0f : static_cast<float>(outside > 0.0 ? fmin(lam / outside, 1.0) : 0.0);
     return {bit_cast<Record>(mask), released ? lam : static_cast<double>(mask.outer) * rest};

@@ -48,7 +48,7 @@ struct Gaussian : Family {
   FUSEDMIX_HD double weight(const Sums& sums, const Extent& extent) const {
     return is_complement() ? 1.0 - mean(sums, extent) : mean(sums, extent);
   }
-  // Of a Gaussian whose distances are e(d), d being that to the centre.
+  // The sum of a Gaussian along an axis. Its value is e(d) at a distance d from the centre.
   template <class E>
   FUSEDMIX_HD static double sum_along(double rate, const int32_t* centre, const Extent& extent, int32_t axis, int lane, int lanes,
                                       const E& e) {

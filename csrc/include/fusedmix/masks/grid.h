@@ -144,7 +144,7 @@ struct Grid : Family {
                                          pixels.levels == nullptr ? nullptr : pixels.levels + from,
                                          static_cast<uint32_t>(pixels.stride - 1), load});
   }
-  // By the record alone.
+  // A row by the record alone, which has no cells of a large grid.
   struct Nothing {
     template <class T>
     FUSEDMIX_HD T operator()(const T*) const { return 0; }
