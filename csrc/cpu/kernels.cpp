@@ -65,11 +65,11 @@ inline C blend_one(float w, C x, C y) {
 }
 
 // How many samples there are to read, and which is the partner of sample k.
-constexpr int inputs_of(int links) { return links == kTwoPairs ? kLinks : links + 1; }
-constexpr int partner_of(int links, int k) { return links == kTwoPairs ? k ^ 1 : k + 1; }
+constexpr int inputs_of(Links links) { return links == Links::kTwoPairs ? kLinks : samples_of(links) + 1; }
+constexpr int partner_of(Links links, int k) { return links == Links::kTwoPairs ? k ^ 1 : k + 1; }
 
 // Every element of all samples is read before any is written.
-template <int links, class T, class W>
+template <Links links, class T, class W>
 void mix_row(void* const* to, const void* const* from, int64_t n, const W* weights) {
   constexpr int kOut = samples_of(links), kIn = inputs_of(links);
   T* out[kOut];
@@ -94,14 +94,14 @@ FUSEDMIX_ONCE void blend_row(float* __restrict out, const float* a, const float*
 }
 
 template <class T, class W>
-void mix_links(int links, void* const* out, const void* const* in, int64_t n, const W* w) {
+void mix_links(Links links, void* const* out, const void* const* in, int64_t n, const W* w) {
   if constexpr (__is_same(T, Compute<T>)) {
     switch (links) {
-      case 1: return mix_row<1, T>(out, in, n, w);
-      case 2: return mix_row<2, T>(out, in, n, w);
-      case 3: return mix_row<3, T>(out, in, n, w);
-      case kLinks: return mix_row<kLinks, T>(out, in, n, w);
-      default: return mix_row<kTwoPairs, T>(out, in, n, w);
+      case Links::kOne: return mix_row<Links::kOne, T>(out, in, n, w);
+      case Links::kTwo: return mix_row<Links::kTwo, T>(out, in, n, w);
+      case Links::kThree: return mix_row<Links::kThree, T>(out, in, n, w);
+      case Links::kFour: return mix_row<Links::kFour, T>(out, in, n, w);
+      default: return mix_row<Links::kTwoPairs, T>(out, in, n, w);
     }
   } else {
     float wide[kLinks + 1][kChunk], mixed[kChunk];
@@ -138,7 +138,7 @@ void adjoint(void* out, const void* g, const void* h, int64_t n, W own, W lent) 
 }
 
 template <class T, bool kNegative>
-void scaled(int links, void* const* out, const void* const* in, int64_t n, const ScaledRow* rows, int64_t count) {
+void scaled(Links links, void* const* out, const void* const* in, int64_t n, const ScaledRow* rows, int64_t count) {
   void* to[kLinks];
   const void* from[kLinks + 1];
   for (int64_t r = 0; r < count; ++r) {
@@ -155,15 +155,15 @@ void scaled(int links, void* const* out, const void* const* in, int64_t n, const
 template <class T>
 constexpr RowKernels row_kernels() {
   return {
-      [](int links, void* const* out, const void* const* in, int64_t n, const float* w) {
+      [](Links links, void* const* out, const void* const* in, int64_t n, const float* w) {
         One ones[kLinks];
         for (int k = 0; k < samples_of(links); ++k) ones[k].w = w[k];
         mix_links<T>(links, out, in, n, ones);
       },
-      [](int links, void* const* out, const void* const* in, int64_t n, const float* const* w) {
+      [](Links links, void* const* out, const void* const* in, int64_t n, const float* const* w) {
         mix_links<T>(links, out, in, n, w);
       },
-      [](int links, void* const* out, const void* const* in, int64_t n, const ScaledRow* rows, int64_t count, bool negative) {
+      [](Links links, void* const* out, const void* const* in, int64_t n, const ScaledRow* rows, int64_t count, bool negative) {
         (negative ? scaled<T, true> : scaled<T, false>)(links, out, in, n, rows, count);
       },
       [](void* out, const void* g, const void* h, int64_t n, float own, float lent) {

@@ -12,10 +12,10 @@ struct Factors {
   float before, after, last;
 };
 
-// Samples that are mixed together, at most; or, for `links`: so many that are two pairs of partners.
-constexpr int kLinks = 4, kTwoPairs = 5;
-static_assert(kLinks == 4);
-constexpr int samples_of(int links) { return links == kTwoPairs ? kLinks : links; }
+// Samples that are mixed together: so many of a chain, each the partner of the one before it; or two pairs of partners.
+enum class Links { kOne = 1, kTwo, kThree, kFour, kTwoPairs };
+constexpr int kLinks = 4;  // so many at most
+constexpr int samples_of(Links links) { return links == Links::kTwoPairs ? kLinks : static_cast<int>(links); }
 
 // The weights of a row of each sample: factor·table of each element; with a negative factor, -0 too, 1 plus that.
 struct ScaledRow {
@@ -25,15 +25,15 @@ struct ScaledRow {
 
 // All of n contiguous elements.
 struct RowKernels {
-  // A chain of samples, each the partner of the one before it: out[k] = w[k]·in[k] + (1-w[k])·in[k+1] for k < links. kTwoPairs:
-  // in[0] and in[1] are each other's, in[2] and in[3] too. All are read once. out[k] may be in[k], and in[links] may be in[0];
-  // they overlap nothing else. w[k] is a number other than 0 and 1,
-  void (*uniform)(int links, void* const* out, const void* const* in, int64_t n, const float* w);
+  // Of a chain out[k] = w[k]·in[k] + (1-w[k])·in[k+1] for each of its samples, and so one more is read. Of two pairs in[0] and in[1]
+  // are each other's, in[2] and in[3] too. All are read once. out[k] may be in[k], and a chain's last input may be in[0]; they
+  // overlap nothing else. w[k] is a number other than 0 and 1,
+  void (*uniform)(Links links, void* const* out, const void* const* in, int64_t n, const float* w);
   // one for each element,
-  void (*weighted)(int links, void* const* out, const void* const* in, int64_t n, const float* const* w);
+  void (*weighted)(Links links, void* const* out, const void* const* in, int64_t n, const float* const* w);
   // or what a row has; so many rows of n elements each, one behind another.
   // `negative`: whether any factor may be.
-  void (*scaled)(int links, void* const* out, const void* const* in, int64_t n, const ScaledRow* rows, int64_t count,
+  void (*scaled)(Links links, void* const* out, const void* const* in, int64_t n, const ScaledRow* rows, int64_t count,
                  bool negative);
   // own·g + (1-lent)·h, for one weight or for a weight each.
   void (*adjoint_uniform)(void* out, const void* g, const void* h, int64_t n, float own, float lent);

@@ -79,7 +79,7 @@ void test_mix(Random& random, ElementType type, const std::vector<int64_t>& shap
 void test_mixes() {
   Random random(1);
   const std::vector<int64_t> shapes[] = {{7, 3, 5, 9},  {6, 4, 8, 16}, {5, 3, 33}, {4, 2, 3, 5, 6}, {2, 1, 7, 31},
-                                         {1, 3, 4, 4},  {9, 2, 1, 65}, {3, 2, 70, 128}};
+                                         {1, 3, 4, 4},  {9, 2, 1, 65}, {3, 2, 70, 128}, {5, 1, 2700}};
   for (const ElementType type : kTypes) {
     for (const auto& shape : shapes) {
       for (const Order order : kOrders) {

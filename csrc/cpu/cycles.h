@@ -1,0 +1,39 @@
+// The walk along the partners of a batch. Host code.
+#pragma once
+
+#include <vector>
+
+#include "../include/fusedmix/partners.h"
+
+namespace fusedmix::cpu {
+
+// The cycles of a permutation, one after another: the partner of sample order[k] is order[k+1], that of a cycle's last is its first.
+struct Cycles {
+  std::vector<int64_t> order;
+  std::vector<int64_t> start;  // where each cycle begins in `order`, and where the last one stops
+};
+
+// Partners that are no permutation, which only an image that is written elsewhere may have, are refused, or cut into paths: there
+// the last one's partner is a sample that has been in a path before, its own one or another.
+inline Cycles cycles_of(const int64_t* partner, int64_t batch, bool paths) {
+  check_partners(partner, batch);
+  Cycles cycles;
+  std::vector<bool> seen;
+  resize(cycles.order, batch, "the cycles of the partners");
+  resize(seen, batch, "the cycles of the partners");
+  int64_t n = 0;
+  for (int64_t i = 0; i < batch; ++i) {
+    if (seen[i]) continue;
+    cycles.start.push_back(n);
+    int64_t j = i;
+    for (; !seen[j]; j = partner[j]) {
+      seen[j] = true;
+      cycles.order[n++] = j;
+    }
+    if (j != i && !paths) refuse_repeated_partners();
+  }
+  cycles.start.push_back(n);
+  return cycles;
+}
+
+}  // namespace fusedmix::cpu
