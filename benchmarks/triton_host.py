@@ -20,7 +20,7 @@ from triton.runtime import driver
 
 import fusedmix as fm
 from benchmarks.common import parser
-from fusedmix.backends import triton
+from fusedmix import backends
 from fusedmix.bench.results import markdown
 from fusedmix.bench.timing import host_microseconds
 
@@ -78,7 +78,7 @@ def _serves_the_cpu() -> bool:
 
 def main() -> int:
     given = parser(__doc__).parse_args()
-    if triton.interpreted():
+    if backends.triton_is_interpreted():
         print("triton_host: kernels are not to be interpreted: unset TRITON_INTERPRET", file=sys.stderr)
         return 2
     from fusedmix.backends.triton import mix_kernel
@@ -90,7 +90,7 @@ def main() -> int:
     rows = []
     with (
         mock.patch.object(mix_kernel, "multiprocessors", _multiprocessors),
-        mock.patch.object(triton, "interpreted", _serves_the_cpu),
+        mock.patch.object(backends, "triton_is_interpreted", _serves_the_cpu),
     ):
         for name, make in CASES.items():
             for inplace in (True, False):

@@ -14,11 +14,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from fusedmix.arguments import PARTS
 from fusedmix.masks import holds, is_stored
 from fusedmix.masks.grid import CELLS, has_room
 from fusedmix.masks.grid import LONGEST_SIDE as _LONGEST_UNDER_GRID
 from fusedmix.methods import Families, Kind, Per
-from fusedmix.plan import PARTS, MixPlan
 
 FLOATING_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 IMAGE_DTYPES = (*FLOATING_DTYPES, torch.uint8)
@@ -36,8 +36,7 @@ LONGEST_SIDE = 2**31 - 1  # in pixels: a plan holds boxes and centres in 32 bits
 _EVERY = sum(int(part) for part in Families)
 _NO_PIXELS = "pixels must hold the masks of FMix and of large grids, but got None."
 _CONSTANTS = int(Families.CONSTANTS)  # the arithmetic of flags takes microseconds
-_FITS = "_fits"  # in a plan whose parts belong together: of how many samples
-_WHOLE_BATCH = "A plan is for a whole batch and cannot be cut: mix the whole batch, then split what comes out."
+WHOLE_BATCH = "A plan is for a whole batch and cannot be cut: mix the whole batch, then split what comes out."
 
 
 class Checked:
@@ -325,47 +324,6 @@ def weight(x: Tensor, batch_size: int) -> None:
         raise ValueError("weight must be in [0, 1] everywhere, but holds other numbers.")
 
 
-def same_batch(name: str, x: Tensor, plan: Any) -> None:
-    """Raises unless `plan` is a plan for as many samples as `x` has, and its parts belong together.
-
-    What the parts hold is checked on the CPU by the operators, and by `partners` where none is called. That the parts
-    of a plan there belong together is found once: a step asks for the images, the labels and the logits.
-    """
-    if not isinstance(plan, MixPlan):
-        raise TypeError(f"plan must be a MixPlan, but got {type(plan).__name__}.")
-    if x.ndim < 1:
-        raise ValueError(f"{name} must have a batch dim, but got a tensor of shape {tuple(x.shape)}.")
-    batch_size, compiling = x.shape[0], torch.compiler.is_compiling()
-    if not compiling and vars(plan).get(_FITS) == batch_size:
-        return
-    if not isinstance(plan.families, Families):
-        raise TypeError(f"plan.families must be of fusedmix.methods.Families, but got {plan.families!r}.")
-    device = plan.partner.device
-    for part_name, (dtype, rest) in PARTS.items():
-        t = getattr(plan, part_name)
-        if t.dtype != dtype or t.shape != (batch_size, *rest) or t.device != device:
-            break
-    else:
-        if plan.stored or plan.pixels is not None:
-            of = plan.size, int(plan.families), plan.per
-            pixels(plan.pixels, batch_size, *of, needed=plan.stored, prefix="plan.")
-        if device.type != "cpu":  # where operators take what they find
-            partners(plan.partner)
-            records(plan.masks, int(plan.families), plan.pixels)
-        elif not compiling:
-            vars(plan)[_FITS] = batch_size
-        return
-    sizes = {getattr(plan, part_name).shape[:1] for part_name in PARTS}
-    if len(sizes) == 1 and plan.partner.ndim and x.shape[0] != plan.batch_size:
-        raise ValueError(
-            f"The batch size of {name} does not match the plan: {x.shape[0]} != {plan.batch_size} "
-            f"({name} has shape {tuple(x.shape)}). {_WHOLE_BATCH}"
-        )
-    for part_name in PARTS:
-        part(part_name, getattr(plan, part_name), batch_size, "plan.", _WHOLE_BATCH)
-    raise ValueError(f"The parts of plan must be on one device, but {part_name} is on {t.device}, not on {device}.")
-
-
 def readable(x: Tensor) -> bool:
     """Whether what `x` holds can be checked here: on the CPU; on a GPU, which that waits for, only if
     FUSEDMIX_CHECK_PLANS=1 asks for it; not inside a graph."""
@@ -388,7 +346,7 @@ def partners(x: Tensor, *, permutation: bool = False) -> None:
     batch_size, x = x.shape[0], _unwrapped(x)
     low, high = (int(v) for v in x.aminmax())
     if low < 0 or high >= batch_size:
-        raise ValueError(f"partner must be in [0, {batch_size}), but got {low if low < 0 else high}. {_WHOLE_BATCH}")
+        raise ValueError(f"partner must be in [0, {batch_size}), but got {low if low < 0 else high}. {WHOLE_BATCH}")
     if permutation and x.ndim == 1 and (x.bincount(minlength=batch_size) != 1).any():  # each of many: by the operator
         raise ValueError(
             "partner is not a permutation, as it must be in place and for gradients: a sample is the partner of two."

@@ -17,7 +17,7 @@ from fusedmix import checks
 from fusedmix.functional import mix_labels
 from fusedmix.methods import Per
 from fusedmix.options import TargetsName
-from fusedmix.plan import MixPlan
+from fusedmix.plan import MixPlan, same_batch
 from fusedmix.targets import mix_targets, per_sample
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def _mixed(
     if plan is None:
         return criterion(input, target, *args, **kwargs)
     checks.tensor("target", target)
-    checks.same_batch("target", target, plan)
+    same_batch("target", target, plan)
     if targets == "dense":
         mixed = _soft(input, target, mix, plan)
         try:
@@ -109,7 +109,7 @@ def _mixed(
             raise
     check_smoothing(targets, mix)
     if isinstance(input, Tensor):
-        checks.same_batch("input", input, plan)
+        same_batch("input", input, plan)
     return _two_terms(criterion, plan, input, target, args, kwargs, parameters)
 
 

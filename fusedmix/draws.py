@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 
 from fusedmix import masks, partners
+from fusedmix.arguments import MaskArguments, PlanTensors
 from fusedmix.masks.constant import constant
 from fusedmix.masks.family import Draws, Masks, OneMask, float32, padded, record
-from fusedmix.methods import WIDTH, Column, Drawn, Method, Number, Pairing, Per
+from fusedmix.methods import WIDTH, Column, Drawn, Families, Method, Number, Pairing, Per
 from fusedmix.philox import Stream, below, symmetric_beta, uniform, words
 
 CPU = torch.device("cpu")
@@ -41,16 +42,46 @@ class Request(NamedTuple):
     lam: Tensor | None  # () or (B,): λ, given instead of drawn
     labels: Tensor | None  # (B,) int64: the classes, for pairing by class
 
+    @property
+    def draws(self) -> int:
+        """The number of independent draws."""
+        return self.per.draws(self.batch_size)
+
+    @property
+    def realised_per(self) -> Per:
+        """How many masks the batch gets: by one λ for each sample, one for each."""
+        return Per.SAMPLE if self.lam is not None and self.lam.ndim else self.per
+
+    @property
+    def methods(self) -> frozenset[Method]:
+        """Those that may be drawn."""
+        return frozenset(Method(int(method)) for method in self.spec[:, Column.METHOD].tolist())
+
+    def masks(self, plan: PlanTensors, families: int) -> MaskArguments:
+        """What mixes images by the plan of this request, which may hold masks of such families."""
+        partner, _, _, masks = plan
+        ndim = 0 if families == Families.CONSTANTS else len(self.size)
+        return MaskArguments(partner, masks, int(families), ndim, int(self.pairing), int(self.realised_per))
+
 
 class Source(NamedTuple):
-    """Where the numbers of one batch come from: a seed, or numbers that were drawn already (on the CPU)."""
+    """Where the numbers of one batch come from. It is in one of four states, of which every backend knows the meaning:
 
-    seed: Tensor | None  # () int64: everything follows from it, by Philox
-    drawn: Tensor | None  # (n, WIDTH) float64, in the order of Number
-    partner: Tensor | None  # (B,) int64, with drawn: the partners, where they are not a formula
+    `drawn`, and `partner` where partners are no formula: the numbers, drawn on the host already. The plan is made on
+        the CPU.
+    `seed` of one number: everything follows from it, by Philox, on the device that is asked for.
+    `seed` without a number: the operator draws one from torch's default CPU generator first, as
+        torch.ops.fusedmix.draw_seed does.
+    nothing: the operator draws the numbers itself from torch's default CPU generator, as `host` does. The compiled
+        backends refuse it where a method has to be chosen, anything has a chance, there is more than one draw, or
+        partners are no formula.
+    """
+
+    seed: Tensor | None  # () int64
+    drawn: Tensor | None  # (draws, WIDTH) float64, CPU, in the order of Number
+    partner: Tensor | None  # (B,) int64, CPU
 
 
-PlanTensors = tuple[Tensor, Tensor, Tensor, Tensor]  # partner, lam, weight, masks
 _ONE_EACH = [Number.CHOICE, Number.APPLIED, Number.LAM, Number.COIN, Number.NOISE, Number.ASPECT, Number.RATIO]
 # As plain numbers: the arithmetic of flags takes microseconds.
 _CENTRE, _COIN, _NOISE, _PLACE, _SIDES, _ASPECT, _RATIO = (int(drawn) for drawn in Drawn)
@@ -62,60 +93,76 @@ def host(request: Request, generator: torch.Generator | None) -> tuple[list[Sequ
     With numbers in place of tensors: one draw is every step of a training with the defaults, and twenty operations on
     tensors of one element would be most of its time on the host.
     """
-    spec, batch_size, size, pairing, per, p, given, labels = request
-    n, table = per.draws(batch_size), spec.tolist()
+    n, table = request.draws, request.spec.tolist()
     choice, applied = [0] * n, [True] * n
+    if request.p < 1.0:
+        applied = (_chances(n, generator) < request.p).tolist()
+        if request.per == Per.BATCH and not applied[0]:
+            return _left_alone(request)
+    if n and not math.isnan(table[0][Column.WEIGHT]):
+        weights = request.spec[:, Column.WEIGHT].float()
+        choice = torch.multinomial(weights, n, replacement=n > 1, generator=generator).tolist()
+    rows = [table[i] for i in choice]
+    if [row for row in rows if row[Column.P] < 1.0]:  # in float32, as torchvision compares
+        chances = _chances(n, generator).tolist()
+        applied = [a and c < float32(row[Column.P]) for a, c, row in zip(applied, chances, rows, strict=True)]
+        if request.per == Per.BATCH and not applied[0]:
+            return _left_alone(request)
+    numbers: list[Sequence[float]] = [[0] * n] * WIDTH
+    numbers[: Number.CENTRE] = choice, applied, _host_lam(request, rows, generator)
+    wanted = 0
+    for row in rows:
+        wanted |= int(row[Column.DRAWS])
+    if wanted & _RATIO:
+        of = [i for i, row in enumerate(rows) if row[Column.RATIO_ALPHA]]
+        drawn_for = dict(zip(of, _betas([rows[i][Column.RATIO_ALPHA] for i in of], generator), strict=True))
+        numbers[Number.RATIO] = [drawn_for.get(i, 0) for i in range(n)]
+    partner = _host_partner(request, generator)
+    _host_shapes(numbers, wanted, request.size, generator)
+    return list(zip(*numbers, strict=True)), partner
 
-    def chances(count: int) -> Tensor:
-        return torch.rand(count, generator=generator, device=CPU)
+
+def from_host(request: Request, generator: torch.Generator | None) -> Source:
+    """The numbers of a batch from torch's CPU generator."""
+    numbers, partner = host(request, generator)
+    return Source(None, torch.tensor(numbers, dtype=torch.float64, device=CPU).reshape(-1, WIDTH), partner)
+
+
+def resolved(request: Request, source: Source) -> Source:
+    """The source once all is drawn that the operator is to draw itself."""
+    if source.seed is not None and not source.seed.numel():
+        return source._replace(seed=torch.empty((), dtype=torch.int64, device=CPU).random_())
+    return from_host(request, None) if source.seed is None and source.drawn is None else source
+
+
+def _left_alone(request: Request) -> tuple[list[Sequence[float]], Tensor | None]:
+    """What `host` draws for a batch that is left as it is, whoever the partners are."""
+    pairing = request.pairing
+    return [[0.0] * WIDTH], None if pairing.is_formula else partners.formula(pairing, request.batch_size, CPU)
+
+
+def _host_lam(request: Request, rows: Sequence[Sequence[float]], generator: torch.Generator | None) -> list[float]:
+    lam = [1.0 if math.isnan(row[Column.LAM]) else row[Column.LAM] for row in rows]
+    random = [i for i, row in enumerate(rows) if math.isnan(row[Column.LAM]) and row[Column.ALPHA] > 0]
+    if request.lam is None and random:
+        for i, share in zip(random, _betas([rows[i][Column.ALPHA] for i in random], generator), strict=True):
+            lam[i] = share
+        swaps = [i for i in random if rows[i][Column.REFORMULATE]]
+        if swaps:
+            for i, chance in zip(swaps, _chances(len(swaps), generator).tolist(), strict=True):
+                lam[i] = lam[i] if chance < lam[i] else 1.0 - lam[i]
+    return lam
+
+
+def _host_shapes(
+    numbers: list[Sequence[float]], wanted: int, size: tuple[int, ...], generator: torch.Generator | None
+) -> None:
+    """Draws what the masks need besides λ, of the `wanted` flags of Drawn, into the columns of all draws."""
+    n, axes = len(numbers[0]), range(2, 2 - len(size), -1)
 
     def integers(below: int, count: int) -> list[int]:
         return torch.randint(below, (count,), generator=generator, device=CPU).tolist()
 
-    def betas(of: list[int], column: Column) -> list[float]:
-        alphas = _concentration(tuple([rows[i][column] for i in of]))
-        return [share for share, _ in torch._sample_dirichlet(alphas, generator=generator).tolist()]
-
-    def left_alone() -> bool:
-        return per == Per.BATCH and not applied[0]
-
-    def whole_batch_left_alone() -> tuple[list[Sequence[float]], Tensor | None]:
-        return [[0.0] * WIDTH], None if pairing.is_formula else partners.formula(pairing, batch_size, CPU)
-
-    if p < 1.0:
-        applied = (chances(n) < p).tolist()
-        if left_alone():
-            return whole_batch_left_alone()
-    if n and not math.isnan(table[0][Column.WEIGHT]):
-        weights = spec[:, Column.WEIGHT].float()
-        choice = torch.multinomial(weights, n, replacement=n > 1, generator=generator).tolist()
-    rows = [table[i] for i in choice]
-    if [row for row in rows if row[Column.P] < 1.0]:  # in float32, as torchvision compares
-        applied = [
-            a and c < float32(row[Column.P]) for a, c, row in zip(applied, chances(n).tolist(), rows, strict=True)
-        ]
-        if left_alone():
-            return whole_batch_left_alone()
-    lam = [1.0 if math.isnan(row[Column.LAM]) else row[Column.LAM] for row in rows]
-    random = [i for i, row in enumerate(rows) if math.isnan(row[Column.LAM]) and row[Column.ALPHA] > 0]
-    if given is None and random:
-        for i, share in zip(random, betas(random, Column.ALPHA), strict=True):
-            lam[i] = share
-        swaps = [i for i in random if rows[i][Column.REFORMULATE]]
-        if swaps:
-            for i, chance in zip(swaps, chances(len(swaps)).tolist(), strict=True):
-                lam[i] = lam[i] if chance < lam[i] else 1.0 - lam[i]
-    wanted = 0
-    for row in rows:
-        wanted |= int(row[Column.DRAWS])
-    numbers: list[Sequence[float]] = [[0] * n] * WIDTH
-    numbers[: Number.CENTRE] = choice, applied, lam
-    if wanted & _RATIO:
-        of = [i for i, row in enumerate(rows) if row[Column.RATIO_ALPHA]]
-        drawn_for = dict(zip(of, betas(of, Column.RATIO_ALPHA), strict=True))
-        numbers[Number.RATIO] = [drawn_for.get(i, 0) for i in range(n)]
-    partner = _host_partner(pairing, batch_size, labels, generator)
-    axes = range(2, 2 - len(size), -1)
     if wanted & _CENTRE:
         for axis, side in zip(axes, reversed(size), strict=True):
             numbers[Number.CENTRE + axis] = integers(side, n)
@@ -129,7 +176,14 @@ def host(request: Request, generator: torch.Generator | None) -> tuple[list[Sequ
                 numbers[place + axis] = integers(1 << 32, n)
     if wanted & _ASPECT and len(size) > 1:
         numbers[Number.ASPECT] = integers(1 << 32, n)
-    return list(zip(*numbers, strict=True)), partner
+
+
+def _chances(count: int, generator: torch.Generator | None) -> Tensor:
+    return torch.rand(count, generator=generator, device=CPU)
+
+
+def _betas(alphas: Sequence[float], generator: torch.Generator | None) -> list[float]:
+    return [share for share, _ in torch._sample_dirichlet(_concentration(tuple(alphas)), generator=generator).tolist()]
 
 
 def _swapped(lam: Tensor, chance: Tensor) -> Tensor:
@@ -143,30 +197,28 @@ def _concentration(alphas: tuple[float, ...]) -> Tensor:
     return torch.tensor([[alpha, alpha] for alpha in alphas], dtype=torch.float32, device=CPU)
 
 
-def _host_partner(
-    pairing: Pairing, batch_size: int, labels: Tensor | None, generator: torch.Generator | None
-) -> Tensor | None:
-    if pairing.is_formula:
+def _host_partner(request: Request, generator: torch.Generator | None) -> Tensor | None:
+    if request.pairing.is_formula:
         return None
-    if pairing == Pairing.RANDOM:
-        return torch.randperm(batch_size, generator=generator, device=CPU)
-    assert labels is not None
+    if request.pairing == Pairing.RANDOM:
+        return torch.randperm(request.batch_size, generator=generator, device=CPU)
+    assert request.labels is not None
     seed = torch.empty((), dtype=torch.int64, device=CPU).random_(generator=generator)
-    return partners.by_class(seed, labels.to(CPU), pairing)
+    return partners.by_class(seed, request.labels.to(CPU), request.pairing)
 
 
 def plan(request: Request, source: Source, device: torch.device) -> PlanTensors:
     """partner, lam, weight, masks of a batch: on `device`, or on the CPU for numbers drawn there."""
+    source = resolved(request, source)
     if source.seed is not None:
         return _realise(request, *_from_seed(request, source.seed, device))
     drawn = source.drawn
-    if drawn is None:
-        raise ValueError("Either seed or drawn must be given, but both are None.")
+    assert drawn is not None
     if source.partner is None:
         partner = partners.formula(request.pairing, request.batch_size, CPU)
     else:
         partner = source.partner.clone()  # what an operator returns may not be what it was given
-    if request.per == Per.BATCH and (request.lam is None or not request.lam.ndim):
+    if request.realised_per == Per.BATCH:
         one = single(request, drawn[0].tolist())
         if one is not None:
             return partner, *_expanded(one, request.batch_size)
@@ -222,20 +274,19 @@ def _expanded(one: Single, batch_size: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def _from_seed(request: Request, seed: Tensor, device: torch.device) -> tuple[Draws, Tensor]:
     """Every number by Philox, on `device`, and the partners."""
-    spec, batch_size, size, pairing, per, p, _, labels = request
-    index = torch.arange(per.draws(batch_size), device=device)
-    seed = moved(seed, device)
-    spec = moved(spec, device)
+    batch_size, size, pairing, labels = request.batch_size, request.size, request.pairing, request.labels
+    index = torch.arange(request.draws, device=device)
+    seed, spec = moved(seed, device), moved(request.spec, device)
 
     # What is certain is not drawn. Nothing else depends on that: every number has a counter of its own.
     choice = torch.zeros_like(index)
     applied = torch.ones_like(index, dtype=torch.bool)
-    if request.spec.shape[0] > 1 or p < 1.0:
+    if request.spec.shape[0] > 1 or request.p < 1.0:
         choice_high, choice_low, p_high, p_low = words(seed, index, Stream.CHOICE)
         # The last edge is left out: a sum of weights that rounds below 1 must leave no gap above the last method.
         edges = spec[:-1, Column.WEIGHT].cumsum(0)
         choice = torch.searchsorted(edges, uniform(choice_high, choice_low), right=True)
-        applied = uniform(p_high, p_low) < p
+        applied = uniform(p_high, p_low) < request.p
     rows = spec[choice]
     if (request.spec[:, Column.P] < 1.0).any():
         apply_high, apply_low, _, _ = words(seed, index, Stream.APPLY)
@@ -287,9 +338,8 @@ def moved(x: Tensor, device: torch.device) -> Tensor:
 
 def _realise(request: Request, draws: Draws, partner: Tensor) -> PlanTensors:
     """Draws to plan: λ clamped, masks generated, everything brought to the batch's length."""
-    spec, batch_size, size, _, per, _, given, _ = request
-    methods = {Method(int(m)) for m in spec[:, Column.METHOD].tolist()}
-    rows = spec.to(draws.choice.device, non_blocking=True)[draws.choice]
+    batch_size, per, given = request.batch_size, request.realised_per, request.lam
+    rows = request.spec.to(draws.choice.device, non_blocking=True)[draws.choice]
     # lam_range clamps what was drawn from the Beta: not a fixed λ (SamplePairing), not the λ = 1 of α <= 0.
     lam = draws.lam.double()
     clamped = torch.minimum(torch.maximum(lam, rows[:, Column.LAM_MIN]), rows[:, Column.LAM_MAX])
@@ -303,13 +353,12 @@ def _realise(request: Request, draws: Draws, partner: Tensor) -> PlanTensors:
         rows[:, Column.SIDE_HIGH] = 0.0
         lam = given.to(lam.device, torch.float32, non_blocking=True)
         if given.ndim:
-            rows = _to_batch(rows, per, batch_size)
-            draws = Draws(*(_to_batch(t, per, batch_size) for t in draws))
-            per = Per.SAMPLE
+            rows = _to_batch(rows, request.per, batch_size)
+            draws = Draws(*(_to_batch(t, request.per, batch_size) for t in draws))
         lam = lam.expand(draws.applied.shape)
     lam = torch.where(draws.applied, lam, 1.0)
     method = torch.where(draws.applied, rows[:, Column.METHOD], float(Method.MIXUP))
-    made = masks.generate(frozenset(methods | {Method.MIXUP}), method, rows, lam, draws, size)
+    made = masks.generate(request.methods | {Method.MIXUP}, method, rows, lam, draws, request.size)
     # Where sides are drawn λ follows from them.
     lam = torch.where(draws.applied & (rows[:, Column.SIDE_HIGH] > 0), made.weight.float(), lam)
     lam, made = _to_batch(lam, per, batch_size), Masks(*(_to_batch(t, per, batch_size) for t in made))

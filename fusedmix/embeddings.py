@@ -14,7 +14,7 @@ from fusedmix import checks
 from fusedmix.functional import mix
 from fusedmix.masks.family import packed
 from fusedmix.options import EmbeddingOptions, spelled_out
-from fusedmix.plan import MixPlan, SparseTargets
+from fusedmix.plan import MixPlan, SparseTargets, same_batch
 from fusedmix.targets import mix_targets, per_sample
 from fusedmix.transforms import _BY_CLASS, MixUp
 
@@ -49,7 +49,7 @@ def mix_embeddings(
     """
     _check(embeddings, attention_mask)
     _check_padding("padding", padding)
-    checks.same_batch("embeddings", embeddings, plan)
+    same_batch("embeddings", embeddings, plan)
     if not plan.constant:
         raise ValueError("plan must have constant masks, as those of MixUp and EmbedMix, but got another one.")
     if attention_mask is None:

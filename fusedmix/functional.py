@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from fusedmix import backends, checks, subclasses
+from fusedmix.arguments import MaskArguments
 from fusedmix.backends import reference
 from fusedmix.ops import differentiable_mix, tracked, transformed
-from fusedmix.plan import MixPlan
+from fusedmix.plan import MixPlan, same_batch
 
 
 def mix(x: Tensor, plan: MixPlan, *, backend: str | None = None) -> Tensor:
@@ -94,7 +95,7 @@ def mix_labels(
         num_classes = checks.integer("num_classes", num_classes, 1)
     classes = checks.dense_labels(labels, num_classes)
     label_smoothing = checks.number("label_smoothing", label_smoothing, 0.0, 1.0)
-    checks.same_batch("labels", labels, plan)
+    same_batch("labels", labels, plan)
     operators = operators_for(labels, backend)
     plan = beside(plan, labels)
     if tracked(labels, plan.weight):  # rare enough (distillation) to be left to autograd
@@ -144,10 +145,10 @@ def beside(plan: MixPlan, x: Tensor) -> MixPlan:
     return plan.to(x.device, non_blocking=x.device.type != "cpu")
 
 
-def _prepare(name: str, x: Tensor, plan: MixPlan, backend: str | None) -> tuple[Any, tuple[Any, ...]]:
+def _prepare(name: str, x: Tensor, plan: MixPlan, backend: str | None) -> tuple[Any, MaskArguments]:
     """Checks x against the plan; the operators that serve it and what they take after x."""
     checks.batch(name, x)
-    checks.same_batch(name, x, plan)
+    same_batch(name, x, plan)
     ndim = 0 if plan.constant else len(plan.size)
     if ndim and tuple(x.shape[max(1, x.ndim - ndim) :]) != plan.size:
         raise ValueError(
@@ -155,12 +156,6 @@ def _prepare(name: str, x: Tensor, plan: MixPlan, backend: str | None) -> tuple[
         )
     operators = operators_for(x, backend)
     plan = beside(plan, x)
-    return operators, (
-        plan.partner,
-        plan.masks,
-        int(plan.families),
-        ndim,
-        int(plan.pairing),
-        int(plan.per),
-        plan.pixels,
+    return operators, MaskArguments(
+        plan.partner, plan.masks, int(plan.families), ndim, int(plan.pairing), int(plan.per), plan.pixels
     )

@@ -7,43 +7,55 @@ of a loss its gradient times that of the logits.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fusedmix.arguments import LossArguments, compute_dtype, factor
 from fusedmix.backends import reference
 from fusedmix.ops import forwards, transformed
 
+_SHARED = len(LossArguments._fields)
 
-def cross_entropy(operators: Any, logits: Tensor, mixed: tuple[Any, ...], options: tuple[Any, ...]) -> Tensor:
-    """The operator's loss.
 
-    Args:
-        mixed: labels, partner, weight, pairing, per, class_weight.
-        options: label_smoothing, ignore_index, reduction.
-    """
+def cross_entropy(operators: Any, of: LossArguments, *options: Any) -> Tensor:
+    """The operator's loss. The options are label_smoothing, ignore_index, reduction."""
     if transformed():
-        return _CrossEntropyForwards.apply(operators, logits, *mixed, *options)[0]
-    if logits.requires_grad and torch.is_grad_enabled():
-        return _CrossEntropy.apply(operators, logits, *mixed, *options)[0]
-    return operators.cross_entropy(logits, *mixed, *options)[0]
+        return _CrossEntropyForwards.apply(operators, *of, *options)[0]
+    if of.logits.requires_grad and torch.is_grad_enabled():
+        return _CrossEntropy.apply(operators, *of, *options)[0]
+    return operators.cross_entropy(*of, *options)[0]
 
 
-def binary_cross_entropy(operators: Any, logits: Tensor, mixed: tuple[Any, ...], options: tuple[Any, ...]) -> Tensor:
-    """The operator's loss.
-
-    Args:
-        mixed: labels, partner, weight, pairing, per, class_weight, pos_weight.
-        options: label_smoothing, threshold, reduction.
-    """
+def binary_cross_entropy(operators: Any, of: LossArguments, *options: Any) -> Tensor:
+    """The operator's loss. The options are pos_weight, label_smoothing, threshold, reduction."""
     if transformed():
-        return _BinaryCrossEntropyForwards.apply(operators, logits, *mixed, *options)
-    if logits.requires_grad and torch.is_grad_enabled():
-        return _BinaryCrossEntropy.apply(operators, logits, *mixed, *options)
-    return operators.binary_cross_entropy(logits, *mixed, *options)
+        return _BinaryCrossEntropyForwards.apply(operators, *of, *options)
+    if of.logits.requires_grad and torch.is_grad_enabled():
+        return _BinaryCrossEntropy.apply(operators, *of, *options)
+    return operators.binary_cross_entropy(*of, *options)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], before: int, *others: Tensor | None) -> None:
+    """Keeps the arguments that losses share, which stand after `before` other inputs, and these tensors."""
+    of = LossArguments(*inputs[before : before + _SHARED])
+    ctx.inputs, ctx.hints = len(inputs), (of.pairing, of.per)
+    ctx.save_for_backward(of.logits, of.labels, of.partner, of.weight, of.class_weight, *others)
+
+
+def _saved(ctx: Any, tensors: Sequence[Any]) -> tuple[LossArguments, list[Any]]:
+    """What `_save` kept: the arguments that losses share, and the other tensors."""
+    logits, labels, partner, weight, class_weight, *others = tensors
+    pairing, per = ctx.hints
+    return LossArguments(logits, labels, partner, weight, pairing, per, class_weight), others
+
+
+def _gradients(ctx: Any, *of_first: Tensor | None) -> tuple[Tensor | None, ...]:
+    """A gradient for every input: those of the first, and none of the rest."""
+    return (*of_first, *[None] * (ctx.inputs - len(of_first)))
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -53,26 +65,27 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.operators, logits, labels, partner, weight, *hints, class_weight, smoothing, ignore_index, _ = inputs
+        ctx.operators = inputs[0]
         loss, statistics, scale = output
         ctx.mark_non_differentiable(statistics, scale)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(logits, labels, partner, weight, class_weight, scale, statistics)
-        ctx.hints, ctx.options, ctx.of_rows = hints, (smoothing, ignore_index), loss.ndim == 1
+        *ctx.options, _ = inputs[1 + _SHARED :]
+        ctx.of_rows = loss.ndim == 1
+        _save(ctx, inputs, 1, scale, statistics)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
         if grad is None:
-            return (None,) * 11
-        logits, labels, partner, weight, class_weight, scale, statistics = ctx.saved_tensors
-        args = (grad, logits, labels, partner, weight, *ctx.hints, class_weight, statistics, scale, *ctx.options)
+            return _gradients(ctx)
+        of, (scale, statistics) = _saved(ctx, ctx.saved_tensors)
+        args = (grad, *of, statistics, scale, *ctx.options)
         if transformed():
             slope = _CrossEntropyGradientForwards.apply(ctx.operators, *args)
-        elif torch.is_grad_enabled() and (grad.requires_grad or logits.requires_grad):
+        elif torch.is_grad_enabled() and (grad.requires_grad or of.logits.requires_grad):
             slope = _CrossEntropyGradient.apply(ctx.operators, *args)
         else:
             slope = ctx.operators.cross_entropy_backward(*args)
-        return (None, slope, *[None] * 9)
+        return _gradients(ctx, None, slope)
 
 
 class _CrossEntropyGradient(torch.autograd.Function):
@@ -82,30 +95,21 @@ class _CrossEntropyGradient(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, grad, logits, labels, partner, weight, _, _, class_weight, _, scale, *ctx.options = inputs
-        ctx.save_for_backward(grad, logits, labels, partner, weight, class_weight, scale)
+        _, scale, *ctx.options = inputs[2 + _SHARED :]
+        _save(ctx, inputs, 2, scale, inputs[1])
 
     @staticmethod
     def backward(ctx: Any, outer: Tensor) -> tuple[Any, ...]:
-        grad, logits, *mixed = ctx.saved_tensors
-        v = outer.to(grad.dtype)
-        slope, bent = _of_cross_entropy(logits.to(grad.dtype), v, *mixed, *ctx.options)
-        return None, _summed(slope * v, grad.ndim == 1), (grad.reshape(-1, 1) * bent).to(logits.dtype), *[None] * 11
+        return _slope_gradients(_of_cross_entropy, ctx, outer)
 
 
 def _of_cross_entropy(
-    z: Tensor,
-    v: Tensor,
-    labels: Tensor,
-    partner: Tensor,
-    weight: Tensor,
-    class_weight: Tensor | None,
-    scale: Tensor,
-    label_smoothing: float,
-    ignore_index: int,
+    of: LossArguments, v: Tensor, scale: Tensor, label_smoothing: float, ignore_index: int
 ) -> tuple[Tensor, Tensor]:
-    """(B, K) gradients of the rows' losses, and how these change along v, both of what a row adds to the loss."""
-    target, ignored = reference.mixed_classes(z, labels, partner, weight, class_weight, label_smoothing, ignore_index)
+    """(B, K) gradients of the rows' losses, and how these change along v, both of what a row adds to the loss. The
+    logits are in the compute dtype."""
+    z = of.logits
+    target, ignored = reference.mixed_classes(of, label_smoothing, ignore_index)
     mass = torch.where(ignored.unsqueeze(1), 0.0, target.sum(1, keepdim=True))
     p = z.softmax(1)
     return (mass * p - target) * scale, mass * p * (v - (p * v).sum(1, keepdim=True)) * scale
@@ -118,21 +122,22 @@ class _BinaryCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.operators, logits, labels, partner, weight, *hints, class_weight, pos_weight, _, _, _ = inputs
-        ctx.save_for_backward(logits, labels, partner, weight, class_weight, pos_weight)
-        ctx.hints, ctx.options, ctx.of_rows = hints, inputs[-3:], output.ndim == 1
+        ctx.operators = inputs[0]
+        pos_weight, *ctx.options = inputs[1 + _SHARED :]
+        ctx.of_rows = output.ndim == 1
+        _save(ctx, inputs, 1, pos_weight)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        logits, labels, partner, weight, class_weight, pos_weight = ctx.saved_tensors
-        args = (grad, logits, labels, partner, weight, *ctx.hints, class_weight, pos_weight, *ctx.options)
+        of, (pos_weight,) = _saved(ctx, ctx.saved_tensors)
+        args = (grad, *of, pos_weight, *ctx.options)
         if transformed():
             slope = _BinaryCrossEntropyGradientForwards.apply(ctx.operators, *args)
-        elif torch.is_grad_enabled() and (grad.requires_grad or logits.requires_grad):
+        elif torch.is_grad_enabled() and (grad.requires_grad or of.logits.requires_grad):
             slope = _BinaryCrossEntropyGradient.apply(ctx.operators, *args)
         else:
             slope = ctx.operators.binary_cross_entropy_backward(*args)
-        return (None, slope, *[None] * 10)
+        return _gradients(ctx, None, slope)
 
 
 class _BinaryCrossEntropyGradient(torch.autograd.Function):
@@ -142,33 +147,26 @@ class _BinaryCrossEntropyGradient(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, grad, logits, labels, partner, weight, _, _, class_weight, pos_weight, *ctx.options = inputs
-        ctx.save_for_backward(grad, logits, labels, partner, weight, class_weight, pos_weight)
+        pos_weight, *ctx.options = inputs[2 + _SHARED :]
+        _save(ctx, inputs, 2, pos_weight, inputs[1])
 
     @staticmethod
     def backward(ctx: Any, outer: Tensor) -> tuple[Any, ...]:
-        grad, logits, *mixed = ctx.saved_tensors
-        v = outer.to(grad.dtype)
-        slope, bent = _of_binary_cross_entropy(logits.to(grad.dtype), v, *mixed, *ctx.options)
-        return None, _summed(slope * v, grad.ndim == 1), (grad.reshape(-1, 1) * bent).to(logits.dtype), *[None] * 10
+        return _slope_gradients(_of_binary_cross_entropy, ctx, outer)
 
 
 def _of_binary_cross_entropy(
-    z: Tensor,
+    of: LossArguments,
     v: Tensor,
-    labels: Tensor,
-    partner: Tensor,
-    weight: Tensor,
-    class_weight: Tensor | None,
     pos_weight: Tensor | None,
     label_smoothing: float,
     threshold: float | None,
     reduction: int,
 ) -> tuple[Tensor, Tensor]:
     """As `_of_cross_entropy`."""
-    t = reference.binary_targets(z, labels, partner, weight, label_smoothing, threshold)
+    z, t = of.logits, reference.binary_targets(of, label_smoothing, threshold)
     positive = t if pos_weight is None else t * pos_weight
-    share = reference.factor(z, reduction) * (1 if class_weight is None else class_weight)
+    share = factor(of.logits, reduction) * (1 if of.class_weight is None else of.class_weight)
     up, down = z.sigmoid(), (-z).sigmoid()
     return ((1 - t) * up - positive * down) * share, (1 - t + positive) * up * down * v * share
 
@@ -178,11 +176,19 @@ def _summed(products: Tensor, of_rows: bool) -> Tensor:
     return products.sum(1) if of_rows else products.sum()
 
 
+def _slope_gradients(formula: Callable[..., Any], ctx: Any, outer: Tensor) -> tuple[Any, ...]:
+    """The gradients of what gives the gradient of a loss."""
+    of, (weights, grad) = _saved(ctx, ctx.saved_tensors)
+    v = outer.to(grad.dtype)
+    slope, bent = formula(of.wide(), v, weights, *ctx.options)
+    of_grad = _summed(slope * v, grad.ndim == 1)
+    return _gradients(ctx, None, of_grad, (grad.reshape(-1, 1) * bent).to(of.logits.dtype))
+
+
 def _tangent(formula: Callable[..., Any], ctx: Any, saved: list[Any], _: None, tangent: Tensor, *__: Any) -> Tensor:
-    logits, *mixed = saved[:6]
-    z = logits if logits.dtype == torch.float64 else logits.float()
-    v = tangent.to(z.dtype)
-    slope, _ = formula(z, v, *mixed, *ctx.options)
+    of, others = _saved(ctx, saved)
+    v = tangent.to(compute_dtype(of.logits))
+    slope, _ = formula(of.wide(), v, others[0], *ctx.options)
     return _summed(slope * v, ctx.of_rows)
 
 
@@ -193,9 +199,9 @@ def _loss_tangents(*args: Any) -> tuple[Tensor, None, None]:
 def _slope_tangent(
     formula: Callable[..., Any], ctx: Any, saved: list[Any], _: None, of_grad: Tensor, of_logits: Tensor, *__: Any
 ) -> Tensor:
-    grad, logits, *mixed = saved
-    slope, bent = formula(logits.to(grad.dtype), of_logits.to(grad.dtype), *mixed, *ctx.options)
-    return (of_grad.reshape(-1, 1) * slope + grad.reshape(-1, 1) * bent).to(logits.dtype)
+    of, (weights, grad) = _saved(ctx, saved)
+    slope, bent = formula(of.wide(), of_logits.to(grad.dtype), weights, *ctx.options)
+    return (of_grad.reshape(-1, 1) * slope + grad.reshape(-1, 1) * bent).to(of.logits.dtype)
 
 
 _CrossEntropyForwards = forwards(_CrossEntropy, _loss_tangents)

@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fusedmix import checks, loss_gradients, subclasses
+from fusedmix.arguments import LossArguments, compute_dtype
 from fusedmix.backends import reference
 from fusedmix.functional import beside, in_range, mix_labels, of_classes, operators_for
 from fusedmix.methods import Reduction
 from fusedmix.ops import tracked
-from fusedmix.plan import MixPlan
+from fusedmix.plan import MixPlan, same_batch
 
 _REDUCTIONS = {"mean": Reduction.MEAN, "sum": Reduction.SUM, "none": Reduction.NONE}
 
@@ -67,19 +68,18 @@ def mix_cross_entropy(
     label_smoothing = checks.number("label_smoothing", label_smoothing, 0.0, 1.0)
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
         raise TypeError(f"ignore_index must be an int, but got {ignore_index!r} of type {type(ignore_index).__name__}.")
-    num_classes = logits.shape[1]
     weight = _of_classes("weight", weight, logits)
     labels = _labels(labels, plan, logits)
 
     if labels.ndim == 2:
         if ignore_index >= 0:
             raise ValueError(f"ignore_index must be negative where labels are soft, but got {ignore_index}.")
-        targets = mix_labels(labels, plan, label_smoothing=label_smoothing).to(_compute(logits))
-        return F.cross_entropy(logits.to(_compute(logits)), targets, weight, reduction=reduction)
-    labels = _long(in_range(labels, num_classes, ignore_index))
-    operators, mixed = _prepare(logits, plan, backend)
-    options = (label_smoothing, ignore_index, int(_REDUCTIONS[reduction]))
-    return loss_gradients.cross_entropy(operators, logits, (labels, *mixed, weight), options)
+        targets = mix_labels(labels, plan, label_smoothing=label_smoothing).to(compute_dtype(logits))
+        return F.cross_entropy(logits.to(compute_dtype(logits)), targets, weight, reduction=reduction)
+    labels = in_range(labels, logits.shape[1], ignore_index)
+    operators = operators_for(logits, backend)
+    of = _arguments(logits, labels, beside(plan, logits), weight)
+    return loss_gradients.cross_entropy(operators, of, label_smoothing, ignore_index, int(_REDUCTIONS[reduction]))
 
 
 def mix_binary_cross_entropy(
@@ -133,30 +133,22 @@ def mix_binary_cross_entropy(
     pos_weight = _of_classes("pos_weight", pos_weight, logits)
     labels = _labels(labels, plan, logits)
 
-    dense = (reduction == "none" and not sum_classes) or (labels.is_floating_point() and tracked(labels))
-    if dense:
+    if (reduction == "none" and not sum_classes) or (labels.is_floating_point() and tracked(labels)):
         # What is (B, K) anyway; and learned labels, which are rare enough to be left to autograd.
         checks.partners(plan.partner)
-        z = logits.to(_compute(logits))
-        t = reference.binary_targets(
-            z, in_range(labels, num_classes), plan.partner, plan.weight, label_smoothing, target_threshold
-        )
-        loss = F.binary_cross_entropy_with_logits(z, t, weight, reduction="none", pos_weight=pos_weight)
+        of = _arguments(logits, in_range(labels, num_classes), plan, weight).wide()
+        t = reference.binary_targets(of, label_smoothing, target_threshold)
+        loss = F.binary_cross_entropy_with_logits(of.logits, t, weight, reduction="none", pos_weight=pos_weight)
         loss = loss.sum(1) if sum_classes else loss
         return loss if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()
-    operators, mixed = _prepare(logits, plan, backend)
+    operators, plan = operators_for(logits, backend), beside(plan, logits)
     reduced = Reduction.MEAN_OF_ALL if reduction == "mean" and not sum_classes else _REDUCTIONS[reduction]
-    options = (label_smoothing, target_threshold, int(reduced))
+    options = (pos_weight, label_smoothing, target_threshold, int(reduced))
 
     def loss_of(labels: Tensor) -> Tensor:
-        mixed_labels = (_long(labels) if labels.ndim == 1 else labels, *mixed)
-        return loss_gradients.binary_cross_entropy(operators, logits, (*mixed_labels, weight, pos_weight), options)
+        return loss_gradients.binary_cross_entropy(operators, _arguments(logits, labels, plan, weight), *options)
 
     return of_classes(loss_of, labels, num_classes)
-
-
-def _compute(logits: Tensor) -> torch.dtype:
-    return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
 def _check_logits(logits: Any) -> Tensor:
@@ -175,8 +167,8 @@ def _check_logits(logits: Any) -> Tensor:
 def _labels(labels: Any, plan: Any, logits: Tensor) -> Tensor:
     """The labels, beside the logits; raises unless they fit them and the plan."""
     labels = subclasses.plain(checks.labels(labels, logits.shape[1], "the logits' classes"))
-    checks.same_batch("labels", labels, plan)
-    checks.same_batch("logits", logits, plan)
+    same_batch("labels", labels, plan)
+    same_batch("logits", logits, plan)
     if labels.is_meta and not logits.is_meta:
         raise ValueError(f"labels must have values, as the logits on {logits.device} have, but are on the meta device.")
     # torch.func takes what comes out of an operation, even one that does nothing, for something that is differentiated.
@@ -197,17 +189,11 @@ def _of_classes(name: str, x: Any, logits: Tensor) -> Tensor | None:
         )
     if x.requires_grad:
         raise ValueError(f"{name} must not require grad: it is a constant of the loss.")
-    x = subclasses.plain(x).to(logits.device, _compute(logits))
+    x = subclasses.plain(x).to(logits.device, compute_dtype(logits))
     return x.reshape(1).expand(num_classes).contiguous() if one else x.contiguous()
 
 
-def _long(labels: Tensor) -> Tensor:
-    """int64."""
-    return labels if labels.dtype == torch.int64 else labels.long()
-
-
-def _prepare(logits: Tensor, plan: MixPlan, backend: str | None) -> tuple[Any, tuple[Any, ...]]:
-    """The operators that serve the logits, and what they take of the plan after logits and labels."""
-    operators = operators_for(logits, backend)
-    plan = beside(plan, logits)
-    return operators, (plan.partner, plan.weight, int(plan.pairing), int(plan.per))
+def _arguments(logits: Tensor, labels: Tensor, plan: MixPlan, weight: Tensor | None) -> LossArguments:
+    if labels.ndim == 1 and labels.dtype != torch.int64:
+        labels = labels.long()
+    return LossArguments(logits, labels, plan.partner, plan.weight, int(plan.pairing), int(plan.per), weight)

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from fusedmix import checks, masks
+from fusedmix.arguments import LossArguments, MaskArguments, compute_dtype
+from fusedmix.draws import CPU, Request, Source
 from fusedmix.masks.family import padded
 from fusedmix.methods import WIDTH, Column, Method, Number, Pairing, Per, Reduction
 from fusedmix.spec import families
@@ -27,7 +29,7 @@ _BOUNDED = [number for number in range(WIDTH) if number not in (Number.APPLIED, 
 
 def checked(name: str, schema: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """The operator of that name and schema, with its arguments checked."""
-    check = _CHECKS[name]
+    check, gather = _CHECKS[name], gathering(schema)
     arguments = torch._C.parse_schema(name + schema).arguments
     tensors = [i for i, argument in enumerate(arguments) if isinstance(argument.type, torch.TensorType)]
 
@@ -35,10 +37,49 @@ def checked(name: str, schema: str, function: Callable[..., Any]) -> Callable[..
     def call(*args: Any) -> Any:
         for i in tensors:
             checks.tensor(arguments[i].name, args[i])  # torch lets None pass
-        check(*args)
-        return function(*args)
+        taken = gather(args)
+        check(*taken)
+        return function(*taken)
 
     return call
+
+
+def gathering(schema: str) -> Callable[[Sequence[Any]], list[Any]]:
+    """Takes the arguments of a schema, a row, and gives them with those in one that are the fields of a record."""
+    names = [argument.name for argument in torch._C.parse_schema("operator" + schema).arguments]
+    parts: list[tuple[Callable[..., Any] | None, slice]] = []
+    start = 0
+    while start < len(names):
+        of = next((r for r in _RECORDS if r._fields == tuple(names[start : start + len(r._fields)])), None)
+        stop = start + (1 if of is None else len(of._fields))
+        parts.append((None if of is None else _RECORDS[of], slice(start, stop)))
+        start = stop
+
+    def gather(args: Sequence[Any]) -> list[Any]:
+        taken: list[Any] = []
+        for record, of in parts:  # torch leaves out the last arguments where they are the defaults
+            if record is None:
+                taken.extend(args[of])
+            else:
+                taken.append(record(*args[of]))
+        return taken
+
+    return gather
+
+
+def _request(*fields: Any) -> Request:
+    """A request with names in place of numbers."""
+    row = Request(*fields)
+    _hints(row.pairing, row.per)
+    return row._replace(size=tuple(row.size), pairing=Pairing(row.pairing), per=Per(row.per))
+
+
+_RECORDS: dict[Any, Callable[..., Any]] = {
+    Request: _request,
+    Source: Source,
+    MaskArguments: MaskArguments,
+    LossArguments: LossArguments,
+}
 
 
 # ---- Parts of arguments ----------------------------------------------------------------------------------------------
@@ -84,7 +125,7 @@ def _seed(seed: Tensor, *, needed: bool) -> None:
 
 def _spec(spec: Tensor) -> bool:
     """Whether there are masks to be stored among those of the methods."""
-    _beside("spec", spec, torch.device("cpu"))
+    _beside("spec", spec, CPU)
     checks.shaped("spec", spec, torch.float64, _rows("spec", spec), len(Column))
     checks.integer("the number of methods", spec.shape[0], 1)
     for i, row in enumerate(spec.tolist()):
@@ -131,35 +172,24 @@ def _labels(labels: Tensor, batch_size: int, num_classes: int, *, soft: bool = T
 # ---- Operators -------------------------------------------------------------------------------------------------------
 
 
-def _check_mix(
-    x: Tensor,
-    partner: Tensor,
-    records: Tensor,
-    families: int,
-    ndim: int,
-    pairing: int,
-    per: int,
-    pixels: Tensor | None = None,
-    *,
-    permutation: bool = False,
-) -> None:
+def _check_mix(x: Tensor, plan: MaskArguments, *, permutation: bool = False) -> None:
     checks.batch("x", x)
-    checks.integer("ndim", ndim, 0, 3)
-    if x.ndim < ndim + 1:
-        raise ValueError(f"x must have a batch dim before {ndim} spatial dims, but got shape {tuple(x.shape)}.")
-    size = tuple(x.shape[x.ndim - ndim :])
+    checks.integer("ndim", plan.ndim, 0, 3)
+    if x.ndim < plan.ndim + 1:
+        raise ValueError(f"x must have a batch dim before {plan.ndim} spatial dims, but got shape {tuple(x.shape)}.")
+    size = tuple(x.shape[x.ndim - plan.ndim :])
     _sides_of(size, 0)
-    _hints(pairing, per)
-    checks.part("partner", partner, x.shape[0])
-    _beside("partner", partner, x.device, or_cpu=True)
-    _masks(records, families, x.shape[0], size, per, pixels, x.device)
-    checks.partners(partner, permutation=permutation)
+    _hints(plan.pairing, plan.per)
+    checks.part("partner", plan.partner, x.shape[0])
+    _beside("partner", plan.partner, x.device, or_cpu=True)
+    _masks(plan.masks, plan.families, x.shape[0], size, plan.per, plan.pixels, x.device)
+    checks.partners(plan.partner, permutation=permutation)
 
 
-def _check_adjoint(grad: Tensor, *args: Any) -> None:
+def _check_adjoint(grad: Tensor, plan: MaskArguments) -> None:
     if not grad.is_floating_point():
         raise ValueError(f"grad must be floating point, but got {grad.dtype}.")
-    _check_mix(grad, *args, permutation=True)
+    _check_mix(grad, plan, permutation=True)
 
 
 def _check_mask(
@@ -183,65 +213,59 @@ def _check_fourier(
     _seed(seed, needed=batch_size > 0)
 
 
-def _check_sample(
-    spec: Tensor,
-    batch_size: int,
-    size: Sequence[int],
-    pairing: int,
-    per: int,
-    p: float,
-    lam: Tensor | None,
-    labels: Tensor | None,
-    seed: Tensor | None,
-    drawn: Tensor | None,
-    partner: Tensor | None,
-    device: torch.device | None = None,
-) -> None:
+def _check_sample(request: Request, source: Source, device: torch.device | None = None) -> None:
+    spec, batch_size, lam, labels = request.spec, request.batch_size, request.lam, request.labels
     stored = _spec(spec)
     checks.integer("the batch size", batch_size, 0)
-    _sides(size, 1)
+    _sides(request.size, 1)
     if stored:
-        _stored(size)
-    _hints(pairing, per)
+        _stored(request.size)
     if lam is not None:
         checks.shaped("lam", lam, torch.float32, *((batch_size,) if lam.ndim else ()))
     if labels is not None:
         checks.shaped("labels", labels, torch.int64, batch_size)
-    if seed is not None:
-        _seed(seed, needed=False)  # one that is to be drawn has no number
-    if drawn is not None:
-        _beside("drawn", drawn, torch.device("cpu"))
-        checks.shaped("drawn", drawn, torch.float64, Per(per).draws(batch_size), WIDTH)
-        most = torch.full((WIDTH,), math.inf, dtype=torch.float64, device="cpu")
-        most[Number.CHOICE], most[Number.NOISE], most[Number.RATIO] = spec.shape[0], 2.0**52, math.nextafter(1.0, 2.0)
-        most[Number.CENTRE : Number.COIN] = torch.tensor(padded(tuple(size)), device="cpu")
-        most[Number.PLACE : Number.RATIO] = 2.0**32
-        if not ((drawn >= 0) & (drawn < most))[:, _BOUNDED].all():
-            raise ValueError(
-                "drawn must have methods of the spec, centres inside of the image, seeds in [0, 2^52), places, sides "
-                "and aspects in [0, 2^32), and ratios in [0, 1]."
-            )
-    if partner is not None:
-        _beside("partner", partner, torch.device("cpu"))
-        checks.part("partner", partner, batch_size)
-        checks.partners(partner, permutation=True)
-    if drawn is not None and partner is None and not Pairing(pairing).is_formula:
+    if source.seed is not None:
+        _seed(source.seed, needed=False)  # one that is to be drawn has no number
+    if source.drawn is not None:
+        _drawn(source.drawn, request)
+    if source.partner is not None:
+        _beside("partner", source.partner, CPU)
+        checks.part("partner", source.partner, batch_size)
+        checks.partners(source.partner, permutation=True)
+    if source.drawn is not None and source.partner is None and not request.pairing.is_formula:
         raise ValueError("partner must come with drawn, where it is no formula, but got None.")
-    if pairing > Pairing.RANDOM and partner is None and labels is None:
+    if request.pairing > Pairing.RANDOM and source.partner is None and labels is None:
         raise ValueError("labels must come where partners depend on them, but got None.")
 
 
-def _check_step(x: Tensor, y: Tensor, *args: Any) -> None:
-    *request, num_classes, _ = args
-    _check_sample(*request)
-    spec, batch_size, size = request[:3]
-    if families(spec).stored:  # it has been checked
+def _drawn(drawn: Tensor, request: Request) -> None:
+    _beside("drawn", drawn, CPU)
+    checks.shaped("drawn", drawn, torch.float64, request.draws, WIDTH)
+    most = torch.full((WIDTH,), math.inf, dtype=torch.float64, device=CPU)
+    most[Number.CHOICE], most[Number.NOISE] = request.spec.shape[0], 2.0**52
+    most[Number.CENTRE : Number.COIN] = torch.tensor(padded(request.size), device=CPU)
+    most[Number.PLACE : Number.RATIO], most[Number.RATIO] = 2.0**32, math.nextafter(1.0, 2.0)
+    if not ((drawn >= 0) & (drawn < most))[:, _BOUNDED].all():
+        raise ValueError(
+            "drawn must have methods of the spec, centres inside of the image, seeds in [0, 2^52), places, sides "
+            "and aspects in [0, 2^32), and ratios in [0, 1]."
+        )
+
+
+def _check_step(
+    x: Tensor, y: Tensor, request: Request, source: Source, num_classes: int, label_smoothing: float
+) -> None:
+    _check_sample(request, source)
+    batch_size, size = request.batch_size, request.size
+    if families(request.spec).stored:  # it has been checked
         raise ValueError("FMix cannot be mixed in one call: its masks are made between the plan and the images.")
     checks.batch("x", x)
-    if x.ndim < len(size) + 1 or x.shape[0] != batch_size or tuple(x.shape[x.ndim - len(size) :]) != tuple(size):
-        raise ValueError(f"x must be ({batch_size}, ..., *{tuple(size)}), but got shape {tuple(x.shape)}.")
+    if x.ndim < len(size) + 1 or x.shape[0] != batch_size or tuple(x.shape[x.ndim - len(size) :]) != size:
+        raise ValueError(f"x must be ({batch_size}, ..., *{size}), but got shape {tuple(x.shape)}.")
     _labels(y, batch_size, num_classes)
     _beside("labels", y, x.device)
+    if y.ndim == 1:  # before anything is drawn
+        checks.class_range(y, num_classes)
 
 
 def _check_mix_labels(
@@ -255,106 +279,65 @@ def _check_mix_labels(
     checks.partners(partner)
 
 
-def _loss(
-    logits: Tensor,
-    labels: Tensor,
-    partner: Tensor,
-    weight: Tensor,
-    pairing: int,
-    per: int,
-    *weights: Tensor | None,
-    soft: bool,
-) -> torch.dtype:
-    """The compute dtype."""
+def _loss(of: LossArguments, pos_weight: Tensor | None = None, *, soft: bool) -> None:
+    logits, labels = of.logits, of.labels
     if logits.ndim != 2 or logits.dtype not in checks.FLOATING_DTYPES:
         raise ValueError(
             f"logits must be (batch_size, num_classes) and floating point, but got {logits.dtype} of shape "
             f"{tuple(logits.shape)}."
         )
-    compute = torch.float64 if logits.dtype == torch.float64 else torch.float32
     batch_size, num_classes = logits.shape
     _labels(labels, batch_size, num_classes, soft=soft)
     if labels.ndim == 1:
         checks.shaped("labels", labels, torch.int64, batch_size)
     _beside("labels", labels, logits.device)
-    _hints(pairing, per)
-    for name, x in (("partner", partner), ("weight", weight)):
+    _hints(of.pairing, of.per)
+    for name, x in (("partner", of.partner), ("weight", of.weight)):
         checks.part(name, x, batch_size)
         _beside(name, x, logits.device, or_cpu=True)
-    checks.partners(partner)
-    for name, of_classes in zip(("class_weight", "pos_weight"), weights, strict=False):
+    checks.partners(of.partner)
+    for name, of_classes in (("class_weight", of.class_weight), ("pos_weight", pos_weight)):
         if of_classes is not None:
-            checks.shaped(name, of_classes, compute, num_classes)
+            checks.shaped(name, of_classes, compute_dtype(logits), num_classes)
             _beside(name, of_classes, logits.device)
-    return compute
 
 
 def _reduction(reduction: int) -> None:
     checks.integer("reduction", reduction, 0, len(Reduction) - 1)
 
 
-def _gradient(grad: Tensor, logits: Tensor, compute: torch.dtype) -> None:
-    checks.shaped("grad", grad, compute, *((logits.shape[0],) if grad.ndim else ()))
+def _gradient(grad: Tensor, logits: Tensor) -> None:
+    checks.shaped("grad", grad, compute_dtype(logits), *((logits.shape[0],) if grad.ndim else ()))
     _beside("grad", grad, logits.device)
 
 
-def _check_cross_entropy(
-    logits: Tensor,
-    labels: Tensor,
-    partner: Tensor,
-    weight: Tensor,
-    pairing: int,
-    per: int,
-    class_weight: Tensor | None,
-    label_smoothing: float,
-    ignore_index: int,
-    reduction: int,
-) -> None:
-    _loss(logits, labels, partner, weight, pairing, per, class_weight, soft=False)
+def _check_cross_entropy(of: LossArguments, label_smoothing: float, ignore_index: int, reduction: int) -> None:
+    _loss(of, soft=False)
     _reduction(reduction)
 
 
 def _check_cross_entropy_backward(
-    grad: Tensor,
-    logits: Tensor,
-    labels: Tensor,
-    partner: Tensor,
-    weight: Tensor,
-    pairing: int,
-    per: int,
-    class_weight: Tensor | None,
-    statistics: Tensor,
-    scale: Tensor,
-    label_smoothing: float,
-    ignore_index: int,
+    grad: Tensor, of: LossArguments, statistics: Tensor, scale: Tensor, label_smoothing: float, ignore_index: int
 ) -> None:
-    compute = _loss(logits, labels, partner, weight, pairing, per, class_weight, soft=False)
-    _gradient(grad, logits, compute)
-    checks.shaped("statistics", statistics, compute, logits.shape[0], 2)
+    _loss(of, soft=False)
+    _gradient(grad, of.logits)
+    compute = compute_dtype(of.logits)
+    checks.shaped("statistics", statistics, compute, of.logits.shape[0], 2)
     checks.shaped("scale", scale, compute)
-    _beside("statistics", statistics, logits.device)
-    _beside("scale", scale, logits.device)
+    _beside("statistics", statistics, of.logits.device)
+    _beside("scale", scale, of.logits.device)
 
 
 def _check_binary(
-    logits: Tensor,
-    labels: Tensor,
-    partner: Tensor,
-    weight: Tensor,
-    pairing: int,
-    per: int,
-    class_weight: Tensor | None,
-    pos_weight: Tensor | None,
-    label_smoothing: float,
-    threshold: float | None,
-    reduction: int,
-) -> torch.dtype:
+    of: LossArguments, pos_weight: Tensor | None, label_smoothing: float, threshold: float | None, reduction: int
+) -> None:
     _reduction(reduction)
-    return _loss(logits, labels, partner, weight, pairing, per, class_weight, pos_weight, soft=True)
+    _loss(of, pos_weight, soft=True)
 
 
-def _check_binary_backward(grad: Tensor, logits: Tensor, *args: Any) -> None:
-    _gradient(grad, logits, _check_binary(logits, *args))
+def _check_binary_backward(grad: Tensor, of: LossArguments, *options: Any) -> None:
+    _check_binary(of, *options)
+    _gradient(grad, of.logits)
 
 
 _CHECKS: dict[str, Callable[..., Any]] = {

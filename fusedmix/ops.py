@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -24,11 +24,11 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from fusedmix import draws, fourier, grids, operands
+from fusedmix.arguments import LossArguments, MaskArguments, PlanTensors, compute_dtype, empty_parts
 from fusedmix.backends import reference, triton
 from fusedmix.checks import class_range, partners
-from fusedmix.draws import PlanTensors, Request, Source
-from fusedmix.methods import WIDTH, Pairing, Per, Reduction
-from fusedmix.plan import empty_parts
+from fusedmix.draws import Request, Source
+from fusedmix.methods import WIDTH, Reduction
 
 _REQUEST = "Tensor spec, SymInt batch_size, SymInt[] size, int pairing, int per, float p, Tensor? lam, Tensor? labels"
 _SOURCE = "Tensor? seed, Tensor? drawn, Tensor? partner"
@@ -83,9 +83,8 @@ def _made_on(seed: Tensor | None, device: torch.device) -> torch.device:
     return draws.CPU if seed is None else device
 
 
-def _fake_sample(*args: Any) -> PlanTensors:
-    *_, seed, _, _, device = args
-    return empty_parts(args[1], _made_on(seed, device))
+def _fake_sample(request: Request, source: Source, device: torch.device) -> PlanTensors:
+    return empty_parts(request.batch_size, _made_on(source.seed, device))
 
 
 def _fake_mask(masks: Tensor, _: int, size: tuple[int, ...], *__: Any) -> Tensor:
@@ -108,24 +107,26 @@ def _fake_mix_labels(labels: Tensor, partner: Tensor, weight: Tensor, num_classe
     return labels.new_empty((labels.shape[0], num_classes), dtype=dtype)
 
 
-def _fake_mix_batch(x: Tensor, y: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    *_, seed, _, _, num_classes, label_smoothing = args
+def _fake_mix_batch(
+    x: Tensor, y: Tensor, request: Request, source: Source, num_classes: int, label_smoothing: float
+) -> tuple[Tensor, ...]:
     targets = _fake_mix_labels(y, y, y, num_classes, label_smoothing)
-    return (torch.empty_like(x), targets, *empty_parts(x.shape[0], _made_on(seed, x.device)))
+    return (torch.empty_like(x), targets, *empty_parts(x.shape[0], _made_on(source.seed, x.device)))
 
 
-def _fake_loss(logits: Tensor, *args: Any) -> Tensor:
-    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    return logits.new_empty((logits.shape[0],) if args[-1] == Reduction.NONE else (), dtype=dtype)
+def _fake_loss(of: LossArguments, *options: Any) -> Tensor:
+    *_, reduction = options
+    shape = (of.logits.shape[0],) if reduction == Reduction.NONE else ()
+    return of.logits.new_empty(shape, dtype=compute_dtype(of.logits))
 
 
-def _fake_cross_entropy(logits: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    loss = _fake_loss(logits, *args)
-    return loss, loss.new_empty((logits.shape[0], 2)), loss.new_empty(())
+def _fake_cross_entropy(of: LossArguments, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
+    loss = _fake_loss(of, *options)
+    return loss, loss.new_empty((of.logits.shape[0], 2)), loss.new_empty(())
 
 
-def _fake_logits_gradient(grad: Tensor, logits: Tensor, *_: Any) -> Tensor:
-    return logits.new_empty(logits.shape)
+def _fake_logits_gradient(grad: Tensor, of: LossArguments, *_: Any) -> Tensor:
+    return of.logits.new_empty(of.logits.shape)
 
 
 _FAKES: dict[str, Callable[..., Any]] = {
@@ -151,35 +152,20 @@ def _define(backend: str, module: ModuleType | None = None) -> torch.library.Lib
     for name, schema in _SCHEMAS.items():
         outside = (torch.Tag.cudagraph_unsafe,) if name in _OUTSIDE_GRAPHS else ()
         library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag, *outside))
-        torch.library.register_fake(f"fusedmix_{backend}::{name}", _FAKES[name], lib=library)
+        fake = _of_row(_FAKES[name], schema)
+        torch.library.register_fake(f"fusedmix_{backend}::{name}", fake, lib=library)
         if module is not None:
             function = getattr(module, name)
-            start = _START_OF_REQUEST.get(name)
-            if start is not None:
-                function = _with_request(function, start)
             if module is reference:
                 function = reference.where_float64_is(name, function)
             library.impl(name, operands.checked(name, schema, function), "CompositeExplicitAutograd")
     return library
 
 
-_START_OF_REQUEST = {"sample": 0, "mix_batch": 2, "mix_batch_": 2}  # its position among the arguments
-
-
-def _request(*args: Any) -> Request:
-    spec, batch_size, size, pairing, per, p, lam, labels = args
-    return Request(spec, batch_size, tuple(size), Pairing(pairing), Per(per), p, lam, labels)
-
-
-def _with_request(function: Any, start: int) -> Any:
-    """The operator of a function that takes its request and its source of randomness each as one argument."""
-    stop = start + len(Request._fields)
-
-    def call(*args: Any) -> Any:
-        request, source = _request(*args[start:stop]), Source(*args[stop : stop + 3])
-        return function(*args[:start], request, source, *args[stop + 3 :])
-
-    return call
+def _of_row(function: Callable[..., Any], schema: str) -> Callable[..., Any]:
+    """A function that takes records as one that takes the row of arguments of a schema."""
+    gather = operands.gathering(schema)
+    return lambda *args: function(*gather(args))
 
 
 class GeneratorHandle:
@@ -216,20 +202,21 @@ def _restored(device: str, state: bytes) -> GeneratorHandle:
     return GeneratorHandle(generator)
 
 
-def _draw_host(*args: Any) -> tuple[Tensor, Tensor]:
-    *request, generator, seed = args
-    source = GeneratorHandle.find(generator) if seed is None else torch.Generator("cpu").manual_seed(seed)
-    numbers, partner = draws.host(_request(*request), source)
-    drawn = torch.tensor(numbers, dtype=torch.float64, device="cpu").reshape(-1, WIDTH)
-    return drawn, torch.empty(0, dtype=torch.int64, device="cpu") if partner is None else partner
+def _draw_host(request: Request, generator: int, seed: int | None) -> tuple[Tensor, Tensor]:
+    _, drawn, partner = draws.from_host(request, _host_generator(generator, seed))
+    assert drawn is not None
+    return drawn, torch.empty(0, dtype=torch.int64, device=draws.CPU) if partner is None else partner
 
 
-def _fake_draw_host(*args: Any) -> tuple[Tensor, Tensor]:
-    request = _request(*args[:-2])
+def _host_generator(key: int, seed: int | None) -> torch.Generator | None:
+    return GeneratorHandle.find(key) if seed is None else torch.Generator("cpu").manual_seed(seed)
+
+
+def _fake_draw_host(request: Request, generator: int, seed: int | None) -> tuple[Tensor, Tensor]:
     partners = 0 if request.pairing.is_formula else request.batch_size
     return (
-        torch.empty((request.per.draws(request.batch_size), WIDTH), dtype=torch.float64, device="cpu"),
-        torch.empty(partners, dtype=torch.int64, device="cpu"),
+        torch.empty((request.draws, WIDTH), dtype=torch.float64, device=draws.CPU),
+        torch.empty(partners, dtype=torch.int64, device=draws.CPU),
     )
 
 
@@ -242,23 +229,20 @@ def _draw_seed(generator: int, *, device: torch.device) -> Tensor:
     return torch.empty((), dtype=torch.int64, device=device).random_(generator=GeneratorHandle.find(generator))
 
 
-def draw_on_host(request: tuple[Any, ...], generator: GeneratorHandle | None, seed: int | None) -> Source:
+def draw_on_host(request: Request, generator: GeneratorHandle | None, seed: int | None) -> Source:
     """The numbers of a batch from torch's CPU generator."""
     key = 0 if generator is None else generator.key
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         drawn, partner = torch.ops.fusedmix.draw_host(*request, key, seed)
-    else:  # what the operator does, without the 15 µs that a Python operator costs
-        drawn, partner = _draw_host(*request, key, seed)
-    return Source(None, drawn, None if Pairing(request[3]).is_formula else partner)
+        return Source(None, drawn, None if request.pairing.is_formula else partner)
+    return draws.from_host(request, _host_generator(key, seed))  # without the 15 µs that a Python operator costs
 
 
 _HOST = torch.library.Library("fusedmix", "DEF")
-_HOST.define(
-    f"draw_host({_REQUEST}, int generator, SymInt? seed) -> (Tensor drawn, Tensor partner)",
-    tags=_RANDOM,
-)
-_HOST.impl("draw_host", _draw_host, "CompositeExplicitAutograd")
-torch.library.register_fake("fusedmix::draw_host", _fake_draw_host, lib=_HOST)
+_DRAW_HOST = f"({_REQUEST}, int generator, SymInt? seed) -> (Tensor drawn, Tensor partner)"
+_HOST.define(f"draw_host{_DRAW_HOST}", tags=_RANDOM)
+_HOST.impl("draw_host", _of_row(_draw_host, _DRAW_HOST), "CompositeExplicitAutograd")
+torch.library.register_fake("fusedmix::draw_host", _of_row(_fake_draw_host, _DRAW_HOST), lib=_HOST)
 # The device is a keyword because that is where PyTorch looks for the random state that a recomputation rewinds.
 _HOST.define("draw_seed(int generator, *, Device device) -> Tensor", tags=_RANDOM)
 _HOST.impl("draw_seed", _draw_seed, "CompositeExplicitAutograd")
@@ -350,42 +334,45 @@ class _Mix(torch.autograd.Function):
     """mix or its adjoint. x̃ is linear in x, so each is the backward of the other."""
 
     @staticmethod
-    def forward(operators: Any, adjoint: bool, x: Tensor, *masks: Any) -> Tensor:
-        return (operators.mix_adjoint if adjoint else operators.mix)(x, *masks)
+    def forward(operators: Any, adjoint: bool, x: Tensor, *row: Any) -> Tensor:
+        return (operators.mix_adjoint if adjoint else operators.mix)(x, *row)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.operators, ctx.adjoint, _, *masks = inputs
-        *tensors, families, ndim, pairing, per, pixels = masks
-        ctx.save_for_backward(*tensors, pixels)
-        ctx.hints = families, ndim, pairing, per
+        ctx.operators, ctx.adjoint, _, *row = inputs
+        plan = MaskArguments(*row)
+        ctx.save_for_backward(plan.partner, plan.masks, plan.pixels)
+        ctx.hints = plan.families, plan.ndim, plan.pairing, plan.per
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        *tensors, pixels = ctx.saved_tensors
-        masks = (*tensors, *ctx.hints, pixels)
-        return None, None, differentiable_mix(ctx.operators, grad, masks, adjoint=not ctx.adjoint), *[None] * len(masks)
+        plan = _saved_plan(ctx, ctx.saved_tensors)
+        return None, None, differentiable_mix(ctx.operators, grad, plan, adjoint=not ctx.adjoint), *[None] * len(plan)
+
+
+def _saved_plan(ctx: Any, saved: Sequence[Any]) -> MaskArguments:
+    (partner, masks, pixels), (families, ndim, pairing, per) = saved, ctx.hints
+    return MaskArguments(partner, masks, families, ndim, pairing, per, pixels)
 
 
 def _mixed_tangent(ctx: Any, saved: list[Any], _: None, __: None, tangent: Tensor, *___: Any) -> Tensor:
-    *tensors, pixels = saved
-    return differentiable_mix(ctx.operators, tangent, (*tensors, *ctx.hints, pixels), ctx.adjoint)
+    return differentiable_mix(ctx.operators, tangent, _saved_plan(ctx, saved), ctx.adjoint)
 
 
-def _mapped_mix(_: Any, in_dims: tuple[Any, ...], operators: Any, adjoint: bool, x: Tensor, *masks: Any) -> Any:
+def _mapped_mix(_: Any, in_dims: tuple[Any, ...], operators: Any, adjoint: bool, x: Tensor, *row: Any) -> Any:
     if any(dim is not None for dim in in_dims[3:]):  # a plan each
         return None
     # A mask covers the last dims and is the same along all between: there the mapped dim goes.
-    return differentiable_mix(operators, x.movedim(in_dims[2], 1), masks, adjoint), 1
+    return differentiable_mix(operators, x.movedim(in_dims[2], 1), MaskArguments(*row), adjoint), 1
 
 
 _MixForwards = forwards(_Mix, _mixed_tangent, _mapped_mix)
 
 
-def differentiable_mix(operators: Any, x: Tensor, masks: tuple[Any, ...], adjoint: bool = False) -> Tensor:
-    """mix(x, *masks) or its adjoint, through autograd only if it must be."""
+def differentiable_mix(operators: Any, x: Tensor, plan: MaskArguments, adjoint: bool = False) -> Tensor:
+    """mix(x, *plan) or its adjoint, through autograd only if it must be."""
     forwards_too = transformed()
     if forwards_too or (x.requires_grad and torch.is_grad_enabled()):
-        partners(masks[0], permutation=True)  # which the gradient needs
-        return (_MixForwards if forwards_too else _Mix).apply(operators, adjoint, x, *masks)
-    return (operators.mix_adjoint if adjoint else operators.mix)(x, *masks)
+        partners(plan.partner, permutation=True)  # which the gradient needs
+        return (_MixForwards if forwards_too else _Mix).apply(operators, adjoint, x, *plan)
+    return (operators.mix_adjoint if adjoint else operators.mix)(x, *plan)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fusedmix import partners
+from fusedmix import backends, checks, grids, partners
+from fusedmix.arguments import PARTS
 from fusedmix.masks import family
 from fusedmix.methods import Families, Kind, Pairing, Per
 
@@ -119,8 +120,6 @@ class MixPlan:
 
     def mask(self) -> Tensor:
         """The masks as (B, *size) float32, weights of the sample itself: for looking and testing."""
-        from fusedmix import backends  # which import checks of plans
-
         operators = backends.operators(self.device.type)
         return operators.mask(self.masks, int(self.families), self.size, int(self.per), self.pixels)
 
@@ -150,8 +149,6 @@ class MixPlan:
             TypeError, ValueError: an argument is of the wrong type, shape or range. What tensors on a GPU hold is
                 checked only with FUSEDMIX_CHECK_PLANS=1, for which the GPU is waited for.
         """
-        from fusedmix import checks, grids  # which import plans
-
         cells, size = checks.grid(grid, size)
         batch_size, device = grid.shape[0], grid.device
         own = (grid != 0).reshape(batch_size, -1)
@@ -180,27 +177,13 @@ class MixPlan:
         return replace(self, **moved)
 
 
+_FITS = "_fits"  # in a plan whose parts belong together: of how many samples
 # Of a plan that is to serve micro-batches.
 _MIX_FIRST = (
     "It pairs samples of the whole batch. Mix the whole batch, then split what comes out: fm.mix(x, plan).split(n)."
 )
-# The tensors of a plan, but for pixels: their dtypes, and what follows the batch dim.
-PARTS: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
-    "partner": (torch.int64, ()),
-    "lam": (torch.float32, ()),
-    "weight": (torch.float64, ()),
-    "masks": (torch.int32, (family.WORDS,)),
-}
 _TENSORS = (*PARTS, "pixels")
 _STATIC = tuple(f.name for f in fields(MixPlan) if f.name not in _TENSORS)
-
-
-def empty_parts(batch_size: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The tensors of a plan, but for pixels, before anything is written to them."""
-    partner, lam, weight, masks = (
-        torch.empty((batch_size, *rest), dtype=dtype, device=device) for dtype, rest in PARTS.values()
-    )
-    return partner, lam, weight, masks
 
 
 def _tensors(plan: MixPlan) -> tuple[str, ...]:
@@ -227,6 +210,47 @@ pytree.register_pytree_node(
     serialized_type_name="fusedmix.MixPlan",
     flatten_with_keys_fn=_flatten_with_keys,
 )
+
+
+def same_batch(name: str, x: Tensor, plan: Any) -> None:
+    """Raises unless `plan` is a plan for as many samples as `x` has, and its parts belong together.
+
+    What the parts hold is checked on the CPU by the operators, and by `partners` where none is called. That the parts
+    of a plan there belong together is found once: a step asks for the images, the labels and the logits.
+    """
+    if not isinstance(plan, MixPlan):
+        raise TypeError(f"plan must be a MixPlan, but got {type(plan).__name__}.")
+    if x.ndim < 1:
+        raise ValueError(f"{name} must have a batch dim, but got a tensor of shape {tuple(x.shape)}.")
+    batch_size, compiling = x.shape[0], torch.compiler.is_compiling()
+    if not compiling and vars(plan).get(_FITS) == batch_size:
+        return
+    if not isinstance(plan.families, Families):
+        raise TypeError(f"plan.families must be of fusedmix.methods.Families, but got {plan.families!r}.")
+    device = plan.partner.device
+    for part_name, (dtype, rest) in PARTS.items():
+        t = getattr(plan, part_name)
+        if t.dtype != dtype or t.shape != (batch_size, *rest) or t.device != device:
+            break
+    else:
+        if plan.stored or plan.pixels is not None:
+            of = plan.size, int(plan.families), plan.per
+            checks.pixels(plan.pixels, batch_size, *of, needed=plan.stored, prefix="plan.")
+        if device.type != "cpu":  # where operators take what they find
+            checks.partners(plan.partner)
+            checks.records(plan.masks, int(plan.families), plan.pixels)
+        elif not compiling:
+            vars(plan)[_FITS] = batch_size
+        return
+    sizes = {getattr(plan, part_name).shape[:1] for part_name in PARTS}
+    if len(sizes) == 1 and plan.partner.ndim and x.shape[0] != plan.batch_size:
+        raise ValueError(
+            f"The batch size of {name} does not match the plan: {x.shape[0]} != {plan.batch_size} "
+            f"({name} has shape {tuple(x.shape)}). {checks.WHOLE_BATCH}"
+        )
+    for part_name in PARTS:
+        checks.part(part_name, getattr(plan, part_name), batch_size, "plan.", checks.WHOLE_BATCH)
+    raise ValueError(f"The parts of plan must be on one device, but {part_name} is on {t.device}, not on {device}.")
 
 
 class SparseTargets(NamedTuple):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fusedmix import checks, subclasses
-from fusedmix.plan import MixPlan
+from fusedmix.plan import MixPlan, same_batch
 
 
 def mix_targets(targets: Tensor, plan: MixPlan) -> Tensor:
@@ -31,7 +31,7 @@ def mix_targets(targets: Tensor, plan: MixPlan) -> Tensor:
             f"targets must be (batch_size, ...) with one of the dtypes {checks.names(checks.FLOATING_DTYPES)} "
             f"(classes are mixed by mix_labels), but got {targets.dtype} of shape {tuple(targets.shape)}."
         )
-    checks.same_batch("targets", targets, plan)
+    same_batch("targets", targets, plan)
     checks.partners(plan.partner)
     y = targets if targets.dtype == torch.float64 else targets.float()
     weight = per_sample(plan.weight, y)

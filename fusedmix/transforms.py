@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from fusedmix import backends, checks, dims, sample_tree, subclasses
+from fusedmix.arguments import PlanTensors
 from fusedmix.backends import reference, triton
 from fusedmix.checkpointing import check_rewinds, recorded, recording
-from fusedmix.draws import CPU, PlanTensors, Request, Source, moved
+from fusedmix.draws import CPU, Request, Source, moved
 from fusedmix.fourier import default_cutoff
 from fusedmix.functional import in_range, mix, mix_, mix_labels
 from fusedmix.masks import grid
@@ -201,9 +202,9 @@ class MixTransform(checks.Checked, nn.Module):
         if self._off():
             given, seed, handle = torch.ones((), device=CPU), 0, None  # nothing is drawn from anybody's generator
         request = self._request(batch_size, size, given, classes)
-        per = Per.SAMPLE if given is not None and given.ndim else self._per
+        per = request.realised_per
         static = (size, self._families, self._pairing, per)
-        spec, draws = request[0], int(self._per)
+        spec, draws = request.spec, int(self._per)
 
         def make() -> MixPlan:
             source = self._draw(request, handle, seed, where)
@@ -470,12 +471,10 @@ class MixTransform(checks.Checked, nn.Module):
         """The operators on a device: those of the backend asked for, if it serves that device."""
         return backends.operators(device.type, backends.where_it_serves(self.backend, device.type))
 
-    def _request(
-        self, batch_size: int, size: tuple[int, ...], lam: Tensor | None, classes: Tensor | None
-    ) -> tuple[Any, ...]:
+    def _request(self, batch_size: int, size: tuple[int, ...], lam: Tensor | None, classes: Tensor | None) -> Request:
         self._warn_of_empty_boxes(size)
         self._check_cells(size)
-        return self._current_spec(), batch_size, size, int(self._pairing), int(self._per), self.p, lam, classes
+        return Request(self._current_spec(), batch_size, size, self._pairing, self._per, self.p, lam, classes)
 
     def _check_cells(self, size: tuple[int, ...]) -> None:
         """Raises where a grid does not fit images of a size."""
@@ -497,7 +496,7 @@ class MixTransform(checks.Checked, nn.Module):
         )
         self._warned = True
 
-    def _placed(self, request: tuple[Any, ...], source: Source, device: torch.device) -> tuple[Any, ...]:
+    def _placed(self, request: Request, source: Source, device: torch.device) -> tuple[Any, ...]:
         """A request and its source as operators take them that make a plan on `device`: with their tensors there, but a
         seed may be on the CPU."""
         *fixed, lam, classes = request
@@ -507,9 +506,7 @@ class MixTransform(checks.Checked, nn.Module):
             seed = moved(seed, device)
         return *fixed, lam, classes, seed, source.drawn, source.partner
 
-    def _draw(
-        self, request: tuple[Any, ...], handle: GeneratorHandle | None, seed: int | None, device: torch.device
-    ) -> Source:
+    def _draw(self, request: Request, handle: GeneratorHandle | None, seed: int | None, device: torch.device) -> Source:
         """The randomness of one batch: numbers from the host's generator, or a seed for a device."""
         if device.type == "meta" and (self.sampling == "device" or self._stored):
             raise ValueError(

@@ -17,7 +17,8 @@ import fusedmix as fm
 import triton_interpreter
 from case_counts import pytest_runtest_logreport, pytest_sessionfinish, pytest_terminal_summary  # noqa: F401
 from families import RECORDS
-from fusedmix.backends import native, triton
+from fusedmix import backends
+from fusedmix.backends import native
 
 pytest.register_assert_rewrite("callers", "oracle")
 # What a test starts, in whatever folder, imports the package that is tested, installed or not.
@@ -49,7 +50,7 @@ INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torc
 # fail the tests, not skip them.
 NO_CPP = native.why_not("cpp")
 NO_CUDA = native.why_not("cuda") if torch.cuda.is_available() else "torch finds no GPU"
-NO_TRITON = triton.why_not(TRITON_DEVICE)
+NO_TRITON = backends.why_not_triton(TRITON_DEVICE)
 # For triton among the backends of a test: in the interpreter a launch takes a tenth of a second or more.
 TRITON_MARKS = [pytest.mark.thorough] if TRITON_DEVICE == "cpu" else []
 

@@ -176,9 +176,7 @@ def test_mix_batch(operators, operator, dtype, labels, asked):
     ids=["as-torchvision", "a-seed"],
 )
 def test_mix_batch_that_draws(operators, operator, spec, per, seed):
-    """The compiled backends draw by themselves where they are asked to. Two runs differ, so none are compared."""
-    if operators.name == "reference":
-        pytest.skip("numbers come to it drawn")
+    """Operators draw by themselves where they are asked to. Two runs differ, so none are compared."""
     x, labels = torch.rand(5, 3, 6, 7, device=operators.device), LABELS.to(operators.device)
     asked = (spec, 5, [6, 7], int(Pairing.ROLL), int(per), 1.0, None, None, seed, None, None)
     checks = ("test_schema", "test_faketensor")
@@ -208,8 +206,7 @@ def made_by(call, source, device):
 @pytest.mark.parametrize("name", ["reference", "triton", "cuda"])
 @pytest.mark.parametrize("source", SOURCES)
 def test_the_fakes_know_where_a_plan_is(name, source):
-    """Of images on a GPU. What the reference does on torch's device without memory says where; what it does not do is
-    to draw: then a seed is one, and numbers are numbers."""
+    """Of images on a GPU. What the reference does on torch's device without memory says where."""
 
     def run(operator, before, asked, after):
         return getattr(reference, operator)(*before, *asked, *after)
@@ -218,12 +215,46 @@ def test_the_fakes_know_where_a_plan_is(name, source):
         request, source = asked
         return getattr(getattr(torch.ops, f"fusedmix_{name}"), operator)(*before, *request, *source, *after)
 
-    given = {"seed-to-draw": "seed", "to-draw": "drawn"}.get(source, source)
-    expected = made_by(run, given, torch.device("meta"))
+    expected = made_by(run, source, torch.device("meta"))
     with FakeTensorMode(allow_non_fake_inputs=True):
         found = made_by(imagine, source, torch.device("cuda"))
     assert found == [(operator, "cuda" if device == "meta" else device) for operator, device in expected]
-    assert ("sample", "cpu" if given == "drawn" else "cuda") in found
+    assert ("sample", "cpu" if source in ("drawn", "to-draw") else "cuda") in found
+
+
+@pytest.mark.parametrize("operator", ["sample", "mix_batch", "mix_batch_"])
+@pytest.mark.parametrize("spec", [spec_row(Method.MIXUP), spec_row(Method.CUTMIX, alpha=0.5)], ids=["MixUp", "CutMix"])
+@pytest.mark.parametrize("state", ["seed-to-draw", "to-draw"])
+def test_an_operator_draws_what_is_drawn_for_it(operators, state, spec, operator):
+    """The same numbers from torch's generator, which is then where it would be."""
+    asked = Request(spec, 5, (6, 7), Pairing.FLIP, Per.BATCH, 1.0, None, None)
+    device, found = operators.device, []
+    for drawn_before in (True, False):
+        torch.manual_seed(3)
+        source = SOURCES[state](CPU)
+        if drawn_before and state == "seed-to-draw":
+            source = Source(torch.ops.fusedmix.draw_seed(0, device=CPU), None, None)
+        elif drawn_before:
+            source = Source(None, torch.ops.fusedmix.draw_host(*asked, 0, None)[0], None)
+        x, y = torch.arange(5 * 42.0, device=device).reshape(5, 1, 6, 7), LABELS.to(device)
+        before, after = ((), (device,)) if operator == "sample" else ((x, y), (3, 0.1))
+        made = getattr(operators.namespace, operator)(*before, *asked, *source, *after)
+        found.append((x, *made, torch.get_rng_state()))
+    assert all(map(torch.equal, *found))
+
+
+@pytest.mark.parametrize("labels", [LABELS + 1, -LABELS], ids=["above", "below"])
+def test_nothing_is_drawn_for_labels_out_of_range(operators, labels):
+    if operators.device.type != "cpu":
+        pytest.skip("labels on a GPU are not looked at")
+    asked = Request(spec_row(Method.CUTMIX), 5, (6, 7), Pairing.FLIP, Per.BATCH, 1.0, None, None)
+    before = torch.get_rng_state()
+    for state in ("seed-to-draw", "to-draw"):
+        source = SOURCES[state](CPU)
+        for operator in (operators.namespace.mix_batch, operators.namespace.mix_batch_):
+            with pytest.raises((ValueError, RuntimeError), match="labels|class"):
+                operator(torch.rand(5, 1, 6, 7, generator=torch.Generator()), labels, *asked, *source, 3, 0.1)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("pairing", Pairing)

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fusedmix as fm
 from fusedmix import backends, draws
+from fusedmix.arguments import MaskArguments
 from fusedmix.backends import passes, reference
 from fusedmix.draws import CPU, Request, Source
 from fusedmix.methods import Pairing, Per
@@ -177,8 +178,8 @@ def test_what_runs_on_a_device_without_float64_needs_none() -> None:
     plan = fm.CutMix().sample(4, (8, 8), lam=0.5)
     numbers = (plan.partner, plan.masks, int(plan.families), 2, int(plan.pairing), int(plan.per))
     with Float64Seen() as seen:
-        reference.mix(x, *numbers)
-        reference.mix_(x, *numbers)
+        reference.mix(x, MaskArguments(*numbers))
+        reference.mix_(x, MaskArguments(*numbers))
         assert not seen.sizes
         reference.mix_labels(y, plan.partner, plan.weight, 100, 0.1)
         assert max(seen.sizes) <= len(x)  # the weights, which are on the CPU

@@ -19,9 +19,11 @@ import fusedmix as fm
 import fuzz_operators
 from conftest import METHODS, NO_CPP, NO_TRITON, STORED, TRITON_DEVICE, TRITON_MARKS
 from fusedmix import backends, checks
+from fusedmix.arguments import MaskArguments
 from fusedmix.backends import reference
 from fusedmix.masks.family import geometry, packed, value
 from fusedmix.methods import Families, Kind, Pairing, Per
+from fusedmix.plan import same_batch
 
 INTERPRETED = NO_TRITON is None and TRITON_DEVICE == "cpu"
 CPU_BACKENDS = [
@@ -277,10 +279,10 @@ def test_what_a_plan_holds_on_a_gpu_is_checked_if_asked_for(monkeypatch):
     plan = fm.FMix(per="sample").sample(3, SIZE)
     there = pytree.tree_map(lambda t: t.as_subclass(Elsewhere), plan)
     for wrong, words in (({"partner": partner + 1}, "partner"), ({"families": FORMULAS}, "masks")):
-        checks.same_batch("x", batch()[0][:3], replace(there, **wrong))
+        same_batch("x", batch()[0][:3], replace(there, **wrong))
         with monkeypatch.context() as patch:
             patch.setitem(os.environ, "FUSEDMIX_CHECK_PLANS", "1")
-            refused(lambda: checks.same_batch("x", batch()[0][:3], replace(there, **wrong)), words)  # noqa: B023
+            refused(lambda: same_batch("x", batch()[0][:3], replace(there, **wrong)), words)  # noqa: B023
 
 
 def test_a_plan_stays_whole_as_a_pytree():
@@ -409,16 +411,17 @@ def test_cuda_kernels_stay_in_the_batch(shim, monkeypatch, method, shared_bytes)
     x, y = batch()
     x[0, 0, 0] = 7
     for partner, found in ((LOST, FOUND), (LOOPS, LOOPS)):
-        expected = reference.mix(x, *hand_made(method, found))
+        expected = reference.mix(x, MaskArguments(*hand_made(method, found)))
         torch.testing.assert_close(shim.mix(x, *hand_made(method, partner)), expected, atol=1e-5, rtol=1e-5)
         inside = x.clone()
         shim.mix_(inside, *hand_made(method, partner))
         torch.testing.assert_close(inside, expected, atol=1e-5, rtol=1e-5)
     adjoint = shim.mix_adjoint(x, *hand_made(method, LOST))
-    torch.testing.assert_close(adjoint, reference.mix_adjoint(x, *hand_made(method, FOUND)), atol=1e-5, rtol=1e-5)
+    expected = reference.mix_adjoint(x, MaskArguments(*hand_made(method, FOUND)))
+    torch.testing.assert_close(adjoint, expected, atol=1e-5, rtol=1e-5)
     # Where the host can read the partners it sees that some repeat, or are nobody's.
     once = shim.mix(x, *hand_made(method, LOOPS), on_host=True)
-    torch.testing.assert_close(once, reference.mix(x, *hand_made(method, LOOPS)), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(once, reference.mix(x, MaskArguments(*hand_made(method, LOOPS))), atol=1e-5, rtol=1e-5)
     for partner, operator, words in (
         (LOOPS, shim.mix_, "not a permutation"),
         (LOOPS, shim.mix_adjoint, "not a permutation"),
@@ -494,7 +497,7 @@ def test_triton_kernels_stay_in_the_batch(method):
     from fusedmix.backends.triton import labels_kernel, mix_kernel
 
     x, y = batch()
-    expected = reference.mix(x, *hand_made(method, FOUND))
+    expected = reference.mix(x, MaskArguments(*hand_made(method, FOUND)))
     for adjoint, inside in ((False, False), (False, True), (True, False)):
         room = torch.full((3 * B, 3, *SIZE), float("nan"))
         src = room[B : 2 * B].copy_(x)

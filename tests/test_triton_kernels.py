@@ -31,7 +31,8 @@ import triton_interpreter
 import triton_loops
 from conftest import METHODS, NO_TRITON, TRITON_DEVICE
 from families import RECORDS
-from fusedmix import fourier, philox
+from fusedmix import backends, fourier, philox
+from fusedmix.arguments import MaskArguments
 from fusedmix.backends import reference
 from fusedmix.draws import Request, Source
 from fusedmix.masks.family import WORDS, OneMask, record
@@ -149,7 +150,7 @@ def by_vector(flags, x, way):
 
 def weights(x, masks):
     """Of every element."""
-    m = reference._masks_of(torch.arange(len(x)), x, *masks[1:4], masks[5], masks[6])
+    m = reference._masks_of(torch.arange(len(x)), x, MaskArguments(*masks))
     return m.expand(x.shape) if m.shape[0] == x.shape[0] else m[:1].expand(x.shape)
 
 
@@ -281,7 +282,7 @@ def test_partners_of_every_kind(chip, how):
         assert_mixed(out, before, w, masks[0])
         launches, out, way = mixed(x, masks, in_place=False, adjoint=True)
         assert_one_pass(launches, x, out, masks, way, adjoint=True)
-        assert alike(out, reference.mix_adjoint(x, *masks))
+        assert alike(out, reference.mix_adjoint(x, MaskArguments(*masks)))
         launches, _, way = mixed(x, masks)
         assert way.cut == how
         assert_one_pass(launches, x, x, masks, way)
@@ -765,7 +766,7 @@ def test_one_pass_of_fmix(chip, name, per, pairing):
         if dtype in FLOATS and k == 0:
             launches, grad, way = mixed(x, masks, in_place=False, adjoint=True)
             assert_one_pass(launches, x, grad, masks, way, adjoint=True)
-            assert alike(grad.contiguous(), reference.mix_adjoint(before, *masks))
+            assert alike(grad.contiguous(), reference.mix_adjoint(before, MaskArguments(*masks)))
         launches, _, way = mixed(x, masks, by_value=i % 2 == 0)
         assert_one_pass(launches, x, x, masks, way)
         assert alike(x.contiguous(), out.contiguous())
@@ -1263,19 +1264,19 @@ def gpu(monkeypatch, tmp_path):
         (tmp_path / folder / name).touch(0o755)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setattr(sysconfig, "get_paths", lambda: {"include": str(tmp_path / "include")})
-    assert backend.why_not("cuda") is None
+    assert backends.why_not_triton("cuda") is None
     return tmp_path
 
 
 def assert_refused(device_type, *words):
-    reason = backend.why_not(device_type)
+    reason = backends.why_not_triton(device_type)
     assert reason is not None
     assert len(reason.splitlines()) == 1
     assert all(word in reason for word in words), reason
 
 
 def test_needs_triton(monkeypatch, gpu):
-    monkeypatch.setattr(backend, "find_spec", lambda name: None)
+    monkeypatch.setattr(backends, "find_spec", lambda name: None)
     assert_refused("cuda", "triton is not installed")
     assert_refused("cpu", "triton is not installed")
 
@@ -1283,7 +1284,7 @@ def test_needs_triton(monkeypatch, gpu):
 def test_on_the_cpu_it_is_interpreted(monkeypatch, gpu):
     assert_refused("cpu", "TRITON_INTERPRET=1")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert backend.why_not("cpu") is None
+    assert backends.why_not_triton("cpu") is None
 
 
 @pytest.fixture
@@ -1320,12 +1321,12 @@ def test_needs_a_c_compiler(monkeypatch, gpu):
     monkeypatch.setenv("CC", "no-such-compiler")
     assert_refused("cuda", "no-such-compiler")
     monkeypatch.setenv("CC", "gcc")
-    assert backend.why_not("cuda") is None
+    assert backends.why_not_triton("cuda") is None
     monkeypatch.delenv("CC")
     monkeypatch.setenv("PATH", "")
     assert_refused("cuda", "C compiler", "gcc or clang")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert backend.why_not("cuda") is None
+    assert backends.why_not_triton("cuda") is None
 
 
 def test_needs_pythons_headers(gpu):

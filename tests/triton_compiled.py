@@ -25,6 +25,7 @@ from triton.runtime.jit import create_function_from_signature
 
 import fusedmix as fm
 from families import RECORDS
+from fusedmix.arguments import LossArguments
 from fusedmix.backends.triton import fourier_kernel, labels_kernel, launch, losses_kernel, mix_kernel, sample_kernel
 from fusedmix.draws import Request
 from fusedmix.masks.family import WORDS
@@ -147,13 +148,13 @@ def losses(dtype, classes=1000, soft=torch.float32):
     statistics, one = torch.ones(batch, 2, dtype=compute), torch.ones((), dtype=compute)
     with Launches() as launches:
         for pairing, per, weights, smoothing in ((2, 2, c, 0.1), (0, 0, None, 0.0)):
-            mixed = (y, partner, weight, pairing, per, weights)
-            losses_kernel.cross_entropy(z, *mixed, smoothing, -100, 2)
-            losses_kernel.cross_entropy_backward(one, z, *mixed, statistics, one, smoothing, -100)
+            of = LossArguments(z, y, partner, weight, pairing, per, weights)
+            losses_kernel.cross_entropy(of, smoothing, -100, 2)
+            losses_kernel.cross_entropy_backward(one, of, statistics, one, smoothing, -100)
             for labels in (y, torch.ones(batch, classes, dtype=soft)):
-                mixed = (labels, *mixed[1:])
-                losses_kernel.binary_cross_entropy(z, *mixed, weights, smoothing, 0.2, 3)
-                losses_kernel.binary_cross_entropy_backward(one, z, *mixed, weights, smoothing, 0.2, 3)
+                of = of._replace(labels=labels)
+                losses_kernel.binary_cross_entropy(of, weights, smoothing, 0.2, 3)
+                losses_kernel.binary_cross_entropy_backward(one, of, weights, smoothing, 0.2, 3)
     return launches
 
 

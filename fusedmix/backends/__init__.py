@@ -10,11 +10,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
+import sysconfig
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from fusedmix.backends import native, triton
+from fusedmix.backends import native
 
 _log = logging.getLogger("fusedmix")
 NAMES = ("cuda", "triton", "cpp", "reference")
@@ -123,7 +127,7 @@ def _choose(device_type: str, backend: str | None, named: str | None) -> str:
 def where_it_serves(backend: str | None, device_type: str) -> str | None:
     """A backend asked for, or None on a device type that it has no part in (labels or plans on the CPU of images on a
     GPU). Triton's interpreter is a part of the CPU's only where it is asked for."""
-    if backend == "triton" and device_type == "cpu" and not triton.interpreted():
+    if backend == "triton" and device_type == "cpu" and not triton_is_interpreted():
         return None
     return backend if backend in _preference(device_type) else None
 
@@ -166,10 +170,37 @@ def _why_not(name: str, device_type: str) -> str | None:
     if name not in _preference(device_type):
         return f"it does not serve {device_type!r} tensors"
     if name == "triton":
-        return triton.why_not(device_type)
+        return why_not_triton(device_type)
     if name == "cuda" and not torch.cuda.is_available():
         return "torch finds no GPU"
     return native.why_not("cuda" if name == "cuda" else "cpp")
+
+
+def triton_is_interpreted() -> bool:
+    """Whether Triton runs kernels in its interpreter."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def why_not_triton(device_type: str) -> str | None:
+    """Why the operators in Triton cannot serve a device type, or None. Does not import Triton."""
+    if find_spec("triton") is None:
+        return "triton is not installed"
+    if device_type == "cpu":
+        return (
+            None
+            if triton_is_interpreted()
+            else "it serves CPU tensors only in Triton's interpreter, for tests: TRITON_INTERPRET=1"
+        )
+    if not torch.cuda.is_available():
+        return "torch finds no GPU"
+    if triton_is_interpreted():
+        return None
+    compiler = os.environ.get("CC")
+    if shutil.which(compiler) is None if compiler else not any(map(shutil.which, ("gcc", "clang"))):
+        return f"Triton builds its launcher with a C compiler, and there is no {compiler or 'gcc or clang'}"
+    if not Path(sysconfig.get_paths()["include"], "Python.h").exists():
+        return "Triton builds its launcher with the headers of Python, and they are not installed (python3-dev)"
+    return None
 
 
 def _start(name: str, device_type: str) -> str | None:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fusedmix.arguments import compute_dtype
 from fusedmix.masks.family import OneMask
 from fusedmix.methods import Kind
 
@@ -43,7 +44,7 @@ def blend(w: Tensor, a: Tensor, b: Tensor) -> Tensor:
     Exactly a where w is 1 or both are equal and exactly b where w is 0, whatever infinities and NaN stand in the
     other one: a box is a copy. uint8 rounds to nearest, ties to even, and saturates.
     """
-    compute = torch.float64 if a.dtype == torch.float64 else torch.float32
+    compute = compute_dtype(a)
     x, y = a.to(compute), b.to(compute)
     mixed = w.double() * (x - y).double() + y.double()
     mixed = mixed.round().clamp(0, 255) if a.dtype == torch.uint8 else mixed.to(compute)
@@ -167,7 +168,7 @@ def _blend_into(out: Tensor, a: Tensor, b: Tensor, w: float | Tensor, plain: boo
         wide = b.double()
         out.copy_(_add(wide, a.double().sub_(wide), w).round_().clamp_(0, 255))
     else:
-        compute = torch.float64 if dtype == torch.float64 else torch.float32
+        compute = compute_dtype(a)
         x, y = (a, b) if dtype == compute else (a.float(), b.float())
         equal = None if plain or _is_plain(a) else a == b
         difference = torch.sub(x, y, out=out) if equal is None and dtype == compute else x - y

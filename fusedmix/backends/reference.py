@@ -8,17 +8,18 @@ then w·(a-b) + b as if exact, then the rounding to the image's dtype (fusedmix/
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fusedmix import draws
+from fusedmix.arguments import LossArguments, MaskArguments, PlanTensors, compute_dtype, factor
 from fusedmix.backends import passes
 from fusedmix.backends.passes import blend
 from fusedmix.checks import class_range, usual_batch
-from fusedmix.draws import CPU, PlanTensors, Request, Source
+from fusedmix.draws import CPU, Request, Source
 from fusedmix.fourier import draw_of, masks
 from fusedmix.masks import evaluate
 from fusedmix.masks.family import OneMask, geometry, kind, value
@@ -42,19 +43,22 @@ def where_float64_is(name: str, function: Callable[..., Any]) -> Callable[..., A
     The weights of a plan, which are float64, stay on the CPU. A box that is a copy is cut where the images are.
     """
 
+    def on_cpu(x: Any) -> Any:
+        if isinstance(x, tuple) and hasattr(x, "_make"):
+            return x._make(map(on_cpu, x))
+        return x.cpu() if isinstance(x, Tensor) else CPU if isinstance(x, torch.device) else x
+
     def call(*args: Any) -> Any:
-        devices = (
-            x if isinstance(x, torch.device) else x.device for x in args if isinstance(x, (Tensor, torch.device))
-        )
+        values = (x for arg in args for x in (arg if isinstance(arg, tuple) else (arg,)))
+        devices = (x.device if isinstance(x, Tensor) else x for x in values if isinstance(x, (Tensor, torch.device)))
         device = next((device for device in devices if not has_float64(device)), None)
         if device is None:
             return function(*args)
         if name in ("mix", "mix_"):
-            x, _, records, _, ndim, _, per, *_ = args
-            one = _one(x, records, ndim, per)
+            one = _one(*args)
             if one is not None and one.is_cut:
                 return function(*args)
-        there = [x.cpu() if isinstance(x, Tensor) else CPU if isinstance(x, torch.device) else x for x in args]
+        there = [on_cpu(x) for x in args]
         results = function(*there)
         if name in ("mix_", "mix_batch_"):
             args[0].copy_(there[0])
@@ -78,19 +82,10 @@ def mask(
 fourier = masks  # the pixels of the Fourier masks of a plan
 
 
-def mix(
-    x: Tensor,
-    partner: Tensor,
-    records: Tensor,
-    families: int,
-    ndim: int,
-    pairing: int,
-    per: int,
-    pixels: Tensor | None = None,
-) -> Tensor:
+def mix(x: Tensor, plan: MaskArguments) -> Tensor:
     """M ⊙ x + (1-M) ⊙ x[partner] (Park 2022, eq. 1) in the layout of x; its last `ndim` dims are spatial."""
-    partner = _near(partner, x)
-    mask = _one(x, records, ndim, per)
+    partner, records, ndim = _near(plan.partner, x), plan.masks, plan.ndim
+    mask = _one(x, plan)
     if mask is not None:
         return passes.one(x, partner, mask, ndim)
     out = torch.empty_like(x)
@@ -99,13 +94,13 @@ def mix(
     if readable and not ndim:
         passes.constants(out, x, partner, value(records)[:, 0].tolist())
         return out
-    if readable and families == Families.CUTS and passes.long_rows(x) and bool((kind(records) == Kind.BOX).all()):
+    if readable and plan.families == Families.CUTS and passes.long_rows(x) and bool((kind(records) == Kind.BOX).all()):
         passes.boxes(out, x, partner, geometry(records).tolist(), ndim)
         return out
     start = 0
     for i in _chunks(x):
         rows = slice(start, start := start + len(i))
-        m = _masks_of(i, x, records, families, ndim, per, pixels)
+        m = _masks_of(i, x, plan)
         if x.device.type == "cpu":
             passes.masked(out[rows], x[rows], x, partner[rows], m)
         else:
@@ -113,42 +108,24 @@ def mix(
     return out
 
 
-def mix_(
-    x: Tensor,
-    partner: Tensor,
-    records: Tensor,
-    families: int,
-    ndim: int,
-    pairing: int,
-    per: int,
-    pixels: Tensor | None = None,
-) -> None:
+def mix_(x: Tensor, plan: MaskArguments) -> None:
     """The same, in place."""
-    mask = _one(x, records, ndim, per)
+    mask = _one(x, plan)
     if mask is not None:
-        passes.one_(x, _near(partner, x), mask, ndim)
+        passes.one_(x, _near(plan.partner, x), mask, plan.ndim)
     else:
-        x.copy_(mix(x, partner, records, families, ndim, pairing, per, pixels))
+        x.copy_(mix(x, plan))
 
 
-def mix_adjoint(
-    grad: Tensor,
-    partner: Tensor,
-    records: Tensor,
-    families: int,
-    ndim: int,
-    pairing: int,
-    per: int,
-    pixels: Tensor | None = None,
-) -> Tensor:
+def mix_adjoint(grad: Tensor, plan: MaskArguments) -> Tensor:
     """The gradient of mix: M_i·g_i + (1-M_j)·g_j with partner(j) = i, rounded once."""
-    partner = _near(partner, grad)
+    partner = _near(plan.partner, grad)
     inverse = torch.empty_like(partner).scatter_(0, partner, torch.arange(partner.shape[0], device=grad.device))
     out = torch.empty_like(grad)
     for i in _chunks(grad):
         j = inverse[i]
-        own = _masks_of(i, grad, records, families, ndim, per, pixels).double()
-        lent = 1.0 - _masks_of(j, grad, records, families, ndim, per, pixels).double()
+        own = _masks_of(i, grad, plan).double()
+        lent = 1.0 - _masks_of(j, grad, plan).double()
         # An overflowed gradient must not turn into NaN where its weight is 0.
         kept = torch.where(own == 0, 0.0, own * grad[i].double())
         given = torch.where(lent == 0, 0.0, lent * grad[j].double())
@@ -171,9 +148,7 @@ def _mixed_labels(
     labels: Tensor, partner: Tensor | None, weight: Tensor | float, num_classes: int, label_smoothing: float
 ) -> Tensor:
     """mix_labels with weights (B, 1), or one for all; without partners they are those of pairing="roll"."""
-
-    own, lent = weight, 1.0 - weight
-    compute = torch.float64 if labels.dtype == torch.float64 else torch.float32
+    own, lent, compute = weight, 1.0 - weight, compute_dtype(labels)
     if isinstance(own, Tensor) and isinstance(lent, Tensor):
         own, lent = own.to(compute).to(labels.device), lent.to(compute).to(labels.device)  # MPS has no float64
     # Not under vmap, where weights may have a dim that what is written into has not.
@@ -195,24 +170,16 @@ def _mixed_labels(
 
 
 def cross_entropy(
-    logits: Tensor,
-    labels: Tensor,
-    partner: Tensor,
-    weight: Tensor,
-    pairing: int,
-    per: int,
-    class_weight: Tensor | None,
-    label_smoothing: float,
-    ignore_index: int,
-    reduction: int,
+    of: LossArguments, label_smoothing: float, ignore_index: int, reduction: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Σ_k -t_k·log softmax(z)_k for each row, reduced; statistics of the rows for the backward; what "mean" divides by.
 
     t is `mixed_classes`. A class whose t is 0 takes nothing, not even an infinity, and a row whose labels are both
     ignored is 0. The statistics are (B, 2): max z, and Σt / Σexp(z - max z). The divisor comes as its reciprocal.
     """
-    z = logits.to(_compute(logits))
-    target, ignored = mixed_classes(z, labels, partner, weight, class_weight, label_smoothing, ignore_index)
+    of = of.wide()
+    z = of.logits
+    target, ignored = mixed_classes(of, label_smoothing, ignore_index)
     top = z.amax(1, keepdim=True)
     exponentials = (z - top).exp().sum(1, keepdim=True)
     terms = target * (z - top - exponentials.log())
@@ -221,46 +188,28 @@ def cross_entropy(
     statistics = torch.where(ignored.unsqueeze(1), 0.0, statistics)
     scale = z.new_ones(())
     if reduction == Reduction.MEAN:
-        scale = 1 / (labels != ignore_index).sum().to(z.dtype)
+        scale = 1 / (of.labels != ignore_index).sum().to(z.dtype)
     return rows if reduction == Reduction.NONE else rows.sum() * scale, statistics, scale
 
 
 def cross_entropy_backward(
-    grad: Tensor,
-    logits: Tensor,
-    labels: Tensor,
-    partner: Tensor,
-    weight: Tensor,
-    pairing: int,
-    per: int,
-    class_weight: Tensor | None,
-    statistics: Tensor,
-    scale: Tensor,
-    label_smoothing: float,
-    ignore_index: int,
+    grad: Tensor, of: LossArguments, statistics: Tensor, scale: Tensor, label_smoothing: float, ignore_index: int
 ) -> Tensor:
     """grad·(softmax(z)_k·Σt - t_k) in the dtype of the logits, for one grad or one for each row."""
-    z = logits.to(_compute(logits))
-    target, ignored = mixed_classes(z, labels, partner, weight, class_weight, label_smoothing, ignore_index)
+    wide = of.wide()
+    target, ignored = mixed_classes(wide, label_smoothing, ignore_index)
     top, rate = statistics.unsqueeze(2).unbind(1)
-    slope = (rate * (z - top).exp() - target) * (grad * scale).reshape(-1, 1)
-    return torch.where(ignored.unsqueeze(1), 0.0, slope).to(logits.dtype).contiguous()
+    slope = (rate * (wide.logits - top).exp() - target) * (grad * scale).reshape(-1, 1)
+    return torch.where(ignored.unsqueeze(1), 0.0, slope).to(of.logits.dtype).contiguous()
 
 
-def mixed_classes(
-    z: Tensor,
-    labels: Tensor,
-    partner: Tensor,
-    weight: Tensor,
-    class_weight: Tensor | None,
-    label_smoothing: float,
-    ignore_index: int,
-) -> tuple[Tensor, Tensor]:
-    """Dense targets (B, K) times the class weights, and (B,) which rows have none.
+def mixed_classes(of: LossArguments, label_smoothing: float, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """Dense targets (B, K) in the dtype of the logits, times the class weights, and (B,) which rows have none.
 
     A label that is ignored gives nothing to a row, not to its smoothing either; one outside 0..K-1 makes the row NaN.
     """
-    partner, weight = _near(partner, z), weight.to(z.device)
+    z, labels = of.logits, of.labels
+    partner, weight = _near(of.partner, z), of.weight.to(z.device)
     own, index = labels.unsqueeze(1), torch.arange(z.shape[1], device=z.device)
     target = torch.zeros_like(z)
     ignored = torch.ones_like(labels, dtype=torch.bool)
@@ -271,59 +220,42 @@ def mixed_classes(
         dense = torch.where(valid, dense, torch.nan) * share.to(z.dtype).unsqueeze(1)
         target = target + torch.where(counts, dense, 0.0)
         ignored = ignored & ~counts.squeeze(1)
-    return target if class_weight is None else target * class_weight, ignored
+    return target if of.class_weight is None else target * of.class_weight, ignored
 
 
 def binary_cross_entropy(
-    logits: Tensor,
-    labels: Tensor,
-    partner: Tensor,
-    weight: Tensor,
-    pairing: int,
-    per: int,
-    class_weight: Tensor | None,
-    pos_weight: Tensor | None,
-    label_smoothing: float,
-    threshold: float | None,
-    reduction: int,
+    of: LossArguments, pos_weight: Tensor | None, label_smoothing: float, threshold: float | None, reduction: int
 ) -> Tensor:
     """Σ_k c_k·(p_k·t_k·softplus(-z_k) + (1-t_k)·softplus(z_k)) for each row, reduced; t is `binary_targets`."""
-    z = logits.to(_compute(logits))
-    t = binary_targets(z, labels, partner, weight, label_smoothing, threshold)
+    of = of.wide()
+    z, t = of.logits, binary_targets(of, label_smoothing, threshold)
     p = torch.ones_like(z[:1]) if pos_weight is None else pos_weight
     slope = torch.where(z < 0, -p * t, 1 - t)
     terms = torch.where(slope == 0, 0.0, slope * z) + (1 + (p - 1) * t) * (-z.abs()).exp().log1p()
-    rows = (terms if class_weight is None else terms * class_weight).sum(1)
-    return rows if reduction == Reduction.NONE else rows.sum() * factor(logits, reduction)
+    rows = (terms if of.class_weight is None else terms * of.class_weight).sum(1)
+    return rows if reduction == Reduction.NONE else rows.sum() * factor(of.logits, reduction)
 
 
 def binary_cross_entropy_backward(
     grad: Tensor,
-    logits: Tensor,
-    labels: Tensor,
-    partner: Tensor,
-    weight: Tensor,
-    pairing: int,
-    per: int,
-    class_weight: Tensor | None,
+    of: LossArguments,
     pos_weight: Tensor | None,
     label_smoothing: float,
     threshold: float | None,
     reduction: int,
 ) -> Tensor:
     """grad·c_k·((1-t_k)·σ(z_k) - p_k·t_k·σ(-z_k)) in the dtype of the logits, for one grad or one for each row."""
-    z = logits.to(_compute(logits))
-    t = binary_targets(z, labels, partner, weight, label_smoothing, threshold)
+    wide = of.wide()
+    z, t = wide.logits, binary_targets(wide, label_smoothing, threshold)
     positive = t if pos_weight is None else t * pos_weight
     slope = (1 - t) * z.sigmoid() - positive * (-z).sigmoid()
-    slope = slope if class_weight is None else slope * class_weight
-    return (slope * (grad * factor(logits, reduction)).reshape(-1, 1)).to(logits.dtype).contiguous()
+    slope = slope if of.class_weight is None else slope * of.class_weight
+    return (slope * (grad * factor(of.logits, reduction)).reshape(-1, 1)).to(of.logits.dtype).contiguous()
 
 
-def binary_targets(
-    z: Tensor, labels: Tensor, partner: Tensor, weight: Tensor, label_smoothing: float, threshold: float | None
-) -> Tensor:
-    """mix_labels in the dtype of z; with a threshold, 1 above it and else 0."""
+def binary_targets(of: LossArguments, label_smoothing: float, threshold: float | None) -> Tensor:
+    """mix_labels in the dtype of the logits; with a threshold, 1 above it and else 0."""
+    z, labels = of.logits, of.labels
     if labels.ndim == 1:
         class_range(labels, z.shape[1])
         index = torch.arange(z.shape[1], device=z.device)
@@ -331,19 +263,8 @@ def binary_targets(
         y = torch.where(valid.unsqueeze(1), (labels.unsqueeze(1) == index).to(z.dtype), torch.nan)
     else:
         y = labels.to(z.dtype)
-    t = mix_labels(y, partner, weight, z.shape[1], label_smoothing)
+    t = mix_labels(y, of.partner, of.weight, z.shape[1], label_smoothing)
     return t if threshold is None else torch.where(t.isnan(), t, (t > threshold).to(t.dtype))
-
-
-def _compute(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def factor(logits: Tensor, reduction: int) -> float:
-    """By which a reduction multiplies the sum of all losses."""
-    rows, classes = logits.shape
-    counted = {Reduction.MEAN: rows, Reduction.MEAN_OF_ALL: rows * classes}.get(Reduction(reduction), 1)
-    return 1 / counted if counted else math.nan
 
 
 def sample(request: Request, source: Source, device: torch.device) -> PlanTensors:
@@ -355,16 +276,16 @@ def mix_batch(
     x: Tensor, y: Tensor, request: Request, source: Source, num_classes: int, label_smoothing: float
 ) -> tuple[Tensor, ...]:
     """A whole step: the mixed images, their dense targets, and the plan."""
-    targets, *plan = _step(x, y, request, source, num_classes, label_smoothing)
-    return mix(x, *_masks(request, plan)), targets, *plan
+    targets, plan = _step(x, y, request, source, num_classes, label_smoothing)
+    return mix(x, _masks(request, plan)), targets, *plan
 
 
 def mix_batch_(
     x: Tensor, y: Tensor, request: Request, source: Source, num_classes: int, label_smoothing: float
 ) -> tuple[Tensor, ...]:
     """The same, in place: the dense targets and the plan."""
-    targets, *plan = _step(x, y, request, source, num_classes, label_smoothing)
-    mix_(x, *_masks(request, plan))
+    targets, plan = _step(x, y, request, source, num_classes, label_smoothing)
+    mix_(x, _masks(request, plan))
     return targets, *plan
 
 
@@ -377,12 +298,11 @@ def plain_step(
     numbers, _ = draws.host(request, None)
     one = draws.single(request, numbers[0])
     if one is None:
-        drawn = torch.tensor(numbers, dtype=torch.float64, device=x.device)
-        plan = sample(request, Source(None, drawn, None), x.device)
-        targets = mix_labels(y, plan[0], plan[2], num_classes, label_smoothing)
+        source = Source(None, torch.tensor(numbers, dtype=torch.float64, device=x.device), None)
+        targets, plan = _step(x, y, request, source, num_classes, label_smoothing)
         if not inplace:
-            return mix(x, *_masks(request, plan)), targets
-        mix_(x, *_masks(request, plan))
+            return mix(x, _masks(request, plan)), targets
+        mix_(x, _masks(request, plan))
         return x, targets
     partner = None if request.pairing == Pairing.ROLL else formula(request.pairing, len(x), x.device)
     targets = _mixed_labels(y, partner, one.mask.weight, num_classes, label_smoothing)
@@ -395,19 +315,15 @@ def plain_step(
 
 def _step(
     x: Tensor, y: Tensor, request: Request, source: Source, num_classes: int, label_smoothing: float
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor, PlanTensors]:
     """Targets and plan. The targets first: a label out of range must leave the images as they were."""
     plan = sample(request, source, x.device)
-    return mix_labels(y, plan[0], plan[2], num_classes, label_smoothing), *plan
+    partner, _, weight, _ = plan
+    return mix_labels(y, partner, weight, num_classes, label_smoothing), plan
 
 
-def _masks(request: Request, plan: Sequence[Tensor]) -> tuple[Any, ...]:
-    """What `mix` takes after x."""
-    partner, _, _, records = plan
-    per = Per.SAMPLE if request.lam is not None and request.lam.ndim else request.per
-    may_hold = families_of(request.spec)
-    ndim = 0 if may_hold == Families.CONSTANTS else len(request.size)
-    return partner, records, int(may_hold), ndim, int(request.pairing), int(per)
+def _masks(request: Request, plan: PlanTensors) -> MaskArguments:
+    return request.masks(plan, families_of(request.spec))
 
 
 def _near(partner: Tensor, x: Tensor) -> Tensor:
@@ -425,27 +341,25 @@ def _chunks(x: Tensor) -> Iterator[Tensor]:
     return iter(torch.arange(x.shape[0], device=x.device).split(step)) if x.shape[0] else iter(())
 
 
-def _one(x: Tensor, records: Tensor, ndim: int, per: int) -> OneMask | None:
+def _one(x: Tensor, plan: MaskArguments) -> OneMask | None:
     """The mask of a batch that has one, if it is a number or a box and can be read without waiting for a device."""
-    if per != Per.BATCH or records.device.type != "cpu" or not x.numel():
+    if plan.per != Per.BATCH or plan.masks.device.type != "cpu" or not x.numel():
         return None
-    first = records[:1]
-    of = Kind.CONSTANT if not ndim else kind(first).item()
+    first = plan.masks[:1]
+    of = Kind.CONSTANT if not plan.ndim else kind(first).item()
     if of not in (Kind.CONSTANT, Kind.BOX):
         return None
     outer, inner = value(first)[0].tolist()
     return OneMask(int(of), geometry(first)[0].tolist(), (outer, inner), math.nan)
 
 
-def _masks_of(
-    i: Tensor, x: Tensor, records: Tensor, families: int, ndim: int, per: int, pixels: Tensor | None
-) -> Tensor:
+def _masks_of(i: Tensor, x: Tensor, plan: MaskArguments) -> Tensor:
     """Masks (n, 1, ..., 1, *S) of samples i that broadcast against x[i]; with ndim 0 (constant masks) S is (). Of a
     batch that shares one n is 1."""
-    row = i[:1] * 0 if per == Per.BATCH else i
-    records = records.to(x.device)[row]
+    row = i[:1] * 0 if plan.per == Per.BATCH else i
+    records, pixels = plan.masks.to(x.device)[row], plan.pixels
     if pixels is not None:
-        pixels = pixels.to(x.device)[draw_of(row, per, x.shape[0])]
-    size = tuple(x.shape[x.ndim - ndim :])
-    m = mask(records, families, size, Per.SAMPLE, pixels) if ndim else value(records)[:, 0]
-    return m.reshape([row.shape[0]] + [1] * (x.ndim - 1 - ndim) + list(size))
+        pixels = pixels.to(x.device)[draw_of(row, plan.per, x.shape[0])]
+    size = tuple(x.shape[x.ndim - plan.ndim :])
+    m = mask(records, plan.families, size, Per.SAMPLE, pixels) if plan.ndim else value(records)[:, 0]
+    return m.reshape([row.shape[0]] + [1] * (x.ndim - 1 - plan.ndim) + list(size))

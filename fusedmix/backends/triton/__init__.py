@@ -7,48 +7,17 @@ kernels are in mix_kernel.py, labels_kernel.py, losses_kernel.py, sample_kernel.
 from __future__ import annotations
 
 import functools
-import os
-import shutil
-import sysconfig
-from importlib.util import find_spec
-from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fusedmix import draws
+from fusedmix import backends, draws
+from fusedmix.arguments import LossArguments, MaskArguments, PlanTensors
 from fusedmix.checks import class_range, usual_batch
-from fusedmix.draws import CPU, PlanTensors, Request, Source
-from fusedmix.methods import WIDTH, Families, Per
-
-
-def interpreted() -> bool:
-    """Whether Triton runs kernels in its interpreter."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
-
-
-def why_not(device_type: str) -> str | None:
-    """Why these operators cannot serve a device type, or None. Does not import Triton."""
-    if find_spec("triton") is None:
-        return "triton is not installed"
-    if device_type == "cpu":
-        return (
-            None
-            if interpreted()
-            else "it serves CPU tensors only in Triton's interpreter, for tests: TRITON_INTERPRET=1"
-        )
-    if not torch.cuda.is_available():
-        return "torch finds no GPU"
-    if interpreted():
-        return None
-    compiler = os.environ.get("CC")
-    if shutil.which(compiler) is None if compiler else not any(map(shutil.which, ("gcc", "clang"))):
-        return f"Triton builds its launcher with a C compiler, and there is no {compiler or 'gcc or clang'}"
-    if not Path(sysconfig.get_paths()["include"], "Python.h").exists():
-        return "Triton builds its launcher with the headers of Python, and they are not installed (python3-dev)"
-    return None
+from fusedmix.draws import CPU, Request, Source
+from fusedmix.methods import Per
 
 
 def mask(*arguments: Any) -> Tensor:
@@ -65,28 +34,28 @@ def fourier(*arguments: Any) -> Tensor:
     return masks(*arguments)
 
 
-def mix(x: Tensor, *masks: Any) -> Tensor:
+def mix(x: Tensor, plan: MaskArguments) -> Tensor:
     """M ⊙ x + (1-M) ⊙ x[partner] in the layout of x."""
     from fusedmix.backends.triton.mix_kernel import apply, followed
 
     out = torch.empty_like(x)
-    apply(x, out, followed(masks))
+    apply(x, out, followed(plan))
     return out
 
 
-def mix_(x: Tensor, *masks: Any) -> None:
+def mix_(x: Tensor, plan: MaskArguments) -> None:
     """The same, in place."""
     from fusedmix.backends.triton.mix_kernel import apply, followed
 
-    apply(x, x, followed(masks))
+    apply(x, x, followed(plan))
 
 
-def mix_adjoint(grad: Tensor, *masks: Any) -> Tensor:
+def mix_adjoint(grad: Tensor, plan: MaskArguments) -> Tensor:
     """The gradient of mix: M_i·g_i + (1-M_j)·g_j with partner(j) = i."""
     from fusedmix.backends.triton.mix_kernel import apply, followed
 
     out = torch.empty_like(grad)
-    apply(grad, out, followed(masks), adjoint=True)
+    apply(grad, out, followed(plan), adjoint=True)
     return out
 
 
@@ -101,9 +70,10 @@ def mix_labels(labels: Tensor, partner: Tensor, weight: Tensor, num_classes: int
 
 def sample(request: Request, source: Source, device: torch.device) -> PlanTensors:
     """Everything random about a batch."""
+    source = draws.resolved(request, source)
     if source.seed is None:
         return _from_the_host(request, source)
-    return _kernels().sample.sample(request, _drawn(source.seed), _indexed(device))
+    return _kernels().sample.sample(request, source.seed, _indexed(device))
 
 
 def mix_batch(
@@ -141,7 +111,7 @@ def plain_step(
         raise ValueError("This step is not a plain one.")
     out = x if inplace else torch.empty_like(x)
     if source.seed is None:
-        plan = _from_the_host(request._replace(batch_size=1), source, usual=True)
+        plan = _from_the_host(request._replace(batch_size=1), source)
     else:
         plan = sample(request, source, x.device)
     dense = _mixed(x, out, y, request, plan, num_classes, label_smoothing)
@@ -150,41 +120,39 @@ def plain_step(
     return out, dense
 
 
-def cross_entropy(logits: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+def cross_entropy(of: LossArguments, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The reduced losses, statistics of the rows for the backward, and the reciprocal of what "mean" divides by."""
     from fusedmix.backends.triton import losses_kernel
 
-    return losses_kernel.cross_entropy(logits, *args)
+    return losses_kernel.cross_entropy(of, *options)
 
 
-def cross_entropy_backward(grad: Tensor, *args: Any) -> Tensor:
+def cross_entropy_backward(grad: Tensor, of: LossArguments, *options: Any) -> Tensor:
     """The gradient of the logits."""
     from fusedmix.backends.triton import losses_kernel
 
-    return losses_kernel.cross_entropy_backward(grad, *args)
+    return losses_kernel.cross_entropy_backward(grad, of, *options)
 
 
-def binary_cross_entropy(logits: Tensor, labels: Tensor, *args: Any) -> Tensor:
+def binary_cross_entropy(of: LossArguments, *options: Any) -> Tensor:
     """The reduced losses."""
     from fusedmix.backends.triton import losses_kernel
 
-    if labels.ndim == 1:
-        class_range(labels, logits.shape[1])
-    return losses_kernel.binary_cross_entropy(logits, labels, *args)
+    if of.labels.ndim == 1:
+        class_range(of.labels, of.logits.shape[1])
+    return losses_kernel.binary_cross_entropy(of, *options)
 
 
-def binary_cross_entropy_backward(grad: Tensor, *args: Any) -> Tensor:
+def binary_cross_entropy_backward(grad: Tensor, of: LossArguments, *options: Any) -> Tensor:
     """The gradient of the logits."""
     from fusedmix.backends.triton import losses_kernel
 
-    return losses_kernel.binary_cross_entropy_backward(grad, *args)
+    return losses_kernel.binary_cross_entropy_backward(grad, of, *options)
 
 
 def _step(
     x: Tensor, out: Tensor, y: Tensor, request: Request, source: Source, num_classes: int, label_smoothing: float
 ) -> tuple[Tensor, ...]:
-    if y.ndim == 1:  # a label out of range must leave the images as they were
-        class_range(y, num_classes)
     plan = sample(request, source, x.device)
     return _mixed(x, out, y, request, plan, num_classes, label_smoothing), *plan
 
@@ -194,12 +162,11 @@ def _mixed(
 ) -> Tensor:
     """Mixes the images into `out`, and returns the dense targets."""
     kernels = _kernels()
-    partner, _, weight, records = plan
-    may_hold = kernels.sample.spec_of(request.spec).families
-    ndim = 0 if may_hold == Families.CONSTANTS else len(request.size)
-    per = Per.SAMPLE if request.lam is not None and request.lam.ndim else request.per
-    dense = kernels.labels.mix(y, partner, weight, num_classes, label_smoothing, request.pairing, per == Per.BATCH)
-    kernels.mix.apply(x, out, (partner, records, may_hold, ndim, request.pairing, per))
+    partner, _, weight, _ = plan
+    masks = request.masks(plan, kernels.sample.spec_of(request.spec).families)
+    one_weight = masks.per == Per.BATCH
+    dense = kernels.labels.mix(y, partner, weight, num_classes, label_smoothing, masks.pairing, one_weight)
+    kernels.mix.apply(x, out, masks)
     return dense
 
 
@@ -219,28 +186,12 @@ def _kernels() -> _Kernels:
     return _Kernels(sample_kernel, labels_kernel, mix_kernel)
 
 
-def _from_the_host(request: Request, source: Source, *, usual: bool = False) -> PlanTensors:
-    """The plan of numbers that were drawn on the host, or are drawn now, by the CPU's own backend.
-
-    Args:
-        usual: whether they are what cpp draws by itself.
-    """
-    from fusedmix import backends
-
-    name = backends.choose("cpu")
-    operators = torch.ops.fusedmix_cpp if name == "cpp" else torch.ops.fusedmix_reference
-    if source.drawn is None and not (usual and name == "cpp"):
-        numbers, partner = draws.host(request, None)
-        drawn = torch.tensor(numbers, dtype=torch.float64, device="cpu").reshape(-1, WIDTH)
-        source = Source(None, drawn, partner)
-    spec, batch_size, size, pairing, per, p, lam, labels = request
-    lam, labels = (None if t is None else t.cpu() for t in (lam, labels))
-    return operators.sample.default(spec, batch_size, size, int(pairing), int(per), p, lam, labels, *source, CPU)
-
-
-def _drawn(seed: Tensor) -> Tensor:
-    """The seed; one without elements stands for a seed that is drawn here."""
-    return seed if seed.numel() else torch.empty((), dtype=torch.int64, device="cpu").random_()
+def _from_the_host(request: Request, source: Source) -> PlanTensors:
+    """The plan of numbers that were drawn on the host, or that cpp is to draw, by the CPU's own backend."""
+    lam, labels = (None if t is None else t.cpu() for t in (request.lam, request.labels))
+    row = request._replace(lam=lam, labels=labels)
+    operators = torch.ops.fusedmix_cpp if backends.choose("cpu") == "cpp" else torch.ops.fusedmix_reference
+    return operators.sample.default(*row, *source, CPU)
 
 
 def _indexed(device: torch.device) -> torch.device:
@@ -265,5 +216,4 @@ __all__ = [
     "mix_labels",
     "plain_step",
     "sample",
-    "why_not",
 ]

@@ -12,9 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fusedmix.backends.triton.launch import Kernel
-from fusedmix.backends.triton.mix_kernel import brought, by_formula, partner_of
-from fusedmix.backends.triton.numbers import bits, from_bits, from_compute, to_compute
+from fusedmix.backends.triton.launch import Kernel, brought, by_formula
+from fusedmix.backends.triton.numbers import bits, from_bits, from_compute, partner_of, to_compute
 from fusedmix.methods import Pairing
 
 _BLOCK = 512
@@ -112,18 +111,30 @@ def mix(
         labels = labels.view(torch.uint8)
     given, mode = 0, 1 if one_weight else 0
     if one_weight and weight.device != labels.device:
-        given, mode, weight = bits(float(weight[0])), 2, labels
+        given, mode, weight = bits(float(weight[0])), 2, labels  # not read
     else:
         weight = brought(labels.device, weight)
     pairing = by_formula(pairing)
-    partner = brought(labels.device, partner) if pairing == Pairing.RANDOM else labels
-    width = 4 if total % 4 == 0 else 1
     keep, add = _smoothing(label_smoothing, num_classes)
-    step = labels.stride(1) if soft else 0
-    _labels(
-        -(-total // (_BLOCK * width)),
-        (out, labels, partner, weight, labels.stride(0), step, given, keep, add, batch, num_classes),
-        (pairing, mode, soft, label_smoothing != 0, width, _BLOCK),
-        labels.device,
-    )
+    width = 4 if total % 4 == 0 else 1
+    named = {
+        "out": out,
+        "labels": labels,
+        "partner": brought(labels.device, partner) if pairing == Pairing.RANDOM else labels,
+        "weight": weight,
+        "row_stride": labels.stride(0),
+        "step": labels.stride(1) if soft else 0,
+        "given": given,
+        "keep": keep,
+        "add": add,
+        "batch": batch,
+        "classes": num_classes,
+        "PAIRING": pairing,
+        "WEIGHTS": mode,
+        "SOFT": soft,
+        "SMOOTH": label_smoothing != 0,
+        "V": width,
+        "N": _BLOCK,
+    }
+    _labels.launch(-(-total // (_BLOCK * width)), labels.device, named)
     return out

@@ -5,7 +5,6 @@ The meaning is fusedmix/backends/reference.py, `cross_entropy` and `binary_cross
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -13,10 +12,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fusedmix.arguments import LossArguments, compute_dtype, factor
 from fusedmix.backends.triton.labels_kernel import UNSIGNED, label, row_weight
-from fusedmix.backends.triton.launch import Kernel
-from fusedmix.backends.triton.mix_kernel import brought, by_formula, pairing_of, partner_of
-from fusedmix.backends.triton.numbers import bits, from_bits, from_compute, to_compute
+from fusedmix.backends.triton.launch import Kernel, brought, by_formula, pairing_of
+from fusedmix.backends.triton.numbers import bits, from_bits, from_compute, partner_of, to_compute
 from fusedmix.methods import Pairing, Per, Reduction
 
 _FORWARD, _BACKWARD = 4096, 2048  # elements of a row under way in a program, at most
@@ -135,27 +134,10 @@ def mixed_classes(i, labels, partner, weight, given, smoothing, ignore, batch, c
     do_not_specialize_on_alignment=["losses", "statistics", "labels", "partner", "weight", "class_weight"],
 )
 def cross_entropy_kernel(
-    losses,
-    statistics,
-    logits,
-    labels,
-    partner,
-    weight,
-    class_weight,
-    row_stride,
-    step,
-    given,
-    smoothing,
-    ignore,
-    batch,
-    classes,
-    PAIRING: tl.constexpr,
-    WEIGHTS: tl.constexpr,
-    WEIGHTED: tl.constexpr,
-    SMOOTH: tl.constexpr,
-    V: tl.constexpr,
-    N: tl.constexpr,
-):
+    losses, statistics, logits, labels, partner, weight, class_weight, row_stride, step, given, smoothing, ignore,
+    batch, classes, PAIRING: tl.constexpr, WEIGHTS: tl.constexpr, WEIGHTED: tl.constexpr, SMOOTH: tl.constexpr,
+    V: tl.constexpr, N: tl.constexpr,
+):  # fmt: skip
     C: tl.constexpr = losses.dtype.element_ty
     i = tl.program_id(0).to(tl.int64)
     own, lent, own_share, lent_share, flat, ignored = mixed_classes(
@@ -195,30 +177,10 @@ def cross_entropy_kernel(
     do_not_specialize_on_alignment=["grad", "labels", "partner", "weight", "class_weight", "statistics", "scale"],
 )
 def cross_entropy_backward_kernel(
-    out,
-    logits,
-    grad,
-    scale,
-    statistics,
-    labels,
-    partner,
-    weight,
-    class_weight,
-    row_stride,
-    step,
-    grad_step,
-    given,
-    smoothing,
-    ignore,
-    batch,
-    classes,
-    parts,
-    PAIRING: tl.constexpr,
-    WEIGHTS: tl.constexpr,
-    WEIGHTED: tl.constexpr,
-    V: tl.constexpr,
-    N: tl.constexpr,
-):
+    out, logits, grad, scale, statistics, labels, partner, weight, class_weight, row_stride, step, grad_step, given,
+    smoothing, ignore, batch, classes, parts, PAIRING: tl.constexpr, WEIGHTS: tl.constexpr, WEIGHTED: tl.constexpr,
+    V: tl.constexpr, N: tl.constexpr,
+):  # fmt: skip
     C: tl.constexpr = statistics.dtype.element_ty
     i, start = tl.program_id(0).to(tl.int64) // parts, tl.program_id(0) % parts * N
     own, lent, own_share, lent_share, flat, ignored = mixed_classes(
@@ -271,32 +233,11 @@ def binary_targets(i, k, live, labels, partner, weight, label_stride, label_step
     do_not_specialize_on_alignment=["losses", "labels", "partner", "weight", "class_weight", "pos_weight"],
 )
 def binary_cross_entropy_kernel(
-    losses,
-    logits,
-    labels,
-    partner,
-    weight,
-    class_weight,
-    pos_weight,
-    row_stride,
-    step,
-    label_stride,
-    label_step,
-    given,
-    smoothing,
-    threshold,
-    batch,
-    classes,
-    PAIRING: tl.constexpr,
-    WEIGHTS: tl.constexpr,
-    SOFT: tl.constexpr,
-    SMOOTH: tl.constexpr,
-    THRESHOLD: tl.constexpr,
-    WEIGHTED: tl.constexpr,
-    POSITIVE: tl.constexpr,
-    V: tl.constexpr,
+    losses, logits, labels, partner, weight, class_weight, pos_weight, row_stride, step, label_stride, label_step,
+    given, smoothing, threshold, batch, classes, PAIRING: tl.constexpr, WEIGHTS: tl.constexpr, SOFT: tl.constexpr,
+    SMOOTH: tl.constexpr, THRESHOLD: tl.constexpr, WEIGHTED: tl.constexpr, POSITIVE: tl.constexpr, V: tl.constexpr,
     N: tl.constexpr,
-):
+):  # fmt: skip
     C: tl.constexpr = losses.dtype.element_ty
     i = tl.program_id(0).to(tl.int64)
     row = logits + row_of(i, row_stride, V)
@@ -325,36 +266,11 @@ def binary_cross_entropy_kernel(
     do_not_specialize_on_alignment=["grad", "labels", "partner", "weight", "class_weight", "pos_weight"],
 )
 def binary_cross_entropy_backward_kernel(
-    out,
-    logits,
-    grad,
-    labels,
-    partner,
-    weight,
-    class_weight,
-    pos_weight,
-    row_stride,
-    step,
-    grad_step,
-    label_stride,
-    label_step,
-    given,
-    smoothing,
-    threshold,
-    factor,
-    batch,
-    classes,
-    parts,
-    PAIRING: tl.constexpr,
-    WEIGHTS: tl.constexpr,
-    SOFT: tl.constexpr,
-    SMOOTH: tl.constexpr,
-    THRESHOLD: tl.constexpr,
-    WEIGHTED: tl.constexpr,
-    POSITIVE: tl.constexpr,
-    V: tl.constexpr,
-    N: tl.constexpr,
-):
+    out, logits, grad, labels, partner, weight, class_weight, pos_weight, row_stride, step, grad_step, label_stride,
+    label_step, given, smoothing, threshold, factor, batch, classes, parts, PAIRING: tl.constexpr,
+    WEIGHTS: tl.constexpr, SOFT: tl.constexpr, SMOOTH: tl.constexpr, THRESHOLD: tl.constexpr, WEIGHTED: tl.constexpr,
+    POSITIVE: tl.constexpr, V: tl.constexpr, N: tl.constexpr,
+):  # fmt: skip
     C: tl.constexpr = grad.dtype.element_ty
     i, start = tl.program_id(0).to(tl.int64) // parts, tl.program_id(0) % parts * N
     g = tl.load(grad + i * grad_step) * from_bits(factor).to(C)
@@ -384,14 +300,41 @@ _binary_backward = Kernel(binary_cross_entropy_backward_kernel)
 # ---- launches --------------------------------------------------------------------------------------------------------
 
 
-def _plan(logits: Tensor, partner: Tensor, weight: Tensor, pairing: int, per: int) -> tuple[Any, ...]:
-    """partner, weight and its bits as arguments, PAIRING and WEIGHTS as constants."""
-    device = logits.device
-    pairing = by_formula(pairing_of(partner, pairing))
-    partner = brought(device, partner) if pairing == Pairing.RANDOM else logits
-    if per == Per.BATCH and weight.device != device and weight.numel():
-        return partner, logits, bits(float(weight[0])), pairing, 2
-    return partner, brought(device, weight), 0, pairing, 1 if per == Per.BATCH else 0
+def _given(of: LossArguments, label_smoothing: float) -> dict[str, Any]:
+    """What every kernel of a loss is given."""
+    logits, device = of.logits, of.logits.device
+    row_stride, step = logits.stride()
+    batch, classes = logits.shape
+    pairing = by_formula(pairing_of(of.partner, of.pairing))
+    given, weights = 0, 1 if of.per == Per.BATCH else 0
+    if weights == 1 and of.weight.device != device and batch:
+        given, weights, weight = bits(float(of.weight[0])), 2, logits  # not read
+    else:
+        weight = brought(device, of.weight)
+    return {
+        "logits": logits,
+        "partner": brought(device, of.partner) if pairing == Pairing.RANDOM else logits,
+        "weight": weight,
+        "class_weight": logits if of.class_weight is None else of.class_weight,
+        "row_stride": row_stride,
+        "step": step,
+        "given": given,
+        "smoothing": bits(label_smoothing),
+        "batch": batch,
+        "classes": classes,
+        "PAIRING": pairing,
+        "WEIGHTS": weights,
+        "WEIGHTED": of.class_weight is not None,
+    }
+
+
+def _given_backward(of: LossArguments, grad: Tensor, out: Tensor) -> tuple[int, dict[str, Any]]:
+    """The number of programs, and what kernels of gradients are given besides."""
+    block = _block(of.logits, _BACKWARD)
+    parts = -(-out.shape[1] // block)
+    grad_step = grad.stride(0) if grad.ndim else 0
+    width = _width(of.logits, out)
+    return len(out) * parts, {"out": out, "grad": grad, "grad_step": grad_step, "parts": parts, "V": width, "N": block}
 
 
 def _width(logits: Tensor, out: Tensor | None = None) -> int:
@@ -406,151 +349,89 @@ def _block(logits: Tensor, most: int) -> int:
     return min(most, max(64, triton.next_power_of_2(logits.shape[1])))
 
 
-def _compute(logits: Tensor) -> torch.dtype:
-    return torch.float64 if logits.dtype == torch.float64 else torch.float32
-
-
-def _factor(logits: Tensor, reduction: int) -> float:
-    rows, classes = logits.shape
-    counted = {Reduction.MEAN: rows, Reduction.MEAN_OF_ALL: rows * classes}.get(Reduction(reduction), 1)
-    return 1 / counted if counted else math.nan
+def _reduced(losses: Tensor, labels: Tensor, factor: float, ignore_index: int, count: bool) -> tuple[Tensor, Tensor]:
+    """The sum of all losses times a factor, and the factor; with `count` one over the number of labels that count."""
+    out, scale = losses.new_empty(()), losses.new_empty(())
+    named = {"out": out, "scale": scale, "losses": losses, "labels": labels, "factor": bits(factor)}
+    named |= {"ignore": ignore_index, "batch": len(losses), "COUNT": count, "N": _FINISH}
+    _finish.launch(1, losses.device, named)
+    return out, scale
 
 
 def cross_entropy(
-    logits: Tensor,
-    labels: Tensor,
-    partner: Tensor,
-    weight: Tensor,
-    pairing: int,
-    per: int,
-    class_weight: Tensor | None,
-    label_smoothing: float,
-    ignore_index: int,
-    reduction: int,
+    of: LossArguments, label_smoothing: float, ignore_index: int, reduction: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    batch, classes = logits.shape
-    losses = logits.new_empty(batch, dtype=_compute(logits))
-    statistics, scale = losses.new_empty((batch, 2)), losses.new_empty(())
-    labels = labels.contiguous()
-    partner, weight, given, by_pairing, weights = _plan(logits, partner, weight, pairing, per)
-    tensors = (losses, statistics, logits, labels, partner, weight, logits if class_weight is None else class_weight)
-    numbers = (*logits.stride(), given, bits(label_smoothing), ignore_index, batch, classes)
-    width = _width(logits)
-    constants = (by_pairing, weights, class_weight is not None, label_smoothing != 0, width, _block(logits, _FORWARD))
-    _cross_entropy(batch, (*tensors, *numbers), constants, logits.device)
+    logits, labels = of.logits, of.labels.contiguous()
+    losses = logits.new_empty(len(logits), dtype=compute_dtype(logits))
+    statistics = losses.new_empty((len(logits), 2))
+    named = _given(of, label_smoothing) | {"losses": losses, "statistics": statistics, "labels": labels}
+    named |= {"ignore": ignore_index, "SMOOTH": label_smoothing != 0}
+    named |= {"V": _width(logits), "N": _block(logits, _FORWARD)}
+    _cross_entropy.launch(len(logits), logits.device, named)
     if reduction == Reduction.NONE:
-        return losses, statistics, scale.fill_(1)
-    out = losses.new_empty(())
-    arguments = (out, scale, losses, labels, bits(1.0), ignore_index, batch)
-    _finish(1, arguments, (reduction == Reduction.MEAN, _FINISH), logits.device)
+        return losses, statistics, losses.new_ones(())
+    out, scale = _reduced(losses, labels, 1.0, ignore_index, reduction == Reduction.MEAN)
     return out, statistics, scale
 
 
 def cross_entropy_backward(
-    grad: Tensor,
-    logits: Tensor,
-    labels: Tensor,
-    partner: Tensor,
-    weight: Tensor,
-    pairing: int,
-    per: int,
-    class_weight: Tensor | None,
-    statistics: Tensor,
-    scale: Tensor,
-    label_smoothing: float,
-    ignore_index: int,
+    grad: Tensor, of: LossArguments, statistics: Tensor, scale: Tensor, label_smoothing: float, ignore_index: int
 ) -> Tensor:
-    batch, classes = logits.shape
-    out = logits.new_empty((batch, classes))
-    partner, weight, given, by_pairing, weights = _plan(logits, partner, weight, pairing, per)
-    block = _block(logits, _BACKWARD)
-    parts = -(-classes // block)
-    class_ = logits if class_weight is None else class_weight
-    tensors = (out, logits, grad, scale, statistics, labels.contiguous(), partner, weight, class_)
-    numbers = (*logits.stride(), grad.stride(0) if grad.ndim else 0, given, bits(label_smoothing), ignore_index)
-    constants = (by_pairing, weights, class_weight is not None, _width(logits, out), block)
-    _cross_entropy_backward(batch * parts, (*tensors, *numbers, batch, classes, parts), constants, logits.device)
+    out = of.logits.new_empty(of.logits.shape)
+    programs, named = _given_backward(of, grad, out)
+    named |= _given(of, label_smoothing)
+    named |= {"labels": of.labels.contiguous(), "statistics": statistics, "scale": scale, "ignore": ignore_index}
+    _cross_entropy_backward.launch(programs, out.device, named)
     return out
 
 
 def binary_cross_entropy(
-    logits: Tensor,
-    labels: Tensor,
-    partner: Tensor,
-    weight: Tensor,
-    pairing: int,
-    per: int,
-    class_weight: Tensor | None,
-    pos_weight: Tensor | None,
-    label_smoothing: float,
-    threshold: float | None,
-    reduction: int,
+    of: LossArguments, pos_weight: Tensor | None, label_smoothing: float, threshold: float | None, reduction: int
 ) -> Tensor:
-    batch, classes = logits.shape
-    losses = logits.new_empty(batch, dtype=_compute(logits))
-    tensors, numbers, constants = _binary_arguments(
-        logits, labels, partner, weight, pairing, per, class_weight, pos_weight, label_smoothing, threshold
+    logits = of.logits
+    losses = logits.new_empty(len(logits), dtype=compute_dtype(logits))
+    named = _given_binary(of, pos_weight, label_smoothing, threshold)
+    named |= {"losses": losses, "V": _width(logits), "N": _block(logits, _BACKWARD)}
+    _binary.launch(len(logits), logits.device, named)
+    return (
+        losses if reduction == Reduction.NONE else _reduced(losses, losses, factor(of.logits, reduction), 0, False)[0]
     )
-    arguments = (losses, logits, *tensors, *logits.stride(), *numbers, batch, classes)
-    _binary(batch, arguments, (*constants, _width(logits), _block(logits, _BACKWARD)), logits.device)
-    if reduction == Reduction.NONE:
-        return losses
-    out, scale = losses.new_empty(()), losses.new_empty(())
-    _finish(
-        1, (out, scale, losses, losses, bits(_factor(logits, reduction)), 0, batch), (False, _FINISH), logits.device
-    )
-    return out
 
 
 def binary_cross_entropy_backward(
     grad: Tensor,
-    logits: Tensor,
-    labels: Tensor,
-    partner: Tensor,
-    weight: Tensor,
-    pairing: int,
-    per: int,
-    class_weight: Tensor | None,
+    of: LossArguments,
     pos_weight: Tensor | None,
     label_smoothing: float,
     threshold: float | None,
     reduction: int,
 ) -> Tensor:
-    batch, classes = logits.shape
-    out = logits.new_empty((batch, classes))
-    tensors, numbers, constants = _binary_arguments(
-        logits, labels, partner, weight, pairing, per, class_weight, pos_weight, label_smoothing, threshold
-    )
-    block = _block(logits, _BACKWARD)
-    parts = -(-classes // block)
-    steps = (*logits.stride(), grad.stride(0) if grad.ndim else 0)
-    arguments = (out, logits, grad, *tensors, *steps, *numbers, bits(_factor(logits, reduction)), batch, classes, parts)
-    _binary_backward(batch * parts, arguments, (*constants, _width(logits, out), block), logits.device)
+    out = of.logits.new_empty(of.logits.shape)
+    programs, named = _given_backward(of, grad, out)
+    named |= _given_binary(of, pos_weight, label_smoothing, threshold) | {"factor": bits(factor(of.logits, reduction))}
+    _binary_backward.launch(programs, out.device, named)
     return out
 
 
-def _binary_arguments(
-    logits: Tensor,
-    labels: Tensor,
-    partner: Tensor,
-    weight: Tensor,
-    pairing: int,
-    per: int,
-    class_weight: Tensor | None,
-    pos_weight: Tensor | None,
-    label_smoothing: float,
-    threshold: float | None,
-) -> tuple[tuple[Tensor, ...], tuple[int, ...], tuple[Any, ...]]:
-    """The tensors from the labels to the weights of positives, the numbers from the labels' strides to the threshold,
-    and the constants before the width."""
+def _given_binary(
+    of: LossArguments, pos_weight: Tensor | None, label_smoothing: float, threshold: float | None
+) -> dict[str, Any]:
+    """What both kernels of the binary loss are given."""
+    labels = of.labels
     soft = labels.ndim == 2
     if soft and labels.dtype in (torch.uint16, torch.uint32, torch.uint64):
-        labels = labels.to(_compute(logits))
+        labels = labels.to(compute_dtype(of.logits))
     elif labels.dtype in UNSIGNED:
         labels = labels.view(UNSIGNED[labels.dtype])
-    partner, weight, given, by_pairing, weights = _plan(logits, partner, weight, pairing, per)
-    class_, positive = (logits if t is None else t for t in (class_weight, pos_weight))
-    strides = (labels.stride(0), labels.stride(1) if soft else 0)
-    numbers = (*strides, given, bits(label_smoothing), bits(0.0 if threshold is None else threshold))
-    options = (soft, label_smoothing != 0, threshold is not None, class_weight is not None, pos_weight is not None)
-    return (labels, partner, weight, class_, positive), numbers, (by_pairing, weights, *options)
+    return {
+        **_given(of, label_smoothing),
+        "labels": labels,
+        "pos_weight": of.logits if pos_weight is None else pos_weight,
+        "label_stride": labels.stride(0),
+        "label_step": labels.stride(1) if soft else 0,
+        "threshold": bits(0.0 if threshold is None else threshold),
+        "SOFT": soft,
+        "SMOOTH": label_smoothing != 0,
+        "THRESHOLD": threshold is not None,
+        "POSITIVE": pos_weight is not None,
+    }

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fusedmix.arguments import PlanTensors, empty_parts
 from fusedmix.backends.triton import masks
 from fusedmix.backends.triton.enums import COLUMNS, Columns, Draws, Methods, Pairings, Streams
 from fusedmix.backends.triton.launch import Kernel
@@ -30,10 +31,9 @@ from fusedmix.backends.triton.numbers import (
     uniform,
     words,
 )
-from fusedmix.draws import CPU, PlanTensors, Request
+from fusedmix.draws import CPU, Request
 from fusedmix.masks.family import padded
 from fusedmix.methods import Column, Drawn, Pairing
-from fusedmix.plan import empty_parts
 from fusedmix.spec import families
 
 _SAMPLES = 16  # of a program
