@@ -20,9 +20,9 @@ from fusedmix.checkpointing import in_backward, recorded, recording
 from fusedmix.criteria import MixedCriterion, MixedFunction, check_smoothing
 from fusedmix.draws import CPU
 from fusedmix.functional import mix as apply
+from fusedmix.module import MixTransform, mixing_module
 from fusedmix.options import TargetsName
 from fusedmix.plan import MixPlan
-from fusedmix.transforms import _BY_CLASS, MixTransform, mixing_module
 
 _KEPT = 64  # forward passes whose plans are kept for backward passes that recompute them
 _SEVERAL = "fusedmix.attach: which layer is mixed decides what the graph is; attach to the compiled model instead."
@@ -87,7 +87,7 @@ def attached(model: nn.Module) -> list[MixHandle]:
 
 def _without_labels(name: str, mix: Any) -> MixTransform:
     """`mix`, if it is a mixing module that needs no labels to find partners."""
-    if mixing_module(name, mix)._pairing in _BY_CLASS:
+    if mixing_module(name, mix)._pairing.by_class:
         raise ValueError(f"{name} must find partners without labels, but got one with pairing={mix.pairing!r}.")
     return mix
 

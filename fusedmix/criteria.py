@@ -22,7 +22,7 @@ from fusedmix.targets import mix_targets, per_sample
 
 if TYPE_CHECKING:
     from fusedmix.attachment import MixHandle
-    from fusedmix.transforms import MixTransform
+    from fusedmix.module import MixTransform
 
 REDUCTIONS = ("mean", "sum", "none", "batchmean")
 _HELD = threading.Lock()  # while a criterion has another reduction than its owner gave it

@@ -16,7 +16,7 @@ from fusedmix.masks.family import packed
 from fusedmix.options import EmbeddingOptions, spelled_out
 from fusedmix.plan import MixPlan, SparseTargets, same_batch
 from fusedmix.targets import mix_targets, per_sample
-from fusedmix.transforms import _BY_CLASS, MixUp
+from fusedmix.transforms import MixUp
 
 Padding = Literal["zeros", "keep"]
 _check_padding = partial(checks.choice, allowed=get_args(Padding))
@@ -151,7 +151,7 @@ class EmbedMix(MixUp):
         plan = self.sample(
             embeddings.shape[0],
             (max(embeddings.shape[1], 1),),
-            labels=labels if self._pairing in _BY_CLASS else None,
+            labels=labels if self._pairing.by_class else None,
             device=embeddings.device if self.sampling == "device" else None,
         )
         targets: Any = None

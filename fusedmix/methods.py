@@ -153,6 +153,11 @@ class Pairing(IntEnum):
         """Whether the partners follow from the batch size alone."""
         return self in (Pairing.ROLL, Pairing.FLIP)
 
+    @property
+    def by_class(self) -> bool:
+        """Whether the partners follow from the labels."""
+        return self in (Pairing.CROSS_CLASS, Pairing.SAME_CLASS)
+
 
 class Per(IntEnum):
     """How many draws a batch gets."""

@@ -7,14 +7,11 @@ import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, TypeVar, get_args, get_type_hints
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypedDict, TypeVar, get_args, get_type_hints
 
 import torch
 
 from fusedmix import checks, sample_tree
-
-if TYPE_CHECKING:
-    from fusedmix.transforms import MixTransform
 
 PairingName = Literal["roll", "flip", "random", "cross_class", "same_class"]
 PerName = Literal["batch", "pair", "sample"]
@@ -150,6 +147,7 @@ _KEYWORDS = {
     "variant": _Keyword(None, _or_none(_one_of(VariantName, official="released", code="released"))),
 }
 DEFAULTS = {name: keyword.default for name, keyword in _KEYWORDS.items()}
+OF_METHOD = ("lam_range", "variant", "p")  # Each method of a RandomMix has its own; the others are the whole batch's.
 
 
 def checked(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -189,7 +187,13 @@ def check_generator(name: str, generator: Any, sampling: str) -> None:
         )
 
 
-Module = TypeVar("Module", bound="MixTransform")
+class TakesKeywords(Protocol):
+    """A mixing module."""
+
+    _keywords: ClassVar[tuple[str, ...]]  # of `Options`, those that the class takes
+
+
+Module = TypeVar("Module", bound=TakesKeywords)
 _takers: dict[str, list[str]] = {}  # by keyword, of all modules: those that take it
 
 
@@ -238,7 +242,7 @@ _ELSEWHERE = {
 }
 
 
-def unknown_keyword(cls: type[MixTransform], name: str) -> TypeError:
+def unknown_keyword(cls: type[TakesKeywords], name: str) -> TypeError:
     """The error of a module for a keyword that it does not take."""
     own = (p.name for p in inspect.signature(cls).parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD)
     taken = list(dict.fromkeys((*own, *cls._keywords)))
@@ -248,7 +252,7 @@ def unknown_keyword(cls: type[MixTransform], name: str) -> TypeError:
     )
 
 
-def missing_attribute(mix: MixTransform, name: str) -> AttributeError | None:
+def missing_attribute(mix: TakesKeywords, name: str) -> AttributeError | None:
     """The error for setting an attribute that only other modules have, which would do nothing."""
     cls = type(mix)
     if name not in _takers or hasattr(cls, name) or name in inspect.signature(cls).parameters:

@@ -47,15 +47,8 @@ def parse(
         ValueError: it holds something that cannot be mixed (PIL images, bounding boxes, keypoints), no image, or the
             getters do not return tensors of it.
     """
-    if (
-        labels_getter == "default"
-        and images_getter is None
-        and type(sample) in (tuple, list)
-        and len(sample) == 2
-        and type(sample[0]) is Tensor
-        and type(sample[1]) is Tensor
-    ):  # what the rest of this function would find, at a tenth of its time
-        x, y = sample
+    if labels_getter == "default" and images_getter is None and is_pair(sample):
+        x, y = sample  # What the rest of this function would find takes ten times as long.
         return Sample([x, y], type(sample), [0] if x is not y else [], [], y, 0 if x is y else 1)
     leaves, rebuild = flatten(sample)
     kinds = [subclasses.kind(leaf) for leaf in leaves]
@@ -90,6 +83,13 @@ def parse(
             images = find_images(sample, leaves, pure, likely, "images_getter=")
     masks = [i for i, kind in enumerate(kinds) if kind == "mask"]
     return Sample(leaves, rebuild, images, masks, labels, labels_index)
+
+
+def is_pair(sample: Any) -> bool:
+    """Whether a sample is a tuple or list of two pure tensors."""
+    return (
+        type(sample) in (tuple, list) and len(sample) == 2 and type(sample[0]) is Tensor and type(sample[1]) is Tensor
+    )
 
 
 def flatten(tree: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:

@@ -24,7 +24,8 @@ from functools import partial
 from typing import Any, ClassVar
 
 from fusedmix import checks
-from fusedmix.transforms import MixTransform, RandomMix, _BetaMethod, mixing_module
+from fusedmix.module import MixTransform, mixing_module
+from fusedmix.transforms import BetaMethod, RandomMix
 
 _FROM_0 = partial(checks.integer, low=0)
 _FROM_1 = partial(checks.integer, low=1)
@@ -187,8 +188,8 @@ class OffAfter(MixSchedule):
         self.mix.enabled = self.last_epoch < self.epoch
 
 
-def _with_alpha(mix: Any) -> list[_BetaMethod]:
-    methods = [m for m in (mix.methods if isinstance(mix, RandomMix) else [mix]) if isinstance(m, _BetaMethod)]
+def _with_alpha(mix: Any) -> list[BetaMethod]:
+    methods = [m for m in (mix.methods if isinstance(mix, RandomMix) else [mix]) if isinstance(m, BetaMethod)]
     if not methods:
         raise TypeError(f"mix must be a mixing module with an alpha, or a RandomMix of such, but got {mix!r}.")
     return methods

@@ -252,7 +252,7 @@ def test_nothing_is_drawn_for_labels_out_of_range(operators, labels):
     for state in ("seed-to-draw", "to-draw"):
         source = SOURCES[state](CPU)
         for operator in (operators.namespace.mix_batch, operators.namespace.mix_batch_):
-            with pytest.raises((ValueError, RuntimeError), match="labels|class"):
+            with pytest.raises((ValueError, RuntimeError), match=r"labels|class"):
                 operator(torch.rand(5, 1, 6, 7, generator=torch.Generator()), labels, *asked, *source, 3, 0.1)
     assert torch.equal(torch.get_rng_state(), before)
 

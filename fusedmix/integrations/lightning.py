@@ -20,7 +20,7 @@ import torch
 
 from fusedmix import checks, sample_tree
 from fusedmix.integrations.positions import Schedule, check_mix, check_schedules, check_seed, mix_at
-from fusedmix.transforms import MixTransform
+from fusedmix.module import MixTransform
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback

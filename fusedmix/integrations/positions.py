@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import torch
 
 from fusedmix import checks
+from fusedmix.module import MixTransform, mixing_module
 from fusedmix.ops import GeneratorHandle
-from fusedmix.transforms import MixTransform, mixing_module
 
 
 class Schedule(Protocol):

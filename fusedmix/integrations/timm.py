@@ -50,7 +50,7 @@ from fusedmix.functional import mix_, mix_labels
 from fusedmix.masks.family import packed
 from fusedmix.methods import Families, Kind, Pairing, Per
 from fusedmix.plan import MixPlan
-from fusedmix.transforms import _capturing
+from fusedmix.step import capturing
 
 try:
     import numpy as np
@@ -269,7 +269,7 @@ class Mixup(checks.Checked):
         """Raises where a draw for images of that size would fail half-way, or be frozen into a graph."""
         if not self.mixup_enabled:
             return
-        if _capturing():
+        if capturing():
             raise RuntimeError(
                 f"{type(self).__name__} cannot be captured in a CUDA graph: every replay would repeat the one draw. "
                 'Mix outside the graph, or use fusedmix.RandomMix([...], sampling="device").'

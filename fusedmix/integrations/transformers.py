@@ -25,8 +25,8 @@ from torch import Tensor
 from fusedmix import checks
 from fusedmix.attachment import attached
 from fusedmix.integrations.positions import check_mix, check_schedules, check_seed, mix_at
+from fusedmix.module import MixTransform
 from fusedmix.plan import SparseTargets
-from fusedmix.transforms import MixTransform
 
 try:
     from transformers import Trainer

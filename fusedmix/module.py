@@ -1,0 +1,603 @@
+"""The base of the mixing modules: handles a batch, whatever the methods are."""
+
+from __future__ import annotations
+
+import functools
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from fusedmix import backends, checks, dims, sample_tree, step
+from fusedmix.arguments import PlanTensors
+from fusedmix.backends import reference, triton
+from fusedmix.checkpointing import check_rewinds, recorded
+from fusedmix.draws import CPU, Request, Source, moved
+from fusedmix.functional import in_range, mix, mix_, mix_labels
+from fusedmix.masks import grid
+from fusedmix.masks.family import padded
+from fusedmix.methods import Column, Families, Method, Number, Pairing, Per
+from fusedmix.ops import GeneratorHandle, draw_on_host
+from fusedmix.options import (
+    DEFAULTS,
+    OF_METHOD,
+    BackendName,
+    PairingName,
+    PerName,
+    SamplingName,
+    TargetsName,
+    check_generator,
+    checked,
+    missing_attribute,
+    settled,
+    unknown_keyword,
+)
+from fusedmix.plan import MixPlan, SparseTargets
+from fusedmix.segmentation import check_masks, mix_masks
+from fusedmix.spec import families
+from fusedmix.subclasses import like, plain
+
+_FLOAT32_MAX = torch.finfo(torch.float32).max
+# By `sampling`: what an operator is given that draws by itself. A seed of no elements stands for one to be drawn.
+_TO_DRAW = {
+    "host": Source(seed=None, drawn=None, partner=None),
+    "device": Source(seed=torch.empty(0, dtype=torch.int64, device=CPU), drawn=None, partner=None),
+}
+
+_NATIVE = {"cpp": torch.ops.fusedmix_cpp, "cuda": torch.ops.fusedmix_cuda}
+
+
+class MixTransform(checks.Checked, nn.Module):
+    """Base of the mixing modules: takes a batch apart, samples a plan, applies it to images, masks and labels.
+
+    Call it with a batch, in any structure torchvision v2 takes: `images, targets = mix(images, labels)`. It mixes in
+    training and evaluation mode alike, as torchvision's transforms do, unless it is made with training_only=True.
+
+    The keywords are attributes too. Setting one is checked as the keyword is, and acts from the next batch on; those
+    that are fixed when a module is made say so. (DataLoader workers that run already have a module of their own, in
+    which nothing changes but what a schedule sets.)
+    """
+
+    num_classes: int | None
+    p: float
+    label_smoothing: float
+    sampling: SamplingName
+    backend: BackendName | None
+    targets: TargetsName
+    # Of a module that was pickled when there was no such keyword.
+    training_only: bool = False
+    axes: tuple[int, ...] | None = None
+    labels_getter: sample_tree.Getter | Literal["default"] | None
+    images_getter: sample_tree.Getter | None
+    inplace: bool
+    mask_classes: int | None
+    mask_ignore_index: int | None
+
+    _keywords: ClassVar[tuple[str, ...]] = tuple(DEFAULTS)  # of `Options`, those that the class takes
+    _chooses: ClassVar[bool] = False  # whether a method is drawn, and be it of one
+    _member: bool = False  # whether it is one of the methods of a RandomMix
+    _generator: GeneratorHandle | None = None
+    _spec: Tensor  # (methods, len(Column)) float64, on the CPU wherever the module goes
+    _warned: bool = False  # that its boxes are empty
+    _usual: bool  # whether its keywords allow the plain way
+    _usual_size: tuple[int, ...] | None = None  # of masks, for which there is nothing to raise and to warn of
+    _usual_row: tuple[Any, ...]  # what an operator is given on that way after (x, y, spec, batch size, size)
+    _plain_backends: dict[str, str]  # that serve it, by device type
+    _grids: tuple[tuple[int, ...], ...] = ()  # which have to fit the images
+    _large_grids: tuple[int, ...] = ()  # three numbers of cells for each of those whose cells are stored
+
+    def __init__(self, spec: Tensor, options: Mapping[str, Any]) -> None:
+        super().__init__()
+        for name in options:
+            if name not in self._keywords:
+                raise unknown_keyword(type(self), name)
+        self._spec = spec
+        self._one_method = spec.shape[0] == 1 and not self._chooses
+        self._families = families(spec)
+        self._constant, self._boxed = self._families.constant, self._families.boxed
+        self._stored = self._families.stored
+        self._soft = Families.LEVELS in self._families
+        self._grids = tuple(grid.cells_of(row) for row in spec.tolist() if row[Column.METHOD] == Method.GRIDMIX)
+        self._large_grids = sum((padded(cells) for cells in self._grids if math.prod(cells) > grid.CELLS), ())
+        self._take(options)
+
+    def _take(self, given: Mapping[str, Any]) -> None:
+        """Sets the attributes to the keywords given and to the defaults of the rest, or raises and sets none."""
+        given = checked(given)
+        values = settled(given)
+        if values["backend"] != self.__dict__.get("backend", ...):
+            backends.prepare(values["backend"])
+        self._pairing, self._per = Pairing[values.pop("pairing").upper()], Per[values.pop("per").upper()]
+        generator = values.pop("generator")
+        if generator is not self.generator:
+            self._generator = None if generator is None else GeneratorHandle(generator)
+        # A generator is held once, by its handle, which knows how to be copied.
+        self._options = {key: value for key, value in given.items() if key != "generator"}
+        # Plain attributes, which are read in no time: whoever sets one comes through __setattr__.
+        self.__dict__.update((name, values[name]) for name in self._keywords if name in values)
+        self._prepare_plain_step()
+
+    def _prepare_plain_step(self) -> None:
+        """Finds out once what every plain step needs to know of the module."""
+        request = Request(self._spec, 0, (), self._pairing, self._per, self.p, lam=None, labels=None)
+        self.__dict__["_usual"] = all(holds(self) for holds in step.PLAIN_MODULE)
+        self.__dict__["_usual_row"] = _flat(request, _TO_DRAW[self.sampling])[3:]
+        self.__dict__["_plain_backends"] = {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._prepare_plain_step()  # anew: the module may have been pickled before there was such a step
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self._keywords and not isinstance(getattr(type(self), name, None), property):
+            self._set_keyword(name, value)
+        elif (error := missing_attribute(self, name)) is not None:
+            raise error
+        else:
+            super().__setattr__(name, value)
+
+    def _set_keyword(self, name: str, value: Any) -> None:
+        if self._member and name not in OF_METHOD:
+            raise AttributeError(
+                f"{name} is the whole batch's, not that of a method of a RandomMix, as this {type(self).__name__} is "
+                "one. Set it on the RandomMix, or make a new module for use without it."
+            )
+        self._take({**self._options, "generator": self.generator, name: value})
+
+    def sample(
+        self,
+        batch_size: int,
+        size: Sequence[int],
+        *,
+        lam: float | Tensor | None = None,
+        labels: Tensor | None = None,
+        device: torch.device | str | int | None = None,
+        generator: torch.Generator | None = None,
+        seed: int | None = None,
+    ) -> MixPlan:
+        """Draws the plan of a batch. With training_only=True it mixes nothing (λ = 1) in evaluation mode.
+
+        Args:
+            batch_size: B >= 0.
+            size: 1 to 3 spatial sides in pixels, (L,), (H, W) or (D, H, W), each at least 1.
+            lam: λ, given instead of drawn: a number, or a tensor () or (B,). In [0, 1] but for methods without a mask
+                (MixUp, SamplePairing), for which any finite value extrapolates.
+            labels: (B,) classes or (B, K), needed by pairing="cross_class" and "same_class" and ignored otherwise.
+            device: where the plan's tensors are to be; None: on the CPU. A plan there serves batches on any device.
+                It stays there for a device that has no float64 (MPS).
+            generator: instead of the module's.
+            seed: makes the draw a pure function of its arguments: an int in [-2^63, 2^64). With sampling="host" it is
+                what torch.manual_seed(seed) followed by the draw would give (torch's CPU generator uses 32 bits of it).
+
+        Raises:
+            TypeError, ValueError: an argument is of the wrong type, shape or range.
+            RuntimeError: sampling="host" while a CUDA graph is captured, which would freeze the draw into the graph.
+        """
+        batch_size = checks.integer("batch_size", batch_size, 0)
+        size = checks.sides("size", size, stored=self._stored)
+        given = self._check_lam(lam, batch_size)
+        classes = self._classes(labels, batch_size)
+        handle, seed = self._check_source(generator, seed)
+        where = CPU if device is None else checks.device("device", device)
+        if not reference.has_float64(where):
+            where = CPU  # where label weights can be; from there a plan serves any device
+        if self._off():
+            given, seed, handle = torch.ones((), device=CPU), 0, None  # nothing is drawn from anybody's generator
+        request = self._request(batch_size, size, given, classes)
+        make = functools.partial(self._make_plan, request, handle, seed, where)
+        return make() if torch.compiler.is_compiling() else recorded(make, rewinds=seed is not None or handle is None)
+
+    def _make_plan(
+        self, request: Request, handle: GeneratorHandle | None, seed: int | None, where: torch.device
+    ) -> MixPlan:
+        source = self._draw(request, handle, seed, where)
+        made_on = _made_on(source, where)
+        drawn: PlanTensors = self._operators(made_on).sample(*_placed(request, source, made_on), made_on)
+        plan = MixPlan(*drawn, request.size, self._families, self._pairing, request.realised_per)
+        plan = plan.to(where, non_blocking=True)
+        return self._with_pixels(plan, request.spec, source, where) if plan.stored else plan
+
+    def _with_pixels(self, plan: MixPlan, spec: Tensor, source: Source, where: torch.device) -> MixPlan:
+        """The plan with the masks that are stored: they are made where they are wanted, whoever drew the numbers."""
+        noise = source.seed if source.drawn is None else source.drawn[:1, Number.NOISE].long()
+        assert noise is not None
+        noise = noise if noise.device.type == "cpu" else moved(noise, where)
+        pixels, weight, rows = None, plan.weight, (plan.size, int(plan.per), int(self._per))
+        if self._families & (Families.STORED | Families.LEVELS):
+            pixels = self._operators(where).fourier(spec, plan.masks, noise, *rows, self._soft)
+        if self._large_grids:
+            store = torch.ops.fusedmix.store_grids
+            pixels, weight = store(plan.masks, weight, noise, pixels, self._large_grids, *rows)
+        return replace(plan, pixels=pixels, weight=weight)
+
+    def forward(self, *inputs: Any) -> Any:
+        """Mixes a batch of any structure and returns it in the same structure, the labels replaced by mixed ones.
+
+        With training_only=True a batch is returned as it is in evaluation mode, its labels too.
+
+        Raises:
+            TypeError, ValueError: the batch cannot be mixed as it is; nothing has been drawn or written then.
+        """
+        if not inputs:
+            raise TypeError(f"{type(self).__name__}() must be called with a batch, but got no arguments.")
+        sample = inputs if len(inputs) > 1 else inputs[0]
+        if self._off():
+            return sample
+        if self._usual and not torch.compiler.is_compiling():
+            mixed = self._plain_step(sample)
+            if mixed is not None:
+                return mixed
+        parsed = sample_tree.parse(sample, type(self).__name__, self.labels_getter, self.images_getter, self.axes)
+        if parsed.labels is not None:
+            self._check_labels(parsed.labels)
+        size = self._check_images(parsed)
+        image = parsed.leaves[parsed.images[0]]
+        operators = backends.operators(image.device.type, self.backend)  # an error now, not when something is drawn
+        if step.goes_in_one_call(self, parsed):
+            self._mix_in_one_call(parsed, size, operators)
+        else:
+            self._mix_by_plan(parsed, size)
+        return parsed.rebuild(parsed.leaves)
+
+    def _plain_step(self, sample: Any) -> Any:
+        """The batch, mixed the plain way (fusedmix/step.py); None where it has to go another."""
+        if not sample_tree.is_pair(sample):
+            return None
+        x, y = sample
+        if x is y:
+            return None
+        device_type = "cpu" if x.is_cpu else x.device.type
+        name = self._plain_backends.get(device_type)
+        if name is None:
+            name = self._plain_backends[device_type] = backends.choose(device_type, self.backend)
+        for holds in step.PLAIN[name]:
+            if not holds(self, x, y):
+                return None
+        try:
+            shape, classes = x.shape, self.num_classes or y.shape[1]
+            batch_size, size = shape[0], shape[2:]
+            operators = _NATIVE.get(name)
+            if operators is not None:
+                if size != self._usual_size:
+                    self._check_size(size)
+                    self._usual_size = size if min(size) > 2 else None
+                row = self._current_spec(), batch_size, size, *self._usual_row
+                return type(sample)(self._operate(operators, x, y, row, classes))
+            request, last = self._request(batch_size, size), (classes, self.label_smoothing, self.inplace)
+            if name == "reference":
+                return type(sample)(reference.plain_step(x, y, request, *last))
+            return type(sample)(triton.plain_step(x, y, request, _TO_DRAW[self.sampling], *last))
+        except (RuntimeError, ValueError):
+            # The operator refused the batch (which error that is depends on torch's version), or it is not loaded where
+            # the module was unpickled.
+            return None
+
+    def _mix_in_one_call(self, parsed: sample_tree.Sample, size: tuple[int, ...], operators: Any) -> None:
+        """Mixes the one stack of images and the labels by an operator that draws, too."""
+        image, labels = parsed.leaves[parsed.images[0]], parsed.labels
+        assert labels is not None
+        x, y = dims.last(plain(image), self.axes), plain(labels)
+        request = self._request(x.shape[0], size, classes=self._classes(labels, x.shape[0]))
+        if not torch.compiler.is_compiling():
+            check_rewinds(self._generator is None)
+        source = self._draw(request, self._generator, None, x.device)
+        num_classes = self.num_classes or labels.shape[1]
+        if torch.compiler.is_compiling():
+            y = in_range(y, num_classes)
+        row = _placed(request, source, _made_on(source, x.device))
+        mixed, targets = self._operate(operators, x, y, row, num_classes)
+        if not self.inplace:
+            parsed.leaves[parsed.images[0]] = like(dims.back(mixed, self.axes), image)
+        parsed.leaves[parsed.labels_index] = like(targets, labels)
+
+    def _mix_by_plan(self, parsed: sample_tree.Sample, size: tuple[int, ...]) -> None:
+        """Mixes all images, masks and labels by a plan."""
+        leaves, labels, image = parsed.leaves, parsed.labels, parsed.leaves[parsed.images[0]]
+        # Numbers drawn on the host travel with the launch; FMix's masks are made where they are used.
+        beside = self.sampling == "device" or self._stored
+        plan = self.sample(image.shape[0], size, labels=labels, device=image.device if beside else None)
+        # The labels first: they may still turn out to be out of range, and nothing may be half-written then.
+        if labels is not None:
+            leaves[parsed.labels_index] = self._mix_targets(labels, plan, image.device)
+        sample_tree.map_once(lambda masks: self._mix_mask(masks, plan), leaves, parsed.masks)
+        sample_tree.map_once(lambda images: self._mix_image(images, plan), leaves, parsed.images)
+
+    def _operate(
+        self, operators: Any, x: Tensor, y: Tensor, row: tuple[Any, ...], num_classes: int
+    ) -> tuple[Tensor, Tensor]:
+        """Images and targets by an operator, which is given a request and its source as a `row`."""
+        if not self.inplace:
+            return operators.mix_batch.default(x, y, *row, num_classes, self.label_smoothing)[:2]
+        if x.is_neg():
+            raise ValueError("An operator writes numbers to memory that torch would read as their negatives.")
+        targets = operators.mix_batch_.default(x, y, *row, num_classes, self.label_smoothing)[0]
+        torch.autograd.graph.increment_version(x)
+        return x, targets
+
+    def _off(self) -> bool:
+        """Whether nothing is mixed because the module is in evaluation mode."""
+        return self.training_only and not self.training
+
+    @property
+    def pairing(self) -> PairingName:
+        """How partners are found; fixed at construction."""
+        return cast(PairingName, self._pairing.name.lower())
+
+    @property
+    def per(self) -> PerName:
+        """How many draws a batch gets; fixed at construction."""
+        return cast(PerName, self._per.name.lower())
+
+    @property
+    def enabled(self) -> bool:
+        """Whether batches are mixed. May be changed between steps, compiled ones too: False leaves every batch as it
+        is (λ = 1), whatever α, p and the method are."""
+        return bool((self._spec[:, Column.P] > 0).any())
+
+    @enabled.setter
+    def enabled(self, value: bool) -> None:
+        # A number in the spec, as α is: a flag of Python would be a guard of every compiled step.
+        self._spec[:, Column.P] = float(checks.boolean("enabled", value))
+
+    @property
+    def generator(self) -> torch.Generator | None:
+        """Where the draws or the seeds come from; None: torch's default generator."""
+        return None if self._generator is None else self._generator.generator
+
+    @generator.setter
+    def generator(self, generator: torch.Generator | None) -> None:
+        self._set_keyword("generator", generator)
+
+    def extra_repr(self) -> str:
+        shown = {
+            key: getattr(self, key)
+            for key in self._keywords
+            if key not in ("lam_range", "variant") and getattr(self, key) != DEFAULTS[key]
+        }
+        if shown.get("sampling") == ("device" if self.per == "sample" else "host"):
+            del shown["sampling"]
+        return ", ".join(f"{key}={value!r}" for key, value in {**self._describe(), **shown}.items())
+
+    def _describe(self) -> dict[str, Any]:
+        """What the subclass adds to the module's repr."""
+        return {}
+
+    def _current_spec(self) -> Tensor:
+        """What to draw from, at this step."""
+        return self._spec
+
+    def _operators(self, device: torch.device) -> Any:
+        """The operators on a device: those of the backend asked for, if it serves that device."""
+        return backends.operators(device.type, backends.where_it_serves(self.backend, device.type))
+
+    def _request(
+        self, batch_size: int, size: tuple[int, ...], lam: Tensor | None = None, classes: Tensor | None = None
+    ) -> Request:
+        self._check_size(size)
+        return Request(self._current_spec(), batch_size, size, self._pairing, self._per, self.p, lam, classes)
+
+    def _check_size(self, size: tuple[int, ...]) -> None:
+        """Raises where a grid does not fit images of a size, and warns where boxes are empty on them."""
+        for cells in self._grids:
+            checks.fits("cells", cells, size)
+        if self._boxed and not (self._warned or torch.compiler.is_compiling()) and min(size) < 3:
+            self._warn_of_empty_boxes(size)
+
+    def _warn_of_empty_boxes(self, size: tuple[int, ...]) -> None:
+        rows = [row for row in self._current_spec().tolist() if Families(int(row[Column.FAMILIES])).boxed]
+        if all(row[Column.INSIDE] or row[Column.SIDE_HIGH] for row in rows):  # whose sides are rounded down once
+            return
+        warnings.warn(
+            f"Boxes are empty on images whose masks have the sides {size}: half a box's side is rounded down, as "
+            "torchvision does it, which is 0 on a side of 1 or 2 pixels unless 1-λ rounds to 1. CutMix leaves such "
+            "batches as they are, and HMix only blends them. Pass signals (B, C, 1, L) as (B, C, L), by "
+            "squeeze(2), or give the module axes=(-1,).",
+            stacklevel=5,
+        )
+        self._warned = True
+
+    def _draw(self, request: Request, handle: GeneratorHandle | None, seed: int | None, device: torch.device) -> Source:
+        """The randomness of one batch: numbers from the host's generator, or a seed for a device."""
+        if device.type == "meta" and (self.sampling == "device" or self._stored):
+            raise ValueError(
+                f"{type(self).__name__} draws on the device of the images, but the meta device has no values."
+            )
+        if self.sampling == "host":
+            if not torch.compiler.is_compiling() and step.capturing():
+                raise RuntimeError(
+                    f'{type(self).__name__}(sampling="host") cannot be captured in a CUDA graph: every replay would '
+                    'repeat the one draw. Construct it with sampling="device".'
+                )
+            return draw_on_host(request, handle, seed)
+        if seed is not None:
+            return Source(torch.tensor(seed, dtype=torch.int64, device=CPU), None, None)
+        if handle is not None:
+            return Source(torch.ops.fusedmix.draw_seed(handle.key, device=handle.generator.device), None, None)
+        # On the host a seed costs no launch; inside a graph only the device's generator moves between replays.
+        capturing = not torch.compiler.is_compiling() and step.capturing()
+        return Source(torch.ops.fusedmix.draw_seed(0, device=device if capturing else CPU), None, None)
+
+    def _check_source(
+        self, generator: torch.Generator | None, seed: int | None
+    ) -> tuple[GeneratorHandle | None, int | None]:
+        """What `sample` draws from, if it may: a generator, its own one or the module's, or a seed as an int64."""
+        if generator is not None and seed is not None:
+            raise ValueError("seed and generator exclude each other, but got both.")
+        if seed is not None:
+            seed = checks.integer("seed", seed, -(2**63), 2**64 - 1)
+            seed = seed - 2**64 if seed >= 2**63 else seed  # the same 64 bits as an int64
+        check_generator("generator", generator, self.sampling)
+        if generator is None:
+            return self._generator, seed
+        if torch.compiler.is_compiling():
+            raise ValueError(
+                "generator must be None inside torch.compile, which cannot put one into a graph; "
+                "give it to the module: its own generator is found there."
+            )
+        return GeneratorHandle(generator), seed
+
+    def _classes(self, labels: Tensor | None, batch_size: int) -> Tensor | None:
+        """(B,) int64 classes, if partners are found by them."""
+        if not self._pairing.by_class:
+            return None
+        if labels is None:
+            raise ValueError(f"labels must be given for pairing={self.pairing!r}, but got None.")
+        labels = plain(checks.labels(labels, None))
+        if labels.shape[0] != batch_size:
+            raise ValueError(f"labels must have one entry for each of {batch_size} samples, but got {labels.shape[0]}.")
+        if labels.is_meta:
+            raise ValueError(
+                f"labels must have values for pairing={self.pairing!r}, but got a tensor on the meta device."
+            )
+        if labels.ndim == 1:
+            return labels.long()
+        return (labels if labels.is_floating_point() else labels.long()).argmax(1)
+
+    def _check_lam(self, lam: Any, batch_size: int) -> Tensor | None:
+        if lam is None:
+            return None
+        low, high = (-_FLOAT32_MAX, _FLOAT32_MAX) if self._constant else (0.0, 1.0)
+        if isinstance(lam, Tensor):
+            lam = plain(checks.dense("lam", lam))
+        else:
+            return torch.tensor(checks.number("lam", lam, low, high), dtype=torch.float32, device=CPU)
+        if lam.shape not in ((), (batch_size,)) or not lam.is_floating_point():
+            raise ValueError(
+                f"lam must be a number or a floating-point tensor of shape () or ({batch_size},), "
+                f"but got {lam.dtype} of shape {tuple(lam.shape)}."
+            )
+        if lam.device.type == "cpu" and not torch.compiler.is_compiling():
+            for value in lam.flatten().tolist():
+                checks.number("lam", value, low, high)
+        return lam.detach().float()
+
+    def _check_labels(self, labels: Tensor) -> None:
+        if labels.ndim > 2 and not labels.is_nested and "labels_getter" in self._keywords:  # images alone, as a rule
+            raise ValueError(
+                "labels should be index based with shape (batch_size,) or probability based with shape (batch_size, "
+                f"num_classes), but got a tensor of shape {tuple(labels.shape)} instead. If there are no labels in the "
+                "batch, make the module with labels_getter=None."
+            )
+        if self.targets == "dense":
+            classes: int | None = checks.dense_labels(labels, self.num_classes)
+        else:
+            checks.labels(labels, self.num_classes)
+            classes = self.num_classes
+        if labels.ndim == 1 and classes is not None:
+            checks.class_range(labels, classes)
+
+    def _check_images(self, parsed: sample_tree.Sample) -> tuple[int, ...]:
+        """Raises unless images and masks fit each other and the labels; the spatial size."""
+        images = [parsed.leaves[i] for i in parsed.images]
+        if not images:
+            held = ", ".join(sorted({type(leaf).__name__ for leaf in parsed.leaves}))
+            raise ValueError(
+                "No image or video was found in the sample, which must hold at least one as a tensor that is not the "
+                f"labels, but got {held}."
+            )
+        first = checks.dense("images", images[0])
+        batch_size = first.shape[0] if parsed.labels is None and first.ndim else None
+        if parsed.labels is not None:
+            batch_size = parsed.labels.shape[0]
+        for x in images:
+            checks.dense("images", x)
+            dims.check(x, self.axes)
+            checks.batch("images", plain(x))
+            if x.shape[0] != batch_size:
+                raise ValueError(
+                    "The batch size of the image or video does not match the batch size of the labels "
+                    f"or of the other images: {x.shape[0]} != {batch_size}."
+                )
+        sizes = {dims.spatial_size(x, self.axes) for x in images}
+        if len(sizes) > 1 and not self._constant:
+            raise ValueError(f"Images mixed by one plan must have one spatial size, but got {sorted(sizes)}.")
+        size = dims.spatial_size(first, self.axes)
+        if 0 in size:
+            raise ValueError(f"Images must have at least one pixel, but got the spatial size {size}.")
+        for each in sizes:
+            checks.sides("the spatial size of images", each, stored=self._stored)
+        masks = [parsed.leaves[i] for i in parsed.masks]
+        for m in masks:
+            if m.ndim < 1 or m.shape[0] != batch_size:
+                raise ValueError(
+                    f"The batch size of the masks must be that of the images, {batch_size}, "
+                    f"but got shape {tuple(m.shape)}."
+                )
+            check_masks(plain(m), size, self._families.binary, self.mask_classes, self.mask_ignore_index)
+        if self.inplace:
+            for name, written in (("images", images), ("masks", masks)):
+                for x in written:
+                    checks.writable(name, plain(x))
+            checks.disjoint("images and masks", [*images, *masks])
+        return size
+
+    def _mix_targets(self, labels: Tensor, plan: MixPlan, device: torch.device) -> Tensor | SparseTargets:
+        if self.targets == "sparse":
+            lent = plain(labels)[plan.partner.to(labels.device)]
+            return SparseTargets(labels, like(lent, labels), plan.weight.to(labels.device))
+        return mix_labels(
+            labels,
+            plan,
+            num_classes=self.num_classes,
+            label_smoothing=self.label_smoothing,
+            # A backend asked for the images may not exist where the labels are.
+            backend=self.backend if labels.device.type == device.type else None,
+        )
+
+    def _mix_image(self, x: Tensor, plan: MixPlan) -> Tensor:
+        view = dims.last(plain(x), self.axes)
+        if self.inplace:
+            mix_(view, plan, backend=self.backend)
+            return x
+        return like(dims.back(mix(view, plan, backend=self.backend), self.axes), x)
+
+    def _mix_mask(self, masks: Tensor, plan: MixPlan) -> Tensor:
+        mixed = mix_masks(plain(masks), plan, num_classes=self.mask_classes, ignore_index=self.mask_ignore_index)
+        if self.inplace and mixed.shape == masks.shape and mixed.dtype == masks.dtype:
+            plain(masks).copy_(mixed)
+            return masks
+        return like(mixed, masks)
+
+
+def _made_on(source: Source, device: torch.device) -> torch.device:
+    """Where a plan for a device is made: one of numbers that the host has drawn is made there."""
+    return CPU if source.seed is None or not reference.has_float64(device) else device
+
+
+def _placed(request: Request, source: Source, device: torch.device) -> tuple[Any, ...]:
+    """A request and its source, as operators take them that make a plan on `device`: with their tensors there, but a
+    seed may be on the CPU."""
+    lam, labels, seed = request.lam, request.labels, source.seed
+    *fixed, _, _, _, drawn, partner = _flat(request, source)
+    lam, labels = (None if t is None else moved(t, device) for t in (lam, labels))
+    if seed is not None and seed.device.type != "cpu":
+        seed = moved(seed, device)
+    return *fixed, lam, labels, seed, drawn, partner
+
+
+def _flat(request: Request, source: Source) -> tuple[Any, ...]:
+    """A request and its source as a row of arguments. (For an enum torch takes longer than for its number.)"""
+    spec, batch_size, size, pairing, per, *rest = request
+    return spec, batch_size, size, int(pairing), int(per), *rest, *source
+
+
+def mixing_module(name: str, x: Any) -> MixTransform:
+    """`x`, if it is a mixing module."""
+    if not isinstance(x, MixTransform):
+        raise TypeError(f"{name} must be a mixing module such as fusedmix.MixUp(), but got {named(x)}")
+    return x
+
+
+def named(x: Any) -> str:
+    """What came where a module of this package is wanted, and which to take if another library has one of that name."""
+    if isinstance(x, type) and issubclass(x, MixTransform):
+        return f"the class {x.__name__}. Make a module of it: fusedmix.{x.__name__}()."
+    name = type(x).__name__
+    near = next((ours for ours in ("MixUp", "CutMix", "FMix") if ours.lower() in name.lower()), None)
+    if near is None or isinstance(x, MixTransform):
+        return f"{name}."
+    return f"{type(x).__module__}.{name}. Take fusedmix.{near} in its place."
