@@ -25,7 +25,8 @@ from typing import Any, ClassVar
 
 from fusedmix import checks
 from fusedmix.module import MixTransform, mixing_module
-from fusedmix.transforms import BetaMethod, RandomMix
+from fusedmix.one_method import BetaMethod
+from fusedmix.transforms import RandomMix
 
 _FROM_0 = partial(checks.integer, low=0)
 _FROM_1 = partial(checks.integer, low=1)

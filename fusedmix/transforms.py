@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,8 @@ from fusedmix.fourier import default_cutoff
 from fusedmix.masks import grid
 from fusedmix.methods import Column, Method
 from fusedmix.module import MixTransform, named
-from fusedmix.options import DEFAULTS, OF_METHOD, BatchOptions, Options, VariantName, spelled_out
-from fusedmix.spec import drawn_for, spec_row
+from fusedmix.one_method import BetaMethod, OneMethod
+from fusedmix.options import DEFAULTS, OF_METHOD, BatchOptions, Options, spelled_out
 
 # The package's public names are these and those of api.py.
 __all__ = [
@@ -32,71 +32,6 @@ __all__ = [
     "SamplePairing",
     "SmoothMix",
 ]
-
-
-class _Method(MixTransform):
-    """A module of one method, by the authors' code or by the paper where the two differ."""
-
-    lam_range: tuple[float, float] | None
-    variant: VariantName
-
-    _formulas: ClassVar[dict[str, Method]]  # by variant
-    _in_sets: ClassVar[bool] = True  # whether RandomMix may hold it
-
-    _default_variant: ClassVar[VariantName] = "released"
-
-    def __init__(
-        self,
-        options: Mapping[str, Any],
-        *,
-        alpha: float = 1.0,
-        ratio: float = 1.0,
-        lam: float = math.nan,
-        **columns: float,  # of the spec, by name
-    ) -> None:
-        spec = spec_row(
-            self._formulas[self._default_variant],
-            alpha=checks.number("alpha", alpha, 0.0, open_low=True),
-            lam=lam,
-            ratio=checks.number("ratio", ratio, 0.0, 1.0),
-            **columns,  # type: ignore[arg-type]
-        )
-        super().__init__(spec, options)
-
-    def _take(self, given: Mapping[str, Any]) -> None:
-        super()._take(given)
-        self.__dict__["variant"] = given.get("variant") or self._default_variant
-        self._spec[0, Column.METHOD] = self._formulas[self.variant]
-        self._spec[0, Column.LAM_MIN], self._spec[0, Column.LAM_MAX] = self.lam_range or (0.0, 1.0)
-
-    def _set_columns(self, **columns: float) -> None:
-        """Sets columns of the spec, by name, and what is drawn for them."""
-        for name, value in columns.items():
-            self._spec[0, Column[name.upper()]] = value
-        self._spec[0, Column.DRAWS] = drawn_for(self._spec[0].tolist())
-
-    def _describe(self) -> dict[str, Any]:
-        differ = len(set(self._formulas.values())) > 1
-        return {
-            **({"variant": self.variant} if differ else {}),
-            **({"lam_range": self.lam_range} if self.lam_range is not None else {}),
-        }
-
-
-class BetaMethod(_Method):
-    """A method whose λ is drawn."""
-
-    @property
-    def alpha(self) -> float:
-        """α of λ ~ Beta(α, α). May be changed between steps, compiled ones too; 0 switches mixing off (λ = 1)."""
-        return float(self._spec[0, Column.ALPHA])
-
-    @alpha.setter
-    def alpha(self, value: float) -> None:
-        self._spec[0, Column.ALPHA] = checks.number("alpha", value, 0.0)
-
-    def _describe(self) -> dict[str, Any]:
-        return {"alpha": self.alpha, **super()._describe()}
 
 
 @spelled_out
@@ -493,7 +428,7 @@ class FMix(BetaMethod):
 
 
 @spelled_out
-class SamplePairing(_Method):
+class SamplePairing(OneMethod):
     """SamplePairing: the mean of two images with the label of the first (Inoue, "Data Augmentation by Pairing Samples
     for Images Classification", 2018). λ = ½ is fixed and the label weight is 1.
 
@@ -540,8 +475,8 @@ class RandomMix(MixTransform):
         if not methods:
             raise ValueError("methods must hold at least one mixing module, but got none.")
         for i, method in enumerate(methods):
-            if not isinstance(method, _Method) or not method._in_sets:
-                *names, last = (name for name in __all__ if issubclass(globals()[name], _Method))
+            if not isinstance(method, OneMethod) or not method._in_sets:
+                *names, last = (name for name in __all__ if issubclass(globals()[name], OneMethod))
                 raise TypeError(
                     f"methods[{i}] must be a {', '.join(names)} or {last} of fusedmix, but got {named(method)}"
                 )
@@ -556,7 +491,7 @@ class RandomMix(MixTransform):
             method._member = True
 
     @property
-    def methods(self) -> tuple[_Method, ...]:
+    def methods(self) -> tuple[OneMethod, ...]:
         """The methods; fixed at construction."""
         return tuple(self._methods)  # type: ignore[arg-type]
 
