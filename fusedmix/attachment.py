@@ -20,14 +20,15 @@ from fusedmix.checkpointing import in_backward, recorded, recording
 from fusedmix.criteria import MixedCriterion, MixedFunction, check_smoothing
 from fusedmix.draws import CPU
 from fusedmix.functional import mix as apply
+from fusedmix.methods import Pairing
 from fusedmix.module import MixTransform, mixing_module
 from fusedmix.options import TargetsName
 from fusedmix.plan import MixPlan
 
-_KEPT = 64  # forward passes whose plans are kept for backward passes that recompute them
+_KEPT = 64  # the number of forward passes whose plans are kept for backward passes that recompute them
 _SEVERAL = "fusedmix.attach: which layer is mixed decides what the graph is; attach to the compiled model instead."
-_WRAPPERS = ("module", "_orig_mod")  # of DistributedDataParallel and torch.compile
-_HANDLES: weakref.WeakSet[MixHandle] = weakref.WeakSet()  # all there are
+_WRAPPERS = ("module", "_orig_mod")  # the names under which DistributedDataParallel and torch.compile hold a model
+_HANDLES: weakref.WeakSet[MixHandle] = weakref.WeakSet()  # all handles that exist
 
 
 def attach(
@@ -87,7 +88,7 @@ def attached(model: nn.Module) -> list[MixHandle]:
 
 def _without_labels(name: str, mix: Any) -> MixTransform:
     """`mix`, if it is a mixing module that needs no labels to find partners."""
-    if mixing_module(name, mix)._pairing.by_class:
+    if Pairing[mixing_module(name, mix).pairing.upper()].by_class:
         raise ValueError(f"{name} must find partners without labels, but got one with pairing={mix.pairing!r}.")
     return mix
 
@@ -98,11 +99,11 @@ class _Step:
 
     def __init__(self, recomputed: bool, call: FrameType | None = None) -> None:
         self.recomputed = recomputed
-        self.call = call  # of the model, while it runs; None inside torch.compile
-        self.depth = 0  # calls of the model by itself that run now; -1: its wrapper has not called it yet
+        self.call = call  # the frame of the model's call while it runs; None inside torch.compile
+        self.depth = 0  # how many calls of the model by itself run now; -1: its wrapper has not called it yet
         self.drawn = 0
         self.plan: MixPlan | None = None
-        self.told: dict[int, tuple[MixPlan | None, bool]] = {}  # by tag: the plan, and whether it was drawn for it
+        self.told: dict[int, tuple[MixPlan | None, bool]] = {}  # the plan of each tag, and whether it was drawn for it
 
     def is_running(self) -> bool:
         """Whether the call is on the stack, and was not left by an exception such as KeyboardInterrupt."""
@@ -154,7 +155,7 @@ class MixHandle(checks.Checked):
         for layer in self._layers:
             if layer is not None:
                 self._hooks.append(layer.register_forward_hook(self._after_layer))
-        if (inner := _innermost(model)) is not model:  # which may call itself, past its wrapper
+        if (inner := _innermost(model)) is not model:  # The model may call itself, past its wrapper.
             self._hooks.append(inner.register_forward_pre_hook(self._enter))
             self._hooks.append(inner.register_forward_hook(self._leave, always_call=True))
         self._hooks.append(model.register_forward_hook(self._finish))
@@ -252,7 +253,7 @@ class MixHandle(checks.Checked):
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Before the forward of the model."""
         if self._active is not None and self._active.is_running():
-            self._active.depth += 1  # a model that calls itself is mixed once, by the outer call
+            self._active.depth += 1  # A model that calls itself is mixed once, by the outer call.
             return None
         if not module.training:
             self._active = None
@@ -292,7 +293,7 @@ class MixHandle(checks.Checked):
     def _after_layer(self, module: nn.Module, _: Any, output: Any) -> Any:
         """After the forward of one of the layers."""
         step = self._active
-        if torch.compiler.is_compiling():  # recomputation is then the compiler's business
+        if torch.compiler.is_compiling():  # The compiler recomputes by itself.
             if step is None or not self._mixes(step, module):
                 return None
             return self._mix_first(step, output, self._names[step.drawn])
@@ -302,8 +303,8 @@ class MixHandle(checks.Checked):
         tag = _draw_tag() if again or _may_run_again() else None
         plan, mixes = step.plan, self._mixes(step, module)
         if mixes:
-            # The seed is the tag, so that the tag is all that is drawn here from PyTorch's own generator: as much as
-            # when the plan is looked up, or what is drawn after it would differ.
+            # The seed is the tag, so that nothing but the tag is drawn here from PyTorch's own generator. A
+            # recomputation, which looks the plan up, draws as much, and so what is drawn after it is the same.
             seed = tag if self.mix.generator is None else None
             output = self._mix_first(step, output, self._names[step.drawn], seed)
         if tag is not None:
@@ -332,7 +333,7 @@ class MixHandle(checks.Checked):
         return self._mix_first(step, output, "a layer's output")
 
     def _mixes(self, step: _Step, module: nn.Module) -> bool:
-        # Not in a call of the model by itself: the labels are those of the outer one.
+        # A call of the model by itself (depth > 0) mixes nothing: the labels are those of the outer call.
         return self._layers[step.drawn] is module and (self._all or step.plan is None) and step.depth <= 0
 
     def _draw_layer(self) -> int:
@@ -344,7 +345,7 @@ class MixHandle(checks.Checked):
 
         return recorded(draw, rewinds=generator is None)
 
-    _draw_layer_uncompiled = torch._disable_dynamo(_draw_layer)  # torch.compiler.disable would import the compiler here
+    _draw_layer_uncompiled = torch._disable_dynamo(_draw_layer)  # torch.compiler.disable would import the compiler.
 
     def _mix_named(self, step: _Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The arguments of the model with those mixed that `inputs` names."""

@@ -57,7 +57,7 @@ def mix_embeddings(
     checks.partners(plan.partner)
     dtype = attention_mask.dtype
     if dtype in checks.INTEGER_DTYPES:
-        attention_mask = attention_mask.long()  # for what torch cannot do with the wider unsigned types
+        attention_mask = attention_mask.long()  # torch cannot do all of this with the wider unsigned types.
     tokens = attention_mask != 0
     if attention_mask.ndim == 1:
         tokens = torch.arange(embeddings.shape[1], device=attention_mask.device) < attention_mask.unsqueeze(1)
@@ -88,7 +88,7 @@ class EmbedMix(MixUp):
     fold: bool
     padding: Padding
 
-    _in_sets = False  # a set draws by the methods' numbers, and the fold is none of them
+    _in_sets = False  # A set draws by the numbers of its methods, and the fold is none of them.
     _checks: ClassVar = {"fold": checks.boolean, "padding": _check_padding}
 
     def __init__(

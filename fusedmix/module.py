@@ -42,7 +42,7 @@ from fusedmix.spec import families
 from fusedmix.subclasses import like, plain
 
 _FLOAT32_MAX = torch.finfo(torch.float32).max
-# By `sampling`: what an operator is given that draws by itself. A seed of no elements stands for one to be drawn.
+# What an operator is given that draws by itself, by `sampling`. A seed of no elements stands for one to be drawn.
 _TO_DRAW = {
     "host": Source(seed=None, drawn=None, partner=None),
     "device": Source(seed=torch.empty(0, dtype=torch.int64, device=CPU), drawn=None, partner=None),
@@ -68,7 +68,7 @@ class MixTransform(checks.Checked, nn.Module):
     sampling: SamplingName
     backend: BackendName | None
     targets: TargetsName
-    # Of a module that was pickled when there was no such keyword.
+    # A module that was pickled when these two were no keywords yet has the values that stand here.
     training_only: bool = False
     axes: tuple[int, ...] | None = None
     labels_getter: sample_tree.Getter | Literal["default"] | None
@@ -77,18 +77,18 @@ class MixTransform(checks.Checked, nn.Module):
     mask_classes: int | None
     mask_ignore_index: int | None
 
-    _keywords: ClassVar[tuple[str, ...]] = tuple(DEFAULTS)  # of `Options`, those that the class takes
-    _chooses: ClassVar[bool] = False  # whether a method is drawn, and be it of one
-    _member: bool = False  # whether it is one of the methods of a RandomMix
+    _keywords: ClassVar[tuple[str, ...]] = tuple(DEFAULTS)  # the keywords of `Options` that the class takes
+    _chooses: ClassVar[bool] = False  # whether the method of a batch is drawn, even if there is only one
+    _member: bool = False  # whether the module is one of the methods of a RandomMix
     _generator: GeneratorHandle | None = None
-    _spec: Tensor  # (methods, len(Column)) float64, on the CPU wherever the module goes
-    _warned: bool = False  # that its boxes are empty
-    _usual: bool  # whether its keywords allow the plain way
-    _usual_size: tuple[int, ...] | None = None  # of masks, for which there is nothing to raise and to warn of
-    _usual_row: tuple[Any, ...]  # what an operator is given on that way after (x, y, spec, batch size, size)
-    _plain_backends: dict[str, str]  # that serve it, by device type
-    _grids: tuple[tuple[int, ...], ...] = ()  # which have to fit the images
-    _large_grids: tuple[int, ...] = ()  # three numbers of cells for each of those whose cells are stored
+    _spec: Tensor  # (methods, len(Column)) float64, which stays on the CPU wherever the module goes
+    _warned: bool = False  # whether it has warned that boxes are empty
+    _usual: bool  # whether the keywords allow the plain way (fusedmix/step.py)
+    _usual_size: tuple[int, ...] | None = None  # a size of images that _check_size has found good
+    _usual_row: tuple[Any, ...]  # what follows the size in the arguments of an operator on the plain way
+    _plain_backends: dict[str, str]  # the backend of the plain way for each device type
+    _grids: tuple[tuple[int, ...], ...] = ()  # the cells of each GridMix, which have to fit the images
+    _large_grids: tuple[int, ...] = ()  # (z, y, x) of each grid so large that its cells are stored, one after the other
 
     def __init__(self, spec: Tensor, options: Mapping[str, Any]) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class MixTransform(checks.Checked, nn.Module):
             self._generator = None if generator is None else GeneratorHandle(generator)
         # A generator is held once, by its handle, which knows how to be copied.
         self._options = {key: value for key, value in given.items() if key != "generator"}
-        # Plain attributes, which are read in no time: whoever sets one comes through __setattr__.
+        # Keywords are plain attributes, because these are read in no time. Whoever sets one comes through __setattr__.
         self.__dict__.update((name, values[name]) for name in self._keywords if name in values)
         self._prepare_plain_step()
 
@@ -130,7 +130,7 @@ class MixTransform(checks.Checked, nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._prepare_plain_step()  # anew: the module may have been pickled before there was such a step
+        self._prepare_plain_step()  # A module that was pickled before there was such a step has no values for it.
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self._keywords and not isinstance(getattr(type(self), name, None), property):
@@ -184,9 +184,9 @@ class MixTransform(checks.Checked, nn.Module):
         handle, seed = self._check_source(generator, seed)
         where = CPU if device is None else checks.device("device", device)
         if not reference.has_float64(where):
-            where = CPU  # where label weights can be; from there a plan serves any device
+            where = CPU  # Label weights are float64. A plan on the CPU serves any device.
         if self._off():
-            given, seed, handle = torch.ones((), device=CPU), 0, None  # nothing is drawn from anybody's generator
+            given, seed, handle = torch.ones((), device=CPU), 0, None  # Nobody's generator is moved.
         request = self._request(batch_size, size, given, classes)
         make = functools.partial(self._make_plan, request, handle, seed, where)
         return make() if torch.compiler.is_compiling() else recorded(make, rewinds=seed is not None or handle is None)
@@ -236,7 +236,8 @@ class MixTransform(checks.Checked, nn.Module):
             self._check_labels(parsed.labels)
         size = self._check_images(parsed)
         image = parsed.leaves[parsed.images[0]]
-        operators = backends.operators(image.device.type, self.backend)  # an error now, not when something is drawn
+        # Where no backend serves the images this raises: now, and not when something has been drawn.
+        operators = backends.operators(image.device.type, self.backend)
         if step.goes_in_one_call(self, parsed):
             self._mix_in_one_call(parsed, size, operators)
         else:
@@ -300,7 +301,7 @@ class MixTransform(checks.Checked, nn.Module):
         # Numbers drawn on the host travel with the launch; FMix's masks are made where they are used.
         beside = self.sampling == "device" or self._stored
         plan = self.sample(image.shape[0], size, labels=labels, device=image.device if beside else None)
-        # The labels first: they may still turn out to be out of range, and nothing may be half-written then.
+        # Labels go first: they may still turn out to be out of range, and then no image may have been overwritten.
         if labels is not None:
             leaves[parsed.labels_index] = self._mix_targets(labels, plan, image.device)
         sample_tree.map_once(lambda masks: self._mix_mask(masks, plan), leaves, parsed.masks)
@@ -340,7 +341,7 @@ class MixTransform(checks.Checked, nn.Module):
 
     @enabled.setter
     def enabled(self, value: bool) -> None:
-        # A number in the spec, as α is: a flag of Python would be a guard of every compiled step.
+        # This is a number in the spec, as α is, because a flag of Python would be a guard of every compiled step.
         self._spec[:, Column.P] = float(checks.boolean("enabled", value))
 
     @property
@@ -389,7 +390,8 @@ class MixTransform(checks.Checked, nn.Module):
 
     def _warn_of_empty_boxes(self, size: tuple[int, ...]) -> None:
         rows = [row for row in self._current_spec().tolist() if Families(int(row[Column.FAMILIES])).boxed]
-        if all(row[Column.INSIDE] or row[Column.SIDE_HIGH] for row in rows):  # whose sides are rounded down once
+        # Sides that are drawn, or lie inside, are rounded down but once.
+        if all(row[Column.INSIDE] or row[Column.SIDE_HIGH] for row in rows):
             return
         warnings.warn(
             f"Boxes are empty on images whose masks have the sides {size}: half a box's side is rounded down, as "
@@ -429,7 +431,7 @@ class MixTransform(checks.Checked, nn.Module):
             raise ValueError("seed and generator exclude each other, but got both.")
         if seed is not None:
             seed = checks.integer("seed", seed, -(2**63), 2**64 - 1)
-            seed = seed - 2**64 if seed >= 2**63 else seed  # the same 64 bits as an int64
+            seed = seed - 2**64 if seed >= 2**63 else seed  # These are the same 64 bits, read as an int64.
         check_generator("generator", generator, self.sampling)
         if generator is None:
             return self._generator, seed
@@ -476,7 +478,8 @@ class MixTransform(checks.Checked, nn.Module):
         return lam.detach().float()
 
     def _check_labels(self, labels: Tensor) -> None:
-        if labels.ndim > 2 and not labels.is_nested and "labels_getter" in self._keywords:  # images alone, as a rule
+        # Who passes a tensor of more dims has passed images alone, as a rule.
+        if labels.ndim > 2 and not labels.is_nested and "labels_getter" in self._keywords:
             raise ValueError(
                 "labels should be index based with shape (batch_size,) or probability based with shape (batch_size, "
                 f"num_classes), but got a tensor of shape {tuple(labels.shape)} instead. If there are no labels in the "
@@ -500,9 +503,8 @@ class MixTransform(checks.Checked, nn.Module):
                 f"labels, but got {held}."
             )
         first = checks.dense("images", images[0])
-        batch_size = first.shape[0] if parsed.labels is None and first.ndim else None
-        if parsed.labels is not None:
-            batch_size = parsed.labels.shape[0]
+        counted = first if parsed.labels is None else parsed.labels
+        batch_size = counted.shape[0] if counted.ndim else None
         for x in images:
             checks.dense("images", x)
             dims.check(x, self.axes)

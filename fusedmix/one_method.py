@@ -19,7 +19,7 @@ class OneMethod(MixTransform):
     lam_range: tuple[float, float] | None
     variant: VariantName
 
-    _formulas: ClassVar[dict[str, Method]]  # by variant
+    _formulas: ClassVar[dict[str, Method]]  # the formula of each variant
     _in_sets: ClassVar[bool] = True  # whether RandomMix may hold it
 
     _default_variant: ClassVar[VariantName] = "released"
@@ -31,7 +31,7 @@ class OneMethod(MixTransform):
         alpha: float = 1.0,
         ratio: float = 1.0,
         lam: float = math.nan,
-        **columns: float,  # of the spec, by name
+        **columns: float,  # other columns of the spec, by their names
     ) -> None:
         spec = spec_row(
             self._formulas[self._default_variant],

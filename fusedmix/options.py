@@ -99,7 +99,7 @@ class Options(BatchOptions, total=False):
 
 class _Keyword(NamedTuple):
     default: Any
-    check: Callable[[str, Any], Any]  # of its name and a value: the value as it is kept, or an error
+    check: Callable[[str, Any], Any]  # takes the name and a value, and returns the value as it is kept, or raises
 
 
 def _or_none(check: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
@@ -164,7 +164,7 @@ def settled(given: Mapping[str, Any]) -> dict[str, Any]:
     if values["sampling"] is None:
         values["sampling"] = "device" if values["per"] == "sample" else "host"
     if "mask_ignore_index" not in given and (values["mask_classes"] or 0) > 255:
-        values["mask_ignore_index"] = None  # 255 is a class
+        values["mask_ignore_index"] = None  # 255 is a class then.
 
     if values["per"] == "pair" and values["pairing"] != "flip":
         raise ValueError(
@@ -190,11 +190,11 @@ def check_generator(name: str, generator: Any, sampling: str) -> None:
 class TakesKeywords(Protocol):
     """A mixing module."""
 
-    _keywords: ClassVar[tuple[str, ...]]  # of `Options`, those that the class takes
+    _keywords: ClassVar[tuple[str, ...]]  # the keywords of `Options` that the class takes
 
 
 Module = TypeVar("Module", bound=TakesKeywords)
-_takers: dict[str, list[str]] = {}  # by keyword, of all modules: those that take it
+_takers: dict[str, list[str]] = {}  # the names of the modules that take a keyword, by keyword
 
 
 def spelled_out(cls: type[Module]) -> type[Module]:
@@ -209,12 +209,12 @@ def spelled_out(cls: type[Module]) -> type[Module]:
         for name in DEFAULTS
         if name in types
     ]
-    # Of the function and not of the class, from which a user's own subclass would inherit it.
+    # The function has this signature and not the class, from which a user's own subclass would inherit it.
     init.__signature__ = signature.replace(parameters=[*own, *shared])
     cls._keywords = tuple(parameter.name for parameter in shared)
     for parameter in (*own[1:], *shared):
         _takers.setdefault(parameter.name, []).append(cls.__name__)
-    if cls.__doc__ and Options.__doc__:  # not under python -OO
+    if cls.__doc__ and Options.__doc__:  # Under python -OO there are no docstrings.
         entries = re.findall(r"^( {4}(\w+): .*(?:\n {8}.*)*)", inspect.cleandoc(Options.__doc__), re.MULTILINE)
         lines = "\n".join(text for text, name in entries if name in types)
         cls.__doc__ = inspect.cleandoc(cls.__doc__).replace("    **options: see `Options`.", lines)

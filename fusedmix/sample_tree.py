@@ -27,9 +27,9 @@ class Sample(NamedTuple):
     """A sample taken apart."""
 
     leaves: list[Any]
-    rebuild: Callable[[list[Any]], Any]  # the sample of such leaves
-    images: list[int]  # indices of leaves
-    masks: list[int]
+    rebuild: Callable[[list[Any]], Any]  # makes a sample of such leaves
+    images: list[int]  # indices of the leaves that are images
+    masks: list[int]  # indices of the leaves that are masks
     labels: Tensor | None
     labels_index: int
 
@@ -106,7 +106,7 @@ def flatten(tree: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
             part = list(islice(rest, len(inner)))
             if inside is None:
                 outer.append(part[0])
-            else:  # what nothing was mixed in passes through: not every mapping can be copied
+            else:  # A mapping in which nothing was mixed passes through, because not every mapping can be copied.
                 changed = any(a is not b for a, b in zip(part, inner, strict=True))
                 outer.append(_filled(leaf, inside(part)) if changed else leaf)
         return pytree.tree_unflatten(outer, spec)
@@ -131,7 +131,7 @@ def _filled(mapping: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
     filled.update(items)
     if all(mapping[key] is value for key, value in before.items()):
         return filled
-    mapping.update(before)  # its copy holds the same items, not a copy of them
+    mapping.update(before)  # The copy shares its items with the mapping, which has been changed by filling the copy.
     return type(mapping)(items)  # type: ignore[call-arg]
 
 
@@ -147,7 +147,7 @@ def find_images(sample: Any, leaves: list[Any], pure: list[int], likely: list[in
     where = paths(sample)
     keys = {i: [key.key for key in where[i] if isinstance(key, pytree.MappingKey)] for i in pure}
     if not keys[pure[0]]:
-        return pure[:1]  # by its position
+        return pure[:1]  # The position says what it is.
     named = [i for i in pure if keys[i] and str(keys[i][-1]).lower() in IMAGE_KEYS]
     chosen = named if len(named) == 1 else [i for i in named if i in likely] or likely or pure[:1]
     if len(chosen) > 1:

@@ -47,8 +47,8 @@ class MixSchedule(checks.Checked):
     def __init__(self, mix: MixTransform, last_epoch: int = -1) -> None:
         self.mix = mixing_module("mix", mix)
         self.last_epoch = last_epoch
-        for module in (mix, *(mix.methods if isinstance(mix, RandomMix) else ())):
-            module._spec.share_memory_()  # with DataLoader workers, forked or spawned after this
+        for module in (mix, *_methods(mix)):
+            module._spec.share_memory_()  # DataLoader workers that are started after this see what is set.
         self.step()
 
     def step(self, epoch: int | None = None) -> None:
@@ -189,8 +189,12 @@ class OffAfter(MixSchedule):
         self.mix.enabled = self.last_epoch < self.epoch
 
 
+def _methods(mix: MixTransform) -> tuple[MixTransform, ...]:
+    return mix.methods if isinstance(mix, RandomMix) else (mix,)
+
+
 def _with_alpha(mix: Any) -> list[BetaMethod]:
-    methods = [m for m in (mix.methods if isinstance(mix, RandomMix) else [mix]) if isinstance(m, BetaMethod)]
+    methods = [method for method in _methods(mix) if isinstance(method, BetaMethod)]
     if not methods:
         raise TypeError(f"mix must be a mixing module with an alpha, or a RandomMix of such, but got {mix!r}.")
     return methods

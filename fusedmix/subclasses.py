@@ -16,7 +16,7 @@ from torch.overrides import has_torch_function_unary
 
 def kind(leaf: Any) -> str:
     """ "image", "video", "mask", "tensor" (pure), "unsupported" or "other"."""
-    if type(leaf) is Tensor:  # the common case, and the only one inside a traced graph
+    if type(leaf) is Tensor:  # This is the common case, and the only one inside a traced graph.
         return "tensor"
     if not isinstance(leaf, Tensor):
         pil = sys.modules.get("PIL.Image")
@@ -55,7 +55,7 @@ def like(x: Tensor, leaf: Tensor) -> Tensor:
     tv_tensors = sys.modules.get("torchvision.tv_tensors")
     if tv_tensors is not None and isinstance(leaf, tv_tensors.TVTensor):
         return tv_tensors.wrap(x, like=leaf)
-    if not has_torch_function_unary(leaf):  # its class leaves operators alone
+    if not has_torch_function_unary(leaf):  # The class leaves operators alone.
         return x
     typed = type(leaf).__torch_function__(_mixed, (type(leaf),), (leaf, x), {})
     return x if typed is NotImplemented else typed

@@ -507,7 +507,7 @@ class RandomMix(MixTransform):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         modules = state["_modules"]
-        if "methods" in modules:  # was pickled when the list was public, and could be added to
+        if "methods" in modules:  # The module was pickled when the list was public, and could be added to.
             state = {**state, "_modules": {"_methods": modules["methods"]}}
         super().__setstate__(state)
 
@@ -522,11 +522,11 @@ class RandomMix(MixTransform):
 
     def _current_spec(self) -> Tensor:
         methods = self.methods
-        spec = torch.cat([method._spec for method in methods])  # anew: a schedule may have changed an α or a p
+        spec = torch.cat([method._spec for method in methods])  # A schedule may have changed an α or a p.
         spec[:, Column.WEIGHT] = self._shares
-        spec[:, Column.P] *= self._spec[:, Column.P]  # each `enabled` or not, and so is the set
+        spec[:, Column.P] *= self._spec[:, Column.P]  # The methods and the set may each be `enabled` or not.
         for row, method in enumerate(methods):
-            # Of one row, not of one number: to the GPU torch 2.11 would bring that.
+            # The slice is of one row and not one number, because torch 2.11 would move a number to the GPU.
             spec[row : row + 1, Column.P] *= method.p
         return spec
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fusedmix import checks
+from fusedmix import backends, checks
 from fusedmix.transforms import CutMix, GMix, HMix, MixTransform, MixUp, RandomMix, SamplePairing
 
 _CHUNK = 1 << 20  # pixels whose masks are held at once, 8 MiB of float64
@@ -83,7 +83,9 @@ def coefficients(
     values = []  # of each mask: a(d) for every d, then the mean
     for start in range(0, masks, chunk):
         plan = mix.sample(min(chunk, masks - start), size, lam=lam, generator=generator, device=device)
-        operators = mix._operators(plan.device)  # the module's backend; plan.mask() is the device's default
+        where = plan.device.type
+        # The masks are those of the module's backend. plan.mask() would take the device's default.
+        operators = backends.operators(where, backends.where_it_serves(mix.backend, where))
         mask = operators.mask(plan.masks, int(plan.families), plan.size, int(plan.per), plan.pixels)
         rest = 1.0 - mask.double()
         columns = [_pair_means(rest, d) for d in shifts]

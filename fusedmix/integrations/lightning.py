@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from fusedmix import checks, sample_tree
-from fusedmix.integrations.positions import Schedule, check_mix, check_schedules, check_seed, mix_at
+from fusedmix.integrations.positions import Schedule, check_mix, check_schedules, check_seed, mix_at, stepped
 from fusedmix.module import MixTransform
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
 else:
-    try:  # the same package under two names: the one that the program uses
+    try:  # The same package has two names: this takes the one that the program uses.
         if "pytorch_lightning" in sys.modules and "lightning.pytorch" not in sys.modules:
             from pytorch_lightning import Callback
         else:
@@ -71,7 +71,7 @@ class MixCallback(checks.Checked, Callback):
         self.mix = mix
         self.schedules = check_schedules("schedule", schedule)
         self.seed = seed
-        self._epoch: int | None = None  # for which the schedules were stepped
+        self._epoch: int | None = None  # the epoch for which the schedules were stepped
 
     def __repr__(self) -> str:
         schedule = f", schedule={self.schedules!r}" if self.schedules else ""
@@ -89,21 +89,14 @@ class MixCallback(checks.Checked, Callback):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         epoch = trainer.current_epoch
-        if epoch != self._epoch:  # not on_train_epoch_start, which a training resumed in the middle of one skips
-            for schedule in self.schedules:
-                schedule.step(epoch)
-            self._epoch = epoch
+        # Not in on_train_epoch_start: a training that is resumed in the middle of an epoch skips that.
+        self._epoch = stepped(self.schedules, epoch, self._epoch)
         assert self.seed is not None
         paths = _replaced(batch, self.mix)
         mixed = mix_at(self.mix, batch, self.seed, trainer.global_rank, epoch, batch_idx)
         for path in paths:
-            holder = batch
-            for key in path[:-1]:
-                holder = key.get(holder)
-            new = mixed
-            for key in path:
-                new = key.get(new)
-            holder[path[-1].idx if isinstance(holder, MutableSequence) else path[-1].key] = new
+            holder, last = _at(batch, path[:-1]), path[-1]
+            holder[last.idx if isinstance(holder, MutableSequence) else last.key] = _at(mixed, path)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -128,9 +121,7 @@ def _replaced(batch: Any, mix: MixTransform) -> list[Any]:
     positions = [*parsed.images, *parsed.masks, *([parsed.labels_index] if parsed.labels is not None else [])]
     paths = sample_tree.paths(batch)
     for i in positions:
-        holder = batch
-        for key in paths[i][:-1]:
-            holder = key.get(holder)
+        holder = _at(batch, paths[i][:-1])
         if not paths[i] or not isinstance(holder, (MutableSequence, MutableMapping)):
             raise TypeError(
                 f"MixCallback replaces images and labels in the batch, which must hold them in a list or a dict, but "
@@ -138,3 +129,10 @@ def _replaced(batch: Any, mix: MixTransform) -> list[Any]:
                 "on_after_batch_transfer."
             )
     return [paths[i] for i in positions]
+
+
+def _at(tree: Any, path: Any) -> Any:
+    """What stands at the end of a path of keys."""
+    for key in path:
+        tree = key.get(tree)
+    return tree

@@ -29,12 +29,21 @@ def mix_at(mix: MixTransform, batch: Any, *position: int) -> Any:
     """`mix(batch)`, drawn by a generator that is seeded by the position and leaves torch's own alone."""
     digest = hashlib.blake2b(repr(position).encode(), digest_size=8).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest, "little"))
-    check_mix("mix", mix)  # again: it may have been given a generator in the meantime
-    mix._generator = GeneratorHandle(generator)  # not as an attribute that a user sets, and may not of a RandomMix's
+    check_mix("mix", mix)  # It may have been given a generator since it was checked first.
+    # As the attribute that users set it could not be lent to one of the methods of a RandomMix.
+    mix._generator = GeneratorHandle(generator)
     try:
         return mix(batch)
     finally:
         mix._generator = None
+
+
+def stepped(schedules: Iterable[Schedule], epoch: int, last: int | None) -> int:
+    """Steps schedules at the first batch of an epoch, `last` being that of the batch before. Returns the epoch."""
+    if epoch != last:
+        for schedule in schedules:
+            schedule.step(epoch)
+    return epoch
 
 
 def check_mix(name: str, mix: Any) -> MixTransform:

@@ -67,9 +67,9 @@ _SCALAR = type(1 - np.float32(0))
 class _Draws(NamedTuple):
     """What was drawn, for each of n draws or B samples."""
 
-    lam: np.ndarray  # as timm computes with it: float64 (mode="batch") or float32
+    lam: np.ndarray  # λ, float64 for mode="batch" and else float32, as timm computes with it
     weight: np.ndarray  # the label weight, of the same dtype
-    cut: np.ndarray  # bool: a box of the partner, else a blend
+    cut: np.ndarray  # bool, whether it is a box of the partner and not a blend
     box: np.ndarray  # (n, 4) int64: y0, x0, y1, x1
 
     def mixes(self) -> bool:
@@ -253,7 +253,8 @@ class Mixup(checks.Checked):
         size = tuple(images.shape[1:])[-2:] or (1,)
         self._check(size)
         labels, smoothing = self._labels(target, images.shape[0])
-        backends.operators(images.device.type, self.backend)  # an error now, not when something has been drawn
+        # Where no backend serves the images this raises: now, and not when something has been drawn.
+        backends.operators(images.device.type, self.backend)
 
         drawn = self._draw(images.shape[0], size)
         plan = self._plan(drawn, size)
@@ -301,7 +302,7 @@ class Mixup(checks.Checked):
             n = batch_size if self.mode == "elem" else batch_size // 2
             drawn = self._draw_each(n, size)
             index = np.arange(batch_size)
-            if self.mode != "elem":  # one more draw, of nothing: for a middle sample, or for the second half
+            if self.mode != "elem":  # A middle sample, or the second half, takes one more draw, of nothing.
                 nothing = _Draws(
                     np.ones(1, np.float32), np.ones(1, np.float32), np.zeros(1, bool), np.zeros((1, 4), int)
                 )
@@ -350,7 +351,9 @@ class Mixup(checks.Checked):
 
     def _draw_boxes(self, lam: np.ndarray, height: int, width: int) -> np.ndarray:
         """(n, 4) boxes y0, x0, y1, x1 of n λ."""
-        if self.cutmix_minmax is not None:  # the range of a position follows from a side: one after the other
+        if (
+            self.cutmix_minmax is not None
+        ):  # The range of a position follows from a side, so they are drawn one after the other.
             low, high = self.cutmix_minmax
             boxes = []
             for _ in range(len(lam)):
@@ -359,9 +362,9 @@ class Mixup(checks.Checked):
                 y, x = np.random.randint(0, height - cut_h + 1), np.random.randint(0, width - cut_w + 1)
                 boxes.append((y, x, y + cut_h, x + cut_w))
             return np.array(boxes)
-        # y and x in turn, all in one call: 256 boxes in 20 µs rather than 1.5 ms.
+        # All y and x are drawn in turn by one call, which takes 20 µs for 256 boxes instead of 1.5 ms.
         centre = np.random.randint(0, np.tile((height, width), len(lam))).reshape(-1, 2)
-        # In the precision of timm's scalars, and a side at a time, because an array of sides would widen the product.
+        # The precision is that of timm's scalars. An array of both sides would widen the product.
         ratio = np.sqrt(1 - (lam if lam.dtype == np.float64 else lam.astype(_SCALAR)))
         cut = np.stack(((height * ratio).astype(np.int64), (width * ratio).astype(np.int64)), axis=1)
         return np.hstack((np.maximum(centre - cut // 2, 0), np.minimum(centre + (cut + 1) // 2, (height, width))))
@@ -375,7 +378,7 @@ class Mixup(checks.Checked):
         if cuts:
             kind[drawn.cut] = Kind.BOX
             geometry[:, 1:3], geometry[:, 4:6] = drawn.box[:, :2], drawn.box[:, 2:]
-            geometry[:, 3] = drawn.cut  # a box is one deep
+            geometry[:, 3] = drawn.cut  # A box is one pixel deep.
             value[drawn.cut, 0] = 1
         families = Families.CUTS if self.mixup_alpha <= 0 else Families.CUTS | Families.CONSTANTS
         families = families if cuts else Families.CONSTANTS
@@ -476,7 +479,7 @@ class FastCollateMixup(Mixup):
         labels, smoothing = self._labels(default_collate([sample[1] for sample in batch]), batch_size)
 
         drawn = self._draw(batch_size, size)
-        # In float32, as timm blends; 1-λ in the precision of λ.
+        # timm blends in float32, and computes 1-λ in the precision of λ.
         own, lent = drawn.lam.astype(np.float32), (1 - drawn.lam).astype(np.float32)
         kept = (batch_size + 1) // 2 if self.mode == "half" else batch_size
         output = torch.empty((kept, *images[0].shape), dtype=torch.uint8, device="cpu")
@@ -504,7 +507,7 @@ class _Blend:
     """Blends uint8 images: rint of the sum of two float32 products, each rounded, so that every byte is timm's."""
 
     def __init__(self, like: np.ndarray) -> None:
-        # In the layout of the images (timm's own are transposed HWC): only the result is put into another order.
+        # The products have the layout of the images (timm's own are transposed HWC): only their sum is put in order.
         self._own, self._lent = np.empty_like(like, dtype=np.float32), np.empty_like(like, dtype=np.float32)
 
     def __call__(self, out: np.ndarray, a: np.ndarray, b: np.ndarray, own: np.float32, lent: np.float32) -> None:

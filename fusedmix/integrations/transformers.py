@@ -24,13 +24,13 @@ from torch import Tensor
 
 from fusedmix import checks
 from fusedmix.attachment import attached
-from fusedmix.integrations.positions import check_mix, check_schedules, check_seed, mix_at
+from fusedmix.integrations.positions import check_mix, check_schedules, check_seed, mix_at, stepped
 from fusedmix.module import MixTransform
 from fusedmix.plan import SparseTargets
 
 try:
     from transformers import Trainer
-except ImportError as error:  # also what Transformers raises where its Trainer lacks Accelerate
+except ImportError as error:  # Transformers raises one, too, where its Trainer lacks Accelerate.
     raise ImportError(
         "fusedmix.integrations.transformers needs the Trainer of Transformers, which is not installed or cannot be "
         f"imported ({error}): pip install transformers accelerate"
@@ -67,7 +67,7 @@ class MixTrainerMixin(checks.Checked):
 
     _checks: ClassVar = {"mix_schedules": check_schedules, "mix_seed": check_seed}
 
-    # Of the Trainer.
+    # These four are the Trainer's.
     args: Any
     model: Any
     state: Any
@@ -85,8 +85,8 @@ class MixTrainerMixin(checks.Checked):
         self.mix_schedules = check_schedules("mix_schedule", mix_schedule)
         super().__init__(*args, **kwargs)
         self.mix_seed = self.args.seed if mix_seed is None else mix_seed
-        self._at = (-1, -1)  # optimizer step, batch in it
-        self._epoch: int | None = None  # for which the schedules were stepped
+        self._at = (-1, -1)  # the optimizer step, and the number of the batch in it
+        self._epoch: int | None = None  # the epoch for which the schedules were stepped
         self.mix = mix
 
     @property
@@ -132,22 +132,19 @@ class MixTrainerMixin(checks.Checked):
     ) -> Any:
         if self.mix is None or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[misc]
-        self._check_smoothing(self.mix)  # again: it may have been set in the meantime
+        self._check_smoothing(self.mix)  # It may have been set since it was checked first.
         if "labels" not in inputs:
             raise ValueError(f'The batch must hold its labels under "labels", but has only {sorted(inputs)}.')
         state = self.state
         epoch = int(state.epoch or 0)
-        if epoch != self._epoch:
-            for schedule in self.mix_schedules:
-                schedule.step(epoch)
-            self._epoch = epoch
+        self._epoch = stepped(self.mix_schedules, epoch, self._epoch)
         step, batch = self._at
         self._at = (step, batch + 1) if step == state.global_step else (state.global_step, 0)
         if self.compute_loss_func is None:
             num_items_in_batch = _samples(num_items_in_batch, inputs["labels"])
         mixed = mix_at(self.mix, dict(inputs), self.mix_seed, self.args.process_index, *self._at)
 
-        # While the Trainer computes this loss, and not when it asks later who has scaled it.
+        # The function is in place while the Trainer computes this loss, but not when it asks later who has scaled it.
         before, self.compute_loss_func = self.compute_loss_func, self._loss_of_mixed
         try:
             return super().compute_loss(model, mixed, return_outputs, num_items_in_batch)  # type: ignore[misc]
