@@ -27,7 +27,7 @@ struct LossArgs {
 };
 static_assert(sizeof(LossArgs) <= 4096, "kernel arguments");
 
-// What a thread works on, in blocks of so many: as one of `lanes`, on a part of row i. Beyond the last row on nothing.
+// What a thread of a block works on: as one of `lanes`, a part of row i. It is not active beyond the last row.
 struct LossPlace {
   int64_t i;
   int32_t part, lane, lanes;
@@ -108,7 +108,7 @@ struct LossReader {
       if (has(u)) f(u);
     }
   }
-  // Which vector of the part holds a class; of one before it, or of none, a number beyond them all.
+  // Which vector of the part holds a class. Where none does it is a number beyond them all.
   FUSEDMIX_DEVICE uint32_t vector_of(int64_t k) const { return (static_cast<uint32_t>(k) - static_cast<uint32_t>(first)) / V; }
   FUSEDMIX_DEVICE Compute<T> logit(int64_t k) const { return to_compute(device::load(row + k * step)); }
 
@@ -245,7 +245,7 @@ FUSEDMIX_DEVICE RowSums<C> load_sums(const C* from) {
   return {device::load(from), device::load(from + 1), device::load(from + 2), device::load(from + 3)};
 }
 
-// What becomes of those of a whole row. Returns its loss.
+// Stores what the sums of a whole row say. Returns its loss.
 template <class C>
 FUSEDMIX_DEVICE C store_row(const LossOut& out, int64_t i, const RowSums<C>& sums) {
   const C loss = sums.loss();
@@ -284,14 +284,31 @@ FUSEDMIX_DEVICE void add_weighted(RowSums<C>& sums, C base, const C* weights, co
   }
 }
 
-template <class T, int V>
-FUSEDMIX_WIDE_KERNEL(kLossThreads, 4) cross_entropy_kernel(FUSEDMIX_ARGS(LossArgs, args)) {
-  using C = Compute<T>;
+// Adds to the sums of the first thread of a part those of its other threads.
+template <class C>
+FUSEDMIX_DEVICE void add_over_lanes(RowSums<C>& sums, const LossPlace& place) {
   FUSEDMIX_SHARED(C, tops, kLossThreads);
   FUSEDMIX_SHARED(C, exponentials, kLossThreads);
   FUSEDMIX_SHARED(C, linears, kLossThreads);
   FUSEDMIX_SHARED(C, totals, kLossThreads);
   const int32_t thread = static_cast<int32_t>(device::thread());
+  const auto leave = [&] {
+    tops[thread] = sums.max;
+    exponentials[thread] = sums.exponentials;
+    linears[thread] = sums.linear;
+    totals[thread] = sums.total;
+  };
+  leave();
+  over_lanes(place.lane, place.lanes, [&](int32_t other) {
+    const RowSums<C> more{tops[other], exponentials[other], linears[other], totals[other]};
+    sums.add(more);
+    leave();
+  });
+}
+
+template <class T, int V>
+FUSEDMIX_WIDE_KERNEL(kLossThreads, 4) cross_entropy_kernel(FUSEDMIX_ARGS(LossArgs, args)) {
+  using C = Compute<T>;
   const LossPlace place(args, kLossThreads);
   LossReader<T, V> reader(args, place);
   const bool leads = place.active && place.lane == 0;
@@ -324,18 +341,7 @@ FUSEDMIX_WIDE_KERNEL(kLossThreads, 4) cross_entropy_kernel(FUSEDMIX_ARGS(LossArg
     add_logits(sums, sums.base(), linear, z);
     if (weights != nullptr) add_weighted(sums, sums.base(), weights + reader.end_class, z);
   }
-  tops[thread] = sums.max;
-  exponentials[thread] = sums.exponentials;
-  linears[thread] = sums.linear;
-  totals[thread] = sums.total;
-  over_lanes(place.lane, place.lanes, [&](int32_t other) {
-    const RowSums<C> more{tops[other], exponentials[other], linears[other], totals[other]};
-    sums.add(more);
-    tops[thread] = sums.max;
-    exponentials[thread] = sums.exponentials;
-    linears[thread] = sums.linear;
-    totals[thread] = sums.total;
-  });
+  add_over_lanes(sums, place);
   if (!leads) return;
   MixedClasses<C> label = mixed_classes<C>(args, row);
   label.keep(reader.begin, reader.stop);
