@@ -91,24 +91,22 @@ class Kernel:
             )
             of_types = self._of_types[types] = (tensors, tuples, [issubclass(of, int) for of in types], {})
         tensors, tuples, are_integers, made = of_types
-        pointers = [arguments[i].data_ptr() for i in tensors]
         numbers = list(itertools.compress(arguments, are_integers))
         narrow = _LOW <= min(numbers) and max(numbers) < _HIGH
-        key = (
-            *(device.index, constants, narrow or tuple(_LOW <= number < _HIGH for number in numbers)),
-            *[arguments[i].dtype for i in tensors],
-            *[pointer % 16 == 0 for pointer in pointers],
-            *[_specialised_on(arguments[i]) for i in tuples],
-        )
+        parts = [device.index, constants, narrow or tuple(_LOW <= number < _HIGH for number in numbers)]
+        # Addresses as numbers: of a tensor the launcher would ask for its address, and the driver whose that is.
+        values = list(arguments)
+        for i in tensors:
+            values[i] = pointer = arguments[i].data_ptr()
+            parts += arguments[i].dtype, pointer % 16 == 0
+        for i in tuples:
+            parts.append(_specialised_on(arguments[i]))
+        key = tuple(parts)
         compiled = made.get(key)
         if compiled is None:
             made[key] = self.function[(programs,)](*arguments, *constants, num_warps=self.warps, enable_fp_fusion=False)
-            return
-        # Addresses as numbers: of a tensor the launcher would ask for its address, and the driver whose that is.
-        values = list(arguments)
-        for i, pointer in zip(tensors, pointers, strict=True):
-            values[i] = pointer
-        compiled[(programs, 1, 1)](*values, *constants)
+        else:
+            compiled[(programs, 1, 1)](*values, *constants)
 
 
 @functools.lru_cache(maxsize=4096)
