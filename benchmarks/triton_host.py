@@ -81,7 +81,7 @@ def main() -> int:
     if backends.triton_is_interpreted():
         print("triton_host: kernels are not to be interpreted: unset TRITON_INTERPRET", file=sys.stderr)
         return 2
-    from fusedmix.backends.triton import mix_kernel
+    from fusedmix.backends.triton import mix_launch
 
     torch.set_num_threads(1)
     driver.set_active(noting := Driver())
@@ -89,7 +89,7 @@ def main() -> int:
     x, y = torch.rand(batch, 3, 32, 32), torch.randint(1000, (batch,))
     rows = []
     with (
-        mock.patch.object(mix_kernel, "multiprocessors", _multiprocessors),
+        mock.patch.object(mix_launch, "multiprocessors", _multiprocessors),
         mock.patch.object(backends, "triton_is_interpreted", _serves_the_cpu),
     ):
         for name, make in CASES.items():

@@ -472,11 +472,11 @@ def test_masks_that_there_are_not_make_nan_on_cuda(shim):
 @pytest.mark.skipif(not INTERPRETED, reason="needs Triton's interpreter")
 @pytest.mark.thorough
 def test_masks_that_there_are_not_make_nan_with_triton():
-    from fusedmix.backends.triton import mix_kernel
+    from fusedmix.backends.triton import mix_launch
 
     def mix(x, *masks):
         out = torch.empty_like(x)
-        mix_kernel.apply(x, out, masks)
+        mix_launch.apply(x, out, masks)
         return out
 
     x, _ = batch()
@@ -484,7 +484,7 @@ def test_masks_that_there_are_not_make_nan_with_triton():
     records = hand_made(fm.CutMix, FOUND)[1]
     records = packed(KINDS, geometry(records), value(records))
     for families in (FORMULAS, Families.CUTS, Families.GAUSSIANS):
-        made = mix_kernel.write_masks(records, families, SIZE)
+        made = mix_launch.write_masks(records, families, SIZE)
         assert torch.equal(made.isnan(), reference.mask(records, families, SIZE).isnan())
         assert made.flatten(1).isnan().all(1).tolist() == [False, True, True, True, True, not families.boxed]
 
@@ -494,7 +494,7 @@ def test_masks_that_there_are_not_make_nan_with_triton():
 @pytest.mark.parametrize("method", [fm.CutMix, fm.FMix])
 def test_triton_kernels_stay_in_the_batch(method):
     """The images lie among others of the same tensor: what is read beside them would show."""
-    from fusedmix.backends.triton import labels_kernel, mix_kernel
+    from fusedmix.backends.triton import labels_kernel, mix_launch
 
     x, y = batch()
     expected = reference.mix(x, MaskArguments(*hand_made(method, FOUND)))
@@ -502,12 +502,12 @@ def test_triton_kernels_stay_in_the_batch(method):
         room = torch.full((3 * B, 3, *SIZE), float("nan"))
         src = room[B : 2 * B].copy_(x)
         dst = src if inside else torch.full((3 * B, 3, *SIZE), 5.0)[B : 2 * B]
-        mix_kernel.apply(src, dst, hand_made(method, LOST), adjoint=adjoint)
+        mix_launch.apply(src, dst, hand_made(method, LOST), adjoint=adjoint)
         assert room[:B].isnan().all()
         assert room[2 * B :].isnan().all()
         if not adjoint:
             torch.testing.assert_close(dst, expected, atol=1e-5, rtol=1e-5)
-        mix_kernel.apply(src, dst, hand_made(method, LOOPS), adjoint=adjoint)  # ends
+        mix_launch.apply(src, dst, hand_made(method, LOOPS), adjoint=adjoint)  # ends
         assert room[:B].isnan().all()
         assert room[2 * B :].isnan().all()
     weight = torch.linspace(0.1, 0.9, B, dtype=torch.float64)

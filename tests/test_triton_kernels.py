@@ -47,9 +47,12 @@ import triton
 import triton.language as tl
 
 from fusedmix.backends import triton as backend
-from fusedmix.backends.triton import fourier_kernel, labels_kernel, launch, mix_kernel, sample_kernel
+from fusedmix.backends.triton import fourier_launch as fourier_kernel
+from fusedmix.backends.triton import labels_kernel, launch
+from fusedmix.backends.triton import mix_launch as mix_kernel
+from fusedmix.backends.triton import sample_launch as sample_kernel
 from fusedmix.backends.triton.enums import Shape
-from fusedmix.backends.triton.mix_kernel import Cut
+from fusedmix.backends.triton.mix_layout import Cut
 from fusedmix.backends.triton.numbers import (
     below,
     expm1,
@@ -136,7 +139,7 @@ def mixed(x, masks, in_place=True, adjoint=False, **options):
 
 def width_of(way):
     """V."""
-    return way.constants[4]
+    return way.named["V"]
 
 
 def by_vector(flags, x, way):

@@ -15,6 +15,7 @@ import sys
 import tempfile
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from unittest import mock
 
 import torch
 import triton
@@ -26,7 +27,17 @@ from triton.runtime.jit import create_function_from_signature
 import fusedmix as fm
 from families import RECORDS
 from fusedmix.arguments import LossArguments
-from fusedmix.backends.triton import fourier_kernel, labels_kernel, launch, losses_kernel, mix_kernel, sample_kernel
+from fusedmix.backends.triton import (
+    fourier_launch,
+    labels_kernel,
+    launch,
+    losses_kernel,
+    mix_kernel,
+    mix_launch,
+    sample_launch,
+)
+from fusedmix.backends.triton.enums import Shape
+from fusedmix.backends.triton.mix_layout import Cut
 from fusedmix.draws import Request
 from fusedmix.masks.family import WORDS
 from fusedmix.methods import Families
@@ -73,15 +84,15 @@ class Launches(list):
     """(kernel, arguments, constants) of every launch, none of which takes place."""
 
     def __enter__(self):
-        self.call, self.chip = launch.Kernel.__call__, mix_kernel.multiprocessors
+        self.call, self.chip = launch.Kernel.__call__, mix_launch.multiprocessors
         launch.Kernel.__call__ = lambda kernel, programs, arguments, constants, device: self.append(
             (kernel, arguments, constants)
         )
-        mix_kernel.multiprocessors = lambda device: H200
+        mix_launch.multiprocessors = lambda device: H200
         return self
 
     def __exit__(self, *_):
-        launch.Kernel.__call__, mix_kernel.multiprocessors = self.call, self.chip
+        launch.Kernel.__call__, mix_launch.multiprocessors = self.call, self.chip
 
 
 def mixing(dtype, make, per, pairing, in_place, adjoint, by_value, shape, channels_last, stored=None):
@@ -97,7 +108,7 @@ def mixing(dtype, make, per, pairing, in_place, adjoint, by_value, shape, channe
         families |= Families.STORED if stored == torch.int32 else Families.LEVELS
     masks = plan.partner, plan.masks, families, 0 if plan.constant else 2, plan.pairing, plan.per, pixels
     with Launches() as launches:
-        mix_kernel.apply(x, out, masks, adjoint=adjoint, by_value=by_value)
+        mix_launch.apply(x, out, masks, adjoint=adjoint, by_value=by_value)
     return launches
 
 
@@ -113,7 +124,7 @@ def sampling(pairing, per="sample", size=(32, 32), lam=None):
     labels = torch.arange(SMALL[0])
     request = Request(*mix._request(SMALL[0], size, lam, labels if "class" in pairing else None))
     with Launches() as launches:
-        plan = sample_kernel.sample(request, torch.tensor(0), CPU)
+        plan = sample_launch.sample(request, torch.tensor(0), CPU)
         labels_kernel.mix(labels, plan[0], plan[2], 1000, 0.1, request.pairing, per == "batch")
     return launches
 
@@ -127,7 +138,7 @@ def others():
             labels_kernel.mix(torch.ones(64, 1001, dtype=dtype), partner, weight, 1001, 0.1)
         for families in (*Families, sum(Families) & ~Families.LEVELS):
             pixels = torch.empty((64, 224 * 224), dtype=torch.int16) if families == Families.LEVELS else words
-            mix_kernel.write_masks(records, families, (224, 224), 2, pixels)
+            mix_launch.write_masks(records, families, (224, 224), 2, pixels)
     return launches
 
 
@@ -136,7 +147,7 @@ def noise(size, seed=0, **options):
     spec = fm.FMix(per="sample", **options)._spec
     records = torch.zeros((3, WORDS), dtype=torch.int32)
     with Launches() as launches:
-        fourier_kernel.masks(spec, records, torch.tensor(seed), size, 2, 2, options.get("max_soft", 0) > 0)
+        fourier_launch.masks(spec, records, torch.tensor(seed), size, 2, 2, options.get("max_soft", 0) > 0)
     return launches
 
 
@@ -286,7 +297,10 @@ def planted():
         "few threads": [],
         "more than registers hold": [],
     }
-    cuts = {"few threads": (256, 2, 4, 4), "more than registers hold": (256, 2, 32, 32)}
+    cuts = {
+        "few threads": lambda *_: [Cut(Shape.TILE, 256, 2, 4, 4)],
+        "more than registers hold": lambda *_: [Cut(Shape.TILE, 256, 2, 32, 32)],
+    }
     found = {}
     for name, replaced in changes.items():
         wrong = source
@@ -299,18 +313,17 @@ def planted():
             spec = spec_from_file_location("planted", path)
             module = module_from_spec(spec)
             spec.loader.exec_module(module)
-            if name in cuts:
-                cut = module.Cut(module.Shape.TILE, *cuts[name])
-                module.cuts = lambda *_, cut=cut: [cut]
             x = torch.empty(SMALL)
             plan = fm.MixUp(per="sample", pairing="random", sampling="device").sample(SMALL[0], SMALL[2:], seed=0)
             masks = plan.partner, plan.masks, plan.families, 0, plan.pairing, plan.per
-            with Launches() as launches:
-                module.multiprocessors = mix_kernel.multiprocessors
-                module.apply(x, x, masks)
+            mix_launch.way_of.cache_clear()
+            with Launches() as launches, mock.patch.object(mix_launch, "cuts", cuts.get(name, mix_launch.cuts)):
+                mix_launch.apply(x, x, masks)
             kernel, arguments, constants = launches[0]
             named = dict(zip(kernel.function.arg_names[len(arguments) :], constants, strict=True))
-            found[name] = report(compiled(GPUTarget("cuda", 90, 32), *launches[0])) | {"constants": named}
+            kernel = launch.Kernel(module.mix_kernel, kernel.warps)
+            of = report(compiled(GPUTarget("cuda", 90, 32), kernel, arguments, constants))
+            found[name] = of | {"constants": named}
     return found
 
 

@@ -1,7 +1,8 @@
 """The operators in Triton: for GPUs without a CUDA compiler, and a second implementation to compare the first with.
 
 Every function here is the operator of the same name in fusedmix/backends/reference.py, which has the meaning. The
-kernels are in mix_kernel.py, labels_kernel.py, losses_kernel.py, sample_kernel.py and fourier_kernel.py.
+kernels are in mix_kernel.py, labels_kernel.py, losses_kernel.py, sample_kernel.py and fourier_kernel.py; where there is
+a mix_launch.py beside them, it has their launches.
 """
 
 from __future__ import annotations
@@ -22,21 +23,21 @@ from fusedmix.methods import Per
 
 def mask(*arguments: Any) -> Tensor:
     """(n, *size) float32 masks, from their records and from what is stored of them."""
-    from fusedmix.backends.triton.mix_kernel import write_masks
+    from fusedmix.backends.triton.mix_launch import write_masks
 
     return write_masks(*arguments)
 
 
 def fourier(*arguments: Any) -> Tensor:
     """The pixels of the Fourier masks of a plan."""
-    from fusedmix.backends.triton.fourier_kernel import masks
+    from fusedmix.backends.triton.fourier_launch import masks
 
     return masks(*arguments)
 
 
 def mix(x: Tensor, plan: MaskArguments) -> Tensor:
     """M ⊙ x + (1-M) ⊙ x[partner] in the layout of x."""
-    from fusedmix.backends.triton.mix_kernel import apply, followed
+    from fusedmix.backends.triton.mix_launch import apply, followed
 
     out = torch.empty_like(x)
     apply(x, out, followed(plan))
@@ -45,14 +46,14 @@ def mix(x: Tensor, plan: MaskArguments) -> Tensor:
 
 def mix_(x: Tensor, plan: MaskArguments) -> None:
     """The same, in place."""
-    from fusedmix.backends.triton.mix_kernel import apply, followed
+    from fusedmix.backends.triton.mix_launch import apply, followed
 
     apply(x, x, followed(plan))
 
 
 def mix_adjoint(grad: Tensor, plan: MaskArguments) -> Tensor:
     """The gradient of mix: M_i·g_i + (1-M_j)·g_j with partner(j) = i."""
-    from fusedmix.backends.triton.mix_kernel import apply, followed
+    from fusedmix.backends.triton.mix_launch import apply, followed
 
     out = torch.empty_like(grad)
     apply(grad, out, followed(plan), adjoint=True)
@@ -181,9 +182,9 @@ class _Kernels(NamedTuple):
 @functools.lru_cache(maxsize=1)
 def _kernels() -> _Kernels:
     """Imported when they are needed, and found once: even of what has been imported a statement takes a microsecond."""
-    from fusedmix.backends.triton import labels_kernel, mix_kernel, sample_kernel
+    from fusedmix.backends.triton import labels_kernel, mix_launch, sample_launch
 
-    return _Kernels(sample_kernel, labels_kernel, mix_kernel)
+    return _Kernels(sample_launch, labels_kernel, mix_launch)
 
 
 def _from_the_host(request: Request, source: Source) -> PlanTensors:

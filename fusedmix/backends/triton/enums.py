@@ -21,6 +21,12 @@ class Shape(IntEnum):
     TILE = 3
 
 
+# λ is drawn, or given, once for all samples or for each of them.
+_Lam = IntEnum("_Lam", ("DRAWN", "ONE", "EACH"), start=0)
+# A plan has for a sample a row of its own, or one for all samples, which may travel in the arguments.
+_Row = IntEnum("_Row", ("OWN", "FIRST", "GIVEN"), start=0)
+
+
 class _Numbers(tl.constexpr):
     """Of globals a kernel may read constexpr alone. For an attribute of one Triton's compiler looks in its value; its
     interpreter, for which constants are plain numbers, in itself."""
@@ -35,9 +41,11 @@ Columns = _Numbers(methods.Column)
 Draws = _Numbers(methods.Drawn)
 Families = _Numbers(methods.Families)
 Kinds = _Numbers(methods.Kind)
+Lams = _Numbers(_Lam)
 Methods = _Numbers(methods.Method)
 Pairings = _Numbers(methods.Pairing)
 Pers = _Numbers(methods.Per)
+Rows = _Numbers(_Row)
 Shapes = _Numbers(Shape)
 Streams = _Numbers(Stream)
 COLUMNS = tl.constexpr(len(methods.Column))

@@ -19,7 +19,7 @@ from fusedmix.backends.triton.numbers import INTERPRETED
 from fusedmix.methods import Pairing
 
 WARPS = 4
-_LOW, _HIGH = -(1 << 31), 1 << 31  # what 32 bits hold
+_LOW, _HIGH = -(1 << 31), 1 << 31  # From _LOW on, below _HIGH: what 32 bits hold.
 
 
 class Kernel:
@@ -70,18 +70,13 @@ class Kernel:
         if INTERPRETED:
             import numpy as np
 
-            with np.errstate(all="ignore"):  # IEEE arithmetic, as on a GPU: infinities are not news
+            with np.errstate(all="ignore"):  # On a GPU infinities are no news either.
                 self.function[(programs,)](*arguments, *constants)
             return
         if device.type == "cuda" and device.index != torch.cuda.current_device():
             with torch.cuda.device(device):
-                self._launch(programs, arguments, constants, device)
-        else:
-            self._launch(programs, arguments, constants, device)
-
-    def _launch(
-        self, programs: int, arguments: tuple[Any, ...], constants: tuple[Any, ...], device: torch.device
-    ) -> None:
+                self(programs, arguments, constants, device)
+            return
         # Loops over the whole of the arguments are C's: this is the time that a launch takes on the host.
         types = tuple(map(type, arguments))
         of_types = self._of_types.get(types)

@@ -12,7 +12,10 @@ when compiled, in terms of the kernel's constants, and which (tests/triton_loops
 
 from __future__ import annotations
 
+import inspect
 import struct
+from collections.abc import Callable
+from typing import Any
 
 import triton
 import triton.language as tl
@@ -20,9 +23,20 @@ from triton import knobs
 
 from fusedmix.backends.triton.enums import Pairings, Pers, Streams
 
-# Whether kernels run in Triton's interpreter, in NumPy on the CPU (TRITON_INTERPRET=1 when this module is imported).
+# Kernels run in Triton's interpreter, in NumPy on the CPU, if TRITON_INTERPRET is 1 when this module is imported.
 INTERPRETED = bool(knobs.runtime.interpret)
 _INTERPRETED = tl.constexpr(INTERPRETED)
+
+
+def jit_kernel(*aligned: str) -> Callable[[Any], Any]:
+    """Triton's jit for kernels. What one is compiled for is its constants, the types of the other parameters, and which
+    of those `aligned` are multiples of 16: numbers that are drawn at every step, and where a plan lies, are not."""
+
+    def jit(function: Any) -> Any:
+        others = [name for name in inspect.signature(function).parameters if name.islower() and name not in aligned]
+        return triton.jit(function, do_not_specialize=others)
+
+    return jit
 
 
 def bits(x: float) -> int:
@@ -52,7 +66,7 @@ def as_word(x):
 def fma(x, y, z):
     """x·y + z, rounded once."""
     if _INTERPRETED and x.dtype == tl.float32:
-        # The interpreter's rounds twice. In float64 the product is exact, and the sum is rounded to odd here, which
+        # The interpreter's fma rounds twice. In float64 the product is exact, and the sum is rounded to odd here, which
         # another rounding takes for exact.
         product, other = x.to(tl.float64) * y.to(tl.float64), z.to(tl.float64)
         total = product + other
@@ -133,14 +147,15 @@ def uniform(high, low):
 
 
 @triton.jit
+def uniform_of(drawn, K: tl.constexpr):
+    """The same from four words: from the first two of them (K 0), or from the others (K 1)."""
+    return uniform(drawn[2 * K], drawn[2 * K + 1])
+
+
+@triton.jit
 def own_uniform(noise, K: tl.constexpr):
     """float64 in (0, 1): number K of those that a family draws for itself, from what it draws them by."""
-    a, b, c, d = words(noise[0], noise[1], Streams.OWN, K // 2)
-    if K % 2 == 0:
-        u = uniform(a, b)
-    else:
-        u = uniform(c, d)
-    return u
+    return uniform_of(words(noise[0], noise[1], Streams.OWN, K // 2), K % 2)
 
 
 @triton.jit
@@ -189,9 +204,9 @@ def log1p(x):
 @triton.jit
 def symmetric_beta(seed, index, alpha, STREAM: tl.constexpr = Streams.LAM):
     """Beta(α, α) as float64: Ulrich's polar formula for α + 1, Stuart's boost down to α, in logarithms."""
-    a, b, c, d = words(seed, index, STREAM, 0)
-    e, f, g, h = words(seed, index, STREAM, 1)
-    u, v, boost_u, boost_v = uniform(a, b), uniform(c, d), uniform(e, f), uniform(g, h)
+    first, second = words(seed, index, STREAM, 0), words(seed, index, STREAM, 1)
+    u, v = uniform_of(first, 0), uniform_of(first, 1)
+    boost_u, boost_v = uniform_of(second, 0), uniform_of(second, 1)
     radius = tl.sqrt(-expm1((2.0 / (2.0 * alpha + 1.0)) * tl.log(u)))
     t = radius * tl.cos(6.283185307179586 * v)
     logit = log1p(t) - log1p(-t) + (tl.log(boost_u) - tl.log(boost_v)) / alpha

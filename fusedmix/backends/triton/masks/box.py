@@ -66,7 +66,7 @@ def make(to, mine, method, row, lam, drawn, extent, FAMILIES: tl.constexpr,
     if DRAWS & Draws.SIDES:
         long_x, long_y, long_z, _ = words(noise[0], noise[1], Streams.SIDES, 0)
     depth, height, width = extent
-    # (1-λ)·ratio of the image. The product of the roots first, as in the authors' code: another order moves the box.
+    # A box has (1-λ)·ratio of the image. The authors' code multiplies the roots first, too: another order moves it.
     ratio = tl.load(row + Columns.RATIO)
     if DRAWS & Draws.RATIO:
         gamma = tl.load(row + Columns.RATIO_ALPHA)

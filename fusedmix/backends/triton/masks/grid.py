@@ -113,7 +113,7 @@ def read(m, pixels, across, z, y, x, FAMILIES: tl.constexpr):
     """M of a large grid: a bit of the mask's row of the pixels, which are 16 bits wide where there are levels."""
     cell = number_at(m, z, y, x)
     WIDTH: tl.constexpr = 16 if FAMILIES & Families.LEVELS else 32
-    at = tl.minimum(tl.maximum(cell // WIDTH, 0), across - 1)  # a record that no sampler makes may have any cells
+    at = tl.minimum(tl.maximum(cell // WIDTH, 0), across - 1)  # Hand-made records may have any cells.
     return ((tl.load(by_vector(pixels, at, 1)).to(tl.int32) >> (cell & (WIDTH - 1)).to(tl.int32)) & 1).to(tl.float32)
 
 

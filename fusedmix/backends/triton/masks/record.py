@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from fusedmix.backends.triton.enums import Rows
 from fusedmix.masks import family
 
 WORDS = tl.constexpr(family.WORDS)
@@ -12,24 +13,24 @@ WORDS = tl.constexpr(family.WORDS)
 
 @triton.jit
 def load(i, records, given, stored, MASKS: tl.constexpr, BINARY: tl.constexpr):
-    """The masks of samples i: the words from the arguments (MASKS 2), from row 0 of the plan (1), or from rows i (0).
+    """The masks of samples i: their words, from where MASKS says (enums.py, `Rows`).
     Where all are BINARY, boxes, and samples that are left as they are, are 1 outside and 0 inside: nothing to load. And
     where their pixels are stored, and how many elements a row of these has."""
     pixels, across, rows, batch = stored
-    row = records + (i if MASKS == 0 else 0) * WORDS
+    row = records + (i if MASKS == Rows.OWN else 0) * WORDS
     zero = (i * 0).to(tl.int32)
     m = ()
     for k in tl.static_range(WORDS):
         if BINARY and k == 7:
-            word = zero + 0x3F800000  # the bits of 1.0
+            word = zero + 0x3F800000  # These are the bits of 1.0.
         elif BINARY and k == 8:
             word = zero
-        elif MASKS == 2:
+        elif MASKS == Rows.GIVEN:
             word = given[k]
         else:
             word = tl.load(row + k)
         m = m + (word,)  # type: ignore[assignment]
-    if MASKS == 0:
+    if MASKS == Rows.OWN:
         pixels += tl.where(i < rows, i, batch - 1 - i) * across
     return m, pixels, across
 

@@ -28,7 +28,7 @@ def make(to, mine, method, row, lam, drawn, extent, FAMILIES: tl.constexpr,
     depth, height, width = extent
     disc, pixels = method == Methods.SMOOTHMIX_DISC, record.pixels_of(extent)
     volume, longest = (1.0 - lam) * pixels, tl.maximum(tl.maximum(depth, height), width).to(tl.float64)
-    pi = lam * 0.0 + 3.141592653589793  # of two numbers tl.where makes float32
+    pi = lam * 0.0 + 3.141592653589793  # Of two plain numbers tl.where would make float32.
     s = tl.maximum(tl.load(row + Columns.EDGE) * longest * 2.5066282746310002, 1e-30)
     if NDIM == 1:
         alone, cubic, square, linear = s, 0.0, 0.0, 2.0
@@ -49,7 +49,7 @@ def make(to, mine, method, row, lam, drawn, extent, FAMILIES: tl.constexpr,
     kind = tl.where(volume > 0.0, kind, Kinds.CONSTANT)
     outer = tl.where(volume > 0.0, rate, lam.to(tl.float32))
     record.store(to, mine, (kind, z, y, x, 0, 0, 0, as_word(outer), as_word(radius), 0, 0, 0))
-    rows = depth * height * tl.max((disc & mine).to(tl.int32), axis=0)  # none where no mask is a disc
+    rows = depth * height * tl.max((disc & mine).to(tl.int32), axis=0)  # There are none where no mask is a disc.
     m = z[:, None], y[:, None], x[:, None], rate[:, None], radius[:, None]
     mean = record.sum_of(share_of_disc, m, rows, extent, S, T) / pixels
     mean = tl.where(disc, mean, gaussian.mean_of(rate, radius, centre, extent, S, T))
