@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, get_args
+from typing import Any, ClassVar, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,22 +16,30 @@ from torch import Tensor, nn
 from fusedmix import checks
 from fusedmix.functional import mix_labels
 from fusedmix.methods import Per
+from fusedmix.module import MixTransform
 from fusedmix.options import TargetsName
 from fusedmix.plan import MixPlan, same_batch
 from fusedmix.targets import mix_targets, per_sample
-
-if TYPE_CHECKING:
-    from fusedmix.attachment import MixHandle
-    from fusedmix.module import MixTransform
 
 REDUCTIONS = ("mean", "sum", "none", "batchmean")
 _HELD = threading.Lock()  # while a criterion has another reduction than its owner gave it
 
 
+class Handle(Protocol):
+    """Of a MixHandle, what its criteria ask."""
+
+    @property
+    def mix(self) -> MixTransform:
+        """The mixing module."""
+
+    def plan_for_loss(self) -> MixPlan | None:
+        """The plan of the last forward pass in training; in evaluation none."""
+
+
 class _Mixed(checks.Checked):
     """A wrapped criterion: its attributes."""
 
-    handle: MixHandle
+    handle: Handle
     criterion: Any
     targets: TargetsName
 
@@ -42,7 +50,7 @@ class _Mixed(checks.Checked):
 class MixedCriterion(_Mixed, nn.Module):
     """A criterion that is a module, on mixed labels; made by `MixHandle.wrap`. `criterion` is the one wrapped."""
 
-    def __init__(self, handle: MixHandle, criterion: nn.Module, targets: TargetsName) -> None:
+    def __init__(self, handle: Handle, criterion: nn.Module, targets: TargetsName) -> None:
         super().__init__()
         self.handle = handle
         self.criterion = criterion
@@ -61,7 +69,7 @@ class MixedCriterion(_Mixed, nn.Module):
 class MixedFunction(_Mixed):
     """A criterion that is a function, on mixed labels; made by `MixHandle.wrap`. `criterion` is the one wrapped."""
 
-    def __init__(self, handle: MixHandle, criterion: Callable[..., Any], targets: TargetsName) -> None:
+    def __init__(self, handle: Handle, criterion: Callable[..., Any], targets: TargetsName) -> None:
         self.handle = handle
         self.criterion = criterion
         self.targets = targets

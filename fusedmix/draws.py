@@ -81,6 +81,10 @@ class Source(NamedTuple):
     drawn: Tensor | None  # (draws, WIDTH) float64, CPU, in the order of Number
     partner: Tensor | None  # (B,) int64, CPU
 
+    def made_on(self, device: torch.device) -> torch.device:
+        """Where the plan is made that is asked for on a device."""
+        return CPU if self.seed is None else device
+
 
 _ONE_EACH = [Number.CHOICE, Number.APPLIED, Number.LAM, Number.COIN, Number.NOISE, Number.ASPECT, Number.RATIO]
 # As plain numbers: the arithmetic of flags takes microseconds.

@@ -69,9 +69,9 @@ def gathering(schema: str) -> Callable[[Sequence[Any]], list[Any]]:
 
 def _request(*fields: Any) -> Request:
     """A request with names in place of numbers."""
-    row = Request(*fields)
-    _hints(row.pairing, row.per)
-    return row._replace(size=tuple(row.size), pairing=Pairing(row.pairing), per=Per(row.per))
+    spec, batch_size, size, pairing, per, *rest = fields
+    _hints(pairing, per)
+    return Request(spec, batch_size, tuple(size), Pairing(pairing), Per(per), *rest)
 
 
 _RECORDS: dict[Any, Callable[..., Any]] = {

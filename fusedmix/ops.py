@@ -78,13 +78,8 @@ _OUTSIDE_GRAPHS = ("sample", "fourier", "mix_batch", "mix_batch_")
 _RANDOM = (torch.Tag.pt2_compliant_tag, torch.Tag.nondeterministic_seeded, torch.Tag.cudagraph_unsafe)
 
 
-def _made_on(seed: Tensor | None, device: torch.device) -> torch.device:
-    """Where a plan is made: of a seed on the device asked for, of numbers drawn on the host, or now, on the CPU."""
-    return draws.CPU if seed is None else device
-
-
 def _fake_sample(request: Request, source: Source, device: torch.device) -> PlanTensors:
-    return empty_parts(request.batch_size, _made_on(source.seed, device))
+    return empty_parts(request.batch_size, source.made_on(device))
 
 
 def _fake_mask(masks: Tensor, _: int, size: tuple[int, ...], *__: Any) -> Tensor:
@@ -111,7 +106,7 @@ def _fake_mix_batch(
     x: Tensor, y: Tensor, request: Request, source: Source, num_classes: int, label_smoothing: float
 ) -> tuple[Tensor, ...]:
     targets = _fake_mix_labels(y, y, y, num_classes, label_smoothing)
-    return (torch.empty_like(x), targets, *empty_parts(x.shape[0], _made_on(source.seed, x.device)))
+    return (torch.empty_like(x), targets, *empty_parts(x.shape[0], source.made_on(x.device)))
 
 
 def _fake_loss(of: LossArguments, *options: Any) -> Tensor:

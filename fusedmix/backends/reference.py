@@ -8,7 +8,7 @@ then w·(a-b) + b as if exact, then the rounding to the image's dtype (fusedmix/
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -49,9 +49,7 @@ def where_float64_is(name: str, function: Callable[..., Any]) -> Callable[..., A
         return x.cpu() if isinstance(x, Tensor) else CPU if isinstance(x, torch.device) else x
 
     def call(*args: Any) -> Any:
-        values = (x for arg in args for x in (arg if isinstance(arg, tuple) else (arg,)))
-        devices = (x.device if isinstance(x, Tensor) else x for x in values if isinstance(x, (Tensor, torch.device)))
-        device = next((device for device in devices if not has_float64(device)), None)
+        device = _without_float64(args)
         if device is None:
             return function(*args)
         if name in ("mix", "mix_"):
@@ -67,6 +65,16 @@ def where_float64_is(name: str, function: Callable[..., Any]) -> Callable[..., A
         return results if results is None else results.to(device)
 
     return call
+
+
+def _without_float64(args: Sequence[Any]) -> torch.device | None:
+    """The first device of the arguments, and of records among them, that has no float64."""
+    for arg in args:
+        for x in arg if isinstance(arg, tuple) else (arg,):
+            device = x.device if isinstance(x, Tensor) else x
+            if isinstance(device, torch.device) and not has_float64(device):
+                return device
+    return None
 
 
 def mask(
