@@ -35,34 +35,25 @@ class _Modules(tl.constexpr):
 _FOUND = {name: importlib.import_module(f"{__name__}.{name}") for name in BY_NAME if name != "constant"}
 _FAMILIES = [BY_NAME[name] for name in _FOUND]
 # What follows is in the order of these modules: which sets ask for their masks to be made, or to be computed by `at`;
-# their methods and their kinds, and how many.
+# their methods and their kinds.
 _MODULES, _COUNT = _Modules(tuple(_FOUND.values())), tl.constexpr(len(_FOUND))
 _MADE = tl.constexpr(tuple(int(family.parts) for family in _FAMILIES))
 _COMPUTED = tl.constexpr(
     tuple(int(BY_NAME[name].parts & ~Families.LARGE_CELLS) * hasattr(_FOUND[name], "at") for name in _FOUND)
 )
-_METHODS = tl.constexpr(tuple(tuple(sorted(map(int, family.methods))) for family in _FAMILIES))
-_KINDS = tl.constexpr(tuple(tuple(sorted(map(int, family.kinds))) for family in _FAMILIES))
-_METHOD_COUNTS = tl.constexpr(tuple(tl.constexpr(len(family.methods)) for family in _FAMILIES))
-_KIND_COUNTS = tl.constexpr(tuple(tl.constexpr(len(family.kinds)) for family in _FAMILIES))
+_METHODS, _KINDS = (
+    tl.constexpr(tuple(tuple(tl.constexpr(int(number)) for number in sorted(of)) for of in sets))
+    for sets in ([family.methods for family in _FAMILIES], [family.kinds for family in _FAMILIES])
+)
 
 
 @triton.jit
-def makes(method, K: tl.constexpr):
-    """Whether methods are of family K."""
-    mine = method == _METHODS[K][0]
-    for i in tl.static_range(1, _METHOD_COUNTS[K]):
-        mine = mine | (method == _METHODS[K][i])
-    return mine
-
-
-@triton.jit
-def of(kind, K: tl.constexpr):
-    """Whether a kind is of family K."""
-    mine = kind == _KINDS[K][0]
-    for i in tl.static_range(1, _KIND_COUNTS[K]):
-        mine = mine | (kind == _KINDS[K][i])
-    return mine
+def among(x, NUMBERS: tl.constexpr):
+    """Whether x, methods or a kind, is one of several."""
+    found = x == NUMBERS[0]
+    for i in tl.static_range(1, len(NUMBERS)):
+        found = found | (x == NUMBERS[i])
+    return found
 
 
 @triton.jit
@@ -70,13 +61,14 @@ def make(to, live, method, row, lam, words, noise, extent, FAMILIES: tl.constexp
          DRAWS: tl.constexpr, NDIM: tl.constexpr, S: tl.constexpr, T: tl.constexpr):  # fmt: skip
     """Writes the records of S samples, each of a method, from λ, from the words of its centre and coin, and from the
     seed and the index of what else a family draws; their label weights."""
-    a, b, c, coin = words
+    for_x, for_y, for_z, coin = words
     depth, height, width = extent
-    drawn = (below(c, depth), below(b, height), below(a, width)), (c, b, a), (coin >> 31) != 0, noise
+    centre = below(for_z, depth), below(for_y, height), below(for_x, width)
+    drawn = centre, (for_z, for_y, for_x), (coin >> 31) != 0, noise
     weight = constant.make(to, live & constant.makes(method), method, lam)
     for k in tl.static_range(_COUNT):
         if FAMILIES & _MADE[k]:
-            mine = makes(method, k)
+            mine = among(method, _METHODS[k])
             made = _MODULES[k].make(
                 to, live & mine, method, row, lam.to(tl.float64), drawn, extent, FAMILIES, DRAWS, NDIM, S, T
             )
@@ -97,7 +89,7 @@ def at(mask, vectors, FAMILIES: tl.constexpr, AXIS: tl.constexpr, INNER: tl.cons
         w = tl.where(fourier.of(m[0]), fourier.read(pixels, spots, FAMILIES, AXIS, INNER), w)
     for k in tl.static_range(_COUNT):
         if FAMILIES & _COMPUTED[k]:
-            w = tl.where(of(m[0], k), _MODULES[k].at(m, z, y, x), w)
+            w = tl.where(among(m[0], _KINDS[k]), _MODULES[k].at(m, z, y, x), w)
     if FAMILIES & Families.LARGE_CELLS:
         w = tl.where(m[0] == Kinds.LARGE_GRID, grid.read(m, pixels, across, z, y, x, FAMILIES), w)
     return w
