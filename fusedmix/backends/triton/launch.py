@@ -43,22 +43,18 @@ class Kernel:
             KeyError: the name of a parameter that is not given.
             TypeError: a name is that of no parameter.
         """
-        values, arguments = self._taken(named), self._arguments
+        in_order, arguments = self._parameters
+        values = in_order(named)
         if len(named) != len(values):
             surplus = sorted(named.keys() - set(self.function.arg_names))
             raise TypeError(f"{self.function.__name__} has no parameter {', '.join(surplus)}.")
         self(programs, values[:arguments], values[arguments:], device)
 
     @functools.cached_property
-    def _taken(self) -> Callable[[dict[str, Any]], tuple[Any, ...]]:
-        """Of values by their names, those of the parameters in order."""
-        return operator.itemgetter(*self.function.arg_names)
-
-    @functools.cached_property
-    def _arguments(self) -> int:
-        """How many parameters come before the constants."""
-        annotated = self.function.fn.__annotations__
-        return sum("constexpr" not in str(annotated.get(name)) for name in self.function.arg_names)
+    def _parameters(self) -> tuple[Callable[[dict[str, Any]], tuple[Any, ...]], int]:
+        """What puts values that have names in the order of the parameters; and how many come before the constants."""
+        names, annotated = self.function.arg_names, self.function.fn.__annotations__
+        return operator.itemgetter(*names), sum("constexpr" not in str(annotated.get(name)) for name in names)
 
     def __call__(
         self, programs: int, arguments: tuple[Any, ...], constants: tuple[Any, ...], device: torch.device

@@ -164,8 +164,8 @@ def lam_of(seed, index, row, given, i, live, LAM: tl.constexpr, SWAPS: tl.conste
     if LAM == Lams.DRAWN:
         drawn = symmetric_beta(seed, index, tl.where(alpha > 0.0, alpha, 1.0))
         if SWAPS:  # This makes it Beta(α+1, α).
-            u = uniform_of(words(seed, index, Streams.SWAP, 0), 0)
-            swapped = (tl.load(row + Columns.REFORMULATE) != 0.0) & (u >= drawn)
+            swap = words(seed, index, Streams.SWAP, 0)
+            swapped = (tl.load(row + Columns.REFORMULATE) != 0.0) & (uniform_of(swap, 0) >= drawn)
             drawn = tl.where(swapped, 1.0 - drawn, drawn)
         narrow = drawn.to(tl.float32).to(tl.float64)
         clamped = tl.minimum(tl.maximum(narrow, tl.load(row + Columns.LAM_MIN)), tl.load(row + Columns.LAM_MAX))

@@ -9,6 +9,7 @@ which there may be masks (fusedmix/methods.py, `Families`): of the others nothin
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable
 from typing import Any
 
 import triton
@@ -32,8 +33,13 @@ class _Modules(tl.constexpr):
         return self
 
 
+def _numbers(of: Iterable[int]) -> tuple[tl.constexpr, ...]:
+    return tuple(tl.constexpr(int(number)) for number in sorted(of))
+
+
 _FOUND = {name: importlib.import_module(f"{__name__}.{name}") for name in BY_NAME if name != "constant"}
 _FAMILIES = [BY_NAME[name] for name in _FOUND]
+_STORED = tl.constexpr(list(_FOUND).index("fourier"))
 # What follows is in the order of these modules: which sets ask for their masks to be made, or to be computed by `at`;
 # their methods and their kinds.
 _MODULES, _COUNT = _Modules(tuple(_FOUND.values())), tl.constexpr(len(_FOUND))
@@ -41,10 +47,8 @@ _MADE = tl.constexpr(tuple(int(family.parts) for family in _FAMILIES))
 _COMPUTED = tl.constexpr(
     tuple(int(BY_NAME[name].parts & ~Families.LARGE_CELLS) * hasattr(_FOUND[name], "at") for name in _FOUND)
 )
-_METHODS, _KINDS = (
-    tl.constexpr(tuple(tuple(tl.constexpr(int(number)) for number in sorted(of)) for of in sets))
-    for sets in ([family.methods for family in _FAMILIES], [family.kinds for family in _FAMILIES])
-)
+_METHODS = tl.constexpr(tuple(_numbers(family.methods) for family in _FAMILIES))
+_KINDS = tl.constexpr(tuple(_numbers(family.kinds) for family in _FAMILIES))
 
 
 @triton.jit
@@ -86,7 +90,7 @@ def at(mask, vectors, FAMILIES: tl.constexpr, AXIS: tl.constexpr, INNER: tl.cons
     if FAMILIES & (Families.CUTS | Families.BOXES):
         w = box.over(m, z, y, x, w)
     if FAMILIES & (Families.STORED | Families.LEVELS):
-        w = tl.where(fourier.of(m[0]), fourier.read(pixels, spots, FAMILIES, AXIS, INNER), w)
+        w = tl.where(among(m[0], _KINDS[_STORED]), fourier.read(pixels, spots, FAMILIES, AXIS, INNER), w)
     for k in tl.static_range(_COUNT):
         if FAMILIES & _COMPUTED[k]:
             w = tl.where(among(m[0], _KINDS[k]), _MODULES[k].at(m, z, y, x), w)
@@ -108,6 +112,6 @@ def reach(mask, vectors, live, FAMILIES: tl.constexpr, AXIS: tl.constexpr, INNER
         own, lent = tl.where(is_box, box_own, own), tl.where(is_box, box_lent, lent)
     if FAMILIES & (Families.STORED | Families.LEVELS):
         stored_own, stored_lent = fourier.reach(pixels, spots, live, FAMILIES, AXIS, INNER)
-        is_stored = spread(fourier.of(m[0]), live)
+        is_stored = spread(among(m[0], _KINDS[_STORED]), live)
         own, lent = tl.where(is_stored, stored_own, own), tl.where(is_stored, stored_lent, lent)
     return own, lent

@@ -11,11 +11,6 @@ from fusedmix.backends.triton.numbers import as_float, as_word, by_vector
 
 
 @triton.jit
-def of(kind):
-    return (kind == Kinds.FOURIER_RELEASED) | (kind == Kinds.FOURIER)
-
-
-@triton.jit
 def make(to, mine, method, row, lam, drawn, extent, FAMILIES: tl.constexpr,
          DRAWS: tl.constexpr, NDIM: tl.constexpr, S: tl.constexpr, T: tl.constexpr):  # fmt: skip
     """Writes the records, how many pixels are 1, rounded up or down by a coin, and half the ranks of the soft edge; the
