@@ -60,18 +60,21 @@ BUDGETS = {
 MODEL, ROUNDS = "vit_s", 8
 # The tests with cases that need a GPU; `--on-gpu` (tests/conftest.py) leaves the other cases out.
 _WITH_GPU = (
-    "gpu",
-    "ops",
-    "losses",
-    "derivatives",
-    "fmix",
-    "gridmix",
-    "timm",
-    "analysis",
-    "triton_kernels",
-    "agreement",
+    "test_gpu",
+    "test_ops",
+    "test_losses",
+    "test_derivatives",
+    "test_fmix",
+    "test_gridmix",
+    "test_timm",
+    "test_analysis",
+    "test_agreement",
+    "operators/test_sample",
+    "operators/test_masks",
+    "operators/test_fourier",
+    "operators/test_triton_numbers",
 )
-TESTS = tuple(f"test_{name}.py" for name in _WITH_GPU)
+TESTS = tuple(f"{name}.py" for name in _WITH_GPU)
 DEFAULT_TESTS = [f"tests/{name}" for name in TESTS]
 _GRACE = 5.0  # seconds to write a report in, for what has been interrupted
 SANITIZER = ("memcheck", "racecheck", "initcheck", "synccheck")

@@ -41,15 +41,34 @@ FORMULAS = Families.CONSTANTS | Families.BOXES | Families.GAUSSIANS
 # Families of which every backend has the reference's masks, to the bit.
 SAME_MASKS = Families.CONSTANTS | Families.CUTS | Families.BOXES | Families.STORED | Families.LEVELS
 
+# (B, C, *S), and how many of the dims are spatial: 9 of 192 vectors, which are two programs, small and odd ones, and
+# rows of whole words of stored masks
+SHAPES = (
+    ((9, 3, 16, 16), 2),
+    ((3, 3, 5, 7), 2),
+    ((2, 3, 16, 16), 2),
+    ((1, 2, 4, 8), 2),
+    ((7, 5, 31), 1),
+    ((5, 2, 3, 5, 8), 3),
+    ((4, 2, 3, 6, 4), 2),
+    ((3, 3, 8, 8), 2),
+    ((9, 4, 1, 16), 2),
+    ((2, 1, 1, 1), 2),
+    ((6, 3, 7, 21), 2),
+    ((70, 2, 3), 1),
+    ((5, 2, 4, 32), 2),
+    ((4, 2, 40), 1),
+    ((3, 2, 3, 4, 8), 3),
+    ((3, 2, 9, 1), 2),
+    ((2, 1, 2, 5, 16), 2),
+)
+
 
 def name_of(dtype):
     return str(dtype).removeprefix("torch.")
 
 
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
-
-
-# ---- values ---------------------------------------------------------------------------------------------------------
 
 
 def values(shape, dtype, seed=0):
@@ -69,7 +88,26 @@ def images_of(shape, dtype=torch.float32, seed=0):
     return torch.randn(shape, dtype=torch.float64, generator=generator).to(dtype)
 
 
-# ---- layouts --------------------------------------------------------------------------------------------------------
+def weights_and_partners(n):
+    """Label weights, 0 and 1 among them, and partners."""
+    plan = fm.MixUp(per="sample", pairing="random").sample(n, (1,), seed=0)
+    weight = plan.weight.clone()
+    weight[::3] = torch.linspace(0, 1, len(weight[::3]), dtype=torch.float64)
+    return plan.partner, weight
+
+
+def soft(dtype, n, classes):
+    """Soft labels of any type."""
+    x = torch.rand(n, classes, generator=torch.Generator().manual_seed(n))
+    return x.to(dtype) if dtype.is_floating_point else (x * 9).to(dtype)
+
+
+def odd_classes(dtype):
+    """Of 10 that there are and of others: the lowest and the highest number of a type, 3 in its lower 32 bits."""
+    info = torch.iinfo(dtype)
+    odd = [3, 4, 5, 9, 10, 100, info.min, *([2**32 + 3] if info.max > 2**32 else [])]
+    # torch has no uint64 arithmetic on every value: the largest by its bits.
+    return torch.cat([torch.tensor(odd).to(dtype), torch.full((8,), 255, dtype=torch.uint8).view(dtype)[:1]])
 
 
 def contiguous(x):
@@ -113,19 +151,7 @@ def batch_innermost(x):
     return x.movedim(0, -1).clone(memory_format=torch.contiguous_format).movedim(-1, 0)
 
 
-LAYOUTS = (
-    contiguous,
-    channels_last,
-    stepped,
-    cropped,
-    shifted,
-    transposed,
-    every_second_sample,
-    batch_innermost,
-)
-
-
-# ---- plans ----------------------------------------------------------------------------------------------------------
+LAYOUTS = (contiguous, channels_last, stepped, cropped, shifted, transposed, every_second_sample, batch_innermost)
 
 
 def plan_for(make, shape, spatial, per, pairing, seed=0, **options):

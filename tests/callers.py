@@ -165,9 +165,6 @@ def python(code, timeout=120, **environment):
     return json.loads(done.stdout)
 
 
-# ---- parameters of tests --------------------------------------------------------------------------------------------
-
-
 def param(name, missing, *marks):
     return pytest.param(name, marks=[*marks, pytest.mark.skipif(missing is not None, reason=str(missing))])
 

@@ -89,17 +89,17 @@ def pytest_collection_modifyitems(config, items):
 
 
 def on_gpu(item):
-    """Whether a GPU takes part in a test: not in those of kernels that are compiled for other GPUs, nor of the shim.
+    """Whether a GPU takes part in a test: not in those of the shim, nor of Triton's interpreter.
 
     One does where a test says so, asks for Triton's device, or is a case of a backend of a GPU.
     """
     case = item.name.partition("[")[2]
-    if "compiled" in item.fixturenames or "on the CPU" in case:
+    if "on the CPU" in case or "interpreted" in case:
         return False
     needs_one = any(
         "GPU" in mark.kwargs.get("reason", "") for mark in item.iter_markers("skipif") if not any(mark.args)
     )
-    asks = item.path.stem == "test_triton_kernels" or "TRITON_DEVICE" in item.function.__code__.co_names
+    asks = "TRITON_DEVICE" in item.function.__code__.co_names
     return needs_one or asks or re.search(r"\b(cuda|triton)\b", case) is not None
 
 

@@ -232,13 +232,13 @@ def test_the_tests_of_a_gpu(tmp_path):
     done = subprocess.run(
         [*command, "-p", "no:cacheprovider"], cwd=ROOT, env=environment, capture_output=True, text=True
     )
-    collected = [line.split("::", 1) for line in done.stdout.splitlines() if "::" in line]
-    files = {Path(file).name for file, _ in collected}
+    collected = [line.removeprefix("tests/").split("::", 1) for line in done.stdout.splitlines() if "::" in line]
+    files = {file for file, _ in collected}
     # Of these a case has the name of a backend, but no tensor on a GPU: they take fakes, or Triton's interpreter.
     named_alone = {f"test_{name}.py" for name in ("gpu_suite", "native_ahead", "pages", "partitions", "safety")}
     assert files - named_alone <= set(gpu_suite.TESTS), "gpu_suite runs no other file on a GPU: name it there"
     assert set(gpu_suite.TESTS) <= files
-    cases = {case for file, case in collected if Path(file).name in gpu_suite.TESTS}
+    cases = {case for file, case in collected if file in gpu_suite.TESTS}
     assert {"test_on_a_gpu_as_on_the_cpu", "test_refuses_to_be_captured", "test_monte_carlo_of_triton"} <= {
         case.partition("[")[0] for case in cases
     }

@@ -2,8 +2,9 @@
 
 It prepares triton.language for NumPy at every call of a kernel and of every function in it, and makes and checks the
 type of every intermediate result anew. Here it prepares once in a process, and makes and checks each type once. All
-that is kept is what pure functions return, and what they refuse they refuse as ever (test_triton_kernels.py). A Triton
-in which one of these functions is gone, or takes other arguments, keeps its own, and is slower.
+that is kept is what pure functions return, and what they refuse they refuse as ever
+(operators/test_triton_launch.py). A Triton in which one of these functions is gone, or takes other arguments, keeps its
+own, and is slower.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The CUDA kernels of the label losses, run on the CPU by csrc/shim, against the reference: results and every byte.
-
-As in test_cuda_kernels.py each call also fails on a race, on memory that is nobody's and on what nobody has written.
-"""
+"""The label losses and their gradients, against the reference: results and every byte."""
 
 from __future__ import annotations
 
@@ -12,43 +9,28 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from batches import FLOATS
+from callers import CUDA, INTERPRETED, cases, shown
 from fusedmix.backends import reference
 from fusedmix.methods import Pairing, Per, Reduction
+from oracle import assert_losses, compute_of
 
-shim_build = pytest.importorskip("shim_build")  # fcntl: not on Windows
-pytestmark = [
-    pytest.mark.thorough,
-    pytest.mark.skipif(shim_build.missing() is not None, reason=str(shim_build.missing())),
-]
-
-FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 CLASSES = (1, 2, 7, 8, 33, 1000, 2049, 21841)
-LABELS = (
-    torch.float32,
-    torch.float16,
-    torch.bfloat16,
-    torch.float64,
-    torch.bool,
-    torch.int8,
-    torch.int64,
-    torch.uint32,
-)
-
-
-@pytest.fixture(scope="module")
-def built():
-    from shim_backend import Shim
-
-    return Shim()
+LABELS = (*FLOATS, torch.bool, torch.int8, torch.int64, torch.uint32)
 
 
 @pytest.fixture
-def shim(built):
-    built.module.seed(0)
-    built.module.set_yield_probability(1 / 256)
-    yield built
-    built.forget()
-    built.module.set_yield_probability(1 / 32)
+def shim(shim):
+    shim.module.set_yield_probability(1 / 256)
+    return shim
+
+
+@pytest.fixture
+def large(shim):
+    """A chip of many multiprocessors: rows are read in parts."""
+    shim.multiprocessors = 132
+    shim.module.set_yield_probability(1 / 32)
+    return shim
 
 
 def aligned(*shape, dtype=torch.float32, offset=0):
@@ -69,8 +51,7 @@ def mixed_for(b, k, pairing=Pairing.RANDOM, per=Per.SAMPLE, soft=None, weighted=
     }[pairing]
     weight = torch.rand(1 if per == Per.BATCH else b, dtype=torch.float64).expand(b).contiguous()
     labels = torch.randint(k, (b,)) if soft is None else torch.rand(b, k).mul(1.9).to(soft)
-    compute = torch.float64 if dtype == torch.float64 else torch.float32
-    return labels, partner, weight, pairing, per, torch.rand(k, dtype=compute) if weighted else None
+    return labels, partner, weight, pairing, per, torch.rand(k, dtype=compute_of(dtype)) if weighted else None
 
 
 def both(shim, z, mixed, smoothing=0.1, ignore=-100, reduction=Reduction.MEAN, pos_weight=None, threshold=None, **how):
@@ -91,18 +72,6 @@ def both(shim, z, mixed, smoothing=0.1, ignore=-100, reduction=Reduction.MEAN, p
     return found
 
 
-def assert_alike(found, expected):
-    for got, want in zip(found, expected, strict=True):
-        assert got.dtype == want.dtype
-        eps = torch.finfo(torch.float64 if got.dtype == torch.float64 else torch.float32).eps
-        size = float(want.double().abs().nan_to_num(0).max()) if want.numel() else 0.0
-        size = max(size, 1.0) if got.shape[1:] == (1,) else size  # 1 - 1: what is left of rounding
-        spacing = torch.finfo(got.dtype).tiny * torch.finfo(got.dtype).eps
-        torch.testing.assert_close(
-            got, want, rtol=torch.finfo(got.dtype).eps, atol=64 * eps * size + spacing, equal_nan=True
-        )
-
-
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("k", CLASSES)
 def test_any_size(shim, dtype, k):
@@ -110,7 +79,7 @@ def test_any_size(shim, dtype, k):
         mixed = mixed_for(b, k, weighted=weighted, dtype=dtype)
         z = aligned(b, k, dtype=dtype).copy_(3 * torch.randn(b, k))
         pos_weight = 2 * mixed[-1] if weighted else None
-        assert_alike(*both(shim, z, mixed, 0.1 * weighted, reduction=reduction, pos_weight=pos_weight, threshold=None))
+        assert_losses(*both(shim, z, mixed, 0.1 * weighted, reduction=reduction, pos_weight=pos_weight, threshold=None))
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
@@ -127,7 +96,7 @@ def test_any_layout(shim, dtype):
             aligned(4, 2 * k, dtype=dtype)[:, ::2].copy_(x),
             x.to(dtype)[:, :1].expand(4, k),
         ):
-            assert_alike(*both(shim, z, mixed, on_host=per == Per.BATCH))
+            assert_losses(*both(shim, z, mixed, on_host=per == Per.BATCH))
 
 
 @pytest.mark.parametrize("label_dtype", LABELS, ids=str)
@@ -137,25 +106,8 @@ def test_soft_labels(shim, label_dtype, threshold):
         labels, *rest = mixed_for(4, 2 * k, soft=label_dtype, dtype=dtype)
         labels = labels[:, 1::2]
         z = aligned(4, k, dtype=dtype).copy_(3 * torch.randn(4, k))
-        assert_alike(
-            *both(
-                shim,
-                z,
-                (labels, *rest),
-                threshold=threshold,
-                pos_weight=torch.rand(k).to(z.dtype if dtype == torch.float64 else torch.float32),
-            )
-        )
-
-
-@pytest.fixture(scope="module")
-def large():
-    """A chip of many multiprocessors: rows are read in parts."""
-    from shim_backend import Shim
-
-    shim = Shim(multiprocessors=132)
-    yield shim
-    shim.forget()
+        pos_weight = torch.rand(k).to(compute_of(dtype))
+        assert_losses(*both(shim, z, (labels, *rest), threshold=threshold, pos_weight=pos_weight))
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
@@ -167,7 +119,7 @@ def test_rows_in_parts(large, dtype, weighted):
     mixed = mixed_for(b, k, weighted=weighted, dtype=dtype)
     pos_weight = 2 * mixed[-1] if weighted else None
     for smoothing, reduction in ((0.0, Reduction.NONE), (0.1, Reduction.MEAN)):
-        assert_alike(*both(large, z, mixed, smoothing, reduction=reduction, pos_weight=pos_weight))
+        assert_losses(*both(large, z, mixed, smoothing, reduction=reduction, pos_weight=pos_weight))
     for operator, options in (
         (large.cross_entropy, (-100, Reduction.SUM)),
         (large.binary_cross_entropy, (None, Reduction.SUM)),
@@ -186,13 +138,13 @@ def test_parts_whose_classes_are_all_masked(large, dtype):
     for masked, j in itertools.product((-1e4, torch.finfo(dtype).min), (torch.arange(b), partner)):
         z = aligned(b, k, dtype=dtype).copy_(3 * torch.randn(b, k))
         z[0, : k - 5], z[1, 9:], z[2, : k // 2] = masked, masked, masked
-        assert_alike(*both(large, z, (labels, j, *rest), 0.0, reduction=Reduction.NONE))
+        assert_losses(*both(large, z, (labels, j, *rest), 0.0, reduction=Reduction.NONE))
 
 
 def test_soft_labels_of_rows_in_parts(large):
     labels, *rest = mixed_for(3, 2050, soft=torch.float32)
     z = aligned(3, 2050).copy_(3 * torch.randn(3, 2050))
-    assert_alike(*both(large, z, (labels, *rest)))
+    assert_losses(*both(large, z, (labels, *rest)))
     assert large.launches()[0][1]["blocks"] >= 6
 
 
@@ -260,12 +212,12 @@ def test_ignored_labels_infinities_and_nan(large, reduction, repeats):
             loss, statistics, scale = operators.cross_entropy(z, *mixed, smoothing, -100, reduction)
             grad = torch.ones_like(loss)
             found.append([loss, operators.cross_entropy_backward(grad, z, *mixed, statistics, scale, smoothing, -100)])
-        assert_alike(*found)
+        assert_losses(*found)
 
 
 def test_an_empty_batch(shim):
     for reduction in (Reduction.NONE, Reduction.SUM, Reduction.MEAN):
-        assert_alike(*both(shim, torch.empty(0, 5), mixed_for(0, 5), reduction=reduction))
+        assert_losses(*both(shim, torch.empty(0, 5), mixed_for(0, 5), reduction=reduction))
 
 
 @given(st.integers(1, 5), st.integers(1, 300), st.sampled_from(FLOATS), st.integers(0, 3), st.integers(0, 2**31))
@@ -273,34 +225,59 @@ def test_an_empty_batch(shim):
 def test_whatever_the_order_of_threads(built, b, k, dtype, offset, seed):
     built.module.seed(seed)
     z = aligned(b, k, dtype=dtype, offset=offset).copy_(torch.randn(b, k))
-    assert_alike(*both(built, z, mixed_for(b, k, dtype=dtype, seed=seed), reduction=Reduction.NONE))
+    assert_losses(*both(built, z, mixed_for(b, k, dtype=dtype, seed=seed), reduction=Reduction.NONE))
+
+
+@pytest.mark.parametrize(
+    ("watched", "dtype", "k"),
+    [*cases(CUDA, FLOATS[:3], (1000, 1003, 5000)), *cases(INTERPRETED, FLOATS, (7, 64, 5003))],
+    ids=shown,
+    indirect=["watched"],
+)
+def test_logits_are_read_once_and_gradients_written_once(watched, dtype, k):
+    """Whatever the number of classes, but for the logits of two labels, which are read once more for each of these."""
+    mixed = mixed_for(3, k)
+    z = aligned(3, k, dtype=dtype).copy_(torch.randn(3, k))
+    of_labels = torch.zeros(3, k, dtype=torch.int64)
+    for y in (mixed[0], mixed[0][mixed[1]]):
+        of_labels[torch.arange(3), y] += 1
+
+    def forward(name, picked, *args):
+        made = watched.call(name, z, *mixed, *args)
+        assert len(watched.kernels()) == 2
+        assert torch.equal(watched.counts("logits", z)[0], 1 + picked)
+        watched.assert_clean()
+        return made
+
+    def backward(name, loss, *args):
+        gradient = watched.call(name, loss, z, *mixed, *args)
+        assert len(watched.kernels()) == 1
+        assert (watched.counts("logits", z)[0] == 1).all()
+        assert (watched.counts("gradient", gradient)[1] == 1).all()
+        watched.assert_clean()
+
+    loss, *found = forward("cross_entropy", of_labels, 0.1, -100, Reduction.MEAN)
+    backward("cross_entropy_backward", loss, *found, 0.1, -100)
+    options = (None, 0.1, None, Reduction.MEAN_OF_ALL)
+    backward("binary_cross_entropy_backward", forward("binary_cross_entropy", 0 * of_labels, *options), *options)
 
 
 @pytest.mark.parametrize("dtype", FLOATS[:3], ids=str)
 @pytest.mark.parametrize("k", [1000, 1003, 5000])
-def test_logits_are_read_once_and_gradients_written_once(shim, dtype, k):
-    """Whatever the number of classes 16 bytes at a time, but for the ends of rows and the logits of two labels."""
+def test_logits_and_gradients_move_16_bytes_at_a_time(shim, dtype, k):
+    """Whatever the number of classes, but for the ends of rows and the logits of two labels."""
     b, width = 3, 16 // dtype.itemsize
     mixed = mixed_for(b, k)
     z = aligned(b, k, dtype=dtype).copy_(torch.randn(b, k))
     loss, statistics, scale = shim.cross_entropy(z, *mixed, 0.1, -100, Reduction.MEAN)
-    assert shim.kernels() == ["loss", "finish"]
-    reads, _ = shim.counts("logits", z)
-    of_labels = torch.zeros(b, k).index_put_((torch.arange(b), mixed[0]), torch.ones(b), accumulate=True)
-    of_labels.index_put_((torch.arange(b), mixed[0][mixed[1]]), torch.ones(b), accumulate=True)
-    assert torch.equal(reads, 1 + of_labels.long())
     forward = shim.launches()[0][1]["buffers"]["logits"]["read_widths"]
     shim.cross_entropy_backward(loss, z, *mixed, statistics, scale, 0.1, -100)
     (backward,) = (launch["buffers"] for _, launch in shim.launches())
-    assert backward["logits"]["max_reads"] == backward["gradient"]["max_writes"] == 1
-    assert backward["gradient"]["distinct_written_bytes"] == z.nbytes
     vectors = sum((k - (-z[i].data_ptr() % 16) // dtype.itemsize) // width for i in range(b))
     ends = b * k - vectors * width
     assert forward.pop(16) == backward["logits"]["read_widths"].pop(16) == backward["gradient"]["write_widths"].pop(16)
     assert sum(forward.values()) == ends + 2 * b
     assert sum(backward["logits"]["read_widths"].values()) == ends
-    shim.binary_cross_entropy(z, *mixed, None, 0.1, None, Reduction.MEAN_OF_ALL)
-    assert shim.launches()[0][1]["buffers"]["logits"]["max_reads"] == 1
     shim.binary_cross_entropy_backward(loss, z, *mixed, None, 0.1, None, Reduction.MEAN_OF_ALL)
     assert shim.launches()[0][1]["buffers"]["gradient"]["write_widths"][16] == vectors
 
