@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fusedmix import backends, checks, dims, sample_tree, step
+from fusedmix import options as keywords
 from fusedmix.arguments import PlanTensors
 from fusedmix.backends import reference, triton
 from fusedmix.checkpointing import check_rewinds, recorded
@@ -22,20 +23,6 @@ from fusedmix.masks import grid
 from fusedmix.masks.family import padded
 from fusedmix.methods import Column, Families, Method, Number, Pairing, Per
 from fusedmix.ops import GeneratorHandle, draw_on_host
-from fusedmix.options import (
-    DEFAULTS,
-    OF_METHOD,
-    BackendName,
-    PairingName,
-    PerName,
-    SamplingName,
-    TargetsName,
-    check_generator,
-    checked,
-    missing_attribute,
-    settled,
-    unknown_keyword,
-)
 from fusedmix.plan import MixPlan, SparseTargets
 from fusedmix.segmentation import check_masks, mix_masks
 from fusedmix.spec import families
@@ -65,9 +52,9 @@ class MixTransform(checks.Checked, nn.Module):
     num_classes: int | None
     p: float
     label_smoothing: float
-    sampling: SamplingName
-    backend: BackendName | None
-    targets: TargetsName
+    sampling: keywords.SamplingName
+    backend: keywords.BackendName | None
+    targets: keywords.TargetsName
     # A module that was pickled when these two were no keywords yet has the values that stand here.
     training_only: bool = False
     axes: tuple[int, ...] | None = None
@@ -77,7 +64,7 @@ class MixTransform(checks.Checked, nn.Module):
     mask_classes: int | None
     mask_ignore_index: int | None
 
-    _keywords: ClassVar[tuple[str, ...]] = tuple(DEFAULTS)  # the keywords of `Options` that the class takes
+    _keywords: ClassVar[tuple[str, ...]] = tuple(keywords.DEFAULTS)  # the keywords of `Options` that the class takes
     _chooses: ClassVar[bool] = False  # whether the method of a batch is drawn, even if there is only one
     _member: bool = False  # whether the module is one of the methods of a RandomMix
     _generator: GeneratorHandle | None = None
@@ -94,7 +81,7 @@ class MixTransform(checks.Checked, nn.Module):
         super().__init__()
         for name in options:
             if name not in self._keywords:
-                raise unknown_keyword(type(self), name)
+                raise keywords.unknown_keyword(type(self), name)
         self._spec = spec
         self._one_method = spec.shape[0] == 1 and not self._chooses
         self._families = families(spec)
@@ -107,8 +94,8 @@ class MixTransform(checks.Checked, nn.Module):
 
     def _take(self, given: Mapping[str, Any]) -> None:
         """Sets the attributes to the keywords given and to the defaults of the rest, or raises and sets none."""
-        given = checked(given)
-        values = settled(given)
+        given = keywords.checked(given)
+        values = keywords.settled(given)
         if values["backend"] != self.__dict__.get("backend", ...):
             backends.prepare(values["backend"])
         self._pairing, self._per = Pairing[values.pop("pairing").upper()], Per[values.pop("per").upper()]
@@ -135,13 +122,13 @@ class MixTransform(checks.Checked, nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self._keywords and not isinstance(getattr(type(self), name, None), property):
             self._set_keyword(name, value)
-        elif (error := missing_attribute(self, name)) is not None:
+        elif (error := keywords.missing_attribute(self, name)) is not None:
             raise error
         else:
             super().__setattr__(name, value)
 
     def _set_keyword(self, name: str, value: Any) -> None:
-        if self._member and name not in OF_METHOD:
+        if self._member and name not in keywords.OF_METHOD:
             raise AttributeError(
                 f"{name} is the whole batch's, not that of a method of a RandomMix, as this {type(self).__name__} is "
                 "one. Set it on the RandomMix, or make a new module for use without it."
@@ -235,9 +222,8 @@ class MixTransform(checks.Checked, nn.Module):
         if parsed.labels is not None:
             self._check_labels(parsed.labels)
         size = self._check_images(parsed)
-        image = parsed.leaves[parsed.images[0]]
         # Where no backend serves the images this raises: now, and not when something has been drawn.
-        operators = backends.operators(image.device.type, self.backend)
+        operators = backends.operators(parsed.image.device.type, self.backend)
         if step.goes_in_one_call(self, parsed):
             self._mix_in_one_call(parsed, size, operators)
         else:
@@ -279,7 +265,7 @@ class MixTransform(checks.Checked, nn.Module):
 
     def _mix_in_one_call(self, parsed: sample_tree.Sample, size: tuple[int, ...], operators: Any) -> None:
         """Mixes the one stack of images and the labels by an operator that draws, too."""
-        image, labels = parsed.leaves[parsed.images[0]], parsed.labels
+        image, labels = parsed.image, parsed.labels
         assert labels is not None
         x, y = dims.last(plain(image), self.axes), plain(labels)
         request = self._request(x.shape[0], size, classes=self._classes(labels, x.shape[0]))
@@ -297,7 +283,7 @@ class MixTransform(checks.Checked, nn.Module):
 
     def _mix_by_plan(self, parsed: sample_tree.Sample, size: tuple[int, ...]) -> None:
         """Mixes all images, masks and labels by a plan."""
-        leaves, labels, image = parsed.leaves, parsed.labels, parsed.leaves[parsed.images[0]]
+        leaves, labels, image = parsed.leaves, parsed.labels, parsed.image
         # Numbers drawn on the host travel with the launch; FMix's masks are made where they are used.
         beside = self.sampling == "device" or self._stored
         plan = self.sample(image.shape[0], size, labels=labels, device=image.device if beside else None)
@@ -324,14 +310,14 @@ class MixTransform(checks.Checked, nn.Module):
         return self.training_only and not self.training
 
     @property
-    def pairing(self) -> PairingName:
+    def pairing(self) -> keywords.PairingName:
         """How partners are found; fixed at construction."""
-        return cast(PairingName, self._pairing.name.lower())
+        return cast(keywords.PairingName, self._pairing.name.lower())
 
     @property
-    def per(self) -> PerName:
+    def per(self) -> keywords.PerName:
         """How many draws a batch gets; fixed at construction."""
-        return cast(PerName, self._per.name.lower())
+        return cast(keywords.PerName, self._per.name.lower())
 
     @property
     def enabled(self) -> bool:
@@ -357,7 +343,7 @@ class MixTransform(checks.Checked, nn.Module):
         shown = {
             key: getattr(self, key)
             for key in self._keywords
-            if key not in ("lam_range", "variant") and getattr(self, key) != DEFAULTS[key]
+            if key not in ("lam_range", "variant") and getattr(self, key) != keywords.DEFAULTS[key]
         }
         if shown.get("sampling") == ("device" if self.per == "sample" else "host"):
             del shown["sampling"]
@@ -385,10 +371,8 @@ class MixTransform(checks.Checked, nn.Module):
         """Raises where a grid does not fit images of a size, and warns where boxes are empty on them."""
         for cells in self._grids:
             checks.fits("cells", cells, size)
-        if self._boxed and not (self._warned or torch.compiler.is_compiling()) and min(size) < 3:
-            self._warn_of_empty_boxes(size)
-
-    def _warn_of_empty_boxes(self, size: tuple[int, ...]) -> None:
+        if not self._boxed or self._warned or torch.compiler.is_compiling() or min(size) > 2:
+            return
         rows = [row for row in self._current_spec().tolist() if Families(int(row[Column.FAMILIES])).boxed]
         # Sides that are drawn, or lie inside, are rounded down but once.
         if all(row[Column.INSIDE] or row[Column.SIDE_HIGH] for row in rows):
@@ -398,7 +382,7 @@ class MixTransform(checks.Checked, nn.Module):
             "torchvision does it, which is 0 on a side of 1 or 2 pixels unless 1-λ rounds to 1. CutMix leaves such "
             "batches as they are, and HMix only blends them. Pass signals (B, C, 1, L) as (B, C, L), by "
             "squeeze(2), or give the module axes=(-1,).",
-            stacklevel=5,
+            stacklevel=4,
         )
         self._warned = True
 
@@ -432,7 +416,7 @@ class MixTransform(checks.Checked, nn.Module):
         if seed is not None:
             seed = checks.integer("seed", seed, -(2**63), 2**64 - 1)
             seed = seed - 2**64 if seed >= 2**63 else seed  # These are the same 64 bits, read as an int64.
-        check_generator("generator", generator, self.sampling)
+        keywords.check_generator("generator", generator, self.sampling)
         if generator is None:
             return self._generator, seed
         if torch.compiler.is_compiling():

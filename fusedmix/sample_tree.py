@@ -33,6 +33,11 @@ class Sample(NamedTuple):
     labels: Tensor | None
     labels_index: int
 
+    @property
+    def image(self) -> Tensor:
+        """The images, or the first of several stacks of them."""
+        return self.leaves[self.images[0]]
+
 
 def parse(
     sample: Any,

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -29,110 +29,88 @@ def capturing() -> bool:
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
-class Condition(NamedTuple):
-    """What fast ways take for granted."""
-
-    # "module": holds(mix). "sample": holds(parsed). "batch": holds(mix, images, labels), as the others: "call", if
-    # it is not traced by torch.compile; backends by their names.
-    of: str
-    ways: str  # the ways that need it
-    holds: Callable[..., bool]
-    reason: str
-
-
-CONDITIONS = (
-    Condition(
-        "module",
-        "plain, one call",
-        lambda mix: mix.targets == "dense" and not mix._stored,
-        "The operator makes (B, K) targets, and no stored masks, which are made between the plan and the images.",
-    ),
-    Condition(
-        "module",
-        "plain",
-        lambda mix: getattr(mix, "labels_getter", None) == "default" and mix.images_getter is None and mix.axes is None,
-        "Getters and axes are for samples that must be taken apart. (Embeddings have no labels_getter.)",
-    ),
-    Condition(
-        "module",
-        "plain",
-        lambda mix: (
-            not mix._pairing.by_class
-            if mix.sampling == "device"
-            else mix._one_method and mix._per is Per.BATCH and mix._pairing.is_formula and mix.p == 1.0
+# Whose conditions they are and which ways need them; then each condition, by its reason.
+CONDITIONS: dict[tuple[str, str], dict[str, Callable[..., bool]]] = {
+    # Of a module, when a keyword is set.
+    ("module", "plain, one call"): {
+        "The operator makes (B, K) targets.": lambda mix: mix.targets == "dense",
+        "Masks that are stored are made between the plan and the images.": lambda mix: not mix._stored,
+    },
+    ("module", "plain"): {
+        "Embeddings come without labels_getter, and a function looks into the whole sample.": (
+            lambda mix: getattr(mix, "labels_getter", None) == "default" and mix.images_getter is None
         ),
-        "An operator draws a seed by itself, or as torchvision does: one λ and at most the centre or place of one box.",
-    ),
-    Condition(
-        "sample",
-        "one call",
-        lambda parsed: parsed.labels is not None and len(parsed.images) == 1 and not parsed.masks,
-        "The operator mixes one stack of images and makes targets.",
-    ),
-    Condition(
-        "sample",
-        "one call",
-        lambda parsed: parsed.labels.device == parsed.leaves[parsed.images[0]].device,
-        "The operator works on one device. (On the plain way it compares them itself.)",
-    ),
-    Condition("batch", "plain, one call", lambda mix, x, y: not tracked(x, y), "The operator has no derivative."),
-    Condition(
-        "call",
-        "plain, one call",
-        lambda mix, x, y: not recording(),
-        "A recomputation takes the plan of the forward pass, and only plans are recorded.",
-    ),
-    Condition(
-        "batch",
-        "plain",
-        lambda mix, x, y: mix._generator is None and not capturing(),
-        "The operator draws from torch's default generator. What the host draws must not be captured in a CUDA graph.",
-    ),
-    Condition(
-        "batch",
-        "plain",
-        lambda mix, x, y: (
-            3 <= x.ndim <= 4
-            and (
-                mix.num_classes is not None if y.ndim < 2 else y.shape[1] > 1 and mix.num_classes in (None, y.shape[1])
+        "The dims of masks would have to be moved to the end.": lambda mix: mix.axes is None,
+        "The operator draws a seed, or what torchvision draws: one λ and at most the centre or place of one box.": (
+            lambda mix: (
+                not mix._pairing.by_class
+                if mix.sampling == "device"
+                else mix._one_method and mix._per is Per.BATCH and mix._pairing.is_formula and mix.p == 1.0
             )
         ),
-        "Masks extend over what follows (B, C), and K is known. Volumes need axes, and a column of integers is none.",
-    ),
-    Condition(
-        "cuda, triton",
-        "plain",
-        lambda mix, x, y: "FUSEDMIX_CHECK_LABELS" not in os.environ,
-        "On a GPU labels are looked at only where the variable asks for it, and not by the operator.",
-    ),
-    Condition(
-        "triton, reference",
-        "plain",
-        lambda mix, x, y: not torch._C._len_torch_dispatch_stack() and max(x.shape[2:]) <= LONGEST_SIDE,
-        "These mix without an operator, which in Python costs more than mixing a small batch does: not while a "
-        "TorchDispatchMode watches operators, and not sides that an operator would refuse.",
-    ),
-    Condition(
-        "reference",
-        "plain",
-        lambda mix, x, y: mix.sampling == "host" and x.is_cpu and y.is_cpu,
-        "Its step without an operator is for one draw of the host.",
-    ),
-)
+    },
+    # Of a sample that was taken apart. The plain way takes two tensors, whose devices the operator compares.
+    ("sample", "one call"): {
+        "The operator mixes one stack of images and makes targets.": (
+            lambda parsed: parsed.labels is not None and len(parsed.images) == 1 and not parsed.masks
+        ),
+        "The operator works on one device.": lambda parsed: parsed.labels.device == parsed.image.device,
+    },
+    # Of a module and a batch.
+    ("batch", "plain, one call"): {"The operator has no derivative.": lambda mix, x, y: not tracked(x, y)},
+    ("eager batch", "plain, one call"): {
+        "Recomputations take the plan of the forward pass, and nothing but plans is recorded.": (
+            lambda mix, x, y: not recording()
+        ),
+    },
+    ("batch", "plain"): {
+        "The operator draws from torch's generator, and a CUDA graph must not hold what was drawn on the host.": (
+            lambda mix, x, y: mix._generator is None and not capturing()
+        ),
+        "Masks extend over what follows (B, C), for volumes need axes; and K is known, of a column of integers none.": (
+            lambda mix, x, y: (
+                3 <= x.ndim <= 4
+                and (y.shape[1] > 1 and mix.num_classes in (None, y.shape[1]) if y.ndim == 2 else bool(mix.num_classes))
+            )
+        ),
+    },
+    # Of a backend, a module and a batch.
+    ("cuda, triton", "plain"): {
+        "Labels on a GPU are looked at only where the variable asks for it, and not by the operator.": (
+            lambda mix, x, y: "FUSEDMIX_CHECK_LABELS" not in os.environ
+        ),
+    },
+    ("triton, reference", "plain"): {
+        # In Python an operator costs more than mixing a small batch does.
+        "They mix without an operator, which a TorchDispatchMode would watch, and which would refuse longer sides.": (
+            lambda mix, x, y: not torch._C._len_torch_dispatch_stack() and max(x.shape[2:]) <= LONGEST_SIDE
+        ),
+    },
+    ("reference", "plain"): {
+        "What it has without an operator is for one draw of the host.": (
+            lambda mix, x, y: mix.sampling == "host" and x.is_cpu and y.is_cpu
+        ),
+    },
+}
 
 
-def _those(of: str, way: str) -> tuple[Callable[..., bool], ...]:
-    return tuple(row.holds for row in CONDITIONS if of in row.of.split(", ") and way in row.ways.split(", "))
+def _of(whose: str, way: str) -> tuple[Callable[..., bool], ...]:
+    return tuple(
+        holds
+        for (owners, ways), rows in CONDITIONS.items()
+        if whose in owners.split(", ") and way in ways.split(", ")
+        for holds in rows.values()
+    )
 
 
-PLAIN_MODULE = _those("module", "plain")
-PLAIN = {name: _those("batch", "plain") + _those("call", "plain") + _those(name, "plain") for name in backends.NAMES}
-_ONE_CALL = {of: _those(of, "one call") for of in ("module", "sample", "batch", "call")}
+PLAIN_MODULE = _of("module", "plain")
+PLAIN = {name: (*_of("batch", "plain"), *_of("eager batch", "plain"), *_of(name, "plain")) for name in backends.NAMES}
+_ONE_CALL = {whose: _of(whose, "one call") for whose in ("module", "sample", "batch", "eager batch")}
 
 
 def goes_in_one_call(mix: Any, parsed: Any) -> bool:
     """Whether one operator can mix a sample that was taken apart."""
     if not all(holds(mix) for holds in _ONE_CALL["module"]) or not all(holds(parsed) for holds in _ONE_CALL["sample"]):
         return False
-    of_batch = _ONE_CALL["batch"] + (() if torch.compiler.is_compiling() else _ONE_CALL["call"])
-    return all(holds(mix, parsed.leaves[parsed.images[0]], parsed.labels) for holds in of_batch)
+    of_batch = _ONE_CALL["batch"] + (() if torch.compiler.is_compiling() else _ONE_CALL["eager batch"])
+    return all(holds(mix, parsed.image, parsed.labels) for holds in of_batch)
