@@ -49,24 +49,10 @@ def test_dry_run(tmp_path):
     (tmp_path / "test_some.py").write_text(TESTS)
     (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = -m 'not thorough'\nmarkers = thorough: slow\n")
     out = tmp_path / "out"
+    command = [sys.executable, "-m", "benchmarks.gpu_suite", "--dry-run", "--commit", "abc", "--out", out]
+    command += ["--stages", "benchmark,tests,triton,memcheck", "--tests", tmp_path / "test_some.py"]
     env = {**os.environ, "FUSEDMIX_BACKEND": "reference", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "benchmarks.gpu_suite", "--dry-run", "--commit", "abc"),
-            *(
-                "--stages",
-                "benchmark,tests,triton,memcheck",
-                "--tests",
-                str(tmp_path / "test_some.py"),
-                "--out",
-                str(out),
-            ),
-        ],
-        cwd=ROOT,
-        env=env,
-        capture_output=True,
-        text=True,
-    )
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 1, done.stdout + done.stderr  # a test failed
     names = ("suite.json", "mix.csv", "targets.csv", "environment.json", "logs")
     assert {path.name for path in out.iterdir()} == {f"dry-run-{name}" for name in names}
@@ -74,10 +60,9 @@ def test_dry_run(tmp_path):
         *("tests.log", "tests-failures.txt", "triton.log", "triton-failures.txt", "benchmark.log")
     }
     assert "def test_fails" in (out / "dry-run-logs" / "tests.log").read_text()
-    found, _ = stages_of(out)
+    found, stages = stages_of(out)
     assert found["environment"]["commit"] == "abc"
     assert found["environment"]["torch"] == torch.__version__
-    stages = {stage["name"]: stage for stage in found["stages"]}
     assert {name: stage["result"] for name, stage in stages.items()} == {
         "benchmark": "pass",
         "tests": "fail",
@@ -93,7 +78,10 @@ def test_dry_run(tmp_path):
     assert found["tests"]["triton"]["counts"] == {"passed": 1, "failed": 0, "errors": 0, "skipped": 0}
     for stage in stages.values():
         assert f"| {stage['name']}" in done.stdout
+    assert_everything_is_measured(out)
 
+
+def assert_everything_is_measured(out):
     timed = rows(out / "dry-run-mix.csv", TIMING | SUMMARY)
     assert {row["provider"] for row in timed} == {
         *("fusedmix", "torch", "torchvision", "torch.compile", "copy", "numpy"),
