@@ -26,7 +26,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
     filter(None, (str(Path(fm.__file__).parents[1]), os.environ.get("PYTHONPATH")))
 )
 
-# Without a GPU Triton's kernels run in its interpreter: before anything imports them.
+# Without a GPU Triton's kernels run in its interpreter, which must be said before anything imports them.
 TRITON_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if TRITON_DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"
@@ -55,7 +55,7 @@ NO_TRITON = backends.why_not_triton(TRITON_DEVICE)
 TRITON_MARKS = [pytest.mark.thorough] if TRITON_DEVICE == "cpu" else []
 
 
-# The helpers that assert, so that what differs is said.
+# Asserts of the helpers say what differs, as those of tests do.
 pytest.register_assert_rewrite("alike", "mask_formulas", "native_box", "samples", "wrong_calls")
 
 if NO_TRITON is None and TRITON_DEVICE == "cpu":

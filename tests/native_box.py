@@ -77,7 +77,7 @@ while [ -n "$STUB_HOLD" ] && [ -e "$STUB_HOLD" ]; do sleep 0.1; done
 exec REAL "$@"
 """
 
-# Takes the flags only nvcc knows out of the command, and has the C++ compiler do the rest.
+# It takes the flags that only nvcc knows out of the command, and has the C++ compiler do the rest.
 NVCC = """#!/bin/sh
 case "$1" in
 --version) echo "Cuda compilation tools, release VERSION, V0"; exit ;;
@@ -157,7 +157,7 @@ class Box:
                 monkeypatch.delenv(name)
         self.setenv(CXX=script(root / "bin" / "c++", CXX), STUB_LOG=str(self.log), PYTHONPATH=str(root))
         self.setenv(FUSEDMIX_CACHE_DIR=str(self.cache))
-        self.setenv(PYTHONDONTWRITEBYTECODE="1")  # an edit within the second must be seen
+        self.setenv(PYTHONDONTWRITEBYTECODE="1")  # An edit within the second must be seen.
 
     def native(self, package: Path | None = None) -> ModuleType:
         """The module as a new process has it, but in this one; of the checkout's package, or of another."""

@@ -33,7 +33,7 @@ def test_only_training_is_mixed(layers):
     out = net(x)
     assert not torch.equal(out, plain(x))
     plan, loss = handle.plan, criterion(out, Y)
-    net.eval()  # a validation in between
+    net.eval()  # A validation runs in between.
     assert torch.equal(criterion(net(x), Y), F.cross_entropy(plain(x), Y))
     net.train()
     assert handle.plan is plan
@@ -56,13 +56,13 @@ def test_gradient_accumulation():
     def place_of(plan):
         return {(12, 10): "", (10, 8): "first"}[plan.size]
 
-    # forward, loss, backward for each
+    # Each batch goes forwards and backwards before the next.
     plans = []
     for x in batches:
         criterion(net(x), Y).backward()
         plans.append(handle.plan)
     expect([p.grad for p in net.parameters()], [(place_of(plan), plan) for plan in plans])
-    # all forward passes first: the plans are kept and passed
+    # All forward passes come first, so the plans are kept, and passed to the criterion.
     net.zero_grad()
     outs, plans = [], []
     for x in batches:
@@ -101,13 +101,13 @@ def test_nothing_stale_is_left_by_an_exception(layers, error):
     with pytest.raises(RuntimeError, match="no forward pass"):
         criterion(out, Y)
     if isinstance(error, Exception):
-        for name in "abc":  # a layer by itself is no forward pass of the model
+        for name in "abc":  # A layer that is called by itself is no forward pass of the model.
             layer = getattr(model, name)
             assert torch.equal(layer(x), layer.forward(x))
     model(x)
     assert handle.plan is not None
     assert criterion(out, Y).isfinite()
-    with pytest.raises(ValueError, match="must hold a floating-point tensor"):  # raised by a hook of its own
+    with pytest.raises(ValueError, match="must hold a floating-point tensor"):  # The hook itself raises.
         model(torch.rand(B, K, dtype=torch.complex64))
     with pytest.raises(RuntimeError, match="no forward pass"):
         criterion(out, Y)
@@ -180,7 +180,7 @@ def test_removing_restores_the_model(layers):
     assert torch.equal(criterion(expected, Y), F.cross_entropy(expected, Y))
     assert fm.attached(net) == []
     handle.remove()
-    with fm.attach(net, fm.MixUp()) as again:  # and one may be attached anew
+    with fm.attach(net, fm.MixUp()) as again:  # A model may be attached to again.
         net(x)
         assert again.plan is not None
 
@@ -200,7 +200,7 @@ class Pair(nn.Module):
 
 
 def wrapped_in(name, model):
-    # Not run: a DistributedDataParallel and a compiled model hold the model under these names, and nothing else.
+    # It stands for a DistributedDataParallel or a compiled model, which hold the model under this name, nothing else.
     outer = nn.Module()
     outer.add_module(name, model)
     outer.forward = lambda *args, **kwargs: model(*args, **kwargs)
@@ -232,7 +232,7 @@ def test_nothing_is_mixed_twice(case, place):
         assert hooks_of(outer) == before
         assert "fusedmix.attached(model)[0]" in str(raised.value)
         assert fm.attached(one) == fm.attached(other) == [handle]
-    with fm.attach(other, fm.CutMix(), **second):  # the first one is removed
+    with fm.attach(other, fm.CutMix(), **second):  # The first handle is removed by now.
         pass
     with pytest.raises(TypeError, match="replace must be a bool"):
         fm.attach(model, fm.MixUp(), replace=1)
@@ -251,7 +251,7 @@ def test_what_several_handles_may_mix():
     for seen, handle in zip(model.seen[-1], inputs, strict=True):
         assert torch.equal(seen, fm.mix(x, handle.plan))
     assert fm.attached(model) == inputs + layers
-    with pytest.raises(ValueError, match="replace"):  # now in one forward pass
+    with pytest.raises(ValueError, match="replace"):  # Here both would mix in one forward pass.
         fm.attach(nn.Sequential(model, sharing), fm.MixUp(), layers=[model.a])
 
 
@@ -269,7 +269,7 @@ def test_replace():
         wrapped(out, Y)
     model.eval()
     assert torch.equal(wrapped(out, Y), F.cross_entropy(out, Y))
-    assert fm.attached(fm.attach(Pair(), fm.MixUp(), replace=True).model)  # nothing to replace
+    assert fm.attached(fm.attach(Pair(), fm.MixUp(), replace=True).model)  # There is nothing to replace.
 
 
 class Calls(Chain):
@@ -333,7 +333,7 @@ def test_copies(duplicate):
     assert handle_.plan is None
     assert criterion_.handle is handle_
     assert fm.attached(net_) == [handle_]
-    assert torch.equal(criterion_(net_(x), Y), criterion(net(x), Y))  # the generator was copied in its state
+    assert torch.equal(criterion_(net_(x), Y), criterion(net(x), Y))  # The generator was copied with its state.
     plan = handle.plan
     net_(x)
     assert handle.plan is plan
@@ -342,7 +342,7 @@ def test_copies(duplicate):
     assert handle.plan is plan
     net(x)
     assert handle.plan is not plan
-    # a copy of the model alone mixes by itself, and its handle can be found
+    # A copy of the model alone mixes by itself, and its handle can be found.
     alone = duplicate(net)
     (found,) = fm.attached(alone)
     assert found is not handle

@@ -77,7 +77,7 @@ def test_labels_tell_what_is_in_the_images(method, per):
         mixed = model(x)
         wrapped(torch.zeros(B, B), torch.arange(B))
         shares = mixed.mean((2, 3))
-        if isinstance(mix, fm.SamplePairing):  # by definition the label is that of the first image
+        if isinstance(mix, fm.SamplePairing):  # By definition the label is that of the first image.
             assert torch.equal(targets[-1], torch.eye(B))
             torch.testing.assert_close(shares, (torch.eye(B) + torch.eye(B)[fm.attached(model)[0].plan.partner]) / 2)
         else:
@@ -99,7 +99,7 @@ def test_several_inputs_are_mixed_by_one_plan():
         assert out[2] is b
         assert torch.equal(out[1], fm.mix(a, handle.plan))
         assert torch.equal(out[3], fm.mix(c, handle.plan))
-    with fm.attach(model, fm.CutMix()) as handle:  # the first floating-point tensor
+    with fm.attach(model, fm.CutMix()) as handle:  # The first floating-point tensor is mixed.
         out = model(ids, a, b)
         assert torch.equal(out[1], fm.mix(a, handle.plan))
         assert out[2] is b
@@ -107,7 +107,7 @@ def test_several_inputs_are_mixed_by_one_plan():
         assert torch.equal(out[3], fm.mix(c, handle.plan))
         nested = model(ids, {"ids": ids, "pixels": [a]})[1]
         assert torch.equal(nested["pixels"][0], fm.mix(a, handle.plan))
-    with fm.attach(model, fm.MixUp(), inputs=["a", "b"]) as handle:  # constant masks fit every size
+    with fm.attach(model, fm.MixUp(), inputs=["a", "b"]) as handle:  # Constant masks fit every size.
         out = model(ids, a=a, b=torch.rand(B, 4))
         assert handle.plan.batch_size == B
     for inputs, message in (([4], "inputs names 4"), (["pixels"], "inputs names 'pixels'"), ([0], "dtypes")):
@@ -252,7 +252,7 @@ def mixed_places(net, n, **options):
     for _ in range(n):
         count = len(places)
         net(x)
-        # what is mixed stays mixed further on: the first place that differs is where it happened
+        # What is mixed stays mixed further on: the first place that differs is where it happened.
         assert len(places) == count + 1
         assert handle.plan is not None
     return places
@@ -265,7 +265,7 @@ def test_the_layer_is_drawn_uniformly(options):
     counts = [places.count(name) for name in ("", "a", "b", "c")]
     assert sum(counts) == n
     assert stats.chisquare(counts).pvalue > 1e-3
-    pairs = [places[i : i + 2] for i in range(0, n, 2)]  # and one draw says nothing about the next
+    pairs = [places[i : i + 2] for i in range(0, n, 2)]  # One draw says nothing about the next.
     table = [[pairs.count([s, t]) for t in ("", "a", "b", "c")] for s in ("", "a", "b", "c")]
     assert stats.chisquare([count for row in table for count in row]).pvalue > 1e-3
 
@@ -325,7 +325,7 @@ def test_a_layer_that_was_not_called():
     with pytest.warns(UserWarning, match="layer 'b'.* was not called"):
         out = model(torch.rand(B, K))
     assert handle.plan is None
-    assert torch.equal(handle.wrap(F.cross_entropy)(out, Y), F.cross_entropy(out, Y))  # nothing was mixed
+    assert torch.equal(handle.wrap(F.cross_entropy)(out, Y), F.cross_entropy(out, Y))  # Nothing was mixed.
 
 
 def test_nested_models():

@@ -28,7 +28,7 @@ def test_the_environment_chooses_a_backend(monkeypatch):
     monkeypatch.setitem(os.environ, "FUSEDMIX_BACKEND", "cuda")
     with pytest.raises(fm.BackendError, match="FUSEDMIX_BACKEND=cuda"):
         fm.mix(X, PLAN)
-    fm.mix(X, PLAN, backend="reference")  # an argument beats the environment
+    fm.mix(X, PLAN, backend="reference")  # An argument beats the environment.
     monkeypatch.setitem(os.environ, "FUSEDMIX_BACKEND", "fast")
     with pytest.raises(fm.BackendError, match=r"FUSEDMIX_BACKEND.*reference.*'fast'"):
         fm.mix(X, PLAN)

@@ -54,7 +54,7 @@ def test_torchs_generator_is_rewound(use_reentrant, sampling, per):
     block.plans.clear()
     torch.manual_seed(2)
     loss = checkpoint(block, x, use_reentrant=use_reentrant).square().sum()
-    loss.backward()  # the reentrant kind supports nothing else
+    loss.backward()  # The reentrant kind supports nothing else.
     torch.rand(5)
     forward, again = block.plans
     assert torch.equal(forward.mask(), again.mask())
@@ -85,7 +85,7 @@ def test_recorded_plans_are_reused(sampling, source):
     assert block.plans[1] is block.plans[3]
     assert block.plans[0] is not block.plans[1]
     assert torch.equal(state_of(generator), state)
-    # the gradient is that of the plans of the forward pass
+    # The gradient is that of the plans of the forward pass.
     got = [p.grad.clone() for p in block.parameters()]
     block.zero_grad()
     first, second = block.plans[:2]
@@ -93,7 +93,7 @@ def test_recorded_plans_are_reused(sampling, source):
     hidden = fm.mix(block.before(block.after(hidden).sin()).tanh(), second)
     block.after(hidden).sin().square().sum().backward()
     assert_gradients(block, got)
-    # a second backward pass over the retained graph recomputes once more
+    # A second backward pass over the retained graph recomputes once more.
     block.zero_grad()
     out.square().sum().backward()
     assert_gradients(block, got)
@@ -106,7 +106,7 @@ def test_drawing_anew_from_an_own_generator_is_refused():
         out.sum().backward()
 
 
-@pytest.mark.thorough  # inductor builds C++
+@pytest.mark.thorough  # Inductor builds C++.
 @pytest.mark.parametrize("sampling", ["host", "device"])
 def test_compiled_checkpoint(sampling):
     torch._dynamo.reset()
@@ -194,7 +194,7 @@ def test_what_is_recomputed_is_mixed_by_the_plan_of_its_forward_pass(use_reentra
     batches = [torch.rand(6, 4, dtype=torch.float64) for _ in range(6)]
     model.noise.clear()
     for x in batches:
-        x.requires_grad_()  # the reentrant kind needs it
+        x.requires_grad_()  # The reentrant kind needs it.
         losses.append(model(x).square().sum())
         told.append((drawn_place(handle), handle.plan, model.noise[-2:]))
         if order == "backward at once":
@@ -222,7 +222,7 @@ def test_generators_that_are_not_rewound(source):
         model(x).square().sum().backward()
 
     model = Blocks(use_reentrant=False, preserve_rng_state=False, context_fn=fm.checkpoint_contexts)
-    model.block = lambda layer, x: layer(x).tanh().sin()  # without noise, which nobody rewinds
+    model.block = lambda layer, x: layer(x).tanh().sin()  # It draws no noise, which nobody would rewind.
     handle = fm.attach(model, fm.MixUp(**source), layers=["one", "two"])
     for _ in range(4):
         model.zero_grad()
@@ -234,7 +234,8 @@ def test_generators_that_are_not_rewound(source):
 @REENTRANT
 @pytest.mark.parametrize("layers", [None, ["", "one", "two"]])
 @pytest.mark.parametrize("nested", [False, True])
-@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # seen without grad by the inner function
+# The inner function sees inputs without grad.
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 def test_the_whole_model_inside_a_checkpointed_function(use_reentrant, layers, nested):
     """Its hooks run again with the model: they draw what PyTorch rewinds, and leave the plan of the forward pass."""
     model = Blocks(**({"use_reentrant": use_reentrant} if nested else {}))

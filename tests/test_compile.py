@@ -224,7 +224,7 @@ def test_a_schedule_of_alpha_does_not_recompile():
         mix.alpha = alpha
         images, _ = compiled(X, Y)
     assert counting.graphs == 1
-    assert torch.equal(images, X)  # α = 0 is λ = 1
+    assert torch.equal(images, X)  # Where α is 0, λ is 1.
 
 
 CHANGES = {
@@ -265,7 +265,7 @@ def test_attributes_set_later_act_on_compiled_steps():
     counting = Counting()
     compiled = torch.compile(mix, fullgraph=True, backend=counting)
     equal_batches(mix, compiled, X, Y)
-    for setting in ("weights", "alpha", "ratio", "variant", "lam_range"):  # numbers in memory: no new graph
+    for setting in ("weights", "alpha", "ratio", "variant", "lam_range"):  # These are numbers in memory.
         value = {"weights": [1, 9], "alpha": 0.2, "ratio": 0.3, "variant": "paper", "lam_range": (0.3, 0.4)}[setting]
         setattr(mix if setting == "weights" else mix.methods[0], setting, value)
         equal_batches(mix, compiled, X, Y)
@@ -330,7 +330,7 @@ def test_compiled_models_equal_eager_ones(order, layers):
     for a, b in zip(*runs, strict=True):
         torch.testing.assert_close(a, b)
     assert len(set(lams[8:])) == 8, "the draw is frozen into the graph"
-    # The model and, where PyTorch compiles them by themselves, its hooks: in training by layer, and in evaluation.
+    # PyTorch may compile the hooks by themselves, beside the model: in training one by layer, and one in evaluation.
     assert counting.graphs <= (4 if not several else 2 * len(layers) + 2)
 
 

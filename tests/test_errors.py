@@ -137,7 +137,7 @@ CONSTRUCTION = {
     ),
 }
 
-# What other libraries call it, and what it may be that was meant.
+# Words of other libraries, and misspelt ones: the error says which word of ours is meant.
 HINTS = {
     "cutmix_alpha": wrong_type(lambda: fm.CutMix(cutmix_alpha=0.8), "alpha of CutMix"),
     "switch_prob": wrong_type(lambda: fm.RandomMix([fm.MixUp()], switch_prob=0.5), "weights of RandomMix"),

@@ -129,7 +129,7 @@ def test_statistics_of_grey_images(variant):
         [fourier.grey(torch.tensor(4), torch.tensor([i]), (224, 224), variant, 3.0, math.inf) for i in range(n)]
     ).numpy()
     found = of_grey(grey)
-    if variant == "released":  # the power at kx = 0 and 1 alone, of which the rings are means
+    if variant == "released":  # All power is at kx = 0 and 1, of which the rings are means.
         assert found["energy above kx=1"].max() < 1e-20
         del found["slope"], found["energy above kx=1"]
     assert_as_referenced(found, variant)
@@ -234,9 +234,9 @@ class DividesAsOnAGpu(TorchDispatchMode):
 def test_a_level_is_divided_as_the_kernels_do():
     """The float32 nearest to the quotient, however torch divides by numbers."""
     levels = torch.arange(fourier.LEVELS + 1)
-    expected = (levels.double() / fourier.LEVELS).float()  # a float64 that is no tie of float32
+    expected = (levels.double() / fourier.LEVELS).float()  # No float64 here is a tie of float32.
     with DividesAsOnAGpu():
-        assert not torch.equal(levels.float() / fourier.LEVELS, expected)  # what it is about
+        assert not torch.equal(levels.float() / fourier.LEVELS, expected)  # A reciprocal gives other numbers.
         found = unpack(levels.to(torch.int16).unsqueeze(0), levels.shape)
     assert torch.equal(found[0], expected)
 
@@ -246,7 +246,7 @@ def test_plans_do_not_depend_on_how_torch_divides(method):
     for size in ((3000,), (33, 57), (12, 20, 18)):
         request = Request(mix._current_spec(), 200, size, Pairing.ROLL, Per.SAMPLE, 1.0, None, None)
         asked = request, Source(torch.tensor(4), None, None), torch.device("cpu")
-        expected = reference.sample(*asked)  # not through the operator, which no mode looks into
+        expected = reference.sample(*asked)  # The operator is not asked, because no mode looks into it.
         with DividesAsOnAGpu():
             found = reference.sample(*asked)
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
@@ -300,9 +300,9 @@ def test_mixing_by_stored_masks(backend, soft):
         there = [t.to(device) if isinstance(t, torch.Tensor) else t for t in (*masks, plan.pixels)]
         where = (size, per, pairing, dtype, layout)
         bound = {"rtol": 0.0, "atol": 0.0}
-        if dtype == torch.float64:  # of which PyTorch has no fma: the reference rounds its product
+        if dtype == torch.float64:  # PyTorch has no fma of float64: the reference rounds its product.
             bound = {"rtol": 2.0**-51, "atol": 200 * 2.0**-52}
-        elif interpreted(backend) and dtype == torch.bfloat16:  # truncated there, and rounded elsewhere
+        elif interpreted(backend) and dtype == torch.bfloat16:  # The interpreter truncates where others round.
             bound = {"rtol": 2.0**-7, "atol": 1e-6}
         x_there = x.to(device)
         out = operators.mix(x_there, *there)
@@ -317,7 +317,7 @@ def test_mixing_by_stored_masks(backend, soft):
         operators.mix_(x_there, *there)
         assert torch.equal(x_there, out), where
         x_there.copy_(before)
-        assert torch.equal(memory, beside), where  # nothing else was written
+        assert torch.equal(memory, beside), where  # Nothing else was written.
 
 
 @each_backend

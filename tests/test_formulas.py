@@ -233,7 +233,7 @@ BOXED = [
 
 LAM_GRIDS = {
     "uniform": lambda rng: float32(rng.random()),
-    "coarse": lambda rng: rng.randrange(257) / 256,  # whole roots: the order of evaluation decides
+    "coarse": lambda rng: rng.randrange(257) / 256,  # Roots are whole: the order of evaluation decides.
     "tiny": lambda rng: float32(10.0 ** rng.uniform(-45, 0)),
 }
 
@@ -388,7 +388,7 @@ def test_label_weights_of_gmix(n, alpha, mean, mean_error, fold, fold_error):
 @pytest.mark.parametrize("n", [64, 224])
 def test_released_gmix_never_weighs_both_labels_alike(n):
     """No weight in (.427, .573): g grows with s, so the extremes are at λ next to ½; all centres are looked at."""
-    centre = torch.cartesian_prod(torch.arange(n // 2 + 1), torch.arange(n // 2 + 1))  # the rest mirrors these
+    centre = torch.cartesian_prod(torch.arange(n // 2 + 1), torch.arange(n // 2 + 1))  # The rest mirrors these.
     below = plan_at("GMix released", float32(0.5 - 2.0**-25), centre, (n, n)).weight
     above = plan_at("GMix released", 0.5, centre, (n, n)).weight
     assert 0.42 < below.max() <= 0.427

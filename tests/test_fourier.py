@@ -53,7 +53,7 @@ def test_released_grey_images_follow_the_code_in_other_dimensions(size):
     f = [np.fft.fftfreq(n) for n in size[:-1]] + [np.fft.fftfreq(size[-1])[:half]]
     radius = np.sqrt(sum(g**2 for g in np.meshgrid(*f, indexing="ij")))
     scale = np.broadcast_to((1 / np.maximum(radius, 1 / max(size)) ** decay)[..., None], (*radius.shape, 2))
-    real, imaginary = (np.array(part) for part in (scale[0], scale[1]))  # the slip: not of the last axis
+    real, imaginary = (np.array(part) for part in (scale[0], scale[1]))  # It slips: these are not of the last axis.
     cut = tuple(slice(len(k)) for k in along)
     spectrum = real[cut] * n0 + 1j * imaginary[cut] * n1
     expected = np.fft.irfftn(spectrum, size, axes=range(len(size))) * np.prod(size) * max(size) ** -decay
@@ -79,7 +79,7 @@ def test_paper_grey_images_are_inverse_transforms(size, cutoff):
     expected = np.fft.ifftn(spectrum).real * math.prod(size)
     grey = fourier.grey(seed, index, size, "paper", decay, cutoff)[0].numpy()
     assert np.abs(grey - expected).max() <= 1e-9 * max(1, np.abs(expected).max())
-    if cutoff == math.inf:  # every pair k, -k of the whole spectrum occurs once
+    if cutoff == math.inf:  # Every pair k, -k of the whole spectrum occurs once.
         folded = {tuple(i % n for i, n in zip(k, size, strict=True)) for k in itertools.product(*along)}
         mirrored = {tuple(-i % n for i, n in zip(k, size, strict=True)) for k in folded}
         assert folded | mirrored == set(itertools.product(*map(range, size)))
@@ -111,7 +111,7 @@ def test_noise_is_of_the_frequency():
 def test_equal_values_are_ranked_by_their_place(soft):
     grey = torch.tensor([[0.5, 0.25, 0.5, 0.5, 0.25, 1.0]])
     level = fourier.levels(grey, torch.tensor([3]), torch.tensor([int(soft)]))
-    # In order: pixel 5, then 0, 2, 3, then 1, 4.
+    # Pixel 5 comes first, then 0, 2, 3, then 1, 4.
     assert level.tolist() == [[65535, 0, 65535, 0, 0, 65535]]
     level = fourier.levels(grey, torch.tensor([3]), torch.tensor([2]))
     assert level.tolist() == [[65535, 0, 43690, 21845, 0, 65535]]

@@ -178,7 +178,7 @@ def test_wrong_losses(loss, case):
     check(lambda: call(loss), *rest)
 
 
-# What is no tensor that lies in memory as it is, of the shapes and the kinds of numbers that the functions take.
+# These make something that is no dense tensor, of the shapes and the kinds of numbers that the functions take.
 NO_DENSE = {
     "nested": lambda x: nested(x.shape[1:]),
     "jagged": lambda x: torch.nested.nested_tensor([x[0].float().reshape(-1, 1)] * len(x), layout=torch.jagged),
@@ -223,7 +223,7 @@ TAKES = {
 
 @pytest.mark.parametrize("kind", NO_DENSE)
 @pytest.mark.parametrize("name", TAKES)
-@pytest.mark.filterwarnings("ignore")  # of PyTorch: that nested, sparse and masked tensors may change
+@pytest.mark.filterwarnings("ignore")  # PyTorch warns that these kinds of tensors may change.
 def test_what_is_no_dense_tensor(name, kind):
     """Each is refused in a sentence of ours, never in one of PyTorch's ("INTERNAL ASSERT", "please file an issue")."""
     call, fitting = TAKES[name]

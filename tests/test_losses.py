@@ -84,7 +84,7 @@ def assert_as(loss, logits, exact_loss, exact, terms=0.0):
     (want,) = torch.autograd.grad(exact_loss, exact, outer)
     assert got.dtype == logits.dtype
     assert got.shape == logits.shape
-    # Of half a unit of the logits' type (subnormal ones have the spacing of the smallest normal number).
+    # Half a unit of the logits' type is allowed; subnormal numbers have the spacing of the smallest normal one.
     spacing = max(torch.finfo(logits.dtype).tiny * torch.finfo(logits.dtype).eps, 1e-300)
     scale = max(terms, float(want.abs().nan_to_num(0).max()) if want.numel() else 0.0)
     # PyTorch itself sums K targets one after the other, in eight lanes.
@@ -116,7 +116,7 @@ def test_cross_entropy_of_any_size(backend, dtype, k):
         loss = fm.mix_cross_entropy(logits, labels, plan, weight=weight, backend=name, **options)
         rounded = None if weight is None else weight.to(loss.dtype).double()
         expected = F.cross_entropy(exact, dense(labels, plan, k), rounded, **options)
-        assert_as(loss, logits, expected, exact, terms=1 / b)  # σ(z) - t, up to 1 each
+        assert_as(loss, logits, expected, exact, terms=1 / b)  # These are σ(z) - t, up to 1 each.
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -125,7 +125,7 @@ def test_cross_entropy_of_any_size(backend, dtype, k):
 def test_cross_entropy_of_any_layout(backend, dtype, layout, k):
     name, device = backend
     cases = list(itertools.product(("roll", "flip", "random"), ("batch", "sample")))
-    for pairing, per in cases[k % 3 :: 3] if name == "triton" else cases:  # interpreted
+    for pairing, per in cases[k % 3 :: 3] if name == "triton" else cases:  # Interpreted, a third of the cases will do.
         plan, labels = plan_for(4, 3, pairing, per), labels_for(4, k, device)
         logits, exact = leaves(logits_for(4, k, dtype, layout, device))
         assert_as(
@@ -159,7 +159,7 @@ def test_ignored_labels_are_those_of_hard_labels(backend, reduction, smoothing, 
     options = {"label_smoothing": smoothing, "ignore_index": ignore_index}
     loss = fm.mix_cross_entropy(logits, labels.to(device), plan, reduction=reduction, backend=name, **options)
     assert_as(loss, logits, two_terms(exact, labels, plan, reduction, **options), exact)
-    if per == "batch" and reduction != "none":  # as two whole losses, which is what it is to replace
+    if per == "batch" and reduction != "none":  # It equals two whole losses, which it is to replace.
         lam = float(plan.weight[0])
         options |= {"reduction": reduction}
         whole = lam * F.cross_entropy(exact, labels, **options)
@@ -190,7 +190,7 @@ def test_nothing_but_ignored_labels(backend):
             loss.cpu(), F.cross_entropy(torch.zeros(4, 6), labels.cpu(), reduction=reduction), equal_nan=True
         )
     (got,) = torch.autograd.grad(loss.sum(), z)
-    assert not got.any()  # not even of logits that are NaN
+    assert not got.any()  # There is none even of logits that are NaN.
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
@@ -225,7 +225,7 @@ def test_infinities_and_nan(backend, dtype):
 def test_a_large_offset_costs_no_digits(backend):
     name, device = backend
     plan, labels = plan_for(4), labels_for(4, 3000, device)
-    z = logits_for(4, 3000, device=device).mul(64).round().div(64)  # so that the shift is exact
+    z = logits_for(4, 3000, device=device).mul(64).round().div(64)  # So the shift is exact.
     options = {"label_smoothing": 0.1, "reduction": "none", "backend": name}
     a, b = (fm.mix_cross_entropy(x, labels, plan, **options) for x in (z, z + 2**12))
     torch.testing.assert_close(a, b, rtol=4e-7, atol=0)
@@ -290,7 +290,7 @@ def test_binary_of_any_size(backend, dtype, k):
             logits, labels, plan, label_smoothing=smoothing, backend=name, **options, **weights
         )
         weights = {key: w.double() for key, w in weights.items()}
-        # mix_labels' targets, which the kernels' are: in float32 but for float64 logits
+        # The kernels' targets are those of mix_labels: float32 but for float64 logits.
         targets = dense(labels, plan, k, smoothing)
         assert_as(loss, logits, binary(exact, targets, **options, **weights), exact)
 
@@ -365,7 +365,7 @@ def test_a_target_is_above_the_threshold_where_mix_labels_has_it(backend):
 def test_binary_at_the_limits(backend):
     """Infinite logits give what large ones tend to; NaN stays."""
     name, device = backend
-    plan = fm.SamplePairing(pairing="flip", sampling="device").sample(6, (8, 8), seed=1)  # its own labels
+    plan = fm.SamplePairing(pairing="flip", sampling="device").sample(6, (8, 8), seed=1)  # It learns its own labels.
     inf, nan = torch.inf, torch.nan
     z = torch.tensor([[inf, -inf], [-inf, 0.0], [0.0, inf], [nan, 1.0], [100.0, -100.0], [-100.0, 100.0]])
     logits = z.to(device).requires_grad_()
@@ -412,7 +412,7 @@ def losses_of(name, device, plan, reductions):
 def test_gradcheck(backend):
     name, device = backend
     logits = logits_for(5, 3, torch.float64, device=device, scale=1.0).requires_grad_()
-    fast = name == "triton"  # interpreted: along a random direction, not along each
+    fast = name == "triton"  # Interpreted, one random direction will do.
     for loss in losses_of(name, device, plan_for(5), REDUCTIONS[:1] if fast else REDUCTIONS):
         assert torch.autograd.gradcheck(loss, logits, fast_mode=fast)
         assert torch.autograd.gradgradcheck(loss, logits, fast_mode=fast)
@@ -462,7 +462,7 @@ def test_nothing_large_beside_the_gradient(backend, layout):
         with Allocated(b * k // 2) as seen:
             torch.autograd.grad(loss(z, labels, plan, label_smoothing=0.1, backend=name), z)
         big = [op for op in seen.found if "detach" not in op]
-        # Triton's operators allocate through PyTorch; compiled ones by themselves.
+        # Triton's operators allocate through PyTorch, compiled ones by themselves.
         assert set(big) <= {"aten::new_empty", f"fusedmix_{name}::{loss.__name__[4:]}_backward"}
         assert len(big) <= 2
         assert big

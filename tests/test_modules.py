@@ -44,7 +44,7 @@ def test_copies_draw_the_same(method, duplicate, options):
     mix = method(num_classes=5, **options)
     twin = duplicate(mix)
     assert same_batch(mix, twin)
-    if mix.generator is None:  # whose repr is an address
+    if mix.generator is None:  # The repr of a generator is an address.
         assert repr(twin) == repr(mix)
 
 
@@ -171,14 +171,15 @@ def test_a_plan_has_the_length_of_its_batch(method, per):
             assert torch.equal(plan.mask()[plan.partner[0]], first)
 
 
-@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.thorough)])  # spawned: torch anew
+# A spawned process imports torch anew.
+@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("sampling", ["host", "device", "own generator"])
 def test_data_loader_workers(context, sampling):
     """The batches of an epoch differ, they are those of the loader's seed, and two workers draw differently."""
     data = TensorDataset(
         torch.arange(24.0).reshape(24, 1, 1, 1).expand(24, 1, 4, 4).contiguous(), torch.zeros(24).long()
     )
-    if sampling == "own generator":  # copied into the workers, which then draw the same: one worker must do
+    if sampling == "own generator":  # Workers would draw alike, of copies of one generator: one worker must do.
         options, workers = {"generator": torch.Generator()}, 1
     else:
         options, workers = {"sampling": sampling}, 2
@@ -192,7 +193,7 @@ def test_data_loader_workers(context, sampling):
         return [images for images, _ in loader]
 
     def lams(images):
-        # sample i holds the value i, its partner (i-1) mod 4 of the batch: x̃_1 - x_0 = λ
+        # Sample i holds the value i, its partner (i-1) mod 4 of the batch, so x̃_1 - x_0 is λ.
         return [float(x[1, 0, 0, 0] - 4 * i) for i, x in enumerate(images)]
 
     first = epoch(0)
@@ -251,7 +252,7 @@ assert torch.equal(run(2), mine), "resuming drew something else"
 weights = [torch.empty_like(model.module[1].weight) for _ in range(2)]
 dist.all_gather(weights, model.module[1].weight.detach())
 assert torch.equal(weights[0], weights[1])
-dist.barrier()  # nobody leaves while the other still talks to it
+dist.barrier()  # Nobody leaves while the other still talks to it.
 del model
 dist.destroy_process_group()
 print(f"rank {rank} ok")
@@ -359,7 +360,7 @@ def test_importing_is_light():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-NAMES_OF_ITS_OWN = {"schedules"}  # a module, and public
+NAMES_OF_ITS_OWN = {"schedules"}  # It is a module, and public.
 
 
 def test_dir_shows_the_public_names():
@@ -400,9 +401,9 @@ def test_any_module_may_be_imported_first():
     }
     needs = {name: set() for name in tree}
     for name, parsed in tree.items():
-        for node in parsed.body:  # at import, not inside a function
+        for node in parsed.body:  # Only what is imported with the module counts.
             if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "fusedmix":
                 whole = [f"{node.module}.{alias.name}" for alias in node.names]
                 needs[name] |= {module if module in tree else node.module for module in whole} & set(tree)
-    needs["fusedmix"] = set()  # imports nothing before somebody asks
-    tuple(graphlib.TopologicalSorter(needs).static_order())  # raises CycleError
+    needs["fusedmix"] = set()  # The package imports nothing before somebody asks.
+    tuple(graphlib.TopologicalSorter(needs).static_order())  # This raises CycleError where there is a circle.

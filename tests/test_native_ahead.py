@@ -60,7 +60,7 @@ def test_ahead(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FUSEDMIX_JIT")
     box.log.unlink()
     assert answer(stale) == 7
-    assert {line for line in box.calls() if "-shared" not in line} == ahead  # one list of sources and flags
+    assert {line for line in box.calls() if "-shared" not in line} == ahead  # Both have one list of sources and flags.
 
 
 def test_ahead_with_cuda(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +112,7 @@ def test_what_wheel_and_sdist_hold(box: Box) -> None:
     csrc = {f"csrc/{path.relative_to(REPO / 'csrc').as_posix()}" for path in REPO.glob("csrc/**/*") if path.is_file()}
     project = box.root / "project"
     copy_project(project, REPO / "csrc")
-    stale = project / "build" / "lib" / "fusedmix" / "csrc" / "cuda" / "gone.cu"  # of an earlier build
+    stale = project / "build" / "lib" / "fusedmix" / "csrc" / "cuda" / "gone.cu"  # An earlier build has left it.
     write(stale.parent, {stale.name: ""})
     done = setup_py(box, "-q", "bdist_wheel", "sdist", torch_importable=False)
     assert done.returncode == 0, done.stderr

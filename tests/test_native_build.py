@@ -39,7 +39,7 @@ def test_first_use_builds_and_says_so(box: Box, capsys: pytest.CaptureFixture[st
     for word in (native.platform.machine(), "torch2.99.0", native._hash("cpp")):
         assert word in folder.name
 
-    native.load("cpp")  # again: nothing happens
+    native.load("cpp")  # Nothing happens the second time.
     assert len(box.calls("-shared")) == 1
     assert capsys.readouterr().err == ""
 
@@ -74,7 +74,7 @@ def test_flags_by_instruction_set(box: Box) -> None:
         assert "-mavx2 -mfma -mf16c" in avx2
         [link] = box.calls("-shared")
         objects = [word for word in link.split() if word.endswith(".o")]
-        assert avx2.split()[-1] == objects[-1]  # after all that any CPU runs
+        assert avx2.split()[-1] == objects[-1]  # It is linked after all that any CPU runs.
 
 
 def test_a_changed_header_is_another_library(box: Box) -> None:
@@ -148,7 +148,7 @@ def test_a_killed_build_blocks_nobody(box: Box) -> None:
     victim = box.process(STUB_HOLD=str(hold))
     try:
         box.wait_for(box.calls)
-        victim.kill()  # it alone: its compilers stay
+        victim.kill()  # It is killed alone: its compilers go on.
         victim.communicate(timeout=60)
         [left] = box.cache.glob("*.building-*")
         out, err = box.process().communicate(timeout=60)
@@ -181,9 +181,9 @@ def test_a_failure_is_remembered(box: Box, capsys: pytest.CaptureFixture[str]) -
     assert native.why_not("cpp") == why
     assert native.status("cpp") == why
     assert len(box.calls()) == calls
-    assert capsys.readouterr().err.count("\n") == 1  # that it was building; the caller explains
+    assert capsys.readouterr().err.count("\n") == 1  # It said that it was building; the caller explains the failure.
 
-    again = box.native()  # another process tries again
+    again = box.native()  # Another process tries again.
     assert again.why_not("cpp") is None
     assert reason(again) == why
 
@@ -199,7 +199,7 @@ def test_a_library_that_cannot_be_loaded(box: Box) -> None:
     path.parent.mkdir(parents=True)
     path.write_bytes(b"\x7fELF")
     digest = hashlib.sha256(b"\x7fELF").hexdigest()
-    path.with_name(path.name + ".sha256").write_text(digest)  # it is as it was built
+    path.with_name(path.name + ".sha256").write_text(digest)  # So the file is as it was built.
     why = reason(native)
     assert why.startswith(f"{path} cannot be loaded (")
     assert "delete it" in why
@@ -301,7 +301,7 @@ def test_what_is_missing(box: Box, monkeypatch: pytest.MonkeyPatch, variables: d
     native = box.native()
     monkeypatch.setattr(native, "_ninja", lambda: NINJA)
     box.setenv(**variables)
-    if "/proc" not in variables.get("FUSEDMIX_CACHE_DIR", ""):  # root may write there, until it tries
+    if "/proc" not in variables.get("FUSEDMIX_CACHE_DIR", ""):  # Root seems to be allowed, until it writes.
         assert words in native.why_not("cpp")
         assert native.status("cpp") == native.why_not("cpp")
     assert words in reason(native)
@@ -310,7 +310,7 @@ def test_what_is_missing(box: Box, monkeypatch: pytest.MonkeyPatch, variables: d
 
 def test_a_cache_of_somebody_else(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     native = box.native()
-    # Root is let in everywhere; shutil.which asks for other rights.
+    # Root is let in everywhere, and shutil.which asks for other rights.
     monkeypatch.setattr(native.os, "access", lambda _, mode: mode != os.W_OK | os.X_OK)
     why = f"the cache folder {box.cache} cannot be written (Permission denied): set FUSEDMIX_CACHE_DIR"
     assert native.why_not("cpp") == why
@@ -415,7 +415,7 @@ def test_architectures_by_name(box: Box, monkeypatch: pytest.MonkeyPatch) -> Non
     box.setenv(STUB_CUDA="13.2", CUDACXX=box.nvcc("toolkit", "13.0"))
     native = box.native()
     assert native.ahead_archs() == ["80", "90", "100", "120+PTX"]
-    assert 'FUSEDMIX_CUDA_ARCHS="90"' in native.status("cuda")  # there is no GPU
+    assert 'FUSEDMIX_CUDA_ARCHS="90"' in native.status("cuda")  # There is no GPU here.
     monkeypatch.setenv("FUSEDMIX_CUDA_ARCHS", "8.0; 9.0a,12.0+ptx")
     assert native.ahead_archs() == ["80", "90a", "120+PTX"]
     assert native._gencode(native.ahead_archs(), [80, 90, 120]) == [
@@ -488,7 +488,7 @@ def test_the_nvcc_that_fits_torch(box: Box, monkeypatch: pytest.MonkeyPatch) -> 
     fits = box.nvcc("packages/cu13", "13.3")
     monkeypatch.setattr(native, "_pypi_cuda", lambda: [box.root / "packages" / "cu13"])
     assert native._nvcc() == fits
-    monkeypatch.setenv("CUDACXX", old)  # asked for by name: nothing else is tried
+    monkeypatch.setenv("CUDACXX", old)  # Where one is asked for by name, nothing else is tried.
     with pytest.raises(native.BuildError, match=r"CUDA 12\.4"):
         native._nvcc()
     monkeypatch.setenv("CUDACXX", script(box.root / "broken", "#!/no/such/interpreter"))
@@ -496,7 +496,7 @@ def test_the_nvcc_that_fits_torch(box: Box, monkeypatch: pytest.MonkeyPatch) -> 
         native._nvcc()
     monkeypatch.setenv("STUB_CUDA", "12.8")
     older = box.native()
-    assert older._install_nvcc() == "install the CUDA 12.8 toolkit"  # PyPI has none
+    assert older._install_nvcc() == "install the CUDA 12.8 toolkit"  # PyPI has none of that version.
 
 
 def test_pypis_nvcc_finds_the_headers_of_another_environment(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:

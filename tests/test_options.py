@@ -239,7 +239,7 @@ def test_a_generator_set_later():
     mix.generator = torch.Generator()
     assert same(batch(mix), batch(twin))
     generator = mix.generator
-    mix.p = 0.5  # another attribute leaves it what it is
+    mix.p = 0.5  # Another attribute leaves the generator what it is.
     assert mix.generator is generator
     mix.generator = None
     assert same(batch(mix), batch(fm.CutMix(num_classes=5, p=0.5)))
@@ -330,12 +330,12 @@ def test_rules_between_keywords_hold_later_too():
         mix.sampling = "host"
     assert mix.sampling == "device"
     mix = fm.MixUp(mask_classes=300)
-    assert mix.mask_ignore_index is None  # 255 is a class
+    assert mix.mask_ignore_index is None  # Here 255 is a class.
     mix.mask_classes = 21
     assert mix.mask_ignore_index == 255
     mix.mask_ignore_index = 255
     mix.mask_classes = 300
-    assert mix.mask_ignore_index == 255  # as it was set
+    assert mix.mask_ignore_index == 255  # It stays as it was set.
 
 
 MEMBERS = {"alpha": 0.1, "ratio": 0.1, "variant": "paper", "lam_range": (0.4, 0.5), "p": 0.3}
@@ -402,7 +402,7 @@ def test_modules_pickled_before_a_keyword_was_added():
     for module in (old, *old.methods):
         for name in ("training_only", "_member"):
             module.__dict__.pop(name, None)
-    old.__dict__["weights"] = [0.5, 0.5]  # was a plain attribute
+    old.__dict__["weights"] = [0.5, 0.5]  # It was a plain attribute then.
     old._modules["methods"] = old._modules.pop("_methods")
     old = pickle.loads(pickle.dumps(old))
     assert same(batch(old), batch(mix))

@@ -123,7 +123,7 @@ def test_mixup_is_timms(mode, dtype):
         assert mixed is x
         assert after == timms_after, options
         check_images(mixed, timms, before)
-        if mode != "batch" and dtype in (torch.float16, torch.bfloat16):  # timm rounds the targets' λ to these
+        if mode != "batch" and dtype in (torch.float16, torch.bfloat16):  # timm rounds the targets' λ to them.
             _, timms_targets, _ = seeded(seed, timm.data.Mixup(**options), before.float(), labels)
         assert targets.dtype == torch.float32
         torch.testing.assert_close(targets, timms_targets.float(), rtol=0, atol=2.0**-22)
@@ -305,7 +305,7 @@ def test_one_operator_for_the_images_and_one_for_the_targets(mode, dtype):
         assert seen.on_images == ["mix_"]
 
 
-@pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning")  # Triton's interpreter
+@pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning")  # Triton's interpreter warns.
 @pytest.mark.parametrize(
     "backend", ["cpp", pytest.param("triton", marks=pytest.mark.skipif(NO_TRITON is not None, reason=str(NO_TRITON)))]
 )
@@ -327,7 +327,7 @@ def test_backends_agree(mode, backend):
 @pytest.mark.parametrize("mode", MODES)
 def test_on_a_gpu_as_on_the_cpu(mode, dtype):
     options = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0, "mode": mode, "num_classes": 7}
-    for n, seed in ((6, 0), (64, 1), (300, 2)):  # the plan of 300 does not fit a kernel's arguments
+    for n, seed in ((6, 0), (64, 1), (300, 2)):  # The plan of 300 does not fit a kernel's arguments.
         before, labels = images_of((n, 3, 17, 24), dtype, seed), torch.arange(n) % 7
         expected = seeded(seed, ours.Mixup(**options), before.clone(), labels)
         mixed, targets, after = seeded(seed, ours.Mixup(**options), before.cuda(), labels.cuda())
@@ -340,7 +340,7 @@ def test_on_a_gpu_as_on_the_cpu(mode, dtype):
 
 
 @needs_gpu
-@pytest.mark.filterwarnings("ignore:The CUDA Graph is empty:UserWarning")  # what is refused leaves it so
+@pytest.mark.filterwarnings("ignore:The CUDA Graph is empty:UserWarning")  # What is refused leaves the graph empty.
 def test_refuses_to_be_captured():
     x, labels = torch.rand(4, 3, 8, 8, device="cuda"), torch.arange(4, device="cuda")
     mixup = ours.Mixup(num_classes=4)
@@ -457,7 +457,7 @@ def test_odd_batch_of_samples_keeps_the_middle(mode):
         assert len(mixed) == len(targets) == (4 if mode == "half" else 7)
         assert np.array_equal(mixed[middle].numpy(), images[middle])
         assert torch.equal(targets[middle], F.one_hot(torch.tensor(middle), n).float())
-        if mode == "elem":  # which draws for the middle, too
+        if mode == "elem":  # This mode draws for the middle, too.
             continue
         timms, timms_targets, timms_after = seeded(
             seed, timm.data.FastCollateMixup(**options), copy.deepcopy(samples[:middle] + samples[middle + 1 :])

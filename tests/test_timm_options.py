@@ -56,7 +56,7 @@ def test_the_switch_of_timms_loader():
     loader = timm.data.loader.PrefetchLoader(inner, device=torch.device("cpu"))
     assert loader.mixup_enabled
     assert all(is_mixed(targets) for _, targets in loader)
-    loader.mixup_enabled = False  # as timm's train.py does for --mixup-off-epoch
+    loader.mixup_enabled = False  # timm's train.py does so for --mixup-off-epoch.
     assert not collate.mixup_enabled
     assert not any(is_mixed(targets) for _, targets in loader)
     inner._iterator._shutdown_workers()

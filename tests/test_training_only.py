@@ -33,7 +33,7 @@ def test_in_evaluation_a_batch_comes_back_as_it_is(method, sampling, structure):
     assert all(a is b for a, b in zip(before, after, strict=True)), "the very objects"
     assert type(mix(*arguments)) is type(sample)
     assert torch.equal(torch.get_rng_state(), state), "something was drawn"
-    for module in (mix.train(), always):  # as without the keyword
+    for module in (mix.train(), always):  # Both mix as without the keyword.
         torch.manual_seed(2)
         after = torch.utils._pytree.tree_leaves(module(*arguments))
         assert any(

@@ -20,7 +20,7 @@ GENERATOR = torch.Generator()
 
 def nested(shape):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of PyTorch: that nested tensors may change
+        warnings.simplefilter("ignore")  # PyTorch warns that nested tensors may change.
         return torch.nested.nested_tensor([torch.zeros(shape) for _ in range(4)])
 
 

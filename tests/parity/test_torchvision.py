@@ -80,7 +80,7 @@ def test_batches(seed: int, case: Case) -> None:
 
     assert targets.dtype == torch.float32
     assert targets.stride() == expected_targets.stride()
-    if case.name == "MixUp" and x.shape[0] == 1:  # test_trap_memory_format_of_a_batch_of_one
+    if case.name == "MixUp" and x.shape[0] == 1:  # See test_trap_memory_format_of_a_batch_of_one.
         assert out.stride() == torch.empty_like(x).stride()
     else:
         assert out.stride() == expected.stride()
@@ -303,7 +303,7 @@ def test_labels_getter(name: str, getter: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_tv_tensor_dtypes_and_layouts(name: str, kind: str, dtype: torch.dtype) -> None:
     if name == "MixUp" and dtype == torch.uint8:
-        dtype = torch.bfloat16  # torchvision cannot blend uint8: test_trap_uint8_mixup
+        dtype = torch.bfloat16  # torchvision cannot blend uint8: see test_trap_uint8_mixup.
     theirs, ours = both(name, num_classes=K)
     for seed in range(3200, 3206):
         x = images_of((4, 3, 10, 14) if kind == "Image" else (4, 2, 3, 10, 14), dtype, seed)

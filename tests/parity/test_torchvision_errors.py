@@ -138,7 +138,7 @@ def test_trap_uint8_mixup() -> None:
         (out, targets), _ = seeded(seed, ours, x, y)
         assert out.dtype == torch.uint8
         assert torch.equal(targets, expected_targets)
-        # Half a level, and what a blend in float32 may be off below 256.
+        # It may be off by half a level, and by what a blend in float32 is off below 256.
         assert (out.double() - exact).abs().max() <= 0.5 + 2.0**-16
         tie_free = (exact - exact.floor() - 0.5).abs() > 2.0**-16
         assert torch.equal(out[tie_free].double(), exact[tie_free].round())

@@ -188,7 +188,7 @@ def test_own_generator(name: str) -> None:
         assert_same_sample(out, expected, (x, y), exact=name == "CutMix")
         assert torch.equal(torch.get_rng_state(), before)
         torch.set_rng_state(expected_state)
-        assert torch.rand(1, generator=generator) == torch.rand(1)  # and so both stand at the same place
+        assert torch.rand(1, generator=generator) == torch.rand(1)  # So both stand at the same place.
 
 
 def assert_plan_is(plan: fm.MixPlan, params: dict[str, Any], size: tuple[int, int]) -> None:
@@ -235,5 +235,5 @@ def test_seed_of_random_mix() -> None:
     members = v2.MixUp(alpha=0.8), v2.CutMix()
     for seed in range(7200, 7220):
         index = chosen(seed, [1, 2])
-        params = members[index].make_params([torch.empty(2, 3, 20, 24)])  # goes on from the draw of `chosen`
+        params = members[index].make_params([torch.empty(2, 3, 20, 24)])  # This goes on from the draw of `chosen`.
         assert_plan_is(ours.sample(2, (20, 24), seed=seed), params, (20, 24))
