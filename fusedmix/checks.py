@@ -35,15 +35,16 @@ INTEGER_DTYPES = (
 LONGEST_SIDE = 2**31 - 1  # in pixels: a plan holds boxes and centres in 32 bits
 _EVERY = sum(int(part) for part in Families)
 _NO_PIXELS = "pixels must hold the masks of FMix and of large grids, but got None."
-_CONSTANTS = int(Families.CONSTANTS)  # the arithmetic of flags takes microseconds
+_CONSTANTS = int(Families.CONSTANTS)  # a plain number, because the arithmetic of flags takes microseconds
 WHOLE_BATCH = "A plan is for a whole batch and cannot be cut: mix the whole batch, then split what comes out."
 
 
 class Checked:
     """Base of classes whose public attributes are checked whenever they are set, or are fixed."""
 
-    _checks: ClassVar[Mapping[str, Callable[[str, Any], Any]]] = {}  # of a name and a value: the value as it is kept
-    _fixed: ClassVar[Sequence[str]] = ()  # may be set once
+    # The check of each attribute takes its name and a value, and returns the value as it is kept.
+    _checks: ClassVar[Mapping[str, Callable[[str, Any], Any]]] = {}
+    _fixed: ClassVar[Sequence[str]] = ()  # attributes that may be set once
 
     def __setattr__(self, name: str, value: Any) -> None:
         attribute = getattr(type(self), name, None)
@@ -71,7 +72,7 @@ def number(name: str, x: Any, low: float = -math.inf, high: float = math.inf, *,
     if type(x) is not float and (isinstance(x, bool) or not isinstance(x, numbers.Real)):
         raise TypeError(f"{name} must be a number, but got {x!r} of type {type(x).__name__}.")
     value = float(x)
-    finite = -math.inf < value < math.inf  # math.isfinite does not take torch.compile's symbolic floats
+    finite = -math.inf < value < math.inf  # math.isfinite takes no symbolic floats of torch.compile.
     if not finite or not (low < value if open_low else low <= value) or value > high:
         if math.isinf(low) and math.isinf(high):
             allowed = "finite"
@@ -273,7 +274,7 @@ def pixels(
     soft = x.dtype == torch.int16
     across = math.prod(size) if soft else -(-math.prod(size) // 32)
     if families & Families.LARGE_CELLS and not families & (Families.STORED | Families.LEVELS):
-        soft, across = False, max(1, x.shape[1] if x.ndim == 2 else 0)  # as the largest grid needs: see `records`
+        soft, across = False, max(1, x.shape[1] if x.ndim == 2 else 0)  # `records` checks the largest grid.
     rows = Per(per).draws(batch_size) if batch_size else 0
     shaped(f"{prefix}pixels", x, torch.int16 if soft else torch.int32, rows, across)
 
@@ -308,7 +309,7 @@ def fits(name: str, cells: tuple[int, ...], size: tuple[int, ...]) -> None:
                 f"{name}[{i}] must be at most the {side} pixels along that side of the images, but got {count}."
             )
         integer(f"a side of images under a grid, size[{i}],", side, 1, _LONGEST_UNDER_GRID)
-        if count * side > 1 << 32:  # which kernels count in 32 bits
+        if count * side > 1 << 32:  # Kernels count this product in 32 bits.
             raise ValueError(
                 f"{name}[{i}] must be at most 2^32 divided by the {side} pixels along that side of the images, "
                 f"{(1 << 32) // side}, but got {count}."
@@ -347,7 +348,8 @@ def partners(x: Tensor, *, permutation: bool = False) -> None:
     low, high = (int(v) for v in x.aminmax())
     if low < 0 or high >= batch_size:
         raise ValueError(f"partner must be in [0, {batch_size}), but got {low if low < 0 else high}. {WHOLE_BATCH}")
-    if permutation and x.ndim == 1 and (x.bincount(minlength=batch_size) != 1).any():  # each of many: by the operator
+    # Where torch.vmap maps plans, the operator looks at each of them.
+    if permutation and x.ndim == 1 and (x.bincount(minlength=batch_size) != 1).any():
         raise ValueError(
             "partner is not a permutation, as it must be in place and for gradients: a sample is the partner of two."
         )
@@ -395,7 +397,7 @@ def class_range(labels: Tensor, num_classes: int, name: str = "labels", *, ignor
         return
     labels = _unwrapped(labels)
     low, high = _extremes(labels)
-    if ignore_index in (low, high):  # if it is an extreme it may be outside; looked for only then, which takes longer
+    if ignore_index in (low, high):  # It may be outside only if it is an extreme, and to look for it takes longer.
         labels = labels[labels != ignore_index]
         if labels.numel() == 0:
             return
@@ -408,7 +410,7 @@ def class_range(labels: Tensor, num_classes: int, name: str = "labels", *, ignor
 
 def _extremes(labels: Tensor) -> tuple[int, int]:
     """The least and the largest class."""
-    if labels.ndim == 1 and len(labels) <= 128:  # as numbers of Python in a fifth of the time
+    if labels.ndim == 1 and len(labels) <= 128:  # Numbers of Python take a fifth of the time.
         classes = labels.tolist()
         return min(classes), max(classes)
     low, high = labels.long().aminmax()
@@ -427,9 +429,9 @@ def writable(name: str, x: Tensor) -> None:
             f"{name} cannot be mixed in place: it is a negated view, as the imaginary part of a conjugate is. "
             "Use fusedmix.mix (inplace=False), or x.resolve_neg()."
         )
-    if x.is_contiguous():  # a tenth of the time of what follows
+    if x.is_contiguous():  # This takes a tenth of the time of what follows.
         return
-    # Sorted by stride, each dim must step over all that the smaller ones span.
+    # In the order of their strides, each dim must step over all that the smaller ones span.
     span = 0
     for stride, side in sorted((st, si) for st, si in zip(x.stride(), x.shape, strict=True) if si > 1):
         if stride <= span and x.numel():
@@ -468,7 +470,7 @@ def _share_memory(a: Tensor, b: Tensor) -> bool:
     if a.device != b.device or a.untyped_storage().data_ptr() != b.untyped_storage().data_ptr():
         return False
     if a.element_size() != b.element_size():
-        return True  # one storage read as two dtypes: not worth telling apart
+        return True  # One storage is read as two dtypes, which is not worth telling apart.
     # Views of one storage interleave in many harmless ways (two stacks in the channels of one tensor), so look.
     ends = [x.storage_offset() + sum(s * (n - 1) for s, n in zip(x.stride(), x.shape, strict=True)) for x in (a, b)]
     touched = torch.zeros(max(ends) + 1, dtype=torch.bool, device="cpu")

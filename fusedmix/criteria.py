@@ -22,7 +22,7 @@ from fusedmix.plan import MixPlan, same_batch
 from fusedmix.targets import mix_targets, per_sample
 
 REDUCTIONS = ("mean", "sum", "none", "batchmean")
-_HELD = threading.Lock()  # while a criterion has another reduction than its owner gave it
+_HELD = threading.Lock()  # It is held while a criterion has another reduction than its owner gave it.
 
 
 class Handle(Protocol):
@@ -74,7 +74,7 @@ class MixedFunction(_Mixed):
         self.criterion = criterion
         self.targets = targets
         self._parameters: dict[str, Any] = {}
-        with suppress(ValueError):  # of a builtin that does not tell
+        with suppress(ValueError):  # Some builtins do not tell their signature.
             self._parameters = {name: p.default for name, p in inspect.signature(criterion).parameters.items()}
 
     def __repr__(self) -> str:
@@ -98,7 +98,7 @@ def _mixed(
     target: Any,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    parameters: dict[str, Any] | None,  # of a function, with their defaults
+    parameters: dict[str, Any] | None,  # those of a function with their defaults; None of a module
 ) -> Any:
     if plan is None:
         return criterion(input, target, *args, **kwargs)
@@ -199,19 +199,19 @@ def _settings(
 def _unreduced(criterion: Any, input: Any, target: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     if not isinstance(criterion, nn.Module):
         return _loss(criterion(input, target, **{**kwargs, "reduction": "none"}))
-    if torch.compiler.is_compiling():  # which copies no modules, and traces in one thread
+    if torch.compiler.is_compiling():  # The compiler copies no modules, and traces in one thread.
         return _with_reduction_none(criterion, input, target, args, kwargs)
-    if "reduction" not in vars(criterion):  # it passes the attribute on to a module that it holds
+    if "reduction" not in vars(criterion):  # The criterion passes the attribute on to a module that it holds.
         with _HELD:
             return _with_reduction_none(criterion, input, target, args, kwargs)
-    # A shallow copy, which shares parameters, buffers and hooks: other threads may be calling the criterion itself.
+    # The twin shares parameters, buffers and hooks. Other threads may be calling the criterion itself.
     twin = copy.copy(criterion)
     twin.reduction = "none"  # type: ignore[assignment]
     before = dict(vars(twin))
     try:
         return _loss(twin(input, target, *args, **kwargs))
     finally:
-        # What the call has set, such as a count of its own.
+        # The criterion keeps what the call has set, such as a count of its own.
         vars(criterion).update({k: v for k, v in vars(twin).items() if k not in before or before[k] is not v})
 
 

@@ -87,7 +87,7 @@ class Source(NamedTuple):
 
 
 _ONE_EACH = [Number.CHOICE, Number.APPLIED, Number.LAM, Number.COIN, Number.NOISE, Number.ASPECT, Number.RATIO]
-# As plain numbers: the arithmetic of flags takes microseconds.
+# These flags are plain numbers, because the arithmetic of flags takes microseconds.
 _CENTRE, _COIN, _NOISE, _PLACE, _SIDES, _ASPECT, _RATIO = (int(drawn) for drawn in Drawn)
 
 
@@ -107,7 +107,8 @@ def host(request: Request, generator: torch.Generator | None) -> tuple[list[Sequ
         weights = request.spec[:, Column.WEIGHT].float()
         choice = torch.multinomial(weights, n, replacement=n > 1, generator=generator).tolist()
     rows = [table[i] for i in choice]
-    if [row for row in rows if row[Column.P] < 1.0]:  # in float32, as torchvision compares
+    if [row for row in rows if row[Column.P] < 1.0]:
+        # Chances are compared in float32, as torchvision does.
         chances = _chances(n, generator).tolist()
         applied = [a and c < float32(row[Column.P]) for a, c, row in zip(applied, chances, rows, strict=True)]
         if request.per == Per.BATCH and not applied[0]:
@@ -221,7 +222,7 @@ def plan(request: Request, source: Source, device: torch.device) -> PlanTensors:
     if source.partner is None:
         partner = partners.formula(request.pairing, request.batch_size, CPU)
     else:
-        partner = source.partner.clone()  # what an operator returns may not be what it was given
+        partner = source.partner.clone()  # An operator may not return what it was given.
     if request.realised_per == Per.BATCH:
         one = single(request, drawn[0].tolist())
         if one is not None:
@@ -254,7 +255,7 @@ class Single(NamedTuple):
 def single(request: Request, drawn: Sequence[float]) -> Single | None:
     """What `_realise` makes of the numbers of one draw, without the hundred operations on tensors of one element. None
     for the methods whose formulas take tensors."""
-    row = request.spec.tolist()[int(drawn[Number.CHOICE])]  # indexed as a tensor it takes twice as long
+    row = request.spec.tolist()[int(drawn[Number.CHOICE])]  # To index the tensor would take twice as long.
     if not drawn[Number.APPLIED]:
         return Single(1.0, constant(1.0, 1.0))
     lam = float32(drawn[Number.LAM])

@@ -54,7 +54,7 @@ def mix_(x: Tensor, plan: MixPlan, *, backend: str | None = None) -> Tensor:
     written = subclasses.plain(x)
     operators, masks = _prepare("x", written, plan, backend)
     checks.writable("x", written)
-    if transformed():  # torch's own copy takes tangents along
+    if transformed():  # Torch's own copy takes tangents along.
         written.copy_(differentiable_mix(operators, written, masks))
         return x
     operators.mix_(written, *masks)
@@ -98,7 +98,7 @@ def mix_labels(
     same_batch("labels", labels, plan)
     operators = operators_for(labels, backend)
     plan = beside(plan, labels)
-    if tracked(labels, plan.weight):  # rare enough (distillation) to be left to autograd
+    if tracked(labels, plan.weight):  # This is rare enough (distillation) to be left to autograd.
         checks.partners(plan.partner)
         return reference.mix_labels(labels, plan.partner, plan.weight, classes, label_smoothing)
     return of_classes(
@@ -117,7 +117,7 @@ def of_classes(operator: Callable[[Tensor], Tensor], labels: Tensor, num_classes
         return operator(in_range(labels, num_classes))
     try:
         return operator(labels)
-    except (RuntimeError, ValueError):  # which of them it is depends on torch's version
+    except (RuntimeError, ValueError):  # Which of them it is depends on torch's version.
         in_range(labels, num_classes)
         raise
 
@@ -134,7 +134,8 @@ def in_range(labels: Tensor, num_classes: int, ignore_index: int | None = None) 
 
 def operators_for(x: Tensor, backend: str | None) -> Any:
     """The operators that serve a tensor."""
-    return backends.operators("cpu" if x.is_cpu else x.device.type, backend)  # of the type a string is made
+    # Torch makes a string of the type whenever it is asked for.
+    return backends.operators("cpu" if x.is_cpu else x.device.type, backend)
 
 
 def beside(plan: MixPlan, x: Tensor) -> MixPlan:

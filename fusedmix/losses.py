@@ -134,7 +134,7 @@ def mix_binary_cross_entropy(
     labels = _labels(labels, plan, logits)
 
     if (reduction == "none" and not sum_classes) or (labels.is_floating_point() and tracked(labels)):
-        # What is (B, K) anyway; and learned labels, which are rare enough to be left to autograd.
+        # Here the result is (B, K) anyway, or labels are learned, which is rare enough to be left to autograd.
         checks.partners(plan.partner)
         of = _arguments(logits, in_range(labels, num_classes), plan, weight).wide()
         t = reference.binary_targets(of, label_smoothing, target_threshold)

@@ -36,7 +36,7 @@ def checked(name: str, schema: str, function: Callable[..., Any]) -> Callable[..
     @functools.wraps(function)
     def call(*args: Any) -> Any:
         for i in tensors:
-            checks.tensor(arguments[i].name, args[i])  # torch lets None pass
+            checks.tensor(arguments[i].name, args[i])  # Torch lets None pass.
         taken = gather(args)
         check(*taken)
         return function(*taken)
@@ -57,7 +57,8 @@ def gathering(schema: str) -> Callable[[Sequence[Any]], list[Any]]:
 
     def gather(args: Sequence[Any]) -> list[Any]:
         taken: list[Any] = []
-        for record, of in parts:  # torch leaves out the last arguments where they are the defaults
+        # A slice may end early: torch leaves out the last arguments where they are the defaults.
+        for record, of in parts:
             if record is None:
                 taken.extend(args[of])
             else:
@@ -225,7 +226,7 @@ def _check_sample(request: Request, source: Source, device: torch.device | None 
     if labels is not None:
         checks.shaped("labels", labels, torch.int64, batch_size)
     if source.seed is not None:
-        _seed(source.seed, needed=False)  # one that is to be drawn has no number
+        _seed(source.seed, needed=False)  # A seed that is to be drawn has no number.
     if source.drawn is not None:
         _drawn(source.drawn, request)
     if source.partner is not None:
@@ -257,14 +258,14 @@ def _check_step(
 ) -> None:
     _check_sample(request, source)
     batch_size, size = request.batch_size, request.size
-    if families(request.spec).stored:  # it has been checked
+    if families(request.spec).stored:
         raise ValueError("FMix cannot be mixed in one call: its masks are made between the plan and the images.")
     checks.batch("x", x)
     if x.ndim < len(size) + 1 or x.shape[0] != batch_size or tuple(x.shape[x.ndim - len(size) :]) != size:
         raise ValueError(f"x must be ({batch_size}, ..., *{size}), but got shape {tuple(x.shape)}.")
     _labels(y, batch_size, num_classes)
     _beside("labels", y, x.device)
-    if y.ndim == 1:  # before anything is drawn
+    if y.ndim == 1:  # Wrong labels are refused before anything is drawn.
         checks.class_range(y, num_classes)
 
 

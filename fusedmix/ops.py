@@ -34,7 +34,7 @@ _REQUEST = "Tensor spec, SymInt batch_size, SymInt[] size, int pairing, int per,
 _SOURCE = "Tensor? seed, Tensor? drawn, Tensor? partner"
 _PLAN = "Tensor partner, Tensor lam, Tensor weight, Tensor masks"
 _MIXED = "Tensor logits, Tensor labels, Tensor partner, Tensor weight, int pairing, int per, Tensor? class_weight"
-# `pixels` are those of Fourier masks (fusedmix/fourier.py), if there may be any.
+# `pixels` are there if the plan may hold masks that are stored (fusedmix/fourier.py, fusedmix/grids.py).
 _MASKS = "Tensor partner, Tensor masks, int families, int ndim, int pairing, int per, Tensor? pixels=None"
 
 # The operators that every backend has.
@@ -72,8 +72,8 @@ _SCHEMAS = {
         f"(Tensor grad, {_MIXED}, Tensor? pos_weight, float label_smoothing, float? threshold, int reduction) -> Tensor"
     ),
 }
-# Of them, those that read tensors on the host: what may have been drawn, a seed. A CUDA graph would keep what they read
-# when it was captured, so torch.compile(mode="reduce-overhead") must leave them outside.
+# These read tensors on the host: what may have been drawn, a seed. A CUDA graph would keep what they read when it was
+# captured, so torch.compile(mode="reduce-overhead") must leave them outside.
 _OUTSIDE_GRAPHS = ("sample", "fourier", "mix_batch", "mix_batch_")
 _RANDOM = (torch.Tag.pt2_compliant_tag, torch.Tag.nondeterministic_seeded, torch.Tag.cudagraph_unsafe)
 
@@ -182,7 +182,7 @@ class GeneratorHandle:
         self._known.pop(self.key, None)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # As bytes: torch's own way puts the state into shared memory, which spawned workers cannot map.
+        # The state travels as bytes. Torch's own way puts it into shared memory, which spawned workers cannot map.
         return _restored, (str(self.generator.device), bytes(self.generator.get_state().tolist()))
 
     @classmethod
@@ -230,7 +230,7 @@ def draw_on_host(request: Request, generator: GeneratorHandle | None, seed: int 
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         drawn, partner = torch.ops.fusedmix.draw_host(*request, key, seed)
         return Source(None, drawn, None if request.pairing.is_formula else partner)
-    return draws.from_host(request, _host_generator(key, seed))  # without the 15 µs that a Python operator costs
+    return draws.from_host(request, _host_generator(key, seed))  # An operator in Python would cost 15 µs.
 
 
 _HOST = torch.library.Library("fusedmix", "DEF")
@@ -264,14 +264,14 @@ _HOST.define(
 )
 _HOST.impl("checked_classes", _checked_classes, "CompositeExplicitAutograd")
 torch.library.register_fake("fusedmix::checked_classes", lambda labels, *_: torch.empty_like(labels), lib=_HOST)
-# Kept: a library that is collected takes its operators with it.
+# They are kept, because a library that is collected takes its operators with it.
 _LIBRARIES = [_define("reference", reference), _define("triton", triton), _define("cpp"), _define("cuda")]
 
 
 def tracked(*tensors: Tensor) -> bool:
     """Whether a derivative by one of the tensors may be asked for, backwards or forwards, or torch.vmap maps one: what
     operators do not see, and goes through autograd, which costs several times a plain call."""
-    for x in tensors:  # not any(): this is asked at every step
+    for x in tensors:  # A loop is faster than any(), and this is asked at every step.
         if x.requires_grad and torch.is_grad_enabled():
             return True
     return transformed() and any(
@@ -355,7 +355,7 @@ def _mixed_tangent(ctx: Any, saved: list[Any], _: None, __: None, tangent: Tenso
 
 
 def _mapped_mix(_: Any, in_dims: tuple[Any, ...], operators: Any, adjoint: bool, x: Tensor, *row: Any) -> Any:
-    if any(dim is not None for dim in in_dims[3:]):  # a plan each
+    if any(dim is not None for dim in in_dims[3:]):  # Each has a plan of its own.
         return None
     # A mask covers the last dims and is the same along all between: there the mapped dim goes.
     return differentiable_mix(operators, x.movedim(in_dims[2], 1), MaskArguments(*row), adjoint), 1
@@ -368,6 +368,6 @@ def differentiable_mix(operators: Any, x: Tensor, plan: MaskArguments, adjoint: 
     """mix(x, *plan) or its adjoint, through autograd only if it must be."""
     forwards_too = transformed()
     if forwards_too or (x.requires_grad and torch.is_grad_enabled()):
-        partners(plan.partner, permutation=True)  # which the gradient needs
+        partners(plan.partner, permutation=True)  # The gradient needs one.
         return (_MixForwards if forwards_too else _Mix).apply(operators, adjoint, x, *plan)
     return (operators.mix_adjoint if adjoint else operators.mix)(x, *plan)

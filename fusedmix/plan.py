@@ -94,7 +94,7 @@ class MixPlan:
         """One line: which masks, for how many samples, and the range of λ where that can be read."""
         parts = {name: getattr(self, name) for name in PARTS}
         fits = all(isinstance(t, Tensor) and t.ndim and t.shape[1:] == PARTS[name][1] for name, t in parts.items())
-        if not fits:  # what a tree_map has made of one
+        if not fits:  # A tree_map may have made anything of the parts.
             shown = {name: tuple(t.shape) if isinstance(t, Tensor) else t for name, t in parts.items()}
             return f"MixPlan({', '.join(f'{name}={part!r}' for name, part in shown.items())})"
         sides = "\N{MULTIPLICATION SIGN}".join(map(str, self.size))
@@ -116,7 +116,7 @@ class MixPlan:
         raise TypeError(f"A plan has no length: it is for plan.batch_size = {self.batch_size} samples. {_MIX_FIRST}")
 
     def __bool__(self) -> bool:
-        return True  # which Python would ask the length for
+        return True  # Python would ask for the length otherwise.
 
     def mask(self) -> Tensor:
         """The masks as (B, *size) float32, weights of the sample itself: for looking and testing."""
@@ -177,8 +177,9 @@ class MixPlan:
         return replace(self, **moved)
 
 
-_FITS = "_fits"  # in a plan whose parts belong together: of how many samples
-# Of a plan that is to serve micro-batches.
+# The attribute of a plan whose parts have been found to belong together: for how many samples they are.
+_FITS = "_fits"
+# This is said where a plan is to serve micro-batches.
 _MIX_FIRST = (
     "It pairs samples of the whole batch. Mix the whole batch, then split what comes out: fm.mix(x, plan).split(n)."
 )
@@ -236,7 +237,7 @@ def same_batch(name: str, x: Tensor, plan: Any) -> None:
         if plan.stored or plan.pixels is not None:
             of = plan.size, int(plan.families), plan.per
             checks.pixels(plan.pixels, batch_size, *of, needed=plan.stored, prefix="plan.")
-        if device.type != "cpu":  # where operators take what they find
+        if device.type != "cpu":  # There operators take what they find.
             checks.partners(plan.partner)
             checks.records(plan.masks, int(plan.families), plan.pixels)
         elif not compiling:

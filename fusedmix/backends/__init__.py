@@ -22,7 +22,7 @@ from fusedmix.backends import native
 
 _log = logging.getLogger("fusedmix")
 NAMES = ("cuda", "triton", "cpp", "reference")
-# On the CPU Triton runs in its interpreter: slower than anything, for tests, and never chosen unasked.
+# On the CPU Triton runs in its interpreter, which is slower than anything. It is for tests, and never chosen unasked.
 _PREFERENCE = {"cpu": ("cpp", "reference", "triton"), "cuda": ("cuda", "triton", "reference")}
 
 
@@ -75,11 +75,11 @@ _chosen: dict[tuple[str, str | None, str | None], str] = {}
 
 
 def _chosen_in_trace(device_type: str, backend: str | None) -> str:
-    # Modules choose when they are made: here only what that could not foresee is built, before the graph runs.
+    # Modules choose when they are made. What that could not foresee is built here, before the graph runs.
     return choose(device_type, backend)
 
 
-# As torch.compiler.assume_constant_result marks a function; but that imports Dynamo, and with it Triton.
+# torch.compiler.assume_constant_result marks a function in this way, but imports Dynamo, and with it Triton.
 _chosen_in_trace._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
@@ -113,7 +113,8 @@ def _choose(device_type: str, backend: str | None, named: str | None) -> str:
             break
         passed_over.append(f"{name} ({reason})")
     if name == "reference" and device_type != "meta":
-        # Once for each device type. Not a warning: programs turn those into errors, and nothing is wrong.
+        # This is said once for each device type. It is no warning, because programs turn warnings into errors, and
+        # nothing is wrong.
         why = ", ".join(passed_over) or f"there is none for {device_type!r} tensors"
         _log.warning(
             "fusedmix: %s batches are mixed by plain PyTorch operations (the backend reference), not by a faster "
@@ -143,7 +144,7 @@ def report() -> list[Report]:
         absent = device_type == "cuda" and not torch.cuda.is_available()
         try:
             chosen = None if absent else choose(device_type)
-        except BackendError:  # FUSEDMIX_BACKEND asks for what its own line explains
+        except BackendError:  # The line of the backend that FUSEDMIX_BACKEND asks for says why.
             chosen = None
         for name in _preference(device_type):
             reason = "torch finds no GPU" if absent else _why_not(name, device_type)

@@ -21,12 +21,12 @@ from fusedmix.masks.family import OneMask
 from fusedmix.methods import Kind
 
 _PIECE = 1 << 18  # elements whose temporaries stay in the caches
-_ON_DEVICE = 1 << 22  # the same for a device: what bounds the float64 temporaries to some 100 MB
+_ON_DEVICE = 1 << 22  # elements of a piece on a device, whose float64 temporaries then take some 100 MB
 _OF_THREAD = 1 << 15  # elements that PyTorch hands to a thread at least
-_LONG_ROW = 1 << 14  # elements of a sample from which a copy of its box is worth a call
+_LONG_ROW = 1 << 14  # elements of a sample: from here on a copy of its box is worth a call
 _SMALL = 1 << 15  # elements that are copied in less time than two more operations take
-_TINY = 1 << 12  # elements that are compared in less time than looked at
-# Integers of the bits of a dtype, and its -0 as one of them.
+_TINY = 1 << 12  # elements of a batch: to compare so many with another takes less time than to look at them
+# For each dtype the integers that have its bits, and which of them is its -0.
 _BITS = {
     dtype: (bits, torch.iinfo(bits).min)
     for dtype, bits in (
@@ -71,7 +71,7 @@ def one_(x: Tensor, partner: Tensor | None, mask: OneMask, ndim: int) -> None:
     elif outer == 1:
         inside = x[_inside(mask.geometry, ndim)]
         constant(inside, inside, partner, inner)
-    else:  # the box has to be read before what surrounds it is written
+    else:  # The box has to be read before what surrounds it is written.
         x.copy_(one(x, partner, mask, ndim))
 
 
@@ -162,7 +162,7 @@ def _blend_into(out: Tensor, a: Tensor, b: Tensor, w: float | Tensor, plain: boo
     A product of float32 numbers is exact in float64, so it does not matter whether w·(a-b) + b is formed in one step.
     """
     dtype = a.dtype
-    if not a.is_cpu:  # there a look at the values would wait for the device
+    if not a.is_cpu:  # A look at the values would wait for the device.
         out.copy_(blend(torch.as_tensor(w, dtype=torch.float32, device=a.device), a, b))
     elif dtype == torch.uint8:
         wide = b.double()
@@ -192,7 +192,7 @@ def _is_plain(a: Tensor) -> bool:
     bits, least = _BITS[a.dtype]
     if a.resolve_neg().view(bits).amin().item() == least:
         return False
-    total = a.float().sum() if a.dtype == torch.float16 else a.sum()  # which float16 would not hold
+    total = a.float().sum() if a.dtype == torch.float16 else a.sum()  # Float16 would not hold it.
     return math.isfinite(total.item())
 
 

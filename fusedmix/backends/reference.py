@@ -159,11 +159,11 @@ def _mixed_labels(
     own, lent, compute = weight, 1.0 - weight, compute_dtype(labels)
     if isinstance(own, Tensor) and isinstance(lent, Tensor):
         own, lent = own.to(compute).to(labels.device), lent.to(compute).to(labels.device)  # MPS has no float64
-    # Not under vmap, where weights may have a dim that what is written into has not.
+    # Under vmap weights may have a dim that the tensor of zeros, which they are written into, has not.
     if labels.ndim == 1 and labels.is_cpu and not torch._C._are_functorch_transforms_active():
         index = labels.long().unsqueeze(1)
         y = torch.zeros((len(labels), num_classes), dtype=torch.float32, device=CPU)
-        if not label_smoothing:  # two numbers a row
+        if not label_smoothing:  # A row has two numbers that are not 0.
             y.scatter_(1, passes.of_partners(index, partner), lent)
             return y.scatter_add_(1, index, own) if isinstance(own, Tensor) else y.scatter_(1, index, own, reduce="add")
         y.scatter_(1, index, 1.0)

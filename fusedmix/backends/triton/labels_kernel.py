@@ -111,7 +111,7 @@ def mix(
         labels = labels.view(torch.uint8)
     given, mode = 0, 1 if one_weight else 0
     if one_weight and weight.device != labels.device:
-        given, mode, weight = bits(float(weight[0])), 2, labels  # not read
+        given, mode, weight = bits(float(weight[0])), 2, labels  # The tensor is not read.
     else:
         weight = brought(labels.device, weight)
     pairing = by_formula(pairing)

@@ -308,7 +308,7 @@ def _given(of: LossArguments, label_smoothing: float) -> dict[str, Any]:
     pairing = by_formula(pairing_of(of.partner, of.pairing))
     given, weights = 0, 1 if of.per == Per.BATCH else 0
     if weights == 1 and of.weight.device != device and batch:
-        given, weights, weight = bits(float(of.weight[0])), 2, logits  # not read
+        given, weights, weight = bits(float(of.weight[0])), 2, logits  # The tensor is not read.
     else:
         weight = brought(device, of.weight)
     return {
