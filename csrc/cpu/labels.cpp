@@ -30,13 +30,14 @@ void classes(const Targets& t, const LabelPlan& plan, const Parallel& parallel) 
   const Smoothing<float> smooth(t.smoothing, t.num_classes);
   const float on = smooth(1.0f), off = smooth(0.0f);
   const auto* labels = static_cast<const Label*>(t.labels.data);
-  parallel(t.batch, 1 + 65536 / t.num_classes, [&](int64_t begin, int64_t end) {
+  const int64_t stride = t.labels.row_stride, num_classes = t.num_classes;
+  // By copies: what the loop reads of them stays in registers.
+  parallel(t.batch, 1 + 65536 / num_classes, [=](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const LabelWeights<float> mixed(plan.weight[i]);
-      const auto y = static_cast<int64_t>(labels[i * t.labels.row_stride]);
-      const auto z = static_cast<int64_t>(labels[plan.partner[i] * t.labels.row_stride]);
-      float* out = static_cast<float*>(t.out) + i * t.num_classes;
-      std::fill(out, out + t.num_classes, mixed(off, off));
+      const auto y = static_cast<int64_t>(labels[i * stride]), z = static_cast<int64_t>(labels[plan.partner[i] * stride]);
+      float* out = static_cast<float*>(t.out) + i * num_classes;
+      std::fill(out, out + num_classes, mixed(off, off));
       out[z] = mixed(off, on);
       out[y] = mixed(on, y == z ? on : off);
     }

@@ -11,9 +11,9 @@ const LossRows& loops(const Loss& loss) { return kernels().losses[static_cast<in
 // The class of sample i.
 int64_t class_of(const Loss& loss, int64_t i) { return static_cast<const int64_t*>(loss.labels.data)[i * loss.labels.row_stride]; }
 
-MixedClasses<double> label_of(const Loss& loss, const LabelPlan& plan, int64_t i) {
+// The label of sample i. `share`: that of each class in the smoothing.
+MixedClasses<double> label_of(const Loss& loss, const LabelPlan& plan, double share, int64_t i) {
   const int64_t y = class_of(loss, i), z = class_of(loss, plan.partner[i]);
-  const double share = loss.smoothing / static_cast<double>(loss.num_classes);
   return {y, z, plan.weight[i], loss.num_classes, loss.ignore, loss.smoothing, share};
 }
 
@@ -96,14 +96,17 @@ struct BinaryLabel {
   }
 };
 
+double share_of(const Loss& loss) { return loss.smoothing / static_cast<double>(loss.num_classes); }
+
 void cross_entropy(const Loss& loss, const LabelPlan& plan, void* losses, void* statistics, const Parallel& parallel) {
   const LossRows& rows = loops(loss);
+  const double share = share_of(loss);
   each_row(loss, parallel, [&](auto type, int64_t i) {
     using T = decltype(type);
     using C = Compute<T>;
     const T* z = logits_of<T>(loss, i);
     C *made = static_cast<C*>(losses) + i, *found = static_cast<C*>(statistics) + 2 * i;
-    const MixedClasses<double> label = label_of(loss, plan, i);
+    const MixedClasses<double> label = label_of(loss, plan, share, i);
     made[0] = found[0] = found[1] = 0;
     if (label.ignored) return;
     const double c = weight_of<T>(loss.class_weight, label.own), d = weight_of<T>(loss.class_weight, label.lent);
@@ -133,23 +136,23 @@ void binary_cross_entropy(const Loss& loss, const LabelPlan& plan, void* losses,
   });
 }
 
-// What the loss of row i is multiplied with.
-template <class T>
-double rate_of(const LossGrad& grad, int64_t i) {
-  const double given = entry_of<T>(grad.grad, i * grad.step) * grad.factor;
-  return grad.scale == nullptr ? given : given * entry_of<T>(grad.scale, 0);
+// What the gradients of all rows are multiplied with.
+double factor_of(const Loss& loss, const LossGrad& grad) {
+  if (grad.scale == nullptr) return grad.factor;
+  return grad.factor * (loss.type == ElementType::kFloat64 ? entry_of<double>(grad.scale, 0) : entry_of<float>(grad.scale, 0));
 }
 
 void cross_entropy_gradient(const Loss& loss, const LabelPlan& plan, const LossGrad& grad, void* out, const Parallel& parallel) {
   const LossRows& rows = loops(loss);
+  const double share = share_of(loss), factor = factor_of(loss, grad);
   each_row(loss, parallel, [&](auto type, int64_t i) {
     using T = decltype(type);
     using C = Compute<T>;
     const T* z = logits_of<T>(loss, i);
     T* to = static_cast<T*>(out) + i * loss.num_classes;
-    const MixedClasses<double> label = label_of(loss, plan, i);
+    const MixedClasses<double> label = label_of(loss, plan, share, i);
     if (label.ignored) return void(std::fill(to, to + loss.num_classes, from_compute<T>(C(0))));
-    const double g = rate_of<T>(grad, i);
+    const double g = entry_of<T>(grad.grad, i * grad.step) * factor;
     const double max = entry_of<T>(grad.statistics, 2 * i), rate = entry_of<T>(grad.statistics, 2 * i + 1);
     rows.gradient(to, z, loss.step, loss.class_weight, loss.num_classes, max, g * rate, g * label.flat);
     for (const int64_t k : {label.own, label.lent}) {
@@ -162,13 +165,14 @@ void cross_entropy_gradient(const Loss& loss, const LabelPlan& plan, const LossG
 
 void binary_gradient(const Loss& loss, const LabelPlan& plan, const LossGrad& grad, void* out, const Parallel& parallel) {
   const LossRows& rows = loops(loss);
+  const double factor = factor_of(loss, grad);
   each_row(loss, parallel, [&](auto type, int64_t i) {
     using T = decltype(type);
     using C = Compute<T>;
     const T* z = logits_of<T>(loss, i);
     T* to = static_cast<T*>(out) + i * loss.num_classes;
     const BinaryLabel<T> label(loss, plan, i);
-    const double g = rate_of<T>(grad, i);
+    const double g = entry_of<T>(grad.grad, i * grad.step) * factor;
     label.parts(
         loss.num_classes,
         [&](int64_t from, int64_t end) {
