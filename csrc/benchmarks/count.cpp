@@ -107,7 +107,7 @@ Call mix(Method method, int64_t side, int32_t pairing, ElementType type, Way way
   const auto from = std::make_shared<std::vector<char>>(bytes), to = std::make_shared<std::vector<char>>(bytes);
   const Layout layout = make_layout(4, sizes, strides, strides, 2);
   return [=] {
-    cpu::mix({type, from->data(), way == Way::kInPlace ? from->data() : to->data(), layout, plan->view(), way == Way::kAdjoint},
+    cpu::mix({type, from->data(), way == Way::kInPlace ? from->data() : to->data(), layout, way == Way::kAdjoint}, plan->view(),
              kOneThread);
   };
 }

@@ -39,8 +39,7 @@ Tensor mixed(Way way, const Tensor& src, const Tensor* out, const GivenMasks& gi
   MaskTensors masks(given.masks, given.families, batch, sides, given.ndim, given.pairing, given.per, given.pixels);
   masks.view.partner = const_data<int64_t>(partners);
   const Tensor dst = out == nullptr ? new_like(src) : *out;
-  const Images images = images_of(src, dst, given.ndim, way == Way::kAdjoint);
-  cpu::mix({images.type, images.src, images.dst, images.layout, masks.view, images.adjoint}, parallel());
+  cpu::mix(images_of(src, dst, given.ndim, way == Way::kAdjoint), masks.view, parallel());
   return dst;
 }
 

@@ -51,7 +51,8 @@ struct Scratch {
 
 // A call, and how its batch is gone through.
 struct Mixer {
-  const MixArgs& args;
+  const Images& images;
+  const PlanView& plan;
   const Kernels& kernels;
   const RowKernels& rows;
   const int64_t size;    // the bytes of an element
@@ -69,7 +70,7 @@ struct Mixer {
     if (parts.heads.empty()) return;
     const auto count = static_cast<int64_t>(parts.heads.size());
     kept = unwritten<char>(count * sample_bytes(), "the samples that parts of a batch begin with");
-    parallel(count, 1 + kWorthAThread / args.layout.elements, [&](int64_t begin, int64_t end) {
+    parallel(count, 1 + kWorthAThread / images.layout.elements, [&](int64_t begin, int64_t end) {
       Scratch s = scratch();
       place(0, s);
       for (int64_t h = begin; h < end; ++h) {
@@ -88,14 +89,14 @@ struct Mixer {
         for (int64_t t = next++; t < tiling.tiles * tiling.parts; t = next++) {
           if (t / tiling.parts != placed) place(placed = t / tiling.parts, s);
           const int64_t first = parts.start[t % tiling.parts], stop = parts.start[t % tiling.parts + 1];
-          args.adjoint ? adjoint_tile(first, stop, s) : mix_tile(first, stop, s);
+          images.adjoint ? adjoint_tile(first, stop, s) : mix_tile(first, stop, s);
         }
       }
     });
   }
 
  private:
-  int64_t sample_bytes() const { return args.layout.elements * size; }
+  int64_t sample_bytes() const { return images.layout.elements * size; }
 
   // Kept by the thread: memory given back to the system costs a page fault for each 4 KiB of it the next time.
   Scratch scratch() const {
@@ -112,18 +113,18 @@ struct Mixer {
 
   // The rows of a tile; of a mask for the whole batch that copies no others, those that it reaches.
   void place(int64_t index, Scratch& s) const {
-    fusedmix::cpu::place(s.tile, index, tiling, args.layout, along, packed);
-    if (!args.plan.shared || way_of(masks[0], s.tile) != By::kCopying || !only_box(masks[0])) return;
+    fusedmix::cpu::place(s.tile, index, tiling, images.layout, along, packed);
+    if (!plan.shared || way_of(masks[0], s.tile) != By::kCopying || !only_box(masks[0])) return;
     std::vector<RowAt>& rows = s.tile.rows;
     const auto beside = [&](const RowAt& row) { return !masks.reaches(masks[0], row); };
     rows.erase(std::remove_if(rows.begin(), rows.end(), beside), rows.end());
   }
 
   const char* src(int64_t i, const RowAt& row) const {
-    return static_cast<const char*>(args.src) + (i * args.layout.src_batch + row.src) * size;
+    return static_cast<const char*>(images.src) + (i * images.layout.src_batch + row.src) * size;
   }
   char* dst(int64_t i, const RowAt& row) const {
-    return static_cast<char*>(args.dst) + (i * args.layout.dst_batch + row.dst) * size;
+    return static_cast<char*>(images.dst) + (i * images.layout.dst_batch + row.dst) * size;
   }
 
   // ---- How a mask is mixed ----
@@ -184,7 +185,7 @@ struct Mixer {
 
   // The walk from `first` to `stop`.
   void mix_tile(int64_t first, int64_t stop, Scratch& s) const {
-    if (args.plan.shared) {
+    if (plan.shared) {
       const By way = way_of(masks[0], s.tile);
       if (way == By::kNothing) return;
       if (way == By::kBlending && !is_share(masks[0], s.tile)) {
@@ -205,7 +206,7 @@ struct Mixer {
   // A cycle, or what a part of the walk has of it. `pair`: of samples that are each other's partners, waiting for another such
   // pair; without links there is none.
   void mix_cycle(const int64_t* order, int64_t length, Chain& pair, Scratch& s) const {
-    const int64_t after = args.plan.partner[order[length - 1]];
+    const int64_t after = plan.partner[order[length - 1]];
     if (in_place && after == order[length - 1]) return;  // paired with itself
     const auto way_at = [&](int64_t k) { return way_of(masks[order[k]], s.tile); };
     By way = way_at(0);
@@ -288,7 +289,7 @@ struct Mixer {
   void blend(Links links, const Chain& chain, Scratch& s) const {
     float one[kLinks];
     bool numbers = true;  // other than 0 and 1, one for each sample
-    bool tabled = !args.plan.shared, complements = false;
+    bool tabled = !plan.shared, complements = false;
     for (int l = 0; l < chain.links; ++l) {
       const Mask& m = masks[chain.sample[l]];
       one[l] = m.box.outer;
@@ -296,7 +297,7 @@ struct Mixer {
       tabled = tabled && tables.has(chain.sample[l]);
       complements = complements || m.bell.is_complement();
     }
-    const int64_t most = numbers || tabled || args.plan.shared ? kTileBytes : kBlock;
+    const int64_t most = numbers || tabled || plan.shared ? kTileBytes : kBlock;
     for_blocks(s.tile, most, tabled && !numbers ? kScaledRows : most, packed, [&](const Block& block) {
       const void* in[kLinks + 1];
       void* out[kLinks];
@@ -316,8 +317,8 @@ struct Mixer {
       } else {
         const float* w[kLinks];
         for (int l = 0; l < chain.links; ++l) {
-          w[l] = args.plan.shared ? s.shared_w + block.offset : s.w + l * kBlock;
-          if (!args.plan.shared) tables.weights(chain.sample[l], block, s.runs, s.w + l * kBlock);
+          w[l] = plan.shared ? s.shared_w + block.offset : s.w + l * kBlock;
+          if (!plan.shared) tables.weights(chain.sample[l], block, s.runs, s.w + l * kBlock);
         }
         rows.weighted(links, out, in, block.elements(), w);
       }
@@ -366,7 +367,7 @@ struct Mixer {
     if (chain.whole) save_box(chain.sample[0], masks[chain.sample[chain.links - 1]].box, s);
     for (int l = 0; l < chain.links; ++l) {
       const bool last = chain.closes && l == chain.links - 1;
-      for_box(masks, args.layout, masks[chain.sample[l]].box, [&](const BoxRows& box) {
+      for_box(masks, images.layout, masks[chain.sample[l]].box, [&](const BoxRows& box) {
         const char* from = last ? s.saved + box.packed * size : sample(chain.sample[l + 1]) + box.place * size;
         kernels.copy_rows(sample(chain.sample[l]) + box.place * size, box.step * size, from,
                           (last ? along.length : box.step) * size, box.rows, box.length * size);
@@ -374,12 +375,12 @@ struct Mixer {
     }
   }
   void save_box(int64_t i, const Box& mask, const Scratch& s) const {
-    for_box(masks, args.layout, mask, [&](const BoxRows& box) {
+    for_box(masks, images.layout, mask, [&](const BoxRows& box) {
       kernels.copy_rows(s.saved + box.packed * size, along.length * size, sample(i) + box.place * size, box.step * size, box.rows,
                         box.length * size);
     });
   }
-  char* sample(int64_t i) const { return static_cast<char*>(args.dst) + i * args.layout.dst_batch * size; }
+  char* sample(int64_t i) const { return static_cast<char*>(images.dst) + i * images.layout.dst_batch * size; }
 
   // One row of two samples that are each other's partners: swapped where both boxes are, copied where one is.
   void swap_row(int64_t i, int64_t j, const RowAt& row, const Cut* cuts) const {
@@ -443,7 +444,7 @@ struct Mixer {
   void adjoint_tile(int64_t first, int64_t stop, Scratch& s) const {
     float *own = s.w, *lent = own + kBlock;
     for (int64_t at = first; at < stop; ++at) {
-      const int64_t i = cycles.order[at], j = args.plan.partner[i];
+      const int64_t i = cycles.order[at], j = plan.partner[i];
       const bool numbers = masks.is_number(masks[i], s.tile) && masks.is_number(masks[j], s.tile);
       for_blocks(s.tile, kBlock, kBlock, packed, [&](const Block& block) {
         char* out = target(j, block, 0, s);
@@ -474,25 +475,25 @@ void ask_for_large_pages(void* data, int64_t bytes) {
 
 }  // namespace
 
-void mix(const MixArgs& args, const Parallel& parallel) {
-  const Layout& layout = args.layout;
+void mix(const Images& images, const PlanView& plan, const Parallel& parallel) {
+  const Layout& layout = images.layout;
   if (layout.batch == 0 || layout.elements == 0) return;
-  const int64_t size = element_size(args.type);
-  const bool in_place = args.src == args.dst;
-  if (!in_place) ask_for_large_pages(args.dst, layout.batch * layout.elements * size);
+  const int64_t size = element_size(images.type);
+  const bool in_place = images.src == images.dst;
+  if (!in_place) ask_for_large_pages(images.dst, layout.batch * layout.elements * size);
   const Row along = innermost_row(layout);
   int64_t sides[3] = {1, 1, 1};
   for (int d = 0; d < layout.rank; ++d) {
     if (layout.dims[d].axis >= 0) sides[layout.dims[d].axis] = layout.dims[d].size;
   }
-  const Cycles cycles = cycles_of(args.plan.partner, layout.batch, !in_place && !args.adjoint);
-  const Masks masks = masks_of(args.plan, along, sides, layout.batch);
+  const Cycles cycles = cycles_of(plan.partner, layout.batch, !in_place && !images.adjoint);
+  const Masks masks = masks_of(plan, along, sides, layout.batch);
   const Tiling tiling = tiling_of(layout, along, size, parallel.threads);
   const Parts parts = parts_of(cycles, tiling.parts, in_place);
   const auto is_table = [&](const Mask& m) { return m.boxed && !m.box.is_empty() && !copies(m, size, in_place); };
-  const bool boxes = !args.plan.shared && !args.adjoint && std::any_of(masks.all.begin(), masks.all.end(), is_table);
+  const bool boxes = !plan.shared && !images.adjoint && std::any_of(masks.all.begin(), masks.all.end(), is_table);
   const Tables tables = tables_of(masks, boxes, parallel);
-  Mixer mixer{args,     kernels(), kernels().rows[static_cast<int>(args.type)], size, in_place, along,
+  Mixer mixer{images, plan, kernels(), kernels().rows[static_cast<int>(images.type)], size, in_place, along,
               along.src_step == 1 && along.dst_step == 1, cycles, masks, tables, tiling, parts, nullptr};
   mixer.keep_heads(parallel);
   mixer.mix_tiles(parallel);

@@ -2,22 +2,12 @@
 #pragma once
 
 #include "../host/parallel.h"
-#include "../include/fusedmix/layout.h"
 #include "../include/fusedmix/masks.h"
 #include "../include/fusedmix/requests.h"
 
 namespace fusedmix::cpu {
 
-struct MixArgs {
-  ElementType type;
-  const void* src;
-  void* dst;  // src itself: in place
-  Layout layout;
-  PlanView plan;
-  bool adjoint;  // out of place only
-};
-
-void mix(const MixArgs& args, const Parallel& parallel);
+void mix(const Images& images, const PlanView& plan, const Parallel& parallel);
 
 // Writes the targets of a batch, whose classes must be in range.
 void mix_labels(const Targets& targets, const LabelPlan& plan, const Parallel& parallel);

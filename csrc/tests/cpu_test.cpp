@@ -44,7 +44,7 @@ void test_mix(Random& random, ElementType type, const std::vector<int64_t>& shap
   const PlanView view = plan.view();
   const int spatial = masks == Masks::kConstant && random.below(2) ? 0 : static_cast<int>(x.pixel_dims());
   const Layout layout = layout_of(in_place ? out : x, out, spatial);
-  cpu::mix({type, in_place ? out.data() : x.data(), out.data(), layout, view, adjoint}, parallel);
+  cpu::mix({type, in_place ? out.data() : x.data(), out.data(), layout, adjoint}, view, parallel);
 
   std::vector<int64_t> from(shape[0]);  // whose partner a sample is
   for (int64_t i = 0; i < shape[0]; ++i) from[plan.partner[i]] = i;
@@ -129,7 +129,7 @@ void test_refusal() {
     plan.partner = partner;
     bool refused = false;
     try {
-      cpu::mix({x.type, x.data(), x.data(), layout_of(x, x, 2), plan.view(), false}, kOneThread);
+      cpu::mix({x.type, x.data(), x.data(), layout_of(x, x, 2), false}, plan.view(), kOneThread);
     } catch (const std::invalid_argument&) {
       refused = true;
     }
@@ -215,7 +215,7 @@ void test_unknown_kinds() {
   Batch x(ElementType::kFloat32, {4, 3, 5, 9}, Order::kContiguous);
   x.fill(random, false);
   const Batch before = x;
-  cpu::mix({x.type, x.data(), x.data(), layout_of(x, x, 2), plan.view(), false}, kOneThread);
+  cpu::mix({x.type, x.data(), x.data(), layout_of(x, x, 2), false}, plan.view(), kOneThread);
   for (int64_t n = 0; n < x.elements(); ++n) {
     int64_t index[4];
     const int64_t at = x.at(n, index);

@@ -186,7 +186,7 @@ void test_mix(Random& random, const Case& c) {
   const int64_t size_of = element_size(c.type);
   const Images images{c.type, src.as<char>() + x.first * size_of, dst.as<char>() + want.first * size_of, layout, adjoint};
 
-  cpu::mix({c.type, in_place ? want.data() : x.data(), want.data(), layout, plan.view(), adjoint}, kOneThread);
+  cpu::mix({c.type, in_place ? want.data() : x.data(), want.data(), layout, adjoint}, plan.view(), kOneThread);
   PlacedPlan placed(plan, random.below(2) == 0);
   placed.memory.chip.multiprocessors = c.multiprocessors;
   if (random.below(3) == 0) placed.memory.chip.shared_bytes = random.below(2) ? 1024 : 64;
@@ -448,7 +448,7 @@ void test_mix_by(const cuda::Pass& pass, const Sampling& args, HostPlan got, Ran
     got.bits = bits.values<uint32_t>();
     view.pixels.bits = bits.as<uint32_t>();
   }
-  cpu::mix({x.type, x.data(), x.data(), layout, got.view(), false}, kOneThread);
+  cpu::mix({x.type, x.data(), x.data(), layout, false}, got.view(), kOneThread);
   pass.mix(plan, Targets{});
   compare(x.type, memory.values<char>(), x.memory, !has_gaussian(got), true, "images mixed by it");
 }
