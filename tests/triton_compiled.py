@@ -27,17 +27,7 @@ from triton.runtime.jit import create_function_from_signature
 import fusedmix as fm
 from families import RECORDS
 from fusedmix.arguments import LossArguments
-from fusedmix.backends.triton import (
-    fourier_launch,
-    labels_kernel,
-    launch,
-    losses_kernel,
-    mix_kernel,
-    mix_launch,
-    sample_launch,
-)
-from fusedmix.backends.triton.enums import Shape
-from fusedmix.backends.triton.mix_layout import Cut
+from fusedmix.backends.triton import fourier_launch, labels_kernel, launch, losses_kernel, mix_launch, sample_launch
 from fusedmix.draws import Request
 from fusedmix.masks.family import WORDS
 from fusedmix.methods import Families
@@ -276,7 +266,7 @@ def compile_all(arch):
 
 def planted():
     """{what is wrong with it: report} of kernels that mix in place and are wrong, and of one that is right."""
-    source = Path(mix_kernel.__file__).read_text()
+    source = Path(mix_launch.__file__).with_name("mix_kernel.py").read_text()
     (keep,) = re.findall(r"^ +numbers, outs, wanted = numbers \+ .*\n", source, re.MULTILINE)
     store = "            tl.store(of_sample(target, numbers[k], dst_batch, V), outs[k], mask=wanted[k])\n"
     at_once = "            tl.store(of_sample(target, i, dst_batch, V), out, mask=lent)\n"
@@ -297,10 +287,7 @@ def planted():
         "few threads": [],
         "more than registers hold": [],
     }
-    cuts = {
-        "few threads": lambda *_: [Cut(Shape.TILE, 256, 2, 4, 4)],
-        "more than registers hold": lambda *_: [Cut(Shape.TILE, 256, 2, 32, 32)],
-    }
+    cuts = {"few threads": (256, 2, 4, 4), "more than registers hold": (256, 2, 32, 32)}
     found = {}
     for name, replaced in changes.items():
         wrong = source
@@ -317,7 +304,9 @@ def planted():
             plan = fm.MixUp(per="sample", pairing="random", sampling="device").sample(SMALL[0], SMALL[2:], seed=0)
             masks = plan.partner, plan.masks, plan.families, 0, plan.pairing, plan.per
             mix_launch.way_of.cache_clear()
-            with Launches() as launches, mock.patch.object(mix_launch, "cuts", cuts.get(name, mix_launch.cuts)):
+            with Launches() as launches, mock.patch.object(mix_launch, "cuts", wraps=mix_launch.cuts) as chosen:
+                if name in cuts:
+                    chosen.side_effect = [[mix_launch.Cut(mix_launch.Shape.TILE, *cuts[name])]]
                 mix_launch.apply(x, x, masks)
             kernel, arguments, constants = launches[0]
             named = dict(zip(kernel.function.arg_names[len(arguments) :], constants, strict=True))

@@ -9,14 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusedmix.backends.triton.fourier_kernel import (
-    TILE,
-    coefficients_kernel,
-    level_kernel,
-    select_kernel,
-    sum_kernel,
-    waves_kernel,
-)
+from fusedmix.backends.triton import fourier_kernel
+from fusedmix.backends.triton.fourier_kernel import TILE
 from fusedmix.backends.triton.launch import Kernel, of_seed
 from fusedmix.fourier import fourier_rows, frequencies, rows, words_per_mask
 from fusedmix.masks.family import padded
@@ -27,11 +21,9 @@ _BLOCK = 256  # A program has so many coefficients, waves or ranks.
 _ROWS = 32  # A program sums so many rows of TILE pixels: a thread holds 32 complex numbers.
 _PIXELS = 4096  # A program selects among so many at a time, by 16 warps.
 
-_waves = Kernel(waves_kernel)
-_coefficients = Kernel(coefficients_kernel)
-_sum = Kernel(sum_kernel)
-_select = Kernel(select_kernel, warps=16)
-_level = Kernel(level_kernel)
+_waves, _coefficients = Kernel(fourier_kernel.waves_kernel), Kernel(fourier_kernel.coefficients_kernel)
+_sum, _level = Kernel(fourier_kernel.sum_kernel), Kernel(fourier_kernel.level_kernel)
+_select = Kernel(fourier_kernel.select_kernel, warps=16)
 
 
 def masks(

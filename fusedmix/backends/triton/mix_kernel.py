@@ -226,12 +226,8 @@ def mix_kernel(
     BINARY: tl.constexpr, SHAPE: tl.constexpr, AXES: tl.constexpr, RANK: tl.constexpr,
     INNER: tl.constexpr, V: tl.constexpr, R: tl.constexpr, PARTS: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
-    """The batch, or the adjoint of that, from vector `first` of every sample to `columns`.
-
-    Args:
-        pixels: stored masks, in `rows` rows of `across` elements.
-        BINARY: whether every mask is 0 or 1 everywhere.
-    """
+    """The batch, or the adjoint of that, from vector `first` of every sample to `columns`. Stored masks are in rows of
+    `across` pixels. BINARY: whether every mask is 0 or 1 everywhere."""
     given = (word_0, word_1, word_2, word_3, word_4, word_5, word_6, word_7, word_8, word_9, word_10, word_11)
     program, groups = tl.program_id(0), tl.cdiv(batch, R)
     if SHAPE == Shapes.TILE or SHAPE == Shapes.ROLL:
