@@ -299,7 +299,7 @@ class MixTransform(checks.Checked, nn.Module):
         """Images and targets by an operator, which is given a request and its source as a `row`."""
         if not self.inplace:
             return operators.mix_batch.default(x, y, *row, num_classes, self.label_smoothing)[:2]
-        if x.is_neg():
+        if not torch.compiler.is_compiling() and x.is_neg():
             raise ValueError("An operator writes numbers to memory that torch would read as their negatives.")
         targets = operators.mix_batch_.default(x, y, *row, num_classes, self.label_smoothing)[0]
         torch.autograd.graph.increment_version(x)
