@@ -29,7 +29,7 @@ from fusedmix.spec import families
 from fusedmix.subclasses import like, plain
 
 _FLOAT32_MAX = torch.finfo(torch.float32).max
-# What an operator is given that draws by itself, by `sampling`. A seed of no elements stands for one to be drawn.
+# What an operator is given that draws by itself, by `sampling`.
 _TO_DRAW = {
     "host": Source(seed=None, drawn=None, partner=None),
     "device": Source(seed=torch.empty(0, dtype=torch.int64, device=CPU), drawn=None, partner=None),
@@ -169,9 +169,7 @@ class MixTransform(checks.Checked, nn.Module):
         given = self._check_lam(lam, batch_size)
         classes = self._classes(labels, batch_size)
         handle, seed = self._check_source(generator, seed)
-        where = CPU if device is None else checks.device("device", device)
-        if not reference.has_float64(where):
-            where = CPU  # Label weights are float64. A plan on the CPU serves any device.
+        where = CPU if device is None else _with_float64(checks.device("device", device))
         if self._off():
             given, seed, handle = torch.ones((), device=CPU), 0, None  # Nobody's generator is moved.
         request = self._request(batch_size, size, given, classes)
@@ -182,7 +180,7 @@ class MixTransform(checks.Checked, nn.Module):
         self, request: Request, handle: GeneratorHandle | None, seed: int | None, where: torch.device
     ) -> MixPlan:
         source = self._draw(request, handle, seed, where)
-        made_on = _made_on(source, where)
+        made_on = source.made_on(where)
         drawn: PlanTensors = self._operators(made_on).sample(*_placed(request, source, made_on), made_on)
         plan = MixPlan(*drawn, request.size, self._families, self._pairing, request.realised_per)
         plan = plan.to(where, non_blocking=True)
@@ -275,7 +273,7 @@ class MixTransform(checks.Checked, nn.Module):
         num_classes = self.num_classes or labels.shape[1]
         if torch.compiler.is_compiling():
             y = in_range(y, num_classes)
-        row = _placed(request, source, _made_on(source, x.device))
+        row = _placed(request, source, source.made_on(_with_float64(x.device)))
         mixed, targets = self._operate(operators, x, y, row, num_classes)
         if not self.inplace:
             parsed.leaves[parsed.images[0]] = like(dims.back(mixed, self.axes), image)
@@ -549,9 +547,9 @@ class MixTransform(checks.Checked, nn.Module):
         return like(mixed, masks)
 
 
-def _made_on(source: Source, device: torch.device) -> torch.device:
-    """Where a plan for a device is made: one of numbers that the host has drawn is made there."""
-    return CPU if source.seed is None or not reference.has_float64(device) else device
+def _with_float64(device: torch.device) -> torch.device:
+    """Where a plan for a device can be, whose label weights are float64. One on the CPU serves any device."""
+    return device if reference.has_float64(device) else CPU
 
 
 def _placed(request: Request, source: Source, device: torch.device) -> tuple[Any, ...]:

@@ -113,12 +113,14 @@ def _sides(minmax: Any, placement: str, aspect: Any) -> dict[str, float]:
 
 
 def _check_alone(minmax: Any, placement: str, aspect: Any) -> None:
-    if minmax is not None and placement != "clip":
+    if minmax is None:
+        return
+    if placement != "clip":
         raise ValueError(
             "minmax and placement exclude each other, for boxes whose sides are drawn always lie inside the image, but "
             f"got minmax={minmax!r} and placement={placement!r}."
         )
-    if minmax is not None and aspect is not None:
+    if aspect is not None:
         raise ValueError(
             "minmax and aspect exclude each other, for each side of a box is drawn for itself, but got "
             f"minmax={minmax!r} and aspect={aspect!r}."
