@@ -18,7 +18,7 @@ namespace fusedmix::cpu {
 namespace {
 
 constexpr double kTwoPi = 6.283185307179586;
-// What memory is for.
+// What memory is called in an error.
 constexpr char kOfWaves[] = "the waves of FMix's masks", kOfImage[] = "a grey image of FMix";
 
 int64_t round_up(int64_t n) { return (n + kWaveLanes - 1) / kWaveLanes * kWaveLanes; }
@@ -71,7 +71,8 @@ struct Waves {
   }
 
  private:
-  // Of `count` frequencies from `low` at the first `pixels` of `side` pixels, rows `stride` apart. k·x modulo the side is exact.
+  // Fills in the waves of `count` frequencies from `low`, at the first `pixels` of `side` pixels, in rows that lie `stride` apart. k·x
+  // modulo the side is exact.
   static void fill(std::vector<float>& c, std::vector<float>& s, int64_t side, int64_t low, int64_t count, int64_t pixels,
                    int64_t stride) {
     std::vector<float> one_c, one_s;
@@ -134,7 +135,7 @@ class Maker {
   }
 
  private:
-  // a and b of ky >= 0, then of -ky, which is 0 where there is none; (kz, 4, ny, nx).
+  // Draws the coefficients, (kz, 4, ny, nx): a and b of ky >= 0, then a and b of -ky, which are 0 where there is no -ky.
   void draw(uint64_t seed, uint64_t index) {
     const Spectrum& s = w_.spectrum;
     for (int64_t z = 0; z < s.count[0]; ++z) {
@@ -155,7 +156,7 @@ class Maker {
     }
   }
 
-  // The coefficients of one slice: Σ_kz C·e^{iθ}.
+  // Turns the coefficients into those of one slice: Σ_kz C·e^{iθ}.
   void turn(int64_t z) {
     const Spectrum& s = w_.spectrum;
     std::fill(turned_.begin(), turned_.end(), 0.0f);
@@ -222,7 +223,7 @@ class Selector {
  private:
   static constexpr int64_t kSample = 1024, kMargin = 24;
 
-  // Ascending where values descend, and equal values by their place.
+  // A key that ascends where values descend. Those of equal values ascend with their place.
   static uint64_t key(float value, int64_t place) {
     const auto bits = bit_cast<uint32_t>(value + 0.0f);  // no -0
     const uint32_t ascending = (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;

@@ -148,7 +148,7 @@ struct BinaryChunk {
   C targets[kLossChunk], lent[kLossChunk], ones[kLossChunk];
   const C *class_weight, *pos_weight;
 
-  // Of n classes from `begin` on.
+  // Reads what n classes from `begin` on have.
   FUSEDMIX_ONCE void read(const BinaryRow& row, int64_t begin, int64_t n) {
     if (row.class_weight == nullptr || row.pos_weight == nullptr) {
       for (int64_t k = 0; k < n; ++k) ones[k] = C(1);

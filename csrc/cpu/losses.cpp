@@ -58,7 +58,7 @@ double entry_of(const void* x, int64_t i) {
 template <class T>
 struct BinaryLabel {
   BinaryRow row;
-  int64_t own = -1, lent = -1;  // -1: soft labels, or the same as the own one
+  int64_t own = -1, lent = -1;  // the two classes; -1 where labels are soft, and `lent` also where it is the own one
   double own_target = 0, lent_target = 0;
 
   BinaryLabel(const Loss& loss, const LabelPlan& plan, int64_t i) {
