@@ -74,7 +74,6 @@ struct Targets {
 
 // A label loss. Sums, losses and weights of classes are of the compute type of the logits.
 struct Loss {
-  bool binary;       // binary cross entropy, else cross entropy
   ElementType type;  // of the logits and their gradient
   const void* logits;
   int64_t row_stride, step;
@@ -85,6 +84,7 @@ struct Loss {
   int64_t ignore;    // of cross entropy: the class that is ignored
   bool thresholded;  // of binary cross entropy: whether targets become 0 or 1
   double threshold;
+  bool binary;  // binary cross entropy, else cross entropy
 };
 
 // What the gradient of a loss starts from: that of row i is grad[i·step]·factor, times *scale where there is one.
