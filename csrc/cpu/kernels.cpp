@@ -196,7 +196,13 @@ void copy_rows(char* to, int64_t to_step, const char* from, int64_t from_step, i
   if (bytes >= 16 && bytes < 32) return copy_short_rows<Bytes16, 2>(to, to_step, from, from_step, rows, bytes);
   if (bytes >= 8 && bytes < 16) return copy_short_rows<uint64_t, 2>(to, to_step, from, from_step, rows, bytes);
   if (bytes >= 4 && bytes < 8) return copy_short_rows<uint32_t, 2>(to, to_step, from, from_step, rows, bytes);
-  for (; rows > 0; --rows, to += to_step, from += from_step) __builtin_memcpy(to, from, bytes);
+  // The hardware foresees the rest of a long row, but not the jump to the next one.
+  constexpr int64_t kRowsAhead = 2, kAheadBytes = 1024, kCacheLine = 64;
+  const int64_t ahead = bytes < kAheadBytes ? bytes : kAheadBytes;
+  for (; rows > 0; --rows, to += to_step, from += from_step) {
+    for (int64_t k = 0; rows > kRowsAhead && k < ahead; k += kCacheLine) __builtin_prefetch(from + kRowsAhead * from_step + k, 0, 3);
+    __builtin_memcpy(to, from, bytes);
+  }
 }
 
 void gaussian(float* out, const float* table, int64_t n, Factors f, bool complement) {

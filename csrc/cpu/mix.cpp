@@ -72,7 +72,7 @@ struct Mixer {
     kept = unwritten<char>(count * sample_bytes(), "the samples that parts of a batch begin with");
     parallel(count, 1 + kWorthAThread / images.layout.elements, [&](int64_t begin, int64_t end) {
       Scratch s = scratch();
-      place(0, s);
+      place(s.tile, 0, tiling, images.layout, along, packed);
       for (int64_t h = begin; h < end; ++h) {
         s.saved = kept.get() + h * sample_bytes();
         save(parts.heads[h].sample, parts.heads[h].needed_by, s);
@@ -87,7 +87,7 @@ struct Mixer {
       int64_t placed = -1;
       for (; begin < end; ++begin) {
         for (int64_t t = next++; t < tiling.tiles * tiling.parts; t = next++) {
-          if (t / tiling.parts != placed) place(placed = t / tiling.parts, s);
+          if (t / tiling.parts != placed) place(s.tile, placed = t / tiling.parts, tiling, images.layout, along, packed);
           const int64_t first = parts.start[t % tiling.parts], stop = parts.start[t % tiling.parts + 1];
           images.adjoint ? adjoint_tile(first, stop, s) : mix_tile(first, stop, s);
         }
@@ -111,15 +111,6 @@ struct Mixer {
     return {{}, {}, reinterpret_cast<float*>(at + w), reinterpret_cast<float*>(at + shared_w), at + lane, at + saved};
   }
 
-  // The rows of a tile; of a mask for the whole batch that copies no others, those that it reaches.
-  void place(int64_t index, Scratch& s) const {
-    fusedmix::cpu::place(s.tile, index, tiling, images.layout, along, packed);
-    if (!plan.shared || way_of(masks[0], s.tile) != By::kCopying || !only_box(masks[0])) return;
-    std::vector<RowAt>& rows = s.tile.rows;
-    const auto beside = [&](const RowAt& row) { return !masks.reaches(masks[0], row); };
-    rows.erase(std::remove_if(rows.begin(), rows.end(), beside), rows.end());
-  }
-
   const char* src(int64_t i, const RowAt& row) const {
     return static_cast<const char*>(images.src) + (i * images.layout.src_batch + row.src) * size;
   }
@@ -133,7 +124,7 @@ struct Mixer {
   By way_of(const Mask& m, const Tile& tile) const {
     if (only_box(m) && (m.box.inner == 1.0f || masks.is_number(m, tile))) return By::kNothing;
     if (!copies(m, size, in_place)) return By::kBlending;
-    return tiling.whole_samples && packed && only_box(m) ? By::kCopyingBoxes : By::kCopying;
+    return packed && only_box(m) ? By::kCopyingBoxes : By::kCopying;
   }
 
   // Whether mixing a sample in place leaves what is outside of a box as it is.
@@ -250,39 +241,16 @@ struct Mixer {
     return found == parts.heads.end() ? nullptr : kept.get() + (found - parts.heads.begin()) * sample_bytes();
   }
 
-  // Keeps what `last` will need of its partner `first`: of a box that is copied no more than that holds.
+  // Keeps what `last` will need of its partner `first`: of a box that is copied what that holds, else all.
   void save(int64_t first, int64_t last, Scratch& s) const {
     constexpr int64_t kCopied = 2048;  // bytes: what is longer memcpy() copies by an instruction that takes long to start
     const Mask& m = masks[last];
     const By way = way_of(m, s.tile);
     if (way == By::kNothing) return;
-    if (way == By::kCopyingBoxes) return save_box(first, m.box, s);
-    if (!only_box(m)) {
-      return for_blocks(s.tile, kCopied / size, kCopied, packed, [&](const Block& block) {
-        copy_strided(s.saved + block.offset * size, 1, src(first, *block.row) + block.begin * along.src_step * size,
-                     along.src_step, block.elements());
-      });
-    }
-    const Cut cut = masks.cut(last, s.tile.begin, s.tile.end);
-    char* to = s.saved;
-    for (const RowAt& row : s.tile.rows) {
-      save_row(first, row, cut, to, s);
-      to += (s.tile.end - s.tile.begin) * size;
-    }
-  }
-  void save_row(int64_t first, const RowAt& row, const Cut& last, char* to, Scratch& s) const {
-    for_taken(last, row, s.runs, [&](const Span& span) {
-      copy_strided(to + (span.begin - s.tile.begin) * size, 1, src(first, row) + span.begin * along.src_step * size,
-                   along.src_step, span.end - span.begin);
-    });
-  }
-
-  // f of the spans of a row in which a partner shows.
-  template <class F>
-  void for_taken(const Cut& cut, const RowAt& row, std::vector<Span>& runs, const F& f) const {
-    if (only_box(*cut.mask) && !masks.reaches(*cut.mask, row)) return;
-    masks.for_spans(cut, row, runs, [&](const Span& span) {
-      if (span.w != 1.0f) f(span);
+    if (way == By::kCopyingBoxes) return save_box(first, m.box, window(s.tile), s.saved);
+    for_blocks(s.tile, kCopied / size, kCopied, packed, [&](const Block& block) {
+      copy_strided(s.saved + block.offset * size, 1, src(first, *block.row) + block.begin * along.src_step * size, along.src_step,
+                   block.elements());
     });
   }
 
@@ -330,113 +298,69 @@ struct Mixer {
 
   // Row by row, so that what a sample takes of the next one is taken before that is overwritten.
   void copy_rows(const Chain& chain, Scratch& s) const {
-    constexpr int64_t kRowsAhead = 2;   // So many rows are asked for before their turn,
-    constexpr int64_t kLongRow = 512;   // if rows have so many bytes at least.
     const Tile& tile = s.tile;
+    const int64_t width = tile.end - tile.begin, skipped = tile.begin * along.src_step * size;
     Cut cuts[kLinks];
     for (int l = 0; l < chain.links; ++l) cuts[l] = masks.cut(chain.sample[l], tile.begin, tile.end);
-    const int64_t count = static_cast<int64_t>(tile.rows.size());
-    const int last = chain.links - 1;
-    const bool ahead = in_place && along.length * along.src_step * size >= kLongRow;
-    const bool swaps = packed && chain.whole && chain.links == 2 && only_box(*cuts[0].mask) && only_box(*cuts[1].mask);
-    for (int64_t r = 0; r < count; ++r) {
-      const RowAt& row = tile.rows[r];
-      if (swaps) {
-        if (ahead && r + kRowsAhead < count) {
-          prefetch(chain.sample[1], tile.rows[r + kRowsAhead], cuts[0], s.runs);
-          prefetch(chain.sample[0], tile.rows[r + kRowsAhead], cuts[1], s.runs);
-        }
-        swap_row(chain.sample[0], chain.sample[1], row, cuts);
-        continue;
+    char* kept = s.saved;
+    for (const RowAt& row : tile.rows) {
+      if (in_place && chain.whole) copy_strided(kept, 1, src(chain.sample[0], row) + skipped, along.src_step, width);
+      for (int l = 0; l < chain.links; ++l) {
+        const bool last = in_place && chain.closes && l == chain.links - 1;
+        const char* partner = last ? kept - tile.begin * size : src(chain.sample[l + 1], row);
+        copy_row(chain.sample[l], row, cuts[l], partner, last ? 1 : along.src_step, s.runs);
       }
-      char* kept = s.saved + (chain.whole ? 0 : r * (tile.end - tile.begin) * size);
-      if (in_place && chain.whole) save_row(chain.sample[0], row, cuts[last], kept, s);
-      for (int l = 0; l <= last; ++l) {
-        if (ahead && r + kRowsAhead < count) prefetch(chain.sample[l + 1], tile.rows[r + kRowsAhead], cuts[l], s.runs);
-        if (in_place && l == last && chain.closes) {
-          copy_row(chain.sample[l], row, cuts[l], kept - tile.begin * size, 1, s.runs);
-        } else {
-          copy_row(chain.sample[l], row, cuts[l], src(chain.sample[l + 1], row), along.src_step, s.runs);
-        }
-      }
+      if (!chain.whole) kept += width * size;
     }
-  }
-
-  // Boxes of samples that are one tile, sample after sample.
-  void copy_boxes(const Chain& chain, const Scratch& s) const {
-    if (chain.whole) save_box(chain.sample[0], masks[chain.sample[chain.links - 1]].box, s);
-    for (int l = 0; l < chain.links; ++l) {
-      const bool last = chain.closes && l == chain.links - 1;
-      for_box(masks, images.layout, masks[chain.sample[l]].box, [&](const BoxRows& box) {
-        const char* from = last ? s.saved + box.packed * size : sample(chain.sample[l + 1]) + box.place * size;
-        kernels.copy_rows(sample(chain.sample[l]) + box.place * size, box.step * size, from,
-                          (last ? along.length : box.step) * size, box.rows, box.length * size);
-      });
-    }
-  }
-  void save_box(int64_t i, const Box& mask, const Scratch& s) const {
-    for_box(masks, images.layout, mask, [&](const BoxRows& box) {
-      kernels.copy_rows(s.saved + box.packed * size, along.length * size, sample(i) + box.place * size, box.step * size, box.rows,
-                        box.length * size);
-    });
-  }
-  char* sample(int64_t i) const { return static_cast<char*>(images.dst) + i * images.layout.dst_batch * size; }
-
-  // One row of two samples that are each other's partners: swapped where both boxes are, copied where one is.
-  void swap_row(int64_t i, int64_t j, const RowAt& row, const Cut* cuts) const {
-    char *x = dst(i, row), *y = dst(j, row);
-    const auto copy = [&](char* to, const char* from, int64_t begin, int64_t end) {
-      if (begin < end) std::memcpy(to + begin * size, from + begin * size, (end - begin) * size);
-    };
-    const Span of_x = box_along(cuts[0], row), of_y = box_along(cuts[1], row);
-    const int64_t begin = std::max(of_x.begin, of_y.begin), end = std::min(of_x.end, of_y.end);
-    if (begin >= end) {
-      copy(x, y, of_x.begin, of_x.end);
-      copy(y, x, of_y.begin, of_y.end);
-      return;
-    }
-    std::swap_ranges(x + begin * size, x + end * size, y + begin * size);
-    copy(x, y, of_x.begin, begin);
-    copy(x, y, end, of_x.end);
-    copy(y, x, of_y.begin, begin);
-    copy(y, x, end, of_y.end);
-  }
-
-  // Where a row is in the box of a mask that is 1 outside of it.
-  Span box_along(const Cut& cut, const RowAt& row) const {
-    if (!masks.reaches(*cut.mask, row)) return {0, 0, 0.0f};
-    for (int k = 0; k < cut.n; ++k) {
-      if (cut.inside[k].w != 1.0f) return cut.inside[k];
-    }
-    return {0, 0, 0.0f};
   }
 
   // One row of sample i. `b` is the partner's row, at its own step.
   void copy_row(int64_t i, const RowAt& row, const Cut& cut, const char* b, int64_t b_step, std::vector<Span>& runs) const {
-    char* out = dst(i, row);
-    const auto copy = [&](const Span& span, const char* from, int64_t step) {
-      copy_strided(out + span.begin * along.dst_step * size, along.dst_step, from + span.begin * step * size, step,
-                   span.end - span.begin);
-    };
-    if (in_place) return for_taken(cut, row, runs, [&](const Span& span) { copy(span, b, b_step); });
     masks.for_spans(cut, row, runs, [&](const Span& span) {
-      span.w == 1.0f ? copy(span, src(i, row), along.src_step) : copy(span, b, b_step);
+      const bool own = span.w == 1.0f;
+      if (own && in_place) return;
+      const int64_t step = own ? along.src_step : b_step;
+      copy_strided(dst(i, row) + span.begin * along.dst_step * size, along.dst_step, (own ? src(i, row) : b) + span.begin * step * size,
+                   step, span.end - span.begin);
     });
   }
 
-  // Asks for the row of a sample whose partner has this cut, before its turn. The hardware foresees the rest of a row, but
-  // not the jump to the next one.
-  void prefetch(int64_t next, const RowAt& row, const Cut& cut, std::vector<Span>& runs) const {
-    constexpr int64_t kAheadBytes = 1024;  // of a stretch: so much is asked for
-    const int64_t step = along.src_step * size;
-    for_taken(cut, row, runs, [&](const Span& span) {
-      const char *begin = src(next, row) + span.begin * step, *stop = begin + std::min((span.end - span.begin) * step, kAheadBytes);
-      for (const char* at = begin; at < stop; at += kCacheLine) {
-        __builtin_prefetch(at, 0, 3);
-        asm volatile("" : : "r"(at));  // else gcc finds that this function does nothing, and drops every call of it
+  // In place, boxes of partners: a few rows at a time, of which those of two samples fit a first-level cache.
+  void copy_boxes(const Chain& chain, const Scratch& s) const {
+    constexpr int64_t kStripBytes = 1 << 14;
+    const Window tile = window(s.tile);
+    const int64_t row_bytes = (tile.end - tile.begin) * size, strip = even_groups(tile.stop - tile.first, kStripBytes / row_bytes);
+    for (int64_t first = tile.first; first < tile.stop; first += strip) {
+      const Window part{first, std::min(tile.stop, first + strip), tile.begin, tile.end};
+      if (args.plan.shared && chain.whole && chain.links == 2) {
+        for_box(masks, images.layout, masks[0].box, part, [&](const BoxRows& box) { swap(chain, box); });
+        continue;
       }
+      char* const kept = s.saved + (chain.whole ? 0 : (first - tile.first) * row_bytes);
+      if (chain.whole) save_box(chain.sample[0], masks[chain.sample[chain.links - 1]].box, part, kept);
+      for (int l = 0; l < chain.links; ++l) {
+        const bool last = chain.closes && l == chain.links - 1;
+        for_box(masks, images.layout, masks[chain.sample[l]].box, part, [&](const BoxRows& box) {
+          const char* from = last ? kept + box.packed * size : sample(chain.sample[l + 1]) + box.place * size;
+          kernels.copy_rows(sample(chain.sample[l]) + box.place * size, box.step * size, from, last ? row_bytes : box.step * size,
+                            box.rows, box.length * size);
+        });
+      }
+    }
+  }
+  void swap(const Chain& chain, const BoxRows& box) const {
+    char *x = sample(chain.sample[0]) + box.place * size, *y = sample(chain.sample[1]) + box.place * size;
+    const int64_t step = box.step * size;
+    for (int64_t r = 0; r < box.rows; ++r, x += step, y += step) std::swap_ranges(x, x + box.length * size, y);
+  }
+  void save_box(int64_t i, const Box& mask, const Window& part, char* to) const {
+    for_box(masks, images.layout, mask, part, [&](const BoxRows& box) {
+      kernels.copy_rows(to + box.packed * size, (part.end - part.begin) * size, sample(i) + box.place * size, box.step * size,
+                        box.rows, box.length * size);
     });
   }
+  char* sample(int64_t i) const { return static_cast<char*>(images.dst) + i * images.layout.dst_batch * size; }
+  static Window window(const Tile& t) { return {t.first, t.first + static_cast<int64_t>(t.rows.size()), t.begin, t.end}; }
 
   // ---- The adjoint ----
 

@@ -188,37 +188,48 @@ inline Span inside(const Box& box, int axis, int64_t length, int64_t inner) {
   return {begin, std::max(begin, std::min(length, box.stop[axis] * inner)), 0.0f};
 }
 
-// Rows of a box along the innermost dim outside of them. In elements of the destination.
+// Some rows of a sample, and the same part of each.
+struct Window {
+  int64_t first, stop;  // of all rows
+  int64_t begin, end;   // of each
+};
+
+// Rows of a box in a window along the innermost dim outside of them. In elements of the destination.
 struct BoxRows {
   int64_t place;   // of the first in a sample,
   int64_t step;    // and from one to the next
-  int64_t packed;  // the place of the first where all rows of a sample lie behind each other
+  int64_t packed;  // the place of the first where all rows of the window lie behind each other
   int64_t rows, length;
 };
 
 template <class F>
-void for_box_rows(const Row& row, const Layout& layout, const Box& box, const Span& part, int d, int64_t place, int64_t number,
-                  const F& f) {
+void for_box_rows(const Row& row, const Layout& layout, const Box& box, const Window& window, const Span& part, int d, int64_t place,
+                  int64_t number, const F& f) {
   const Dim dim = row.outer_rank == 0 ? Dim{1, 0, 0, -1} : layout.dims[d];
   const Span across = dim.axis < 0 ? Span{0, dim.size, 0.0f} : inside(box, dim.axis, dim.size, 1);
-  place += across.begin * dim.dst;
-  number = number * dim.size + across.begin;
+  number *= dim.size;
   if (d + 1 >= row.outer_rank) {
-    return f(BoxRows{place + part.begin, dim.dst, number * row.length + part.begin, across.end - across.begin, part.end - part.begin});
+    const int64_t first = std::max(window.first, number + across.begin), stop = std::min(window.stop, number + across.end);
+    if (first >= stop) return;
+    return f(BoxRows{place + (first - number) * dim.dst + part.begin, dim.dst,
+                     (first - window.first) * (window.end - window.begin) + part.begin - window.begin, stop - first,
+                     part.end - part.begin});
   }
-  for (int64_t i = across.begin; i < across.end; ++i, ++number, place += dim.dst) {
-    for_box_rows(row, layout, box, part, d + 1, place, number, f);
+  for (int64_t i = across.begin; i < across.end; ++i) {
+    for_box_rows(row, layout, box, window, part, d + 1, place + i * dim.dst, number + i, f);
   }
 }
-// f of all rows of a box.
+// f of all rows of a box in a window.
 template <class F>
-void for_box(const Masks& masks, const Layout& layout, const Box& box, const F& f) {
+void for_box(const Masks& masks, const Layout& layout, const Box& box, const Window& window, const F& f) {
   for (int axis = 0; axis < 3; ++axis) {
     if (masks.sides[axis] == 1 && (box.first[axis] > 0 || box.stop[axis] < 1)) return;  // such an axis has no dim below
   }
   const Row& row = masks.along;
-  const Span part = row.axis < 0 ? Span{0, row.length, 0.0f} : inside(box, row.axis, row.length, row.inner);
-  if (part.begin < part.end) for_box_rows(row, layout, box, part, 0, 0, 0, f);
+  Span part = row.axis < 0 ? Span{0, row.length, 0.0f} : inside(box, row.axis, row.length, row.inner);
+  part.begin = std::max(part.begin, window.begin);
+  part.end = std::min(part.end, window.end);
+  if (part.begin < part.end) for_box_rows(row, layout, box, window, part, 0, 0, 0, f);
 }
 
 }  // namespace fusedmix::cpu

@@ -60,6 +60,7 @@ struct RowAt {
 };
 
 struct Tile {
+  int64_t first;  // which row of a sample it begins with
   std::vector<RowAt> rows;
   int64_t begin, end;       // of every row
   int32_t low[3], high[3];  // the coordinates of the rows, the last included
@@ -77,12 +78,12 @@ struct Block {
 
 // `packed`: the elements of a row lie behind each other.
 inline void place(Tile& tile, int64_t index, const Tiling& tiling, const Layout& layout, const Row& along, bool packed) {
-  const int64_t first = index / tiling.pieces * tiling.rows;
-  tile.rows.resize(std::min(tiling.rows, tiling.row_count - first));
+  tile.first = index / tiling.pieces * tiling.rows;
+  tile.rows.resize(std::min(tiling.rows, tiling.row_count - tile.first));
   tile.begin = index % tiling.pieces * tiling.piece;
   tile.end = std::min(along.length, tile.begin + tiling.piece);
   tile.adjoin = packed;
-  int64_t at[kMaxDims], rest = first;
+  int64_t at[kMaxDims], rest = tile.first;
   RowAt row{0, 0, {0, 0, 0}};
   for (int d = along.outer_rank - 1; d >= 0; rest /= layout.dims[d--].size) {
     const Dim& dim = layout.dims[d];
