@@ -239,26 +239,26 @@ class MixTransform(checks.Checked, nn.Module):
         name = self._plain_backends.get(device_type)
         if name is None:
             name = self._plain_backends[device_type] = backends.choose(device_type, self.backend)
-        for holds in step.PLAIN[name]:
-            if not holds(self, x, y):
-                return None
         try:
+            for holds in step.PLAIN[name]:
+                if not holds(self, x, y):
+                    return None
             shape, classes = x.shape, self.num_classes or y.shape[1]
             batch_size, size = shape[0], shape[2:]
             operators = _NATIVE.get(name)
             if operators is not None:
                 if size != self._usual_size:
-                    self._check_size(size)
+                    self._check_size(tuple(size))
                     self._usual_size = size if min(size) > 2 else None
                 row = self._current_spec(), batch_size, size, *self._usual_row
                 return type(sample)(self._operate(operators, x, y, row, classes))
-            request, last = self._request(batch_size, size), (classes, self.label_smoothing, self.inplace)
+            request, last = self._request(batch_size, tuple(size)), (classes, self.label_smoothing, self.inplace)
             if name == "reference":
                 return type(sample)(reference.plain_step(x, y, request, *last))
             return type(sample)(triton.plain_step(x, y, request, _TO_DRAW[self.sampling], *last))
         except (RuntimeError, ValueError):
-            # The operator refused the batch (which error that is depends on torch's version), or it is not loaded where
-            # the module was unpickled.
+            # A nested tensor has no shape; or the operator refused the batch (which error that is depends on torch's
+            # version), or it is not loaded where the module was unpickled.
             return None
 
     def _mix_in_one_call(self, parsed: sample_tree.Sample, size: tuple[int, ...], operators: Any) -> None:
@@ -297,8 +297,6 @@ class MixTransform(checks.Checked, nn.Module):
         """Images and targets by an operator, which is given a request and its source as a `row`."""
         if not self.inplace:
             return operators.mix_batch.default(x, y, *row, num_classes, self.label_smoothing)[:2]
-        if not torch.compiler.is_compiling() and x.is_neg():
-            raise ValueError("An operator writes numbers to memory that torch would read as their negatives.")
         targets = operators.mix_batch_.default(x, y, *row, num_classes, self.label_smoothing)[0]
         torch.autograd.graph.increment_version(x)
         return x, targets

@@ -75,6 +75,11 @@ CONDITIONS: dict[tuple[str, str], dict[str, Callable[..., bool]]] = {
         ),
     },
     # Of a backend, a module and a batch.
+    ("cpp, cuda", "plain"): {
+        "They would write numbers to memory that torch reads as their negatives.": (
+            lambda mix, x, y: not (mix.inplace and x.is_neg())
+        ),
+    },
     ("cuda, triton", "plain"): {
         "Labels on a GPU are looked at only where the variable asks for it, and not by the operator.": (
             lambda mix, x, y: "FUSEDMIX_CHECK_LABELS" not in os.environ

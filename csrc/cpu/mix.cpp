@@ -332,7 +332,7 @@ struct Mixer {
     const int64_t row_bytes = (tile.end - tile.begin) * size, strip = even_groups(tile.stop - tile.first, kStripBytes / row_bytes);
     for (int64_t first = tile.first; first < tile.stop; first += strip) {
       const Window part{first, std::min(tile.stop, first + strip), tile.begin, tile.end};
-      if (args.plan.shared && chain.whole && chain.links == 2) {
+      if (plan.shared && chain.whole && chain.links == 2) {
         for_box(masks, images.layout, masks[0].box, part, [&](const BoxRows& box) { swap(chain, box); });
         continue;
       }
