@@ -7,14 +7,14 @@
 
 namespace fusedmix::cpu {
 
-// The cycles of a permutation, one after another: the partner of sample order[k] is order[k+1], that of a cycle's last is its first.
+// The cycles of a permutation, one after another: sample order[k]'s partner is order[k+1], the last one's is the first.
 struct Cycles {
   std::vector<int64_t> order;
   std::vector<int64_t> start;  // where each cycle begins in `order`, and where the last one stops
 };
 
-// Partners that are no permutation, which only an image that is written elsewhere may have, are refused, or cut into paths: there
-// the last one's partner is a sample that has been in a path before, its own one or another.
+// Partners that are no permutation, which only an image that is written elsewhere may have, are refused, or cut into paths:
+// there the last one's partner is a sample that has been in a path before, its own one or another.
 inline Cycles cycles_of(const int64_t* partner, int64_t batch, bool paths) {
   check_partners(partner, batch);
   Cycles cycles;

@@ -25,8 +25,8 @@ struct ScaledRow {
 
 // All of n contiguous elements.
 struct RowKernels {
-  // Of a chain out[k] = w[k]·in[k] + (1-w[k])·in[k+1] for each of its samples, and so one more is read. Of two pairs in[0] and in[1]
-  // are each other's, in[2] and in[3] too. All are read once. out[k] may be in[k], and a chain's last input may be in[0]; they
+  // Of a chain out[k] = w[k]·in[k] + (1-w[k])·in[k+1] for each of its samples, and so one more is read. Of two pairs in[0]
+  // and in[1] are each other's, in[2] and in[3] too. All are read once. out[k] may be in[k], and a chain's last input may be in[0]; they
   // overlap nothing else. w[k] is a number other than 0 and 1,
   void (*uniform)(Links links, void* const* out, const void* const* in, int64_t n, const float* w);
   // one for each element,

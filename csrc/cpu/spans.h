@@ -1,4 +1,4 @@
-// Masks along rows: boxes, and stretches in which a mask is one number, by what its family says of itself (the traits of sampling.h).
+// Masks along rows: boxes, and stretches in which a mask is one number, as its family's traits say (sampling.h).
 #pragma once
 
 #include <limits>

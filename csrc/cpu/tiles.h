@@ -1,4 +1,4 @@
-// How a batch is cut for threads: into tiles, each at the same place of every sample, and into parts of the walk along the partners.
+// How a batch is cut for threads: into tiles, each at one place of every sample, and into parts of the walk along partners.
 #pragma once
 
 #include <algorithm>
@@ -116,7 +116,7 @@ inline void place(Tile& tile, int64_t index, const Tiling& tiling, const Layout&
   }
 }
 
-// f of blocks of `most` elements and `most_rows` rows at most, which make up the tile; of so many elements too where a row is gathered.
+// f of blocks of `most` elements and `most_rows` rows at most, which make up the tile. What is gathered is in blocks of kBlock.
 template <class F>
 void for_blocks(const Tile& tile, int64_t most, int64_t most_rows, bool packed, const F& f) {
   const int64_t rows = static_cast<int64_t>(tile.rows.size()), width = tile.end - tile.begin;
@@ -130,8 +130,8 @@ void for_blocks(const Tile& tile, int64_t most, int64_t most_rows, bool packed, 
   }
 }
 
-// Parts of the walk along the cycles for threads. In place, what a part needs of a sample that another part may have overwritten is
-// kept aside before any of them begins.
+// Parts of the walk along the cycles for threads. In place, what a part needs of a sample that another part may have
+// overwritten is kept aside before any of them begins.
 struct Parts {
   struct Head {
     int64_t sample, needed_by;
