@@ -6,14 +6,16 @@ The meaning is fusedmix/backends/reference.py, `mix_labels`.
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from fusedmix.backends.triton.launch import Kernel, brought, by_formula
-from fusedmix.backends.triton.numbers import bits, from_bits, from_compute, partner_of, to_compute
+from fusedmix.backends.triton.enums import Rows
+from fusedmix.backends.triton.launch import Kernel, brought, of_partners
+from fusedmix.backends.triton.numbers import bits, from_bits, from_compute, jit_kernel, partner_of, to_compute
 from fusedmix.methods import Pairing
 
 _BLOCK = 512
@@ -33,20 +35,17 @@ def label(labels, i, k, row_stride, step, keep, add, live, SOFT: tl.constexpr, S
 
 @triton.jit
 def row_weight(i, weight, given, WEIGHTS: tl.constexpr):
-    """The label weight of a row: its own (WEIGHTS 0), row 0's (1), from the arguments (2)."""
-    if WEIGHTS == 2:
+    """The label weight of a row, from where WEIGHTS says (enums.py, `Rows`)."""
+    if WEIGHTS == Rows.GIVEN:
         w = from_bits(given)
-    elif WEIGHTS == 1:
+    elif WEIGHTS == Rows.FIRST:
         w = tl.load(weight)
     else:
         w = tl.load(weight + i)
     return w
 
 
-@triton.jit(
-    do_not_specialize=["row_stride", "step", "given", "keep", "add", "batch", "classes"],
-    do_not_specialize_on_alignment=["labels", "partner", "weight"],
-)
+@jit_kernel("out")
 def labels_kernel(
     out, labels, partner, weight, row_stride, step, given, keep, add, batch, classes,
     PAIRING: tl.constexpr, WEIGHTS: tl.constexpr, SOFT: tl.constexpr, SMOOTH: tl.constexpr, V: tl.constexpr,
@@ -80,6 +79,14 @@ _labels = Kernel(labels_kernel)
 UNSIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64, torch.bool: torch.uint8}
 
 
+def of_weight(weight: Tensor, one_weight: bool, instead: Tensor) -> dict[str, Any]:
+    """What `row_weight` takes: the label weights, brought to where `instead` is; or, of one for all samples that is not
+    there, its bits, and `instead`, which is not read."""
+    if one_weight and weight.device != instead.device and len(weight):
+        return {"weight": instead, "given": bits(float(weight[0])), "WEIGHTS": Rows.GIVEN}
+    return {"weight": brought(instead.device, weight), "given": 0, "WEIGHTS": Rows.FIRST if one_weight else Rows.OWN}
+
+
 def mix(
     labels: Tensor,
     partner: Tensor,
@@ -109,28 +116,19 @@ def mix(
         labels = labels.view(UNSIGNED[labels.dtype]) if labels.element_size() == 8 else labels.long()
     elif labels.dtype == torch.bool:
         labels = labels.view(torch.uint8)
-    given, mode = 0, 1 if one_weight else 0
-    if one_weight and weight.device != labels.device:
-        given, mode, weight = bits(float(weight[0])), 2, labels  # The tensor is not read.
-    else:
-        weight = brought(labels.device, weight)
-    pairing = by_formula(pairing)
     keep, add = _smoothing(label_smoothing, num_classes)
     width = 4 if total % 4 == 0 else 1
     named = {
         "out": out,
         "labels": labels,
-        "partner": brought(labels.device, partner) if pairing == Pairing.RANDOM else labels,
-        "weight": weight,
+        **of_partners(partner, pairing, labels),
+        **of_weight(weight, one_weight, labels),
         "row_stride": labels.stride(0),
         "step": labels.stride(1) if soft else 0,
-        "given": given,
         "keep": keep,
         "add": add,
         "batch": batch,
         "classes": num_classes,
-        "PAIRING": pairing,
-        "WEIGHTS": mode,
         "SOFT": soft,
         "SMOOTH": label_smoothing != 0,
         "V": width,

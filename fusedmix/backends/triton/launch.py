@@ -150,16 +150,12 @@ def brought(device: torch.device, part: Tensor) -> Tensor:
     return part.contiguous()
 
 
-def by_formula(pairing: int) -> int:
-    """The pairing as a constant of kernels: RANDOM, if the partners have to be loaded."""
-    return int(pairing) if pairing in (Pairing.ROLL, Pairing.FLIP) else int(Pairing.RANDOM)
-
-
 def of_partners(partner: Tensor, pairing: int, instead: Tensor) -> dict[str, Any]:
     """What `partner_of` takes: the partners, brought to where `instead` is, or `instead`, which is not read, where a
-    formula gives them; and PAIRING."""
-    pairing = by_formula(pairing)
-    return {"partner": brought(instead.device, partner) if pairing == Pairing.RANDOM else instead, "PAIRING": pairing}
+    formula gives them; and PAIRING, which is RANDOM where none does."""
+    if pairing in (Pairing.ROLL, Pairing.FLIP):
+        return {"partner": instead, "PAIRING": int(pairing)}
+    return {"partner": brought(instead.device, partner), "PAIRING": int(Pairing.RANDOM)}
 
 
 def pairing_of(partner: Tensor, pairing: int) -> int:

@@ -13,10 +13,10 @@ import triton.language as tl
 from torch import Tensor
 
 from fusedmix.arguments import LossArguments, compute_dtype, factor
-from fusedmix.backends.triton.labels_kernel import UNSIGNED, label, row_weight
-from fusedmix.backends.triton.launch import Kernel, brought, by_formula, pairing_of
-from fusedmix.backends.triton.numbers import bits, from_bits, from_compute, partner_of, to_compute
-from fusedmix.methods import Pairing, Per, Reduction
+from fusedmix.backends.triton.labels_kernel import UNSIGNED, label, of_weight, row_weight
+from fusedmix.backends.triton.launch import Kernel, of_partners, pairing_of
+from fusedmix.backends.triton.numbers import bits, from_bits, from_compute, jit_kernel, partner_of, to_compute
+from fusedmix.methods import Per, Reduction
 
 _FORWARD, _BACKWARD = 4096, 2048  # elements of a row under way in a program, at most
 _FINISH = 1024
@@ -83,9 +83,7 @@ def log1p_unit(u):
     return 2.0 * s * y
 
 
-@triton.jit(
-    do_not_specialize=["factor", "ignore", "batch"], do_not_specialize_on_alignment=["out", "scale", "losses", "labels"]
-)
+@jit_kernel()
 def finish_kernel(out, scale, losses, labels, factor, ignore, batch, COUNT: tl.constexpr, N: tl.constexpr):
     """The sum of all losses times a factor; COUNT: over the number of labels that are not ignored."""
     total = tl.zeros((N,), tl.float64)
@@ -129,10 +127,7 @@ def mixed_classes(i, labels, partner, weight, given, smoothing, ignore, batch, c
     return own, lent, keep * own_share, keep * lent_share, flat * (own_share + lent_share), ignored
 
 
-@triton.jit(
-    do_not_specialize=["row_stride", "step", "given", "smoothing", "ignore", "batch", "classes"],
-    do_not_specialize_on_alignment=["losses", "statistics", "labels", "partner", "weight", "class_weight"],
-)
+@jit_kernel("logits")
 def cross_entropy_kernel(
     losses, statistics, logits, labels, partner, weight, class_weight, row_stride, step, given, smoothing, ignore,
     batch, classes, PAIRING: tl.constexpr, WEIGHTS: tl.constexpr, WEIGHTED: tl.constexpr, SMOOTH: tl.constexpr,
@@ -172,10 +167,7 @@ def cross_entropy_kernel(
     tl.store(statistics + 2 * i + 1, tl.where(ignored, 0.0, mass / exponentials))
 
 
-@triton.jit(
-    do_not_specialize=["row_stride", "step", "grad_step", "given", "smoothing", "ignore", "batch", "classes", "parts"],
-    do_not_specialize_on_alignment=["grad", "labels", "partner", "weight", "class_weight", "statistics", "scale"],
-)
+@jit_kernel("out", "logits")
 def cross_entropy_backward_kernel(
     out, logits, grad, scale, statistics, labels, partner, weight, class_weight, row_stride, step, grad_step, given,
     smoothing, ignore, batch, classes, parts, PAIRING: tl.constexpr, WEIGHTS: tl.constexpr, WEIGHTED: tl.constexpr,
@@ -226,12 +218,7 @@ def binary_targets(i, k, live, labels, partner, weight, label_stride, label_step
     return t
 
 
-@triton.jit(
-    do_not_specialize=[
-        *("row_stride", "step", "label_stride", "label_step", "given", "smoothing", "threshold", "batch", "classes")
-    ],
-    do_not_specialize_on_alignment=["losses", "labels", "partner", "weight", "class_weight", "pos_weight"],
-)
+@jit_kernel("logits")
 def binary_cross_entropy_kernel(
     losses, logits, labels, partner, weight, class_weight, pos_weight, row_stride, step, label_stride, label_step,
     given, smoothing, threshold, batch, classes, PAIRING: tl.constexpr, WEIGHTS: tl.constexpr, SOFT: tl.constexpr,
@@ -258,13 +245,7 @@ def binary_cross_entropy_kernel(
     tl.store(losses + i, loss)
 
 
-@triton.jit(
-    do_not_specialize=[
-        *("row_stride", "step", "grad_step", "label_stride", "label_step", "given", "smoothing", "threshold"),
-        *("factor", "batch", "classes", "parts"),
-    ],
-    do_not_specialize_on_alignment=["grad", "labels", "partner", "weight", "class_weight", "pos_weight"],
-)
+@jit_kernel("out", "logits")
 def binary_cross_entropy_backward_kernel(
     out, logits, grad, labels, partner, weight, class_weight, pos_weight, row_stride, step, grad_step, label_stride,
     label_step, given, smoothing, threshold, factor, batch, classes, parts, PAIRING: tl.constexpr,
@@ -302,28 +283,19 @@ _binary_backward = Kernel(binary_cross_entropy_backward_kernel)
 
 def _given(of: LossArguments, label_smoothing: float) -> dict[str, Any]:
     """What every kernel of a loss is given."""
-    logits, device = of.logits, of.logits.device
+    logits = of.logits
     row_stride, step = logits.stride()
     batch, classes = logits.shape
-    pairing = by_formula(pairing_of(of.partner, of.pairing))
-    given, weights = 0, 1 if of.per == Per.BATCH else 0
-    if weights == 1 and of.weight.device != device and batch:
-        given, weights, weight = bits(float(of.weight[0])), 2, logits  # The tensor is not read.
-    else:
-        weight = brought(device, of.weight)
     return {
         "logits": logits,
-        "partner": brought(device, of.partner) if pairing == Pairing.RANDOM else logits,
-        "weight": weight,
+        **of_partners(of.partner, pairing_of(of.partner, of.pairing), logits),
+        **of_weight(of.weight, of.per == Per.BATCH, logits),
         "class_weight": logits if of.class_weight is None else of.class_weight,
         "row_stride": row_stride,
         "step": step,
-        "given": given,
         "smoothing": bits(label_smoothing),
         "batch": batch,
         "classes": classes,
-        "PAIRING": pairing,
-        "WEIGHTS": weights,
         "WEIGHTED": of.class_weight is not None,
     }
 
