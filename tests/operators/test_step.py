@@ -35,6 +35,7 @@ K = 7
 OPTIONS = [
     {},
     {"pairing": "flip", "label_smoothing": 0.1},
+    {"per": "sample"},
     {"per": "sample", "pairing": "random"},
     {"per": "pair", "sampling": "device"},
     {"per": "batch", "sampling": "device", "pairing": "random", "p": 0.5},
