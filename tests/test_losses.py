@@ -347,17 +347,9 @@ def test_a_target_is_above_the_threshold_where_mix_labels_has_it(backend):
         labels, plan, num_classes=4, label_smoothing=0.1, backend="reference" if device == "cpu" else None
     )
     z = torch.full((32, 4), 3.0, device=device)
+    options = {"label_smoothing": 0.1, "sum_classes": True, "reduction": "none", "backend": name}
     for threshold in mixed.unique()[:: 32 if name == "triton" else 1].tolist():
-        got = fm.mix_binary_cross_entropy(
-            z,
-            labels,
-            plan,
-            label_smoothing=0.1,
-            target_threshold=threshold,
-            sum_classes=True,
-            reduction="none",
-            backend=name,
-        )
+        got = fm.mix_binary_cross_entropy(z, labels, plan, target_threshold=threshold, **options)
         hot = (mixed > threshold).float()
         torch.testing.assert_close(got, F.binary_cross_entropy_with_logits(z, hot, reduction="none").sum(1))
 
