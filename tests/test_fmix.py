@@ -1,7 +1,7 @@
 """FMix: the masks of every backend, what is mixed by them, and the module.
 
 What is expected comes from the formulas (METHODS) and from the statistics of an independent implementation at 224x224
-(4000 masks, decay 3, λ = ½), which METHODS lists. What the masks are made of is asked in test_fourier.py.
+(4000 masks, decay 3, λ = ½), which METHODS lists. What the masks are made of is asked in test_grey_images.py.
 """
 
 from __future__ import annotations
