@@ -19,6 +19,7 @@ from fusedmix.plan import MixPlan, same_batch
 _REDUCTIONS = {"mean": Reduction.MEAN, "sum": Reduction.SUM, "none": Reduction.NONE}
 
 
+# The two losses are longer than a screen because all that their users read stands in them.
 def mix_cross_entropy(
     logits: Tensor,
     labels: Tensor,
