@@ -77,7 +77,8 @@ def build(folder: Path, archs: Sequence[str] = (), shim: bool = False, jobs: int
         link, more = [nvcc, *host, *(f"-L{f / 'lib'}" for f in folders), "-cudart=static"], []
     compile_cpp = [*cxx, *native._HOST_FLAGS, *includes, "-c"]
 
-    cpu, cuda = (sorted(path for path in (CSRC / name).iterdir() if path.suffix != ".h") for name in ("cpu", "cuda"))
+    cpu = sorted(path for name in ("host", "cpu") for path in (CSRC / name).glob("*.cpp"))
+    cuda = sorted(path for path in (CSRC / "cuda").iterdir() if path.suffix != ".h")
     kernels = CSRC / "cpu" / "kernels.cpp"
     commands = [[*compile_cpp, *flags, f"-DFUSEDMIX_ISA={isa}", str(kernels)] for isa, flags in native._ISAS]
     commands += [[*compile_cpp, str(path)] for path in cpu if path != kernels]

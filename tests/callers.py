@@ -17,7 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fusedmix as fm
 from conftest import NO_CPP, NO_CUDA, NO_TRITON, TRITON_DEVICE, TRITON_MARKS
-from fusedmix import backends
+from fusedmix import backends, operands, ops
+from fusedmix.backends import reference
 
 try:
     import shim_build
@@ -50,6 +51,17 @@ class Ran(Recorded):
         super().__exit__(kind, *rest)
         if kind is None:
             assert self.seen == self.expected
+
+
+class _Rows:
+    """The functions of the reference, called as operators are: with rows of arguments, but not checked."""
+
+    def __getattr__(self, name):
+        gather = operands.gathering(ops._SCHEMAS[name])
+        return lambda *args: getattr(reference, name)(*gather(args))
+
+
+REFERENCE = _Rows()
 
 
 def masks_of(plan):

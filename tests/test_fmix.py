@@ -18,7 +18,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import fusedmix as fm
 from conftest import NO_CPP, NO_CUDA, NO_TRITON, TRITON_DEVICE, TRITON_MARKS
 from fusedmix import backends, fourier
-from fusedmix.arguments import MaskArguments
 from fusedmix.backends import reference
 from fusedmix.draws import Request, Source
 from fusedmix.masks.fourier import unpack
@@ -296,7 +295,7 @@ def test_mixing_by_stored_masks(backend, soft):
         plan = module.sample(5, size, seed=i)
         x = laid_out((200 * torch.rand(5, 3, *size, dtype=torch.float64)).to(dtype), layout)
         masks = (plan.partner, plan.masks, int(plan.families), len(size), int(plan.pairing), int(plan.per))
-        expected = reference.mix(x, MaskArguments(*masks, plan.pixels))
+        expected = reference.mix(x, *masks, plan.pixels)
         there = [t.to(device) if isinstance(t, torch.Tensor) else t for t in (*masks, plan.pixels)]
         where = (size, per, pairing, dtype, layout)
         bound = {"rtol": 0.0, "atol": 0.0}
@@ -309,7 +308,7 @@ def test_mixing_by_stored_masks(backend, soft):
         torch.testing.assert_close(out.cpu(), expected, **bound, msg=str(where))
         assert out.stride() == torch.empty_like(x_there).stride()
         if dtype != torch.uint8:
-            adjoint = reference.mix_adjoint(x, MaskArguments(*masks, plan.pixels))
+            adjoint = reference.mix_adjoint(x, *masks, plan.pixels)
             torch.testing.assert_close(operators.mix_adjoint(x_there, *there).cpu(), adjoint, **bound, msg=str(where))
         memory = x_there if x_there._base is None else x_there._base
         beside = memory.clone()

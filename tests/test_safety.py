@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 import fusedmix as fm
 import fuzz_operators
+from callers import REFERENCE
 from conftest import METHODS, NO_CPP, NO_TRITON, STORED, TRITON_DEVICE, TRITON_MARKS
 from fusedmix import backends, checks
 from fusedmix.arguments import MaskArguments
@@ -438,13 +439,13 @@ def test_cuda_kernels_stay_in_the_batch(shim, monkeypatch, method, shared_bytes)
 def test_cuda_losses_stay_in_the_batch(shim):
     z, y, weight = torch.randn(B, K), batch()[1], torch.linspace(0.1, 0.9, B, dtype=torch.float64)
     lost, found = ((z, y, p, weight, int(Pairing.RANDOM), int(Per.SAMPLE), None) for p in (LOST, FOUND))
-    got, want = (f.cross_entropy(*a, 0.1, -100, 0)[0] for f, a in ((shim, lost), (reference, found)))
+    got, want = (f.cross_entropy(*a, 0.1, -100, 0)[0] for f, a in ((shim, lost), (REFERENCE, found)))
     torch.testing.assert_close(got, want)
-    got, want = (f.binary_cross_entropy(*a, None, 0.1, None, 0) for f, a in ((shim, lost), (reference, found)))
+    got, want = (f.binary_cross_entropy(*a, None, 0.1, None, 0) for f, a in ((shim, lost), (REFERENCE, found)))
     torch.testing.assert_close(got, want)
     grad = torch.ones(())
     got, want = (
-        f.binary_cross_entropy_backward(grad, *a, None, 0.1, None, 1) for f, a in ((shim, lost), (reference, found))
+        f.binary_cross_entropy_backward(grad, *a, None, 0.1, None, 1) for f, a in ((shim, lost), (REFERENCE, found))
     )
     torch.testing.assert_close(got, want)
 

@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batches import FLOATS
-from callers import CUDA, INTERPRETED, cases, shown
-from fusedmix.backends import reference
+from callers import CUDA, INTERPRETED, REFERENCE, cases, shown
 from fusedmix.methods import Pairing, Per, Reduction
 from oracle import assert_losses, compute_of
 
@@ -57,7 +56,7 @@ def mixed_for(b, k, pairing=Pairing.RANDOM, per=Per.SAMPLE, soft=None, weighted=
 def both(shim, z, mixed, smoothing=0.1, ignore=-100, reduction=Reduction.MEAN, pos_weight=None, threshold=None, **how):
     """(losses and gradients of both losses by the kernels, the same by the reference)."""
     found = []
-    for operators, options in ((shim, how), (reference, {})):
+    for operators, options in ((shim, how), (REFERENCE, {})):
         results = []
         if mixed[0].ndim == 1:
             loss, statistics, scale = operators.cross_entropy(z, *mixed, smoothing, ignore, reduction, **options)
@@ -208,7 +207,7 @@ def test_ignored_labels_infinities_and_nan(large, reduction, repeats):
     ):
         mixed = (torch.tensor(labels), *mixed_for(5, k, seed=seed)[1:])
         found = []
-        for operators in (large, reference):
+        for operators in (large, REFERENCE):
             loss, statistics, scale = operators.cross_entropy(z, *mixed, smoothing, -100, reduction)
             grad = torch.ones_like(loss)
             found.append([loss, operators.cross_entropy_backward(grad, z, *mixed, statistics, scale, smoothing, -100)])

@@ -122,19 +122,21 @@ def _fields(
     each = math.prod(shape)
     tiles = -(-each // _BLOCK)
     coefficients = torch.empty((2, many, each), device=device)
-    named = {"out": coefficients, "tiles": tiles, "longest": max(size), "NDIM": ndim, "N": _BLOCK}
-    _coefficients.launch(many * tiles, device, {**of_chunk, **noise, **axes, **named})
+    # Arguments have no name here and below: the tensors of one launch would live on while those of the next are made.
+    _coefficients.launch(many * tiles, device, {
+        **of_chunk, **noise, **axes, "out": coefficients, "tiles": tiles, "longest": max(size), "NDIM": ndim,
+        "N": _BLOCK,
+    })  # fmt: skip
     of_axis = (1 + TILE) * (3 - ndim)
     for axis, (k, side) in enumerate(zip(along, size, strict=True)):
         last, inner = axis == ndim - 1, math.prod(shape[1:])
         out = torch.empty((1 if last else 2, many, inner * side), device=device)
         tiles = -(-side // TILE)
-        named = {
-            "out": out, "coefficients": coefficients, "waves": waves, "tiles": tiles, "count": len(k), "inner": inner,
-            "side": side, "k_first": k.start, "of_axis": of_axis, "total": waves.shape[1], "LAST": last, "M": _ROWS,
-            "N": TILE,
-        }  # fmt: skip
-        _sum.launch(-(-many * inner // _ROWS) * tiles, device, {**of_chunk, **named})
+        _sum.launch(-(-many * inner // _ROWS) * tiles, device, {
+            **of_chunk, "out": out, "coefficients": coefficients, "waves": waves, "tiles": tiles, "count": len(k),
+            "inner": inner, "side": side, "k_first": k.start, "of_axis": of_axis, "total": waves.shape[1],
+            "LAST": last, "M": _ROWS, "N": TILE,
+        })  # fmt: skip
         coefficients, shape = out, [*shape[1:], side]
         of_axis += side + len(k) * TILE
     return coefficients[0]
