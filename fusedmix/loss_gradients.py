@@ -41,16 +41,15 @@ def binary_cross_entropy(operators: Any, of: LossArguments, *options: Any) -> Te
 
 def _save(ctx: Any, inputs: tuple[Any, ...], before: int, *others: Tensor | None) -> None:
     """Keeps the arguments that losses share, which stand after `before` other inputs, and these tensors."""
-    of = LossArguments(*inputs[before : before + _SHARED])
-    ctx.inputs, ctx.hints = len(inputs), (of.pairing, of.per)
-    ctx.save_for_backward(of.logits, of.labels, of.partner, of.weight, of.class_weight, *others)
+    logits, labels, partner, weight, *ctx.hints, class_weight = inputs[before : before + _SHARED]
+    ctx.inputs = len(inputs)
+    ctx.save_for_backward(logits, labels, partner, weight, class_weight, *others)
 
 
 def _saved(ctx: Any, tensors: Sequence[Any]) -> tuple[LossArguments, list[Any]]:
     """What `_save` kept: the arguments that losses share, and the other tensors."""
     logits, labels, partner, weight, class_weight, *others = tensors
-    pairing, per = ctx.hints
-    return LossArguments(logits, labels, partner, weight, pairing, per, class_weight), others
+    return LossArguments(logits, labels, partner, weight, *ctx.hints, class_weight), others
 
 
 def _gradients(ctx: Any, *of_first: Tensor | None) -> tuple[Tensor | None, ...]:
