@@ -383,6 +383,7 @@ def test_a_batch(sampling, per, pairing):
     assert torch.equal(here, images)
 
 
+@pytest.mark.thorough
 def test_half_of_the_masks_round_up():
     plan = fm.FMix(per="sample", sampling="device").sample(4000, (3, 3), lam=0.5, seed=1)
     assert stats.binomtest(int((plan.geometry[:, 0] == 5).sum()), 4000).pvalue > 1e-3

@@ -124,6 +124,7 @@ def test_a_library_on_torchs_stable_abi(box: Box, monkeypatch: pytest.MonkeyPatc
 # ---- Many processes ----
 
 
+@pytest.mark.thorough
 def test_eight_processes_build_once(box: Box) -> None:
     started = [box.process(STUB_SLEEP="1") for _ in range(8)]
     said = [process.communicate(timeout=60) for process in started]

@@ -159,6 +159,7 @@ build(per="elem")  # wrong
 """
 
 
+@pytest.mark.thorough
 def test_type_checkers_know_the_keywords(tmp_path):
     """mypy finds the lines that are wrong, and no other."""
     required("mypy")

@@ -50,6 +50,7 @@ def everything(cpp):
     return found
 
 
+@pytest.mark.thorough
 def test_threads_change_nothing(cpp):
     threads = torch.get_num_threads()
     try:
