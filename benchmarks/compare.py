@@ -219,7 +219,7 @@ def counts(sides: tuple[Side, Side], given: Namespace, scratch: Path) -> list[Co
     count.check_tools()
     programs = []
     for side in sides:
-        driver = side.tree / _DRIVER  # its own: what it calls is declared by the kernels of its commit
+        driver = side.tree / _DRIVER  # It calls what the kernels of the same commit declare.
         if not driver.exists():
             raise CompareError(f"{side.word} ({side.commit[:12]}) has no {_DRIVER}")
         # Commits that share all that the count depends on share a build.
