@@ -41,7 +41,7 @@ def binary_cross_entropy(operators: Any, of: LossArguments, *options: Any) -> Te
 
 def _save(ctx: Any, inputs: tuple[Any, ...], before: int, *others: Tensor | None) -> None:
     """Keeps the arguments that losses share, which stand after `before` other inputs, and these tensors."""
-    logits, labels, partner, weight, *ctx.hints, class_weight = inputs[before : before + _SHARED]
+    logits, labels, partner, weight, ctx.pairing, ctx.per, class_weight = inputs[before : before + _SHARED]
     ctx.inputs = len(inputs)
     ctx.save_for_backward(logits, labels, partner, weight, class_weight, *others)
 
@@ -49,7 +49,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], before: int, *others: Tensor | None
 def _saved(ctx: Any, tensors: Sequence[Any]) -> tuple[LossArguments, list[Any]]:
     """What `_save` kept: the arguments that losses share, and the other tensors."""
     logits, labels, partner, weight, class_weight, *others = tensors
-    return LossArguments(logits, labels, partner, weight, *ctx.hints, class_weight), others
+    return LossArguments(logits, labels, partner, weight, ctx.pairing, ctx.per, class_weight), others
 
 
 def _gradients(ctx: Any, *of_first: Tensor | None) -> tuple[Tensor | None, ...]:
