@@ -41,6 +41,11 @@ class Stream(IntEnum):
     RATIO = 11  # call 0 and 1: the four uniforms of HMix's ratio
     CELLS = 12  # the cells of a grid: one word for each step
     OWN = 13  # what else a family draws for a mask of its own: two uniforms of 52 bits for each call
+    FLIP = 14  # words 0-1: whether a sample is flipped
+    # Call 0, words 0-1: whether a sample is erased; word 2: how many holes. Call 1, words 0-1: the seed of its noise.
+    # Call 2 + 10k + t, words 0, 1, 2, 3: area, height/width, top, left of the t-th rectangle that is tried for hole k.
+    ERASE = 15
+    FILL = 16  # the normal fills of holes, key: the seed of the sample's noise; call c: of channels 4c to 4c+3
 
 
 def philox4x32(counter: Words, key: tuple[Tensor, Tensor]) -> Words:

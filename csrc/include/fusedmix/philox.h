@@ -24,6 +24,9 @@ enum Stream : uint32_t {
   kStreamRatio = 11,
   kStreamCells = 12,
   kStreamOwn = 13,
+  kStreamFlip = 14,
+  kStreamErase = 15,
+  kStreamFill = 16,
 };
 
 struct Words {

@@ -1,0 +1,126 @@
+"""Flips and holes: what is drawn for each sample of a batch that is finished (fusedmix/finishing.py).
+
+Everything is a pure function of (seed, index of the sample), by Philox with streams of its own, so that a plan's masks
+are what they are without it. csrc/include/fusedmix/finish.h mirrors it.
+
+A record is 4 + 4·n words of 32 bits, n being the largest number of holes: whether the sample is flipped; how many of
+its holes are to be looked at; the low and the high half of the seed of its noise; and for each hole its top, left,
+height and width in pixels, of the sample after its flip. A hole that found no place is empty, and so are those that
+follow the last one.
+"""
+
+from __future__ import annotations
+
+import math
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from fusedmix.finishing import Erase, Finish
+from fusedmix.philox import Stream, below, uniform, words
+
+ATTEMPTS = 10  # rectangles that are tried for a hole, as timm and torchvision do
+
+
+class Word(IntEnum):
+    """The words of a record before its holes."""
+
+    FLIP = 0
+    HOLES = 1
+    NOISE_LOW = 2
+    NOISE_HIGH = 3
+
+
+HEAD, PER_HOLE = len(Word), 4
+
+
+def draw(finish: Finish, seed: Tensor, batch_size: int, size: tuple[int, int]) -> Tensor | None:
+    """(B, 4 + 4·holes) int32, a record of each sample, where the seed is; None where nothing is random.
+
+    Args:
+        finish: what is drawn.
+        seed: () int64.
+        batch_size: B.
+        size: the height and the width in pixels.
+    """
+    if not finish.is_random:
+        return None
+    erase = finish.erase
+    holes = 0 if erase is None else erase.counts[1]
+    record = torch.zeros((batch_size, HEAD + PER_HOLE * holes), dtype=torch.int64, device=seed.device)
+    index = torch.arange(batch_size, device=seed.device)
+    if finish.hflip:
+        a, b, _, _ = words(seed, index, Stream.FLIP)
+        record[:, Word.FLIP] = uniform(a, b) < finish.hflip
+    if erase is not None:
+        a, b, chosen, _ = words(seed, index, Stream.ERASE)
+        least, most = erase.counts
+        count = torch.where(uniform(a, b) < erase.p, least + below(chosen, most - least + 1), 0)
+        record[:, Word.HOLES] = count
+        record[:, Word.NOISE_LOW], record[:, Word.NOISE_HIGH], _, _ = words(seed, index, Stream.ERASE, 1)
+        record[:, HEAD:] = _holes(erase, seed, index, count, size).flatten(1)
+    return record.int()  # words above 2^31 wrap
+
+
+def _holes(erase: Erase, seed: Tensor, index: Tensor, count: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, holes, 4) int64, empty from the count of a sample on."""
+    height, width = size
+    hole = torch.arange(erase.counts[1], device=seed.device).unsqueeze(1)
+    attempt = torch.arange(ATTEMPTS, device=seed.device)
+    each = words(seed, index.reshape(-1, 1, 1), Stream.ERASE, 2 + hole * ATTEMPTS + attempt)
+    (low, high), (least, most) = erase.scale, erase.ratio
+    area = (low + (high - low) * _unit(each[0])) * (height * width) / count.clamp_min(1).reshape(-1, 1, 1)
+    # Exponentials differ between libraries in the last bit, so they are rounded to float32, as those of boxes are.
+    ratio = least * (_unit(each[1]) * math.log(most / least)).exp().float().double()
+    h, w = (nearest_root(square.clamp_max(2.0**50)) for square in (area * ratio, area / ratio))
+    fits = (h < height) & (w < width)
+    top, left = below(each[2], height - h + 1), below(each[3], width - w + 1)
+    first = fits.long().argmax(2, keepdim=True)
+    tried = torch.stack((top, left, h, w), -1)
+    chosen = tried.gather(2, first.unsqueeze(-1).expand(-1, -1, -1, 4)).squeeze(2)
+    there = fits.any(2) & (hole.squeeze(1) < count.unsqueeze(1))
+    return torch.where(there.unsqueeze(-1), chosen, 0)
+
+
+def _unit(word: Tensor) -> Tensor:
+    """float64 uniform in (0, 1), symmetric about ½, from 32 bits."""
+    return (2 * word + 1).double() * 2.0**-33
+
+
+def nearest_root(x: Tensor) -> Tensor:
+    """The integer nearest to √x, int64, of float64 numbers from 0 to 2^50: exact, whatever the last bits of a library's
+    square root are. Of h + ½ it is h."""
+    h = (x.sqrt() + 0.5).floor()
+    h = h - (h * h - h + 0.25 >= x).double() * (h > 0)  # (h - ½)², without rounding
+    return (h + (h * h + h + 0.25 < x).double()).long()
+
+
+def inside(records: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, *size) int64: which hole of its sample each pixel is in, counted from 1, the last one where there are
+    several; 0: none."""
+    height, width = size
+    holes = records[:, HEAD:].long().reshape(records.shape[0], -1, PER_HOLE)
+    y = torch.arange(height, device=records.device).reshape(-1, 1)
+    x = torch.arange(width, device=records.device)
+    found = torch.zeros((records.shape[0], height, width), dtype=torch.int64, device=records.device)
+    for k in range(holes.shape[1]):
+        top, left, h, w = (part.reshape(-1, 1, 1) for part in holes[:, k].unbind(1))
+        own = (y >= top) & (y < top + h) & (x >= left) & (x < left + w)
+        found = torch.where(own, k + 1, found)
+    return found
+
+
+def normals(records: Tensor, index: Tensor, channels: int) -> Tensor:
+    """(n, channels) float64 standard normal fills, of records (n, ...) and of an index (n,): that of a hole among those
+    of its sample, or that of a pixel in row-major order. Independent from index to index and from channel to channel.
+    """
+    low, high = (records[:, word].long() & 0xFFFFFFFF for word in (Word.NOISE_LOW, Word.NOISE_HIGH))
+    channel = torch.arange(channels, device=records.device)
+    seed = ((high << 32) | low).unsqueeze(1)
+    a, b, c, d = words(seed, index.unsqueeze(1), Stream.FILL, channel // 4)
+    # Box and Muller, of uniforms with 23 and 24 bits, which float32 holds exactly, as the noise of FMix is made.
+    first, other = torch.where(channel % 4 < 2, a, c), torch.where(channel % 4 < 2, b, d)
+    radius = (-2.0 * ((2 * (first >> 9) + 1).double() * 2.0**-24).log()).sqrt()
+    angle = (other >> 8).double() * (2.0 * math.pi * 2.0**-24)
+    return radius * torch.where(channel % 2 == 0, angle.cos(), angle.sin())
