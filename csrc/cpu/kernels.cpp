@@ -5,6 +5,7 @@
 #include "../include/fusedmix/blend.h"
 #include "../include/fusedmix/fourier.h"
 #include "convert.h"
+#include "finish_rows.h"
 #include "loss_rows.h"
 
 #if defined(__AVX__)
@@ -372,6 +373,7 @@ const Kernels FUSEDMIX_CONCAT(kernels_, FUSEDMIX_ISA) = {
     gaussian,
     {noise_row, plane, above, expand, bracket},
     {loss_rows<float>(), loss_rows<Half>(), loss_rows<BFloat16>(), loss_rows<double>()},
+    finish_kernels(),
 };
 
 }  // namespace fusedmix::cpu

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../include/fusedmix/element.h"
+#include "finish.h"
 #include "losses.h"
 
 namespace fusedmix::cpu {
@@ -76,6 +77,7 @@ struct Kernels {
   void (*gaussian)(float* out, const float* table, int64_t n, Factors factors, bool complement);
   FourierKernels fourier;
   LossRows losses[4];  // by ElementType
+  FinishKernels finish;
 };
 
 // The best set for this CPU; FUSEDMIX_ISA in the environment asks for one by name.
