@@ -8,6 +8,7 @@
 
 #include "../include/fusedmix/partners.h"
 #include "kernels.h"
+#include "large_pages.h"
 
 namespace fusedmix::cpu {
 namespace {
@@ -277,7 +278,10 @@ class Finisher {
 }  // namespace
 
 void finish(const FinishArgs& args, const Parallel& parallel) {
-  if (args.batch * args.channels * args.height * args.width > 0) Finisher(args, parallel);
+  const int64_t elements = args.batch * args.channels * args.height * args.width;
+  if (elements == 0) return;
+  ask_for_large_pages(args.dst, elements * element_size(args.made));
+  Finisher(args, parallel);
 }
 
 void draw_finish(const FinishDrawArgs& args, const Parallel& parallel) {
