@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 import random
 from typing import Any
 
@@ -41,7 +43,7 @@ def python_unit(word: int) -> float:
 
 
 def python_record(finish: Finish, seed: int, index: int, size: tuple[int, int]) -> list[int]:
-    """A record in Python's own arithmetic, written after timm's loop, with this package's numbers in place of random's."""
+    """A record in Python's own arithmetic, written after timm's loop, with this package's words."""
     erase = finish.erase
     a, b, _, _ = python_words(seed, index, FLIP)
     flip = int(python_uniform(a, b) < finish.hflip)
@@ -63,7 +65,7 @@ def python_record(finish: Finish, seed: int, index: int, size: tuple[int, int]) 
             if h < size[0] and w < size[1]:
                 holes[k] = [(top * (size[0] - h + 1)) >> 32, (left * (size[1] - w + 1)) >> 32, h, w]
                 break
-    return [flip, count, low, high, *sum(holes, [])]
+    return [flip, count, low, high, *functools.reduce(operator.iadd, holes, [])]
 
 
 @pytest.mark.parametrize("count", [1, 3, (2, 5)])
@@ -71,7 +73,8 @@ def python_record(finish: Finish, seed: int, index: int, size: tuple[int, int]) 
 def test_a_record_is_what_its_words_say(seed: int, count: Any) -> None:
     finish = Finish(None, hflip=0.5, erase=Erase(0.6, (0.02, 0.9), (0.2, 4.0), count=count))
     records = erasing.draw(finish, torch.tensor(seed), 40, SIZE)
-    assert records is not None and records.dtype == torch.int32
+    assert records is not None
+    assert records.dtype == torch.int32
     expected = [python_record(finish, seed, i, SIZE) for i in range(40)]
     assert [[word % 2**32 for word in row] for row in records.tolist()] == expected
 
@@ -146,7 +149,8 @@ def same_law(ours: Tensor, theirs: Tensor, size: tuple[int, int]) -> None:
     alike(ours[:, 2] * ours[:, 3], theirs[:, 2] * theirs[:, 3])
     alike(ours[:, 0] * ours[:, 2], theirs[:, 0] * theirs[:, 2])
     alike(ours[:, 1] * ours[:, 3], theirs[:, 1] * theirs[:, 3])
-    assert (ours[:, :2] >= 0).all() and (ours[:, :2] + ours[:, 2:] <= torch.tensor(size)).all()
+    assert (ours[:, :2] >= 0).all()
+    assert (ours[:, :2] + ours[:, 2:] <= torch.tensor(size)).all()
 
 
 @pytest.mark.parametrize(
