@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import math
 from enum import IntEnum
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fusedmix.finishing import Erase, Finish
+from fusedmix.finishing import Finish
 from fusedmix.philox import Stream, below, uniform, words
 
 ATTEMPTS = 10  # rectangles that are tried for a hole, as timm and torchvision do
@@ -35,44 +36,62 @@ class Word(IntEnum):
 HEAD, PER_HOLE = len(Word), 4
 
 
-def draw(finish: Finish, seed: Tensor, batch_size: int, size: tuple[int, int]) -> Tensor | None:
-    """(B, 4 + 4·holes) int32, a record of each sample, where the seed is; None where nothing is random.
+class Chances(NamedTuple):
+    """What a finish draws by, as numbers: the row that operators take."""
+
+    flip: float  # the probability
+    erase: float  # the probability
+    area_low: float
+    area_high: float
+    ratio_low: float
+    ratio_log: float  # the logarithm of the highest ratio over the lowest one
+    least: float  # holes of a sample that is erased
+    most: float
+
+
+def chances(finish: Finish) -> Chances:
+    """Of a finish that erases nothing there are no holes at most."""
+    erase = finish.erase
+    if erase is None:
+        return Chances(finish.hflip, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0)
+    (least, most), (low, high) = erase.counts, erase.ratio
+    return Chances(finish.hflip, erase.p, *erase.scale, low, math.log(high / low), least, most)
+
+
+def draw(of: Chances, seed: Tensor, batch_size: int, size: tuple[int, int]) -> Tensor:
+    """(B, 4 + 4·holes) int32, a record of each sample, where the seed is.
 
     Args:
-        finish: what is drawn.
+        of: what is drawn.
         seed: () int64.
         batch_size: B.
         size: the height and the width in pixels.
     """
-    if not finish.is_random:
-        return None
-    erase = finish.erase
-    holes = 0 if erase is None else erase.counts[1]
-    record = torch.zeros((batch_size, HEAD + PER_HOLE * holes), dtype=torch.int64, device=seed.device)
+    least, most = int(of.least), int(of.most)
+    record = torch.zeros((batch_size, HEAD + PER_HOLE * most), dtype=torch.int64, device=seed.device)
     index = torch.arange(batch_size, device=seed.device)
-    if finish.hflip:
+    if of.flip:
         a, b, _, _ = words(seed, index, Stream.FLIP)
-        record[:, Word.FLIP] = uniform(a, b) < finish.hflip
-    if erase is not None:
+        record[:, Word.FLIP] = uniform(a, b) < of.flip
+    if most:
         a, b, chosen, _ = words(seed, index, Stream.ERASE)
-        least, most = erase.counts
-        count = torch.where(uniform(a, b) < erase.p, least + below(chosen, most - least + 1), 0)
+        count = torch.where(uniform(a, b) < of.erase, least + below(chosen, most - least + 1), 0)
         record[:, Word.HOLES] = count
         record[:, Word.NOISE_LOW], record[:, Word.NOISE_HIGH], _, _ = words(seed, index, Stream.ERASE, 1)
-        record[:, HEAD:] = _holes(erase, seed, index, count, size).flatten(1)
-    return record.int()  # words above 2^31 wrap
+        record[:, HEAD:] = _holes(of, seed, index, count, size).flatten(1)
+    return record.int()  # Words above 2^31 wrap.
 
 
-def _holes(erase: Erase, seed: Tensor, index: Tensor, count: Tensor, size: tuple[int, int]) -> Tensor:
+def _holes(of: Chances, seed: Tensor, index: Tensor, count: Tensor, size: tuple[int, int]) -> Tensor:
     """(B, holes, 4) int64, empty from the count of a sample on."""
     height, width = size
-    hole = torch.arange(erase.counts[1], device=seed.device).unsqueeze(1)
+    hole = torch.arange(int(of.most), device=seed.device).unsqueeze(1)
     attempt = torch.arange(ATTEMPTS, device=seed.device)
     each = words(seed, index.reshape(-1, 1, 1), Stream.ERASE, 2 + hole * ATTEMPTS + attempt)
-    (low, high), (least, most) = erase.scale, erase.ratio
-    area = (low + (high - low) * _unit(each[0])) * (height * width) / count.clamp_min(1).reshape(-1, 1, 1)
+    area = (of.area_low + (of.area_high - of.area_low) * _unit(each[0])) * (height * width)
+    area = area / count.clamp_min(1).reshape(-1, 1, 1)
     # Exponentials differ between libraries in the last bit, so they are rounded to float32, as those of boxes are.
-    ratio = least * (_unit(each[1]) * math.log(most / least)).exp().float().double()
+    ratio = of.ratio_low * (_unit(each[1]) * of.ratio_log).exp().float().double()
     h, w = (nearest_root(square.clamp_max(2.0**50)) for square in (area * ratio, area / ratio))
     fits = (h < height) & (w < width)
     top, left = below(each[2], height - h + 1), below(each[3], width - w + 1)

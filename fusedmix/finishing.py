@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from enum import IntEnum
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fusedmix import checks
+from fusedmix.arguments import compute_dtype
 
 InputFormat = Literal["NCHW", "NHWC"]
 Fill = float | tuple[float, ...] | Literal["random", "pixel"]
@@ -180,17 +182,24 @@ class Finish:
             found.append(("erase.value", len(self.erase.value)))
         return found
 
-    def affine(self, channels: int, dtype: torch.dtype) -> Tensor:
-        """(3, channels) on the CPU, in the dtype that a batch of `dtype` is finished in: by what its numbers are
-        multiplied, what is added then, and what a hole is filled with if that is a number. Rounded once, of float64."""
+    def arguments(self, x: Tensor, draws: Tensor | None = None) -> FinishArguments:
+        """What operators take after a batch that has been checked."""
+        channels = x.shape[3 if self.input_format == "NHWC" else 1]
+        value = None if self.erase is None else self.erase.value
+        fill = {"random": Filling.EACH_HOLE, "pixel": Filling.EACH_PIXEL}.get(value, Filling.NUMBER)  # type: ignore[arg-type]
+        affine, last = self._affine(channels, x), self._out_format(x) is torch.channels_last
+        return FinishArguments(affine.to(x.device), draws, int(fill), self.input_format == "NHWC", self.dtype, last)
+
+    def _affine(self, channels: int, x: Tensor) -> Tensor:
+        """(3, channels), each number rounded once, of float64."""
         mean, std = self.normalize or ((0.0,) * channels, (1.0,) * channels)
-        most = 255.0 if dtype == torch.uint8 else 1.0
+        most = 255.0 if x.dtype == torch.uint8 else 1.0
         value = 0.0 if self.erase is None or isinstance(self.erase.value, str) else self.erase.value
         fill = value if isinstance(value, tuple) else (value,) * channels
         rows = [[1.0 / (most * s) for s in std], [-m / s for m, s in zip(mean, std, strict=True)], list(fill)]
-        return torch.tensor(rows, dtype=compute_dtype(dtype), device="cpu")
+        return torch.tensor(rows, dtype=compute_dtype(x), device="cpu")
 
-    def out_format(self, x: Tensor) -> torch.memory_format:
+    def _out_format(self, x: Tensor) -> torch.memory_format:
         """Of the new batch."""
         if self.memory_format is not None:
             return self.memory_format
@@ -199,9 +208,25 @@ class Finish:
         return torch.channels_last if last else torch.contiguous_format
 
 
-def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """In which a batch of a dtype is blended and normalised."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+class FinishArguments(NamedTuple):
+    """What the operators that finish a batch take after it."""
+
+    affine: (
+        Tensor  # (3, C) in the compute dtype of the batch: what numbers are multiplied with, what is added, the fill
+    )
+    draws: Tensor | None  # (B, 4 + 4·holes) int32: flips and holes (fusedmix/erasing.py)
+    fill: int  # Filling
+    nhwc: bool
+    dtype: torch.dtype  # of the new batch
+    channels_last: bool  # whether the new batch is
+
+
+class Filling(IntEnum):
+    """What holes are filled with."""
+
+    NUMBER = 0
+    EACH_HOLE = 1
+    EACH_PIXEL = 2
 
 
 def _set(record: Any, **values: Any) -> None:

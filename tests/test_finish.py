@@ -15,8 +15,10 @@ from torch import Tensor
 
 import fusedmix as fm
 from fusedmix import erasing
+from fusedmix.arguments import MaskArguments
 from fusedmix.backends import reference
-from fusedmix.backends.finished import finished
+from fusedmix.backends.finished import finish as finish_alone
+from fusedmix.backends.finished import finish_mix
 from fusedmix.finishing import FINISHED_DTYPES, Erase, Finish
 from fusedmix.plan import MixPlan
 
@@ -46,8 +48,17 @@ def plan_of(mixer: fm.MixTransform, batch: int = 6, size: tuple[int, int] = SIZE
 
 
 def mixed(x: Tensor, finish: Finish, plan: MixPlan, draws: Tensor | None = None) -> Tensor:
+    return finish_mix(x, finish.arguments(x, draws), arguments_of(plan))
+
+
+def alone(x: Tensor, finish: Finish, draws: Tensor | None = None) -> Tensor:
+    return finish_alone(x, finish.arguments(x, draws))
+
+
+def arguments_of(plan: MixPlan) -> MaskArguments:
     ndim = 0 if plan.constant else 2
-    return finished(x, finish, draws, plan.partner, plan.masks, int(plan.families), ndim, int(plan.per), plan.pixels)
+    hints = int(plan.families), ndim, int(plan.pairing), int(plan.per)
+    return MaskArguments(plan.partner, plan.masks, *hints, plan.pixels)
 
 
 def masks_of(plan: MixPlan) -> Tensor:
@@ -55,7 +66,7 @@ def masks_of(plan: MixPlan) -> Tensor:
 
 
 def draws_of(finish: Finish, batch: int = 6, size: tuple[int, int] = SIZE, seed: int = 3) -> Tensor | None:
-    return erasing.draw(finish, torch.tensor(seed), batch, size)
+    return erasing.draw(erasing.chances(finish), torch.tensor(seed), batch, size) if finish.is_random else None
 
 
 def mixers() -> list[fm.MixTransform]:
@@ -117,15 +128,15 @@ def test_where_the_mask_is_one_a_sample_is_finished_alone(dtype: torch.dtype, er
     for made in FINISHED_DTYPES if dtype == torch.float64 else FINISHED_DTYPES[:3]:
         finish = Finish((MEAN, STD), dtype=made, hflip=0.5, erase=erase)
         draws = draws_of(finish)
-        alone = finished(x, finish, draws)
-        assert alone.dtype == made
+        own = alone(x, finish, draws)
+        assert own.dtype == made
         for mixer in mixers():
             plan = plan_of(mixer)
             out, masks = mixed(x, finish, plan, draws), masks_of(plan).unsqueeze(1)
-            assert torch.equal(torch.where(masks == 1, out, 0), torch.where(masks == 1, alone, 0))
-            assert torch.equal(torch.where(masks == 0, out, 0), torch.where(masks == 0, alone[plan.partner], 0))
+            assert torch.equal(torch.where(masks == 1, out, 0), torch.where(masks == 1, own, 0))
+            assert torch.equal(torch.where(masks == 0, out, 0), torch.where(masks == 0, own[plan.partner], 0))
         whole = mixed(x, finish, fm.MixUp(num_classes=5).sample(6, SIZE, lam=1.0), draws)
-        assert torch.equal(whole, alone)
+        assert torch.equal(whole, own)
 
 
 def test_where_the_mask_is_zero_infinities_of_the_sample_are_gone() -> None:
@@ -157,7 +168,7 @@ def test_holes_are_filled_as_asked_for() -> None:
         finish = Finish((MEAN, STD), hflip=0.5, erase=Erase(1.0, (0.2, 0.4), value=value, count=2))
         draws = draws_of(finish)
         assert draws is not None
-        out, plain = finished(x, finish, draws), finished(x, Finish((MEAN, STD), hflip=0.5), draws[:, : erasing.HEAD])
+        out, plain = alone(x, finish, draws), alone(x, Finish((MEAN, STD), hflip=0.5), draws[:, : erasing.HEAD])
         hole = erasing.inside(draws, SIZE)
         outside = (hole == 0).unsqueeze(1).expand_as(out)
         assert torch.equal(out[outside], plain[outside])
@@ -217,7 +228,7 @@ def test_pieces_of_a_batch_are_the_batch(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_small_batches(shape: tuple[int, ...]) -> None:
     x = torch.zeros(shape, dtype=torch.uint8)
     finish = Finish((MEAN, STD), hflip=0.5, erase=ERASES[2])
-    out = finished(x, finish, draws_of(finish, shape[0], (shape[2], shape[3])))
+    out = alone(x, finish, draws_of(finish, shape[0], (shape[2], shape[3])))
     assert out.shape == x.shape
     assert out.dtype == torch.float32
 

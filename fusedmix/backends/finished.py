@@ -28,60 +28,61 @@ import torch
 from torch import Tensor
 
 from fusedmix import erasing
+from fusedmix.arguments import MaskArguments, compute_dtype
 from fusedmix.backends import reference
 from fusedmix.backends.passes import blend
-from fusedmix.finishing import Finish, compute_dtype
+from fusedmix.finishing import Filling, FinishArguments
 
 
-def finished(
-    x: Tensor,
-    finish: Finish,
-    draws: Tensor | None,
-    partner: Tensor | None = None,
-    records: Tensor | None = None,
-    families: int = 0,
-    ndim: int = 0,
-    per: int = 0,
-    pixels: Tensor | None = None,
+def draw_finish(
+    chances: Tensor, seed: Tensor, batch_size: int, height: int, width: int, device: torch.device
 ) -> Tensor:
-    """A new batch (B, C, H, W) in the dtype and the memory format of the finish.
+    """(B, 4 + 4·holes) int32: the flips and holes of a batch (fusedmix/erasing.py)."""
+    return erasing.draw(erasing.Chances(*chances.tolist()), seed.to(device), batch_size, (height, width))
 
-    Args:
-        x: (B, C, H, W) or (B, H, W, C), by finish.input_format, which has been checked.
-        finish: what is asked for.
-        draws: (B, 4 + 4·holes) int32, the flips and holes of each sample (fusedmix/erasing.py); None: there are none.
-        partner, records, families, ndim, per, pixels: the plan, as `mix` takes it. Without partners each sample is
-            finished by itself.
-    """
-    planes = x.permute(0, 3, 1, 2) if finish.input_format == "NHWC" else x
-    out = torch.empty(planes.shape, dtype=finish.dtype, device=x.device, memory_format=finish.out_format(x))
-    affine = finish.affine(planes.shape[1], x.dtype).to(x.device)
-    draws = None if draws is None else draws.to(x.device)
+
+def finish(x: Tensor, how: FinishArguments) -> Tensor:
+    """Each sample by itself, as a new batch (B, C, H, W): the same bits as a mix whose masks are 1."""
+    return _finished(x, how, None)
+
+
+def finish_mix(x: Tensor, how: FinishArguments, plan: MaskArguments) -> Tensor:
+    """The mix of a batch (B, C, H, W), or (B, H, W, C) with how.nhwc, as a new batch (B, C, H, W). Masks depend on H
+    and W, plan.ndim being 2, or are constant."""
+    return _finished(x, how, plan)
+
+
+def _finished(x: Tensor, how: FinishArguments, plan: MaskArguments | None) -> Tensor:
+    planes = x.permute(0, 3, 1, 2) if how.nhwc else x
+    layout = torch.channels_last if how.channels_last else torch.contiguous_format
+    out = torch.empty(planes.shape, dtype=how.dtype, device=x.device, memory_format=layout)
+    if how.draws is not None:
+        how = how._replace(draws=how.draws.to(x.device))
     for i in reference._chunks(planes):
-        a, a_hole = _sample(planes, draws, i)
-        if partner is None:
-            y = _alone(a, a_hole, draws, i, finish, affine)
+        a, a_hole = _sample(planes, how, i)
+        if plan is None:
+            y = _alone(a, a_hole, i, how)
         else:
-            assert records is not None
-            w = reference._masks_of(i, planes, records, families, ndim, per, pixels)
-            j = reference._near(partner, x)[i]
-            b, b_hole = _sample(planes, draws, j)
-            y = _normalised(blend(w, a, b), affine)
+            w = reference._masks_of(i, planes, plan)
+            j = reference._near(plan.partner, x)[i]
+            b, b_hole = _sample(planes, how, j)
+            y = _normalised(blend(w, a, b), how.affine)
             if a_hole is not None and b_hole is not None:
-                of_each = (_alone(a, a_hole, draws, i, finish, affine), _alone(b, b_hole, draws, j, finish, affine))
-                y = torch.where(((a_hole > 0) | (b_hole > 0)).unsqueeze(1), blend(w, *of_each), y)
-        out[i] = y.to(finish.dtype)
+                of_each = blend(w, _alone(a, a_hole, i, how), _alone(b, b_hole, j, how))
+                y = torch.where(((a_hole > 0) | (b_hole > 0)).unsqueeze(1), of_each, y)
+        out[i] = y.to(how.dtype)
     return out
 
 
-def _sample(planes: Tensor, draws: Tensor | None, i: Tensor) -> tuple[Tensor, Tensor | None]:
+def _sample(planes: Tensor, how: FinishArguments, i: Tensor) -> tuple[Tensor, Tensor | None]:
     """Samples i after their flips, in the dtype that they are finished in, and which hole each of their pixels is in,
     (n, H, W), if there may be any."""
-    numbers = planes[i].to(compute_dtype(planes.dtype))
-    if draws is None:
+    numbers = planes[i].to(compute_dtype(planes))
+    if how.draws is None:
         return numbers, None
-    flip = draws[i, erasing.Word.FLIP].reshape(-1, 1, 1, 1) != 0
-    hole = erasing.inside(draws[i], (planes.shape[2], planes.shape[3])) if draws.shape[1] > erasing.HEAD else None
+    draws = how.draws[i]
+    flip = draws[:, erasing.Word.FLIP].reshape(-1, 1, 1, 1) != 0
+    hole = erasing.inside(draws, (planes.shape[2], planes.shape[3])) if draws.shape[1] > erasing.HEAD else None
     return torch.where(flip, numbers.flip(-1), numbers), hole
 
 
@@ -91,17 +92,15 @@ def _normalised(v: Tensor, affine: Tensor) -> Tensor:
     return (v.double() * scale + shift).to(v.dtype)
 
 
-def _alone(
-    numbers: Tensor, hole: Tensor | None, draws: Tensor | None, i: Tensor, finish: Finish, affine: Tensor
-) -> Tensor:
+def _alone(numbers: Tensor, hole: Tensor | None, i: Tensor, how: FinishArguments) -> Tensor:
     """Samples i without mixing: normalised, and filled where they have holes."""
-    y = _normalised(numbers, affine)
-    if hole is None or draws is None or finish.erase is None:
+    y = _normalised(numbers, how.affine)
+    if hole is None or how.draws is None:
         return y
-    if not isinstance(finish.erase.value, str):
-        return torch.where((hole > 0).unsqueeze(1), affine[2].reshape(-1, 1, 1), y)
+    if how.fill == Filling.NUMBER:
+        return torch.where((hole > 0).unsqueeze(1), how.affine[2].reshape(-1, 1, 1), y)
     sample, row, column = hole.nonzero().unbind(1)
     of_hole = hole[sample, row, column] - 1
-    index = of_hole if finish.erase.value == "random" else row * hole.shape[2] + column
-    y[sample, :, row, column] = erasing.normals(draws[i[sample]], index, y.shape[1]).to(y.dtype)
+    index = of_hole if how.fill == Filling.EACH_HOLE else row * hole.shape[2] + column
+    y[sample, :, row, column] = erasing.normals(how.draws[i[sample]], index, y.shape[1]).to(y.dtype)
     return y

@@ -17,7 +17,9 @@ from torchvision.transforms import v2
 
 import fusedmix as fm
 from fusedmix import erasing
-from fusedmix.backends.finished import finished
+from fusedmix.arguments import MaskArguments
+from fusedmix.backends.finished import finish as finish_alone
+from fusedmix.backends.finished import finish_mix
 from fusedmix.finishing import Erase, Finish
 
 SEEDS = range(200)
@@ -48,10 +50,11 @@ def chain(x: Tensor, normalize: Any, mixer: v2.Transform | None) -> Tensor:
 
 def ours(x: Tensor, finish: Finish, mixer: fm.MixTransform | None) -> Tensor:
     if mixer is None:
-        return finished(x, finish, None)
+        return finish_alone(x, finish.arguments(x))
     plan = mixer.sample(len(x), x.shape[2:])
     ndim = 0 if plan.constant else 2
-    return finished(x, finish, None, plan.partner, plan.masks, int(plan.families), ndim, int(plan.per))
+    hints = int(plan.families), ndim, int(plan.pairing), int(plan.per)
+    return finish_mix(x, finish.arguments(x), MaskArguments(plan.partner, plan.masks, *hints))
 
 
 def spacing(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -95,7 +98,7 @@ def test_a_finished_batch_is_timms_loaders() -> None:
         labels = torch.arange(len(x))
         loader = PrefetchLoader([(x, labels)], mean, std, channels=x.shape[1], device=torch.device("cpu"))
         [(expected, _)] = list(loader)
-        out = finished(x, Finish((mean, std)), None)
+        out = ours(x, Finish((mean, std)), None)
         # timm's: 255·mean and the difference are off by m and |t-m|, 255·std and the quotient by |t-m| each: 4 at most,
         # and ours by 3.
         limit = 2 * 2.0**-22 / torch.tensor(std, dtype=torch.float64).reshape(-1, 1, 1)
@@ -114,8 +117,8 @@ def test_erased_batches_are_like_timms(mode: str, value: Any) -> None:
     )
     [(theirs, _)] = list(loader)
     finish = Finish((MEAN, STD), erase=Erase(0.4, value=value, count=2))
-    mine = finished(x, finish, erasing.draw(finish, torch.tensor(1), n, size))
-    plain = finished(x, Finish((MEAN, STD)), None)[:1]
+    mine = finish_alone(x, finish.arguments(x, erasing.draw(erasing.chances(finish), torch.tensor(1), n, size)))
+    plain = ours(x, Finish((MEAN, STD)), None)[:1]
     filled = [((y - plain).abs() > 1e-5).any(1) for y in (theirs, mine)]
     shares = [hole.double().mean((1, 2)) for hole in filled]  # of each sample
     error = (shares[0].var() / n + shares[1].var() / n).sqrt()
