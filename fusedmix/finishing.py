@@ -211,9 +211,7 @@ class Finish:
 class FinishArguments(NamedTuple):
     """What the operators that finish a batch take after it."""
 
-    affine: (
-        Tensor  # (3, C) in the compute dtype of the batch: what numbers are multiplied with, what is added, the fill
-    )
+    affine: Tensor  # (3, C) in the compute dtype of the batch: what is multiplied, what is added then, the fill
     draws: Tensor | None  # (B, 4 + 4·holes) int32: flips and holes (fusedmix/erasing.py)
     fill: int  # Filling
     nhwc: bool

@@ -19,6 +19,8 @@ from torch import Tensor
 from fusedmix import checks, masks
 from fusedmix.arguments import LossArguments, MaskArguments, compute_dtype
 from fusedmix.draws import CPU, Request, Source
+from fusedmix.erasing import HEAD, PER_HOLE, Chances
+from fusedmix.finishing import FINISHED_DTYPES, MOST_HOLES, Filling, FinishArguments
 from fusedmix.masks.family import padded
 from fusedmix.methods import WIDTH, Column, Method, Number, Pairing, Per, Reduction
 from fusedmix.spec import families
@@ -80,6 +82,7 @@ _RECORDS: dict[Any, Callable[..., Any]] = {
     Source: Source,
     MaskArguments: MaskArguments,
     LossArguments: LossArguments,
+    FinishArguments: FinishArguments,
 }
 
 
@@ -269,6 +272,48 @@ def _check_step(
         checks.class_range(y, num_classes)
 
 
+def _check_draw_finish(
+    chances: Tensor, seed: Tensor, batch_size: int, height: int, width: int, device: torch.device
+) -> None:
+    _beside("chances", chances, CPU)
+    checks.shaped("chances", chances, torch.float64, len(Chances._fields))
+    of = Chances(*chances.tolist())
+    if not 0 <= of.least <= of.most <= MOST_HOLES:
+        raise ValueError(f"chances must have 0 to {MOST_HOLES} holes, but got {of.least:g} to {of.most:g}.")
+    _seed(seed, needed=True)
+    checks.integer("the batch size", batch_size, 0)
+    _sides_of((height, width), 0)
+
+
+def _check_finish(x: Tensor, how: FinishArguments) -> None:
+    checks.batch("x", x)
+    if x.ndim != 4:
+        raise ValueError(f"x must have four dims, but got shape {tuple(x.shape)}.")
+    if how.dtype not in FINISHED_DTYPES:
+        raise ValueError(f"dtype must be one of {checks.names(FINISHED_DTYPES)}, but got {how.dtype}.")
+    checks.shaped("affine", how.affine, compute_dtype(x), 3, x.shape[3 if how.nhwc else 1])
+    _beside("affine", how.affine, x.device)
+    checks.integer("fill", how.fill, 0, len(Filling) - 1)
+    if how.draws is None:
+        return
+    _beside("draws", how.draws, x.device, or_cpu=True)
+    words = how.draws.shape[1] if how.draws.ndim == 2 else 0
+    holes = (words - HEAD) // PER_HOLE
+    if how.draws.dtype != torch.int32 or how.draws.shape[:1] != x.shape[:1] or words != HEAD + PER_HOLE * holes:
+        raise ValueError(
+            f"draws must be int32 of shape ({x.shape[0]}, 4 + 4·holes), but got {how.draws.dtype} of shape "
+            f"{tuple(how.draws.shape)}."
+        )
+    checks.integer("the holes of a sample in draws", holes, 0, MOST_HOLES)
+
+
+def _check_finish_mix(x: Tensor, how: FinishArguments, plan: MaskArguments) -> None:
+    _check_finish(x, how)
+    if plan.ndim not in (0, 2):
+        raise ValueError(f"ndim must be 0 or 2, but got {plan.ndim}.")
+    _check_mix(x.permute(0, 3, 1, 2) if how.nhwc else x, plan)
+
+
 def _check_mix_labels(
     labels: Tensor, partner: Tensor, weight: Tensor, num_classes: int, label_smoothing: float
 ) -> None:
@@ -351,6 +396,9 @@ _CHECKS: dict[str, Callable[..., Any]] = {
     "mix_labels": _check_mix_labels,
     "mix_batch": _check_step,
     "mix_batch_": _check_step,
+    "draw_finish": _check_draw_finish,
+    "finish": _check_finish,
+    "finish_mix": _check_finish_mix,
     "cross_entropy": _check_cross_entropy,
     "cross_entropy_backward": _check_cross_entropy_backward,
     "binary_cross_entropy": _check_binary,

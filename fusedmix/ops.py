@@ -23,11 +23,12 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from fusedmix import draws, fourier, grids, operands
+from fusedmix import draws, erasing, fourier, grids, operands
 from fusedmix.arguments import LossArguments, MaskArguments, PlanTensors, compute_dtype, empty_parts
-from fusedmix.backends import reference, triton
+from fusedmix.backends import finished, reference, triton
 from fusedmix.checks import class_range, partners
 from fusedmix.draws import Request, Source
+from fusedmix.finishing import FinishArguments
 from fusedmix.methods import WIDTH, Reduction
 
 _REQUEST = "Tensor spec, SymInt batch_size, SymInt[] size, int pairing, int per, float p, Tensor? lam, Tensor? labels"
@@ -36,6 +37,7 @@ _PLAN = "Tensor partner, Tensor lam, Tensor weight, Tensor masks"
 _MIXED = "Tensor logits, Tensor labels, Tensor partner, Tensor weight, int pairing, int per, Tensor? class_weight"
 # `pixels` are there if the plan may hold masks that are stored (fusedmix/fourier.py, fusedmix/grids.py).
 _MASKS = "Tensor partner, Tensor masks, int families, int ndim, int pairing, int per, Tensor? pixels=None"
+_FINISH = "Tensor affine, Tensor? draws, int fill, bool nhwc, ScalarType dtype, bool channels_last"
 
 # The operators that every backend has.
 _SCHEMAS = {
@@ -57,6 +59,12 @@ _SCHEMAS = {
         f"(Tensor(a!) x, Tensor y, {_REQUEST}, {_SOURCE}, SymInt num_classes, float label_smoothing) -> "
         f"(Tensor targets, {_PLAN})"
     ),
+    # Batches that are finished (fusedmix/finishing.py).
+    "draw_finish": (
+        "(Tensor chances, Tensor seed, SymInt batch_size, SymInt height, SymInt width, Device device) -> Tensor"
+    ),
+    "finish": f"(Tensor x, {_FINISH}) -> Tensor",
+    "finish_mix": f"(Tensor x, {_FINISH}, {_MASKS}) -> Tensor",
     # Label losses. Classes are (B,) int64; weights of classes, losses and their gradients are of the compute dtype.
     "cross_entropy": (
         f"({_MIXED}, float label_smoothing, int ignore_index, int reduction) -> "
@@ -74,7 +82,7 @@ _SCHEMAS = {
 }
 # These read tensors on the host: what may have been drawn, a seed. A CUDA graph would keep what they read when it was
 # captured, so torch.compile(mode="reduce-overhead") must leave them outside.
-_OUTSIDE_GRAPHS = ("sample", "fourier", "mix_batch", "mix_batch_")
+_OUTSIDE_GRAPHS = ("sample", "fourier", "mix_batch", "mix_batch_", "draw_finish")
 _RANDOM = (torch.Tag.pt2_compliant_tag, torch.Tag.nondeterministic_seeded, torch.Tag.cudagraph_unsafe)
 
 
@@ -109,6 +117,19 @@ def _fake_mix_batch(
     return (torch.empty_like(x), targets, *empty_parts(x.shape[0], source.made_on(x.device)))
 
 
+def _fake_draw_finish(
+    chances: Tensor, seed: Tensor, batch_size: int, height: int, width: int, device: torch.device
+) -> Tensor:
+    holes = int(erasing.Chances(*chances.tolist()).most)
+    return seed.new_empty((batch_size, erasing.HEAD + erasing.PER_HOLE * holes), dtype=torch.int32, device=device)
+
+
+def _fake_finish(x: Tensor, how: FinishArguments, *_: Any) -> Tensor:
+    planes = x.permute(0, 3, 1, 2) if how.nhwc else x
+    layout = torch.channels_last if how.channels_last else torch.contiguous_format
+    return torch.empty(planes.shape, dtype=how.dtype, device=x.device, memory_format=layout)
+
+
 def _fake_loss(of: LossArguments, *options: Any) -> Tensor:
     *_, reduction = options
     shape = (of.logits.shape[0],) if reduction == Reduction.NONE else ()
@@ -134,6 +155,9 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "mix_labels": _fake_mix_labels,
     "mix_batch": _fake_mix_batch,
     "mix_batch_": lambda *args: _fake_mix_batch(*args)[1:],
+    "draw_finish": _fake_draw_finish,
+    "finish": _fake_finish,
+    "finish_mix": _fake_finish,
     "cross_entropy": _fake_cross_entropy,
     "cross_entropy_backward": _fake_logits_gradient,
     "binary_cross_entropy": _fake_loss,
@@ -150,7 +174,8 @@ def _define(backend: str, module: ModuleType | None = None) -> torch.library.Lib
         fake = _of_row(_FAKES[name], schema)
         torch.library.register_fake(f"fusedmix_{backend}::{name}", fake, lib=library)
         if module is not None:
-            function = getattr(module, name)
+            # No Triton kernel finishes batches: its operators are those of the reference.
+            function = getattr(finished if name in ("draw_finish", "finish", "finish_mix") else module, name)
             if module is reference:
                 function = reference.where_float64_is(name, function)
             library.impl(name, operands.checked(name, schema, function), "CompositeExplicitAutograd")

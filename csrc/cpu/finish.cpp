@@ -288,7 +288,7 @@ void draw_finish(const FinishDrawArgs& args, const Parallel& parallel) {
   const int64_t words = kFinishHead + 4 * static_cast<int64_t>(args.draw.most);
   parallel(args.batch, 64, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      fusedmix::draw_finish(args.draw, args.seed, static_cast<uint64_t>(i), args.height, args.width, args.records + i * words);
+      flip_and_holes(args.draw, args.seed, static_cast<uint64_t>(i), args.height, args.width, args.records + i * words);
     }
   });
 }

@@ -7,15 +7,12 @@
 // cache when the next chain begins with it. In place, only the tile of the first sample of a cycle is kept aside, for the
 // last one. Tiles do not depend on each other: threads take different ones. Samples of one tile are not cut for that: there
 // threads take different parts of the walk, and the sample that each part begins with is kept aside for the one before it.
+#include "large_pages.h"
 #include "mix.h"
 
 #include <atomic>
 #include <cstring>
 #include <utility>
-
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
 #include "tables.h"
 
@@ -385,17 +382,6 @@ struct Mixer {
     }
   }
 };
-
-// A new batch is new memory, and the kernel hands it out page by page as it is written: 4 KiB at a time that takes longer
-// than the mixing. Large pages where the system leaves the choice to the program (Linux's "madvise" mode).
-void ask_for_large_pages(void* data, int64_t bytes) {
-#if defined(__linux__)
-  constexpr uintptr_t kLargePage = 2 << 20;
-  const auto begin = (reinterpret_cast<uintptr_t>(data) + kLargePage - 1) / kLargePage * kLargePage;
-  const auto end = (reinterpret_cast<uintptr_t>(data) + bytes) / kLargePage * kLargePage;
-  if (begin + 2 * kLargePage <= end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#endif
-}
 
 }  // namespace
 

@@ -17,10 +17,12 @@ enum Fill : int32_t { kFillNumber = 0, kFillEachHole = 1, kFillEachPixel = 2 };
 
 struct Hole {
   int32_t top, left, height, width;
-  FUSEDMIX_HD bool has_row(int32_t y) const { return static_cast<uint32_t>(y - top) < static_cast<uint32_t>(height); }
-  FUSEDMIX_HD bool has(int32_t y, int32_t x) const {
-    return has_row(y) & (static_cast<uint32_t>(x - left) < static_cast<uint32_t>(width));
+  // Without a sign: of a record that no sampler makes, differences may not fit.
+  FUSEDMIX_HD static bool is_in(int32_t c, int32_t first, int32_t side) {
+    return static_cast<uint32_t>(c) - static_cast<uint32_t>(first) < static_cast<uint32_t>(side);
   }
+  FUSEDMIX_HD bool has_row(int32_t y) const { return is_in(y, top, height); }
+  FUSEDMIX_HD bool has(int32_t y, int32_t x) const { return has_row(y) & is_in(x, left, width); }
 };
 
 // What was drawn for a sample; `words` may be null: nothing was.
@@ -67,7 +69,7 @@ FUSEDMIX_HD int64_t nearest_root(double x) {
 }
 
 // Writes kFinishHead + 4·most words.
-FUSEDMIX_HD void draw_finish(const FinishDraw& draw, uint64_t seed, uint64_t index, int64_t height, int64_t width, int32_t* record) {
+FUSEDMIX_HD void flip_and_holes(const FinishDraw& draw, uint64_t seed, uint64_t index, int64_t height, int64_t width, int32_t* record) {
   const auto unit = [](uint32_t word) { return static_cast<double>(2 * uint64_t{word} + 1) * 0x1p-33; };
   const auto most = static_cast<int32_t>(draw.most);
   for (int32_t k = 0; k < kFinishHead + 4 * most; ++k) record[k] = 0;
