@@ -6,7 +6,8 @@ from fusedmix.backends import BackendError
 from fusedmix.checkpointing import checkpoint_contexts
 from fusedmix.checks import InplaceError
 from fusedmix.embeddings import EmbedMix, mix_embeddings
-from fusedmix.functional import mix, mix_, mix_labels
+from fusedmix.finishing import Erase, Finish
+from fusedmix.functional import finish, mix, mix_, mix_labels
 from fusedmix.losses import mix_binary_cross_entropy, mix_cross_entropy
 from fusedmix.plan import MixPlan, SparseTargets
 from fusedmix.segmentation import mix_masks
@@ -17,6 +18,8 @@ from fusedmix.version import __version__
 __all__ = [
     "BackendError",
     "EmbedMix",
+    "Erase",
+    "Finish",
     "InplaceError",
     "MixHandle",
     "MixPlan",
@@ -25,6 +28,7 @@ __all__ = [
     "attach",
     "attached",
     "checkpoint_contexts",
+    "finish",
     "mix",
     "mix_",
     "mix_binary_cross_entropy",

@@ -135,6 +135,11 @@ class Finish:
                 checks.number(f"erase.value for {checks.names([self.dtype])}", fill, *_range(self.dtype))
 
     @property
+    def axes(self) -> tuple[int, int]:
+        """Which dims of a batch that comes are its height and its width."""
+        return (1, 2) if self.input_format == "NHWC" else (2, 3)
+
+    @property
     def is_random(self) -> bool:
         """Whether anything is drawn for a batch."""
         return self.hflip > 0 or (self.erase is not None and self.erase.p > 0)
@@ -206,6 +211,13 @@ class Finish:
         last = self.input_format == "NHWC" or x.is_contiguous(memory_format=torch.channels_last)
         last = last and not (self.input_format == "NCHW" and x.is_contiguous())  # of one channel it is both
         return torch.channels_last if last else torch.contiguous_format
+
+
+def checked_finish(name: str, x: Any) -> Finish:
+    """`x`, if it is a Finish."""
+    if not isinstance(x, Finish):
+        raise TypeError(f"{name} must be a Finish, but got {x!r} of type {type(x).__name__}.")
+    return x
 
 
 class FinishArguments(NamedTuple):

@@ -11,11 +11,12 @@ from torch import Tensor
 from fusedmix import backends, checks, subclasses
 from fusedmix.arguments import MaskArguments
 from fusedmix.backends import reference
+from fusedmix.finishing import Finish, checked_finish
 from fusedmix.ops import differentiable_mix, tracked, transformed
 from fusedmix.plan import MixPlan, same_batch
 
 
-def mix(x: Tensor, plan: MixPlan, *, backend: str | None = None) -> Tensor:
+def mix(x: Tensor, plan: MixPlan, *, finish: Finish | None = None, backend: str | None = None) -> Tensor:
     """Mixes a batch out of place: M ⊙ x + (1-M) ⊙ x[partner] (Park 2022, eq. 1).
 
     Differentiable any number of times in x; the plan is a constant. Masks and λ are float32 and never pass through the
@@ -26,19 +27,69 @@ def mix(x: Tensor, plan: MixPlan, *, backend: str | None = None) -> Tensor:
             float16, bfloat16, float64 or uint8 (rounded to nearest, ties to even). If all masks of the plan are
             constant (MixUp, SamplePairing), any (B, ...).
         plan: a plan for B samples of that size, on any device.
+        finish: what the images go through in the same pass (`Finish`). Then x is (B, C, H, W), or (B, H, W, C) if it
+            says so, and does not require grad. The plan says which samples are flipped and where they have holes: it
+            comes from the `sample` of a module that was made with this finish.
         backend: an implementation by name; None chooses (`fusedmix info` shows which).
 
     Returns:
-        A new tensor of the dtype, the memory format and the subclass of x.
+        A new tensor of the dtype, the memory format and the subclass of x; with finish of those that it says.
 
     Raises:
-        TypeError, ValueError: x or plan is of the wrong type, dtype or shape.
+        TypeError, ValueError: x, plan or finish is of the wrong type, dtype or shape.
         BackendError: the backend asked for cannot run here.
     """
     if subclasses.has_type(x):
-        return subclasses.like(mix(subclasses.plain(x), plan, backend=backend), x)
+        return subclasses.like(mix(subclasses.plain(x), plan, finish=finish, backend=backend), x)
+    if finish is not None:
+        return _mix_finished(x, plan, finish, backend)
     operators, masks = _prepare("x", x, plan, backend)
     return differentiable_mix(operators, x, masks)
+
+
+def finish(x: Tensor, finish: Finish, *, backend: str | None = None) -> Tensor:
+    """Finishes a batch without mixing, for evaluation: bit for bit what `mix` gives a sample that is left as it is. No
+    sample is flipped and none is erased.
+
+    Args:
+        x: (B, C, H, W), or (B, H, W, C) if finish says so: uint8, or floating point in [0, 1].
+        finish: what it goes through.
+        backend: as in `mix`.
+
+    Returns:
+        A new tensor (B, C, H, W) of the dtype and the memory format that finish says, and of the subclass of x.
+
+    Raises:
+        TypeError, ValueError: x does not fit finish, or requires grad.
+        BackendError: as `mix`.
+    """
+    checked_finish("finish", finish)
+    given = subclasses.plain(x)
+    made = _finishing(given, finish, backend).finish(given, *finish.arguments(given))
+    return subclasses.like(made, x) if subclasses.has_type(x) else made
+
+
+def _mix_finished(x: Tensor, plan: MixPlan, finish: Finish, backend: str | None) -> Tensor:
+    checked_finish("finish", finish)
+    operators = _finishing(x, finish, backend)
+    planes = x.permute(0, 3, 1, 2) if finish.input_format == "NHWC" else x
+    if len(plan.size) != 2 and not plan.constant:
+        raise ValueError(f"plan must be for images (H, W) to be finished, but is for the size {plan.size}.")
+    _, masks = _prepare("x", planes, plan, backend)
+    if finish.is_random and plan.draws is None:
+        raise ValueError(
+            "plan must say which samples are flipped and where they have holes, because finish asks for some, but it "
+            "says nothing. Take the plan from the sample() of a module that was made with this finish."
+        )
+    return operators.finish_mix(x, *finish.arguments(x, plan.draws), *masks)
+
+
+def _finishing(x: Tensor, finish: Finish, backend: str | None) -> Any:
+    """The operators that finish a batch, which has been checked: on the CPU those that serve it; elsewhere, and of
+    float64, those of the reference."""
+    finish.check(x)
+    operators = operators_for(x, backend)
+    return operators if x.is_cpu and x.dtype != torch.float64 else torch.ops.fusedmix_reference
 
 
 def mix_(x: Tensor, plan: MixPlan, *, backend: str | None = None) -> Tensor:

@@ -12,13 +12,14 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from fusedmix import backends, checks, dims, sample_tree, step
+from fusedmix import backends, checks, dims, erasing, sample_tree, step
 from fusedmix import options as keywords
 from fusedmix.arguments import PlanTensors
 from fusedmix.backends import reference, triton
 from fusedmix.checkpointing import check_rewinds, recorded
 from fusedmix.draws import CPU, Request, Source, moved
-from fusedmix.functional import in_range, mix, mix_, mix_labels
+from fusedmix.finishing import Finish
+from fusedmix.functional import finish, in_range, mix, mix_, mix_labels
 from fusedmix.masks import grid
 from fusedmix.masks.family import padded
 from fusedmix.methods import Column, Families, Method, Number, Pairing, Per
@@ -55,9 +56,10 @@ class MixTransform(checks.Checked, nn.Module):
     sampling: keywords.SamplingName
     backend: keywords.BackendName | None
     targets: keywords.TargetsName
-    # A module that was pickled when these two were no keywords yet has the values that stand here.
+    # A module that was pickled when these were no keywords yet has the values that stand here.
     training_only: bool = False
     axes: tuple[int, ...] | None = None
+    finish: Finish | None = None
     labels_getter: sample_tree.Getter | Literal["default"] | None
     images_getter: sample_tree.Getter | None
     inplace: bool
@@ -183,8 +185,25 @@ class MixTransform(checks.Checked, nn.Module):
         made_on = source.made_on(where)
         drawn: PlanTensors = self._operators(made_on).sample(*_placed(request, source, made_on), made_on)
         plan = MixPlan(*drawn, request.size, self._families, self._pairing, request.realised_per)
+        if self.finish is not None and self.finish.is_random and len(request.size) == 2:
+            plan = replace(plan, draws=self._draw_finish(request, source, handle, seed))
         plan = plan.to(where, non_blocking=True)
         return self._with_pixels(plan, request.spec, source, where) if plan.stored else plan
+
+    def _draw_finish(
+        self, request: Request, source: Source, handle: GeneratorHandle | None, seed: int | None
+    ) -> Tensor:
+        """Flips and holes, of the seed of the plan, or, where its numbers were drawn on the host, of one drawn after."""
+        assert self.finish is not None
+        own = source.seed
+        if own is None and seed is not None:
+            own = torch.tensor(seed, dtype=torch.int64, device=CPU)
+        elif own is None:
+            own = torch.ops.fusedmix.draw_seed(0 if handle is None else handle.key, device=CPU)
+        asked = Finish(None) if self._off() else self.finish
+        chances = torch.tensor(erasing.chances(asked), dtype=torch.float64, device=CPU)
+        where = own.device
+        return self._operators(where).draw_finish(chances, own, request.batch_size, *request.size, where)
 
     def _with_pixels(self, plan: MixPlan, spec: Tensor, source: Source, where: torch.device) -> MixPlan:
         """The plan with the masks that are stored: they are made where they are wanted, whoever drew the numbers."""
@@ -210,7 +229,7 @@ class MixTransform(checks.Checked, nn.Module):
         if not inputs:
             raise TypeError(f"{type(self).__name__}() must be called with a batch, but got no arguments.")
         sample = inputs if len(inputs) > 1 else inputs[0]
-        if self._off():
+        if self._off() and self.finish is None:
             return sample
         if self._usual and not torch.compiler.is_compiling():
             mixed = self._plain_step(sample)
@@ -220,6 +239,11 @@ class MixTransform(checks.Checked, nn.Module):
         if parsed.labels is not None:
             self._check_labels(parsed.labels)
         size = self._check_images(parsed)
+        if self._off():
+            how = self.finish
+            assert how is not None
+            sample_tree.map_once(lambda x: finish(x, how, backend=self.backend), parsed.leaves, parsed.images)
+            return parsed.rebuild(parsed.leaves)
         # Where no backend serves the images this raises: now, and not when something has been drawn.
         operators = backends.operators(parsed.image.device.type, self.backend)
         if step.goes_in_one_call(self, parsed):
@@ -487,17 +511,20 @@ class MixTransform(checks.Checked, nn.Module):
         batch_size = counted.shape[0] if counted.ndim else None
         for x in images:
             checks.dense("images", x)
-            dims.check(x, self.axes)
-            checks.batch("images", plain(x))
+            if self.finish is not None:
+                self.finish.check(plain(x), "images")
+            else:
+                dims.check(x, self.axes)
+                checks.batch("images", plain(x))
             if x.shape[0] != batch_size:
                 raise ValueError(
                     "The batch size of the image or video does not match the batch size of the labels "
                     f"or of the other images: {x.shape[0]} != {batch_size}."
                 )
-        sizes = {dims.spatial_size(x, self.axes) for x in images}
+        sizes = {self._spatial_size(x) for x in images}
         if len(sizes) > 1 and not self._constant:
             raise ValueError(f"Images mixed by one plan must have one spatial size, but got {sorted(sizes)}.")
-        size = dims.spatial_size(first, self.axes)
+        size = self._spatial_size(first)
         if 0 in size:
             raise ValueError(f"Images must have at least one pixel, but got the spatial size {size}.")
         for each in sizes:
@@ -530,7 +557,12 @@ class MixTransform(checks.Checked, nn.Module):
             backend=self.backend if labels.device.type == device.type else None,
         )
 
+    def _spatial_size(self, x: Tensor) -> tuple[int, ...]:
+        return dims.spatial_size(x, self.axes if self.finish is None else self.finish.axes)
+
     def _mix_image(self, x: Tensor, plan: MixPlan) -> Tensor:
+        if self.finish is not None:
+            return mix(x, plan, finish=self.finish, backend=self.backend)
         view = dims.last(plain(x), self.axes)
         if self.inplace:
             mix_(view, plan, backend=self.backend)

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypedDict, Type
 import torch
 
 from fusedmix import checks, sample_tree
+from fusedmix.finishing import Finish, checked_finish
 
 PairingName = Literal["roll", "flip", "random", "cross_class", "same_class"]
 PerName = Literal["batch", "pair", "sample"]
@@ -48,6 +49,7 @@ class BatchOptions(DrawingOptions, total=False):
     labels_getter: sample_tree.Getter | Literal["default"] | None
     images_getter: sample_tree.Getter | None
     axes: Sequence[int] | None
+    finish: Finish | None
     inplace: bool
     mask_classes: int | None
     mask_ignore_index: int | None
@@ -83,6 +85,9 @@ class Options(BatchOptions, total=False):
             (B, T, C, H, W), (-3, -2, -1) for volumes (B, C, D, H, W), (1, 2) for images (B, H, W, C), (-1,) for
             spectrograms cut along time. None: (H, W) of images (B, C, H, W) and of tv_tensors.Video, (L,) of signals
             (B, C, L); tensors of five dims are refused.
+        finish: what images go through in the same pass: flip, erase, normalise (`Finish`). They must be (B, C, H, W),
+            or (B, H, W, C) if it says so, and become a new batch (B, C, H, W). Flips and holes follow from a seed that
+            is drawn after the plan. None: images are mixed as they are.
         inplace: whether images and masks are overwritten.
         mask_classes: None: segmentation label maps stay label maps (CutMix, and FMix without soft edges); K: they
             become soft one-hot targets.
@@ -140,6 +145,7 @@ _KEYWORDS = {
     "labels_getter": _Keyword("default", _or_none(lambda name, x: x if x == "default" else _function(name, x))),
     "images_getter": _Keyword(None, _or_none(_function)),
     "axes": _Keyword(None, _or_none(checks.axes)),
+    "finish": _Keyword(None, _or_none(checked_finish)),
     "inplace": _Keyword(False, checks.boolean),
     "mask_classes": _Keyword(None, _COUNT),
     "mask_ignore_index": _Keyword(255, _or_none(partial(checks.integer, low=-(2**63), high=2**63 - 1))),
@@ -175,6 +181,12 @@ def settled(given: Mapping[str, Any]) -> dict[str, Any]:
             f'label_smoothing must be 0 with targets="sparse", but got {values["label_smoothing"]}: '
             "sparse targets cannot hold it. Pass it to the loss."
         )
+    for name in ("inplace", "axes"):
+        if values["finish"] is not None and values[name]:
+            raise ValueError(
+                f"finish must be None with {name}={values[name]!r}, because a finished batch is a new one, of images "
+                "whose height and width are known."
+            )
     check_generator("generator", values["generator"], values["sampling"])
     return values
 

@@ -38,6 +38,8 @@ class MixPlan:
             (`fusedmix.fourier`). Those of grids of more than 128 cells: a bit for each cell, in row-major order from
             the lowest bit of the first word on, (n, ceil(cells / 32)) int32 for the grid of most cells; beside FMix's
             they are at the beginning of rows of that length and dtype. None: no mask of the plan needs any.
+        draws: (B, 4 + 4·holes) int32, the flips and holes of each sample, by which a batch that is finished is changed
+            before it is mixed (`fusedmix.erasing`). None: there are none.
     """
 
     partner: Tensor
@@ -49,6 +51,7 @@ class MixPlan:
     pairing: Pairing = Pairing.RANDOM
     per: Per = Per.SAMPLE
     pixels: Tensor | None = None
+    draws: Tensor | None = None
 
     @property
     def batch_size(self) -> int:
@@ -183,16 +186,17 @@ _FITS = "_fits"
 _MIX_FIRST = (
     "It pairs samples of the whole batch. Mix the whole batch, then split what comes out: fm.mix(x, plan).split(n)."
 )
-_TENSORS = (*PARTS, "pixels")
+_TENSORS = (*PARTS, "pixels", "draws")
 _STATIC = tuple(f.name for f in fields(MixPlan) if f.name not in _TENSORS)
 
 
 def _tensors(plan: MixPlan) -> tuple[str, ...]:
-    return _TENSORS if plan.pixels is not None else _TENSORS[:-1]
+    return tuple(name for name in _TENSORS if getattr(plan, name) is not None)
 
 
 def _flatten(plan: MixPlan) -> tuple[list[Any], tuple[Any, ...]]:
-    return [getattr(plan, name) for name in _tensors(plan)], tuple(getattr(plan, name) for name in _STATIC)
+    names = _tensors(plan)
+    return [getattr(plan, name) for name in names], (*(getattr(plan, name) for name in _STATIC), names)
 
 
 def _flatten_with_keys(plan: MixPlan) -> tuple[list[tuple[Any, Any]], tuple[Any, ...]]:
@@ -201,7 +205,8 @@ def _flatten_with_keys(plan: MixPlan) -> tuple[list[tuple[Any, Any]], tuple[Any,
 
 
 def _unflatten(leaves: Any, context: tuple[Any, ...]) -> MixPlan:
-    return MixPlan(**dict(zip(_TENSORS, leaves, strict=False)), **dict(zip(_STATIC, context, strict=True)))
+    *static, names = context
+    return MixPlan(**dict(zip(names, leaves, strict=True)), **dict(zip(_STATIC, static, strict=True)))
 
 
 pytree.register_pytree_node(

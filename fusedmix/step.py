@@ -35,6 +35,7 @@ CONDITIONS: dict[tuple[str, str], dict[str, Callable[..., bool]]] = {
     ("module", "plain, one call"): {
         "The operator makes (B, K) targets.": lambda mix: mix.targets == "dense",
         "Masks that are stored are made between the plan and the images.": lambda mix: not mix._stored,
+        "No operator draws, mixes and finishes.": lambda mix: mix.finish is None,
     },
     ("module", "plain"): {
         "Embeddings come without labels_getter, and a function looks into the whole sample.": (
