@@ -193,7 +193,7 @@ class MixTransform(checks.Checked, nn.Module):
     def _draw_finish(
         self, request: Request, source: Source, handle: GeneratorHandle | None, seed: int | None
     ) -> Tensor:
-        """Flips and holes, of the seed of the plan, or, where its numbers were drawn on the host, of one drawn after."""
+        """Flips and holes, of the seed of the plan; if its numbers were drawn on the host, of one drawn after them."""
         assert self.finish is not None
         own = source.seed
         if own is None and seed is not None:
@@ -201,9 +201,10 @@ class MixTransform(checks.Checked, nn.Module):
         elif own is None:
             own = torch.ops.fusedmix.draw_seed(0 if handle is None else handle.key, device=CPU)
         asked = Finish(None) if self._off() else self.finish
-        chances = torch.tensor(erasing.chances(asked), dtype=torch.float64, device=CPU)
+        chances = erasing.chances(asked)
+        of = torch.tensor(chances, dtype=torch.float64, device=CPU), int(chances.most)
         where = own.device
-        return self._operators(where).draw_finish(chances, own, request.batch_size, *request.size, where)
+        return self._operators(where).draw_finish(*of, own, request.batch_size, *request.size, where)
 
     def _with_pixels(self, plan: MixPlan, spec: Tensor, source: Source, where: torch.device) -> MixPlan:
         """The plan with the masks that are stored: they are made where they are wanted, whoever drew the numbers."""

@@ -273,13 +273,14 @@ def _check_step(
 
 
 def _check_draw_finish(
-    chances: Tensor, seed: Tensor, batch_size: int, height: int, width: int, device: torch.device
+    chances: Tensor, holes: int, seed: Tensor, batch_size: int, height: int, width: int, device: torch.device
 ) -> None:
     _beside("chances", chances, CPU)
     checks.shaped("chances", chances, torch.float64, len(Chances._fields))
     of = Chances(*chances.tolist())
-    if not 0 <= of.least <= of.most <= MOST_HOLES:
-        raise ValueError(f"chances must have 0 to {MOST_HOLES} holes, but got {of.least:g} to {of.most:g}.")
+    checks.integer("holes", holes, 0, MOST_HOLES)
+    if not 0 <= of.least <= of.most == holes:
+        raise ValueError(f"chances must be of 0 to {holes} holes, but got {of.least:g} to {of.most:g}.")
     _seed(seed, needed=True)
     checks.integer("the batch size", batch_size, 0)
     _sides_of((height, width), 0)

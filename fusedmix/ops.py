@@ -61,7 +61,8 @@ _SCHEMAS = {
     ),
     # Batches that are finished (fusedmix/finishing.py).
     "draw_finish": (
-        "(Tensor chances, Tensor seed, SymInt batch_size, SymInt height, SymInt width, Device device) -> Tensor"
+        "(Tensor chances, int holes, Tensor seed, SymInt batch_size, SymInt height, SymInt width, Device device) -> "
+        "Tensor"
     ),
     "finish": f"(Tensor x, {_FINISH}) -> Tensor",
     "finish_mix": f"(Tensor x, {_FINISH}, {_MASKS}) -> Tensor",
@@ -118,9 +119,8 @@ def _fake_mix_batch(
 
 
 def _fake_draw_finish(
-    chances: Tensor, seed: Tensor, batch_size: int, height: int, width: int, device: torch.device
+    _: Tensor, holes: int, seed: Tensor, batch_size: int, height: int, width: int, device: torch.device
 ) -> Tensor:
-    holes = int(erasing.Chances(*chances.tolist()).most)
     return seed.new_empty((batch_size, erasing.HEAD + erasing.PER_HOLE * holes), dtype=torch.int32, device=device)
 
 

@@ -121,9 +121,10 @@ def test_large_batches(shape: tuple[int, ...], cpp: Any) -> None:
 
 @pytest.mark.parametrize("erase", [None, Erase(0.6, (0.02, 0.9), (0.2, 4.0), count=(1, 5)), Erase(1.0)])
 def test_cpp_draws_as_the_reference_does(erase: Erase | None, cpp: Any) -> None:
-    chances = torch.tensor(erasing.chances(Finish(None, hflip=0.5, erase=erase)), dtype=torch.float64)
+    numbers = erasing.chances(Finish(None, hflip=0.5, erase=erase))
+    chances, holes = torch.tensor(numbers, dtype=torch.float64), int(numbers.most)
     for seed, size in ((0, (24, 40)), (-1, (224, 224)), (2**62, (1, 5)), (5, (700, 3))):
-        request = chances, torch.tensor(seed), 3000, *size, torch.device("cpu")
+        request = chances, holes, torch.tensor(seed), 3000, *size, torch.device("cpu")
         assert torch.equal(cpp.draw_finish(*request), reference.draw_finish(*request))
 
 

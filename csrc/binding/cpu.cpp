@@ -201,7 +201,7 @@ Tensor finish_mix(Tensor x, Tensor affine, Maybe draws, int64_t fill, bool nhwc,
   return finished(x, {affine, draws, fill, nhwc, dtype, channels_last}, &given);
 }
 
-Tensor draw_finish(Tensor chances, Tensor seed, int64_t batch_size, int64_t height, int64_t width, Device) {
+Tensor draw_finish(Tensor chances, int64_t holes, Tensor seed, int64_t batch_size, int64_t height, int64_t width, Device) {
   chances = packed("chances", chances, ScalarType::Double, {kFinishDrawWidth});
   packed_number("seed", seed, ScalarType::Long, true);
   check_number("the batch size", batch_size, 0, INT64_MAX);
@@ -209,11 +209,12 @@ Tensor draw_finish(Tensor chances, Tensor seed, int64_t batch_size, int64_t heig
   check_sides(sides, 0);
   cpu::FinishDrawArgs args{};
   std::copy_n(const_data<double>(chances), kFinishDrawWidth, reinterpret_cast<double*>(&args.draw));
+  check_number("holes", holes, 0, kMostHoles);
   const double least = args.draw.least, most = args.draw.most;
-  if (!(least >= 0 && least <= most && most <= kMostHoles)) refuse("chances must have 0 to 16 holes");
+  if (!(least >= 0 && least <= most && most == static_cast<double>(holes))) refuse("chances must be of as many holes as they are said to be");
   args.seed = static_cast<uint64_t>(*const_data<int64_t>(seed));
   args.batch = batch_size, args.height = height, args.width = width;
-  const Tensor out = empty_cpu("flips and holes", {batch_size, kFinishHead + 4 * static_cast<int64_t>(most)}, ScalarType::Int);
+  const Tensor out = empty_cpu("flips and holes", {batch_size, kFinishHead + 4 * holes}, ScalarType::Int);
   args.records = data<int32_t>(out);
   cpu::draw_finish(args, parallel());
   return out;

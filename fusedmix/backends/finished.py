@@ -35,9 +35,9 @@ from fusedmix.finishing import Filling, FinishArguments
 
 
 def draw_finish(
-    chances: Tensor, seed: Tensor, batch_size: int, height: int, width: int, device: torch.device
+    chances: Tensor, holes: int, seed: Tensor, batch_size: int, height: int, width: int, device: torch.device
 ) -> Tensor:
-    """(B, 4 + 4·holes) int32: the flips and holes of a batch (fusedmix/erasing.py)."""
+    """(B, 4 + 4·holes) int32: the flips and holes of a batch, by chances that are of so many (fusedmix/erasing.py)."""
     return erasing.draw(erasing.Chances(*chances.tolist()), seed.to(device), batch_size, (height, width))
 
 
