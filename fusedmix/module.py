@@ -533,6 +533,11 @@ class MixTransform(checks.Checked, nn.Module):
         for each in sizes:
             checks.sides("the spatial size of images", each, stored=self._stored)
         masks = [parsed.leaves[i] for i in parsed.masks]
+        if masks and self.finish is not None and self.finish.hflip:
+            raise ValueError(
+                "hflip of finish must be 0 for a sample with segmentation masks, which would not be flipped with their "
+                f"images, but got {self.finish.hflip}."
+            )
         for m in masks:
             if m.ndim < 1 or m.shape[0] != batch_size:
                 raise ValueError(

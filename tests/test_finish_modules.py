@@ -187,6 +187,32 @@ def test_what_is_refused_draws_nothing(call: Any, error: type[Exception], messag
         assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_label_maps_are_mixed_but_not_flipped() -> None:
+    x, y = batch()
+    sample = {"image": tv_tensors.Image(x), "mask": tv_tensors.Mask(torch.randint(0, 9, (6, 18, 22))), "labels": y}
+    mixer = fm.CutMix(num_classes=5, finish=PLAIN)
+    torch.manual_seed(1)
+    out = mixer(sample)
+    torch.manual_seed(1)
+    expected = fm.CutMix(num_classes=5)(sample)
+    assert torch.equal(out["mask"], expected["mask"])
+    assert torch.equal(out["image"], fm.finish(expected["image"], PLAIN))  # a box is a copy
+    state = torch.get_rng_state()
+    with pytest.raises(ValueError, match="hflip of finish must be 0 for a sample with segmentation masks"):
+        fm.CutMix(num_classes=5, finish=fm.Finish(None, hflip=0.5))(sample)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_random_mix_finishes() -> None:
+    x, y = batch()
+    mixer = fm.RandomMix([fm.MixUp(), fm.CutMix()], num_classes=5, per="sample", finish=RANDOM)
+    torch.manual_seed(1)
+    out, _ = mixer(x, y)
+    torch.manual_seed(1)
+    plan = mixer.sample(6, (18, 22))
+    assert torch.equal(out, fm.mix(x, plan, finish=RANDOM))
+
+
 def test_a_compiled_step_is_the_eager_one() -> None:
     x, y = batch()
     for finish in (PLAIN, RANDOM):
