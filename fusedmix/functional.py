@@ -12,8 +12,9 @@ from fusedmix import backends, checks, subclasses
 from fusedmix.arguments import MaskArguments
 from fusedmix.backends import reference
 from fusedmix.finishing import Finish, checked_finish
-from fusedmix.ops import differentiable_mix, tracked, transformed
+from fusedmix.ops import differentiable_mix
 from fusedmix.plan import MixPlan, same_batch
+from fusedmix.tracking import tracked, transformed
 
 
 def mix(x: Tensor, plan: MixPlan, *, finish: Finish | None = None, backend: str | None = None) -> Tensor:

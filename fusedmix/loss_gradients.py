@@ -16,7 +16,8 @@ from torch import Tensor
 
 from fusedmix.arguments import LossArguments, compute_dtype, factor
 from fusedmix.backends import reference
-from fusedmix.ops import forwards, transformed
+from fusedmix.ops import forwards
+from fusedmix.tracking import transformed
 
 _SHARED = len(LossArguments._fields)
 

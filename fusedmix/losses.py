@@ -13,8 +13,8 @@ from fusedmix.arguments import LossArguments, compute_dtype
 from fusedmix.backends import reference
 from fusedmix.functional import beside, in_range, mix_labels, of_classes, operators_for
 from fusedmix.methods import Reduction
-from fusedmix.ops import tracked
 from fusedmix.plan import MixPlan, same_batch
+from fusedmix.tracking import tracked
 
 _REDUCTIONS = {"mean": Reduction.MEAN, "sum": Reduction.SUM, "none": Reduction.NONE}
 

@@ -30,6 +30,7 @@ from fusedmix.checks import class_range, partners
 from fusedmix.draws import Request, Source
 from fusedmix.finishing import FinishArguments
 from fusedmix.methods import WIDTH, Reduction
+from fusedmix.tracking import transformed
 
 _REQUEST = "Tensor spec, SymInt batch_size, SymInt[] size, int pairing, int per, float p, Tensor? lam, Tensor? labels"
 _SOURCE = "Tensor? seed, Tensor? drawn, Tensor? partner"
@@ -291,23 +292,6 @@ _HOST.impl("checked_classes", _checked_classes, "CompositeExplicitAutograd")
 torch.library.register_fake("fusedmix::checked_classes", lambda labels, *_: torch.empty_like(labels), lib=_HOST)
 # They are kept, because a library that is collected takes its operators with it.
 _LIBRARIES = [_define("reference", reference), _define("triton", triton), _define("cpp"), _define("cuda")]
-
-
-def tracked(*tensors: Tensor) -> bool:
-    """Whether a derivative by one of the tensors may be asked for, backwards or forwards, or torch.vmap maps one: what
-    operators do not see, and goes through autograd, which costs several times a plain call."""
-    for x in tensors:  # A loop is faster than any(), and this is asked at every step.
-        if x.requires_grad and torch.is_grad_enabled():
-            return True
-    return transformed() and any(
-        torch._C._functorch.is_functorch_wrapped_tensor(x) or forward_ad.unpack_dual(x).tangent is not None
-        for x in tensors
-    )
-
-
-def transformed() -> bool:
-    """Whether there may be tensors with tangents, or with a dim of torch.vmap."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def forwards(base: Any, jvp: Callable[..., Any], vmap: Callable[..., Any] | None = None) -> Any:

@@ -21,7 +21,7 @@ from fusedmix import backends
 from fusedmix.checkpointing import recording
 from fusedmix.checks import LONGEST_SIDE
 from fusedmix.methods import Per
-from fusedmix.ops import tracked
+from fusedmix.tracking import tracked
 
 
 def capturing() -> bool:
