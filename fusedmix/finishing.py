@@ -6,8 +6,9 @@ fusedmix/backends/finished.py has the meaning of a finished mix.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import IntEnum
 from typing import Any, Literal, NamedTuple
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fusedmix import checks
-from fusedmix.arguments import compute_dtype
+from fusedmix.tracking import tracked, transformed
 
 InputFormat = Literal["NCHW", "NHWC"]
 Fill = float | tuple[float, ...] | Literal["random", "pixel"]
@@ -26,6 +27,7 @@ _FORMATS = (torch.contiguous_format, torch.channels_last)
 # What timm calls them. torchvision's value="random" draws every pixel, as "pixel" does here.
 _FILLS_ELSEWHERE = {"rand": "random", "const": "0", "constant": "0", "zero": "0"}
 _FLOAT32_MAX = torch.finfo(torch.float32).max
+_KEPT = "_kept"  # the attribute of a finish that holds what `arguments` has made on each device
 
 
 @dataclass(frozen=True)
@@ -155,11 +157,13 @@ class Finish:
         checks.batch(name, x)
         if x.ndim != 4:
             shape = "(B, H, W, C)" if self.input_format == "NHWC" else "(B, C, H, W)"
-            raise ValueError(f"{name} must be {shape} to be finished, but got shape {tuple(x.shape)}.")
-        if x.requires_grad and torch.is_grad_enabled():
+            hint = " Mix videos and volumes without finish=." if x.ndim == 5 else ""
+            raise ValueError(f"{name} must be {shape} to be finished, but got shape {tuple(x.shape)}.{hint}")
+        if tracked(x) and (x.requires_grad or not torch._is_functional_tensor(x)):
             raise ValueError(
-                f"{name} must not require grad to be finished, because a finished batch has no gradient. Mix without "
-                "finish=, or finish under torch.no_grad()."
+                f"{name} must not require grad, have a tangent or be mapped by torch.vmap to be finished, because a "
+                "finished batch has no derivative. Mix without finish=, or finish under torch.no_grad() and outside of "
+                "torch.func."
             )
         if self.dtype == torch.float64 and x.dtype != torch.float64:
             raise ValueError(
@@ -189,20 +193,48 @@ class Finish:
 
     def arguments(self, x: Tensor, draws: Tensor | None = None) -> FinishArguments:
         """What operators take after a batch that has been checked."""
-        channels = x.shape[3 if self.input_format == "NHWC" else 1]
-        value = None if self.erase is None else self.erase.value
-        fill = {"random": Filling.EACH_HOLE, "pixel": Filling.EACH_PIXEL}.get(value, Filling.NUMBER)  # type: ignore[arg-type]
-        affine, last = self._affine(channels, x), self._out_format(x) is torch.channels_last
-        return FinishArguments(affine.to(x.device), draws, int(fill), self.input_format == "NHWC", self.dtype, last)
+        nhwc = self.input_format == "NHWC"
+        affine = self._kept_affine(x.shape[3 if nhwc else 1], x.dtype, x.device)
+        last = self._out_format(x) is torch.channels_last
+        return FinishArguments(affine, draws, self._filling, nhwc, self.dtype, last)
 
-    def _affine(self, channels: int, x: Tensor) -> Tensor:
-        """(3, channels), each number rounded once, of float64."""
+    @property
+    def _filling(self) -> int:
+        value = None if self.erase is None else self.erase.value
+        return int(_FILLINGS.get(value, Filling.NUMBER) if isinstance(value, str) else Filling.NUMBER)
+
+    def _kept_affine(self, channels: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """`_affine`, made once for batches of a kind and then kept, because a copy to a GPU at every call would wait
+        for it, and would be part of a CUDA graph. What belongs to a trace or a transform is not kept."""
+        if torch.compiler.is_compiling():
+            return _affine_of_graph(self, operator.index(channels), dtype, device)  # a number, which may be a symbol
+        if torch._C._len_torch_dispatch_stack() or transformed():
+            return self._affine(channels, dtype, device)
+        kept: dict[Any, Tensor] = vars(self).setdefault(_KEPT, {})
+        key = channels, dtype, device
+        affine = kept.get(key)
+        if affine is None:
+            if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+                raise RuntimeError(
+                    "A CUDA graph can be captured of a finish once a batch of the same channels and dtype was finished "
+                    "by it on that device, because its numbers are copied there by the first call. Call it once before."
+                )
+            with torch.inference_mode(False):
+                affine = kept[key] = self._affine(channels, dtype, device)
+        return affine
+
+    def _affine(self, channels: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """(3, channels) for batches of a dtype, each number rounded once, of float64."""
         mean, std = self.normalize or ((0.0,) * channels, (1.0,) * channels)
-        most = 255.0 if x.dtype == torch.uint8 else 1.0
+        most = 255.0 if dtype == torch.uint8 else 1.0
         value = 0.0 if self.erase is None or isinstance(self.erase.value, str) else self.erase.value
         fill = value if isinstance(value, tuple) else (value,) * channels
         rows = [[1.0 / (most * s) for s in std], [-m / s for m, s in zip(mean, std, strict=True)], list(fill)]
-        return torch.tensor(rows, dtype=compute_dtype(x), device="cpu")
+        compute = torch.float64 if dtype == torch.float64 else torch.float32
+        return torch.tensor(rows, dtype=compute, device="cpu").to(device)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self)}  # What is kept is this process's.
 
     def _out_format(self, x: Tensor) -> torch.memory_format:
         """Of the new batch."""
@@ -237,6 +269,15 @@ class Filling(IntEnum):
     NUMBER = 0
     EACH_HOLE = 1
     EACH_PIXEL = 2
+
+
+_FILLINGS = {"random": Filling.EACH_HOLE, "pixel": Filling.EACH_PIXEL}
+
+
+@torch.compiler.assume_constant_result
+def _affine_of_graph(finish: Finish, channels: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """`_affine` as a constant of a graph, on the device: it is made while the graph is traced."""
+    return finish._affine(channels, dtype, device)
 
 
 def _set(record: Any, **values: Any) -> None:

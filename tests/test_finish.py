@@ -300,7 +300,7 @@ def test_what_cannot_be_finished_is_refused(options: dict[str, Any], error: type
             {"dtype": torch.float64},
             "float64 must come from a float64 batch",
         ),
-        (torch.zeros(2, 3, 8, 8, requires_grad=True), {}, "x must not require grad to be finished"),
+        (torch.zeros(2, 3, 8, 8, requires_grad=True), {}, "x must not require grad"),
     ],
 )
 def test_a_batch_that_does_not_fit_is_refused(x: Tensor, options: dict[str, Any], message: str) -> None:
