@@ -86,10 +86,15 @@ def attached(model: nn.Module) -> list[MixHandle]:
     return list(dict.fromkeys(handle for handle in hooks if isinstance(handle, MixHandle)))
 
 
-def _without_labels(name: str, mix: Any) -> MixTransform:
-    """`mix`, if it is a mixing module that needs no labels to find partners."""
+def _attachable(name: str, mix: Any) -> MixTransform:
+    """`mix`, if it is a mixing module that needs no labels to find partners, and leaves images what they are."""
     if Pairing[mixing_module(name, mix).pairing.upper()].by_class:
         raise ValueError(f"{name} must find partners without labels, but got one with pairing={mix.pairing!r}.")
+    if mix.finish is not None:
+        raise ValueError(
+            f"{name} must have finish=None, because gradients flow through what is mixed inside a model, but got one "
+            f"with finish={mix.finish!r}. Finish the batch before, by fusedmix.finish(images, finish)."
+        )
     return mix
 
 
@@ -123,7 +128,7 @@ class MixHandle(checks.Checked):
         mix: the mixing module. Another one mixes from the next forward pass on.
     """
 
-    _checks: ClassVar = {"mix": _without_labels}
+    _checks: ClassVar = {"mix": _attachable}
     _fixed: ClassVar = ("model",)
 
     def __init__(
@@ -389,6 +394,7 @@ class MixHandle(checks.Checked):
         return subclasses.like(dims.back(apply(view, step.plan, backend=self.mix.backend), axes), x)
 
     def _sample(self, x: Tensor, what: str, seed: int | None) -> MixPlan:
+        _attachable("mix", self.mix)  # Keywords of a module may have been set since.
         checks.batch(what, subclasses.plain(x))
         axes, name, shape = self.mix.axes, type(self.mix).__name__, tuple(x.shape)
         if self.mix._constant:
