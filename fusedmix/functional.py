@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusedmix import backends, checks, subclasses
+from fusedmix import backends, checks, erasing, subclasses
 from fusedmix.arguments import MaskArguments
 from fusedmix.backends import reference
 from fusedmix.finishing import Finish, checked_finish
@@ -77,12 +77,36 @@ def _mix_finished(x: Tensor, plan: MixPlan, finish: Finish, backend: str | None)
     if len(plan.size) != 2 and not plan.constant:
         raise ValueError(f"plan must be for images (H, W) to be finished, but is for the size {plan.size}.")
     _, masks = _prepare("x", planes, plan, backend)
-    if finish.is_random and plan.draws is None:
+    _check_draws(plan, finish, planes)
+    return operators.finish_mix(x, *finish.arguments(x, plan.draws), *masks)
+
+
+def _check_draws(plan: MixPlan, finish: Finish, planes: Tensor) -> None:
+    """Raises unless the plan says which samples are flipped and where they have holes, if finish asks for it."""
+    from_sample = "Take the plan from the sample() of a module that was made with this finish."
+    if plan.draws is None and finish.is_random:
         raise ValueError(
             "plan must say which samples are flipped and where they have holes, because finish asks for some, but it "
-            "says nothing. Take the plan from the sample() of a module that was made with this finish."
+            f"says nothing. {from_sample}"
         )
-    return operators.finish_mix(x, *finish.arguments(x, plan.draws), *masks)
+    if plan.draws is None:
+        return
+    if not finish.is_random:
+        raise ValueError(f"plan must be without flips and holes, because finish asks for none. {from_sample}")
+    most = int(erasing.chances(finish).most)
+    checks.shaped(
+        "plan.draws",
+        plan.draws,
+        torch.int32,
+        plan.batch_size,
+        erasing.HEAD + erasing.PER_HOLE * most,
+        why=f"finish asks for {most} holes at most. {from_sample}",
+    )
+    if most and tuple(planes.shape[2:]) != plan.size:
+        raise ValueError(
+            f"x must be of the size of the plan, {plan.size}, because it says where in an image the holes are, but got "
+            f"shape {tuple(planes.shape)}."
+        )
 
 
 def _finishing(x: Tensor, finish: Finish, backend: str | None) -> Any:

@@ -197,11 +197,12 @@ class MixTransform(checks.Checked, nn.Module):
         assert self.finish is not None
         own = source.seed
         if own is None and seed is not None:
-            own = torch.tensor(seed, dtype=torch.int64, device=CPU)
+            own = torch.ops.fusedmix.seed_after(*request, seed)
         elif own is None:
             own = torch.ops.fusedmix.draw_seed(0 if handle is None else handle.key, device=CPU)
-        asked = Finish(None) if self._off() else self.finish
-        chances = erasing.chances(asked)
+        chances = erasing.chances(self.finish)
+        if self._off():
+            chances = chances._replace(flip=0.0, erase=0.0)
         of = torch.tensor(chances, dtype=torch.float64, device=CPU), int(chances.most)
         where = own.device
         # Elsewhere no backend has a kernel for it.
@@ -516,16 +517,16 @@ class MixTransform(checks.Checked, nn.Module):
             checks.dense("images", x)
             if self.finish is not None:
                 self.finish.check(plain(x), "images")
-            else:
-                dims.check(x, self.axes)
-                checks.batch("images", plain(x))
+            dims.check(x, self.axes)
+            checks.batch("images", plain(x))
             if x.shape[0] != batch_size:
                 raise ValueError(
                     "The batch size of the image or video does not match the batch size of the labels "
                     f"or of the other images: {x.shape[0]} != {batch_size}."
                 )
         sizes = {self._spatial_size(x) for x in images}
-        if len(sizes) > 1 and not self._constant:
+        holes = self.finish is not None and self.finish.erase is not None
+        if len(sizes) > 1 and (holes or not self._constant):
             raise ValueError(f"Images mixed by one plan must have one spatial size, but got {sorted(sizes)}.")
         size = self._spatial_size(first)
         if 0 in size:

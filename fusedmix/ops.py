@@ -250,6 +250,12 @@ def _draw_seed(generator: int, *, device: torch.device) -> Tensor:
     return torch.empty((), dtype=torch.int64, device=device).random_(generator=GeneratorHandle.find(generator))
 
 
+def _seed_after(request: Request, seed: int) -> Tensor:
+    generator = _host_generator(0, seed)
+    draws.from_host(request, generator)
+    return torch.empty((), dtype=torch.int64, device=draws.CPU).random_(generator=generator)
+
+
 def draw_on_host(request: Request, generator: GeneratorHandle | None, seed: int | None) -> Source:
     """The numbers of a batch from torch's CPU generator."""
     key = 0 if generator is None else generator.key
@@ -264,6 +270,13 @@ _DRAW_HOST = f"({_REQUEST}, int generator, SymInt? seed) -> (Tensor drawn, Tenso
 _HOST.define(f"draw_host{_DRAW_HOST}", tags=_RANDOM)
 _HOST.impl("draw_host", _of_row(_draw_host, _DRAW_HOST), "CompositeExplicitAutograd")
 torch.library.register_fake("fusedmix::draw_host", _of_row(_fake_draw_host, _DRAW_HOST), lib=_HOST)
+# What draw_seed gives after torch.manual_seed(seed) and draw_host.
+_SEED_AFTER = f"({_REQUEST}, SymInt seed) -> Tensor"
+_HOST.define(f"seed_after{_SEED_AFTER}", tags=torch.Tag.pt2_compliant_tag)
+_HOST.impl("seed_after", _of_row(_seed_after, _SEED_AFTER), "CompositeExplicitAutograd")
+torch.library.register_fake(
+    "fusedmix::seed_after", lambda *_: torch.empty((), dtype=torch.int64, device=draws.CPU), lib=_HOST
+)
 # The device is a keyword because that is where PyTorch looks for the random state that a recomputation rewinds.
 _HOST.define("draw_seed(int generator, *, Device device) -> Tensor", tags=_RANDOM)
 _HOST.impl("draw_seed", _draw_seed, "CompositeExplicitAutograd")
