@@ -117,10 +117,10 @@ def boolean(name: str, x: Any) -> bool:
     return x
 
 
-def interval(name: str, x: Any, least: float = 0.0, most: float = 1.0) -> tuple[float, float]:
-    """`x` as (low, high) with least <= low <= high <= most."""
+def interval(name: str, x: Any, least: float = 0.0, most: float = 1.0, *, or_none: bool = True) -> tuple[float, float]:
+    """`x` as (low, high) with least <= low <= high <= most. `or_none`: whether the caller takes None, too."""
     if not isinstance(x, Sequence) or isinstance(x, str) or len(x) != 2:
-        raise TypeError(f"{name} must be a pair (low, high) or None, but got {x!r}.")
+        raise TypeError(f"{name} must be a pair (low, high){' or None' if or_none else ''}, but got {x!r}.")
     low, high = number(f"{name}[0]", x[0], least, most), number(f"{name}[1]", x[1], least, most)
     if low > high:
         raise ValueError(f"{name} must have low <= high, but got {x!r}.")

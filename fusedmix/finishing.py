@@ -26,6 +26,7 @@ MOST_HOLES = 16  # of a sample: a record holds so many at most
 _FORMATS = (torch.contiguous_format, torch.channels_last)
 # What timm calls them. torchvision's value="random" draws every pixel, as "pixel" does here.
 _FILLS_ELSEWHERE = {"rand": "random", "const": "0", "constant": "0", "zero": "0"}
+_INPUT_FORMATS_ELSEWHERE = {"nchw": "NCHW", "nhwc": "NHWC", "channels_last": "NHWC", "channels_first": "NCHW"}
 _FLOAT32_MAX = torch.finfo(torch.float32).max
 _KEPT = "_kept"  # the attribute of a finish that holds what `arguments` has made on each device
 
@@ -66,8 +67,8 @@ class Erase:
         _set(
             self,
             p=checks.number("p", self.p, 0.0, 1.0),
-            scale=checks.interval("scale", self.scale),
-            ratio=checks.interval("ratio", self.ratio, 1e-6, 1e6),
+            scale=checks.interval("scale", self.scale, or_none=False),
+            ratio=checks.interval("ratio", self.ratio, 1e-6, 1e6, or_none=False),
             value=_fill(self.value),
             count=_count(self.count),
         )
@@ -113,6 +114,7 @@ class Finish:
     input_format: InputFormat = "NCHW"
 
     def __post_init__(self) -> None:
+        _set(self, normalize=_statistics(self.normalize))
         if not isinstance(self.dtype, torch.dtype) or self.dtype not in FINISHED_DTYPES:
             raise (ValueError if isinstance(self.dtype, torch.dtype) else TypeError)(
                 f"dtype must be one of {checks.names(FINISHED_DTYPES)}, because normalised images are no integers, but "
@@ -123,18 +125,19 @@ class Finish:
                 "memory_format must be torch.contiguous_format, torch.channels_last or None, but got "
                 f"{self.memory_format!r}."
             )
+        _set(self, hflip=checks.number("hflip", self.hflip, 0.0, 1.0))
         if self.erase is not None and not isinstance(self.erase, Erase):
             raise TypeError(
                 f"erase must be an Erase or None, but got {self.erase!r} of type {type(self.erase).__name__}."
             )
-        checks.choice(
-            "input_format", self.input_format, ("NCHW", "NHWC"), {"channels_last": "NHWC", "channels_first": "NCHW"}
-        )
-        _set(self, normalize=_statistics(self.normalize), hflip=checks.number("hflip", self.hflip, 0.0, 1.0))
+        checks.choice("input_format", self.input_format, ("NCHW", "NHWC"), _INPUT_FORMATS_ELSEWHERE)
         if self.erase is not None and not isinstance(self.erase.value, str):
             fills = self.erase.value if isinstance(self.erase.value, tuple) else (self.erase.value,)
             for fill in fills:
                 checks.number(f"erase.value for {checks.names([self.dtype])}", fill, *_range(self.dtype))
+        if len({count for _, count in self._channels()}) > 1:
+            counts = " and ".join(f"{count} of {what}" for what, count in self._channels())
+            raise ValueError(f"normalize and erase.value must have as many channels, but got {counts}.")
 
     @property
     def axes(self) -> tuple[int, int]:
@@ -248,7 +251,10 @@ class Finish:
 def checked_finish(name: str, x: Any) -> Finish:
     """`x`, if it is a Finish."""
     if not isinstance(x, Finish):
-        raise TypeError(f"{name} must be a Finish, but got {x!r} of type {type(x).__name__}.")
+        what = x.__name__ if isinstance(x, type) else f"one of type {type(x).__name__}"
+        raise TypeError(
+            f"{name} must be a Finish, as fusedmix.Finish(normalize=(mean, std)) makes one, but got {what}."
+        )
     return x
 
 

@@ -73,6 +73,7 @@ def finish(x: Tensor, finish: Finish, *, backend: str | None = None) -> Tensor:
 def _mix_finished(x: Tensor, plan: MixPlan, finish: Finish, backend: str | None) -> Tensor:
     checked_finish("finish", finish)
     operators = _finishing(x, finish, backend)
+    same_batch("x", x, plan)
     planes = x.permute(0, 3, 1, 2) if finish.input_format == "NHWC" else x
     if len(plan.size) != 2 and not plan.constant:
         raise ValueError(f"plan must be for images (H, W) to be finished, but is for the size {plan.size}.")
