@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fusedmix.finishing import Finish
-from fusedmix.philox import Stream, below, uniform, words
+from fusedmix.philox import Stream, below, box_muller, uniform, words
 
 ATTEMPTS = 10  # rectangles that are tried for a hole, as timm and torchvision do
 
@@ -138,8 +138,5 @@ def normals(records: Tensor, index: Tensor, channels: int) -> Tensor:
     channel = torch.arange(channels, device=records.device)
     seed = ((high << 32) | low).unsqueeze(1)
     a, b, c, d = words(seed, index.unsqueeze(1), Stream.FILL, channel // 4)
-    # Box and Muller, of uniforms with 23 and 24 bits, which float32 holds exactly, as the noise of FMix is made.
-    first, other = torch.where(channel % 4 < 2, a, c), torch.where(channel % 4 < 2, b, d)
-    radius = (-2.0 * ((2 * (first >> 9) + 1).double() * 2.0**-24).log()).sqrt()
-    angle = (other >> 8).double() * (2.0 * math.pi * 2.0**-24)
-    return radius * torch.where(channel % 2 == 0, angle.cos(), angle.sin())
+    even, odd = box_muller(torch.where(channel % 4 < 2, a, c), torch.where(channel % 4 < 2, b, d))
+    return torch.where(channel % 2 == 0, even, odd)

@@ -32,7 +32,7 @@ from torch import Tensor
 from fusedmix.masks.family import geometry, kind, value
 from fusedmix.masks.fourier import LEVELS
 from fusedmix.methods import Column, Kind, Method, Per
-from fusedmix.philox import Stream, words
+from fusedmix.philox import Stream, box_muller, words
 
 # The frequencies whose noise has a number of its own, by the number of axes: bits of kx, of |ky|, of kz.
 _BITS = {1: (31, 0, 0), 2: (16, 16, 0), 3: (10, 10, 12)}
@@ -115,12 +115,9 @@ def noise(seed: Tensor, index: Tensor, along: tuple[range, ...]) -> tuple[Tensor
     x_bits, y_bits, _ = _BITS[ndim]
     number = kx + (ky.abs() << x_bits) + ((2 * kz.abs() - (kz > 0).long()) << (x_bits + y_bits))
     a, b, c, d = words(seed, index.reshape(-1, 1, 1, 1), Stream.NOISE, number)
-    # Two normals by Box and Muller, of uniforms with 23 and 24 bits, so that float32 holds them exactly.
-    high, low = torch.where(ky < 0, c, a), torch.where(ky < 0, d, b)
-    radius = (-2.0 * ((2 * (high >> 9) + 1).double() * 2.0**-24).log()).sqrt()
-    angle = (low >> 8).double() * (2.0 * math.pi * 2.0**-24)
     shape = [index.shape[0], *(len(k) for k in along)]
-    return (radius * angle.cos()).reshape(shape), (radius * angle.sin()).reshape(shape)
+    real, imaginary = box_muller(torch.where(ky < 0, c, a), torch.where(ky < 0, d, b))
+    return real.reshape(shape), imaginary.reshape(shape)
 
 
 def synthesise(a: Tensor, b: Tensor, along: tuple[range, ...], size: tuple[int, ...]) -> Tensor:

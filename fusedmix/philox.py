@@ -80,6 +80,14 @@ def words(seed: Tensor, index: Tensor, stream: Stream, call: int | Tensor = 0) -
     return philox4x32(counter, (seed & _MASK, (seed >> 32) & _MASK))
 
 
+def box_muller(high: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
+    """Two independent standard normal numbers, float64, of two words: of uniforms with 23 and 24 bits, which float32
+    holds exactly."""
+    radius = (-2.0 * ((2 * (high >> 9) + 1).double() * 2.0**-24).log()).sqrt()
+    angle = (low >> 8).double() * (2.0 * math.pi * 2.0**-24)
+    return radius * angle.cos(), radius * angle.sin()
+
+
 def uniform(high: Tensor, low: Tensor) -> Tensor:
     """float64 uniform in (0, 1), never 0 or 1 and symmetric about ½, from 52 bits of two words."""
     bits = (high << 20) | (low >> 12)
