@@ -92,14 +92,14 @@ def _measured(bench: Bench, cases: Sequence[Case], quick: bool) -> tuple[list[Ro
             if quick and took > QUICK:
                 print(f"{len(cases) - n} cases are left out, to end within a minute")
                 break
-            print(f"[{n + 1}/{len(cases)}, {_progress(n, len(cases), took)}] {case}", flush=True)
+            print(f"[{n + 1}/{len(cases)}, {progress(n, len(cases), took)}] {case}", flush=True)
             rows += bench.measure(case)
     except (KeyboardInterrupt, BrokenPipeError) as error:
         return rows, error
     return rows, None
 
 
-def _progress(done: int, cases: int, took: float) -> str:
+def progress(done: int, cases: int, took: float) -> str:
     """The time that has passed and that is left, and how many programs run: more than this one disturb it."""
     left = took / done * (cases - done) if done else 0.0
     words = [f"{took:.0f} s", f"some {left / 60:.0f} min left" if left > 90 else f"some {left:.0f} s left"]

@@ -32,10 +32,10 @@ class Numbers(NamedTuple):
     )
     place: Tensor  # (n, 4) int64: y0, x0, y1, x1 of a box; y, x of a centre
     mask: Tensor | None = None  # (n, H, W) float32, of FMix
+    partner: Tensor | None = None  # (B,) int64; None: the sample before
 
     def to(self, device: torch.device) -> Numbers:
-        weight, value, place = (t.to(device, non_blocking=True) for t in self[:3])
-        return Numbers(weight, value, place, None if self.mask is None else self.mask.to(device, non_blocking=True))
+        return Numbers(*(None if t is None else t.to(device, non_blocking=True) for t in self))  # type: ignore[arg-type]
 
 
 def draw(method: str, n: int, height: int, width: int, generator: np.random.Generator) -> Numbers:
@@ -75,25 +75,30 @@ def draw(method: str, n: int, height: int, width: int, generator: np.random.Gene
 # ---- images and labels: tensor operations alone --------------------------------------------------------------------
 
 
+def _partners(x: Tensor, numbers: Numbers) -> Tensor:
+    return x.roll(1, 0) if numbers.partner is None else x[numbers.partner]
+
+
 def _mixup(x: Tensor, numbers: Numbers) -> Tensor:
-    partner = x.roll(1, 0)
+    partner = _partners(x, numbers)
     lam = numbers.value[:, 0].to(x.dtype).view(-1, 1, 1, 1)
     return partner + lam * (x - partner)
 
 
-def _inside(x: Tensor, place: Tensor) -> Tensor:
+def inside(x: Tensor, place: Tensor) -> Tensor:
+    """Whether each pixel is in its box, (n, 1, H, W), of boxes y0, x0, y1, x1."""
     rows, columns = (torch.arange(side, device=x.device) for side in x.shape[-2:])
     y0, x0, y1, x1 = (place[:, k].view(-1, 1) for k in range(4))
     return (((rows >= y0) & (rows < y1))[:, None, :, None]) & (((columns >= x0) & (columns < x1))[:, None, None, :])
 
 
 def _cutmix(x: Tensor, numbers: Numbers) -> Tensor:
-    return torch.where(_inside(x, numbers.place), x.roll(1, 0), x)
+    return torch.where(inside(x, numbers.place), _partners(x, numbers), x)
 
 
 def _hmix(x: Tensor, numbers: Numbers) -> Tensor:
     outside = numbers.value[:, 0].view(-1, 1, 1, 1)
-    return _masked(x, torch.where(_inside(x, numbers.place), 0.0, outside))
+    return _masked(x, torch.where(inside(x, numbers.place), 0.0, outside), numbers)
 
 
 def _gmix(x: Tensor, numbers: Numbers) -> Tensor:
@@ -103,16 +108,16 @@ def _gmix(x: Tensor, numbers: Numbers) -> Tensor:
         for k, side in enumerate(x.shape[-2:])
     )
     g = rows[:, None, :, None] * columns[:, None, None, :]
-    return _masked(x, torch.where(turned > 0, 1 - g, g))
+    return _masked(x, torch.where(turned > 0, 1 - g, g), numbers)
 
 
 def _fmix(x: Tensor, numbers: Numbers) -> Tensor:
     assert numbers.mask is not None
-    return torch.where(numbers.mask[:, None] > 0, x, x.roll(1, 0))
+    return torch.where(numbers.mask[:, None] > 0, x, _partners(x, numbers))
 
 
-def _masked(x: Tensor, mask: Tensor) -> Tensor:
-    partner, mask = x.roll(1, 0), mask.to(x.dtype)
+def _masked(x: Tensor, mask: Tensor, numbers: Numbers) -> Tensor:
+    partner, mask = _partners(x, numbers), mask.to(x.dtype)
     return partner + mask * (x - partner)
 
 
@@ -133,7 +138,7 @@ def mixing(method: str, classes: int, inplace: bool) -> Callable[[Tensor, Tensor
         hot = F.one_hot(y, classes).float()
         weight = numbers.weight.view(-1, 1)
         mixed = images(x, numbers)
-        return x.copy_(mixed) if inplace else mixed, hot * weight + hot.roll(1, 0) * (1 - weight)
+        return x.copy_(mixed) if inplace else mixed, hot * weight + _partners(hot, numbers) * (1 - weight)
 
     return mix
 

@@ -11,16 +11,17 @@ from typing import Any
 from fusedmix.bench.cases import PEERS, Case
 from fusedmix.bench.results import markdown
 from fusedmix.bench.sweep import Row
+from fusedmix.bench.timing import Timing
 
 BUSY = 2.0  # between the 20th and the 80th percentile of the times of a call: something else was running
 _PARSE: dict[str, Callable[[str], Any]] = {"str": str, "int": int, "float": float, "bool": lambda text: text == "True"}
 
 
-def read(path: Path) -> list[Row]:
-    """The rows of a CSV, without its columns of the environment."""
+def read(path: Path, kind: type[Any] = Row) -> list[Any]:
+    """The rows of a CSV, dataclasses of one kind, without its columns of the environment."""
     with path.open(newline="", encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
-    return [Row(**{field.name: _PARSE[str(field.type)](line[field.name]) for field in fields(Row)}) for line in lines]
+    return [kind(**{field.name: _PARSE[str(field.type)](line[field.name]) for field in fields(kind)}) for line in lines]
 
 
 def by_case(rows: Iterable[Row]) -> dict[Case, list[Row]]:
@@ -42,19 +43,23 @@ def table(rows: Sequence[Row]) -> str:
         cells: list[str] = [str(case)]
         for place in (True, False):
             row = ours[place]
-            cells += [f"{row.median_us:.0f}{_mark(row)}", f"{row.copy_ratio:.2f}"] if row else ["", ""]
+            cells += [f"{row.median_us:.0f}{mark(row)}", f"{row.copy_ratio:.2f}"] if row else ["", ""]
         lines.append((*cells, *(_beside(of_case, peer, ours) for peer in peers)))
-    made = markdown(header, lines)
-    marked = sum(_mark(row) != "" for row in rows)
-    if marked:
-        made += (
-            f"\n\n(busy): {marked} of {len(rows)} measurements vary by more than a factor of {BUSY:g} between their "
-            "20th and 80th percentile. Something else was running; measure again on a quiet machine."
-        )
-    return made
+    return markdown(header, lines) + busy(rows)
 
 
-def _mark(row: Row) -> str:
+def busy(rows: Sequence[Row | Timing]) -> str:
+    """What stands below a table with marked times, or nothing."""
+    marked = sum(mark(row) != "" for row in rows)
+    if not marked:
+        return ""
+    return (
+        f"\n\n(busy): {marked} of {len(rows)} measurements vary by more than a factor of {BUSY:g} between their "
+        "20th and 80th percentile. Something else was running; measure again on a quiet machine."
+    )
+
+
+def mark(row: Row | Timing) -> str:
     """ " (busy)" if the times of a row vary too much to be believed."""
     return " (busy)" if row.p80_us > BUSY * row.p20_us > 0 else ""
 
@@ -75,7 +80,7 @@ def _beside(rows: Sequence[Row], peer: str, ours: dict[bool, Row | None]) -> str
         return "differs" if row.failed.startswith("AssertionError") else "failed"
     if beside is None:
         return ""
-    return f"{row.median_us / beside.median_us:.1f}×{_mark(row)}"
+    return f"{row.median_us / beside.median_us:.1f}×{mark(row)}"
 
 
 def plot(rows: Sequence[Row], path: Path, title: str) -> None:

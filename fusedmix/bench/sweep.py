@@ -133,13 +133,9 @@ class Bench:
 
     def _copies(self, case: Case, clones: Clones, floors: set[int]) -> Iterator[tuple[Row, Replays]]:
         """Copies that read and write the batch, and as many bytes as each floor."""
-        item = case.torch_dtype.itemsize
         for wanted in sorted(floors | {2 * clones.bytes}):
-            count = max(16, wanted // 2 // item // 16 * 16)
-            sources, targets = ([_flat(t, count) for t in of] for of in (clones.x, clones.out))
-            for name, copy in copies(self.device).items():
+            for name, replays in copies_of(wanted, clones, self.device, self.seconds):
                 row = Row.of(case, f"copy ({name})", floor_bytes=wanted)
-                replays = Replays(_copying(copy, targets, sources), clones, self.device, True, False, self.seconds)
                 row.measure = replays.measure
                 yield row, replays
 
@@ -166,6 +162,14 @@ class Bench:
             loops = max(1, min(20, int(self.seconds * 1e5 / first)))
             self._host[key] = min(host_microseconds(step, loops, calls=10, finish=finish))
         return self._host[key]
+
+
+def copies_of(wanted: int, clones: Clones, device: torch.device, seconds: float) -> Iterator[tuple[str, Replays]]:
+    """Copies that read and write so many bytes together, of each clone."""
+    count = max(16, wanted // 2 // clones.x[0].element_size() // 16 * 16)
+    sources, targets = ([_flat(t, count) for t in of] for of in (clones.x, clones.out))
+    for name, copy in copies(device).items():
+        yield name, Replays(_copying(copy, targets, sources), clones, device, True, False, seconds)
 
 
 def _step(case: Case, step: Callable[[Tensor, Tensor], Any], y: Tensor) -> Callable[[Tensor], Any]:
