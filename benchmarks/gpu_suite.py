@@ -50,6 +50,7 @@ BUDGETS = {
     "tests": 120.0,
     "triton": 120.0,
     "benchmark": 200.0,
+    "input": 75.0,
     "training": 60.0,
     "memcheck": 60.0,
     "racecheck": 60.0,
@@ -221,6 +222,12 @@ class Suite:
         how = ["--dry-run"] if self.given.dry_run else ["--device", "cuda", "--rounds", str(ROUNDS)]
         command = [sys.executable, "-m", "benchmarks.train_step", "--models", stage.detail, *self._files(), *how]
         self._command(stage, command, limit)
+
+    def _input(self, stage: Stage, limit: float) -> None:
+        how = ["--quick"] if self.given.dry_run else ["--device", "cuda", "--budget", str(limit * 0.75)]
+        output = self._command(stage, [sys.executable, "-m", "benchmarks.input_step", *self._files(), *how], limit)
+        met = re.search(r"\d+ of \d+ targets met", output)
+        stage.detail = met[0] if met else ""
 
     def _tests(self, stage: Stage, limit: float) -> None:
         self._pytest(stage, limit, "not triton")

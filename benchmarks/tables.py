@@ -3,8 +3,9 @@
 python -m benchmarks.tables            # writes them into their documents
 python -m benchmarks.tables --check    # exit status 1: one of them differs from what its file says
 
-Each has its place between the comments `table: NAME` and `end of table`. Those of GPUs are made of every <gpu>-mix.csv
-and <gpu>-train-step.csv that gpu_mix.py and train_step.py wrote, and say so where there is none.
+Each has its place between the comments `table: NAME` and `end of table`. Those of GPUs are made of every <gpu>-mix.csv,
+<gpu>-train-step.csv and <gpu>-input-step.csv that gpu_mix.py, train_step.py and input_step.py wrote, and say so where
+there is none.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from benchmarks.common import RESULTS, ROOT
+from benchmarks.input_rows import InputTiming, input_table
 from benchmarks.train_rows import loader_table, step_table
 from fusedmix.bench import report
 from fusedmix.bench.results import markdown
 
-README, PERFORMANCE, ANALYSIS = ROOT / "README.md", ROOT / "docs" / "performance.md", ROOT / "docs" / "analysis.md"
+README = ROOT / "README.md"
+PERFORMANCE, ANALYSIS, ONE_PASS = (ROOT / "docs" / f"{name}.md" for name in ("performance", "analysis", "one-pass"))
 _PLACE = r"(<!-- table: {name} -->\n).*?(<!-- end of table -->)"
 
 
@@ -144,6 +147,47 @@ def cpu_data_loader() -> str:
     batches = dict.fromkeys(f"{row['batch']} of {row['shape'].partition('x')[2].replace('x', '×')}" for row in rows)
     what = f"uint8 images in memory, batches of {' and '.join(batches)}; p20 to p80"
     return f"{loader_table(rows)}\n\n{what}.\n{_source('python -m benchmarks.data_loader', rows[0])}\n"
+
+
+def input_step() -> str:
+    """From bytes to a batch, on the CPU and on every GPU."""
+    return _of_every_input(_inputs)
+
+
+def _inputs(path: Path) -> str:
+    rows = report.read(path, InputTiming)
+    return f"{input_table(rows)}\n\nuint8, {_shape(rows[0].shape)}; ×: times as long as ours. {_input_source(path)}"
+
+
+def input_step_all() -> str:
+    """The same, every row, and what was asked of the times."""
+    return _of_every_input(_every_input)
+
+
+def _every_input(path: Path) -> str:
+    header = ("from bytes", "by", "measured", "median µs", "p20", "p80", "least", "× copy")
+    lines = []
+    for row in report.read(path, InputTiming):
+        if not row.failed:
+            times = (_digits(us) for us in (row.median_us, row.p20_us, row.p80_us, row.least_us))
+            lines.append((row.case, row.name, row.measure, *times, f"{row.copy_ratio:.2f}"))
+    source = _input_source(path)
+    asked = path.with_name(f"{path.stem}-targets.csv")
+    return f"{markdown(header, lines)}\n\n{source}\n{_targets((_input_command(path), asked.name))}"
+
+
+def _of_every_input(table: Callable[[Path], str]) -> str:
+    """The tables made of every *-input-step.csv, the CPU's first."""
+    files = sorted(RESULTS.glob("*-input-step.csv"), key=lambda path: (not path.name.startswith("cpu-"), path.name))
+    return "\n".join(map(table, files)) or "There are no results of `python -m benchmarks.input_step` yet.\n"
+
+
+def _input_source(path: Path) -> str:
+    return f"{_source(_input_command(path), _rows(path.name)[0])}\n"
+
+
+def _input_command(path: Path) -> str:
+    return "python -m benchmarks.input_step" + ("" if path.name.startswith("cpu-") else " --device cuda")
 
 
 # ---- docs/performance.md: every row ----------------------------------------------------------------------------------
@@ -391,7 +435,7 @@ def _shape(shape: str) -> str:
     return shape.replace("x", "×")
 
 
-def _digits(microseconds: str) -> str:
+def _digits(microseconds: str | float) -> str:
     """Three digits at least, and no more than they are worth."""
     value = float(microseconds)
     return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
@@ -459,9 +503,12 @@ DOCUMENTS: dict[Path, dict[str, Callable[[], str]]] = {
         "cpu-bench": cpu_bench,
         "cpu-train-step": cpu_train_step,
         "cpu-data-loader": cpu_data_loader,
+        "input-step": input_step,
+        "input-step-all": input_step_all,
         "cpu-targets": cpu_targets,
         "gpu": gpu,
     },
+    ONE_PASS: {"input-step": input_step},
     ANALYSIS: {
         "theory-examples": theory_examples,
         "theory-coefficients": theory_coefficients,

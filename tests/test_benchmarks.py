@@ -398,7 +398,7 @@ def test_train_step_as_on_a_gpu(tmp_path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize("module", ["train_step", "data_loader"])
+@pytest.mark.parametrize("module", ["train_step", "data_loader", "input_step"])
 def test_without_a_gpu(module, monkeypatch, capsys):
     pytest.importorskip("torchvision")
     pytest.importorskip("timm")

@@ -148,14 +148,14 @@ def test_a_later_run_goes_on_where_the_first_stopped(tmp_path, monkeypatch):
         {"tests": "timeout", "triton": "pass"},
     )
     assert ran == ["build", "tests", "triton", "training"]  # tests before benchmarks, in whatever order they are given
-    run_as(dict.fromkeys(("tests", "training", "kernels", "benchmark"), "pass"))
+    run_as(dict.fromkeys(("tests", "training", "kernels", "benchmark", "input"), "pass"))
     monkeypatch.setattr(gpu_suite, "SANITIZER", ())
     monkeypatch.setattr(gpu_suite, "BUDGETS", {k: v for k, v in gpu_suite.BUDGETS.items() if "check" not in k})
     assert written(["left"]) == (
-        dict.fromkeys(("build", "kernels", "tests", "triton", "benchmark"), "pass") | {"training": "fail"},
+        dict.fromkeys(("build", "kernels", "tests", "triton", "benchmark", "input"), "pass") | {"training": "fail"},
         {"tests": "pass", "triton": "pass"},
     )
-    assert ran == ["kernels", "tests", "benchmark"]
+    assert ran == ["kernels", "tests", "benchmark", "input"]
     assert written(["left"])[0]["build"] == "pass"
     assert ran == []
     assert written(["training"])[0]["training"] == "pass"  # again, because it is named
@@ -428,7 +428,7 @@ def test_without_nvcc_the_stages_of_cuda_say_so(suite, monkeypatch):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize("name", ["benchmark", "training"])
+@pytest.mark.parametrize("name", ["benchmark", "input", "training"])
 def test_what_is_asked_of_a_benchmark_on_a_gpu_is_understood(suite, monkeypatch, name):
     """Its command as far as the question for a GPU, which is what a dry run asks otherwise."""
     if name == "training":
@@ -444,7 +444,7 @@ def test_what_is_asked_of_a_benchmark_on_a_gpu_is_understood(suite, monkeypatch,
     suite.given.dry_run = False
     getattr(suite, f"_{name}")(gpu_suite.Stage(name), 200)
     (words,) = asked
-    assert "--dry-run" not in words
+    assert not {"--dry-run", "--quick"} & set(words)
     monkeypatch.setattr(sys, "argv", words[2:])
     assert importlib.import_module(words[2]).main() == 2
 

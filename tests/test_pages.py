@@ -166,7 +166,10 @@ def test_every_table_says_where_it_comes_from():
     source = r"\*`python -m benchmarks\.\w+[^`]*` on [^,]+, torch [^,]+, commit [0-9a-f]+(-dirty)?, \d{4}-\d\d-\d\d\.\*"
     for tables in DOCUMENTS.values():
         for table in tables.values():
-            _, *each = re.split(r"^(?=\|.*\n\|-)", table(), flags=re.MULTILINE)
+            made = table()
+            if made.startswith("There are no results"):
+                continue
+            _, *each = re.split(r"^(?=\|.*\n\|-)", made, flags=re.MULTILINE)
             assert each
             assert all(re.search(source, part) for part in each)
 
