@@ -150,82 +150,32 @@ Tensor loss_gradient(const LossTensors& t, const Tensor& grad, double factor, co
   return out;
 }
 
-namespace {
-
-// Without a plan each sample by itself.
-Tensor finished(const Tensor& x, GivenFinish how, const GivenMasks* given) {
-  const Planes planes = planes_of(x, how.nhwc);
-  const ElementType type = element_type(x);
-  if (type == ElementType::kFloat64) refuse("x must not be float64: such batches are finished by the reference backend");
-  if (how.dtype != ScalarType::Float && how.dtype != ScalarType::Half && how.dtype != ScalarType::BFloat16) {
-    refuse("dtype must be float32, float16 or bfloat16, but is " + name_of(how.dtype));
-  }
-  const Tensor affine = packed("affine", how.affine, ScalarType::Float, {3, planes.channels});
-  if (how.draws) how.draws = packed("draws", *how.draws, ScalarType::Int, {planes.batch, kAny});
-  const Fill fill = checked_fill(how, planes.batch);
+Tensor finished(const Tensor& x, const GivenFinish& how, const GivenMasks* given) {
+  FinishTensors t(x, how);
   std::optional<MaskTensors> masks;
   Tensor partners;
   if (given != nullptr) {
-    const int64_t sides[3] = {1, planes.height, planes.width};
-    if (given->ndim != 0 && given->ndim != 2) refuse("ndim must be 0 or 2, but is " + std::to_string(given->ndim));
-    masks.emplace(given->masks, given->families, planes.batch, sides, given->ndim, given->pairing, given->per, given->pixels);
-    partners = packed("partner", given->partner, ScalarType::Long, {planes.batch});
+    masks.emplace(given->masks, given->families, t.args.batch, t.sides, given->ndim, given->pairing, given->per, given->pixels);
+    partners = packed("partner", given->partner, ScalarType::Long, {t.args.batch});
     masks->view.partner = const_data<int64_t>(partners);
+    t.args.constant = given->ndim == 0;
   }
-  const Tensor out = new_finished(planes, how.dtype, how.channels_last, aoti_torch_device_type_cpu(), 0);
-  cpu::FinishArgs args{};
-  args.type = type;
-  args.made = element_type(out);
-  args.src = x.const_data_ptr();
-  std::copy(planes.step, planes.step + 4, args.step);
-  args.dst = out.mutable_data_ptr();
-  args.channels_last = how.channels_last;
-  args.batch = planes.batch, args.channels = planes.channels, args.height = planes.height, args.width = planes.width;
-  args.affine = const_data<float>(affine);
-  args.draws = how.draws ? const_data<int32_t>(*how.draws) : nullptr;
-  args.draw_words = how.draws ? how.draws->size(1) : 0;
-  args.fill = fill;
-  args.plan = masks ? &masks->view : nullptr;
-  args.constant = given != nullptr && given->ndim == 0;
-  cpu::finish(args, parallel());
+  const Tensor out = t.allocate(aoti_torch_device_type_cpu(), 0);
+  cpu::finish(t.args, masks ? &masks->view : nullptr, parallel());
   return out;
 }
 
-Tensor finish(Tensor x, Tensor affine, Maybe draws, int64_t fill, bool nhwc, ScalarType dtype, bool channels_last) {
-  return finished(x, {affine, draws, fill, nhwc, dtype, channels_last}, nullptr);
-}
-
-Tensor finish_mix(Tensor x, Tensor affine, Maybe draws, int64_t fill, bool nhwc, ScalarType dtype, bool channels_last,
-                  Tensor partner, Tensor masks, int64_t families, int64_t ndim, int64_t pairing, int64_t per, Maybe pixels) {
-  const GivenMasks given{partner, masks, families, ndim, pairing, per, pixels};
-  return finished(x, {affine, draws, fill, nhwc, dtype, channels_last}, &given);
-}
-
 Tensor draw_finish(Tensor chances, int64_t holes, Tensor seed, int64_t batch_size, int64_t height, int64_t width, Device) {
-  chances = packed("chances", chances, ScalarType::Double, {kFinishDrawWidth});
-  packed_number("seed", seed, ScalarType::Long, true);
-  check_number("the batch size", batch_size, 0, INT64_MAX);
-  const int64_t sides[3] = {1, height, width};
-  check_sides(sides, 0);
-  cpu::FinishDrawArgs args{};
-  std::copy_n(const_data<double>(chances), kFinishDrawWidth, reinterpret_cast<double*>(&args.draw));
-  check_number("holes", holes, 0, kMostHoles);
-  const double least = args.draw.least, most = args.draw.most;
-  if (!(least >= 0 && least <= most && most == static_cast<double>(holes))) refuse("chances must be of as many holes as they are said to be");
-  args.seed = static_cast<uint64_t>(*const_data<int64_t>(seed));
-  args.batch = batch_size, args.height = height, args.width = width;
-  const Tensor out = empty_cpu("flips and holes", {batch_size, kFinishHead + 4 * holes}, ScalarType::Int);
+  FinishDraws args = finish_draws(chances, holes, seed, batch_size, height, width);
+  const Tensor out = empty_cpu("flips and holes", {batch_size, finish_words(holes)}, ScalarType::Int);
   args.records = data<int32_t>(out);
   cpu::draw_finish(args, parallel());
   return out;
 }
 
-}  // namespace
-
 STABLE_TORCH_LIBRARY_IMPL(fusedmix_cpp, CPU, m) {
   implement(m);
-  m.impl("finish", TORCH_BOX(&finish));
-  m.impl("finish_mix", TORCH_BOX(&finish_mix));
+  implement_finish(m);
   m.impl("draw_finish", TORCH_BOX(&draw_finish));
   m.impl("sample", TORCH_BOX(&OfRequest::sample));
 }

@@ -26,20 +26,21 @@ struct Span {
 
 class Finisher {
  public:
-  Finisher(const FinishArgs& args, const Parallel& parallel)
+  Finisher(const Finishing& args, const PlanView* plan, const Parallel& parallel)
       : args_(args),
+        plan_(plan),
         kernels_(kernels().finish),
         bytes_(args.type == ElementType::kUInt8),
         rows_(kernels_.rows[bytes_ ? 1 : 0][static_cast<int>(args.made)]),
         filled_(kernels_.rows[0][static_cast<int>(args.made)]),
         out_size_(element_size(args.made)) {
-    if (args.plan != nullptr) {
-      check_partners(args.plan->partner, args.batch);
+    if (plan != nullptr) {
+      check_partners(plan->partner, args.batch);
       evaluate_masks(parallel);
     }
     // Rows that are treated alike are one row: of a channel all that lie behind each other.
     rows_in_one_ = 1;
-    const bool alike = args.draws == nullptr && (args.plan == nullptr || args.constant);
+    const bool alike = args.draws == nullptr && (plan == nullptr || args.constant);
     if (alike && !args.channels_last && args.step[3] == 1 && args.step[2] == args.width) {
       const int64_t parts = args.batch >= 4 * parallel.threads ? 1 : 4 * parallel.threads;
       rows_in_one_ = std::max<int64_t>(1, args.height / parts);
@@ -87,7 +88,7 @@ class Finisher {
   };
 
   void evaluate_masks(const Parallel& parallel) {
-    const PlanView& plan = *args_.plan;
+    const PlanView& plan = *plan_;
     if (args_.constant) return;
     bool general = false;
     const int64_t masks = plan.shared ? std::min<int64_t>(1, args_.batch) : args_.batch;
@@ -155,11 +156,11 @@ class Finisher {
         if (hole.has_row(static_cast<int32_t>(y))) add(hole.left), add(int64_t{hole.left} + hole.width);
       }
     }
-    const bool mixed = args_.plan != nullptr;
+    const bool mixed = plan_ != nullptr;
     const bool varies = weights_ != nullptr;
     Box::Row weight{0, 0, 1.0f, 1.0f};
     if (mixed && !varies) {
-      of_kind(args_.plan->masks[args_.plan->shared ? 0 : sample], [&](const auto& mask) {
+      of_kind(plan_->masks[plan_->shared ? 0 : sample], [&](const auto& mask) {
         if constexpr (std::decay_t<decltype(mask)>::kHasBox) {
           const int32_t at[3] = {0, static_cast<int32_t>(y), 0};
           weight = mask.box().along(at, 2);
@@ -213,7 +214,7 @@ class Finisher {
   }
 
   void row(int64_t sample, int64_t y, int64_t rows, Scratch& scratch) const {
-    const int64_t n = rows * args_.width, partner = args_.plan == nullptr ? sample : args_.plan->partner[sample];
+    const int64_t n = rows * args_.width, partner = plan_ == nullptr ? sample : plan_->partner[sample];
     const Source own = load(0, sample, y, n, scratch);
     const Source lent = partner == sample ? own : load(1, partner, y, n, scratch);
     Span spans[4 + 4 * kMostHoles];
@@ -224,7 +225,7 @@ class Finisher {
     }
     const float* weights = weights_ == nullptr
                                ? nullptr
-                               : weights_.get() + ((args_.plan->shared ? 0 : sample) * args_.height + y) * args_.width;
+                               : weights_.get() + ((plan_->shared ? 0 : sample) * args_.height + y) * args_.width;
     const float *scale = args_.affine, *shift = scale + args_.channels;
     char* out = static_cast<char*>(args_.dst);
     const int64_t pixels = args_.height * args_.width;
@@ -266,7 +267,8 @@ class Finisher {
 
   static constexpr float kNoShift = -0.0f;  // which leaves every number as it is, -0 too
 
-  const FinishArgs& args_;
+  const Finishing& args_;
+  const PlanView* plan_;  // null: no sample is mixed
   const FinishKernels& kernels_;
   const bool bytes_;
   const FinishRows &rows_, &filled_;
@@ -277,18 +279,20 @@ class Finisher {
 
 }  // namespace
 
-void finish(const FinishArgs& args, const Parallel& parallel) {
+void finish(const Finishing& args, const PlanView* plan, const Parallel& parallel) {
   const int64_t elements = args.batch * args.channels * args.height * args.width;
   if (elements == 0) return;
   ask_for_large_pages(args.dst, elements * element_size(args.made));
-  Finisher(args, parallel);
+  Finisher(args, plan, parallel);
 }
 
-void draw_finish(const FinishDrawArgs& args, const Parallel& parallel) {
-  const int64_t words = kFinishHead + 4 * static_cast<int64_t>(args.draw.most);
+void draw_finish(const FinishDraws& args, const Parallel& parallel) {
+  const int64_t words = finish_words(static_cast<int64_t>(args.draw.most));
   parallel(args.batch, 64, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      flip_and_holes(args.draw, args.seed, static_cast<uint64_t>(i), args.height, args.width, args.records + i * words);
+      int32_t* const record = args.records + i * words;
+      flip_and_holes(args.draw, args.seed.value, static_cast<uint64_t>(i), args.height, args.width,
+                     [=](int32_t k, int32_t word) { record[k] = word; });
     }
   });
 }

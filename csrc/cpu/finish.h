@@ -1,37 +1,14 @@
 // Flips, normalises, erases and mixes a batch on the CPU, free of torch.
 #pragma once
 
-#include "../include/fusedmix/finish.h"
 #include "mix.h"
 
 namespace fusedmix::cpu {
 
-struct FinishArgs {
-  ElementType type;  // of the batch that comes: all but kFloat64
-  ElementType made;  // of the new one: kFloat32, kFloat16, kBFloat16
-  const void* src;
-  int64_t step[4];  // of src, in elements: from sample to sample, channel to channel, row to row, pixel to pixel
-  void* dst;        // (B, C, H, W), or (B, H, W, C)
-  bool channels_last;
-  int64_t batch, channels, height, width;
-  const float* affine;   // (3, C): scale, shift, fill
-  const int32_t* draws;  // (B, draw_words), or null
-  int64_t draw_words;
-  Fill fill;
-  const PlanView* plan;  // null: no sample is mixed
-  bool constant;         // every mask of the plan is a number
-};
+// By a plan; null: each sample by itself.
+void finish(const Finishing& args, const PlanView* plan, const Parallel& parallel);
 
-void finish(const FinishArgs& args, const Parallel& parallel);
-
-struct FinishDrawArgs {
-  FinishDraw draw;
-  uint64_t seed;
-  int64_t batch, height, width;
-  int32_t* records;
-};
-
-void draw_finish(const FinishDrawArgs& args, const Parallel& parallel);
+void draw_finish(const FinishDraws& args, const Parallel& parallel);
 
 // The innermost loops, over n elements of one channel. a and b are bytes or floats, `out` is of the type of the new batch; none
 // overlaps another.

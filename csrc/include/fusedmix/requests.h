@@ -3,6 +3,7 @@
 // which the host reads. A pointer is null where there is no such thing. Strides are in elements.
 #pragma once
 
+#include "finish.h"
 #include "labels.h"
 #include "layout.h"
 #include "plan.h"
@@ -93,6 +94,30 @@ struct LossGrad {
   int64_t step;
   double factor;
   const void *scale, *statistics;  // which cross entropy left forwards
+};
+
+// A batch to finish: to flip, erase, mix where there is a plan, normalise, and round to another type.
+struct Finishing {
+  ElementType type;  // of the batch that comes: all but kFloat64
+  ElementType made;  // of the new one: kFloat32, kFloat16, kBFloat16
+  const void* src;
+  int64_t step[4];  // of src: from sample to sample, channel to channel, row to row, pixel to pixel
+  void* dst;        // (B, C, H, W), or (B, H, W, C)
+  bool channels_last;
+  int64_t batch, channels, height, width;
+  const float* affine;   // (3, C): scale, shift, fill
+  const int32_t* draws;  // (B, draw_words), or null
+  int64_t draw_words;
+  Fill fill;
+  bool constant;  // the masks of the plan do not depend on pixels
+};
+
+// The flips and holes of a batch to draw.
+struct FinishDraws {
+  FinishDraw draw;
+  Seed seed;
+  int64_t batch, height, width;
+  int32_t* records;  // (batch, finish_words(draw.most))
 };
 
 }  // namespace fusedmix
