@@ -68,6 +68,7 @@ _WITH_GPU = (
     "test_fmix",
     "test_gridmix",
     "test_timm",
+    "test_prefetch_loader",
     "test_analysis",
     "test_agreement",
     "operators/test_sample",

@@ -1,4 +1,4 @@
-"""timm's Mixup and FastCollateMixup by one changed import: `from fusedmix.integrations.timm import Mixup`.
+"""timm's Mixup, FastCollateMixup and PrefetchLoader by one changed import: that of `fusedmix.integrations.timm`.
 
 Signature, attributes and batches are those of timm.data (1.0.31): the same seed of NumPy's global generator gives the
 same boxes, targets and images (up to the rounding of a blend), and leaves the generator in the same state. timm itself
@@ -30,14 +30,20 @@ What is different, each where timm gives a wrong result or none:
     FastCollateMixup                never writes into the samples it is given
     targets                         are float32 always (timm: float64 for float64 images in modes "pair" and "elem")
     a weight of 0                   gives exactly the partner (timm: NaN where the sample has an infinity)
+
+PrefetchLoader differs in the draws of holes, in the rounding of 16-bit types, and in what it mixes: see there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import multiprocessing
+import numbers
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from multiprocessing.context import get_spawning_popen
 from typing import Any, ClassVar, NamedTuple
 
@@ -45,10 +51,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from fusedmix import backends, checks, subclasses
-from fusedmix.functional import mix_, mix_labels
+from fusedmix import backends, checks, erasing, functional, subclasses
+from fusedmix.draws import CPU
+from fusedmix.finishing import MOST_HOLES, Erase, Finish
+from fusedmix.functional import mix, mix_, mix_labels
 from fusedmix.masks.family import packed
 from fusedmix.methods import Families, Kind, Pairing, Per
+from fusedmix.module import MixTransform
 from fusedmix.plan import MixPlan
 from fusedmix.step import capturing
 
@@ -62,6 +71,8 @@ except ImportError as error:
 _PER = {"batch": Per.BATCH, "pair": Per.PAIR, "elem": Per.SAMPLE, "half": Per.SAMPLE}
 # What timm computes from one λ of mode "pair" or "elem", a NumPy scalar: float64 before NumPy 2, float32 since.
 _SCALAR = type(1 - np.float32(0))
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_GPU = torch.device("cuda")
 
 
 class _Draws(NamedTuple):
@@ -496,6 +507,261 @@ class FastCollateMixup(Mixup):
                 out[...] = a
         targets = self._targets(labels, smoothing, self._plan(drawn, size), output.device)
         return output, targets[:kept]
+
+    def _stack(self, batch: Sequence[Any]) -> tuple[Tensor, Tensor]:
+        """The samples as a batch with its labels, which a `PrefetchLoader` mixes."""
+        images = _arrays(batch)
+        output = torch.empty((len(images), *images[0].shape), dtype=torch.uint8, device="cpu")
+        np.stack(images, out=output.numpy())
+        return output, default_collate([sample[1] for sample in batch])
+
+
+def _mixes(name: str, x: Any) -> Mixup | MixTransform | None:
+    """`x`, if a `PrefetchLoader` can mix by it."""
+    if isinstance(x, FastCollateMixup):
+        raise ValueError(
+            f"{name} must not be a FastCollateMixup, which mixes samples in a collate function. Make a Mixup of the "
+            "same arguments, or leave it to the DataLoader as its collate_fn: this loader takes the mixing from there."
+        )
+    if isinstance(x, MixTransform):
+        for keyword, usual in (("finish", None), ("axes", None), ("inplace", False)):
+            if keyword not in x._keywords:
+                raise TypeError(f"{name} must mix images, but got {type(x).__name__}.")
+            if getattr(x, keyword) != usual:
+                raise ValueError(
+                    f"{name} must have {keyword}={usual}, because the loader finishes bytes as its own arguments say, "
+                    f"but has {getattr(x, keyword)!r}."
+                )
+    elif x is not None and not isinstance(x, Mixup):
+        raise TypeError(
+            f"{name} must be None, a Mixup of fusedmix.integrations.timm or a mixing module such as fusedmix.CutMix(), "
+            f"but got {type(x).__module__}.{type(x).__name__}."
+        )
+    return x
+
+
+def _for_channels(name: str, given: Any, channels: int, **allowed: Any) -> tuple[float, ...]:
+    """A number for each channel, by timm's rule: if there are not as many, each is their mean."""
+    if isinstance(given, numbers.Real):
+        return (checks.number(name, given, **allowed),) * channels
+    if not isinstance(given, Sequence) or isinstance(given, str) or not given:
+        raise TypeError(f"{name} must be a number or a sequence of numbers, one for each channel, but got {given!r}.")
+    found = tuple(checks.number(f"{name}[{i}]", number, **allowed) for i, number in enumerate(given))
+    if len(found) == channels:
+        return found
+    average = sum(found) / len(found)
+    warnings.warn(
+        f"{name} has {len(found)} numbers for {channels} channels: each gets their mean, {average:g}, as in timm.",
+        stacklevel=3,
+    )
+    return (average,) * channels
+
+
+class PrefetchLoader(checks.Checked):
+    """timm.data.loader.PrefetchLoader: batches of bytes come to a device, normalised and erased, one batch ahead.
+
+    What timm does in five passes or more is one here, and `mixup_fn` mixes in the same pass. On a GPU a batch is copied
+    and finished on a stream of the loader's own, while the training works on the batch before it; it must be used on
+    the stream that is the current one when the loader is asked for the next. Without a GPU the loader works as well.
+
+    What is different from timm: holes are drawn by torch's default generator, and not by Python's; they are cut before
+    samples are mixed, so that a partner brings its own along (timm's FastCollateMixup has mixed before); float16 and
+    bfloat16 images are computed in float32 and rounded once; images that are not uint8 are refused.
+
+    Args:
+        loader: gives batches (images, labels), uint8 (B, channels, H, W) and (B,) or (B, K), as a DataLoader with
+            timm's fast_collate does. If its collate_fn is a `FastCollateMixup` of this module, and its workers do not
+            run yet, they only collate from then on, and this loader mixes (but mode="half", which stays theirs).
+        mean: of each channel, on the scale of images in [0, 1]; one for all; or of another number of channels, whose
+            mean is then taken for all.
+        std: likewise, above 0.
+        channels: C.
+        device: where batches go.
+        img_dtype: of the images: float32, float16 or bfloat16; None: float32.
+        fp16: float16, whatever img_dtype says.
+        re_prob: the probability that a sample is erased (`fusedmix.Erase`, which has timm's law).
+        re_mode: what holes are filled with, in units of the normalised image: "const": 0; "rand": a normal number for
+            each hole and channel; "pixel": one for each pixel and channel.
+        re_count: how many holes a sample gets at most.
+        re_num_splits: above 1: the first B // re_num_splits samples are not erased.
+        mixup_fn: what mixes: a `Mixup` of this module, or any mixing module, with finish=None. Labels become what it
+            makes of them. None: nothing mixes, unless loader has a `FastCollateMixup`.
+        channels_last: whether images come in the channels_last format. False: in the format in which loader gives them.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong type or out of range; device is a GPU and there is none.
+    """
+
+    mixup_fn: Mixup | MixTransform | None
+
+    _checks: ClassVar = {"mixup_fn": _mixes}
+    _fixed: ClassVar = ("loader", "mean", "std", "device", "img_dtype")
+
+    def __init__(
+        self,
+        loader: Iterable[Any],
+        mean: float | Sequence[float] = _IMAGENET_MEAN,
+        std: float | Sequence[float] = _IMAGENET_STD,
+        channels: int = 3,
+        device: torch.device = _GPU,
+        img_dtype: torch.dtype | None = None,
+        fp16: bool = False,
+        re_prob: float = 0.0,
+        re_mode: str = "const",
+        re_count: int = 1,
+        re_num_splits: int = 0,
+        *,
+        mixup_fn: Mixup | MixTransform | None = None,
+        channels_last: bool = False,
+    ) -> None:
+        if not isinstance(loader, Iterable):
+            raise TypeError(f"loader must give batches (images, labels), but got {type(loader).__name__}.")
+        self.device = checks.device("device", device)
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(
+                f"device must be one that is there, but got {str(device)!r} where torch finds no GPU. Pass "
+                'device=torch.device("cpu").'
+            )
+        channels = checks.integer("channels", channels, 1)
+        half = checks.boolean("fp16", fp16)
+        self.img_dtype = torch.float16 if half else torch.float32 if img_dtype is None else img_dtype
+        if self.img_dtype not in (torch.float32, torch.float16, torch.bfloat16):
+            raise ValueError(f"img_dtype must be float32, float16, bfloat16 or None, but got {img_dtype!r}.")
+        normalize = _for_channels("mean", mean, channels), _for_channels("std", std, channels, low=0.0, open_low=True)
+        self.mean, self.std = (  # timm's attributes: tensors on the scale of bytes
+            torch.tensor([255 * number for number in of], dtype=self.img_dtype, device=self.device).view(1, -1, 1, 1)
+            for of in normalize
+        )
+        self._unerased = checks.integer("re_num_splits", re_num_splits, 0)
+        self._finish = Finish(
+            normalize,
+            self.img_dtype,
+            torch.channels_last if checks.boolean("channels_last", channels_last) else None,
+            erase=_erase(re_prob, re_mode, re_count),
+        )
+        self.loader, self.mixup_fn = loader, mixup_fn
+        self._take_mixing_over()
+        self._stream: torch.cuda.Stream | None = None
+
+    def _take_mixing_over(self) -> None:
+        """Leaves it to the workers of a DataLoader with a `FastCollateMixup` to collate."""
+        collate = getattr(self.loader, "collate_fn", None)
+        before = getattr(collate, "__self__", None)  # of a loader that has been given to a PrefetchLoader already
+        running = any(getattr(self.loader, name, None) is not None for name in ("_iterator", "iterator"))
+        if self.mixup_fn is not None:
+            if hasattr(collate, "mixup_enabled"):
+                raise ValueError(
+                    "mixup_fn must be None for a loader whose collate_fn mixes, because samples would be mixed twice. "
+                    "Give the loader another collate_fn, such as timm.data.loader.fast_collate."
+                )
+        elif isinstance(before, FastCollateMixup):
+            self.__dict__["mixup_fn"] = before
+        elif isinstance(collate, FastCollateMixup) and collate.mode != "half" and not running:
+            self.loader.collate_fn = collate._stack  # type: ignore[attr-defined]
+            self.__dict__["mixup_fn"] = collate
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Any]]:
+        ready = None
+        for images, labels in self.loader:
+            with self._ahead():
+                following = self._load(images, labels)
+            if ready is not None:
+                yield ready
+            if self._stream is not None:
+                torch.cuda.current_stream(self.device).wait_stream(self._stream)
+            ready = following
+        if ready is not None:
+            yield ready
+
+    @contextlib.contextmanager
+    def _ahead(self) -> Iterator[None]:
+        """The loader's own stream, if there are streams, is the current one."""
+        if self.device.type != "cuda":
+            yield
+            return
+        if self._stream is None:  # One for all epochs, because freed memory is kept for the stream it was taken on.
+            self._stream = torch.cuda.Stream(self.device)
+        # What the training has let go is written to again from here on, but may still be read by what it has queued.
+        self._stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self._stream):
+            yield
+
+    def _load(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Any]:
+        """A batch on the device, finished and mixed."""
+        if not isinstance(images, Tensor) or images.dtype != torch.uint8:
+            came = str(images.dtype) if isinstance(images, Tensor) else type(images).__name__
+            raise ValueError(f"loader must give images that are uint8 tensors, but gave {came}.")
+        x, y = (subclasses.plain(t).to(self.device, non_blocking=True) for t in (images, labels))
+        _, height, width = self._finish.check(x, "the images of loader")
+        mixes = self.mixup_fn
+        if mixes is None or (isinstance(mixes, MixTransform) and mixes._off()):
+            draws = self._draw_holes(len(x), height, width)
+            draws = None if draws is None else draws.to(self.device, non_blocking=True)
+            return functional._finishing(x, self._finish, None).finish(x, *self._finish.arguments(x, draws)), y
+        if isinstance(mixes, MixTransform):
+            plan = mixes.sample(len(x), (height, width), labels=y, device=self.device)
+            targets = mixes._mix_targets(y, plan, self.device)
+        else:
+            classes, smoothing = mixes._labels(y, len(x))
+            plan = mixes.sample(len(x), (height, width))
+            targets = mixes._targets(classes, smoothing, plan, self.device)
+        plan = replace(plan, draws=self._draw_holes(len(x), height, width)).to(plan.device, non_blocking=True)
+        return mix(x, plan, finish=self._finish, backend=mixes.backend), targets
+
+    def _draw_holes(self, batch_size: int, height: int, width: int) -> Tensor | None:
+        """Which holes the samples get, drawn on the host; None: none of them gets any."""
+        if not self._finish.is_random:
+            return None
+        of = erasing.chances(self._finish)
+        chances, seed = torch.tensor(of, dtype=torch.float64, device=CPU), torch.ops.fusedmix.draw_seed(0, device=CPU)
+        draw = backends.operators("cpu").draw_finish
+        draws = draw(chances, int(of.most), seed, batch_size, height, width, CPU)
+        if self._unerased > 1:
+            draws[: batch_size // self._unerased] = 0
+        return draws
+
+    def __len__(self) -> int:
+        return len(self.loader)  # type: ignore[arg-type]
+
+    @property
+    def sampler(self) -> Any:
+        return self.loader.sampler  # type: ignore[attr-defined]
+
+    @property
+    def batch_sampler(self) -> Any:
+        return self.loader.batch_sampler  # type: ignore[attr-defined]
+
+    @property
+    def dataset(self) -> Any:
+        return self.loader.dataset  # type: ignore[attr-defined]
+
+    @property
+    def mixup_enabled(self) -> bool:
+        """Whether batches are mixed, here or by the collate function of the loader. May be set between batches; where
+        nothing can mix, setting it does nothing."""
+        return bool(getattr(*self._switch, False))
+
+    @mixup_enabled.setter
+    def mixup_enabled(self, on: bool) -> None:
+        of, name = self._switch
+        if hasattr(of, name):
+            setattr(of, name, bool(on))
+
+    @property
+    def _switch(self) -> tuple[Any, str]:
+        if isinstance(self.mixup_fn, MixTransform):
+            return self.mixup_fn, "enabled"
+        return self.mixup_fn or getattr(self.loader, "collate_fn", None), "mixup_enabled"
+
+
+def _erase(re_prob: float, re_mode: str, re_count: int) -> Erase | None:
+    """timm's RandomErasing as it is made by its loader."""
+    p = checks.number("re_prob", re_prob, 0.0, 1.0)
+    modes: dict[str, Any] = {"const": 0.0, "rand": "random", "pixel": "pixel"}
+    elsewhere = {"random": "rand", "constant": "const", "zero": "const"}
+    value = modes[checks.choice("re_mode", re_mode, tuple(modes), elsewhere)]
+    count = checks.integer("re_count", re_count, 1, MOST_HOLES)
+    return Erase(p, value=value, count=count) if p > 0 else None
 
 
 @functools.lru_cache(maxsize=16)
