@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fusedmix as fm
 from test_benchmarks import CHECK, SUMMARY, TIMING, first_cells, rows, run
+from test_pages import DOCS, module_at
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks is no part of what is installed
 
@@ -218,3 +220,52 @@ def test_input_step(tmp_path, monkeypatch):
     every = tables.input_step_all()
     assert every.count(f"{timed[0]['device']}, torch {torch.__version__}, commit abc") == 2
     assert len(first_cells(every)) == len(timed) + 2 + len(checks) + 2
+
+
+# ---- the picture -----------------------------------------------------------------------------------------------------
+
+
+class Moved(TorchDispatchMode):
+    """Bytes that operations on whole batches read and write, views apart."""
+
+    def __init__(self, least):
+        super().__init__()
+        self.least, self.bytes = least, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        view = any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
+        if not view and isinstance(out, torch.Tensor):
+            tensors = [t for t in (*args, out) if isinstance(t, torch.Tensor)]
+            self.bytes += sum(t.nbytes for t in tensors if t.numel() >= self.least)
+        return out
+
+
+def test_bytes_of_the_picture():
+    """What docs/pictures/draw.py draws is what the operations of the peers do."""
+    v2, data = pytest.importorskip("torchvision.transforms.v2"), pytest.importorskip("timm.data")
+    draw = module_at(DOCS / "pictures" / "draw.py")
+    x, y = batch(Case("MixUp"))
+
+    def moved(call, *args):
+        with Moved(x.numel()) as seen:
+            out = call(*args)
+        return out, seen.bytes / x.numel()
+
+    steps = {
+        "ToDtype": v2.ToDtype(torch.float32, scale=True),
+        "Normalize": v2.Normalize(input_peers.MEAN, input_peers.STD),
+        "MixUp": lambda x: v2.MixUp(num_classes=10)(x, y % 10)[0],
+        "to bfloat16": lambda x: x.to(torch.bfloat16),
+    }
+    made = x
+    for name, step in steps.items():
+        made, found = moved(step, made)
+        assert found == draw.TORCHVISION[name], name
+    loader = data.loader.PrefetchLoader([(x, y)], device=CPU, img_dtype=torch.bfloat16)
+    [(made, _)], found = moved(list, loader)
+    assert found == draw.TIMM["PrefetchLoader"]
+    np.random.seed(0)
+    assert moved(data.Mixup(mixup_alpha=1.0, num_classes=10), made, y % 10)[1] == draw.TIMM["Mixup"]
+    assert set(steps) == set(draw.TORCHVISION)
+    assert len(draw.TIMM) == 2

@@ -436,7 +436,7 @@ def test_diagrams_are_what_the_script_draws(tmp_path):
     mpl = required("matplotlib")
     draw = module_at(DOCS / "pictures" / "draw.py")
     mpl.use("svg")
-    for name in ("way", "cycle", "columns", "floor", "randomness"):
+    for name in ("way", "cycle", "columns", "floor", "one_pass", "randomness"):
         figure = draw.PICTURES[name]()
         figure.savefig(tmp_path / "x.svg")
         drawn, kept = text_of(tmp_path / "x.svg"), text_of(DOCS / "pictures" / f"{name}.svg")

@@ -14,7 +14,7 @@ README = Path(__file__).parents[1] / "README.md"
 @pytest.mark.skipif(not README.exists(), reason="an installed package comes without its README")
 def test_examples():
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     x, labels, batch_size = torch.rand(4, 3, 224, 224), torch.tensor([0, 1, 2, 3]), 4
     namespace = {
         "torch": torch,
@@ -26,6 +26,7 @@ def test_examples():
         "logits": torch.randn(4, 1000),
     }
     exec(blocks[0], namespace)
+    mixer = namespace["mixer"]
     assert namespace["targets"].shape == (4, 1000)
     assert namespace["targets"].dtype == torch.float32
     assert namespace["loss"].isfinite()
@@ -36,5 +37,10 @@ def test_examples():
     smooth = torch.nn.functional.cross_entropy(namespace["logits"], namespace["t"])
     assert smooth.isfinite()
     assert namespace["loss"].isfinite()
+    namespace |= {"mean": (0.5,) * 3, "std": (0.25,) * 3, "uint8_images": (255 * x).byte()}
     exec(blocks[2], namespace)
+    assert namespace["images"].dtype == torch.bfloat16
+    assert namespace["targets"].shape == (4, 1000)
+    namespace["mixer"] = mixer
+    exec(blocks[3], namespace)
     assert namespace["loss"].isfinite()

@@ -330,11 +330,45 @@ def fourier() -> Figure:
     return figure
 
 
+# Of Mixup from bytes to bfloat16: what each operation reads and writes, in bytes for each byte of the batch.
+TORCHVISION = {"ToDtype": 5 + 8, "Normalize": 8 + 8, "MixUp": 8 + 8 + 8 + 12, "to bfloat16": 6}
+TIMM = {"PrefetchLoader": 3 + 4 + 4, "Mixup": 4 + 4 + 4 + 6}
+ONE_PASS = {"its byte": 1, "the partner's": 1, "the result": 2}
+
+
+def one_pass() -> Figure:
+    """Bytes moved from a batch of bytes to a mixed batch in bfloat16."""
+    figure, axes = plt.subplots(figsize=(9.6, 2.9))
+    chains = [("torchvision", TORCHVISION), ("timm", TIMM), ("fusedmix, one pass", ONE_PASS)]
+    faces = ("#cfd6da", "#aab6bc", "#97a3aa", "#c0c9ce")
+    for place, (name, parts) in zip((2, 1, 0), chains, strict=True):
+        ours, left = parts is ONE_PASS, 0
+        for k, (what, bytes_) in enumerate(parts.items()):
+            face = ("#b9dcd6", "#b9dcd6", TEAL)[k] if ours else faces[k]
+            axes.barh(place, bytes_, left=left, color=face, edgecolor="white", height=0.62)
+            if not ours:
+                text = what.replace(" ", "\n") if bytes_ < 8 else what
+                axes.text(left + bytes_ / 2, place, text, ha="center", va="center", fontsize=8.2, color=INK)
+            left += bytes_
+        said = f"{left} N" if not ours else f"{left} N: own byte, partner's byte, 2 bytes of the result"
+        axes.text(left + 0.8, place, said, va="center", fontsize=9, color=TEAL if ours else INK)
+        axes.text(-1, place, name, ha="right", va="center", fontsize=9, color=INK)
+    axes.set(
+        xlim=(0, 80),
+        yticks=[],
+        xlabel="bytes read and written, in sizes N of the batch of bytes (counted, not measured)",
+    )
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    figure.subplots_adjust(left=0.16, right=0.98, top=0.98, bottom=0.2)
+    return figure
+
+
 PICTURES: dict[str, Callable[[], Figure]] = {
     "way": way,
     "cycle": cycle,
     "columns": columns,
     "floor": floor,
+    "one_pass": one_pass,
     "randomness": randomness,
     "masks": masks,
     "fourier": fourier,
