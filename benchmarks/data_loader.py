@@ -28,8 +28,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.transforms import v2
 
 import fusedmix as fm
-from benchmarks.common import RESULTS, parser
-from benchmarks.gpu_batch import noting
+from benchmarks.common import RESULTS, noting, parser
 from benchmarks.train_mixers import ALPHAS, TIMM, seed_all
 from benchmarks.train_rows import loader_table
 from fusedmix.backends import choose

@@ -5,7 +5,6 @@ Each is checked before it is timed, and what fails is noted and left out.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +17,7 @@ from torch import Tensor
 
 import fusedmix as fm
 from benchmarks import peers
+from benchmarks.common import noting
 from fusedmix import backends as fused_backends
 from fusedmix.bench import copies
 from fusedmix.bench.device import Clones, Replays, finish, kernels
@@ -45,15 +45,6 @@ class Entry:
     row: Timing
     call: Callable[[int], Any]
     check: Callable[[], None] | None = None  # raises if the call does something else than it should
-
-
-@contextlib.contextmanager
-def noting(failed: list[str], what: str) -> Iterator[None]:
-    """Notes an error in place of raising it: one backend or peer that is broken stops no other."""
-    try:
-        yield
-    except Exception as error:
-        failed.append(f"{what}: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
 
 
 class Batch:

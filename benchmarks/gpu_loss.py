@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 import fusedmix as fm
+from benchmarks.common import noting
 from benchmarks.cpu_loss import LARGE, LOSSES, Loss
-from benchmarks.gpu_batch import DRY_SECONDS, as_copied, noting
+from benchmarks.gpu_batch import DRY_SECONDS, as_copied
 from fusedmix.bench import copies
 from fusedmix.bench.device import Clones, Replays, finish
 from fusedmix.bench.results import Check, dtype_name

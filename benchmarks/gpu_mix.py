@@ -29,8 +29,8 @@ from torch import Tensor
 
 import fusedmix as fm
 from benchmarks import gpu_first, gpu_loss, peers
-from benchmarks.common import RESULTS, parser
-from benchmarks.gpu_batch import METHODS, Batch, Entry, noting
+from benchmarks.common import RESULTS, noting, parser
+from benchmarks.gpu_batch import METHODS, Batch, Entry
 from benchmarks.gpu_targets import host_targets, rest_targets, targets
 from fusedmix import backends as fused_backends
 from fusedmix.bench.device import extra_memory, finish

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -18,9 +17,9 @@ import torch
 from torch import Tensor
 
 import fusedmix as fm
-from benchmarks.input_rows import PEERS, Case
+from benchmarks.input_rows import Case
 from fusedmix.bench import plain
-from fusedmix.bench.contenders import Contender, seeded
+from fusedmix.bench.contenders import Contender, missing, seeded
 from fusedmix.erasing import ATTEMPTS, HEAD, Word
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -40,14 +39,9 @@ def contenders(case: Case, device: torch.device, backends: Sequence[str], traced
     for backend in backends:
         yield _ours(case, device, backend)
     for peer, builder in (("torchvision", _torchvision), ("timm", _timm)):
-        if find_spec(peer):
+        if peer not in missing():
             yield from builder(case, device)
     yield _compiled(case, device, "eager" if traced else "inductor")
-
-
-def missing() -> list[str]:
-    """The peers that are not installed here."""
-    return [peer for peer in PEERS[:2] if not find_spec(peer)]
 
 
 # ---- what they share -------------------------------------------------------------------------------------------------
@@ -285,8 +279,8 @@ def _compiled(case: Case, device: torch.device, backend: str) -> Contender:
         finish = finish_of(case)
         expected = fm.finish(x, finish, backend="reference"), y
         if case.method:
-            size = tuple(_planes(x, case).shape[2:])
-            plan = plain.plan_of(case.method, numbers.to(torch.device("cpu")), len(x), size, numbers.partner)
+            size, here = tuple(_planes(x, case).shape[2:]), numbers.to(torch.device("cpu"))
+            plan = plain.plan_of(case.method, here, len(x), size, here.partner)
             plan = replace(plan, draws=draws) if case.erased else plan
             labels = fm.mix_labels(y, plan, num_classes=CLASSES, backend="reference")
             expected = fm.mix(x, plan, finish=finish, backend="reference"), labels

@@ -62,7 +62,6 @@ class InputTiming(Timing):
     input_format: str = "NCHW"
     erased: bool = False
     images_per_s: float = 0.0
-    launches: int = 0  # on a GPU
     failed: str = ""  # why there are no figures
 
     @property

@@ -37,11 +37,11 @@ import torch
 from torch import Tensor
 
 from benchmarks import input_peers
-from benchmarks.common import RESULTS, parser
-from benchmarks.input_rows import CASES, QUICK, Case, InputTiming, input_table, row_of, targets
+from benchmarks.common import RESULTS, noting, parser
+from benchmarks.input_rows import CASES, PEERS, QUICK, Case, InputTiming, input_table, row_of, targets
 from fusedmix.bench import device as on_device
 from fusedmix.bench import progress
-from fusedmix.bench.contenders import backends_for
+from fusedmix.bench.contenders import backends_for, missing
 from fusedmix.bench.device import Clones, Replays
 from fusedmix.bench.environment import environment, slug
 from fusedmix.bench.results import targets_table, write_csv, write_json
@@ -53,8 +53,8 @@ SIDE = 224
 SECONDS = 0.1  # that one measurement on a CPU may take
 
 
-def measure(case: Case, device: torch.device, given: Namespace) -> list[InputTiming]:
-    """The rows of a case, copies of as many bytes last."""
+def measure(case: Case, device: torch.device, given: Namespace, left_out: list[str]) -> list[InputTiming]:
+    """The rows of a case, copies of as many bytes last. What fails beside them is noted in `left_out`."""
     torch.compiler.reset()  # the same function is compiled for every case: past eight torch.compile gives up
     batch, side = (8, 16) if given.quick else (BATCHES[device.type], SIDE)
     seconds, rounds = (0.01, 2) if given.quick else (SECONDS, given.rounds)
@@ -65,17 +65,17 @@ def measure(case: Case, device: torch.device, given: Namespace) -> list[InputTim
     about = {"shape": f"{batch}x3x{side}x{side}", "bytes": floor}
     rows: list[InputTiming] = []
     starts: dict[int, Callable[[], Callable[[], float]]] = {}
+    steps: list[tuple[InputTiming, Callable[[], Any]]] = []
     backends = backends_for(device)[: None if device.type == "cuda" else 1]
     for contender in input_peers.contenders(case, device, backends, traced=given.quick):
         row = row_of(case, "", contender.provider, "step", backend=contender.backend, **about)
         rows.append(row)
         try:
             contender.check(clones.x[0], y)
-            if device.type == "cuda":
-                row.launches = on_device.launches(partial(contender.step, clones.x[0], y))
             replays = Replays(_on(contender.step, clones, y), clones, device, False, False, seconds)
             row.measure = replays.measure
             starts[len(rows) - 1] = replays.start
+            steps.append((row, partial(contender.step, clones.x[0], y)))
         except Exception as error:  # one that fails stops no other; it gets no figures
             row.failed = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     for name, replays in copies_of(floor, clones, device, seconds):
@@ -89,6 +89,10 @@ def measure(case: Case, device: torch.device, given: Namespace) -> list[InputTim
     copy = min(row.median_us for row in rows if row.call == "copy")
     for row in rows:
         row.copy_ratio = row.median_us / copy
+    if device.type == "cuda":
+        with noting(left_out, f"the names of kernels, {case}"):
+            for (row, _), names in zip(steps, on_device.kernels([step for _, step in steps]), strict=True):
+                row.kernels = " + ".join(names)
     return rows
 
 
@@ -112,7 +116,10 @@ def main() -> int:
     env = environment(device, given.commit)
     prefix = given.name or ("cpu" if device.type == "cpu" else slug(env["device"]))
     rows: list[InputTiming] = []
-    left_out = [f"{peer}: not installed" for peer in input_peers.missing()]
+    left_out: list[str] = []
+    absent = [peer for peer in missing() if peer in PEERS]
+    if absent:
+        print(f'not installed, and so left out: {", ".join(absent)} (pip install "fusedmix[bench]")')
     begin = time.perf_counter()
     for n, case in enumerate(cases):
         took = time.perf_counter() - begin
@@ -120,20 +127,21 @@ def main() -> int:
             left_out += [f"{case}: no time was left" for case in cases[n:]]
             break
         print(f"[{n + 1}/{len(cases)}, {progress(n, len(cases), took)}] {case}", flush=True)
-        rows += measure(case, device, given)
-        if given.out is not None or not given.quick:
+        with noting(left_out, str(case)):
+            rows += measure(case, device, given, left_out)
+        if rows and (given.out is not None or not given.quick):
             folder = given.out or RESULTS
             write_csv(folder / f"{prefix}-input-step.csv", rows, env)
             write_csv(folder / f"{prefix}-input-step-targets.csv", targets(rows), env)
             write_json(folder / f"{prefix}-input-step-environment.json", env)
         if device.type == "cuda":
             torch.cuda.empty_cache()
-    checks = targets(rows)
-    print(f"\n{input_table(rows)}\n\n{rows[0].shape}, {env['device']}\n\n{targets_table(checks)}")
+    if rows:
+        print(f"\n{input_table(rows)}\n\n{rows[0].shape}, {env['device']}\n\n{targets_table(targets(rows))}")
     left_out += [f"{row.name}, {row.case}: {row.failed}" for row in rows if row.failed]
     for what in left_out:
         print(f"not measured: {what}")
-    return 1 if left_out or not (given.quick or all(check.met for check in checks)) else 0
+    return 1 if left_out or not (given.quick or all(check.met for check in targets(rows))) else 0
 
 
 if __name__ == "__main__":

@@ -32,8 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.common import RESULTS, parser
-from benchmarks.gpu_batch import noting
+from benchmarks.common import RESULTS, noting, parser
 from benchmarks.train_mixers import Mixer, disagreement, mixers, seed_all
 from benchmarks.train_models import WORKLOADS, Workload
 from benchmarks.train_rows import StepTiming, step_table

@@ -23,7 +23,7 @@ from benchmarks import input_peers, input_rows, tables
 from benchmarks.input_rows import CASES, QUICK, Case, row_of
 from fusedmix import erasing
 
-INPUT = {"input_format", "erased", "images_per_s", "launches", "failed"}
+INPUT = {"input_format", "erased", "images_per_s", "failed"}
 CPU = torch.device("cpu")
 
 
