@@ -66,8 +66,7 @@ def measure(case: Case, device: torch.device, given: Namespace, left_out: list[s
     rows: list[InputTiming] = []
     starts: dict[int, Callable[[], Callable[[], float]]] = {}
     steps: list[tuple[InputTiming, Callable[[], Any]]] = []
-    backends = backends_for(device)[: None if device.type == "cuda" else 1]
-    for contender in input_peers.contenders(case, device, backends, traced=given.quick):
+    for contender in input_peers.contenders(case, device, backends_of(device), traced=given.quick):
         row = row_of(case, "", contender.provider, "step", backend=contender.backend, **about)
         rows.append(row)
         try:
@@ -94,6 +93,13 @@ def measure(case: Case, device: torch.device, given: Namespace, left_out: list[s
             for (row, _), names in zip(steps, on_device.kernels([step for _, step in steps]), strict=True):
                 row.kernels = " + ".join(names)
     return rows
+
+
+def backends_of(device: torch.device) -> list[str]:
+    """Ours that are measured: of a CPU the one that is chosen; of a GPU every one with kernels, if there is any."""
+    found = backends_for(device)
+    kernels = [name for name in found if name != "reference"]
+    return kernels if device.type == "cuda" and kernels else found[:1]
 
 
 def _on(step: Callable[[Tensor, Tensor], Any], clones: Clones, y: Tensor) -> Callable[[int], Any]:

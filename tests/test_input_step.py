@@ -19,7 +19,7 @@ from test_pages import DOCS, module_at
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks is no part of what is installed
 
-from benchmarks import input_peers, input_rows, tables
+from benchmarks import input_peers, input_rows, input_step, tables
 from benchmarks.input_rows import CASES, QUICK, Case, row_of
 from fusedmix import erasing
 
@@ -128,6 +128,21 @@ def test_flips_and_holes_by_numpy_have_the_law():
         means = [(records**power).mean(0) for records in (ours, theirs)]
         errors = ((ours**power).var(0) / n + (theirs**power).var(0) / n).sqrt()
         assert ((means[0] - means[1]).abs() <= 4 * errors).all()
+
+
+@pytest.mark.parametrize(
+    ("device", "there", "measured"),
+    [
+        ("cpu", ["cpp", "reference"], ["cpp"]),
+        ("cpu", ["reference"], ["reference"]),
+        ("cuda", ["triton", "cuda", "reference"], ["triton", "cuda"]),
+        ("cuda", ["reference"], ["reference"]),
+    ],
+    ids=("kernel", "no compiler", "kernels", "no kernels"),
+)
+def test_backends_that_are_measured(device, there, measured, monkeypatch):
+    monkeypatch.setattr(input_step, "backends_for", lambda device: there)
+    assert input_step.backends_of(torch.device(device)) == measured
 
 
 # ---- rows, table, targets --------------------------------------------------------------------------------------------
