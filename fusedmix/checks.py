@@ -279,20 +279,18 @@ def pixels(
     shaped(f"{prefix}pixels", x, torch.int16 if soft else torch.int32, rows, across)
 
 
-def grid(x: Tensor, size: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def grid(name: str, x: Tensor, size: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The cells and the spatial sides of a batch of grids (B, *cells) of 0 and 1, on images of a size."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"grid must be a tensor of 0 and 1, but got {type(x).__name__}.")
     size = sides("size", size, stored=math.prod(x.shape[1:]) > CELLS)
-    if x.is_complex() or x.ndim != 1 + len(size):
+    if x.ndim != 1 + len(size):
         raise ValueError(
-            f"grid must be of real numbers, (batch_size, *cells) with {len(size)} numbers of cells for images of size "
-            f"{size}, but got {names([x.dtype])} of shape {tuple(x.shape)}."
+            f"{name} must be of real numbers, (batch_size, *cells) with {len(size)} numbers of cells for images of "
+            f"size {size}, but got {names([x.dtype])} of shape {tuple(x.shape)}."
         )
     cells = tuple(x.shape[1:])
-    fits("grid", cells, size)
+    fits(name, cells, size)
     if x.dtype != torch.bool and readable(x) and not ((x == 0) | (x == 1)).all():
-        raise ValueError("grid must be 0 or 1 everywhere, but holds other numbers.")
+        raise ValueError(f"{name} must be 0 or 1 everywhere, but holds other numbers.")
     return cells, size
 
 
@@ -353,6 +351,13 @@ def partners(x: Tensor, *, permutation: bool = False) -> None:
         raise ValueError(
             "partner is not a permutation, as it must be in place and for gradients: a sample is the partner of two."
         )
+
+
+def may_repeat(x: Tensor) -> bool:
+    """Whether partners, which are samples of the batch, are no permutation; or what they are cannot be read here."""
+    if not readable(x):
+        return x.numel() > 0
+    return bool((x.bincount(minlength=x.shape[0]) != 1).any())
 
 
 def records(x: Tensor, families: int, pixels: Tensor | None, *, spatial: bool = True) -> None:

@@ -12,6 +12,7 @@ from fusedmix import backends, checks, erasing, subclasses
 from fusedmix.arguments import MaskArguments
 from fusedmix.backends import reference
 from fusedmix.finishing import Finish, checked_finish
+from fusedmix.methods import Per
 from fusedmix.ops import differentiable_mix
 from fusedmix.plan import MixPlan, same_batch
 from fusedmix.tracking import tracked, transformed
@@ -45,7 +46,23 @@ def mix(x: Tensor, plan: MixPlan, *, finish: Finish | None = None, backend: str 
     if finish is not None:
         return _mix_finished(x, plan, finish, backend)
     operators, masks = _prepare("x", x, plan, backend)
+    if plan.repeats and (transformed() or tracked(x)):
+        return _mix_repeated(operators, x, masks)
     return differentiable_mix(operators, x, masks)
+
+
+def _mix_repeated(operators: Any, x: Tensor, plan: MaskArguments) -> Tensor:
+    """The same with derivatives, where a sample may be the partner of several: beside every sample stands a copy of its
+    partner, and the two are each other's partners. Torch adds up the derivatives of the copies."""
+    n = x.shape[0]
+    index = torch.arange(n, device=plan.partner.device)
+    twice = MaskArguments(
+        torch.cat((index + n, index)),
+        torch.cat((plan.masks, plan.masks)),
+        *plan[2:-1],
+        None if plan.pixels is None or plan.per == Per.BATCH else torch.cat((plan.pixels, plan.pixels)),
+    )
+    return differentiable_mix(operators, torch.cat((x, x[plan.partner.to(x.device)])), twice)[:n]
 
 
 def finish(x: Tensor, finish: Finish, *, backend: str | None = None) -> Tensor:
@@ -122,14 +139,19 @@ def mix_(x: Tensor, plan: MixPlan, *, backend: str | None = None) -> Tensor:
     """Mixes a batch in place, as `mix` does out of place, and returns it. Bumps the version of x.
 
     Raises:
-        InplaceError: a ValueError and a RuntimeError: x requires grad while grad is enabled, or its memory overlaps
-            itself (expand, unfold).
+        InplaceError: a ValueError and a RuntimeError: x requires grad while grad is enabled, its memory overlaps itself
+            (expand, unfold), or a sample may be the partner of several (`plan.repeats`).
         TypeError, ValueError, BackendError: as `mix`.
 
     Nothing has been written then.
     """
     written = subclasses.plain(x)
     operators, masks = _prepare("x", written, plan, backend)
+    if plan.repeats:
+        raise checks.InplaceError(
+            "x cannot be mixed in place by this plan: a sample is the partner of several others, or may be, because "
+            "partners were given where nobody looks at them. Use fusedmix.mix, or give a permutation on the CPU."
+        )
     checks.writable("x", written)
     if transformed():  # Torch's own copy takes tangents along.
         written.copy_(differentiable_mix(operators, written, masks))

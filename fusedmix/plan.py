@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fusedmix import backends, checks, grids, partners
+from fusedmix import backends, checks, given, partners, subclasses
 from fusedmix.arguments import PARTS
 from fusedmix.masks import family
 from fusedmix.methods import Families, Kind, Pairing, Per
@@ -20,12 +20,13 @@ from fusedmix.methods import Families, Kind, Pairing, Per
 class MixPlan:
     """Everything drawn for one batch of B samples: who is mixed with whom, by which mask, at which label weight.
 
-    Made by the `sample` method of a mixing module; consumed by `mix`, `mix_`, `mix_labels`, `mix_cross_entropy`.
+    Made by the `sample` method of a mixing module, or of masks and partners that you have by `from_parts`; consumed by
+    `mix`, `mix_`, `mix_labels`, `mix_cross_entropy`.
     A plan is a pytree whose leaves are its tensors. Masks are not stored but computed from a record of 12 words each,
     except FMix's, of which a bit is stored for each pixel, and those of large grids, with one for each cell.
 
     Attributes:
-        partner: (B,) int64, a permutation: sample i is mixed with sample partner[i].
+        partner: (B,) int64, a permutation unless it was given: sample i is mixed with sample partner[i].
         lam: (B,) float32, the mixing coefficient λ, the share of the sample itself; 1 for a sample left as it is.
         weight: (B,) float64, the label weight of the sample itself: the realised mean of its mask (SamplePairing: 1).
         masks: (B, 12) int32, a record of each mask (`fusedmix.masks.family`).
@@ -40,6 +41,9 @@ class MixPlan:
             they are at the beginning of rows of that length and dtype. None: no mask of the plan needs any.
         draws: (B, 4 + 4·holes) int32, the flips and holes of each sample, by which a batch that is finished is changed
             before it is mixed (`fusedmix.erasing`). None: there are none.
+        repeats: whether a sample may be the partner of several others, which no batch can be mixed in place with. So it
+            is of partners that were given and are no permutation, or were given where nobody looks at them: on a GPU
+            without FUSEDMIX_CHECK_PLANS=1, or inside a graph.
     """
 
     partner: Tensor
@@ -52,6 +56,7 @@ class MixPlan:
     per: Per = Per.SAMPLE
     pixels: Tensor | None = None
     draws: Tensor | None = None
+    repeats: bool = False
 
     @property
     def batch_size(self) -> int:
@@ -152,24 +157,80 @@ class MixPlan:
             TypeError, ValueError: an argument is of the wrong type, shape or range. What tensors on a GPU hold is
                 checked only with FUSEDMIX_CHECK_PLANS=1, for which the GPU is waited for.
         """
-        cells, size = checks.grid(grid, size)
-        batch_size, device = grid.shape[0], grid.device
-        own = (grid != 0).reshape(batch_size, -1)
-        made, pixels = grids.given(own, cells, size)
-        of_grid = Families.CELLS if pixels is None else Families.LARGE_CELLS
-        if partner is not None:
-            checks.shaped("partner", partner, torch.int64, batch_size)
-            partner = partner.to(device)
-            checks.partners(partner, permutation=True)
-        pairing = Pairing.ROLL if partner is None else Pairing.RANDOM
+        return cls._given("grid", grid, size, partner, weight, permutation=True)
+
+    @classmethod
+    def from_parts(
+        cls,
+        *,
+        partner: Tensor | None = None,
+        boxes: Tensor | None = None,
+        masks: Tensor | None = None,
+        lam: Tensor | None = None,
+        cells: Tensor | None = None,
+        weight: Tensor | None = None,
+        size: Sequence[int] | None = None,
+    ) -> MixPlan:
+        """The plan of partners and masks that you have: of exactly one of boxes, masks, lam and cells.
+
+        The plan's tensors are where that one is, or on the CPU if there is no float64 there. All of them are constants:
+        no gradient flows into them, but for `weight`.
+
+        Args:
+            partner: (B,) int64 in [0, B): sample i is mixed with sample partner[i]. A sample may be the partner of
+                several others; then the plan mixes out of place only. None: sample i-1, as torchvision pairs them.
+            boxes: (B, 2·d) integers for images of d spatial sides: first the pixels at which the box begins along each
+                side, then those behind it, as (top, left, bottom, right). The partner is in the box, the sample around
+                it. Boxes may be empty. (Those of torchvision, XYXY, are `boxes[:, [1, 0, 3, 2]]` here.)
+            masks: (B, *size), the weight of the sample itself for each pixel: bool, or integers 0 and 1, of which a bit
+                is stored; or floating point in [0, 1], of which the nearest of 65536 levels is stored, n/65535.
+            lam: (B,) floating point: one weight for all pixels of a sample. Any finite value, outside [0, 1] too.
+            cells: (B, *cells), each 0 or 1: a grid over the images, as in `from_grid`.
+            weight: (B,) floating point in [0, 1], label weights of the samples themselves. None: the realised means of
+                the masks.
+            size: 1 to 3 spatial sides of the images, in pixels. None: of masks, their own; with lam it need not be
+                given, because the plan fits images of any size.
+
+        Raises:
+            TypeError, ValueError: an argument is of the wrong type, shape or range. What tensors on a GPU hold is
+                checked only with FUSEDMIX_CHECK_PLANS=1, for which the GPU is waited for; without it boxes are clipped
+                to the images there, masks to [0, 1], and a sample whose partner is none is left as it is.
+        """
+        parts = {"boxes": boxes, "masks": masks, "lam": lam, "cells": cells}
+        passed = [name for name, x in parts.items() if x is not None]
+        if len(passed) != 1:
+            raise ValueError(
+                f"from_parts takes exactly one of {', '.join(parts)}, but got {' and '.join(passed) or 'none'}."
+            )
+        return cls._given(passed[0], parts[passed[0]], size, partner, weight)
+
+    @classmethod
+    def _given(cls, name: str, x: Any, size: Any, partner: Any, weight: Any, *, permutation: bool = False) -> MixPlan:
+        made = given.part(name, x, size)
+        batch_size, device = made.weight.shape[0], made.weight.device
+        pairing, repeats = Pairing.ROLL, False
         if partner is None:
             partner = partners.formula(pairing, batch_size, device)
+        else:
+            partner, repeats = given_partner(partner, batch_size, device, permutation=permutation)
+            pairing = Pairing.RANDOM
         if weight is None:
             weight = made.weight
         else:
             checks.weight(weight, batch_size)
-            weight = weight.to(device, torch.float64)
-        return cls(partner, made.weight.float(), weight, made.records, size, of_grid, pairing, Per.SAMPLE, pixels)
+            weight = subclasses.plain(weight).to(device, torch.float64)
+        return cls(
+            partner,
+            made.weight.float(),
+            weight,
+            made.records,
+            made.size,
+            made.families,
+            pairing,
+            Per.SAMPLE,
+            made.pixels,
+            repeats=repeats,
+        )
 
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> MixPlan:
         """The plan with its tensors on `device`; itself if they are there already."""
@@ -178,6 +239,18 @@ class MixPlan:
         if all(moved[name] is t for name, t in tensors.items()):
             return self
         return replace(self, **moved)
+
+
+def given_partner(x: Any, batch_size: int, device: torch.device, *, permutation: bool = False) -> tuple[Tensor, bool]:
+    """Partners that are given, on a device, and whether they may repeat, which a `permutation` does not.
+
+    Raises:
+        TypeError, ValueError: they are no partners of a batch of that size, or not the permutation that they must be.
+    """
+    x = subclasses.plain(checks.tensor("partner", x))
+    checks.shaped("partner", x, torch.int64, batch_size)
+    checks.partners(x, permutation=permutation)
+    return x.to(device), not permutation and checks.may_repeat(x)
 
 
 # The attribute of a plan whose parts have been found to belong together: for how many samples they are.

@@ -396,7 +396,7 @@ def test_given_partners_and_weights():
 @pytest.mark.parametrize(
     ("grid", "size", "more", "error", "message"),
     [
-        ([[1]], (4, 4), {}, TypeError, "grid must be a tensor of 0 and 1, but got list"),
+        ([[1]], (4, 4), {}, TypeError, "grid must be a tensor, but got list"),
         (torch.rand(3, 2, 2), (4, 4), {}, ValueError, "grid must be 0 or 1 everywhere"),
         (torch.full((3, 2, 2), math.nan), (4, 4), {}, ValueError, "grid must be 0 or 1 everywhere"),
         (torch.ones(3, 2), (4, 4), {}, ValueError, r"grid must be .* 2 numbers of cells .*\(3, 2\)"),

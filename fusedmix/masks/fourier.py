@@ -1,7 +1,7 @@
 """Thresholded Fourier noise: FMix (Harris 2020). The pixels are made, and stored, by fusedmix/fourier.py.
 
 Word 1 of a record is how many pixels are 1, word 2 half the ranks of the soft edge; 7 and 8 say of which grey image:
-decay and cut-off.
+decay and cut-off. Of masks that were not drawn but given (fusedmix/given.py) these are 0.
 """
 
 from __future__ import annotations
