@@ -34,6 +34,7 @@ struct Chain {
   int64_t sample[kLinks + 1];
   bool closes;  // it ends where its cycle begins
   bool whole;   // and begins there
+  int64_t next;  // the sample that is mixed after it
 };
 
 enum class By { kNothing, kBlending, kCopying, kCopyingBoxes };
@@ -213,7 +214,8 @@ struct Mixer {
       if (k > 0) way = way_at(k);
       if (way == By::kNothing) continue;
       while (links < kLinks && k + links < length && (whole || way_at(k + links) == way)) ++links;
-      Chain chain{static_cast<int>(links), {}, k + links == length, whole};
+      const bool ends = order + k + links == cycles.order.data() + cycles.order.size();
+      Chain chain{static_cast<int>(links), {}, k + links == length, whole, ends ? order[k] : order[k + links]};
       for (int64_t l = 0; l <= links; ++l) chain.sample[l] = k + l == length ? after : order[k + l];
       if (way == By::kCopyingBoxes) {
         copy_boxes(chain, s);
@@ -224,7 +226,7 @@ struct Mixer {
       } else if (pair.links == 0) {
         pair = chain;
       } else {
-        blend(Links::kTwoPairs, {kLinks, {pair.sample[0], pair.sample[1], order[0], order[1]}, true, true}, s);
+        blend(Links::kTwoPairs, {kLinks, {pair.sample[0], pair.sample[1], order[0], order[1]}, true, true, order[0]}, s);
         pair.links = 0;
       }
     }
@@ -330,6 +332,7 @@ struct Mixer {
     for (int64_t first = tile.first; first < tile.stop; first += strip) {
       const Window part{first, std::min(tile.stop, first + strip), tile.begin, tile.end};
       if (plan.shared && chain.whole && chain.links == 2) {
+        ask_for_next(chain.next, part);
         for_box(masks, images.layout, masks[0].box, part, [&](const BoxRows& box) { swap(chain, box); });
         continue;
       }
@@ -337,6 +340,7 @@ struct Mixer {
       if (chain.whole) save_box(chain.sample[0], masks[chain.sample[chain.links - 1]].box, part, kept);
       for (int l = 0; l < chain.links; ++l) {
         const bool last = chain.closes && l == chain.links - 1;
+        ask_for_next(l + 1 < chain.links ? chain.sample[l + 1] : chain.next, part);
         for_box(masks, images.layout, masks[chain.sample[l]].box, part, [&](const BoxRows& box) {
           const char* from = last ? kept + box.packed * size : sample(chain.sample[l + 1]) + box.place * size;
           kernels.copy_rows(sample(chain.sample[l]) + box.place * size, box.step * size, from, last ? row_bytes : box.step * size,
@@ -350,7 +354,17 @@ struct Mixer {
     const int64_t step = box.step * size;
     for (int64_t r = 0; r < box.rows; ++r, x += step, y += step) std::swap_ranges(x, x + box.length * size, y);
   }
+  // What mixing the next sample reads and writes: this is on its way while a box is copied.
+  void ask_for_next(int64_t next, const Window& part) const {
+    for (const int64_t i : {next, plan.partner[next]}) ask_for_box(i, masks[next].box, part);
+  }
+  void ask_for_box(int64_t i, const Box& mask, const Window& part) const {
+    for_box(masks, images.layout, mask, part, [&](const BoxRows& box) {
+      kernels.ask_for_rows(sample(i) + box.place * size, box.step * size, box.rows, box.length * size);
+    });
+  }
   void save_box(int64_t i, const Box& mask, const Window& part, char* to) const {
+    ask_for_box(i, mask, part);
     for_box(masks, images.layout, mask, part, [&](const BoxRows& box) {
       kernels.copy_rows(to + box.packed * size, (part.end - part.begin) * size, sample(i) + box.place * size, box.step * size,
                         box.rows, box.length * size);
