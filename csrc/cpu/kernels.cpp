@@ -216,6 +216,10 @@ void ask_for_rows(const char* at, int64_t step, int64_t rows, int64_t bytes) {
   }
 }
 
+void fill(float* out, float value, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) out[i] = value;
+}
+
 void gaussian(float* out, const float* table, int64_t n, Factors f, bool complement) {
   const bool image = f.after == 1.0f && f.last == 1.0f;  // no axis after the row's
   if (image && complement) {
@@ -381,6 +385,7 @@ const Kernels FUSEDMIX_CONCAT(kernels_, FUSEDMIX_ISA) = {
     {row_kernels<float>(), row_kernels<Half>(), row_kernels<BFloat16>(), row_kernels<double>(), row_kernels<uint8_t>()},
     copy_rows,
     ask_for_rows,
+    fill,
     gaussian,
     {noise_row, plane, above, expand, bracket},
     {loss_rows<float>(), loss_rows<Half>(), loss_rows<BFloat16>(), loss_rows<double>()},

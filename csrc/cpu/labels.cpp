@@ -1,5 +1,6 @@
 #include "../include/fusedmix/labels.h"
 
+#include "kernels.h"
 #include "mix.h"
 
 namespace fusedmix::cpu {
@@ -31,13 +32,14 @@ void classes(const Targets& t, const LabelPlan& plan, const Parallel& parallel) 
   const float on = smooth(1.0f), off = smooth(0.0f);
   const auto* labels = static_cast<const Label*>(t.labels.data);
   const int64_t stride = t.labels.row_stride, num_classes = t.num_classes;
+  const auto fill = kernels().fill;
   // By copies: what the loop reads of them stays in registers.
   parallel(t.batch, 1 + 65536 / num_classes, [=](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const LabelWeights<float> mixed(plan.weight[i]);
       const auto y = static_cast<int64_t>(labels[i * stride]), z = static_cast<int64_t>(labels[plan.partner[i] * stride]);
       float* out = static_cast<float*>(t.out) + i * num_classes;
-      std::fill(out, out + num_classes, mixed(off, off));
+      fill(out, mixed(off, off), num_classes);
       out[z] = mixed(off, on);
       out[y] = mixed(on, y == z ? on : off);
     }
