@@ -23,6 +23,7 @@ Fill = float | tuple[float, ...] | Literal["random", "pixel"]
 
 FINISHED_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 MOST_HOLES = 16  # of a sample: a record holds so many at most
+RATIOS = (1e-6, 1e6)  # between which that of a hole may be
 _FORMATS = (torch.contiguous_format, torch.channels_last)
 # What timm calls them. torchvision's value="random" draws every pixel, as "pixel" does here.
 _FILLS_ELSEWHERE = {"rand": "random", "const": "0", "constant": "0", "zero": "0"}
@@ -68,7 +69,7 @@ class Erase:
             self,
             p=checks.number("p", self.p, 0.0, 1.0),
             scale=checks.interval("scale", self.scale, or_none=False),
-            ratio=checks.interval("ratio", self.ratio, 1e-6, 1e6, or_none=False),
+            ratio=checks.interval("ratio", self.ratio, *RATIOS, or_none=False),
             value=_fill(self.value),
             count=_count(self.count),
         )

@@ -19,8 +19,8 @@ from torch import Tensor
 from fusedmix import checks, masks
 from fusedmix.arguments import LossArguments, MaskArguments, compute_dtype
 from fusedmix.draws import CPU, Request, Source
-from fusedmix.erasing import HEAD, PER_HOLE, Chances
-from fusedmix.finishing import FINISHED_DTYPES, MOST_HOLES, Filling, FinishArguments
+from fusedmix.erasing import HEAD, PER_HOLE, Chances, Word
+from fusedmix.finishing import FINISHED_DTYPES, MOST_HOLES, RATIOS, Filling, FinishArguments
 from fusedmix.masks.family import padded
 from fusedmix.methods import WIDTH, Column, Method, Number, Pairing, Per, Reduction
 from fusedmix.spec import families
@@ -272,12 +272,21 @@ def _check_step(
         checks.class_range(y, num_classes)
 
 
+_CHANCES = (
+    *((name, 0.0, 1.0) for name in ("flip", "erase", "area_low", "area_high")),
+    ("ratio_low", *RATIOS),
+    ("ratio_log", 0.0, 28.0),  # log(1e6 / 1e-6), and what rounds to it
+)
+
+
 def _check_draw_finish(
     chances: Tensor, holes: int, seed: Tensor, batch_size: int, height: int, width: int, device: torch.device
 ) -> None:
     _beside("chances", chances, CPU)
     checks.shaped("chances", chances, torch.float64, len(Chances._fields))
     of = Chances(*chances.tolist())
+    for name, low, high in _CHANCES:
+        checks.number(f"{name} in chances", getattr(of, name), low, high)
     checks.integer("holes", holes, 0, MOST_HOLES)
     if not 0 <= of.least <= of.most == holes:
         raise ValueError(f"chances must be of 0 to {holes} holes, but got {of.least:g} to {of.most:g}.")
@@ -306,6 +315,9 @@ def _check_finish(x: Tensor, how: FinishArguments) -> None:
             f"{tuple(how.draws.shape)}."
         )
     checks.integer("the holes of a sample in draws", holes, 0, MOST_HOLES)
+    if checks.readable(how.draws):
+        for count in how.draws[:, Word.HOLES].aminmax():
+            checks.integer("the holes of a record in draws", int(count), 0, holes)
 
 
 def _check_finish_mix(x: Tensor, how: FinishArguments, plan: MaskArguments) -> None:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 import fusedmix as fm
-from fusedmix import backends
+from fusedmix import backends, erasing
 from fusedmix.methods import Pairing, Per
 
 GUARD = 128  # bytes on either side
@@ -108,8 +108,9 @@ class Case:
         self.pairing = r.choice(("roll", "flip", "random"))
         self.per = r.choice(("batch", "pair", "sample") if self.pairing == "flip" else ("batch", "sample"))
         kinds = (self.mask, self.fourier, self.mix, self.mix_, self.mix_adjoint, self.mix_labels, self.sample)
+        finishes = (self.draw_finish, self.finish, self.finish_mix)
         self.operator, arguments = r.choice(
-            (*kinds, self.mix_batch, self.mix_batch_, self.cross_entropy, self.binary)
+            (*kinds, self.mix_batch, self.mix_batch_, self.cross_entropy, self.binary, *finishes)
         )()
         self.arguments: list[Any] = list(arguments)
 
@@ -235,9 +236,44 @@ class Case:
             return "binary_cross_entropy", (*arguments, reduction)
         return "binary_cross_entropy_backward", (self.gradient(compute, reduction), *arguments, reduction)
 
+    def a_finish(self) -> fm.Finish:
+        r = self.random
+        value = r.choice((0.5, "random", "pixel"))
+        return fm.Finish(
+            None,
+            r.choice((torch.float32, torch.float16, torch.bfloat16)),
+            r.choice((None, torch.channels_last, torch.contiguous_format)),
+            hflip=r.choice((0.0, 0.5)),
+            erase=r.choice((None, fm.Erase(0.7, (0.02, 0.9), value=value, count=r.choice((1, (2, 5), 16))))),
+            input_format=r.choice(("NCHW", "NHWC")),
+        )
+
+    def draw_finish(self) -> tuple[str, tuple[Any, ...]]:
+        chances = erasing.chances(self.a_finish())
+        seed, sides = torch.tensor(self.random.randrange(100)), self.random.choices((1, 2, 5, 33), k=2)
+        numbers = torch.tensor(chances, dtype=torch.float64)
+        return "draw_finish", (numbers, int(chances.most), seed, self.batch, *sides, torch.device("cpu"))
+
+    def finish(self) -> tuple[str, tuple[Any, ...]]:
+        self.size = tuple(self.random.choices((1, 2, 5, 8, 33), k=2))
+        how, x = self.a_finish(), self.images(self.random.choice((*IMAGES[:3], torch.uint8, torch.uint8)))
+        x = x.permute(0, 2, 3, 1) if how.input_format == "NHWC" else x
+        draws = None
+        if how.is_random and self.random.random() < 0.9:
+            draws = erasing.draw(erasing.chances(how), torch.tensor(3), self.batch, self.size)
+        return "finish", (x, *how.arguments(x, draws))
+
+    def finish_mix(self) -> tuple[str, tuple[Any, ...]]:
+        _, arguments = self.finish()
+        return "finish_mix", (*arguments, *self._masks())
+
     def comparable(self) -> bool:
         """Whether all backends must do alike: not where there is nothing to mix, which PyTorch may have no shape for,
-        and not where some draw by themselves."""
+        not where some draw by themselves, and not where only the reference finishes."""
+        if self.operator.startswith("finish") and any(
+            (x.dtype if isinstance(x, Tensor) else x) == torch.float64 for x in (self.arguments[0], self.arguments[5])
+        ):
+            return False
         tensors = [t for t in self.arguments if isinstance(t, Tensor)]
         start = {"sample": 8, "mix_batch": 10, "mix_batch_": 10}.get(self.operator)  # of seed and drawn
         drawn = start is None or self.arguments[start : start + 2] != [None, None]
@@ -258,6 +294,8 @@ class Case:
     def spoilt(self, x: Any) -> Any:
         if isinstance(x, Tensor):
             return self.spoilt_tensor(x)
+        if isinstance(x, torch.dtype):
+            return self.random.choice((*IMAGES, *LABELS, torch.bool, torch.complex64))
         if isinstance(x, (bool, torch.device)):
             return x
         if isinstance(x, int):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import subprocess
@@ -148,9 +149,8 @@ def test_operators_refuse_what_does_not_fit(backend: str, cpp: Any) -> None:
         (x, how._replace(draws=draws.long())),
         (x, how._replace(fill=3)),
         (x, how._replace(dtype=torch.int32)),
+        (x, how._replace(draws=too_many)),
     ]
-    if backend == "cpp":  # The others look at every pixel of every hole that there is room for.
-        wrong.append((x, how._replace(draws=too_many)))
     for batch, arguments in wrong:
         with pytest.raises((ValueError, TypeError, RuntimeError)):
             operators.finish(batch, *arguments)
@@ -161,6 +161,33 @@ def test_operators_refuse_what_does_not_fit(backend: str, cpp: Any) -> None:
     for changed in ({"ndim": 1}, {"partner": plan.partner[:1]}, {"partner": plan.partner + 5}, {"families": 0}):
         with pytest.raises((ValueError, TypeError, RuntimeError)):
             operators.finish_mix(x, *how, *masks._replace(**changed))
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpp"])
+def test_operators_refuse_chances_that_are_none(backend: str, cpp: Any) -> None:
+    operators = cpp if backend == "cpp" else reference
+    right = erasing.chances(Finish(None, hflip=0.5, erase=Erase(0.5, count=(1, 3))))
+
+    def draw(chances: erasing.Chances, holes: int = 3, **other: Any) -> Tensor:
+        numbers = torch.tensor(chances, dtype=torch.float64)
+        given = {"seed": torch.tensor(1), "batch_size": 2, "height": 8, "width": 8, **other}
+        return operators.draw_finish(numbers, holes, *given.values(), torch.device("cpu"))
+
+    draw(right)
+    beyond = {"ratio_low": (0.0, 1e7), "ratio_log": (-0.1, 30.0), "least": (-1.0, 4.0), "most": (0.0, 2.0, 17.0)}
+    for name in right._fields:
+        for wrong in (*beyond.get(name, (-0.1, 1.1)), math.nan, math.inf):
+            with pytest.raises((ValueError, TypeError, RuntimeError), match=r"chances"):
+                draw(right._replace(**{name: wrong}))
+    for arguments in (
+        {"holes": 2},
+        {"seed": torch.tensor([1, 2])},
+        {"batch_size": -1},
+        {"height": -1},
+        {"width": 2**31},
+    ):
+        with pytest.raises((ValueError, TypeError, RuntimeError)):
+            draw(right, **arguments)
 
 
 def test_operators_work_in_a_graph(cpp: Any) -> None:

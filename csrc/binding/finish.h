@@ -93,7 +93,13 @@ inline FinishDraws finish_draws(const Tensor& chances, int64_t holes, const Tens
   check_number("holes", holes, 0, kMostHoles);
   FinishDraws args{};
   std::copy_n(const_data<double>(numbers), kFinishDrawWidth, reinterpret_cast<double*>(&args.draw));
-  const double least = args.draw.least, most = args.draw.most;
+  const FinishDraw& d = args.draw;
+  const auto within = [](double x, double low, double high) { return x >= low && x <= high; };  // no NaN
+  const bool areas = within(d.area_low, 0, 1) && within(d.area_high, 0, 1);
+  if (!(within(d.flip, 0, 1) && within(d.erase, 0, 1) && areas && within(d.ratio_low, 1e-6, 1e6) && within(d.ratio_log, 0, 28))) {
+    refuse("chances must be probabilities and areas in [0, 1], and ratios in [1e-6, 1e6]");
+  }
+  const double least = d.least, most = d.most;
   if (!(least >= 0 && least <= most && most == static_cast<double>(holes))) refuse("chances must be of as many holes as they are said to be");
   args.seed = seed_of(seed);
   args.batch = batch_size, args.height = height, args.width = width;
