@@ -27,7 +27,7 @@ _MASK_BLOCK = 1024
 _SLICE = 16 << 20  # Of a batch that is mixed in slices, each takes so many bytes of scratch.
 _OF_PIXELS = int(Families.STORED | Families.LEVELS)
 _WORDS = tuple(f"word_{k}" for k in range(WORDS))
-_NOTHING_GIVEN = dict.fromkeys(_WORDS, 0)
+NOTHING_GIVEN = dict.fromkeys(_WORDS, 0)
 _AS_IT_IS = {
     **dict(zip(_WORDS, record(constant(1.0, 1.0))[0].tolist(), strict=True)),
     "PAIRING": int(Pairing.ROLL),
@@ -61,7 +61,7 @@ def way_of(
     groups = {Shape.EACH: -(-batch // cut.rows), Shape.PAIRS: batch // 2}.get(cut.shape, min(batch - 1, 1))
     numbers = {"columns": columns, "tiles": tiles, "batch": batch, "src_first": 0, "dst_first": 0, "first": 0}
     constants = {"SHAPE": int(cut.shape), "R": cut.rows, "PARTS": cut.parts, "N": cut.vectors}
-    named = _NOTHING_GIVEN | layout | _area(shape[len(shape) - spatial :]) | numbers | constants
+    named = NOTHING_GIVEN | layout | _area(shape[len(shape) - spatial :]) | numbers | constants
     return Way(cut, columns, tiles * groups, 0 if found else max(1, _SLICE // (batch * width * item)), named)
 
 
@@ -113,26 +113,42 @@ def apply(
     """
     if src.numel() == 0:
         return
-    partner, records, families, ndim, pairing, per, *rest = plan
-    pixels = rest[0] if rest else None
-    families = _compiled(families if ndim else Families.CONSTANTS, pixels)
+    families = families_of(plan)
     way = _way(src, dst, plan, families, adjoint)
-    named = {
-        **way.named, **of_partners(partner, pairing, src), **_stored(pixels, src), "src": src, "dst": dst,
-        "FAMILIES": families, "ADJOINT": adjoint, "BINARY": not families & ~BINARY,
-    }  # fmt: skip
+    named = {**way.named, **of_plan(plan, families, src, by_value), "src": src, "dst": dst, "ADJOINT": adjoint}
     if adjoint and named["PAIRING"] == Pairing.RANDOM:
         named["partner"] = _inverse_of(named["partner"])
-    if per == Per.BATCH and (records.device != src.device if by_value is None else by_value):
-        named.update(zip(_WORDS, records[0].tolist(), strict=True))
-        named["records"], named["MASKS"] = src, Rows.GIVEN
-    else:
-        named["records"] = brought(src.device, records)
-        named["MASKS"] = Rows.FIRST if per == Per.BATCH else Rows.OWN
     if way.slice:
         _in_slices(src, way, named)
     else:
         _mix[way.cut.warps].launch(way.programs, src.device, named)
+
+
+def families_of(plan: Sequence[Any]) -> int:
+    """The families that a kernel is compiled for."""
+    _, _, families, ndim, _, _, *rest = plan
+    return _compiled(families if ndim else Families.CONSTANTS, rest[0] if rest else None)
+
+
+def of_plan(plan: Sequence[Any], families: int, instead: Tensor, by_value: bool | None = None) -> dict[str, Any]:
+    """Partners and masks as arguments, brought to where `instead` is, which takes the place of what is not read.
+
+    Args:
+        families: `families_of` the plan.
+        by_value: as in `apply`.
+    """
+    partner, records, _, _, pairing, per, *rest = plan
+    named = {
+        **of_partners(partner, pairing, instead), **_stored(rest[0] if rest else None, instead),
+        "FAMILIES": families, "BINARY": not families & ~BINARY,
+    }  # fmt: skip
+    if per == Per.BATCH and (records.device != instead.device if by_value is None else by_value):
+        named.update(zip(_WORDS, records[0].tolist(), strict=True))
+        named["records"], named["MASKS"] = instead, Rows.GIVEN
+    else:
+        named["records"] = brought(instead.device, records)
+        named["MASKS"] = Rows.FIRST if per == Per.BATCH else Rows.OWN
+    return named
 
 
 def _in_slices(x: Tensor, way: Way, named: dict[str, Any]) -> None:
