@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import sys
 from collections import UserDict, namedtuple
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import fusedmix as fm
 from conftest import required
+from fusedmix.integrations.positions import mix_at
 from trainers import (
     Halving,
     cross_entropies,
@@ -56,6 +58,7 @@ def collate(structure):
             "tuple": (images, labels),
             "named tuple": Pair(images, labels),
             "tensor": images,
+            "labels": {"labels": labels},
         }[structure]
 
     return function
@@ -205,6 +208,68 @@ def test_training_is_mixed_and_nothing_else(lightning, callback, tmp_path, metho
     assert [stage for stage, *_ in model.others] == stages
     same([rest for _, *rest in model.others], [*BATCHES[:2], *BATCHES * 4])
     assert mix.generator is None
+
+
+@pytest.mark.parametrize("structure", ["list", "dict"])
+def test_bytes_are_finished(lightning, callback, tmp_path, structure):
+    """In training by the pass that mixes them, elsewhere alone; weights are those of the same training by hand."""
+    finish = fm.Finish(((0.4, 0.5), (0.2, 0.3)), hflip=0.5, erase=fm.Erase(0.5, value="pixel"))
+    mix = fm.CutMix(num_classes=CLASSES, finish=finish)
+    given = (X * 255).round().to(torch.uint8)
+    batches = list(zip(given.split(4), Y.split(4), strict=True))
+
+    class OfBytes(type(classifier(lightning))):
+        def training_step(self, batch, batch_idx):
+            images, targets = parts(batch)
+            assert images.dtype == torch.float32
+            self.seen.append((images.clone(), targets))
+            return F.cross_entropy(self.net(images), targets)
+
+    model = OfBytes()
+    model.net.float()
+    by_hand = copy.deepcopy(model.net)
+    loaders = DataLoader(TensorDataset(given, Y), 4, collate_fn=collate(structure))
+    alone = DataLoader(TensorDataset(given), 4)  # to predict on, without labels
+    run = trainer(lightning, [callback(mix, seed=7)], tmp_path, max_epochs=2, accumulate_grad_batches=2)
+    run.fit(model, loaders, loaders)
+    run.test(model, loaders, verbose=False)
+    run.predict(model, loaders, return_predictions=False)
+    model.predict_step = lambda batch, batch_idx: model.others.append(("alone", batch[0], None))
+    run.predict(model, alone, return_predictions=False)
+
+    optimizer, n = torch.optim.SGD(by_hand.parameters(), 0.5), 0
+    for epoch in range(2):
+        for batch_idx, (x, y) in enumerate(batches):
+            images, targets = mix_at(mix, (x, y), 7, 0, epoch, batch_idx)
+            assert torch.equal(model.before[n][0], x)
+            assert torch.equal(model.seen[n][0], images)
+            assert torch.equal(model.seen[n][1], targets)
+            (F.cross_entropy(by_hand(images), targets) / 2).backward()
+            if batch_idx % 2:
+                optimizer.step()
+                optimizer.zero_grad()
+            n += 1
+    torch.testing.assert_close(model.net[2].weight, by_hand[2].weight, rtol=0, atol=1e-6)
+    stages = ["sanity"] * 2 + ["validation"] * 8 + ["test"] * 4 + ["predict"] * 4 + ["alone"] * 4
+    assert [stage for stage, *_ in model.others] == stages
+    for (stage, images, labels), (x, y) in zip(model.others, [*batches[:2], *batches * 5], strict=True):
+        assert torch.equal(images, fm.finish(x, finish))
+        assert stage == "alone" or torch.equal(labels, y)
+
+
+@pytest.mark.parametrize(
+    ("structure", "error", "message"),
+    [
+        ("tuple", TypeError, r"must hold them in a list or a dict, but got a tuple.*fusedmix\.finish"),
+        ("tensor", TypeError, r"must hold them in a list or a dict, but got a Tensor.*fusedmix\.finish"),
+        ("no images", ValueError, "must hold images to be finished, but got a dict without any"),
+    ],
+)
+def test_what_cannot_be_finished(lightning, callback, tmp_path, structure, error, message):
+    mixing = callback(fm.MixUp(num_classes=CLASSES, finish=fm.Finish(None)))
+    loaders = loader(structure if structure != "no images" else "labels")
+    with pytest.raises(error, match=message):
+        trainer(lightning, [mixing], tmp_path).validate(classifier(lightning), loaders, verbose=False)
 
 
 def test_draws_leave_torch_alone(lightning, callback, tmp_path):

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 import fusedmix as fm
 from conftest import required
+from fusedmix.integrations.positions import mix_at
 from trainers import (
     Halving,
     cross_entropies,
@@ -171,6 +172,45 @@ def test_training_is_mixed_and_nothing_else(
         torch.testing.assert_close(loss.double(), expected, rtol=0, atol=1e-5)
     assert trainer.model.config.problem_type in (None, "single_label_classification")
     assert mix.generator is None
+
+
+def test_bytes_are_finished(remembering, arguments):
+    """In training by the pass that mixes them, elsewhere alone, with labels or without."""
+    finish = fm.Finish(((0.4, 0.5), (0.2, 0.3)), hflip=0.5, erase=fm.Erase(0.5, value="pixel"))
+    mix, given = fm.CutMix(num_classes=CLASSES, finish=finish), (X * 255).round().to(torch.uint8)
+
+    class Bytes(Pictures):
+        def __getitem__(self, i):
+            return {"labels": self.labels[i], "pixel_values": given[i]}
+
+    class Unlabelled(Pictures):
+        def __getitem__(self, i):
+            return {"pixel_values": given[i]}
+
+    args = arguments(gradient_accumulation_steps=2, remove_unused_columns=False, eval_strategy="epoch")
+    trainer = remembering(Plain(), args, train_dataset=Bytes(), eval_dataset=Bytes(), mix=mix, mix_seed=7)
+    trainer.train()
+    assert [len(step[0]) for step in trainer.trained] == [4, 4, 3]
+    for n, (x, y, images, _, logits, scaled) in enumerate(trainer.trained):
+        expected, targets = mix_at(mix, (x, y), 7, 0, *divmod(n, 2))
+        assert x.dtype == torch.uint8
+        assert torch.equal(images, expected)
+        loss = cross_entropies(logits, targets.double()).mean() / (2, 2, 1)[n]
+        torch.testing.assert_close(scaled.double(), loss, rtol=0, atol=1e-5)
+
+    assert len(trainer.evaluated) == 3
+    trainer.predict(Bytes())
+    for n, (_, y, images, _, logits, loss) in enumerate(trainer.evaluated):
+        start = n % 3 * 4
+        assert torch.equal(images, fm.finish(given[start : start + 4], finish))
+        assert torch.equal(y, Y[start : start + 4])
+        expected = cross_entropies(logits, F.one_hot(y, CLASSES)).mean()
+        torch.testing.assert_close(loss.double(), expected, rtol=0, atol=1e-5)
+    assert len(trainer.evaluated) == 6
+    alone = trainer.predict(Unlabelled()).predictions
+    with torch.no_grad():
+        expected = trainer.model(pixel_values=fm.finish(given, finish))["logits"]
+    torch.testing.assert_close(torch.from_numpy(alone), expected)
 
 
 def test_a_model_without_keywords_for_its_loss(remembering, arguments):

@@ -11,6 +11,7 @@ Examples:
     ... )
     >>> trainer.train()
     >>> trainer.evaluate()  # as it always was: nothing is mixed
+    >>> mixer.finish = fm.Finish((mean, std))  # for pixel_values of bytes, in training and evaluation
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from fusedmix import checks
 from fusedmix.attachment import attached
+from fusedmix.integrations import evaluation
 from fusedmix.integrations.positions import check_mix, check_schedules, check_seed, mix_at, stepped
 from fusedmix.module import MixTransform
 from fusedmix.plan import SparseTargets
@@ -45,6 +47,9 @@ class MixTrainerMixin(checks.Checked):
     its loss, and flatten them otherwise. The loss is `mixed_loss`, or the `compute_loss_func` that the Trainer got,
     which is called with soft targets then; it is scaled for gradient accumulation as the Trainer scales its own.
     `label_smoothing_factor` acts as usual.
+
+    If the module has a `finish`, batches that are evaluated or predicted are finished on the device, as those of the
+    training are, but neither mixed nor flipped nor erased: all datasets hold bytes then.
 
     The draws of a batch follow from the seed, the rank, the optimizer step and the number of the batch in it: every
     rank has its own, and a training that is resumed from a checkpoint mixes as one that was not interrupted.
@@ -126,6 +131,11 @@ class MixTrainerMixin(checks.Checked):
             )
         self._at, self._epoch = (-1, -1), None
         return super().train(*args, **kwargs)  # type: ignore[misc]
+
+    def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.mix is not None and self.mix.finish is not None:
+            inputs = evaluation.finished(dict(self._prepare_inputs(inputs)), self.mix)  # type: ignore[attr-defined]
+        return super().prediction_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
