@@ -13,8 +13,8 @@ flipped and erased before, and dense targets of 1000 classes:
 
 Before it is timed each is compared: who differs, or fails, has no figures, and the exit status is 1. Batches rotate
 over copies that outgrow the last cache. Everything is timed once a round, in an order drawn anew: by the wall clock on
-a CPU; on a GPU in CUDA graphs, or eagerly what cannot be captured ("device, eager"). A line for each case says how many
-are done, how long that took, and how long the rest will take.
+a CPU; on a GPU in CUDA graphs, or eagerly what cannot be captured ("device, eager"). A bar before each case shows how
+many are done, how long that took, and how long the rest will take.
 
 How to read the table: images a second of ours, then milliseconds of the batch, then the same in copies of as many bytes
 (each byte read once, each number of the new batch written once); of the others images a second, and in brackets how
@@ -132,7 +132,8 @@ def main() -> int:
         if took > given.budget:
             left_out += [f"{case}: no time was left" for case in cases[n:]]
             break
-        print(f"[{n + 1}/{len(cases)}, {progress(n, len(cases), took)}] {case}", flush=True)
+        bar = "#" * n + "." * (len(cases) - n)
+        print(f"[{bar}] {n + 1}/{len(cases)}, {progress(n, len(cases), took)}: {case}", flush=True)
         with noting(left_out, str(case)):
             rows += measure(case, device, given, left_out)
         if rows and (given.out is not None or not given.quick):

@@ -4,6 +4,7 @@ at."""
 from __future__ import annotations
 
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -227,8 +228,9 @@ def test_input_step(tmp_path, monkeypatch):
     checks = rows(tmp_path / names[1], CHECK)
     assert f"of {len(checks)} targets met" in said
     assert json.loads((tmp_path / names[2]).read_text())["threads"] == 1
-    for n, case in enumerate(QUICK, 1):
-        assert any(line.startswith(f"[{n}/{len(QUICK)}, ") and line.endswith(f"] {case}") for line in said.splitlines())
+    bars = [line for line in said.splitlines() if line.startswith("[")]
+    for n, (line, case) in enumerate(zip(bars, QUICK, strict=True)):
+        assert re.fullmatch(rf"\[#{{{n}}}\.+\] {n + 1}/{len(QUICK)}, \d+ s, .*: {re.escape(str(case))}", line)
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
     cells = first_cells(tables.input_step())
     assert cells == first_cells(said)[: len(cells)]
