@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,11 @@ import torch
 from torch import Tensor
 
 import fusedmix as fm
-from benchmarks.input_rows import Case
+from benchmarks.input_rows import LOADER, Case
 from fusedmix.bench import plain
 from fusedmix.bench.contenders import Contender, missing, seeded
 from fusedmix.erasing import ATTEMPTS, HEAD, Word
+from fusedmix.integrations import timm as fused_timm
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLASSES = 1000
@@ -186,11 +188,9 @@ def _torchvision(case: Case, device: torch.device) -> Iterator[Contender]:
 
 def _timm(case: Case, device: torch.device) -> Iterator[Contender]:
     """PrefetchLoader, which normalises and erases, then Mixup, per sample in its mode "elem"; then the layout. Its
-    partners are those of `flip`."""
+    partners are those of `flip`. And our loader of the same name, which does all of it by the same numbers."""
     from timm.data.loader import PrefetchLoader
     from timm.data.mixup import Mixup
-
-    from fusedmix.integrations import timm as fused_timm
 
     if case.pairing != "roll":
         return
@@ -203,10 +203,15 @@ def _timm(case: Case, device: torch.device) -> Iterator[Contender]:
         "num_classes": CLASSES,
     }
 
-    def chain(hflip: float, erase: float, method: str) -> Step:
+    def chain(hflip: float, erase: float, method: str, ours: bool = False) -> Step:
         source: list[tuple[Tensor, Tensor]] = []
-        loader = PrefetchLoader(source, MEAN, STD, device=device, img_dtype=dtype_of(case), re_prob=erase)
-        mixer = Mixup(**options) if method else None
+        how: dict[str, Any] = {"device": device, "img_dtype": dtype_of(case), "re_prob": erase}
+        mixer = None if not method else fused_timm.Mixup(**options) if ours else Mixup(**options)
+        if ours:
+            more = {"mixup_fn": mixer, "channels_last": case.layout == "channels_last"}
+            loader, mixer = fused_timm.PrefetchLoader(source, MEAN, STD, **how, **more), None
+        else:
+            loader = PrefetchLoader(source, MEAN, STD, **how)
         generator = torch.Generator().manual_seed(0)
 
         def step(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -229,6 +234,8 @@ def _timm(case: Case, device: torch.device) -> Iterator[Contender]:
     of_targets = torch.float32 if case.per == "batch" else dtype_of(case)  # timm's λ takes the dtype of the images
     how = {"arithmetic": dtype_of(case), "of_targets": of_targets}
     yield Contender("timm", _of_case(case, chain), _check_of(case, chain, mix, **how))
+    our_chain = partial(chain, ours=True)
+    yield Contender(LOADER, _of_case(case, our_chain), _check_of(case, our_chain, mix))
 
 
 def _compiled(case: Case, device: torch.device, backend: str) -> Contender:

@@ -10,7 +10,8 @@ from fusedmix.bench.report import busy, mark
 from fusedmix.bench.results import Check, markdown
 from fusedmix.bench.timing import Timing
 
-PEERS = ("torchvision", "timm", "torch.compile")  # in the order of the table
+PEERS = ("torchvision", "timm", "torch.compile")
+LOADER = "fusedmix, as timm's loader"
 # Of the float32 batches of a CPU, MixUp or CutMix per batch: how many times as long a peer takes, at least.
 BESIDE_PEERS = {"torchvision": 6.0, "torch.compile": 1.5}
 # Of the bfloat16 batches of a GPU, in copies of as many bytes, at most.
@@ -87,8 +88,8 @@ def input_table(rows: Sequence[InputTiming]) -> str:
     """A line for each case: ours by the backend that is chosen in images a second, milliseconds and copies of as many
     bytes; the others in images a second and as multiples of our time."""
     cases = by_case(rows)
-    others = [name for name in dict.fromkeys(r.name for rows in cases.values() for r in rows[1:]) if name not in PEERS]
-    columns = [peer for peer in PEERS if any(row.name == peer for of in cases.values() for row in of)] + others
+    names = dict.fromkeys(row.name for of_case in cases.values() for row in of_case[1:])
+    columns = sorted(names, key=(*PEERS, LOADER, *names).index)
     lines = []
     for case, (ours, *beside) in cases.items():
         named = {row.name: row for row in beside}

@@ -8,7 +8,8 @@ flipped and erased before, and dense targets of 1000 classes:
 
     fusedmix       a module with finish=, by every backend there is; fm.finish where nothing is mixed
     torchvision    ToDtype, Normalize, RandomErasing, MixUp or CutMix, then the dtype and the layout
-    timm           PrefetchLoader and Mixup, which pairs by a flip
+    timm           PrefetchLoader and Mixup, which pairs by a flip; and by one changed import those of
+                   fusedmix.integrations.timm
     torch.compile  one function of bytes, labels and what was drawn
 
 Before it is timed each is compared: who differs, or fails, has no figures, and the exit status is 1. Batches rotate

@@ -53,7 +53,7 @@ def test_everybody_does_the_same(case, found):
     x, y = batch(case)
     there = found(case)
     assert next(iter(there)) == "fusedmix"
-    expected = {"fusedmix", "torch.compile"} | ({"timm"} if case.pairing == "roll" else set())
+    expected = {"fusedmix", "torch.compile"} | ({"timm", input_rows.LOADER} if case.pairing == "roll" else set())
     assert set(there) == expected | ({"torchvision"} if (case.per, case.pairing) == ("batch", "roll") else set())
     before = x.clone()
     for contender in there.values():
@@ -76,7 +76,7 @@ def test_who_differs_is_found(case, wrong, found, monkeypatch):
     made = input_peers.finish_of
     monkeypatch.setattr(input_peers, "finish_of", lambda *a, **k: replace(made(*a, **k), **finishes[wrong]))
     there = found(case)
-    for peer in input_rows.PEERS:
+    for peer in (*input_rows.PEERS, input_rows.LOADER):
         with pytest.raises(AssertionError, match="images "):
             there[peer].check(*batch(case))
 
@@ -217,7 +217,11 @@ def test_input_step(tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.iterdir()} == set(names)
     timed = rows(tmp_path / names[0], TIMING | SUMMARY | INPUT)
     assert not [row["failed"] for row in timed if row["failed"]]
-    assert {row["provider"] for row in timed if row["call"] == "step"} == {"fusedmix", *input_rows.PEERS}
+    assert {row["provider"] for row in timed if row["call"] == "step"} == {
+        "fusedmix",
+        *input_rows.PEERS,
+        input_rows.LOADER,
+    }
     assert {row["backend"] for row in timed if row["provider"] == "fusedmix"} == {"reference"}
     assert all(float(row["median_us"]) > 0 and float(row["copy_ratio"]) > 0 for row in timed)
     assert all(
