@@ -65,6 +65,7 @@ _WITH_GPU = (
     "test_ops",
     "test_losses",
     "test_derivatives",
+    "test_plans",
     "test_fmix",
     "test_gridmix",
     "test_timm",

@@ -9,6 +9,7 @@ from fusedmix.embeddings import EmbedMix, mix_embeddings
 from fusedmix.finishing import Erase, Finish
 from fusedmix.functional import finish, mix, mix_, mix_labels
 from fusedmix.losses import mix_binary_cross_entropy, mix_cross_entropy
+from fusedmix.pairing import pairing_by_distance
 from fusedmix.plan import MixPlan, SparseTargets
 from fusedmix.segmentation import mix_masks
 from fusedmix.targets import mix_targets
@@ -37,6 +38,7 @@ __all__ = [
     "mix_labels",
     "mix_masks",
     "mix_targets",
+    "pairing_by_distance",
     "schedules",
 ]
 __all__ += transforms.__all__

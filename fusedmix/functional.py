@@ -54,15 +54,14 @@ def mix(x: Tensor, plan: MixPlan, *, finish: Finish | None = None, backend: str 
 def _mix_repeated(operators: Any, x: Tensor, plan: MaskArguments) -> Tensor:
     """The same with derivatives, where a sample may be the partner of several: beside every sample stands a copy of its
     partner, and the two are each other's partners. Torch adds up the derivatives of the copies."""
-    n = x.shape[0]
-    index = torch.arange(n, device=plan.partner.device)
-    twice = MaskArguments(
-        torch.cat((index + n, index)),
-        torch.cat((plan.masks, plan.masks)),
-        *plan[2:-1],
-        None if plan.pixels is None or plan.per == Per.BATCH else torch.cat((plan.pixels, plan.pixels)),
+    n, partner, pixels = x.shape[0], plan.partner, plan.pixels
+    index = torch.arange(n, device=partner.device)
+    if pixels is not None and plan.per != Per.BATCH:
+        pixels = torch.cat((pixels, pixels))
+    twice = plan._replace(
+        partner=torch.cat((index + n, index)), masks=torch.cat((plan.masks, plan.masks)), pixels=pixels
     )
-    return differentiable_mix(operators, torch.cat((x, x[plan.partner.to(x.device)])), twice)[:n]
+    return differentiable_mix(operators, torch.cat((x, x[partner.to(x.device)])), twice)[:n]
 
 
 def finish(x: Tensor, finish: Finish, *, backend: str | None = None) -> Tensor:

@@ -24,7 +24,7 @@ from fusedmix.masks import grid
 from fusedmix.masks.family import padded
 from fusedmix.methods import Column, Families, Method, Number, Pairing, Per
 from fusedmix.ops import GeneratorHandle, draw_on_host
-from fusedmix.plan import MixPlan, SparseTargets
+from fusedmix.plan import MixPlan, SparseTargets, given_partner
 from fusedmix.segmentation import check_masks, mix_masks
 from fusedmix.spec import families
 from fusedmix.subclasses import like, plain
@@ -144,6 +144,7 @@ class MixTransform(checks.Checked, nn.Module):
         *,
         lam: float | Tensor | None = None,
         labels: Tensor | None = None,
+        partner: Tensor | None = None,
         device: torch.device | str | int | None = None,
         generator: torch.Generator | None = None,
         seed: int | None = None,
@@ -156,6 +157,9 @@ class MixTransform(checks.Checked, nn.Module):
             lam: λ, given instead of drawn: a number, or a tensor () or (B,). In [0, 1] but for methods without a mask
                 (MixUp, SamplePairing), for which any finite value extrapolates.
             labels: (B,) classes or (B, K), needed by pairing="cross_class" and "same_class" and ignored otherwise.
+            partner: (B,) int64 in [0, B), given instead of found by `pairing`, all else being drawn as without: such as
+                those of `fusedmix.pairing_by_distance`. A sample may be the partner of several others; then the plan
+                mixes out of place only (`MixPlan.repeats`). Not with per="pair", whose pairs are those of "flip".
             device: where the plan's tensors are to be; None: on the CPU. A plan there serves batches on any device.
                 It stays there for a device that has no float64 (MPS).
             generator: instead of the module's.
@@ -169,17 +173,25 @@ class MixTransform(checks.Checked, nn.Module):
         batch_size = checks.integer("batch_size", batch_size, 0)
         size = checks.sides("size", size, stored=self._stored)
         given = self._check_lam(lam, batch_size)
-        classes = self._classes(labels, batch_size)
         handle, seed = self._check_source(generator, seed)
         where = CPU if device is None else _with_float64(checks.device("device", device))
+        partners = None if partner is None else self._check_partner(partner, batch_size, where)
+        if partners is not None and labels is None and self._pairing.by_class:  # Nobody looks for partners by them.
+            labels = torch.zeros(batch_size, dtype=torch.int64, device=CPU)
+        classes = self._classes(labels, batch_size)
         if self._off():
             given, seed, handle = torch.ones((), device=CPU), 0, None  # Nobody's generator is moved.
         request = self._request(batch_size, size, given, classes)
-        make = functools.partial(self._make_plan, request, handle, seed, where)
+        make = functools.partial(self._make_plan, request, handle, seed, where, partners)
         return make() if torch.compiler.is_compiling() else recorded(make, rewinds=seed is not None or handle is None)
 
     def _make_plan(
-        self, request: Request, handle: GeneratorHandle | None, seed: int | None, where: torch.device
+        self,
+        request: Request,
+        handle: GeneratorHandle | None,
+        seed: int | None,
+        where: torch.device,
+        partners: tuple[Tensor, bool] | None,
     ) -> MixPlan:
         source = self._draw(request, handle, seed, where)
         made_on = source.made_on(where)
@@ -188,6 +200,8 @@ class MixTransform(checks.Checked, nn.Module):
         if self.finish is not None and self.finish.is_random and len(request.size) == 2:
             plan = replace(plan, draws=self._draw_finish(request, source, handle, seed))
         plan = plan.to(where, non_blocking=True)
+        if partners is not None:
+            plan = replace(plan, partner=partners[0], pairing=Pairing.RANDOM, repeats=partners[1])
         return self._with_pixels(plan, request.spec, source, where) if plan.stored else plan
 
     def _draw_finish(
@@ -425,11 +439,7 @@ class MixTransform(checks.Checked, nn.Module):
             return draw_on_host(request, handle, seed)
         if seed is not None:
             return Source(torch.tensor(seed, dtype=torch.int64, device=CPU), None, None)
-        if handle is not None:
-            return Source(torch.ops.fusedmix.draw_seed(handle.key, device=handle.generator.device), None, None)
-        # On the host a seed costs no launch; inside a graph only the device's generator moves between replays.
-        capturing = not torch.compiler.is_compiling() and step.capturing()
-        return Source(torch.ops.fusedmix.draw_seed(0, device=device if capturing else CPU), None, None)
+        return Source(step.drawn_seed(handle, device), None, None)
 
     def _check_source(
         self, generator: torch.Generator | None, seed: int | None
@@ -449,6 +459,15 @@ class MixTransform(checks.Checked, nn.Module):
                 "give it to the module: its own generator is found there."
             )
         return GeneratorHandle(generator), seed
+
+    def _check_partner(self, partner: Tensor, batch_size: int, where: torch.device) -> tuple[Tensor, bool]:
+        """Partners that are given, beside the plan, and whether they may repeat."""
+        if self._per is Per.PAIR:
+            raise ValueError(
+                'partner must be None with per="pair", whose draws are those of the pairs of pairing="flip", but was '
+                'given. Take per="batch" or per="sample".'
+            )
+        return given_partner(partner, batch_size, where)
 
     def _classes(self, labels: Tensor | None, batch_size: int) -> Tensor | None:
         """(B,) int64 classes, if partners are found by them."""

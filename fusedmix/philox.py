@@ -31,7 +31,8 @@ class Stream(IntEnum):
     CENTRE = 1
     CHOICE = 2  # words 0-1: which method; words 2-3: whether the batch's p lets the sample be mixed
     APPLY = 3  # words 0-1: whether the chosen method's own p lets it
-    PARTNER = 4  # words 0-1: the sort key of the random permutation
+    # Words 0-1: the sort key of the random permutation; 2-3: which partner is drawn by distance (fusedmix/pairing.py).
+    PARTNER = 4
     CLASS = 5  # words 0-1: the sort key of a class (index = the class), cross_class
     SHIFT = 6  # words 0-1 at index 0: the rotation of cross_class
     NOISE = 7  # the Fourier noise of a mask; which call is which frequency: fusedmix/fourier.py

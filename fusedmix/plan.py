@@ -249,8 +249,10 @@ def given_partner(x: Any, batch_size: int, device: torch.device, *, permutation:
     """
     x = subclasses.plain(checks.tensor("partner", x))
     checks.shaped("partner", x, torch.int64, batch_size)
-    checks.partners(x, permutation=permutation)
-    return x.to(device), not permutation and checks.may_repeat(x)
+    there = x.to(device)
+    seen = there if there.is_cpu else x
+    checks.partners(seen, permutation=permutation)
+    return there, not permutation and checks.may_repeat(seen)
 
 
 # The attribute of a plan whose parts have been found to belong together: for how many samples they are.

@@ -16,17 +16,29 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fusedmix import backends
 from fusedmix.checkpointing import recording
 from fusedmix.checks import LONGEST_SIDE
+from fusedmix.draws import CPU
 from fusedmix.methods import Per
+from fusedmix.ops import GeneratorHandle
 from fusedmix.tracking import tracked
 
 
 def capturing() -> bool:
     """Whether a CUDA graph is being captured."""
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
+def drawn_seed(handle: GeneratorHandle | None, device: torch.device) -> Tensor:
+    """The seed of what is drawn on a device, from a generator; None: torch's default one. It may be elsewhere."""
+    if handle is not None:
+        return torch.ops.fusedmix.draw_seed(handle.key, device=handle.generator.device)
+    # On the host a seed costs no launch; inside a graph only the device's generator moves between replays.
+    on_device = not torch.compiler.is_compiling() and capturing()
+    return torch.ops.fusedmix.draw_seed(0, device=device if on_device else CPU)
 
 
 # Whose conditions they are and which ways need them; then each condition, by its reason.
