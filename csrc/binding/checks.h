@@ -205,12 +205,13 @@ inline void check_masks(const PlanView& plan, int64_t batch, bool spatial) {
   }
 }
 
-// Classes of a batch, in [0, num_classes).
+// Classes of a batch, in [0, num_classes). (Torch is asked for nothing in a loop: each answer is a call into its library.)
 inline void check_classes(const Tensor& labels, int64_t num_classes) {
+  const int64_t batch = labels.size(0), step = labels.stride(0);
   of_label(label_type(labels), [&](auto as) {
     const auto* label = static_cast<const decltype(as)*>(labels.const_data_ptr());
-    for (int64_t i = 0; i < labels.size(0); ++i) {
-      const auto k = label_as<int64_t>(label[i * labels.stride(0)]);
+    for (int64_t i = 0; i < batch; ++i) {
+      const auto k = label_as<int64_t>(label[i * step]);
       if (k >= 0 && k < num_classes) continue;
       throw std::invalid_argument("labels must be in [0, num_classes) = [0, " + std::to_string(num_classes) + "), but got " +
                                   std::to_string(k) + ".");
@@ -226,7 +227,7 @@ inline Tensor packed_spec(const Tensor& spec) {
   Tensor rows = packed("spec", spec, ScalarType::Double, {kAny, sizeof(MethodRow) / sizeof(double)});
   check_number("the number of methods", rows.size(0), 1, INT32_MAX);
   const auto* row = static_cast<const MethodRow*>(rows.const_data_ptr());
-  for (int64_t i = 0; i < rows.size(0); ++i) {
+  for (int64_t i = 0, methods = rows.size(0); i < methods; ++i) {
     const MethodRow& r = row[i];
     const bool known = is_integer(r.method) && r.families > 0 && is_integer(r.draws) &&
                        r.families == of_method(r.method, [&](const auto& family) { return family.may_hold(r); });

@@ -53,8 +53,9 @@ LabelPlan label_plan(const Tensor& partner, const Tensor& weight) {
 
 template <class C>
 void total(const Tensor& losses, double factor, const Tensor& out) {
+  const C* loss = const_data<C>(losses);
   double sum = 0;
-  for (int64_t i = 0; i < losses.size(0); ++i) sum += static_cast<double>(const_data<C>(losses)[i]);
+  for (int64_t i = 0, rows = losses.size(0); i < rows; ++i) sum += static_cast<double>(loss[i]);
   *data<C>(out) = static_cast<C>(sum * factor);
 }
 
