@@ -199,7 +199,8 @@ class MixTransform(checks.Checked, nn.Module):
         plan = MixPlan(*drawn, request.size, self._families, self._pairing, request.realised_per)
         if self.finish is not None and self.finish.is_random and len(request.size) == 2:
             plan = replace(plan, draws=self._draw_finish(request, source, handle, seed))
-        plan = plan.to(where, non_blocking=True)
+        if made_on != where or plan.draws is not None:
+            plan = plan.to(where, non_blocking=True)
         if partners is not None:
             plan = replace(plan, partner=partners[0], pairing=Pairing.RANDOM, repeats=partners[1])
         return self._with_pixels(plan, request.spec, source, where) if plan.stored else plan
@@ -613,10 +614,12 @@ def _with_float64(device: torch.device) -> torch.device:
 def _placed(request: Request, source: Source, device: torch.device) -> tuple[Any, ...]:
     """A request and its source, as operators take them that make a plan on `device`: with their tensors there, but a
     seed may be on the CPU."""
-    lam, labels, seed = request.lam, request.labels, source.seed
-    *fixed, _, _, _, drawn, partner = _flat(request, source)
-    lam, labels = (None if t is None else moved(t, device) for t in (lam, labels))
-    if seed is not None and seed.device.type != "cpu":
+    *fixed, lam, labels, seed, drawn, partner = _flat(request, source)
+    if lam is not None:
+        lam = moved(lam, device)
+    if labels is not None:
+        labels = moved(labels, device)
+    if seed is not None and not seed.is_cpu:
         seed = moved(seed, device)
     return *fixed, lam, labels, seed, drawn, partner
 
