@@ -47,10 +47,16 @@ def _save(ctx: Any, inputs: tuple[Any, ...], before: int, *others: Tensor | None
     ctx.save_for_backward(logits, labels, partner, weight, class_weight, *others)
 
 
-def _saved(ctx: Any, tensors: Sequence[Any]) -> tuple[LossArguments, list[Any]]:
-    """What `_save` kept: the arguments that losses share, and the other tensors."""
-    logits, labels, partner, weight, class_weight, *others = tensors
-    return LossArguments(logits, labels, partner, weight, ctx.pairing, ctx.per, class_weight), others
+def _row(ctx: Any, tensors: Sequence[Any]) -> tuple[Any, ...]:
+    """What `_save` kept, as operators take it: the arguments that losses share, and the other tensors."""
+    logits, labels, partner, weight, *others = tensors
+    return logits, labels, partner, weight, ctx.pairing, ctx.per, *others
+
+
+def _saved(ctx: Any, tensors: Sequence[Any]) -> tuple[LossArguments, tuple[Any, ...]]:
+    """The same, with a record of what losses share."""
+    row = _row(ctx, tensors)
+    return LossArguments(*row[:_SHARED]), row[_SHARED:]
 
 
 def _gradients(ctx: Any, *of_first: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -71,17 +77,17 @@ class _CrossEntropy(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         *ctx.options, _ = inputs[1 + _SHARED :]
         ctx.of_rows = loss.ndim == 1
-        _save(ctx, inputs, 1, scale, statistics)
+        _save(ctx, inputs, 1, statistics, scale)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
         if grad is None:
             return _gradients(ctx)
-        of, (scale, statistics) = _saved(ctx, ctx.saved_tensors)
-        args = (grad, *of, statistics, scale, *ctx.options)
+        row = _row(ctx, ctx.saved_tensors)
+        args = (grad, *row, *ctx.options)
         if transformed():
             slope = _CrossEntropyGradientForwards.apply(ctx.operators, *args)
-        elif torch.is_grad_enabled() and (grad.requires_grad or of.logits.requires_grad):
+        elif torch.is_grad_enabled() and (grad.requires_grad or row[0].requires_grad):
             slope = _CrossEntropyGradient.apply(ctx.operators, *args)
         else:
             slope = ctx.operators.cross_entropy_backward(*args)
@@ -129,11 +135,11 @@ class _BinaryCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        of, (pos_weight,) = _saved(ctx, ctx.saved_tensors)
-        args = (grad, *of, pos_weight, *ctx.options)
+        row = _row(ctx, ctx.saved_tensors)
+        args = (grad, *row, *ctx.options)
         if transformed():
             slope = _BinaryCrossEntropyGradientForwards.apply(ctx.operators, *args)
-        elif torch.is_grad_enabled() and (grad.requires_grad or of.logits.requires_grad):
+        elif torch.is_grad_enabled() and (grad.requires_grad or row[0].requires_grad):
             slope = _BinaryCrossEntropyGradient.apply(ctx.operators, *args)
         else:
             slope = ctx.operators.binary_cross_entropy_backward(*args)
@@ -188,7 +194,7 @@ def _slope_gradients(formula: Callable[..., Any], ctx: Any, outer: Tensor) -> tu
 def _tangent(formula: Callable[..., Any], ctx: Any, saved: list[Any], _: None, tangent: Tensor, *__: Any) -> Tensor:
     of, others = _saved(ctx, saved)
     v = tangent.to(compute_dtype(of.logits))
-    slope, _ = formula(of.wide(), v, others[0], *ctx.options)
+    slope, _ = formula(of.wide(), v, others[-1], *ctx.options)
     return _summed(slope * v, ctx.of_rows)
 
 
