@@ -239,7 +239,8 @@ def operators_for(x: Tensor, backend: str | None) -> Any:
 def beside(plan: MixPlan, x: Tensor) -> MixPlan:
     """The plan where operators on x take it: beside x, or on the CPU, from where it travels with the launch. Not inside
     a graph, which may be captured, and would launch what travelled then for ever."""
-    if plan.device == x.device or (plan.device.type == "cpu" and not torch.compiler.is_compiling()):
+    partner = plan.partner
+    if (partner.is_cpu and (x.is_cpu or not torch.compiler.is_compiling())) or partner.device == x.device:
         return plan
     return plan.to(x.device, non_blocking=x.device.type != "cpu")
 

@@ -53,8 +53,7 @@ def operators(device_type: str, backend: str | None = None) -> Any:
         ValueError: no backend has that name.
         BackendError: the backend asked for cannot run there.
     """
-    name = (_chosen_in_trace if torch.compiler.is_compiling() else choose)(device_type, backend)
-    return getattr(torch.ops, f"fusedmix_{name}")
+    return getattr(torch.ops, f"fusedmix_{choose(device_type, backend)}")
 
 
 def choose(device_type: str, backend: str | None = None) -> str:
@@ -72,15 +71,10 @@ def choose(device_type: str, backend: str | None = None) -> str:
 
 
 _chosen: dict[tuple[str, str | None, str | None], str] = {}
-
-
-def _chosen_in_trace(device_type: str, backend: str | None) -> str:
-    # Modules choose when they are made. What that could not foresee is built here, before the graph runs.
-    return choose(device_type, backend)
-
-
-# torch.compiler.assume_constant_result marks a function in this way, but imports Dynamo, and with it Triton.
-_chosen_in_trace._dynamo_marked_constant = True  # type: ignore[attr-defined]
+# A trace takes the choice for a constant. Modules choose when they are made; what that could not foresee is built before
+# the graph runs. (torch.compiler.assume_constant_result marks a function in this way, but imports Dynamo, and with it
+# Triton.)
+choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def prepare(backend: str | None) -> None:
