@@ -76,12 +76,17 @@ inline void check_number(const char* name, int64_t x, int64_t low, int64_t high)
 
 // ---- tensors ----
 
-// The tensor in contiguous memory, if it has that dtype and those sizes.
-inline Tensor packed(const char* name, const Tensor& t, ScalarType dtype, std::initializer_list<int64_t> sizes) {
-  bool fits = t.scalar_type() == dtype && t.dim() == static_cast<int64_t>(sizes.size());
-  for (int64_t d = 0; fits && d < t.dim(); ++d) fits = sizes.begin()[d] == kAny || t.size(d) == sizes.begin()[d];
+// Puts the tensor in contiguous memory, if it has that dtype and those sizes.
+inline void pack(const char* name, Tensor& t, ScalarType dtype, std::initializer_list<int64_t> sizes) {
+  const auto found = t.sizes();
+  bool fits = t.scalar_type() == dtype && found.size() == sizes.size();
+  for (size_t d = 0; fits && d < sizes.size(); ++d) fits = sizes.begin()[d] == kAny || found[d] == sizes.begin()[d];
   if (!fits) refuse(name, t, name_of(dtype) + " of shape " + shape_of(sizes));
-  return t.is_contiguous() ? t : torch::stable::contiguous(t);
+  if (!t.is_contiguous()) t = torch::stable::contiguous(t);
+}
+inline Tensor packed(const char* name, Tensor t, ScalarType dtype, std::initializer_list<int64_t> sizes) {
+  pack(name, t, dtype, sizes);
+  return t;
 }
 
 // One number, or, where it is not `needed`, none.
@@ -161,19 +166,20 @@ inline void check_images(const Tensor& x, int64_t ndim, bool adjoint, int64_t* s
 // Labels of a batch: (batch,) classes, or (batch, num_classes) of any real dtype if `soft`.
 inline void check_labels(const Tensor& y, int64_t batch, int64_t num_classes, bool soft) {
   check_number("the number of classes", num_classes, 1, INT64_MAX);
-  const bool fits = (y.dim() == 1 || (soft && y.dim() == 2 && y.size(1) == num_classes)) && y.size(0) == batch;
+  const auto sizes = y.sizes();
+  const bool fits = (sizes.size() == 1 || (soft && sizes.size() == 2 && sizes[1] == num_classes)) && sizes[0] == batch;
   if (!fits) {
     const std::string wanted = "of shape " + shape_of(std::initializer_list<int64_t>{batch});
     refuse("labels", y, soft ? wanted + " or " + shape_of(std::initializer_list<int64_t>{batch, num_classes}) : wanted);
   }
   const ScalarType type = y.scalar_type();
-  if (y.dim() == 1 && (is_floating(type) || type == ScalarType::Bool)) refuse("labels", y, "integers, where they are classes");
+  if (sizes.size() == 1 && (is_floating(type) || type == ScalarType::Bool)) refuse("labels", y, "integers, where they are classes");
 }
 
 // Images to mix in place: no two elements may share memory. From the smallest stride up, each dim must step over all that the dims
 // before it span.
 inline void check_apart(const Tensor& x) {
-  if (x.numel() == 0) return;
+  if (x.is_contiguous()) return;  // as one without elements is, too
   std::vector<std::pair<int64_t, int64_t>> dims;  // (stride, size)
   for (int64_t d = 0; d < x.dim(); ++d) {
     if (x.size(d) > 1) dims.emplace_back(x.stride(d), x.size(d));

@@ -17,17 +17,18 @@ Parallel parallel() {
 // The masks of a plan, and the tensors that the view points to, in the types and layouts that kernels read. All is checked, also what
 // the tensors hold.
 struct MaskTensors {
-  Tensor masks, pixels;
+  Tensor masks;
+  Maybe pixels;
   PlanView view{};
 
   // `ndim`: on how many spatial dims the masks depend. `given`: the pixels.
   MaskTensors(const Tensor& records, int64_t families, int64_t batch, const int64_t* sides, int64_t ndim, int64_t pairing,
-              int64_t per, const std::optional<Tensor>& given)
-      : masks(packed("masks", records, ScalarType::Int, {batch, kWords})) {
+              int64_t per, const Maybe& given)
+      : masks(packed("masks", records, ScalarType::Int, {batch, kWords})), pixels(given) {
     check_hints(pairing, per);
     check_number("families", families, 1, kAllFamilies);
     view = {nullptr, const_data<Record>(masks), static_cast<int32_t>(families), static_cast<int32_t>(pairing), per == kPerBatch, {}};
-    if (given) view.pixels = pixels_of(*given, view.families, sides, per, batch, pixels);
+    if (given) view.pixels = pixels_of(*given, view.families, sides, per, batch, *pixels);
     check_masks(view, batch, ndim > 0);
   }
 };
@@ -69,7 +70,7 @@ Tensor reduced(const Tensor& losses, int64_t reduction, double factor) {
 
 }  // namespace
 
-Plan sample(Request request, const Device&) { return sample_on_cpu(request, parallel()); }
+Plan sample(Request request, const Device&) { return sample_on_cpu(request, request.args(), parallel()); }
 
 Tensor mask(Tensor records, int64_t families, std::vector<int64_t> size, int64_t per, Maybe pixels) {
   int64_t sides[3];
@@ -92,11 +93,11 @@ Tensor apply(Way way, const Tensor& images, const GivenMasks& masks) {
   return mixed(way, images, way == Way::kInPlace ? &images : nullptr, masks);
 }
 
-Tensor mix_labels(Tensor labels, Tensor partner, Tensor weight, int64_t num_classes, double label_smoothing) {
+Tensor mix_labels(const Tensor& labels, Tensor partner, Tensor weight, int64_t num_classes, double label_smoothing) {
   const int64_t batch = rows_of("labels", labels);
   check_labels(labels, batch, num_classes, true);
-  partner = packed("partner", partner, ScalarType::Long, {batch});
-  weight = packed("weight", weight, ScalarType::Double, {batch});
+  pack("partner", partner, ScalarType::Long, {batch});
+  pack("weight", weight, ScalarType::Double, {batch});
   const LabelPlan plan = label_plan(partner, weight);
   if (labels.dim() == 1) check_classes(labels, num_classes);
   const auto [targets, out] = targets_of(labels, num_classes, label_smoothing, empty_cpu);
@@ -104,19 +105,21 @@ Tensor mix_labels(Tensor labels, Tensor partner, Tensor weight, int64_t num_clas
   return out;
 }
 
-// The labels first: one out of range must leave the images as they were.
+// The labels first: one out of range must leave the images as they were. What has just been drawn is as kernels want it.
 std::tuple<Tensor, Tensor, Plan> step(Way way, const Tensor& x, const Tensor& y, Request request, int64_t num_classes,
                                       double label_smoothing) {
-  check_step(x, y, request, way == Way::kInPlace, num_classes);
+  const Sampling sampling = check_step(x, y, request, way == Way::kInPlace, num_classes);
   label_type(y);
   if (y.dim() == 1) check_classes(y, num_classes);
-  const Tensor out = way == Way::kInPlace ? x : new_like(x);  // before anything is drawn: memory may be short
-  const Plan plan = sample_on_cpu(request, parallel());
-  const auto& [partner, lam, weight, masks] = plan;
-  const Tensor targets = mix_labels(y, partner, weight, num_classes, label_smoothing);
-  mixed(way, x, &out, {partner, masks, request.families(), request.spatial(), request.pairing,
-                       request.shared() ? kPerBatch : kPerSample, std::nullopt});
-  return {out, targets, plan};
+  Tensor out = way == Way::kInPlace ? x : new_like(x);  // before anything is drawn: memory may be short
+  auto [targets, dense] = targets_of(y, num_classes, label_smoothing, empty_cpu);
+  const Parallel threads = parallel();
+  Plan plan = sample_on_cpu(request, sampling, threads);
+  const PlanOut made = plan_out(plan);
+  cpu::mix_labels(targets, {made.partner, made.weight}, threads);
+  const PlanView view{made.partner, made.masks, static_cast<int32_t>(request.families()), sampling.pairing, request.shared(), {}};
+  cpu::mix(images_of(x, out, request.spatial()), view, threads);
+  return {std::move(out), std::move(dense), std::move(plan)};
 }
 
 std::tuple<Tensor, Tensor, Tensor> cross_entropy(const LossTensors& t, int64_t reduction) {

@@ -197,7 +197,7 @@ Tensor fourier(Tensor spec, Tensor masks, Tensor seed, std::vector<int64_t> size
   return out;
 }
 
-Tensor mix_labels(Tensor labels, Tensor partner, Tensor weight, int64_t num_classes, double label_smoothing) {
+Tensor mix_labels(const Tensor& labels, Tensor partner, Tensor weight, int64_t num_classes, double label_smoothing) {
   if (!labels.is_cuda()) refuse("labels must be on a GPU");
   const int64_t batch = rows_of("labels", labels);
   check_labels(labels, batch, num_classes, true);

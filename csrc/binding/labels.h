@@ -38,15 +38,15 @@ struct LossTensors {
   // In the order of fusedmix/ops.py.
   LossTensors(bool binary, double label_smoothing, const std::optional<Tensor>& positive, const Tensor& z, const Tensor& y,
               const Tensor& p, const Tensor& w, int64_t given_pairing, int64_t given_per, const std::optional<Tensor>& c)
-      : logits(z), labels(y), partner(p), weight(w), pairing(given_pairing), per(given_per) {
+      : logits(z), labels(y), partner(p), weight(w), pairing(given_pairing), per(given_per), class_weight(c), pos_weight(positive) {
     if (z.dim() != 2 || !is_floating(z.scalar_type())) refuse("logits", z, "floating point of shape (any, any)");
     check_labels(y, batch(), classes(), binary);
     check_hints(pairing, per);
-    if (y.dim() == 1) labels = packed("labels", y, ScalarType::Long, {batch()});
-    partner = packed("partner", p, ScalarType::Long, {batch()});
-    weight = packed("weight", w, ScalarType::Double, {batch()});
-    if (c) class_weight = packed("the weights of classes", *c, compute(), {classes()});
-    if (positive) pos_weight = packed("the weights of positives", *positive, compute(), {classes()});
+    if (y.dim() == 1) pack("labels", labels, ScalarType::Long, {batch()});
+    pack("partner", partner, ScalarType::Long, {batch()});
+    pack("weight", weight, ScalarType::Double, {batch()});
+    if (class_weight) pack("the weights of classes", *class_weight, compute(), {classes()});
+    if (pos_weight) pack("the weights of positives", *pos_weight, compute(), {classes()});
     loss.binary = binary;
     loss.type = element_type(logits);
     loss.logits = logits.const_data_ptr();

@@ -18,11 +18,11 @@ namespace fusedmix {
 using torch::stable::Device;
 using Maybe = std::optional<Tensor>;
 
-// The masks of a plan, which images are mixed by.
+// The masks of a plan, which images are mixed by. (To copy a tensor is to count its owners, which processors have to agree on.)
 struct GivenMasks {
-  Tensor partner, masks;
+  const Tensor &partner, &masks;
   int64_t families, ndim, pairing, per;
-  Maybe pixels;
+  const Maybe& pixels;
 };
 
 enum class Way { kOutOfPlace, kInPlace, kAdjoint };
@@ -34,7 +34,7 @@ Tensor mask(Tensor masks, int64_t families, std::vector<int64_t> size, int64_t p
 Tensor fourier(Tensor spec, Tensor masks, Tensor seed, std::vector<int64_t> size, int64_t per, int64_t draws, bool soft);
 // Returns the mixed images: in place the tensor that was given.
 Tensor apply(Way way, const Tensor& images, const GivenMasks& masks);
-Tensor mix_labels(Tensor labels, Tensor partner, Tensor weight, int64_t num_classes, double label_smoothing);
+Tensor mix_labels(const Tensor& labels, Tensor partner, Tensor weight, int64_t num_classes, double label_smoothing);
 // A whole training step: the mixed images, their targets and the plan.
 std::tuple<Tensor, Tensor, Plan> step(Way way, const Tensor& x, const Tensor& y, Request request, int64_t num_classes,
                                       double label_smoothing);
@@ -47,23 +47,23 @@ Tensor loss_gradient(const LossTensors& loss, const Tensor& grad, double factor,
 
 template <class... Fields>
 struct RequestOperators {
-  static Plan sample(Fields... fields, Device device) { return fusedmix::sample({std::move(fields)...}, device); }
-  static auto mix_batch(Tensor x, Tensor y, Fields... fields, int64_t num_classes, double label_smoothing) {
-    const auto [mixed, targets, plan] = step(Way::kOutOfPlace, x, y, {std::move(fields)...}, num_classes, label_smoothing);
-    return std::tuple_cat(std::make_tuple(mixed, targets), plan);
+  static Plan sample(const Fields&... fields, Device device) { return fusedmix::sample({fields...}, device); }
+  static auto mix_batch(const Tensor& x, const Tensor& y, const Fields&... fields, int64_t num_classes, double label_smoothing) {
+    auto [mixed, targets, plan] = step(Way::kOutOfPlace, x, y, {fields...}, num_classes, label_smoothing);
+    return std::tuple_cat(std::make_tuple(std::move(mixed), std::move(targets)), std::move(plan));
   }
-  static auto mix_batch_(Tensor x, Tensor y, Fields... fields, int64_t num_classes, double label_smoothing) {
-    const auto [mixed, targets, plan] = step(Way::kInPlace, x, y, {std::move(fields)...}, num_classes, label_smoothing);
-    return std::tuple_cat(std::make_tuple(targets), plan);
+  static auto mix_batch_(const Tensor& x, const Tensor& y, const Fields&... fields, int64_t num_classes, double label_smoothing) {
+    auto [mixed, targets, plan] = step(Way::kInPlace, x, y, {fields...}, num_classes, label_smoothing);
+    return std::tuple_cat(std::make_tuple(std::move(targets)), std::move(plan));
   }
 };
 using OfRequest = RequestOperators<Tensor, int64_t, std::vector<int64_t>, int64_t, int64_t, double, Maybe, Maybe, Maybe, Maybe, Maybe>;
 
 template <class... Fields>
 struct MaskOperators {
-  static Tensor mix(Tensor x, Fields... fields) { return apply(Way::kOutOfPlace, x, {std::move(fields)...}); }
-  static void mix_(Tensor x, Fields... fields) { apply(Way::kInPlace, x, {std::move(fields)...}); }
-  static Tensor mix_adjoint(Tensor grad, Fields... fields) { return apply(Way::kAdjoint, grad, {std::move(fields)...}); }
+  static Tensor mix(const Tensor& x, const Fields&... fields) { return apply(Way::kOutOfPlace, x, {fields...}); }
+  static void mix_(const Tensor& x, const Fields&... fields) { apply(Way::kInPlace, x, {fields...}); }
+  static Tensor mix_adjoint(const Tensor& grad, const Fields&... fields) { return apply(Way::kAdjoint, grad, {fields...}); }
 };
 using OfMasks = MaskOperators<Tensor, Tensor, int64_t, int64_t, int64_t, int64_t, Maybe>;
 
@@ -81,23 +81,23 @@ struct LossOperators {
     return t;
   }
 
-  static std::tuple<Tensor, Tensor, Tensor> cross_entropy(Fields... fields, double label_smoothing, int64_t ignore_index,
+  static std::tuple<Tensor, Tensor, Tensor> cross_entropy(const Fields&... fields, double label_smoothing, int64_t ignore_index,
                                                           int64_t reduction) {
     check_number("reduction", reduction, kNone, kMeanOfAll);
     return fusedmix::cross_entropy(of_classes(fields..., label_smoothing, ignore_index), reduction);
   }
-  static Tensor cross_entropy_backward(Tensor grad, Fields... fields, Tensor statistics, Tensor scale, double label_smoothing,
-                                       int64_t ignore_index) {
+  static Tensor cross_entropy_backward(const Tensor& grad, const Fields&... fields, const Tensor& statistics, const Tensor& scale,
+                                       double label_smoothing, int64_t ignore_index) {
     const LossTensors t = of_classes(fields..., label_smoothing, ignore_index);
     return loss_gradient(t, grad, 1.0, packed("scale", scale, t.compute(), {}),
                          packed("statistics", statistics, t.compute(), {t.batch(), 2}));
   }
-  static Tensor binary_cross_entropy(Fields... fields, Maybe pos_weight, double label_smoothing, std::optional<double> threshold,
-                                     int64_t reduction) {
+  static Tensor binary_cross_entropy(const Fields&... fields, const Maybe& pos_weight, double label_smoothing,
+                                     std::optional<double> threshold, int64_t reduction) {
     return fusedmix::binary_cross_entropy(of_binary(fields..., pos_weight, label_smoothing, threshold), reduction);
   }
-  static Tensor binary_cross_entropy_backward(Tensor grad, Fields... fields, Maybe pos_weight, double label_smoothing,
-                                              std::optional<double> threshold, int64_t reduction) {
+  static Tensor binary_cross_entropy_backward(const Tensor& grad, const Fields&... fields, const Maybe& pos_weight,
+                                              double label_smoothing, std::optional<double> threshold, int64_t reduction) {
     const LossTensors t = of_binary(fields..., pos_weight, label_smoothing, threshold);
     return loss_gradient(t, grad, t.factor(reduction));
   }

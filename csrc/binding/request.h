@@ -42,20 +42,20 @@ struct Request {
     a.p = p;
     if (lam) {
       a.lam_each = lam->dim() == 1;
-      lam = a.lam_each ? packed("lam", *lam, ScalarType::Float, {batch}) : packed("lam", *lam, ScalarType::Float, {});
+      a.lam_each ? pack("lam", *lam, ScalarType::Float, {batch}) : pack("lam", *lam, ScalarType::Float, {});
       a.lam = const_data<float>(*lam);
     }
     if (classes) {
-      classes = packed("labels", *classes, ScalarType::Long, {batch});
+      pack("labels", *classes, ScalarType::Long, {batch});
       a.classes = const_data<int64_t>(*classes);
     }
     if (drawn) {
       const int64_t draws = per == kPerBatch ? 1 : mask_rows(per, batch);
-      drawn = packed("drawn", *drawn, ScalarType::Double, {draws, kDrawnWidth});
+      pack("drawn", *drawn, ScalarType::Double, {draws, kDrawnWidth});
       a.drawn = const_data<double>(*drawn);
     }
     if (partner) {
-      partner = packed("partner", *partner, ScalarType::Long, {batch});
+      pack("partner", *partner, ScalarType::Long, {batch});
       a.partner = const_data<int64_t>(*partner);
     }
     if (seed) packed_number("seed", *seed, ScalarType::Long, false);  // one that is to be drawn has none
@@ -106,9 +106,8 @@ struct Request {
   bool stored() const { return (families() & (kStored | kLevels | kLargeCells)) != 0; }
 };
 
-// The plan of a request on the CPU: from a seed, from numbers drawn elsewhere, or drawn here.
-inline Plan sample_on_cpu(Request& request, const Parallel& parallel = {nullptr, 1}) {
-  Sampling args = request.args();
+// The plan of a request on the CPU, whose args() are given: from a seed, from numbers drawn elsewhere, or drawn here.
+inline Plan sample_on_cpu(const Request& request, Sampling args, const Parallel& parallel = {nullptr, 1}) {
   request.check_drawn(args);
   double drawn[kDrawnWidth];
   if (request.seed) {
@@ -122,19 +121,21 @@ inline Plan sample_on_cpu(Request& request, const Parallel& parallel = {nullptr,
   host::sample(args, parallel);
   return plan;
 }
+inline Plan sample_on_cpu(Request& request) { return sample_on_cpu(request, request.args()); }
 
 // Everything that fusedmix/checks.py refuses, for an operator that draws: nothing may be drawn for a batch that cannot be
-// mixed. The binding checks what the labels hold.
-inline void check_step(const Tensor& x, const Tensor& y, Request& request, bool in_place, int64_t num_classes) {
-  request.args();
+// mixed. The binding checks what the labels hold. Returns the args() of the request.
+inline Sampling check_step(const Tensor& x, const Tensor& y, Request& request, bool in_place, int64_t num_classes) {
+  const Sampling args = request.args();
   if (request.stored()) refuse("FMix cannot be mixed in one call");
   int64_t sides[3];
   const auto spatial = static_cast<int64_t>(request.size.size());
   check_images(x, spatial, false, sides);
   if (x.size(0) != request.batch) check_number("the batch size", request.batch, x.size(0), x.size(0));
-  for (int64_t d = 0; d < spatial; ++d) check_number("a spatial side", x.size(x.dim() - spatial + d), request.size[d], request.size[d]);
+  for (int axis = 0; axis < 3; ++axis) check_number("a spatial side", sides[axis], args.extent.size[axis], args.extent.size[axis]);
   check_labels(y, request.batch, num_classes, true);
   if (in_place) check_apart(x);
+  return args;
 }
 
 // The masks to make for a plan, and the tensor that is to hold them, which make(what, sizes, dtype) allocates. The spec and the
