@@ -167,6 +167,16 @@ def test_accelerate():
     assert any(changed)
 
 
+def test_from_bytes():
+    pictures = TensorDataset(torch.randint(0, 256, (8, 3, 8, 8), dtype=torch.uint8), torch.arange(8))
+    found, _ = run("From bytes", loader=DataLoader(pictures, batch_size=4))
+    assert found["images"].dtype == torch.uint8
+    assert all(p.grad is not None for p in found["model"].parameters())
+    normalised = (pictures[4:][0].double() / 255).sub(torch.tensor(found["finish"].normalize[0]).view(3, 1, 1))
+    expected = found["model"](normalised.div(torch.tensor(found["finish"].normalize[1]).view(3, 1, 1)).float())
+    torch.testing.assert_close(found["logits"], expected, rtol=0, atol=1e-5)
+
+
 def test_every_example_is_run():
     here = Path(__file__).read_text(encoding="utf-8")
     assert SECTIONS

@@ -78,6 +78,32 @@ def test_in_a_collate_fn(workers):
     assert len(batches) == 6
 
 
+def test_bytes_are_finished_as_the_presets_do():
+    """The recipe of docs/migrating-torchvision.md beside what the references do: to train and to evaluate."""
+    v2, image = required("torchvision.transforms.v2"), required("PIL.Image")
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    to_bytes = v2.PILToTensor()
+    preset = v2.Compose([to_bytes, v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std), v2.ToPureTensor()])
+    ours = get_mixup_cutmix(mixup_alpha=0.2, cutmix_alpha=1.0, num_classes=CLASSES, use_v2=True)
+    ours.finish = finish = fm.Finish((mean, std), memory_format=torch.channels_last)
+    limit = 3 * 2.0**-22 / min(std)  # of fusedmix/backends/finished.py
+    for seed in range(30):
+        generator = torch.Generator().manual_seed(seed)
+        pixels = torch.randint(256, (6, 12, 10, 3), dtype=torch.uint8, generator=generator).numpy()
+        labels = torch.randint(CLASSES, (6,), generator=generator)
+        pictures = [image.fromarray(picture) for picture in pixels]
+        unmixed = torch.stack([preset(picture) for picture in pictures])
+        torch.manual_seed(seed)
+        expected, expected_targets = peer(0.2, 1.0)(unmixed, labels)
+        torch.manual_seed(seed)
+        given = torch.stack([to_bytes(picture) for picture in pictures])
+        images, targets = ours(given, labels)
+        assert images.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(images, expected, rtol=0, atol=limit)
+        torch.testing.assert_close(targets, expected_targets, rtol=0, atol=1e-6)
+        torch.testing.assert_close(fm.finish(given, finish), unmixed, rtol=0, atol=limit)
+
+
 def test_nothing_to_mix():
     assert get_mixup_cutmix(mixup_alpha=0, cutmix_alpha=0.0, num_classes=3, use_v2=True) is None
 
