@@ -290,10 +290,17 @@ def test_mixing_is_switched_off(mixup: Any) -> None:
     for images, targets in loader:
         assert torch.equal(images, plain)
         torch.testing.assert_close(targets, expected)
-    loader.mixup_fn = None
-    loader.mixup_enabled = True  # as timm's, to no effect
+    with pytest.raises(AttributeError, match="mixup_fn of a PrefetchLoader is fixed when it is made"):
+        loader.mixup_fn = None
+
+
+def test_the_switch_where_nothing_mixes() -> None:
+    """As timm's, it is off, and cannot be set."""
+    x, y = bytes_of(8)
+    loader = ours.PrefetchLoader([(x, y)], device=CPU)
+    loader.mixup_enabled = True
     assert not loader.mixup_enabled
-    assert torch.equal(only([next(iter(loader))])[1], y)
+    assert torch.equal(only(loader)[1], y)
 
 
 # ---- collate functions that mix ----

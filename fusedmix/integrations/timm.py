@@ -71,7 +71,6 @@ except ImportError as error:
 _PER = {"batch": Per.BATCH, "pair": Per.PAIR, "elem": Per.SAMPLE, "half": Per.SAMPLE}
 # What timm computes from one λ of mode "pair" or "elem", a NumPy scalar: float64 before NumPy 2, float32 since.
 _SCALAR = type(1 - np.float32(0))
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _GPU = torch.device("cuda")
 
 
@@ -516,7 +515,60 @@ class FastCollateMixup(Mixup):
         return output, default_collate([sample[1] for sample in batch])
 
 
-def _mixes(name: str, x: Any) -> Mixup | MixTransform | None:
+@functools.lru_cache(maxsize=16)
+def _flipped(batch_size: int) -> Tensor:
+    return torch.from_numpy(np.arange(batch_size - 1, -1, -1))
+
+
+class _Blend:
+    """Blends uint8 images: rint of the sum of two float32 products, each rounded, so that every byte is timm's."""
+
+    def __init__(self, like: np.ndarray) -> None:
+        # The products have the layout of the images (timm's own are transposed HWC): only their sum is put in order.
+        self._own, self._lent = np.empty_like(like, dtype=np.float32), np.empty_like(like, dtype=np.float32)
+
+    def __call__(self, out: np.ndarray, a: np.ndarray, b: np.ndarray, own: np.float32, lent: np.float32) -> None:
+        np.multiply(a, own, out=self._own, dtype=np.float32)
+        np.multiply(b, lent, out=self._lent, dtype=np.float32)
+        np.add(self._own, self._lent, out=self._own)
+        np.rint(self._own, out=self._own)
+        out[...] = self._own
+
+
+def _restored(type_: type, state: dict[str, Any]) -> Any:
+    made: Any = object.__new__(type_)
+    made.__dict__.update(state)
+    return made
+
+
+def _arrays(batch: Any) -> list[np.ndarray]:
+    """The images of the samples, all uint8 and of one shape."""
+    if not isinstance(batch, Sequence):
+        raise TypeError(f"batch must be a sequence of samples (image, label), but got {type(batch).__name__}.")
+    if not batch:
+        raise ValueError("batch must hold at least one sample, but got none.")
+    images: list[np.ndarray] = []
+    for i, sample in enumerate(batch):
+        if not isinstance(sample, Sequence) or len(sample) < 2:
+            raise TypeError(f"batch[{i}] must be a sample (image, label), but got {type(sample).__name__}.")
+        image = sample[0]
+        if not isinstance(image, (np.ndarray, Tensor)):
+            raise TypeError(f"The image of batch[{i}] must be an array or a tensor, but got {type(image).__name__}.")
+        if image.dtype not in (np.uint8, torch.uint8):
+            raise ValueError(f"The image of batch[{i}] must be uint8, but got {image.dtype}.")
+        if isinstance(image, Tensor):
+            if image.device.type != "cpu":
+                raise ValueError(f"The image of batch[{i}] must be on the CPU, but got one on {image.device}.")
+            image = subclasses.plain(image).numpy()
+        if images and image.shape != images[0].shape:
+            raise ValueError(
+                f"The images must have one shape, but got {images[0].shape} and, at batch[{i}], {image.shape}."
+            )
+        images.append(image)
+    return images
+
+
+def _mixing(name: str, x: Any) -> Mixup | MixTransform | None:
     """`x`, if a `PrefetchLoader` can mix by it."""
     if isinstance(x, FastCollateMixup):
         raise ValueError(
@@ -557,6 +609,16 @@ def _for_channels(name: str, given: Any, channels: int, **allowed: Any) -> tuple
     return (average,) * channels
 
 
+def _erase(re_prob: float, re_mode: str, re_count: int) -> Erase | None:
+    """timm's RandomErasing as it is made by its loader."""
+    p = checks.number("re_prob", re_prob, 0.0, 1.0)
+    modes: dict[str, Any] = {"const": 0.0, "rand": "random", "pixel": "pixel"}
+    elsewhere = {"random": "rand", "constant": "const", "zero": "const"}
+    value = modes[checks.choice("re_mode", re_mode, tuple(modes), elsewhere)]
+    count = checks.integer("re_count", re_count, 1, MOST_HOLES)
+    return Erase(p, value=value, count=count) if p > 0 else None
+
+
 class PrefetchLoader(checks.Checked):
     """timm.data.loader.PrefetchLoader: batches of bytes come to a device, normalised and erased, one batch ahead.
 
@@ -592,16 +654,13 @@ class PrefetchLoader(checks.Checked):
         TypeError, ValueError: an argument is of the wrong type or out of range; device is a GPU and there is none.
     """
 
-    mixup_fn: Mixup | MixTransform | None
-
-    _checks: ClassVar = {"mixup_fn": _mixes}
-    _fixed: ClassVar = ("loader", "mean", "std", "device", "img_dtype")
+    _fixed: ClassVar = ("loader", "mean", "std", "device", "img_dtype", "mixup_fn")
 
     def __init__(
         self,
         loader: Iterable[Any],
-        mean: float | Sequence[float] = _IMAGENET_MEAN,
-        std: float | Sequence[float] = _IMAGENET_STD,
+        mean: float | Sequence[float] = (0.485, 0.456, 0.406),
+        std: float | Sequence[float] = (0.229, 0.224, 0.225),
         channels: int = 3,
         device: torch.device = _GPU,
         img_dtype: torch.dtype | None = None,
@@ -639,26 +698,27 @@ class PrefetchLoader(checks.Checked):
             torch.channels_last if checks.boolean("channels_last", channels_last) else None,
             erase=_erase(re_prob, re_mode, re_count),
         )
-        self.loader, self.mixup_fn = loader, mixup_fn
-        self._take_mixing_over()
+        self.loader = loader
+        self.mixup_fn = self._what_mixes(_mixing("mixup_fn", mixup_fn))
         self._stream: torch.cuda.Stream | None = None
 
-    def _take_mixing_over(self) -> None:
-        """Leaves it to the workers of a DataLoader with a `FastCollateMixup` to collate."""
+    def _what_mixes(self, given: Mixup | MixTransform | None) -> Mixup | MixTransform | None:
+        """What is given, or the `FastCollateMixup` of a DataLoader, whose workers only collate from then on."""
         collate = getattr(self.loader, "collate_fn", None)
         before = getattr(collate, "__self__", None)  # of a loader that has been given to a PrefetchLoader already
         running = any(getattr(self.loader, name, None) is not None for name in ("_iterator", "iterator"))
-        if self.mixup_fn is not None:
+        if given is not None:
             if hasattr(collate, "mixup_enabled"):
                 raise ValueError(
                     "mixup_fn must be None for a loader whose collate_fn mixes, because samples would be mixed twice. "
                     "Give the loader another collate_fn, such as timm.data.loader.fast_collate."
                 )
         elif isinstance(before, FastCollateMixup):
-            self.__dict__["mixup_fn"] = before
+            return before
         elif isinstance(collate, FastCollateMixup) and collate.mode != "half" and not running:
             self.loader.collate_fn = collate._stack  # type: ignore[attr-defined]
-            self.__dict__["mixup_fn"] = collate
+            return collate
+        return given
 
     def __iter__(self) -> Iterator[tuple[Tensor, Any]]:
         ready = None
@@ -752,66 +812,3 @@ class PrefetchLoader(checks.Checked):
         if isinstance(self.mixup_fn, MixTransform):
             return self.mixup_fn, "enabled"
         return self.mixup_fn or getattr(self.loader, "collate_fn", None), "mixup_enabled"
-
-
-def _erase(re_prob: float, re_mode: str, re_count: int) -> Erase | None:
-    """timm's RandomErasing as it is made by its loader."""
-    p = checks.number("re_prob", re_prob, 0.0, 1.0)
-    modes: dict[str, Any] = {"const": 0.0, "rand": "random", "pixel": "pixel"}
-    elsewhere = {"random": "rand", "constant": "const", "zero": "const"}
-    value = modes[checks.choice("re_mode", re_mode, tuple(modes), elsewhere)]
-    count = checks.integer("re_count", re_count, 1, MOST_HOLES)
-    return Erase(p, value=value, count=count) if p > 0 else None
-
-
-@functools.lru_cache(maxsize=16)
-def _flipped(batch_size: int) -> Tensor:
-    return torch.from_numpy(np.arange(batch_size - 1, -1, -1))
-
-
-class _Blend:
-    """Blends uint8 images: rint of the sum of two float32 products, each rounded, so that every byte is timm's."""
-
-    def __init__(self, like: np.ndarray) -> None:
-        # The products have the layout of the images (timm's own are transposed HWC): only their sum is put in order.
-        self._own, self._lent = np.empty_like(like, dtype=np.float32), np.empty_like(like, dtype=np.float32)
-
-    def __call__(self, out: np.ndarray, a: np.ndarray, b: np.ndarray, own: np.float32, lent: np.float32) -> None:
-        np.multiply(a, own, out=self._own, dtype=np.float32)
-        np.multiply(b, lent, out=self._lent, dtype=np.float32)
-        np.add(self._own, self._lent, out=self._own)
-        np.rint(self._own, out=self._own)
-        out[...] = self._own
-
-
-def _restored(type_: type, state: dict[str, Any]) -> Any:
-    made: Any = object.__new__(type_)
-    made.__dict__.update(state)
-    return made
-
-
-def _arrays(batch: Any) -> list[np.ndarray]:
-    """The images of the samples, all uint8 and of one shape."""
-    if not isinstance(batch, Sequence):
-        raise TypeError(f"batch must be a sequence of samples (image, label), but got {type(batch).__name__}.")
-    if not batch:
-        raise ValueError("batch must hold at least one sample, but got none.")
-    images: list[np.ndarray] = []
-    for i, sample in enumerate(batch):
-        if not isinstance(sample, Sequence) or len(sample) < 2:
-            raise TypeError(f"batch[{i}] must be a sample (image, label), but got {type(sample).__name__}.")
-        image = sample[0]
-        if not isinstance(image, (np.ndarray, Tensor)):
-            raise TypeError(f"The image of batch[{i}] must be an array or a tensor, but got {type(image).__name__}.")
-        if image.dtype not in (np.uint8, torch.uint8):
-            raise ValueError(f"The image of batch[{i}] must be uint8, but got {image.dtype}.")
-        if isinstance(image, Tensor):
-            if image.device.type != "cpu":
-                raise ValueError(f"The image of batch[{i}] must be on the CPU, but got one on {image.device}.")
-            image = subclasses.plain(image).numpy()
-        if images and image.shape != images[0].shape:
-            raise ValueError(
-                f"The images must have one shape, but got {images[0].shape} and, at batch[{i}], {image.shape}."
-            )
-        images.append(image)
-    return images
