@@ -66,6 +66,8 @@ _WITH_GPU = (
     "test_losses",
     "test_derivatives",
     "test_plans",
+    "test_plans_partners",
+    "test_accuracy",
     "test_fmix",
     "test_gridmix",
     "test_timm",

@@ -1,6 +1,7 @@
 """The public names of the package, which `fusedmix/__init__.py` hands out."""
 
 from fusedmix import schedules, transforms
+from fusedmix.accuracy import mix_accuracy
 from fusedmix.attachment import MixHandle, attach, attached
 from fusedmix.backends import BackendError
 from fusedmix.checkpointing import checkpoint_contexts
@@ -32,6 +33,7 @@ __all__ = [
     "finish",
     "mix",
     "mix_",
+    "mix_accuracy",
     "mix_binary_cross_entropy",
     "mix_cross_entropy",
     "mix_embeddings",

@@ -64,17 +64,14 @@ def mix_cross_entropy(
             on a GPU the loss of such a sample and its partner is NaN, unless FUSEDMIX_CHECK_LABELS is 1).
         BackendError: the backend asked for cannot run here.
     """
-    logits = _check_logits(logits)
+    logits = check_logits(logits)
     checks.choice("reduction", reduction, tuple(_REDUCTIONS))
     label_smoothing = checks.number("label_smoothing", label_smoothing, 0.0, 1.0)
-    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
-        raise TypeError(f"ignore_index must be an int, but got {ignore_index!r} of type {type(ignore_index).__name__}.")
     weight = _of_classes("weight", weight, logits)
-    labels = _labels(labels, plan, logits)
+    labels = labels_beside(labels, plan, logits)
+    check_ignored(ignore_index, labels)
 
     if labels.ndim == 2:
-        if ignore_index >= 0:
-            raise ValueError(f"ignore_index must be negative where labels are soft, but got {ignore_index}.")
         targets = mix_labels(labels, plan, label_smoothing=label_smoothing).to(compute_dtype(logits))
         return F.cross_entropy(logits.to(compute_dtype(logits)), targets, weight, reduction=reduction)
     labels = in_range(labels, logits.shape[1], ignore_index)
@@ -123,7 +120,7 @@ def mix_binary_cross_entropy(
     Raises:
         TypeError, ValueError, BackendError: as `mix_cross_entropy`.
     """
-    logits = _check_logits(logits)
+    logits = check_logits(logits)
     checks.choice("reduction", reduction, tuple(_REDUCTIONS))
     checks.boolean("sum_classes", sum_classes)
     label_smoothing = checks.number("label_smoothing", label_smoothing, 0.0, 1.0)
@@ -132,7 +129,7 @@ def mix_binary_cross_entropy(
     num_classes = logits.shape[1]
     weight = _of_classes("weight", weight, logits)
     pos_weight = _of_classes("pos_weight", pos_weight, logits)
-    labels = _labels(labels, plan, logits)
+    labels = labels_beside(labels, plan, logits)
 
     if (reduction == "none" and not sum_classes) or (labels.is_floating_point() and tracked(labels)):
         # Here the result is (B, K) anyway, or labels are learned, which is rare enough to be left to autograd.
@@ -152,7 +149,7 @@ def mix_binary_cross_entropy(
     return of_classes(loss_of, labels, num_classes)
 
 
-def _check_logits(logits: Any) -> Tensor:
+def check_logits(logits: Any) -> Tensor:
     """The logits without a subclass."""
     checks.tensor("logits", logits)
     if logits.ndim != 2 or logits.dtype not in checks.FLOATING_DTYPES:
@@ -165,7 +162,7 @@ def _check_logits(logits: Any) -> Tensor:
     return subclasses.plain(logits)
 
 
-def _labels(labels: Any, plan: Any, logits: Tensor) -> Tensor:
+def labels_beside(labels: Any, plan: Any, logits: Tensor) -> Tensor:
     """The labels, beside the logits; raises unless they fit them and the plan."""
     labels = subclasses.plain(checks.labels(labels, logits.shape[1], "the logits' classes"))
     same_batch("labels", labels, plan)
@@ -174,6 +171,14 @@ def _labels(labels: Any, plan: Any, logits: Tensor) -> Tensor:
         raise ValueError(f"labels must have values, as the logits on {logits.device} have, but are on the meta device.")
     # torch.func takes what comes out of an operation, even one that does nothing, for something that is differentiated.
     return labels if labels.device == logits.device else labels.to(logits.device)
+
+
+def check_ignored(ignore_index: Any, labels: Tensor) -> None:
+    """Raises unless `ignore_index` may be the class that is no label."""
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
+        raise TypeError(f"ignore_index must be an int, but got {ignore_index!r} of type {type(ignore_index).__name__}.")
+    if labels.ndim == 2 and ignore_index >= 0:
+        raise ValueError(f"ignore_index must be negative where labels are soft, but got {ignore_index}.")
 
 
 def _of_classes(name: str, x: Any, logits: Tensor) -> Tensor | None:

@@ -1,0 +1,90 @@
+"""How often a model is right about mixed samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import overload
+
+import torch
+from torch import Tensor
+
+from fusedmix import checks
+from fusedmix.arguments import compute_dtype
+from fusedmix.functional import in_range
+from fusedmix.losses import check_ignored, check_logits, labels_beside
+from fusedmix.plan import MixPlan
+
+
+@overload
+def mix_accuracy(logits: Tensor, labels: Tensor, plan: MixPlan, *, topk: int = 1, ignore_index: int = -100) -> Tensor:
+    pass
+
+
+@overload
+def mix_accuracy(
+    logits: Tensor, labels: Tensor, plan: MixPlan, *, topk: Sequence[int], ignore_index: int = -100
+) -> tuple[Tensor, ...]:
+    pass
+
+
+def mix_accuracy(
+    logits: Tensor, labels: Tensor, plan: MixPlan, *, topk: int | Sequence[int] = 1, ignore_index: int = -100
+) -> Tensor | tuple[Tensor, ...]:
+    """The accuracy on a mixed batch, against both labels by their weights: with w the label weight of a sample, y its
+    class and y' that of its partner, the mean of w·[y is predicted] + (1-w)·[y' is predicted].
+
+    Of a plan that mixes nothing it is the usual accuracy. Of others it stays below 1 for k = 1: who always predicts
+    the label of more weight reaches the mean of max(w, 1-w), where the two are different. There is no gradient, and no
+    device is waited for.
+
+    Predicted are the classes of the k largest logits, and of equal logits the first. A row with a NaN predicts nothing.
+
+    Args:
+        logits: (B, K), as in `mix_cross_entropy`.
+        labels: (B,) integer classes in [0, K); or (B, K) one-hot, multi-hot or soft labels, of whose sum the share on
+            the predicted classes counts.
+        plan: the plan that mixed the batch, on any device.
+        topk: k >= 1, or several, as (1, 5).
+        ignore_index: the class that is no label, in [0, K) or outside: its weight does not count. Not for soft labels.
+
+    Returns:
+        A scalar in [0, 1] on the device of the logits, float32 (float64 for float64 logits); for several k a tuple of
+        them. NaN if no label counts.
+
+    Raises:
+        TypeError, ValueError: as `mix_cross_entropy`; but on a GPU nobody predicts a class outside [0, K).
+    """
+    several = isinstance(topk, Sequence)
+    named = {f"topk[{i}]": k for i, k in enumerate(topk)} if isinstance(topk, Sequence) else {"topk": topk}
+    asked = [checks.integer(name, k, 1) for name, k in named.items()]
+    if not asked:
+        raise ValueError(f"topk must be an int or a sequence of at least one, but got {topk!r}.")
+    logits = check_logits(logits).detach()
+    labels = labels_beside(labels, plan, logits).detach()
+    check_ignored(ignore_index, labels)
+    checks.partners(plan.partner)
+    partner, weight = plan.partner.to(logits.device), plan.weight.detach()
+    own, lent = (x.to(compute_dtype(logits)).to(logits.device) for x in (weight, 1.0 - weight))
+    if labels.ndim == 1:
+        labels = in_range(labels, logits.shape[1], ignore_index).long()
+        both = [(torch.where(y == ignore_index, 0.0, w), y) for w, y in ((own, labels), (lent, labels[partner]))]
+        shares, places = (torch.stack(x, 1) for x in zip(*((w, _place(logits, y)) for w, y in both), strict=True))
+        hits = [torch.where(places < k, shares, 0.0).sum(1) for k in asked]
+    else:
+        y = labels.to(own.dtype)
+        shares = own.unsqueeze(1) * y + lent.unsqueeze(1) * y[partner]
+        first = shares.gather(1, torch.sort(logits, dim=1, descending=True, stable=True).indices)
+        hits = [first[:, :k].sum(1) for k in asked]
+    known, total = ~logits.isnan().any(1), shares.sum()
+    accuracies = tuple(torch.where(known, hit, 0.0).sum() / total for hit in hits)
+    return accuracies if several else accuracies[0]
+
+
+def _place(logits: Tensor, classes: Tensor) -> Tensor:
+    """(B,): how many classes are predicted before a class of each row; all of them, where it is none."""
+    num_classes = logits.shape[1]
+    at = classes.unsqueeze(1)
+    own = logits.gather(1, at.clamp(0, num_classes - 1))
+    index = torch.arange(num_classes, device=logits.device)
+    before = ((logits > own) | ((logits == own) & (index < at))).sum(1)
+    return torch.where((classes >= 0) & (classes < num_classes), before, torch.iinfo(torch.int64).max)
