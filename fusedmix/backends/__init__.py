@@ -71,9 +71,9 @@ def choose(device_type: str, backend: str | None = None) -> str:
 
 
 _chosen: dict[tuple[str, str | None, str | None], str] = {}
-# A trace takes the choice for a constant. Modules choose when they are made; what that could not foresee is built before
-# the graph runs. (torch.compiler.assume_constant_result marks a function in this way, but imports Dynamo, and with it
-# Triton.)
+# A trace takes the choice for a constant. Modules choose when they are made; what that could not foresee is built then,
+# before the graph runs. (torch.compiler.assume_constant_result marks a function in this way, but imports Dynamo, and
+# with it Triton.)
 choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
