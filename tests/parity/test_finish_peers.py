@@ -17,9 +17,7 @@ from torchvision.transforms import v2
 
 import fusedmix as fm
 from fusedmix import erasing
-from fusedmix.arguments import MaskArguments
 from fusedmix.backends.finished import finish as finish_alone
-from fusedmix.backends.finished import finish_mix
 from fusedmix.finishing import Erase, Finish
 
 SEEDS = range(200)
@@ -43,18 +41,14 @@ def batch_of(seed: int, dtype: torch.dtype) -> Tensor:
     return x if dtype == torch.uint8 else (x.double() / 255).to(dtype)
 
 
-def chain(x: Tensor, normalize: Any, mixer: v2.Transform | None) -> Tensor:
+def chain(x: Tensor, y: Tensor, normalize: Any, mixer: v2.Transform | None) -> tuple[Tensor, Tensor]:
     x = v2.Normalize(*normalize)(v2.ToDtype(torch.float32, scale=True)(x))
-    return x if mixer is None else mixer(x, torch.zeros(len(x), dtype=torch.int64))[0]
+    return (x, y) if mixer is None else mixer(x, y)
 
 
-def ours(x: Tensor, finish: Finish, mixer: fm.MixTransform | None) -> Tensor:
-    if mixer is None:
-        return finish_alone(x, finish.arguments(x))
-    plan = mixer.sample(len(x), x.shape[2:])
-    ndim = 0 if plan.constant else 2
-    hints = int(plan.families), ndim, int(plan.pairing), int(plan.per)
-    return finish_mix(x, finish.arguments(x), MaskArguments(plan.partner, plan.masks, *hints))
+def finished(x: Tensor, finish: Finish, draws: Tensor | None = None) -> Tensor:
+    """By the reference, flips and holes included."""
+    return finish_alone(x, finish.arguments(x, draws))
 
 
 def spacing(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -64,22 +58,33 @@ def spacing(x: Tensor, dtype: torch.dtype) -> Tensor:
     return info.eps / 2 * torch.exp2(exponent.double())
 
 
-@pytest.mark.parametrize("name", ["MixUp", "CutMix", None])
+# In units of 2^-24/std: 11 of which MixUp takes 3, and one for terms of the second order.
+UNITS = {"MixUp": 12, "CutMix": 9, None: 9}
+
+
+@pytest.mark.parametrize("name", UNITS)
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32], ids=str)
 def test_a_finished_mix_is_torchvisions_chain(name: str | None, dtype: torch.dtype) -> None:
-    worst = 0.0
+    worst, mixed = 0.0, 0
     for seed in SEEDS:
         x = batch_of(seed, dtype)
+        y = torch.arange(len(x)) % 3
         mean, std = statistics_of(seed, x.shape[1])
-        alpha = (0.2, 1.0, 5.0)[seed % 3]
-        theirs, mixer = (None if name is None else getattr(m, name)(alpha=alpha, num_classes=1) for m in (v2, fm))
+        options = {"alpha": (0.2, 1.0, 5.0)[seed % 3], "num_classes": 3}
+        theirs = None if name is None else getattr(v2, name)(**options)
         torch.manual_seed(seed)
-        expected = chain(x, (mean, std), theirs).double()
-        limit = 3 * 2.0**-22 / torch.tensor(std, dtype=torch.float64).reshape(-1, 1, 1)
-        for made in (torch.float32, torch.float16, torch.bfloat16):
+        expected, labels = chain(x, y, (mean, std), theirs)
+        mixed += not torch.equal(expected, chain(x, y, (mean, std), None)[0])
+        expected = expected.double()
+        limit = UNITS[name] * 2.0**-24 / torch.tensor(std, dtype=torch.float64).reshape(-1, 1, 1)
+        for made in (torch.float32, (torch.float16, torch.bfloat16)[seed % 2]):
+            finish = Finish((mean, std), made)
             torch.manual_seed(seed)
-            out = ours(x, Finish((mean, std), made), mixer)
+            out, targets = (
+                (fm.finish(x, finish), y) if name is None else getattr(fm, name)(**options, finish=finish)(x, y)
+            )
             assert out.dtype == made
+            assert torch.equal(targets, labels)
             allowed = limit
             if made != torch.float32:  # rounded from what is within the limit, in the next binade at most
                 allowed = limit + spacing(expected.abs() + limit, made)
@@ -88,6 +93,7 @@ def test_a_finished_mix_is_torchvisions_chain(name: str | None, dtype: torch.dty
             if made == torch.float32:
                 worst = max(worst, (off / limit).max().item())
     assert worst > 0.1  # else the limit says little
+    assert mixed >= (0 if name is None else 120)  # else the seeds do; where λ is 0 or 1, or a box is empty, nothing is
 
 
 def test_a_finished_batch_is_timms_loaders() -> None:
@@ -98,7 +104,7 @@ def test_a_finished_batch_is_timms_loaders() -> None:
         labels = torch.arange(len(x))
         loader = PrefetchLoader([(x, labels)], mean, std, channels=x.shape[1], device=torch.device("cpu"))
         [(expected, _)] = list(loader)
-        out = ours(x, Finish((mean, std)), None)
+        out = fm.finish(x, Finish((mean, std)))
         # timm's: 255·mean and the difference are off by m and |t-m|, 255·std and the quotient by |t-m| each: 4 at most,
         # and ours by 3.
         limit = 2 * 2.0**-22 / torch.tensor(std, dtype=torch.float64).reshape(-1, 1, 1)
@@ -117,8 +123,8 @@ def test_erased_batches_are_like_timms(mode: str, value: Any) -> None:
     )
     [(theirs, _)] = list(loader)
     finish = Finish((MEAN, STD), erase=Erase(0.4, value=value, count=2))
-    mine = finish_alone(x, finish.arguments(x, erasing.draw(erasing.chances(finish), torch.tensor(1), n, size)))
-    plain = ours(x, Finish((MEAN, STD)), None)[:1]
+    mine = finished(x, finish, erasing.draw(erasing.chances(finish), torch.tensor(1), n, size))
+    plain = finished(x[:1], Finish((MEAN, STD)))
     filled = [((y - plain).abs() > 1e-5).any(1) for y in (theirs, mine)]
     shares = [hole.double().mean((1, 2)) for hole in filled]  # of each sample
     error = (shares[0].var() / n + shares[1].var() / n).sqrt()
