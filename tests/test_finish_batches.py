@@ -187,6 +187,25 @@ def test_a_plan_serves_the_finish_that_it_was_drawn_for() -> None:
             fm.mix(x, dataclasses.replace(plans[RANDOM], draws=wrong), finish=RANDOM)
 
 
+def test_plans_from_outside_finish() -> None:
+    """With partners that repeat, and weights of single pixels: as the finished images are mixed, within rounding."""
+    x, _ = batch()
+    partner = torch.tensor([1, 1, 0, 0, 5, 2])
+    generator = torch.Generator().manual_seed(2)
+    for part in (
+        {"masks": torch.rand(6, 18, 22, generator=generator)},
+        {"boxes": torch.tensor([[2, 3, 9, 20]] * 6)},
+        {"lam": torch.rand(6, generator=generator)},
+    ):
+        plan = fm.MixPlan.from_parts(**part, partner=partner, size=(18, 22))
+        expected = fm.mix(fm.finish(x, PLAIN), plan)
+        for backend in (None, "reference"):
+            off = fm.mix(x, plan, finish=PLAIN, backend=backend) - expected
+            assert off.abs().max() <= 8 * 2.0**-24 / min(STD)
+        with pytest.raises(ValueError, match="plan must say which samples are flipped"):
+            fm.mix(x, plan, finish=RANDOM)
+
+
 def test_a_model_is_not_attached_to_what_finishes() -> None:
     model, x = nn.Conv2d(3, 2, 3), batch()[0] / 255
     with pytest.raises(ValueError, match="mix must have finish=None"):
