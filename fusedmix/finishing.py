@@ -155,8 +155,8 @@ class Finish:
 
         Raises:
             TypeError, ValueError: the batch is no dense tensor of four dims, or of a dtype that images cannot have; its
-                channels are not those of `normalize` and of `erase.value`; it requires grad while grad is enabled;
-                float64 is wanted of another dtype.
+                channels are not those of `normalize` and of `erase.value`; a derivative by it may be asked for, or
+                torch.vmap maps it; float64 is wanted of another dtype.
         """
         checks.batch(name, x)
         if x.ndim != 4:

@@ -1,27 +1,14 @@
 // The CPU backend (csrc/cpu) against naive loops: mixing, adjoint, masks, targets, and what every sample of a plan obeys.
 #include <algorithm>
-#include <thread>
 
 #include "../cpu/kernels.h"
 #include "../cpu/mix.h"
 #include "../host/sample.h"
 #include "../include/fusedmix/fourier.h"
-#include "naive.h"
+#include "finish_cases.h"
 
 namespace fusedmix::test {
 namespace {
-
-// Pieces of a grain each on three threads, as torch's pool would hand them out.
-void on_three_threads(int64_t n, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context) {
-  std::vector<std::thread> threads;
-  for (int t = 0; t < 3; ++t) {
-    threads.emplace_back([=] {
-      for (int64_t begin = t * grain; begin < n; begin += 3 * grain) body(begin, std::min(n, begin + grain), context);
-    });
-  }
-  for (std::thread& thread : threads) thread.join();
-}
-constexpr Parallel kOneThread{nullptr, 1}, kThreeThreads{on_three_threads, 3};
 
 // ---- mixing ----
 
@@ -512,6 +499,8 @@ int main() {
   test_masks();
   test_families();
   test_unknown_kinds();
+  test_finishes();
+  test_draws_of_finishes();
   test_targets();
   test_weights();
   test_partners();
