@@ -13,7 +13,10 @@ from pathlib import Path
 
 import torch
 
+from fusedmix import erasing
+from fusedmix.arguments import MaskArguments
 from fusedmix.backends import reference
+from fusedmix.finishing import FinishArguments
 from fusedmix.masks.family import WORDS
 from fusedmix.methods import Families, Pairing, Per, Reduction
 from fusedmix.spec import families as families_of
@@ -124,10 +127,10 @@ class Shim:
             for name, t in tensors.items():
                 self.watch(name, t, writable=new, initialised=not new)
         return {
-            **dict.fromkeys((*PLAN, "pixels")),
+            **dict.fromkeys((*PLAN, "pixels", "draws")),
             **tensors,
             "on_host": {*tensors} if on_host else {},
-            "batch": next(len(t) for t in tensors.values() if t is not None),
+            "batch": next((len(t) for t in tensors.values() if t is not None), 0),
             "side": [1] * (3 - len(size)) + list(size),
             **dict.fromkeys(("families", "pairing", "per", "shared", "weight_shared"), 0),
             **{name: int(hint) for name, hint in hints.items()},
@@ -208,6 +211,43 @@ class Shim:
         plan = self.plan({"partner": partner, "weight": weight}, on_host=on_host, pairing=Pairing.RANDOM)
         out, targets = self.targets(labels, num_classes, label_smoothing)
         self.module.mix_labels(self.memory, plan, targets)
+        return out
+
+    # ---- finishing a batch
+
+    def finish(self, x, *how, on_host=False):
+        return self.finished(x, FinishArguments(*how), None, on_host)
+
+    def finish_mix(self, x, *args, on_host=False):
+        how = len(FinishArguments._fields)
+        return self.finished(x, FinishArguments(*args[:how]), MaskArguments(*args[how:]), on_host)
+
+    def finished(self, x, how, masks, on_host):
+        """finish, or with masks finish_mix."""
+        self.forget()
+        planes = x.permute(0, 3, 1, 2) if how.nhwc else x
+        layout = torch.channels_last if how.channels_last else torch.contiguous_format
+        out = torch.empty(planes.shape, dtype=how.dtype, memory_format=layout)
+        self.watch("x", planes, writable=False)
+        self.watch("affine", how.affine, writable=False)
+        self.watch("out", out, initialised=False)
+        tensors, hints = {"draws": how.draws}, {}
+        if masks is not None:
+            tensors |= {"partner": masks.partner, "masks": masks.masks, "pixels": masks.pixels}
+            hints = {name: getattr(masks, name) for name in ("families", "pairing", "per")}
+            hints["shared"] = int(masks.per) == Per.BATCH
+        plan = self.plan(tensors, planes.shape[2:], on_host, batch=len(x), **hints)
+        told = {**how._asdict(), "constant": masks is not None and masks.ndim == 0}
+        self.shape = self.module.finish(self.memory, planes, out, told, plan, masks is not None)
+        return out
+
+    def draw_finish(self, chances, holes, seed, batch_size, height, width, _):
+        """`seed`: a tensor where the kernel reads it, or a number that travels with it."""
+        self.forget()
+        if not isinstance(seed, int):
+            self.watch("seed", seed, writable=False)
+        out = self.made("draws", batch_size, erasing.HEAD + erasing.PER_HOLE * holes, dtype=torch.int32)
+        self.module.draw_finish(self.memory, chances.tolist(), seed, (height, width), out)
         return out
 
     # ---- label losses

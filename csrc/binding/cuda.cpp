@@ -8,7 +8,7 @@
 #include <array>
 #include <string>
 
-#include "operators.h"
+#include "finish.h"
 
 namespace fusedmix {
 namespace {
@@ -81,14 +81,18 @@ struct Target final : cuda::Memory {
     kept.push_back(packed(name, t, dtype, sizes));
     return {const_data<T>(kept.back()), !t.is_cuda()};
   }
-  // Kernels load records 16 bytes at a time: one that lies elsewhere, in memory of the caller's making, is copied.
+  // The same, which kernels load 16 bytes at a time: one that lies elsewhere, in memory of the caller's making, is copied.
+  template <class T>
+  cuda::Part<T> records(const char* name, const Tensor& t, std::initializer_list<int64_t> sizes) {
+    const cuda::Part<T> its = part<T>(name, t, ScalarType::Int, sizes);
+    if (its.on_host || reinterpret_cast<uintptr_t>(its.data) % 16 == 0) return its;
+    kept.push_back(torch::stable::clone(kept.back()));
+    return {const_data<T>(kept.back()), false};
+  }
   void add_masks(cuda::GivenPlan& plan, const Tensor& masks, int64_t families) {
     check_number("families", families, 1, kAllFamilies);
     plan.families = static_cast<int32_t>(families);
-    plan.masks = part<Record>("masks", masks, ScalarType::Int, {plan.batch, kWords});
-    if (!masks.is_cuda() || reinterpret_cast<uintptr_t>(plan.masks.data) % 16 == 0) return;
-    kept.push_back(torch::stable::clone(kept.back()));
-    plan.masks.data = const_data<Record>(kept.back());
+    plan.masks = records<Record>("masks", masks, {plan.batch, kWords});
   }
   void add_pixels(cuda::GivenPlan& plan, const std::optional<Tensor>& pixels, const int64_t* sides, int64_t per) {
     if (!pixels) return;
@@ -102,6 +106,17 @@ struct Target final : cuda::Memory {
     plan.batch = batch;
     plan.pairing = static_cast<int32_t>(pairing);
     plan.partner = part<int64_t>("partner", partner, ScalarType::Long, {batch});
+    return plan;
+  }
+  // The masks and partners of a batch of images of those sides.
+  cuda::GivenPlan plan(int64_t batch, const int64_t* sides, const GivenMasks& given) {
+    check_hints(given.pairing, given.per);
+    cuda::GivenPlan plan = with_partners(batch, given.pairing, given.partner);
+    plan.shared = given.per == kPerBatch;
+    add_masks(plan, given.masks, given.families);
+    add_pixels(plan, given.pixels, sides, given.per);
+    const PlanView view{nullptr, plan.masks.data, plan.families, plan.pairing, plan.shared, plan.pixels};
+    if (plan.masks.on_host) check_masks(view, batch, given.ndim > 0);
     return plan;
   }
   void add_weights(cuda::GivenPlan& plan, const Tensor& weight, bool shared) {
@@ -119,6 +134,11 @@ Sampling sampling_of(const Target& target, Request& request, const Plan& plan) {
   s.seed = request.seed_to_use();
   s.out = plan_out(plan);
   return s;
+}
+
+// The GPU that is meant where tensors do not say it.
+int32_t index_of(const Device& device) {
+  return device.index() >= 0 ? device.index() : torch::stable::accelerator::getCurrentDeviceIndex();
 }
 
 int32_t device_of(const Tensor& logits) {
@@ -158,18 +178,42 @@ Tensor apply(Way way, const Tensor& src, const GivenMasks& given) {
   if (!src.is_cuda()) refuse("images must be on a GPU");
   int64_t sides[3];
   check_images(src, given.ndim, way == Way::kAdjoint, sides);
-  check_hints(given.pairing, given.per);
-  const int64_t batch = src.size(0);
   Target target(src.get_device_index());
-  cuda::GivenPlan plan = target.with_partners(batch, given.pairing, given.partner);
-  plan.shared = given.per == kPerBatch;
-  target.add_masks(plan, given.masks, given.families);
-  target.add_pixels(plan, given.pixels, sides, given.per);
-  const PlanView view{nullptr, plan.masks.data, plan.families, plan.pairing, plan.shared, plan.pixels};
-  if (plan.masks.on_host) check_masks(view, batch, given.ndim > 0);
+  const cuda::GivenPlan plan = target.plan(src.size(0), sides, given);
   const Tensor dst = way == Way::kInPlace ? src : new_like(src);
   cuda::apply(target, images_of(src, dst, given.ndim, way == Way::kAdjoint), plan, way != Way::kOutOfPlace);
   return dst;
+}
+
+Tensor finished(const Tensor& x, const GivenFinish& how, const GivenMasks* given) {
+  if (!x.is_cuda()) refuse("x must be on a GPU");
+  Target target(x.get_device_index());
+  target.check_here("affine", how.affine);
+  if (how.draws) target.check_near("draws", *how.draws);
+  FinishTensors t(x, how);
+  cuda::GivenPlan plan{};
+  plan.batch = t.args.batch;
+  if (given != nullptr) {
+    plan = target.plan(t.args.batch, t.sides, *given);
+    t.args.constant = given->ndim == 0;
+  }
+  if (how.draws) {
+    plan.draws = target.records<int32_t>("draws", t.draws, {t.args.batch, t.args.draw_words});
+    plan.draw_words = t.args.draw_words;
+  }
+  const Tensor out = t.allocate(aoti_torch_device_type_cuda(), target.device);
+  cuda::finish(target, t.args, plan, given != nullptr);
+  return out;
+}
+
+Tensor draw_finish(Tensor chances, int64_t holes, Tensor seed, int64_t batch_size, int64_t height, int64_t width, Device device) {
+  Target target(index_of(device));
+  target.check_near("seed", seed);
+  FinishDraws args = finish_draws(chances, holes, seed, batch_size, height, width);
+  const Tensor out = target.tensor("flips and holes", {batch_size, finish_words(holes)}, ScalarType::Int);
+  args.records = data<int32_t>(out);
+  target.check(cuda::draw_finish(args, target.stream));
+  return out;
 }
 
 Tensor mask(Tensor masks, int64_t families, std::vector<int64_t> size, int64_t per, Maybe pixels) {
@@ -211,7 +255,7 @@ Tensor mix_labels(const Tensor& labels, Tensor partner, Tensor weight, int64_t n
 
 Plan sample(Request request, const Device& device) {
   if (!request.seed) return sample_on_cpu(request);
-  const int32_t index = device.index() >= 0 ? device.index() : torch::stable::accelerator::getCurrentDeviceIndex();
+  const int32_t index = index_of(device);
   Target target(index);
   const Plan plan = empty_plan(request.batch, aoti_torch_device_type_cuda(), index);
   cuda::Pass(target, nullptr, kRandom, 0).sample(sampling_of(target, request, plan));
@@ -265,9 +309,15 @@ Tensor loss_gradient(const LossTensors& t, const Tensor& grad, double factor, co
   return out;
 }
 
-STABLE_TORCH_LIBRARY_IMPL(fusedmix_cuda, CUDA, m) { implement(m); }
+STABLE_TORCH_LIBRARY_IMPL(fusedmix_cuda, CUDA, m) {
+  implement(m);
+  implement_finish(m);
+}
 
-// Its tensors may all be on the CPU: a spec and a seed.
-STABLE_TORCH_LIBRARY_IMPL(fusedmix_cuda, CompositeExplicitAutograd, m) { m.impl("sample", TORCH_BOX(&OfRequest::sample)); }
+// Their tensors may all be on the CPU: a spec, chances, a seed.
+STABLE_TORCH_LIBRARY_IMPL(fusedmix_cuda, CompositeExplicitAutograd, m) {
+  m.impl("sample", TORCH_BOX(&OfRequest::sample));
+  m.impl("draw_finish", TORCH_BOX(&draw_finish));
+}
 
 }  // namespace fusedmix

@@ -12,6 +12,8 @@ constexpr int kThreads = 128;
 // The threads of a block, by the way through a batch (Way, below).
 constexpr int kEachLog = 8, kEachThreads = 1 << kEachLog, kPairThreads = 256, kRollThreads = 256, kTileThreads = 512;
 
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 // As many blocks as one launch can have.
 inline int64_t launchable(int64_t blocks) {
   if (blocks > INT32_MAX) throw std::invalid_argument("more blocks than one launch can have");
@@ -23,10 +25,11 @@ constexpr int kInlineBytes = 44 * (sizeof(Record) + sizeof(int64_t) + sizeof(dou
 struct LaunchPlan {
   PlanView view;
   const double* weight;  // (B,), or one number if weight_shared
+  const int32_t* draws;  // flips and holes of a batch that is finished
   bool weight_shared;
   bool travels;  // in `bytes`; the pointers to its parts are then not used
   struct {
-    int32_t masks, partner, weight;
+    int32_t masks, draws, partner, weight;
   } offset;  // of each part in `bytes`
   alignas(16) char bytes[kInlineBytes];
 };
@@ -63,6 +66,19 @@ FUSEDMIX_HD bool is_in_a_set(int32_t families) {
 // Throws std::invalid_argument for a batch that no launch can address.
 Shape shape_of(const Images& images, int32_t pairing, int32_t families, const device::Limits& chip);
 
+// How a launch goes through a batch that is finished.
+struct FinishShape {
+  int32_t width;    // pixels that a thread moves at a time, of a channel or, if `colours`, of three; 1: all channels of a pixel
+  bool colours;     // bytes of three channels
+  bool src_last;    // which lie together in the batch that comes
+  int64_t row;      // pixels that lie behind each other: a row of the image, or all of it, where rows are treated alike
+  int64_t columns;  // vectors in a sample
+  int32_t log_column;
+  bool by_tile;  // as those of a Shape
+};
+// Throws std::invalid_argument for a batch that no launch can address.
+FinishShape shape_of(const Finishing& finishing, bool mixes, int32_t pairing, int32_t families);
+
 // What the current device allows.
 int limits(device::Limits& out);
 
@@ -77,6 +93,10 @@ bool beside_images(const Targets& targets);
 int write_targets(const LaunchPlan& plan, const Targets& targets, void* stream);
 // The inverse of the partners. Where these are no permutation it is made of numbers in [0, batch).
 int invert(const LaunchPlan& plan, int64_t batch, int32_t* inverse, void* stream);
+
+// Finishes a batch, and mixes it if `mixes`: else only the draws of the plan are there.
+int finish(const Finishing& finishing, const LaunchPlan& plan, bool mixes, const FinishShape& shape, void* stream);
+int draw_finish(const FinishDraws& draws, void* stream);
 
 // Draws a plan, by one launch. `device_rows`: the rows of the spec on the device, where there are more than kInlineRows. `scratch`:
 // a number for each sample, for kCrossClass.

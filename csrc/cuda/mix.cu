@@ -69,31 +69,16 @@ struct MaskArgs {
   float* out;
 };
 
-// M at a pixel, by formula or by its cell.
-FUSEDMIX_HD float weight_at(const PlanView& plan, int64_t i, const Record& mask, const int32_t (&at)[3]) {
-  return of_kind(mask, [&](const auto& family) { return row_of(family, at, -1, plan, i, Load{})(0); });
-}
-
 FUSEDMIX_KERNEL(kThreads) mask_kernel(FUSEDMIX_ARGS(MaskArgs, args)) {
   const int64_t pixels = args.size[0] * args.size[1] * args.size[2];
   const int64_t at = static_cast<int64_t>(device::block()) * kThreads + device::thread();
   if (at >= args.n * pixels) return;
   const int64_t i = at / pixels, pixel = at % pixels;
   const int64_t x = pixel % args.size[2], y = pixel / args.size[2] % args.size[1], z = pixel / args.size[2] / args.size[1];
-  const Pixels& stored = args.plan.pixels;
-  float value = 0.0f;
-  const Record mask = load_mask(args.plan, i);
-  if (may_be_stored(args.plan) && is_stored(mask)) {
-    const int64_t row = draw_index(stored.per, i, stored.batch) * stored.stride;
-    value = stored.levels != nullptr ? weight_of_level(device::load(stored.levels + row + pixel))
-                                     : static_cast<float>(device::load(stored.bits + row + pixel / 32) >> (pixel % 32) & 1u);
-  } else {
-    value = weight_at(args.plan, i, mask, {static_cast<int32_t>(z), static_cast<int32_t>(y), static_cast<int32_t>(x)});
-  }
+  const float value =
+      weight_at(args.plan, static_cast<uint32_t>(i), {static_cast<int32_t>(z), static_cast<int32_t>(y), static_cast<int32_t>(x)});
   device::store(args.out + at, value);
 }
-
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 Loops loops_of(const Layout& layout, ElementType type, const Shape& shape) {
   const Row row = innermost_row(layout);

@@ -61,6 +61,14 @@ int32_t log_tile(int64_t columns, int64_t batch_bytes) {
   return log;
 }
 
+// Whether a batch that is to be finished is made of vectors of so many pixels. `last`: channels lie together.
+bool is_of_vectors(const Finishing& f, int64_t row, int64_t width, bool last) {
+  const auto fits = [&](int64_t n, int64_t step) { return n <= 1 || step % width == 0; };
+  const int64_t rows = f.height * f.width / row;
+  return row % width == 0 && fits(f.batch, f.step[0]) && (last || fits(f.channels, f.step[1])) && fits(rows, f.step[2]) &&
+         reinterpret_cast<uintptr_t>(f.src) % (width * element_size(f.type)) == 0;
+}
+
 }  // namespace
 
 Shape shape_of(const Images& images, int32_t pairing, int32_t families, const device::Limits& chip) {
@@ -108,6 +116,38 @@ Shape shape_of(const Images& images, int32_t pairing, int32_t families, const de
   shape.by_tile = true;
   shape.slice = std::clamp<int64_t>(kSliceBytes / (batch * bytes), 1, shape.columns);
   shape.log_column = log_tile(shape.slice, batch * bytes);
+  return shape;
+}
+
+FinishShape shape_of(const Finishing& f, bool mixes, int32_t pairing, int32_t families) {
+  const int64_t pixels = f.height * f.width;
+  if (f.batch > INT32_MAX) throw std::invalid_argument("more than 2^31 samples");
+  if (f.channels > INT32_MAX || pixels > INT32_MAX) throw std::invalid_argument("more than 2^31 pixels or channels");
+  FinishShape shape{};
+  if (f.batch * f.channels * pixels == 0) return shape;
+  const bool colours = f.type == ElementType::kUInt8 && f.channels == 3;
+  shape.src_last = colours && f.step[1] == 1 && f.step[3] == 3;
+  const bool alike = f.draws == nullptr && (!mixes || within(families, kConstantSet));
+  const bool behind = f.height == 1 || f.step[2] == f.width * f.step[3];
+  shape.row = alike && behind ? pixels : f.width;
+  shape.width = 1;
+  const bool planes = f.step[3] == 1 && (f.channels == 1 || !f.channels_last);
+  const auto wide = static_cast<int64_t>(16 / element_size(f.type));
+  if (colours && (shape.src_last || f.step[3] == 1) && is_of_vectors(f, shape.row, wide, shape.src_last)) {
+    shape.width = static_cast<int32_t>(wide);
+    shape.colours = true;
+  } else if (planes) {
+    for (const int64_t width : {wide, int64_t{4}}) {
+      if (shape.width == 1 && is_of_vectors(f, shape.row, width, false)) shape.width = static_cast<int32_t>(width);
+      if (f.type != ElementType::kUInt8) break;
+    }
+  }
+  const bool one_channel = shape.width > 1 && !shape.colours;
+  shape.columns = pixels / shape.width * (one_channel ? f.channels : 1);
+  if (shape.columns > INT32_MAX) throw std::invalid_argument("a sample of more than 2^31 vectors");
+  shape.by_tile = mixes && pairing != kRoll;
+  const int64_t bytes = shape.width * element_size(f.type) * (one_channel ? 1 : f.channels);
+  shape.log_column = log_tile(shape.columns, shape.by_tile ? f.batch * bytes : 0);
   return shape;
 }
 

@@ -52,9 +52,11 @@ LaunchPlan place(Memory& memory, const GivenPlan& given) {
                partner.data == nullptr ? given.pairing : static_cast<int32_t>(kRandom), given.shared, given.pixels};
   plan.weight = given.weight.data;
   plan.weight_shared = given.weight_shared;
+  plan.draws = given.draws.data;
   const int64_t one = std::min<int64_t>(1, given.batch);
   Blob blob;  // by falling alignment
   const int64_t masks_at = blob.add(given.masks, given.shared ? one : given.batch);
+  const int64_t draws_at = blob.add(given.draws, given.batch * given.draw_words);
   const int64_t partner_at = blob.add(partner, given.batch);
   const int64_t weight_at = blob.add(given.weight, given.weight_shared ? one : given.batch);
   if (blob.any_on_host && blob.any_on_device) {
@@ -64,11 +66,12 @@ LaunchPlan place(Memory& memory, const GivenPlan& given) {
     const auto size = static_cast<int64_t>(blob.bytes.size());
     plan.travels = size <= kInlineBytes;
     if (plan.travels) {
-      plan.offset = {static_cast<int32_t>(masks_at), static_cast<int32_t>(partner_at), static_cast<int32_t>(weight_at)};
+      plan.offset = {static_cast<int32_t>(masks_at), static_cast<int32_t>(draws_at), static_cast<int32_t>(partner_at), static_cast<int32_t>(weight_at)};
       std::copy(blob.bytes.begin(), blob.bytes.end(), plan.bytes);
     } else {
       const auto* base = static_cast<const char*>(memory.upload("a plan", blob.bytes.data(), size));
       plan.view.masks = at<Record>(base, masks_at);
+      plan.draws = at<int32_t>(base, draws_at);
       plan.view.partner = at<int64_t>(base, partner_at);
       plan.weight = at<double>(base, weight_at);
     }
@@ -139,6 +142,15 @@ Shape apply(Memory& memory, const Images& images, const GivenPlan& given, bool p
   const Pass pass(memory, &images, plan.view.pairing, given.families);
   pass.mix(plan, Targets{});
   return pass.shape;
+}
+
+FinishShape finish(Memory& memory, const Finishing& finishing, const GivenPlan& given, bool mixes) {
+  GivenPlan its = given;
+  if (finishing.constant) its.families &= kConstants;
+  const LaunchPlan plan = place(memory, its);
+  const FinishShape shape = shape_of(finishing, mixes, plan.view.pairing, its.families);
+  memory.check(finish(finishing, plan, mixes, shape, memory.stream));
+  return shape;
 }
 
 void masks(Memory& memory, const GivenPlan& given, const int64_t* size, float* out) {

@@ -38,6 +38,8 @@ struct GivenPlan {
   Part<double> weight;
   Pixels pixels;  // apart from the others: masks that are stored exceed a kernel's arguments
   bool pixels_on_host;
+  Part<int32_t> draws;  // flips and holes of a batch that is finished, so many words each; at a multiple of 16 bytes
+  int64_t draw_words;
 };
 
 // A plan where kernels can read it: as it is, in their arguments, or in one upload if it is too large for these. Partners that
@@ -67,6 +69,9 @@ class Pass {
 
 // Images by a plan that is there. `permutation`: partners must be one, as in place and for gradients.
 Shape apply(Memory& memory, const Images& images, const GivenPlan& given, bool permutation);
+
+// Finishes a batch by a plan, or, if it is not to be mixed, by the draws of one that has nothing else.
+FinishShape finish(Memory& memory, const Finishing& finishing, const GivenPlan& given, bool mixes);
 
 // The functions of kernels.h and losses.h, with the memory that they need.
 void masks(Memory& memory, const GivenPlan& given, const int64_t* size, float* out);

@@ -366,6 +366,24 @@ FUSEDMIX_DEVICE void level_weights(const PlanView& plan, const OnPixels& on, con
   });
 }
 
+// M at a pixel, by formula or by its cell.
+FUSEDMIX_HD float formula_at(const PlanView& plan, int64_t i, const Record& mask, const int32_t (&at)[3]) {
+  return of_kind(mask, [&](const auto& family) { return row_of(family, at, -1, plan, i, Load{})(0); });
+}
+// The same, or as it is stored.
+FUSEDMIX_DEVICE float weight_at(const PlanView& plan, uint32_t i, const int32_t (&at)[3]) {
+  const Record mask = load_mask(plan, i);
+  if (may_be_stored(plan) && is_stored(mask)) {
+    int64_t pixel = 0;
+    FUSEDMIX_UNROLL
+    for (int axis = 0; axis < 3; ++axis) pixel += pixel_step(plan.pixels, axis) * at[axis];
+    const int64_t row = stored_row(plan, i);
+    if (plan.pixels.levels != nullptr) return weight_of_level(device::load(plan.pixels.levels + row + pixel));
+    return static_cast<float>(device::load(plan.pixels.bits + row + pixel / 32) >> (pixel % 32) & 1u);
+  }
+  return formula_at(plan, i, mask, at);
+}
+
 // ---- many families ----
 
 // What a mask says of a vector, in a form that families share: a kernel of many then has what follows once for each form.

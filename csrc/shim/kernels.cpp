@@ -74,6 +74,9 @@ cuda::GivenPlan plan_of(const py::dict& d) {
   plan.partner = {data<int64_t>(d["partner"]), on_host("partner")};
   plan.masks = {data<Record>(d["masks"]), on_host("masks")};
   plan.weight = {data<double>(d["weight"]), on_host("weight")};
+  const Tensor draws(d["draws"]);
+  plan.draws = {draws.as<int32_t>(), on_host("draws")};
+  plan.draw_words = draws.data == nullptr ? 0 : draws.sizes[1];
   const Tensor pixels(d["pixels"]);
   if (pixels.data == nullptr) return plan;
   const bool soft = pixels.label_type == kLabelInt16;
@@ -151,6 +154,41 @@ void fourier(Memory& memory, const py::object& spec, const py::dict& plan, const
   f.bits = soft ? nullptr : pixels.as<uint32_t>();
   f.levels = soft ? pixels.as<uint16_t>() : nullptr;
   cuda::fourier(memory, f, most_scratch);
+}
+
+// A batch (B, C, H, W) with the strides that it has, the new one, and FinishArguments but for the draws, which the plan has.
+Finishing finishing_of(const py::object& x, const py::object& out, const py::dict& how, const cuda::GivenPlan& plan) {
+  const Tensor from(x), to(out);
+  Finishing f{};
+  f.type = from.type(), f.made = to.type();
+  f.src = from.data, f.dst = to.data;
+  std::copy_n(from.strides.begin(), 4, f.step);
+  f.channels_last = how["channels_last"].cast<bool>();
+  f.batch = from.sizes[0], f.channels = from.sizes[1], f.height = from.sizes[2], f.width = from.sizes[3];
+  f.affine = data<float>(how["affine"]);
+  f.draws = plan.draws.data, f.draw_words = plan.draw_words;
+  f.fill = static_cast<Fill>(how["fill"].cast<int>());
+  f.constant = how["constant"].cast<bool>();
+  return f;
+}
+
+void bind_finish(py::module_& m) {
+  py::class_<cuda::FinishShape>(m, "FinishShape")
+      .def_readonly("width", &cuda::FinishShape::width)
+      .def_readonly("colours", &cuda::FinishShape::colours)
+      .def_readonly("row", &cuda::FinishShape::row)
+      .def_readonly("by_tile", &cuda::FinishShape::by_tile);
+  m.def("finish", [](Memory& memory, const py::object& x, const py::object& out, const py::dict& how, const py::dict& plan, bool mixes) {
+    const cuda::GivenPlan its = plan_of(plan);
+    return cuda::finish(memory, finishing_of(x, out, how, its), its, mixes);
+  });
+  m.def("draw_finish", [](Memory& memory, const std::array<double, kFinishDrawWidth>& chances, const py::object& seed,
+                          const std::array<int64_t, 2>& size, const py::object& out) {
+    const Tensor records(out);
+    FinishDraws draws{{}, seed_of(seed), records.sizes[0], size[0], size[1], records.as<int32_t>()};
+    std::copy(chances.begin(), chances.end(), reinterpret_cast<double*>(&draws.draw));
+    memory.check(cuda::draw_finish(draws, nullptr));
+  });
 }
 
 Loss loss_of(const py::dict& d) {
@@ -308,6 +346,7 @@ PYBIND11_MODULE(fusedmix_cuda_shim, m) {
     set_sides(plan, sides);
     cuda::masks(memory, plan_of(plan), sides, data<float>(out));
   });
+  bind_finish(m);
   bind_losses(m);
   m.attr("INLINE_BYTES") = cuda::kInlineBytes;
   m.attr("THREADS") = cuda::kThreads;

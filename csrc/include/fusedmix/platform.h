@@ -153,6 +153,12 @@ __device__ __forceinline__ void wait_for_plan() {
 #endif
 }
 
+// A number of which the compiler is to know nothing: what follows is then compiled once, and not once for each value.
+__device__ __forceinline__ int32_t opaque(int32_t x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 // One access of sizeof(T) bytes to global memory (or to the kernel's arguments); p is aligned to alignof(T).
 template <class T>
 __device__ __forceinline__ T load(const T* p) {
