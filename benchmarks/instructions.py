@@ -8,8 +8,8 @@ cuda-instructions.csv, of every architecture that is built ahead; tests/test_ins
 An instruction counts once, however often it runs. What a vector costs that a thread of a mixing kernel writes is how
 many instructions there are, divided by how many vectors they are for: in a loop those of a turn, elsewhere all of the
 thread. `Share` has these numbers. Stores would not do to divide by: nvcc copies them into branches. What such a kernel
-has for targets, which other blocks write, is counted apart: by the lines of source that nvcc notes if it is told to
-(-lineinfo).
+has for targets, which other blocks write, is counted apart, and of one that finishes a batch what it has for vectors
+that holes touch: by the lines of source that nvcc notes if it is told to (-lineinfo).
 """
 
 from __future__ import annotations
@@ -61,6 +61,13 @@ BOUNDS = {
 }
 
 
+# The one that finishes vectors (csrc/cuda/finish_kernel.h) is NAME<type, pixels, channels, families, draws, ...>. Of
+# bytes of three channels, how many instructions it may take for each 16 bytes of a sample: where nothing is drawn, and
+# where samples may be flipped and erased. The stores of all three types that a batch may become are counted.
+FINISHING = "finish_vectors_kernel"
+FINISH_BOUNDS = {"constants": (240, 335), "boxes": (280, 350), "all": (520, 590)}
+
+
 class Share(NamedTuple):
     """How many vectors the instructions of a thread are for."""
 
@@ -82,7 +89,7 @@ def share(name: str, masks: str, size: int) -> Share:
     return Share(4, ahead, 1 if (masks, size) == ("Gaussians", 1) else 2)  # kAfter
 
 
-TARGETS = "targets.h"  # in csrc/cuda
+APART = ("targets.h", "finish_pixel.h")  # in csrc/cuda: what is counted apart
 
 # What no kernel has, and what one that mixes has at most.
 LIMITS = {"stack": 0, "local": 0}
@@ -183,7 +190,7 @@ class Count:
     masks: str  # that it has code for; empty: it does not mix
     threads: int  # of a block
     instructions: int
-    targets: int  # of them, for targets
+    targets: int  # of them, for targets; of a kernel that finishes, for what holes touch
     in_loops: int  # of the others, those of loops before the barrier
     after: int  # and after it
     per_vector: int  # rounded up
@@ -207,6 +214,9 @@ class Count:
         name, _, parameters = self.kernel.rstrip(">").partition("<")
         if (sampler := SAMPLER.fullmatch(self.kernel)) and sampler[1] != ALL_FAMILIES:
             return LIMITS | SAMPLER_LIMITS[int(sampler[2])]
+        if name == FINISHING and parameters.startswith("unsigned char, 16, 3, "):
+            draws = parameters.split(", ")[4] == "true"
+            return LIMITS | {"per_vector": FINISH_BOUNDS[self.masks][draws]}
         if name not in MIXING:
             return LIMITS
         limits = LIMITS | MIXING_LIMITS
@@ -297,7 +307,7 @@ def parse(sizes: str, code: str) -> tuple[list[Count], str]:
 class Instruction(NamedTuple):
     opcode: str
     modifiers: tuple[str, ...]
-    for_targets: bool
+    apart: bool
     in_loop: bool
 
 
@@ -305,20 +315,20 @@ def _instructions(body: str) -> list[Instruction]:
     found: list[Instruction] = []
     labels: dict[str, int] = {}
     loops = []
-    for_targets = marked = False
+    apart = marked = False
     for line in body.splitlines():
         if label := re.match(r"(\.L\w+):", line):
             labels[label[1]] = len(found)
         elif mark := re.match(r"\s+//## File (.*)", line):
             # Several lines before an instruction: where it stands, and where that is inlined.
-            for_targets = (marked and for_targets) or f'/{TARGETS}"' in mark[1]
+            apart = (marked and apart) or any(f'/{name}"' in mark[1] for name in APART)
             marked = True
         elif instruction := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([\w.]+)(.*)", line):
             opcode, *modifiers = instruction[1].split(".")
             to = re.search(r"`\((\.L\w+)\)", instruction[2])
             if opcode == "BRA" and to and labels.get(to[1], len(found)) < len(found):
                 loops.append((labels[to[1]], len(found)))
-            found.append(Instruction(opcode, tuple(modifiers), for_targets, in_loop=False))
+            found.append(Instruction(opcode, tuple(modifiers), apart, in_loop=False))
             marked = False
     while found and found[-1].opcode in ("BRA", "NOP"):  # what fills a kernel up behind its end
         found.pop()
@@ -333,9 +343,9 @@ def _count(arch: str, kernel: str, instructions: list[Instruction], threads: int
         return sum(i.opcode in names and (not wide or "128" in i.modifiers) for i in instructions)
 
     name, _, parameters = kernel.rstrip(">").partition("<")
-    mixes = name in MIXING
-    masks = SETS[Families(int(parameters.split(", ")[2]))] if mixes else ""
-    mixing = [i for i in instructions if mixes and not i.for_targets]
+    mixes, finishes = name in MIXING, name == FINISHING
+    masks = SETS[Families(int(parameters.split(", ")[3 if finishes else 2]))] if mixes or finishes else ""
+    mixing = [i for i in instructions if (mixes or finishes) and not i.apart]
     wait = next((n for n, i in enumerate(mixing) if i.opcode == "BAR"), len(mixing))
     before, after = (sum(i.in_loop for i in part) for part in (mixing[:wait], mixing[wait:]))
     per_vector = Fraction()
@@ -343,6 +353,8 @@ def _count(arch: str, kernel: str, instructions: list[Instruction], threads: int
         of = share(name, masks, BYTES[parameters.split(", ")[0]])
         numbers = (len(mixing) - before - after, before, after)
         per_vector = sum((Fraction(*pair) for pair in zip(numbers, of, strict=True)), Fraction())
+    if finishes:  # each instruction is for all channels
+        per_vector = Fraction(len(mixing), int(parameters.split(", ")[2]))
     shared = used["SHARED"]
     if int(arch) >= 90:  # of these cuobjdump counts what is reserved, where anything is used
         shared = max(0, shared - RESERVED)
@@ -352,7 +364,7 @@ def _count(arch: str, kernel: str, instructions: list[Instruction], threads: int
         masks=masks,
         threads=threads,
         instructions=len(instructions),
-        targets=len(instructions) - len(mixing) if mixes else 0,
+        targets=len(instructions) - len(mixing) if mixes or finishes else 0,
         in_loops=before,
         after=after,
         per_vector=math.ceil(per_vector),

@@ -235,6 +235,7 @@ PLANTED = """
 namespace fusedmix::cuda {
 struct MixArgs { const uint4* in; uint4* out; int32_t n; };
 #include "targets.h"
+#include "finish_pixel.h"
 
 // Two vectors a thread, with as much arithmetic as is asked for.
 template <class T, int V, int32_t kFamilies, bool kAdjoint>
@@ -268,6 +269,16 @@ FUSEDMIX_WIDE_KERNEL(256, 2) tile_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
 }
 int launch_tile(const MixArgs& args) { return device::launch(tile_kernel<float, 4, 1>, 1, 256, nullptr, args); }
 
+// For three vectors, and apart from them.
+template <class T, int P, int C, int32_t kFamilies, bool kDraws>
+FUSEDMIX_WIDE_KERNEL(256, 2) finish_vectors_kernel(FUSEDMIX_ARGS(MixArgs, args)) {
+  if (device::block() == 0) return finish_one_by_one(args);
+  device::store(&args.out->x, steps<FINISHED>(args.n));
+}
+int launch_finish(const MixArgs& args) {
+  return device::launch(finish_vectors_kernel<uint8_t, 16, 3, 7, true>, 1, 256, nullptr, args);
+}
+
 // Registers for a few of what it has to remember.
 FUSEDMIX_WIDE_KERNEL(512, 3) spills(FUSEDMIX_ARGS(MixArgs, args)) {
   uint4 x[16];
@@ -299,14 +310,17 @@ FUSEDMIX_DEVICE void write(const MixArgs& args) {
   device::store(&args.out->x, x);
 }
 """
+PLANTED_PIXELS = PLANTED_TARGETS.replace("write(", "finish_one_by_one(").replace("TARGET_STEPS", "PIXEL_STEPS")
 
 
 def compiled(folder, arch, **more):
     """{kernel: count} of what is planted."""
-    numbers = {**dict.fromkeys(("STEPS", "TARGET_STEPS", "ONCE", "BEFORE", "AFTER"), 1), **more}
+    names = ("STEPS", "TARGET_STEPS", "ONCE", "BEFORE", "AFTER", "FINISHED", "PIXEL_STEPS")
+    numbers = {**dict.fromkeys(names, 1), **more}
     skip_without_tools()
     (folder / "planted.cu").write_text(PLANTED)
     (folder / "targets.h").write_text(PLANTED_TARGETS)
+    (folder / "finish_pixel.h").write_text(PLANTED_PIXELS)
     cubin = folder / "planted.cubin"
     flags = [
         *native._NVCC_FLAGS,
@@ -361,6 +375,16 @@ def test_planted_kernels(tmp_path, arch):
         assert abs(more.in_loops - tiles.in_loops - (added if place == "BEFORE" else 0)) <= 10
         assert abs(more.after - tiles.after - (added if place == "AFTER" else 0)) <= 10
         assert more.per_vector - tiles.per_vector == pytest.approx(added / vectors, abs=6)
+    name = "finish_vectors_kernel<unsigned char, 16, 3, 7, true>"
+    finishes = found[name]
+    assert finishes.masks == "boxes"
+    more = compiled(tmp_path, arch, FINISHED=61)[name]
+    added = more.instructions - finishes.instructions
+    assert more.per_vector - finishes.per_vector == pytest.approx(added / 3, abs=3)
+    assert more.per_vector >= finishes.per_vector + 40
+    holes = compiled(tmp_path, arch, PIXEL_STEPS=60)[name]
+    assert holes.targets - finishes.targets >= 2 * 59
+    assert abs(holes.per_vector - finishes.per_vector) <= 3
 
 
 def test_faults():
@@ -393,6 +417,12 @@ def test_faults():
             assert len(list(instructions.faults([dataclasses.replace(sampler, **beyond)]))) == 1
     every = dataclasses.replace(other, kernel="sample_kernel<Every, (Partners)0>")
     assert not list(instructions.faults([every]))
+    for draws, most in zip(("false", "true"), instructions.FINISH_BOUNDS["boxes"], strict=True):
+        name = f"finish_vectors_kernel<unsigned char, 16, 3, 7, {draws}, true, false>"
+        finishes = dataclasses.replace(one, kernel=name, masks="boxes", per_vector=most, targets=999)
+        assert not list(instructions.faults([finishes]))
+        for beyond in ({"per_vector": most + 1}, {"local": 1}):
+            assert len(list(instructions.faults([dataclasses.replace(finishes, **beyond)]))) == 1
     adjoint = dataclasses.replace(one, kernel="each_kernel<fusedmix::Half, 8, 9, true>", per_vector=9999)
     assert not list(instructions.faults([adjoint]))
 
