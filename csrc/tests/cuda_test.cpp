@@ -11,7 +11,7 @@
 #include <map>
 #include <memory>
 
-#include "../cpu/mix.h"
+#include "../cpu/finish.h"
 #include "../host/sample.h"
 #include "../include/fusedmix/fourier.h"
 #include "device_memory.h"
@@ -48,24 +48,31 @@ std::unique_ptr<DeviceBuffer> output(const std::vector<char>& filled, bool gaps 
 
 // ---- plans ----
 
-// A plan as the host program is given it, on the device or on the host, and how that places it.
-struct PlacedPlan {
-  Memory memory{1};
+// A plan as the host program is given it, on the device or on the host.
+struct GivenPlan {
   std::vector<std::unique_ptr<DeviceBuffer>> kept;
-  cuda::LaunchPlan launch{};
+  cuda::GivenPlan given{};
 
-  PlacedPlan(const HostPlan& plan, bool on_host) {
+  GivenPlan(const HostPlan& plan, bool on_host) {
     const auto part = [&](const auto& values) {
       using T = typename std::decay_t<decltype(values)>::value_type;
       if (on_host) return cuda::Part<T>{values.data(), true};
       kept.push_back(std::make_unique<DeviceBuffer>(values, false));
       return cuda::Part<T>{kept.back()->template as<T>(), false};
     };
-    cuda::GivenPlan given{static_cast<int64_t>(plan.partner.size()), plan.families, plan.pairing, plan.shared, plan.shared,
-                          part(plan.partner), part(plan.masks), part(plan.weight), plan.pixels, on_host};
+    given = {static_cast<int64_t>(plan.partner.size()), plan.families, plan.pairing, plan.shared, plan.shared, part(plan.partner),
+             part(plan.masks), part(plan.weight), plan.pixels, on_host, {nullptr, false}, 0};
     if (!plan.bits.empty()) given.pixels.bits = part(plan.bits).data;
     if (!plan.levels.empty()) given.pixels.levels = part(plan.levels).data;
-    launch = cuda::place(memory, given);
+  }
+};
+
+// And how that places it.
+struct PlacedPlan : GivenPlan {
+  Memory memory{1};
+  cuda::LaunchPlan launch{};
+
+  PlacedPlan(const HostPlan& plan, bool on_host) : GivenPlan(plan, on_host), launch(cuda::place(memory, given)) {
     if (is_stored(launch.view)) ++paths["stored masks"];
     ++paths[launch.travels ? "plan inside the arguments" : (on_host ? "plan in one upload" : "plan on the device")];
   }
@@ -246,6 +253,87 @@ void test_large() {
           const Way way = kWays[type == ElementType::kUInt8 ? random.below(2) : random.below(3)];
           const Masks masks = kMasks[random.below(7)];
           test_mix(random, {type, shape, order, pairing, masks, random.below(2) == 0, way, multiprocessors()});
+        }
+      }
+    }
+  }
+}
+
+// ---- batches that are finished ----
+
+struct FinishCase {
+  ElementType type, made;
+  std::vector<int64_t> shape;
+  Order order;
+  bool channels_last, mixes, random;
+  int32_t pairing;
+  Masks masks;
+};
+
+// By the kernels that draw and those that finish, against the CPU's.
+void test_finish_of(Random& random, const FinishCase& c) {
+  context = format("%s %s, %lldx%lldx%lldx%lld, finished as %s%s%s%s by %s, %s", name_of(c.type), name_of(c.order),
+                   static_cast<long long>(c.shape[0]), static_cast<long long>(c.shape[1]), static_cast<long long>(c.shape[2]),
+                   static_cast<long long>(c.shape[3]), name_of(c.made), c.channels_last ? ", channels last" : "",
+                   c.random ? ", flipped and erased" : "", c.mixes ? "" : ", alone", name_of(c.masks), name_of_pairing(c.pairing));
+  Batch x(c.type, c.shape, c.order), want(c.made, c.shape, c.channels_last ? Order::kChannelsLast : Order::kContiguous);
+  x.fill(random, false);
+  int64_t size[3];
+  sides_of(x, size);
+  const int64_t batch = c.shape[0], channels = c.shape[1];
+  const HostPlan plan = make_plan(random, batch, size, c.pairing, c.masks, random.below(3) == 0);
+  std::vector<float> affine(3 * channels);
+  // compare() allows masks their last bits where samples are at most 8 apart.
+  for (float& number : affine) number = static_cast<float>(random.uniform(0.01, 2.0) / (c.type == ElementType::kUInt8 ? 64.0 : 1.0));
+
+  FinishDraws draws{{0.5, 0.7, 0.1, 0.6, 0.3, 2.4, 1.0, 3.0}, {nullptr, random.next()}, batch, size[1], size[2], nullptr};
+  std::vector<int32_t> records(batch * finish_words(3));
+  FinishDraws on_host = draws;
+  on_host.records = records.data();
+  cpu::draw_finish(on_host, kOneThread);
+  const DeviceBuffer drawn(records.size() * sizeof(int32_t));
+  draws.records = drawn.as<int32_t>();
+  const std::vector<uint64_t> seed{draws.seed.value};
+  const DeviceBuffer seed_there(seed, false);
+  if (random.below(2)) draws.seed = {seed_there.as<int64_t>(), 0};
+  check(cuda::draw_finish(draws, nullptr));
+  expect(drawn.values<int32_t>() == records, "flips and holes");
+
+  Finishing f{c.type, c.made, x.data(), {}, want.data(), c.channels_last, batch, channels, size[1], size[2], affine.data(),
+              c.random ? records.data() : nullptr, c.random ? finish_words(3) : 0, static_cast<Fill>(random.below(3)), c.masks == Masks::kConstant};
+  std::copy_n(x.strides.begin(), 4, f.step);
+  const PlanView view = plan.view();
+  cpu::finish(f, c.mixes ? &view : nullptr, kOneThread);
+
+  const DeviceBuffer src(x.memory, false), affine_there(affine, false);
+  const auto out = output(std::vector<char>(want.memory.size(), '\x55'));
+  f.src = src.as<char>() + x.first * element_size(c.type);
+  f.dst = out->as<void>();
+  f.affine = affine_there.as<float>();
+  const bool travels = random.below(2) == 0;
+  const GivenPlan its(plan, travels);
+  Memory memory(1);
+  cuda::GivenPlan given{};
+  given.batch = batch;
+  if (c.mixes) given = its.given;
+  if (c.random) given.draws = {travels ? records.data() : drawn.as<int32_t>(), travels}, given.draw_words = f.draw_words;
+  const cuda::FinishShape shape = cuda::finish(memory, f, given, c.mixes);
+  ++paths[shape.colours ? "three channels at a time" : (shape.width > 1 ? "a channel at a time" : "a pixel at a time")];
+  const bool exact = !(c.mixes && has_gaussian(plan)) && !(c.random && f.fill != kFillNumber);
+  compare(c.made, out->values<char>(), want.memory, exact, false, "finished images");
+}
+
+void test_finish() {
+  Random random(7);
+  const std::vector<int64_t> shapes[] = {{5, 3, 4, 32}, {3, 3, 5, 12}, {4, 1, 3, 48}, {3, 5, 3, 16}, {2, 3, 3, 7}, {50, 3, 2, 16}, {1, 2, 1, 1}};
+  constexpr ElementType kMade[] = {ElementType::kFloat32, ElementType::kFloat16, ElementType::kBFloat16};
+  for (const ElementType type : {ElementType::kUInt8, ElementType::kFloat32, ElementType::kFloat16, ElementType::kBFloat16}) {
+    for (const auto& shape : shapes) {
+      for (const Order order : kOrders) {
+        for (const bool channels_last : {false, true}) {
+          const auto pairing = static_cast<int32_t>(random.below(3));
+          test_finish_of(random, {type, kMade[random.below(3)], shape, order, channels_last, random.below(4) != 0, random.below(2) == 0, pairing,
+                                  kMasks[random.below(7)]});
         }
       }
     }
@@ -537,7 +625,7 @@ void expect_all_paths() {
   context = "the ways taken";
   for (const char* path :
        {"16 bytes at a time", "4 bytes at a time", "an element at a time", "nothing", "each", "pairs", "roll", "tile", "slices", "adjoint",
-        "plan inside the arguments", "plan in one upload", "plan on the device", "stored masks", "Fourier masks", "soft Fourier masks"}) {
+        "three channels at a time", "a channel at a time", "a pixel at a time", "plan inside the arguments", "plan in one upload", "plan on the device", "stored masks", "Fourier masks", "soft Fourier masks"}) {
     std::printf("  %-30s %lld\n", path, static_cast<long long>(paths[path]));
     if (paths[path] == 0) fail(std::string("no case took: ") + path);
   }
@@ -566,6 +654,7 @@ int main(int count, char** words) {
     test_targets();
     test_mixes();
     test_long_batches();
+    test_finish();
     test_masks();
     test_fourier(large);
     test_samples(large);
