@@ -59,7 +59,8 @@ struct FinishTensors {
     const auto least = [](int64_t n) { return std::max<int64_t>(1, n); };
     const int64_t c = least(args.channels), h = least(args.height), w = least(args.width);
     const int64_t planar[4] = {c * h * w, h * w, w, 1}, last[4] = {c * h * w, 1, w * c, c};
-    const Tensor out = fusedmix::allocate("the finished images", 4, sizes, args.channels_last ? last : planar, dtype_, device_type, device_index);
+    const int64_t* strides = args.channels_last ? last : planar;
+    const Tensor out = fusedmix::allocate("the finished images", 4, sizes, strides, dtype_, device_type, device_index);
     args.made = element_type(out);
     args.dst = out.mutable_data_ptr();
     return out;
@@ -83,7 +84,8 @@ struct FinishTensors {
 };
 
 // What draw_finish is asked for, without the records that it is to write.
-inline FinishDraws finish_draws(const Tensor& chances, int64_t holes, const Tensor& seed, int64_t batch_size, int64_t height, int64_t width) {
+inline FinishDraws finish_draws(const Tensor& chances, int64_t holes, const Tensor& seed, int64_t batch_size, int64_t height,
+                                int64_t width) {
   if (chances.is_cuda()) refuse("chances must be on the CPU");
   const Tensor numbers = packed("chances", chances, ScalarType::Double, {kFinishDrawWidth});
   packed_number("seed", seed, ScalarType::Long, true);
@@ -100,7 +102,9 @@ inline FinishDraws finish_draws(const Tensor& chances, int64_t holes, const Tens
     refuse("chances must be probabilities and areas in [0, 1], and ratios in [1e-6, 1e6]");
   }
   const double least = d.least, most = d.most;
-  if (!(least >= 0 && least <= most && most == static_cast<double>(holes))) refuse("chances must be of as many holes as they are said to be");
+  if (!(least >= 0 && least <= most && most == static_cast<double>(holes))) {
+    refuse("chances must be of as many holes as they are said to be");
+  }
   args.seed = seed_of(seed);
   args.batch = batch_size, args.height = height, args.width = width;
   return args;
@@ -113,7 +117,8 @@ struct FinishOperators {
   static Tensor finish(Tensor x, Tensor affine, Maybe draws, int64_t fill, bool nhwc, ScalarType dtype, bool channels_last) {
     return finished(x, {affine, draws, fill, nhwc, dtype, channels_last}, nullptr);
   }
-  static Tensor finish_mix(Tensor x, Tensor affine, Maybe draws, int64_t fill, bool nhwc, ScalarType dtype, bool channels_last, Fields... fields) {
+  static Tensor finish_mix(Tensor x, Tensor affine, Maybe draws, int64_t fill, bool nhwc, ScalarType dtype, bool channels_last,
+                           Fields... fields) {
     const GivenMasks masks{std::move(fields)...};
     if (masks.ndim != 0 && masks.ndim != 2) refuse("ndim must be 0 or 2, but is " + std::to_string(masks.ndim));
     check_hints(masks.pairing, masks.per);

@@ -113,7 +113,8 @@ struct PixelGroup {
   }
 
   // Two pixels of two groups, blended and normalised.
-  static FUSEDMIX_DEVICE float finished(float w, const PixelGroup& own, const PixelGroup& lent, int p, int c, float scale, float shift) {
+  static FUSEDMIX_DEVICE float finished(float w, const PixelGroup& own, const PixelGroup& lent, int p, int c, float scale,
+                                        float shift) {
     const int e = element(p, c), k = e / P, l = e % P;
     if constexpr (kSize == 1) {  // the difference of bytes is exact, and so are weights of 0 and 1
       const float a = raised(own.part[k].words[l / 4], l % 4), b = raised(lent.part[k].words[l / 4], l % 4);

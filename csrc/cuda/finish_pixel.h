@@ -17,8 +17,8 @@ FUSEDMIX_DEVICE int32_t hole_at(const Side& side, int32_t y, int32_t x) {
 
 // The number of channel c at a pixel, where either sample may be in a hole. `number`: reads one of a batch that comes.
 template <class Number>
-FUSEDMIX_DEVICE float finished_at(const FinishingArgs& args, const Side& own, const Side& lent, float w, int32_t c, int32_t y, int32_t x,
-                                  const Number& number) {
+FUSEDMIX_DEVICE float finished_at(const FinishingArgs& args, const Side& own, const Side& lent, float w, int32_t c, int32_t y,
+                                  int32_t x, const Number& number) {
   const auto number_of = [&](const Side& side) {
     const int32_t column = side.flip ? args.width - 1 - x : x;
     return number(side.src + c * args.from.channel + y * args.from.row + column * args.from.pixel);

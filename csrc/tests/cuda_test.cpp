@@ -300,7 +300,8 @@ void test_finish_of(Random& random, const FinishCase& c) {
   expect(drawn.values<int32_t>() == records, "flips and holes");
 
   Finishing f{c.type, c.made, x.data(), {}, want.data(), c.channels_last, batch, channels, size[1], size[2], affine.data(),
-              c.random ? records.data() : nullptr, c.random ? finish_words(3) : 0, static_cast<Fill>(random.below(3)), c.masks == Masks::kConstant};
+              c.random ? records.data() : nullptr, c.random ? finish_words(3) : 0, static_cast<Fill>(random.below(3)),
+              c.masks == Masks::kConstant};
   std::copy_n(x.strides.begin(), 4, f.step);
   const PlanView view = plan.view();
   cpu::finish(f, c.mixes ? &view : nullptr, kOneThread);
@@ -332,7 +333,8 @@ void test_finish() {
       for (const Order order : kOrders) {
         for (const bool channels_last : {false, true}) {
           const auto pairing = static_cast<int32_t>(random.below(3));
-          test_finish_of(random, {type, kMade[random.below(3)], shape, order, channels_last, random.below(4) != 0, random.below(2) == 0, pairing,
+          const ElementType made = kMade[random.below(3)];
+          test_finish_of(random, {type, made, shape, order, channels_last, random.below(4) != 0, random.below(2) == 0, pairing,
                                   kMasks[random.below(7)]});
         }
       }
@@ -625,7 +627,8 @@ void expect_all_paths() {
   context = "the ways taken";
   for (const char* path :
        {"16 bytes at a time", "4 bytes at a time", "an element at a time", "nothing", "each", "pairs", "roll", "tile", "slices", "adjoint",
-        "three channels at a time", "a channel at a time", "a pixel at a time", "plan inside the arguments", "plan in one upload", "plan on the device", "stored masks", "Fourier masks", "soft Fourier masks"}) {
+        "three channels at a time", "a channel at a time", "a pixel at a time",
+        "plan inside the arguments", "plan in one upload", "plan on the device", "stored masks", "Fourier masks", "soft Fourier masks"}) {
     std::printf("  %-30s %lld\n", path, static_cast<long long>(paths[path]));
     if (paths[path] == 0) fail(std::string("no case took: ") + path);
   }

@@ -86,10 +86,12 @@ FUSEDMIX_HD int64_t nearest_root(double x) {
 
 // The record of a sample, word by word: write(k, word) for each of its finish_words(draw.most).
 template <class Write>
-FUSEDMIX_HD void flip_and_holes(const FinishDraw& draw, uint64_t seed, uint64_t index, int64_t height, int64_t width, const Write& write) {
+FUSEDMIX_HD void flip_and_holes(const FinishDraw& draw, uint64_t seed, uint64_t index, int64_t height, int64_t width,
+                                const Write& write) {
   const auto unit = [](uint32_t word) { return static_cast<double>(2 * uint64_t{word} + 1) * 0x1p-33; };
   const auto least = static_cast<int32_t>(draw.least), most = static_cast<int32_t>(draw.most);
-  const Words flip = words(seed, index, kStreamFlip), first = words(seed, index, kStreamErase, 0), noise = words(seed, index, kStreamErase, 1);
+  const Words flip = words(seed, index, kStreamFlip);
+  const Words first = words(seed, index, kStreamErase, 0), noise = words(seed, index, kStreamErase, 1);
   const bool erased = most > 0 && uniform(first.a, first.b) < draw.erase;
   const int32_t count = erased ? least + static_cast<int32_t>(below(first.c, most - least + 1)) : 0;
   write(kWordFlip, uniform(flip.a, flip.b) < draw.flip ? 1 : 0);
