@@ -127,11 +127,11 @@ def _check_draws(plan: MixPlan, finish: Finish, planes: Tensor) -> None:
 
 
 def _finishing(x: Tensor, finish: Finish, backend: str | None) -> Any:
-    """The operators that finish a batch, which has been checked: on the CPU those that serve it; elsewhere, and of
-    float64, those of the reference."""
+    """The operators that finish a batch, which has been checked: those that serve its device; of float64, which no
+    kernel has, those of the reference."""
     finish.check(x)
     operators = operators_for(x, backend)
-    return operators if x.is_cpu and x.dtype != torch.float64 else torch.ops.fusedmix_reference
+    return operators if x.dtype != torch.float64 else torch.ops.fusedmix_reference
 
 
 def mix_(x: Tensor, plan: MixPlan, *, backend: str | None = None) -> Tensor:

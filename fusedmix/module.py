@@ -220,9 +220,7 @@ class MixTransform(checks.Checked, nn.Module):
             chances = chances._replace(flip=0.0, erase=0.0)
         of = torch.tensor(chances, dtype=torch.float64, device=CPU), int(chances.most)
         where = own.device
-        # Elsewhere no backend has a kernel for it.
-        operators = self._operators(where) if where.type == "cpu" else torch.ops.fusedmix_reference
-        return operators.draw_finish(*of, own, request.batch_size, *request.size, where)
+        return self._operators(where).draw_finish(*of, own, request.batch_size, *request.size, where)
 
     def _with_pixels(self, plan: MixPlan, spec: Tensor, source: Source, where: torch.device) -> MixPlan:
         """The plan with the masks that are stored: they are made where they are wanted, whoever drew the numbers."""
