@@ -281,10 +281,13 @@ class Filling(IntEnum):
 _FILLINGS = {"random": Filling.EACH_HOLE, "pixel": Filling.EACH_PIXEL}
 
 
-@torch.compiler.assume_constant_result
 def _affine_of_graph(finish: Finish, channels: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """`_affine` as a constant of a graph, on the device: it is made while the graph is traced."""
     return finish._affine(channels, dtype, device)
+
+
+# As torch.compiler.assume_constant_result, which would import Dynamo, and with it Triton.
+_affine_of_graph._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _set(record: Any, **values: Any) -> None:
