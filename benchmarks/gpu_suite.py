@@ -78,6 +78,7 @@ _WITH_GPU = (
     "operators/test_masks",
     "operators/test_fourier",
     "operators/test_triton_numbers",
+    "operators/test_triton_finish",
 )
 TESTS = tuple(f"{name}.py" for name in _WITH_GPU)
 DEFAULT_TESTS = [f"tests/{name}" for name in TESTS]

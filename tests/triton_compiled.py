@@ -26,8 +26,17 @@ from triton.runtime.jit import create_function_from_signature
 
 import fusedmix as fm
 from families import RECORDS
-from fusedmix.arguments import LossArguments
-from fusedmix.backends.triton import fourier_launch, labels_kernel, launch, losses_kernel, mix_launch, sample_launch
+from fusedmix import erasing
+from fusedmix.arguments import LossArguments, MaskArguments
+from fusedmix.backends.triton import (
+    finish_launch,
+    fourier_launch,
+    labels_kernel,
+    launch,
+    losses_kernel,
+    mix_launch,
+    sample_launch,
+)
 from fusedmix.draws import Request
 from fusedmix.masks.family import WORDS
 from fusedmix.methods import Families
@@ -70,6 +79,24 @@ MIXES = {
 }
 
 
+# Of batches that are finished: the dtypes of the batch and of the new one, whether channels come last in them, how many
+# holes a sample has at most, -1: samples are not flipped either, and what fills them; the method, None: none.
+BYTES, TO_BF16, TO_F32 = torch.uint8, torch.bfloat16, torch.float32
+FINISHES = {
+    "bytes": (BYTES, TO_BF16, False, False, -1, 0.0, fm.MixUp),
+    "bytes alone": (BYTES, TO_F32, False, False, -1, 0.0, None),
+    "pixels": (BYTES, TO_BF16, True, True, 0, 0.0, fm.MixUp),
+    "pixels to planes": (BYTES, TO_F32, True, False, -1, 0.0, fm.CutMix),
+    "planes to pixels": (BYTES, TO_BF16, False, True, 1, 0.0, fm.HMix),
+    "noise": (BYTES, TO_BF16, False, False, 1, "pixel", fm.GMix),
+    "noise in pixels": (BYTES, torch.float16, True, True, 16, "random", fm.CutMix),
+    "noise alone": (BYTES, TO_F32, True, True, 1, "pixel", None),
+    "floats": (torch.float32, TO_F32, False, False, -1, 0.0, fm.MixUp),
+    "halves": (torch.bfloat16, TO_BF16, True, True, -1, 0.0, fm.CutMix),
+    "halves, flips": (torch.float16, torch.float16, False, False, 2, 0.0, fm.MixUp),
+}
+
+
 class Launches(list):
     """(kernel, arguments, constants) of every launch, none of which takes place."""
 
@@ -99,6 +126,37 @@ def mixing(dtype, make, per, pairing, in_place, adjoint, by_value, shape, channe
     masks = plan.partner, plan.masks, families, 0 if plan.constant else 2, plan.pairing, plan.per, pixels
     with Launches() as launches:
         mix_launch.apply(x, out, masks, adjoint=adjoint, by_value=by_value)
+    return launches
+
+
+def finishing(dtype, made, nhwc, last, holes, value, make, channels=3):
+    """What is launched to finish a batch. Its memory is only asked for."""
+    batch, height, width = 256, 224, 224
+    x = torch.empty((batch, height, width, channels) if nhwc else (batch, channels, height, width), dtype=dtype)
+    finish = fm.Finish(
+        ((0.5,) * channels, (0.2,) * channels),
+        made,
+        torch.channels_last if last else torch.contiguous_format,
+        erase=fm.Erase(value=value, count=max(1, holes)),
+        input_format="NHWC" if nhwc else "NCHW",
+    )
+    words = erasing.HEAD + erasing.PER_HOLE * holes
+    how = finish.arguments(x, None if holes < 0 else torch.empty((batch, words), dtype=torch.int32))
+    plan = None
+    if make is not None:
+        drawn = make(per="sample", pairing="random", sampling="device").sample(batch, (height, width), seed=0)
+        hints = int(drawn.families), 0 if drawn.constant else 2, int(drawn.pairing), int(drawn.per)
+        plan = MaskArguments(drawn.partner, drawn.masks, *hints)
+    with Launches() as launches:
+        finish_launch.finish(x, how, plan)
+    return launches
+
+
+def drawing(holes):
+    """What is launched to draw flips and holes."""
+    of = erasing.chances(fm.Finish(None, hflip=0.5, erase=fm.Erase(count=holes)))
+    with Launches() as launches:
+        finish_launch.draw(torch.tensor(of, dtype=torch.float64), holes, torch.tensor(0), 256, 224, 224, CPU)
     return launches
 
 
@@ -247,6 +305,10 @@ def compile_all(arch):
                 dtype.is_floating_point or not name.startswith("adjoint")
             ):
                 add(f"{name}: {dtype}", mixing(dtype, *case))
+    for i, (name, case) in enumerate(FINISHES.items()):
+        if arch == 90 or i % 3 == (arch // 10) % 2:
+            add(f"finish, {name}", finishing(*case))
+    add("draws of a finish", drawing(3))
     add("losses: torch.float32", losses(torch.float32))
     add("volumes", sampling("cross_class", size=(8, 32, 32)))
     add("noise", noise((32, 32)))
@@ -359,7 +421,9 @@ def keys():
     """[kernel, parameter, [[what the launcher takes, what Triton takes] of each argument in its place]], as numbers."""
     backend = make_backend(GPUTarget("cuda", 90, 32))
     launches = sampling("cross_class") + others() + noise((32, 48)) + noise((5, 6, 7), max_soft=0.1)
-    launches += losses(torch.float32)
+    launches += losses(torch.float32) + drawing(2)
+    for name in ("bytes", "noise", "floats"):
+        launches += finishing(*FINISHES[name])
     for case in MIXES.values():
         launches += mixing(torch.float32, *case)
     found = []

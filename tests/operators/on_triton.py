@@ -26,7 +26,19 @@ from triton_log import Launch, bytes_of, elements_of, logged  # noqa: F401  whic
 
 LOSSES = ("cross_entropy", "cross_entropy_backward", "binary_cross_entropy", "binary_cross_entropy_backward")
 FOURIERS = ("waves", "coefficients", "sum", "select", "level")
-KERNELS = ("mix", "inverse", "sample", "circle", "labels", "mask", "finish", *FOURIERS, *LOSSES)
+KERNELS = (
+    "mix",
+    "inverse",
+    "sample",
+    "circle",
+    "labels",
+    "mask",
+    "finish",
+    "finish_images",
+    "draw_finish",
+    *FOURIERS,
+    *LOSSES,
+)
 SHAPE_OF = {Pairing.ROLL: Shape.ROLL, Pairing.FLIP: Shape.PAIRS}  # of cuts in place; of all other pairings TILE
 
 

@@ -27,6 +27,7 @@ pytest.importorskip("triton")
 
 import triton
 
+from fusedmix.backends.triton.enums import Source
 from operators.on_triton import KERNELS, LOSSES, Shape, backend, launch
 
 pytestmark = pytest.mark.thorough
@@ -93,6 +94,30 @@ def test_images_move_128_bits_at_a_time(compiled):
             assert not loads, (arch, launched)
     kinds = {of[1].partition(": ")[2] for of in of_kernel({"90": compiled["90"]}, "mix_kernel")}
     assert kinds == set(map(str, DTYPES))
+
+
+def test_batches_are_finished_by_words(compiled):
+    """Bytes are read four at a time, whatever is flipped and however channels and pixels lie; what is made of them is
+    written as vectors of four elements. Beside them there are partners (8 bytes), and numbers of four. Nothing goes
+    through shared memory, nothing is on a stack, but where Triton 3.6 puts two registers aside."""
+    stack = 8 if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 8) else 0
+    seen = set()
+    for arch, launched, _, report in of_kernel(compiled, "finish_images_kernel"):
+        constants, accesses = report["constants"], dict(report["accesses"])
+        (store,) = (of for of in accesses if of.startswith("st"))
+        assert store in ("st 8", "st 16"), (arch, launched)
+        assert accesses.pop(store) % 3 == 0, (arch, launched)
+        wide = {Source.PLANES: {"ld 4"}, Source.PIXELS: {"ld 4"}, Source.ELEMENTS: {"ld 2", "ld 4"}}
+        allowed = wide.get(constants["SOURCE"], {"ld 4", "ld 8", "ld 16"}) | {"ld 8"}
+        assert accesses.keys() <= allowed, (arch, launched, accesses)
+        assert report["shared"] == 0, (arch, launched)
+        assert report["local"] == 0, (arch, launched)
+        assert report["stack"] <= stack, (arch, launched)
+        seen.add((constants["SOURCE"], constants["LAST"]))
+    assert seen >= {(Source.PLANES, False), (Source.PLANES, True), (Source.PIXELS, False), (Source.PIXELS, True)}
+    assert seen >= {(Source.ELEMENTS, False), (Source.VECTORS, False), (Source.VECTORS, True)}
+    for _, launched, _, report in of_kernel(compiled, "draw_finish_kernel"):
+        assert set(report["sqrt"]) == {"sqrt.rn.f64"}, launched
 
 
 def test_logits_and_gradients_move_128_bits_at_a_time(compiled):

@@ -87,6 +87,8 @@ def test_every_kernel_gets_all_of_its_parameters():
         for soft in (0.0, 0.3):
             noise = fm.FMix(per="sample", max_soft=soft)
             fourier_of(noise, noise.sample(2, (4, 4), seed=0), 0)
+        finish = fm.Finish(None, hflip=0.5, erase=fm.Erase())
+        fm.CutMix(num_classes=4, finish=finish, sampling="device", backend="triton")(x.detach(), y)
         for loss in (fm.mix_cross_entropy, fm.mix_binary_cross_entropy):
             loss(torch.rand(9, 4, requires_grad=True), y, plan, backend="triton").backward()
     assert len(seen) == len(KERNELS)

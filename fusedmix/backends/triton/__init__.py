@@ -1,8 +1,8 @@
 """The operators in Triton: for GPUs without a CUDA compiler, and a second implementation to compare the first with.
 
 Every function here is the operator of the same name in fusedmix/backends/reference.py, which has the meaning. The
-kernels are in mix_kernel.py, labels_kernel.py, losses_kernel.py, sample_kernel.py and fourier_kernel.py; where there is
-a mix_launch.py beside them, it has their launches.
+kernels are in mix_kernel.py, finish_kernel.py, labels_kernel.py, losses_kernel.py, sample_kernel.py and
+fourier_kernel.py; where there is a mix_launch.py beside them, it has their launches.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fusedmix import backends, draws
 from fusedmix.arguments import LossArguments, MaskArguments, PlanTensors
+from fusedmix.backends import finished
 from fusedmix.checks import class_range, usual_batch
 from fusedmix.draws import CPU, Request, Source
 from fusedmix.methods import Per
@@ -75,6 +76,33 @@ def sample(request: Request, source: Source, device: torch.device) -> PlanTensor
     if source.seed is None:
         return _from_the_host(request, source)
     return _kernels().sample.sample(request, source.seed, _indexed(device))
+
+
+def draw_finish(
+    chances: Tensor, holes: int, seed: Tensor, batch_size: int, height: int, width: int, device: torch.device
+) -> Tensor:
+    """The flips and holes of a batch."""
+    from fusedmix.backends.triton import finish_launch
+
+    return finish_launch.draw(chances, holes, seed, batch_size, height, width, _indexed(device))
+
+
+def finish(x: Tensor, *arguments: Any) -> Tensor:
+    """Each sample by itself, as a new batch; those of float64 as the reference makes them."""
+    if x.dtype == torch.float64:
+        return finished.finish(x, *arguments)
+    from fusedmix.backends.triton import finish_launch
+
+    return finish_launch.finish(x, *arguments)
+
+
+def finish_mix(x: Tensor, *arguments: Any) -> Tensor:
+    """The mix of a batch, as a new batch; that of float64 as the reference makes it."""
+    if x.dtype == torch.float64:
+        return finished.finish_mix(x, *arguments)
+    from fusedmix.backends.triton import finish_launch
+
+    return finish_launch.finish(x, *arguments)
 
 
 def mix_batch(
@@ -207,6 +235,9 @@ __all__ = [
     "binary_cross_entropy_backward",
     "cross_entropy",
     "cross_entropy_backward",
+    "draw_finish",
+    "finish",
+    "finish_mix",
     "fourier",
     "mask",
     "mix",

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import triton.language as tl
 
-from fusedmix import methods
+from fusedmix import erasing, finishing, methods
 from fusedmix.philox import Stream
 
 
@@ -19,6 +19,15 @@ class Shape(IntEnum):
     PAIRS = 1
     ROLL = 2
     TILE = 3
+
+
+class Source(IntEnum):
+    """How kernels that finish a batch load it (finish_kernel.py)."""
+
+    ELEMENTS = 0
+    VECTORS = 1
+    PLANES = 2
+    PIXELS = 3
 
 
 # λ is drawn, or given, once for all samples or for each of them.
@@ -40,6 +49,7 @@ class _Numbers(tl.constexpr):
 Columns = _Numbers(methods.Column)
 Draws = _Numbers(methods.Drawn)
 Families = _Numbers(methods.Families)
+Fillings = _Numbers(finishing.Filling)
 Kinds = _Numbers(methods.Kind)
 Lams = _Numbers(_Lam)
 Methods = _Numbers(methods.Method)
@@ -47,5 +57,9 @@ Pairings = _Numbers(methods.Pairing)
 Pers = _Numbers(methods.Per)
 Rows = _Numbers(_Row)
 Shapes = _Numbers(Shape)
+Sources = _Numbers(Source)
 Streams = _Numbers(Stream)
+Words = _Numbers(erasing.Word)
+ATTEMPTS = tl.constexpr(erasing.ATTEMPTS)
 COLUMNS = tl.constexpr(len(methods.Column))
+HEAD, PER_HOLE = tl.constexpr(erasing.HEAD), tl.constexpr(erasing.PER_HOLE)

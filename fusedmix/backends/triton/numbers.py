@@ -95,6 +95,15 @@ def by_vector(pointer, offset, V: tl.constexpr):
 
 
 @triton.jit
+def one_of(numbers, which, COUNT: tl.constexpr):
+    """numbers[which] of the first COUNT of a tuple."""
+    found = numbers[0]
+    for k in tl.static_range(1, COUNT):
+        found = tl.where(which == k, numbers[k], found)
+    return found
+
+
+@triton.jit
 def spread(condition, like):
     """A scalar condition as a block of the shape of `like`. (Left to itself the interpreter spreads the numbers that
     were compared, not the truth.)"""
@@ -183,6 +192,40 @@ def turn(steps, side):
     odd, behind = (quarter & 1) != 0, (quarter & 2) != 0
     cosine, sine = tl.where(odd, -sine, cosine), tl.where(odd, cosine, sine)
     return tl.where(behind, -cosine, cosine), tl.where(behind, -sine, sine)
+
+
+@triton.jit
+def horner(z, sum, NUMBER: tl.constexpr):
+    """z·sum + NUMBER, rounded once."""
+    return fma(z, sum, tl.full(z.shape, NUMBER, tl.float32))
+
+
+@triton.jit
+def normals(high, low):
+    """Two independent standard normals of two words, float32: by the operations of csrc/include/fusedmix/fourier.h,
+    which has the sources. So they are the same bits everywhere, whatever a library's logarithm and cosine are."""
+    u = (2 * (high >> 9) + 1).to(tl.int32).to(tl.float32) * 5.9604644775390625e-08
+    shifted = as_word(u) - 0x3F3504F3
+    f = as_float((shifted & 0x007FFFFF) + 0x3F3504F3)
+    s = tl.div_rn(f - 1.0, f + 1.0)
+    z = s * s
+    series = horner(z, tl.full(z.shape, 0.1111111111111111, tl.float32), 0.14285714285714285)
+    series = horner(z, horner(z, horner(z, series, 0.2), 0.3333333333333333), 1.0)
+    log2 = tl.full(z.shape, 0.69314718, tl.float32)
+    radius = tl.sqrt_rn(-2.0 * fma((shifted >> 23).to(tl.float32), log2, 2.0 * s * series))
+
+    turned = (low >> 8).to(tl.int32)
+    quarter = (turned + (1 << 21)) >> 22
+    x = (turned - (quarter << 22)).to(tl.float32) * 3.7450703871400037e-07
+    z = x * x
+    sine = horner(z, tl.full(z.shape, 2.7557319223985893e-06, tl.float32), -1.984126984126984e-04)
+    sine = x * horner(z, horner(z, horner(z, sine, 8.333333333333333e-03), -0.16666666666666666), 1.0)
+    cosine = horner(z, tl.full(z.shape, -2.755731922398589e-07, tl.float32), 2.48015873015873e-05)
+    cosine = horner(z, horner(z, cosine, -1.388888888888889e-03), 0.041666666666666664)
+    cosine = horner(z, horner(z, cosine, -0.5), 1.0)
+    odd = (quarter & 1) != 0
+    c, s = tl.where(odd, sine, cosine), tl.where(odd, cosine, sine)
+    return radius * tl.where(((quarter + 1) & 2) != 0, -c, c), radius * tl.where((quarter & 2) != 0, -s, s)
 
 
 @triton.jit
