@@ -564,6 +564,57 @@ def test_the_choice_on_a_gpu():
     assert backends.choose("cuda") == next((name for name, why in WHY_NOT.items() if why is None), "reference")
 
 
+@pytest.mark.skipif(NO_TRITON is not None, reason=str(NO_TRITON))
+@pytest.mark.parametrize("backend", ["triton"])
+@pytest.mark.parametrize("value", [0.0, "pixel"])
+def test_every_replay_finishes_anew_and_as_eager_would(backend, value):
+    """Bytes, and flips and holes of a seed on the device."""
+    x, y = batch(size=(32, 32), n=16)
+    x = (x * 255).byte()
+    finish = fm.Finish(((0.5,) * 3, (0.2,) * 3), torch.bfloat16, hflip=0.5, erase=fm.Erase(0.5, value=value))
+    mix = fm.CutMix(num_classes=10, sampling="device", per="sample", finish=finish, backend=backend)
+    warm = torch.cuda.Stream()
+    warm.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(warm):
+        mix(x, y)
+    torch.cuda.current_stream().wait_stream(warm)
+    graph, seeds = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        images, targets = mix(x, y)
+    with torch.cuda.graph(seeds):
+        drawn = torch.ops.fusedmix.draw_seed(0, device=x.device)
+    expected_seeds = []
+    torch.cuda.manual_seed(7)
+    for _ in range(REPLAYS):
+        seeds.replay()
+        expected_seeds.append(int(drawn))
+    torch.cuda.manual_seed(7)
+    for seed in expected_seeds:
+        graph.replay()
+        plan = mix.sample(x.shape[0], x.shape[2:], device="cuda", seed=seed)
+        assert torch.equal(images, fm.mix(x, plan, finish=finish, backend=backend))
+        assert torch.equal(targets, fm.mix_labels(y, plan, num_classes=10, backend=backend))
+
+
+@pytest.mark.skipif(NO_TRITON is not None, reason=str(NO_TRITON))
+@pytest.mark.parametrize("backend", ["triton"])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("input_format", ["NCHW", "NHWC"])
+def test_large_batches_are_finished_as_by_the_reference(backend, dtype, input_format):
+    """By a plan and flips and holes that are drawn on the device, and are those of the CPU."""
+    shape = (64, 3, 224, 224) if input_format == "NCHW" else (64, 224, 224, 3)
+    x = torch.randint(0, 256, shape, device="cuda", dtype=torch.uint8).to(dtype)
+    finish = fm.Finish(((0.5,) * 3, (0.2,) * 3), torch.bfloat16, hflip=0.5, erase=fm.Erase(0.5, count=3),
+                       input_format=input_format)  # fmt: skip
+    for method in (fm.MixUp, fm.CutMix):
+        options = {"sampling": "device", "per": "sample", "pairing": "random", "finish": finish}
+        plan = method(backend=backend, **options).sample(64, (224, 224), seed=5, device="cuda")
+        here = method(backend="reference", **options).sample(64, (224, 224), seed=5)
+        assert torch.equal(plan.draws.cpu(), here.draws)
+        out = fm.mix(x, plan, finish=finish, backend=backend)
+        assert torch.equal(out.cpu(), fm.mix(x.cpu(), plan.to("cpu"), finish=finish, backend="reference"))
+
+
 # A kernel's limit of shared memory is set at its first launch, which may lie in a capture.
 FIRST_CALL_IN_A_CAPTURE = """
 import torch
