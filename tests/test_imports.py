@@ -10,6 +10,7 @@ import graphlib
 from pathlib import Path
 
 import fusedmix
+from callers import python
 
 PACKAGE = Path(fusedmix.__file__).parent
 
@@ -66,3 +67,9 @@ def test_there_is_no_circle():
     assert len(graph) > 60
     assert sum(map(len, graph.values())) > 200
     assert circle(graph) is None
+
+
+def test_what_is_not_imported():
+    """Dynamo and Triton take seconds; and Triton must not be there before a program says that it is to interpret."""
+    code = "import json, sys, fusedmix.api; print(json.dumps(sorted({'triton', 'torch._dynamo'} & set(sys.modules))))"
+    assert python(code) == []
