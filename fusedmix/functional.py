@@ -249,7 +249,7 @@ def _prepare(name: str, x: Tensor, plan: MixPlan, backend: str | None) -> tuple[
     """Checks x against the plan; the operators that serve it and what they take after x."""
     checks.batch(name, x)
     same_batch(name, x, plan)
-    ndim = 0 if plan.constant else len(plan.size)
+    ndim = 0 if plan.families.constant else len(plan.size)
     if ndim and tuple(x.shape[max(1, x.ndim - ndim) :]) != plan.size:
         raise ValueError(
             f"{name} must end in the spatial size of the plan, {plan.size}, but got shape {tuple(x.shape)}."

@@ -43,7 +43,7 @@ def binary_cross_entropy(operators: Any, of: LossArguments, *options: Any) -> Te
 def _save(ctx: Any, inputs: tuple[Any, ...], before: int, *others: Tensor | None) -> None:
     """Keeps the arguments that losses share, which stand after `before` other inputs, and these tensors."""
     logits, labels, partner, weight, ctx.pairing, ctx.per, class_weight = inputs[before : before + _SHARED]
-    ctx.inputs = len(inputs)
+    ctx.nones = (None,) * len(inputs)  # the gradients of all inputs that have none
     ctx.save_for_backward(logits, labels, partner, weight, class_weight, *others)
 
 
@@ -57,11 +57,6 @@ def _saved(ctx: Any, tensors: Sequence[Any]) -> tuple[LossArguments, tuple[Any, 
     """The same, with a record of what losses share."""
     row = _row(ctx, tensors)
     return LossArguments(*row[:_SHARED]), row[_SHARED:]
-
-
-def _gradients(ctx: Any, *of_first: Tensor | None) -> tuple[Tensor | None, ...]:
-    """A gradient for every input: those of the first, and none of the rest."""
-    return (*of_first, *[None] * (ctx.inputs - len(of_first)))
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -82,7 +77,7 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
         if grad is None:
-            return _gradients(ctx)
+            return ctx.nones
         row = _row(ctx, ctx.saved_tensors)
         args = (grad, *row, *ctx.options)
         if transformed():
@@ -91,7 +86,7 @@ class _CrossEntropy(torch.autograd.Function):
             slope = _CrossEntropyGradient.apply(ctx.operators, *args)
         else:
             slope = ctx.operators.cross_entropy_backward(*args)
-        return _gradients(ctx, None, slope)
+        return None, slope, *ctx.nones[2:]
 
 
 class _CrossEntropyGradient(torch.autograd.Function):
@@ -143,7 +138,7 @@ class _BinaryCrossEntropy(torch.autograd.Function):
             slope = _BinaryCrossEntropyGradient.apply(ctx.operators, *args)
         else:
             slope = ctx.operators.binary_cross_entropy_backward(*args)
-        return _gradients(ctx, None, slope)
+        return None, slope, *ctx.nones[2:]
 
 
 class _BinaryCrossEntropyGradient(torch.autograd.Function):
@@ -188,7 +183,7 @@ def _slope_gradients(formula: Callable[..., Any], ctx: Any, outer: Tensor) -> tu
     v = outer.to(grad.dtype)
     slope, bent = formula(of.wide(), v, weights, *ctx.options)
     of_grad = _summed(slope * v, grad.ndim == 1)
-    return _gradients(ctx, None, of_grad, (grad.reshape(-1, 1) * bent).to(of.logits.dtype))
+    return None, of_grad, (grad.reshape(-1, 1) * bent).to(of.logits.dtype), *ctx.nones[3:]
 
 
 def _tangent(formula: Callable[..., Any], ctx: Any, saved: list[Any], _: None, tangent: Tensor, *__: Any) -> Tensor:
