@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Literal, get_args
 
@@ -12,7 +11,6 @@ from typing_extensions import Unpack
 
 from fusedmix import checks
 from fusedmix.functional import mix
-from fusedmix.masks.family import packed
 from fusedmix.options import EmbeddingOptions, spelled_out
 from fusedmix.plan import MixPlan, SparseTargets, same_batch
 from fusedmix.targets import mix_targets, per_sample
@@ -80,16 +78,16 @@ class EmbedMix(MixUp):
 
     Args:
         alpha: α > 0.
-        fold: whether λ ← max(λ, 1-λ).
+        fold: whether λ ← max(λ, 1-λ), unless λ is given.
         padding: as in `mix_embeddings`.
         **options: see `Options`.
     """
 
-    fold: bool
     padding: Padding
 
-    _in_sets = False  # A set draws by the numbers of its methods, and the fold is none of them.
-    _checks: ClassVar = {"fold": checks.boolean, "padding": _check_padding}
+    _fold = True
+    _in_sets = False  # A set mixes images.
+    _checks: ClassVar = {"padding": _check_padding}
 
     def __init__(
         self,
@@ -99,18 +97,8 @@ class EmbedMix(MixUp):
         padding: Padding = "zeros",
         **options: Unpack[EmbeddingOptions],
     ) -> None:
-        super().__init__(alpha=alpha, **options)
-        self.fold = fold
+        super().__init__(alpha=alpha, fold=fold, **options)
         self.padding = padding
-
-    def sample(self, batch_size: int, size: Any, **options: Any) -> MixPlan:
-        """As `MixTransform.sample`, with λ folded unless it is given."""
-        plan = super().sample(batch_size, size, **options)
-        if not self.fold or options.get("lam") is not None:
-            return plan
-        lam = torch.maximum(plan.lam, 1.0 - plan.lam)
-        masks = packed(plan.kind, plan.geometry, torch.stack((lam, torch.zeros_like(lam)), 1))
-        return replace(plan, lam=lam, weight=lam.double(), masks=masks)
 
     def forward(
         self, embeddings: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None

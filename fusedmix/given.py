@@ -17,6 +17,7 @@ from fusedmix import checks, grids
 from fusedmix.backends.reference import has_float64
 from fusedmix.draws import CPU
 from fusedmix.fourier import pack
+from fusedmix.masks.constant import numbers
 from fusedmix.masks.family import packed, quotient
 from fusedmix.masks.fourier import LEVELS
 from fusedmix.methods import Families, Kind
@@ -119,12 +120,7 @@ def _lam(name: str, x: Tensor, size: Any) -> Given:
     if checks.readable(x) and not (x.abs() <= _FLOAT32_MAX).all():
         raise ValueError("lam must be finite in float32 everywhere, but holds other numbers.")
     lam = x.float()
-    records = packed(
-        torch.full_like(lam, Kind.CONSTANT, dtype=torch.int32),
-        lam.new_zeros((x.shape[0], 6)),
-        torch.stack((lam, torch.zeros_like(lam)), dim=1),
-    )
-    return Given(records, lam.double(), size, Families.CONSTANTS)
+    return Given(numbers(lam), lam.double(), size, Families.CONSTANTS)
 
 
 def _cells(name: str, x: Tensor, size: Any) -> Given:

@@ -21,6 +21,7 @@ from fusedmix.draws import CPU, Request, Source, moved
 from fusedmix.finishing import Finish
 from fusedmix.functional import finish, in_range, mix, mix_, mix_labels
 from fusedmix.masks import grid
+from fusedmix.masks.constant import numbers
 from fusedmix.masks.family import padded
 from fusedmix.methods import Column, Families, Method, Number, Pairing, Per
 from fusedmix.ops import GeneratorHandle, draw_on_host
@@ -68,6 +69,7 @@ class MixTransform(checks.Checked, nn.Module):
 
     _keywords: ClassVar[tuple[str, ...]] = tuple(keywords.DEFAULTS)  # the keywords of `Options` that the class takes
     _chooses: ClassVar[bool] = False  # whether the method of a batch is drawn, even if there is only one
+    _fold: bool = False  # whether λ ← max(λ, 1-λ), of a method whose masks are λ
     _member: bool = False  # whether the module is one of the methods of a RandomMix
     _generator: GeneratorHandle | None = None
     _spec: Tensor  # (methods, len(Column)) float64, which stays on the CPU wherever the module goes
@@ -201,6 +203,9 @@ class MixTransform(checks.Checked, nn.Module):
             plan = replace(plan, draws=self._draw_finish(request, source, handle, seed))
         if made_on != where or plan.draws is not None:
             plan = plan.to(where, non_blocking=True)
+        if self._fold and request.lam is None:
+            lam = torch.maximum(plan.lam, 1.0 - plan.lam)
+            plan = replace(plan, lam=lam, weight=lam.double(), masks=numbers(lam))
         if partners is not None:
             plan = replace(plan, partner=partners[0], pairing=Pairing.RANDOM, repeats=partners[1])
         return self._with_pixels(plan, request.spec, source, where) if plan.stored else plan

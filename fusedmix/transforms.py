@@ -42,13 +42,41 @@ class MixUp(BetaMethod):
 
     Args:
         alpha: α > 0 of λ ~ Beta(α, α).
+        fold: whether λ ← max(λ, 1-λ) once it is drawn, and within lam_range, so that a sample keeps at least half of
+            itself (MixMatch; fastai, Composer and big_vision mix so). Not in a RandomMix. It costs a few small
+            operations a step.
         **options: see `Options`.
     """
 
     _formulas = {"released": Method.MIXUP, "paper": Method.MIXUP}  # noqa: RUF012
 
-    def __init__(self, *, alpha: float = 1.0, **options: Unpack[Options]) -> None:
+    def __init__(self, *, alpha: float = 1.0, fold: bool = False, **options: Unpack[Options]) -> None:
+        self.__dict__["_fold"] = checks.boolean("fold", fold)
         super().__init__(options, alpha=alpha)
+
+    @property
+    def fold(self) -> bool:
+        """Whether λ ← max(λ, 1-λ). May be changed between steps."""
+        return self._fold
+
+    @fold.setter
+    def fold(self, value: bool) -> None:
+        checks.boolean("fold", value)
+        if value and self._member:
+            raise AttributeError(f"fold must be False for a method of a RandomMix: {_NO_FOLD}")
+        self.__dict__["_fold"] = value
+        self._prepare_plain_step()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # A module that was pickled when this was a plain attribute, of EmbedMix alone.
+        super().__setstate__({"_fold" if name == "fold" else name: value for name, value in state.items()})
+
+    def _describe(self) -> dict[str, Any]:
+        return {**super()._describe(), **({"fold": self.fold} if self.fold != type(self)._fold else {})}
+
+
+# Why a RandomMix holds no module that folds.
+_NO_FOLD = "it draws by the numbers of its methods, and the fold is none of them."
 
 
 _PLACEMENTS = ("clip", "inside")
@@ -482,6 +510,8 @@ class RandomMix(MixTransform):
                 raise TypeError(
                     f"methods[{i}] must be a {', '.join(names)} or {last} of fusedmix, but got {named(method)}"
                 )
+            if method._fold:
+                raise ValueError(f"methods[{i}] must be made with fold=False for a RandomMix: {_NO_FOLD}")
         for keyword, value in options.items():
             if keyword in ("lam_range", "variant"):
                 raise ValueError(f"{keyword} belongs to a method of RandomMix, but got {keyword}={value!r}.")

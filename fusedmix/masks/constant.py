@@ -16,13 +16,15 @@ from fusedmix.methods import Column, Drawn, Families, Kind, Method
 
 def make(method: Tensor, rows: Tensor, lam: Tensor, draws: Draws, size: tuple[int, ...]) -> Masks:
     """λ everywhere. The label weight of SamplePairing is 1."""
-    return Masks(
-        packed(
-            kind=torch.full_like(lam, Kind.CONSTANT, dtype=torch.int32),
-            geometry=lam.new_zeros((lam.shape[0], 6)),
-            value=torch.stack((lam, torch.zeros_like(lam)), dim=1),
-        ),
-        weight=torch.where(method == Method.SAMPLE_PAIRING, 1.0, lam),
+    return Masks(numbers(lam), weight=torch.where(method == Method.SAMPLE_PAIRING, 1.0, lam))
+
+
+def numbers(lam: Tensor) -> Tensor:
+    """(n, WORDS) int32, the masks that are a number everywhere, of numbers (n,)."""
+    return packed(
+        kind=torch.full_like(lam, Kind.CONSTANT, dtype=torch.int32),
+        geometry=lam.new_zeros((lam.shape[0], 6)),
+        value=torch.stack((lam, torch.zeros_like(lam)), dim=1),
     )
 
 
