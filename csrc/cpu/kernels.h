@@ -73,8 +73,8 @@ struct Kernels {
   RowKernels rows[5];  // by ElementType
   // Rows of so many bytes each, their beginnings so many bytes apart, that overlap nothing.
   void (*copy_rows)(char* to, int64_t to_step, const char* from, int64_t from_step, int64_t rows, int64_t bytes);
-  // Asks for such rows, so that the second-level cache has them by the time that they are read or written.
-  void (*ask_for_rows)(const char* at, int64_t step, int64_t rows, int64_t bytes);
+  // Asks for what copy_rows() will read and write, so that the second-level cache has it by then.
+  void (*ask_for_rows)(char* to, int64_t to_step, const char* from, int64_t from_step, int64_t rows, int64_t bytes);
   void (*fill)(float* out, float value, int64_t n);
   // out = factors·table, or 1 minus that: a row of a Gaussian mask from the exponentials of its axes.
   void (*gaussian)(float* out, const float* table, int64_t n, Factors factors, bool complement);

@@ -354,20 +354,19 @@ struct Mixer {
     const int64_t step = box.step * size;
     for (int64_t r = 0; r < box.rows; ++r, x += step, y += step) std::swap_ranges(x, x + box.length * size, y);
   }
-  // What mixing the next sample reads and writes: this is on its way while a box is copied.
+  // The box of the sample that is mixed next, there and in its partner: this is on its way while another one is copied.
   void ask_for_next(int64_t next, const Window& part) const {
-    for (const int64_t i : {next, plan.partner[next]}) ask_for_box(i, masks[next].box, part);
-  }
-  void ask_for_box(int64_t i, const Box& mask, const Window& part) const {
-    for_box(masks, images.layout, mask, part, [&](const BoxRows& box) {
-      kernels.ask_for_rows(sample(i) + box.place * size, box.step * size, box.rows, box.length * size);
+    for_box(masks, images.layout, masks[next].box, part, [&](const BoxRows& box) {
+      kernels.ask_for_rows(sample(next) + box.place * size, box.step * size, sample(plan.partner[next]) + box.place * size,
+                           box.step * size, box.rows, box.length * size);
     });
   }
   void save_box(int64_t i, const Box& mask, const Window& part, char* to) const {
-    ask_for_box(i, mask, part);
     for_box(masks, images.layout, mask, part, [&](const BoxRows& box) {
-      kernels.copy_rows(to + box.packed * size, (part.end - part.begin) * size, sample(i) + box.place * size, box.step * size,
-                        box.rows, box.length * size);
+      for (const auto kernel : {kernels.ask_for_rows, kernels.copy_rows}) {
+        kernel(to + box.packed * size, (part.end - part.begin) * size, sample(i) + box.place * size, box.step * size, box.rows,
+               box.length * size);
+      }
     });
   }
   char* sample(int64_t i) const { return static_cast<char*>(images.dst) + i * images.layout.dst_batch * size; }
