@@ -18,7 +18,7 @@ struct Cycles {
 inline Cycles cycles_of(const int64_t* partner, int64_t batch, bool paths) {
   check_partners(partner, batch);
   Cycles cycles;
-  std::vector<bool> seen;
+  std::vector<char> seen;
   resize(cycles.order, batch, "the cycles of the partners");
   resize(seen, batch, "the cycles of the partners");
   int64_t n = 0;

@@ -262,7 +262,7 @@ struct Mixer {
       one[l] = m.box.outer;
       numbers = numbers && is_share(m, s.tile);
       tabled = tabled && tables.has(chain.sample[l]);
-      complements = complements || m.bell.is_complement();
+      complements = complements || m.complement;
     }
     const int64_t most = numbers || tabled || plan.shared ? kTileBytes : kBlock;
     for_blocks(s.tile, most, tabled && !numbers ? kScaledRows : most, packed, [&](const Block& block) {

@@ -10,9 +10,9 @@ namespace fusedmix::cpu {
 
 // How a mask is gone through.
 struct Mask {
-  bool boxed, factored, bits, levels, grid;
-  Box box;        // empty where the mask is one number
-  Gaussian bell;  // its centre in the image
+  bool boxed, bits, levels, grid;
+  bool factored, complement;  // a Gaussian whose centre is in the image; 1 minus one
+  Box box;                    // empty where the mask is one number
 };
 
 // A stretch of a row in which the mask is one number, or varies.
@@ -176,7 +176,7 @@ inline Masks masks_of(const PlanView& plan, const Row& along, const int64_t* siz
       made.levels = Its::kHasPixels && !made.bits;
       made.grid = std::is_same_v<Its, Grid>;
       if constexpr (Its::kHasBox) made.boxed = true, made.box = mask.box();
-      if constexpr (Its::kHasFactors) made.factored = mask.is_inside(size), made.bell = mask;
+      if constexpr (Its::kHasFactors) made.factored = mask.is_inside(size), made.complement = mask.is_complement();
     });
   }
   return masks;

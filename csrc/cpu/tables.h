@@ -34,7 +34,7 @@ struct Tables {
     const Mask& m = masks[i];
     if (m.factored) {
       const float *z = axis(i, 0), *y = axis(i, 1), *x = axis(i, 2) + block.begin;
-      const bool complement = m.bell.is_complement();
+      const bool complement = m.complement;
       for (int64_t r = 0; r < block.rows; ++r) {
         const float factor = z[block.row[r].at[0]] * y[block.row[r].at[1]];
         rows[r].table[l] = x;
@@ -79,7 +79,7 @@ struct Tables {
  private:
   void factored(int64_t i, const RowAt& row, int64_t begin, int64_t end, float* w) const {
     const int along = masks.along.axis;
-    const bool complement = masks[i].bell.is_complement();
+    const bool complement = masks[i].complement;
     Factors f{1.0f, 1.0f, 1.0f};
     for (int other = 0; other < 3; ++other) {
       if (other == along) continue;
@@ -191,9 +191,10 @@ inline Tables tables_of(const Masks& masks, bool boxes, const Parallel& parallel
         std::fill(table + row.length + through.begin, table + row.length + through.end, mask.box.inner);
         continue;
       }
-      distances(mask.bell, masks.sides, by_distance);
+      const auto bell = bit_cast<Gaussian>(masks.plan.masks[m]);
+      distances(bell, masks.sides, by_distance);
       for (int axis = 0; axis < 3; ++axis) {
-        fill_axis(mask.bell.centre[axis], masks.sides[axis], axis == row.axis ? row.inner : 1, by_distance, table + made.first[axis]);
+        fill_axis(bell.centre[axis], masks.sides[axis], axis == row.axis ? row.inner : 1, by_distance, table + made.first[axis]);
       }
     }
   });
