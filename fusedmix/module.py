@@ -69,6 +69,7 @@ class MixTransform(checks.Checked, nn.Module):
 
     _keywords: ClassVar[tuple[str, ...]] = tuple(keywords.DEFAULTS)  # the keywords of `Options` that the class takes
     _chooses: ClassVar[bool] = False  # whether the method of a batch is drawn, even if there is only one
+    _chance: float = 1.0  # what `enabled` stands for: a schedule of the probability of mixing sets it
     _fold: bool = False  # whether λ ← max(λ, 1-λ), of a method whose masks are λ
     _member: bool = False  # whether the module is one of the methods of a RandomMix
     _generator: GeneratorHandle | None = None
@@ -370,7 +371,7 @@ class MixTransform(checks.Checked, nn.Module):
     @enabled.setter
     def enabled(self, value: bool) -> None:
         # This is a number in the spec, as α is, because a flag of Python would be a guard of every compiled step.
-        self._spec[:, Column.P] = float(checks.boolean("enabled", value))
+        self._spec[:, Column.P] = self._chance * checks.boolean("enabled", value)
 
     @property
     def generator(self) -> torch.Generator | None:

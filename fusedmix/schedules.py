@@ -1,4 +1,5 @@
-"""Schedules of a mixing module: α annealed over the epochs, and an epoch after which nothing is mixed.
+"""Schedules of a mixing module: α annealed over the epochs, an epoch after which nothing is mixed, and straight lines
+of the probability of mixing, of HMix's ratio and of RandomMix's weights.
 
 They follow the conventions of torch.optim.lr_scheduler: construction sets the values of epoch 0, `step()` after every
 epoch those of the next one, and `state_dict` goes into the checkpoint. Several may act on one module. What they change
@@ -20,17 +21,20 @@ Examples:
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar
 
 from fusedmix import checks
 from fusedmix.module import MixTransform, mixing_module
 from fusedmix.one_method import BetaMethod
-from fusedmix.transforms import RandomMix
+from fusedmix.transforms import HMix, RandomMix, shares
 
 _FROM_0 = partial(checks.integer, low=0)
 _FROM_1 = partial(checks.integer, low=1)
 _NUMBER = partial(checks.number, low=0.0)
+_SHARE = partial(checks.number, low=0.0, high=1.0)
 
 
 class MixSchedule(checks.Checked):
@@ -42,7 +46,7 @@ class MixSchedule(checks.Checked):
     """
 
     _checks: ClassVar = {"last_epoch": partial(checks.integer, low=-1)}
-    _fixed: ClassVar = ("mix", "base_alphas")
+    _fixed: ClassVar = ("mix", "base_alphas", "base_ratios", "base_weights", "start")
 
     def __init__(self, mix: MixTransform, last_epoch: int = -1) -> None:
         self.mix = mixing_module("mix", mix)
@@ -189,6 +193,110 @@ class OffAfter(MixSchedule):
         self.mix.enabled = self.last_epoch < self.epoch
 
 
+class _Linear(MixSchedule):
+    """Base of the straight lines from epoch 0 to epoch `epochs`, level from then on."""
+
+    _checks: ClassVar = {**MixSchedule._checks, "epochs": _FROM_1}
+
+    def __init__(self, mix: MixTransform, epochs: int, last_epoch: int) -> None:
+        self.epochs = epochs
+        super().__init__(mix, last_epoch)
+
+    def _between(self, start: float, end: float) -> float:
+        """The value of `last_epoch`."""
+        done = min(self.last_epoch / self.epochs, 1.0)
+        return (1.0 - done) * start + done * end
+
+
+class LinearP(_Linear):
+    """The probability of mixing from `start` to `end` by equal steps over `epochs` epochs, `end` from then on.
+
+    It is a factor beside the `p` of the module, which should be 1, and of a RandomMix beside those of its methods. It
+    goes with `OffAfter`. The chances are drawn as those of a method of a RandomMix are, not as those of `p`.
+
+    Args:
+        mix: the module.
+        start: of epoch 0, in [0, 1].
+        end: of epoch `epochs` and later, in [0, 1].
+        epochs: at least 1.
+    """
+
+    _checks: ClassVar = {**_Linear._checks, "start": _SHARE, "end": _SHARE}
+
+    def __init__(
+        self, mix: MixTransform, start: float = 1.0, end: float = 0.0, *, epochs: int, last_epoch: int = -1
+    ) -> None:
+        self.start, self.end = start, end
+        super().__init__(mix, epochs, last_epoch)
+
+    def _apply(self) -> None:
+        enabled = self.mix.enabled
+        # The smallest number stands for 0, which would say that the module is not enabled. No chance is below it.
+        self.mix._chance = max(self._between(self.start, self.end), sys.float_info.min)
+        self.mix.enabled = enabled
+
+
+class LinearRatio(_Linear):
+    """The ratio of HMix from `start` to `end` by equal steps over `epochs` epochs, `end` from then on; of every HMix of
+    a `RandomMix`.
+
+    Args:
+        mix: the module.
+        start: of epoch 0, in [0, 1]; None: what it is now, of each HMix its own.
+        end: of epoch `epochs` and later, in [0, 1].
+        epochs: at least 1.
+    """
+
+    _checks: ClassVar = {**_Linear._checks, "end": _SHARE}
+
+    def __init__(
+        self, mix: MixTransform, start: float | None = None, *, end: float, epochs: int, last_epoch: int = -1
+    ) -> None:
+        self.base_ratios = [m.ratio if start is None else _SHARE("start", start) for m in _with_ratio(mix)]
+        self.end = end
+        super().__init__(mix, epochs, last_epoch)
+
+    def _apply(self) -> None:
+        for method, base in zip(_with_ratio(self.mix), self.base_ratios, strict=True):
+            method.ratio = self._between(base, self.end)
+
+
+class LinearWeights(_Linear):
+    """The weights of a `RandomMix` from `start` to `end` by equal steps over `epochs` epochs, `end` from then on: from
+    one method to another, say.
+
+    Args:
+        mix: the RandomMix.
+        start: of epoch 0, a weight for each method; None: what they are now.
+        end: of epoch `epochs` and later, likewise. Both are divided by their sums.
+        epochs: at least 1.
+    """
+
+    def __init__(
+        self,
+        mix: RandomMix,
+        start: Sequence[float] | None = None,
+        *,
+        end: Sequence[float],
+        epochs: int,
+        last_epoch: int = -1,
+    ) -> None:
+        if not isinstance(mix, RandomMix):
+            raise TypeError(f"mix must be a RandomMix, but got {mix!r}.")
+        count = len(mix.methods)
+        self.base_weights = list(mix.weights) if start is None else shares("start", start, count)
+        self.end = end
+        mix._shares.share_memory_()  # as the numbers of the methods are
+        super().__init__(mix, epochs, last_epoch)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, shares("end", value, len(self.base_weights)) if name == "end" else value)
+
+    def _apply(self) -> None:
+        assert isinstance(self.mix, RandomMix)
+        self.mix.weights = [self._between(a, b) for a, b in zip(self.base_weights, self.end, strict=True)]
+
+
 def _methods(mix: MixTransform) -> tuple[MixTransform, ...]:
     return mix.methods if isinstance(mix, RandomMix) else (mix,)
 
@@ -197,4 +305,13 @@ def _with_alpha(mix: Any) -> list[BetaMethod]:
     methods = [method for method in _methods(mix) if isinstance(method, BetaMethod)]
     if not methods:
         raise TypeError(f"mix must be a mixing module with an alpha, or a RandomMix of such, but got {mix!r}.")
+    return methods
+
+
+def _with_ratio(mix: Any) -> list[HMix]:
+    methods = [method for method in _methods(mix) if isinstance(method, HMix) and method.ratio_alpha is None]
+    if not methods:
+        raise TypeError(
+            f"mix must be an HMix with a ratio that is not drawn, or a RandomMix with one, but got {mix!r}."
+        )
     return methods

@@ -515,10 +515,10 @@ class RandomMix(MixTransform):
         for keyword, value in options.items():
             if keyword in ("lam_range", "variant"):
                 raise ValueError(f"{keyword} belongs to a method of RandomMix, but got {keyword}={value!r}.")
-        shares = _shares(weights, len(methods))
+        given = shares("weights", weights, len(methods))
         super().__init__(torch.cat([method._spec for method in methods]), _agreed(methods, options))
         self._methods = nn.ModuleList(methods)
-        self._shares = torch.tensor(shares, dtype=torch.float64, device=CPU)
+        self._shares = torch.tensor(given, dtype=torch.float64, device=CPU)
         for method in methods:
             method._member = True
 
@@ -535,7 +535,7 @@ class RandomMix(MixTransform):
 
     @weights.setter
     def weights(self, weights: Sequence[float] | None) -> None:
-        self._shares[:] = torch.tensor(_shares(weights, len(self._shares)), dtype=torch.float64, device=CPU)
+        self._shares[:] = torch.tensor(shares("weights", weights, len(self._shares)), dtype=torch.float64, device=CPU)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         modules = state["_modules"]
@@ -566,18 +566,18 @@ class RandomMix(MixTransform):
         return {"weights": list(self.weights)}
 
 
-def _shares(weights: Any, n: int) -> list[float]:
+def shares(name: str, weights: Any, n: int) -> list[float]:
     """The weights, divided by their sum as v2.RandomChoice divides them."""
     if weights is None:
         weights = [1.0] * n
     if not isinstance(weights, Sequence) or isinstance(weights, str):
-        raise TypeError(f"weights must be a sequence of numbers or None, but got {weights!r}.")
+        raise TypeError(f"{name} must be a sequence of numbers or None, but got {weights!r}.")
     if len(weights) != n:
-        raise ValueError(f"weights must have one number for each of the {n} methods, but got {len(weights)}.")
+        raise ValueError(f"{name} must have one number for each of the {n} methods, but got {len(weights)}.")
     for i, weight in enumerate(weights):
-        checks.number(f"weights[{i}]", weight, 0.0)
+        checks.number(f"{name}[{i}]", weight, 0.0)
     if not 0 < sum(weights) < math.inf:
-        raise ValueError(f"weights must have a positive, finite sum, but got {list(weights)!r}.")
+        raise ValueError(f"{name} must have a positive, finite sum, but got {list(weights)!r}.")
     return [weight / sum(weights) for weight in weights]
 
 
