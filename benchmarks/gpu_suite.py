@@ -62,6 +62,7 @@ MODEL, ROUNDS = "vit_s", 8
 # The tests with cases that need a GPU; `--on-gpu` (tests/conftest.py) leaves the other cases out.
 _WITH_GPU = (
     "test_gpu",
+    "test_gpu_finish",
     "test_ops",
     "test_losses",
     "test_derivatives",
