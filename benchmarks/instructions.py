@@ -258,7 +258,11 @@ def _run(*command: str | Path, folder: Path | None = None, text: str | None = No
 
 def extract(file: Path, folder: Path) -> list[Path]:
     """Writes the cubins of a library or an object, as NAME.sm_90.cubin."""
-    _run(_tool("cuobjdump"), "-xelf", "all", file, folder=folder)
+    names = re.findall(r"^ELF file .*: (\S+)", _run(_tool("cuobjdump"), "-lelf", file), re.MULTILINE)
+    # The linker's own, without a kernel, has the names of all others in its name, which no file may have.
+    kept = {name.rpartition(".sm_")[2] for name in names if len(name) <= 255}
+    for of_arch in sorted(kept):
+        _run(_tool("cuobjdump"), "-xelf", f".sm_{of_arch}", file, folder=folder)
     if not (made := sorted(folder.glob("*.cubin"))):
         raise ToolError(f"{file} holds no code of a GPU")
     return made
