@@ -37,6 +37,8 @@ struct Chain {
   int64_t next;  // the sample that is mixed after it
 };
 
+constexpr int64_t kNear = 5 << 20;  // bytes of a batch, of which its share of a third-level cache may hold most
+
 enum class By { kNothing, kBlending, kCopying, kCopyingBoxes };
 
 // What one thread needs while it walks a tile.
@@ -57,6 +59,7 @@ struct Mixer {
   const bool in_place;
   const Row along;
   const bool packed;  // the elements of a row lie behind each other
+  const bool far;     // the batch is likely to come from memory: boxes are asked for ahead
   const Cycles& cycles;
   const Masks& masks;
   const Tables& tables;
@@ -356,6 +359,7 @@ struct Mixer {
   }
   // The box of the sample that is mixed next, there and in its partner: this is on its way while another one is copied.
   void ask_for_next(int64_t next, const Window& part) const {
+    if (!far) return;
     for_box(masks, images.layout, masks[next].box, part, [&](const BoxRows& box) {
       kernels.ask_for_rows(sample(next) + box.place * size, box.step * size, sample(plan.partner[next]) + box.place * size,
                            box.step * size, box.rows, box.length * size);
@@ -363,10 +367,12 @@ struct Mixer {
   }
   void save_box(int64_t i, const Box& mask, const Window& part, char* to) const {
     for_box(masks, images.layout, mask, part, [&](const BoxRows& box) {
-      for (const auto kernel : {kernels.ask_for_rows, kernels.copy_rows}) {
-        kernel(to + box.packed * size, (part.end - part.begin) * size, sample(i) + box.place * size, box.step * size, box.rows,
-               box.length * size);
-      }
+      const auto kernel = [&](const auto& of_rows) {
+        of_rows(to + box.packed * size, (part.end - part.begin) * size, sample(i) + box.place * size, box.step * size, box.rows,
+                box.length * size);
+      };
+      if (far) kernel(kernels.ask_for_rows);
+      kernel(kernels.copy_rows);
     });
   }
   char* sample(int64_t i) const { return static_cast<char*>(images.dst) + i * images.layout.dst_batch * size; }
@@ -417,7 +423,7 @@ void mix(const Images& images, const PlanView& plan, const Parallel& parallel) {
   const bool boxes = !plan.shared && !images.adjoint && std::any_of(masks.all.begin(), masks.all.end(), is_table);
   const Tables tables = tables_of(masks, boxes, parallel);
   Mixer mixer{images, plan, kernels(), kernels().rows[static_cast<int>(images.type)], size, in_place, along,
-              along.src_step == 1 && along.dst_step == 1, cycles, masks, tables, tiling, parts, nullptr};
+              along.src_step == 1 && along.dst_step == 1, layout.batch * layout.elements * size > kNear, cycles, masks, tables, tiling, parts, nullptr};
   mixer.keep_heads(parallel);
   mixer.mix_tiles(parallel);
 }
