@@ -231,9 +231,9 @@ def test_what_a_backward_pass_reads(monkeypatch, sampling):
 
 
 def test_every_backend_says_so():
-    """A tag for each operator that takes what is on the CPU: `spec`, a seed."""
+    """A tag for each operator that takes what is on the CPU: `spec`, `chances`, a seed."""
     for name in backends.NAMES:
         for operator in ops._SCHEMAS:
             overload = getattr(getattr(torch.ops, f"fusedmix_{name}"), operator).default
-            on_host = "spec" in {argument.name for argument in overload._schema.arguments}
+            on_host = not {"spec", "chances"}.isdisjoint(argument.name for argument in overload._schema.arguments)
             assert (torch.Tag.cudagraph_unsafe in overload.tags) == on_host, overload
