@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torchvision.transforms import v2
 
+from conftest import required
 from fusedmix import erasing
 from fusedmix.erasing import HEAD, PER_HOLE, Word
 from fusedmix.finishing import MOST_HOLES, Erase, Finish
@@ -114,7 +114,7 @@ class Recorder:
 def timm_holes(erase: Erase, n: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """(n,) how many holes each of n samples got, and (m, 4) all of them, by timm."""
     random.seed(3)
-    theirs = RandomErasing(
+    theirs = required("timm.data.random_erasing").RandomErasing(
         erase.p, *erase.scale, *erase.ratio, min_count=erase.counts[0], max_count=erase.counts[1], device="cpu"
     )
     counts, holes = [], []

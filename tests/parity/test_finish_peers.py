@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from timm.data.loader import PrefetchLoader
 from torch import Tensor
 from torchvision.transforms import v2
 
 import fusedmix as fm
+from conftest import required
 from fusedmix import erasing
 from fusedmix.backends.finished import finish as finish_alone
 from fusedmix.finishing import Erase, Finish
@@ -102,7 +102,9 @@ def test_a_finished_batch_is_timms_loaders() -> None:
         x = batch_of(seed, torch.uint8)
         mean, std = statistics_of(seed, x.shape[1])
         labels = torch.arange(len(x))
-        loader = PrefetchLoader([(x, labels)], mean, std, channels=x.shape[1], device=torch.device("cpu"))
+        loader = required("timm.data.loader").PrefetchLoader(
+            [(x, labels)], mean, std, channels=x.shape[1], device=torch.device("cpu")
+        )
         [(expected, _)] = list(loader)
         out = fm.finish(x, Finish((mean, std)))
         # timm's: 255·mean and the difference are off by m and |t-m|, 255·std and the quotient by |t-m| each: 4 at most,
@@ -118,7 +120,7 @@ def test_erased_batches_are_like_timms(mode: str, value: Any) -> None:
     x = torch.full((n, 3, *size), 128, dtype=torch.uint8)
     random.seed(1)
     torch.manual_seed(1)
-    loader = PrefetchLoader(
+    loader = required("timm.data.loader").PrefetchLoader(
         [(x, torch.zeros(n))], MEAN, STD, device=torch.device("cpu"), re_prob=0.4, re_mode=mode, re_count=2
     )
     [(theirs, _)] = list(loader)
