@@ -20,7 +20,7 @@ from torch import Tensor
 import fusedmix as fm
 from benchmarks.input_rows import LOADER, Case
 from fusedmix.bench import plain
-from fusedmix.bench.contenders import Contender, missing, seeded
+from fusedmix.bench.contenders import Contender, missing, seeded, timm_options
 from fusedmix.erasing import ATTEMPTS, HEAD, Word
 from fusedmix.integrations import timm as fused_timm
 
@@ -194,14 +194,7 @@ def _timm(case: Case, device: torch.device) -> Iterator[Contender]:
 
     if case.pairing != "roll":
         return
-    box = case.method == "CutMix"
-    options: dict[str, Any] = {
-        "mixup_alpha": 0.0 if box else 1.0,
-        "cutmix_alpha": 1.0 if box else 0.0,
-        "mode": {"sample": "elem"}.get(case.per, case.per),
-        "label_smoothing": 0.0,
-        "num_classes": CLASSES,
-    }
+    options = timm_options(case.method, case.per, CLASSES)
 
     def chain(hflip: float, erase: float, method: str, ours: bool = False) -> Step:
         source: list[tuple[Tensor, Tensor]] = []

@@ -101,20 +101,25 @@ def _torchvision(case: Case, device: torch.device) -> Iterator[Contender]:
     yield Contender("torchvision", module, check)
 
 
+def timm_options(method: str, per: str, num_classes: int) -> dict[str, Any]:
+    """What timm's Mixup and ours of that name take, to mix by one method at α = 1."""
+    box = method == "CutMix"
+    return {
+        "mixup_alpha": 0.0 if box else 1.0,
+        "cutmix_alpha": 1.0 if box else 0.0,
+        "mode": {"sample": "elem"}.get(per, per),
+        "label_smoothing": 0.0,
+        "num_classes": num_classes,
+    }
+
+
 def _timm(case: Case, device: torch.device) -> Iterator[Contender]:
     from timm.data.mixup import Mixup
 
     # In place only, so no gradient. MixUp of uint8 raises; per pair and per sample λ takes the dtype of the images.
     if case.method not in ("MixUp", "CutMix") or case.backward or case.dtype == "uint8":
         return
-    box = case.method == "CutMix"
-    options: dict[str, Any] = {
-        "mixup_alpha": 0.0 if box else 1.0,
-        "cutmix_alpha": 1.0 if box else 0.0,
-        "mode": {"sample": "elem"}.get(case.per, case.per),
-        "label_smoothing": 0.0,
-        "num_classes": case.classes,
-    }
+    options = timm_options(case.method, case.per, case.classes)
     module = Mixup(**options)
 
     def check(x: Tensor, y: Tensor) -> None:
