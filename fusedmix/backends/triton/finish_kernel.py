@@ -334,6 +334,7 @@ def write(to, found, mask, holes, near, numbers, spot, height, live, part,
         tl.store(at, from_compute(made, target.dtype.element_ty), mask=live & (group * 0 + k < CHANNELS))
 
 
+# Long, because all that its branches find (places, partners, weights, holes) goes into one call at its end.
 @jit_kernel("src", "dst")
 def finish_images_kernel(
     src, dst, affine, draws, partner, records,
