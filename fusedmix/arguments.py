@@ -38,6 +38,29 @@ class MaskArguments(NamedTuple):
     pixels: Tensor | None = None  # of masks that no formula gives, if there may be any
 
 
+class Patches(NamedTuple):
+    """What is pasted into each sample, in this order: crops of its partners, resized to boxes. A box and a crop are the
+    first pixel along each of d sides, then the one behind the last."""
+
+    partner: Tensor  # (B, K) int64
+    boxes: Tensor  # (B, K, 2d) int32
+    crops: Tensor  # (B, K, 2d) int32
+
+
+class Terms(NamedTuple):
+    """The labels of a mixed sample, as a sum: over t of weight[t]·y[partner[t]]."""
+
+    partner: Tensor  # (B, T) int64
+    weight: Tensor  # (B, T) float64
+
+
+class Moves(NamedTuple):
+    """Which block of an image stands at the place of each of n, in row-major order."""
+
+    own: Tensor  # (B, n) int64
+    lent: Tensor  # (B, n) int64: of the partner's image
+
+
 class LossArguments(NamedTuple):
     """What the losses share: logits, the labels before they are mixed, and of a plan what decides about these."""
 

@@ -338,16 +338,18 @@ def _unwrapped(x: Tensor) -> Tensor:
     return x
 
 
-def partners(x: Tensor, *, permutation: bool = False) -> None:
-    """Raises ValueError if a partner is none of the samples, or if `permutation` one of two."""
+def partners(x: Tensor, *, permutation: bool = False, among: int | None = None) -> None:
+    """Raises ValueError if a partner is none of the samples, which are `among` so many others if that is said, or if
+    `permutation` one of two."""
     if not readable(x):
         return
-    batch_size, x = x.shape[0], _unwrapped(x)
+    samples, x = x.shape[0] if among is None else among, _unwrapped(x)
     low, high = (int(v) for v in x.aminmax())
-    if low < 0 or high >= batch_size:
-        raise ValueError(f"partner must be in [0, {batch_size}), but got {low if low < 0 else high}. {WHOLE_BATCH}")
+    if low < 0 or high >= samples:
+        of = f". {WHOLE_BATCH}" if among is None else ", which is how many samples other has."
+        raise ValueError(f"partner must be in [0, {samples}), but got {low if low < 0 else high}{of}")
     # Where torch.vmap maps plans, the operator looks at each of them.
-    if permutation and x.ndim == 1 and (x.bincount(minlength=batch_size) != 1).any():
+    if permutation and x.ndim == 1 and (x.bincount(minlength=samples) != 1).any():
         raise ValueError(
             "partner is not a permutation, as it must be in place and for gradients: a sample is the partner of two."
         )

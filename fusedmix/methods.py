@@ -180,3 +180,11 @@ class Reduction(IntEnum):
     SUM = 1
     MEAN = 2  # over the batch
     MEAN_OF_ALL = 3  # over batch and classes
+
+
+class Resize(IntEnum):
+    """How what is pasted takes the size of its box."""
+
+    NEAREST = 0
+    LINEAR = 1  # between the centres of pixels (align_corners=False)
+    LINEAR_CORNERS = 2  # corners on corners (align_corners=True)

@@ -17,15 +17,16 @@ import torch
 from torch import Tensor
 
 from fusedmix import checks, masks
-from fusedmix.arguments import LossArguments, MaskArguments, compute_dtype
+from fusedmix.arguments import LossArguments, MaskArguments, Patches, compute_dtype
 from fusedmix.draws import CPU, Request, Source
 from fusedmix.erasing import HEAD, PER_HOLE, Chances, Word
 from fusedmix.finishing import FINISHED_DTYPES, MOST_HOLES, RATIOS, Filling, FinishArguments
 from fusedmix.masks.family import padded
-from fusedmix.methods import WIDTH, Column, Method, Number, Pairing, Per, Reduction
+from fusedmix.methods import WIDTH, Column, Method, Number, Pairing, Per, Reduction, Resize
 from fusedmix.spec import families
 
 _METHODS = frozenset(Method)
+MOST_PARTNERS = 8  # of a sample
 _BOUNDED = [number for number in range(WIDTH) if number not in (Number.APPLIED, Number.LAM, Number.COIN)]
 
 
@@ -81,6 +82,7 @@ _RECORDS: dict[Any, Callable[..., Any]] = {
     Request: _request,
     Source: Source,
     MaskArguments: MaskArguments,
+    Patches: Patches,
     LossArguments: LossArguments,
     FinishArguments: FinishArguments,
 }
@@ -176,7 +178,8 @@ def _labels(labels: Tensor, batch_size: int, num_classes: int, *, soft: bool = T
 # ---- Operators -------------------------------------------------------------------------------------------------------
 
 
-def _check_mix(x: Tensor, plan: MaskArguments, *, permutation: bool = False) -> None:
+def _check_mix(x: Tensor, plan: MaskArguments, *, permutation: bool = False, partners: int | None = None) -> None:
+    """`partners`: among how many samples they are, if not among those of x."""
     checks.batch("x", x)
     checks.integer("ndim", plan.ndim, 0, 3)
     if x.ndim < plan.ndim + 1:
@@ -187,13 +190,71 @@ def _check_mix(x: Tensor, plan: MaskArguments, *, permutation: bool = False) -> 
     checks.part("partner", plan.partner, x.shape[0])
     _beside("partner", plan.partner, x.device, or_cpu=True)
     _masks(plan.masks, plan.families, x.shape[0], size, plan.per, plan.pixels, x.device)
-    checks.partners(plan.partner, permutation=permutation)
+    checks.partners(plan.partner, permutation=permutation, among=partners)
 
 
 def _check_adjoint(grad: Tensor, plan: MaskArguments) -> None:
     if not grad.is_floating_point():
         raise ValueError(f"grad must be floating point, but got {grad.dtype}.")
     _check_mix(grad, plan, permutation=True)
+
+
+def _check_mix_with(x: Tensor, other: Tensor, plan: MaskArguments) -> None:
+    _check_mix(x, plan, partners=other.shape[0] if other.ndim else 0)
+    if other.dtype != x.dtype or other.shape[1:] != x.shape[1:]:
+        raise ValueError(
+            f"other must be {checks.names([x.dtype])} of shape (samples, {', '.join(map(str, x.shape[1:]))}), but got "
+            f"{checks.names([other.dtype])} of shape {tuple(other.shape)}."
+        )
+    _beside("other", other, x.device)
+    if any(a != b and side > 1 for a, b, side in zip(other.stride()[1:], x.stride()[1:], x.shape[1:], strict=True)):
+        raise ValueError(
+            f"other must have the strides of x within a sample, {x.stride()[1:]}, but got {other.stride()[1:]}."
+        )
+
+
+def _check_several(x: Tensor, partner: Tensor) -> int:
+    """Of several partners for each sample: how many."""
+    checks.batch("x", x)
+    if partner.dtype != torch.int64 or partner.ndim != 2 or partner.shape[0] != x.shape[0]:
+        raise ValueError(
+            f"partner must be int64 of shape ({x.shape[0]}, partners of a sample), but got "
+            f"{checks.names([partner.dtype])} of shape {tuple(partner.shape)}."
+        )
+    _beside("partner", partner, x.device, or_cpu=True)
+    checks.integer("the partners of a sample", partner.shape[1], 1, MOST_PARTNERS)
+    checks.partners(partner)
+    return partner.shape[1]
+
+
+def _check_paste(x: Tensor, patches: Patches, resize: int) -> None:
+    count = _check_several(x, patches.partner)
+    checks.integer("resize", resize, 0, len(Resize) - 1)
+    boxes = patches.boxes
+    ndim = boxes.shape[2] // 2 if boxes.ndim == 3 else 0
+    if not 1 <= ndim <= min(3, x.ndim - 1):
+        raise ValueError(
+            f"boxes must be (batch_size, partners of a sample, 2·sides) for 1 to 3 sides of x, which has shape "
+            f"{tuple(x.shape)}, but got shape {tuple(boxes.shape)}."
+        )
+    size = tuple(x.shape[x.ndim - ndim :])
+    _sides_of(size, 0)
+    sides = torch.tensor(size, device=boxes.device)
+    for name, t in (("boxes", boxes), ("crops", patches.crops)):
+        checks.shaped(name, t, torch.int32, x.shape[0], count, 2 * ndim)
+        _beside(name, t, x.device, or_cpu=True)
+        first, stop = t[..., :ndim], t[..., ndim:]
+        if checks.readable(t) and not ((first >= 0) & (first <= stop) & (stop <= sides.to(t.device))).all():
+            raise ValueError(f"{name} must have 0 <= first <= stop <= side along every side of images of size {size}.")
+    if checks.readable(boxes) and checks.readable(patches.crops):
+        empty = [(t[..., :ndim] == t[..., ndim:]).any(2) for t in (boxes, patches.crops)]
+        if (empty[1].to(empty[0].device) & ~empty[0]).any():
+            raise ValueError("crops must have pixels wherever their boxes have some, but one of them has none.")
+
+
+def _check_blend(x: Tensor, partner: Tensor, weight: Tensor) -> None:
+    checks.shaped("weight", weight, torch.float32, x.shape[0] if x.ndim else 0, _check_several(x, partner))
+    _beside("weight", weight, x.device, or_cpu=True)
 
 
 def _check_mask(
@@ -406,6 +467,10 @@ _CHECKS: dict[str, Callable[..., Any]] = {
     "mix": _check_mix,
     "mix_": functools.partial(_check_mix, permutation=True),
     "mix_adjoint": _check_adjoint,
+    "mix_with": _check_mix_with,
+    "mix_with_": _check_mix_with,
+    "paste": _check_paste,
+    "blend": _check_blend,
     "mix_labels": _check_mix_labels,
     "mix_batch": _check_step,
     "mix_batch_": _check_step,

@@ -25,7 +25,7 @@ from torch.autograd import forward_ad
 
 from fusedmix import draws, erasing, fourier, grids, operands
 from fusedmix.arguments import LossArguments, MaskArguments, PlanTensors, compute_dtype, empty_parts
-from fusedmix.backends import finished, reference, triton
+from fusedmix.backends import finished, gathers, reference, triton
 from fusedmix.checks import class_range, partners
 from fusedmix.draws import Request, Source
 from fusedmix.finishing import FinishArguments
@@ -48,6 +48,12 @@ _SCHEMAS = {
     "mix": f"(Tensor x, {_MASKS}) -> Tensor",
     "mix_": f"(Tensor(a!) x, {_MASKS}) -> ()",
     "mix_adjoint": f"(Tensor grad, {_MASKS}) -> Tensor",
+    # The partners are of another batch, of any size.
+    "mix_with": f"(Tensor x, Tensor other, {_MASKS}) -> Tensor",
+    "mix_with_": f"(Tensor(a!) x, Tensor other, {_MASKS}) -> ()",
+    # Several partners (fusedmix/backends/gathers.py).
+    "paste": "(Tensor x, Tensor partner, Tensor boxes, Tensor crops, int resize) -> Tensor",
+    "blend": "(Tensor x, Tensor partner, Tensor weight) -> Tensor",
     "mix_labels": (
         "(Tensor labels, Tensor partner, Tensor weight, SymInt num_classes, float label_smoothing) -> Tensor"
     ),
@@ -153,6 +159,10 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "mix": _fake_like,
     "mix_": lambda *_: None,
     "mix_adjoint": _fake_like,
+    "mix_with": _fake_like,
+    "mix_with_": lambda *_: None,
+    "paste": _fake_like,
+    "blend": _fake_like,
     "mix_labels": _fake_mix_labels,
     "mix_batch": _fake_mix_batch,
     "mix_batch_": lambda *args: _fake_mix_batch(*args)[1:],
@@ -175,7 +185,7 @@ def _define(backend: str, module: ModuleType | None = None) -> torch.library.Lib
         fake = _of_row(_FAKES[name], schema)
         torch.library.register_fake(f"fusedmix_{backend}::{name}", fake, lib=library)
         if module is not None:
-            function = getattr(module, name, None) or getattr(finished, name)
+            function = next(getattr(of, name) for of in (module, gathers, finished, reference) if hasattr(of, name))
             if module is reference:
                 function = reference.where_float64_is(name, function)
             library.impl(name, operands.checked(name, schema, function), "CompositeExplicitAutograd")

@@ -17,7 +17,6 @@ from torch import Tensor
 from fusedmix import draws
 from fusedmix.arguments import LossArguments, MaskArguments, PlanTensors, compute_dtype, factor
 from fusedmix.backends import passes
-from fusedmix.backends.passes import blend
 from fusedmix.checks import class_range, usual_batch
 from fusedmix.draws import CPU, Request, Source
 from fusedmix.fourier import draw_of, masks
@@ -58,7 +57,7 @@ def where_float64_is(name: str, function: Callable[..., Any]) -> Callable[..., A
                 return function(*args)
         there = [on_cpu(x) for x in args]
         results = function(*there)
-        if name in ("mix_", "mix_batch_"):
+        if name in ("mix_", "mix_with_", "mix_batch_"):
             args[0].copy_(there[0])
         if isinstance(results, tuple):
             return tuple(x if x.dtype == torch.float64 else x.to(device) for x in results)
@@ -112,7 +111,7 @@ def mix(x: Tensor, plan: MaskArguments) -> Tensor:
         if x.device.type == "cpu":
             passes.masked(out[rows], x[rows], x, partner[rows], m)
         else:
-            out[rows] = blend(m, x[i], x[partner[i]])
+            out[rows] = passes.blend(m, x[i], x[partner[i]])
     return out
 
 
@@ -123,6 +122,24 @@ def mix_(x: Tensor, plan: MaskArguments) -> None:
         passes.one_(x, _near(plan.partner, x), mask, plan.ndim)
     else:
         x.copy_(mix(x, plan))
+
+
+def mix_with(x: Tensor, other: Tensor, plan: MaskArguments) -> Tensor:
+    """M ⊙ x + (1-M) ⊙ other[partner] in the layout of x: the partners are of another batch, of any size."""
+    partner = plan.partner.to(x.device)
+    there = (partner >= 0) & (partner < other.shape[0])  # On the CPU they all are.
+    partner = torch.where(there, partner, 0)
+    out = torch.empty_like(x)
+    for i in _chunks(x):
+        m = _masks_of(i, x, plan)
+        m = torch.where(there[i].reshape(-1, *[1] * (x.ndim - 1)), m, 1.0)
+        out[i] = passes.blend(m, x[i], other[partner[i]])
+    return out
+
+
+def mix_with_(x: Tensor, other: Tensor, plan: MaskArguments) -> None:
+    """The same, in place."""
+    x.copy_(mix_with(x, other, plan))
 
 
 def mix_adjoint(grad: Tensor, plan: MaskArguments) -> Tensor:
