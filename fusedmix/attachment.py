@@ -88,7 +88,12 @@ def attached(model: nn.Module) -> list[MixHandle]:
 
 def _attachable(name: str, mix: Any) -> MixTransform:
     """`mix`, if it is a mixing module that needs no labels to find partners, and leaves images what they are."""
-    if Pairing[mixing_module(name, mix).pairing.upper()].by_class:
+    if mixing_module(name, mix)._refines:
+        raise ValueError(
+            f"{name} must be a method whose plan fits what layers put out, but got {type(mix).__name__}, whose plan is "
+            "made for the images of a batch."
+        )
+    if Pairing[mix.pairing.upper()].by_class:
         raise ValueError(f"{name} must find partners without labels, but got one with pairing={mix.pairing!r}.")
     if mix.finish is not None:
         raise ValueError(

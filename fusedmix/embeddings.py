@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 from fusedmix import checks
 from fusedmix.functional import mix
 from fusedmix.options import EmbeddingOptions, spelled_out
-from fusedmix.plan import MixPlan, SparseTargets, same_batch
+from fusedmix.plan import OF_PIXELS, MixPlan, SparseTargets, same_batch
 from fusedmix.targets import mix_targets, per_sample
 from fusedmix.transforms import MixUp
 
@@ -47,7 +47,7 @@ def mix_embeddings(
     """
     _check(embeddings, attention_mask)
     _check_padding("padding", padding)
-    same_batch("embeddings", embeddings, plan)
+    same_batch("embeddings", embeddings, plan, refuse=OF_PIXELS)
     if not plan.constant:
         raise ValueError("plan must have constant masks, as those of MixUp and EmbedMix, but got another one.")
     if attention_mask is None:

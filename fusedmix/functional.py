@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,15 +11,21 @@ from torch import Tensor
 
 from fusedmix import backends, checks, erasing, subclasses
 from fusedmix.arguments import MaskArguments
-from fusedmix.backends import reference
+from fusedmix.backends import gathers, reference
 from fusedmix.finishing import Finish, checked_finish
-from fusedmix.methods import Per
-from fusedmix.ops import differentiable_mix
-from fusedmix.plan import MixPlan, same_batch
+from fusedmix.ops import differentiable_mix, differentiable_mix_with, in_layout
+from fusedmix.plan import OF_PIXELS, MixPlan, same_batch
 from fusedmix.tracking import tracked, transformed
 
 
-def mix(x: Tensor, plan: MixPlan, *, finish: Finish | None = None, backend: str | None = None) -> Tensor:
+def mix(
+    x: Tensor,
+    plan: MixPlan,
+    *,
+    other: Tensor | None = None,
+    finish: Finish | None = None,
+    backend: str | None = None,
+) -> Tensor:
     """Mixes a batch out of place: M ⊙ x + (1-M) ⊙ x[partner] (Park 2022, eq. 1).
 
     Differentiable any number of times in x; the plan is a constant. Masks and λ are float32 and never pass through the
@@ -29,6 +36,8 @@ def mix(x: Tensor, plan: MixPlan, *, finish: Finish | None = None, backend: str 
             float16, bfloat16, float64 or uint8 (rounded to nearest, ties to even). If all masks of the plan are
             constant (MixUp, SamplePairing), any (B, ...).
         plan: a plan for B samples of that size, on any device.
+        other: (N, ..., *plan.size) of the dtype and device of x: the batch that the partners are from, x[partner] being
+            other[partner]. Any N >= 1, for partners in [0, N). None: they are from x.
         finish: what the images go through in the same pass (`Finish`). Then x is (B, C, H, W), or (B, H, W, C) if it
             says so, and does not require grad. The plan says which samples are flipped and where they have holes: it
             comes from the `sample` of a module that was made with this finish.
@@ -42,26 +51,104 @@ def mix(x: Tensor, plan: MixPlan, *, finish: Finish | None = None, backend: str 
         BackendError: the backend asked for cannot run here.
     """
     if subclasses.has_type(x):
-        return subclasses.like(mix(subclasses.plain(x), plan, finish=finish, backend=backend), x)
+        return subclasses.like(mix(subclasses.plain(x), plan, other=other, finish=finish, backend=backend), x)
     if finish is not None:
+        if other is not None:
+            raise ValueError("other must be None with finish, which finishes one batch.")
         return _mix_finished(x, plan, finish, backend)
+    if other is not None or (isinstance(plan, MixPlan) and plan.gathers):
+        return _mix_from_elsewhere(x, plan, other, backend)
     operators, masks = _prepare("x", x, plan, backend)
     if plan.repeats and (transformed() or tracked(x)):
-        return _mix_repeated(operators, x, masks)
+        return differentiable_mix_with(operators, x, x, masks)
     return differentiable_mix(operators, x, masks)
 
 
-def _mix_repeated(operators: Any, x: Tensor, plan: MaskArguments) -> Tensor:
-    """The same with derivatives, where a sample may be the partner of several: beside every sample stands a copy of its
-    partner, and the two are each other's partners. Torch adds up the derivatives of the copies."""
-    n, partner, pixels = x.shape[0], plan.partner, plan.pixels
-    index = torch.arange(n, device=partner.device)
-    if pixels is not None and plan.per != Per.BATCH:
-        pixels = torch.cat((pixels, pixels))
-    twice = plan._replace(
-        partner=torch.cat((index + n, index)), masks=torch.cat((plan.masks, plan.masks)), pixels=pixels
+def _mix_from_elsewhere(x: Tensor, plan: MixPlan, other: Tensor | None, backend: str | None) -> Tensor:
+    """The mix of a plan that `gathers`, or with partners from another batch."""
+    if other is None:
+        _refuse_lack(plan)
+    elif plan.patches is not None or plan.blended or plan.moves is not None:
+        raise ValueError("other must be None for a plan that pastes crops, blends several samples or moves blocks.")
+    operators, masks = _prepare("x", x, plan, backend, refuse=())
+    plan = beside(plan, x)
+    if plan.patches is not None:
+        if tracked(x) or transformed():
+            return gathers.paste(x, plan.patches, plan.resize)
+        return operators.paste(x, *plan.patches, int(plan.resize))
+    if plan.blended:
+        partner, weight = plan.terms.partner, plan.terms.weight.float()  # type: ignore[union-attr]
+        return gathers.blend(x, partner, weight) if tracked(x) or transformed() else operators.blend(x, partner, weight)
+    if plan.moves is not None:
+        each = torch.arange(x.shape[0], device=masks.partner.device)
+        lent = moved(x[masks.partner.to(x.device)], plan.moves.lent, plan.blocks)
+        own = moved(x, plan.moves.own, plan.blocks)
+        return differentiable_mix_with(operators, own, lent, masks._replace(partner=each))
+    other, partner = _partners_of(x, plan, other)
+    return differentiable_mix_with(operators, x, other, masks._replace(partner=partner.to(masks.partner.device)))
+
+
+def _refuse_lack(plan: MixPlan) -> None:
+    if plan.other_size is not None:
+        raise ValueError(
+            f"other must be the {plan.other_size} samples that the partners of plan are from, but got None."
+        )
+
+
+def _partners_of(x: Tensor, plan: MixPlan, other: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The batch that partners are from, one sample where they are a constant; and who they are."""
+    if plan.fill is not None:
+        if other is not None:
+            raise ValueError("other must be None for a plan that fills with a constant.")
+        return _filled(x, plan.fill), plan.partner * 0
+    assert other is not None
+    other = subclasses.plain(checks.batch("other", other))
+    if other.dtype != x.dtype or other.device != x.device or other.shape[1:] != x.shape[1:]:
+        raise ValueError(
+            f"other must be {checks.names([x.dtype])} of shape (samples, {', '.join(map(str, x.shape[1:]))}) on "
+            f"{x.device}, but got {checks.names([other.dtype])} of shape {tuple(other.shape)} on {other.device}."
+        )
+    if plan.other_size not in (None, other.shape[0]) or not other.shape[0]:
+        raise ValueError(f"other must have {plan.other_size or 'at least 1'} samples, but got {other.shape[0]}.")
+    checks.partners(plan.partner, among=other.shape[0])
+    return other, plan.partner
+
+
+def _filled(x: Tensor, fill: tuple[float, ...]) -> Tensor:
+    """A batch of one sample that is a constant, in each channel if there are several."""
+    if len(fill) > 1 and (x.ndim < 3 or x.shape[1] != len(fill)):
+        raise ValueError(f"x must have {len(fill)} channels, as many as plan.fill, but got shape {tuple(x.shape)}.")
+    if len(fill) == 1:
+        return x.new_full((1, *x.shape[1:]), fill[0])
+    constant = torch.tensor(fill, dtype=x.dtype, device=x.device).reshape(-1, *[1] * (x.ndim - 2))
+    return constant.expand(1, *x.shape[1:])
+
+
+def moved(x: Tensor, index: Tensor, blocks: tuple[int, ...]) -> Tensor:
+    """Images with their blocks moved: at block j of the result stands block index[:, j]. Differentiable.
+
+    Args:
+        x: (B, ..., *size), each side a multiple of the blocks along it.
+        index: (B, n) int64, n = the product of the blocks, in row-major order.
+        blocks: how many there are along each side.
+    """
+    size = x.shape[x.ndim - len(blocks) :]
+    for side, count in zip(size, blocks, strict=True):
+        if side % count:
+            raise ValueError(
+                f"x must have sides that are multiples of {blocks} blocks, but got shape {tuple(x.shape)}."
+            )
+    lead = x.shape[: x.ndim - len(blocks)]
+    parts = [n for side, count in zip(size, blocks, strict=True) for n in (count, side // count)]
+    first, d = len(lead), len(blocks)
+    order = (*range(first), *range(first, first + 2 * d, 2), *range(first + 1, first + 2 * d, 2))
+    cut = x.reshape(*lead, *parts).permute(order)
+    of_blocks = cut.reshape(lead[0], math.prod(lead[1:]), math.prod(blocks), -1)
+    taken = of_blocks.gather(
+        2, index.to(x.device)[:, None, :, None].expand(-1, *of_blocks.shape[1:2], -1, of_blocks.shape[3])
     )
-    return differentiable_mix(operators, torch.cat((x, x[partner.to(x.device)])), twice)[:n]
+    back = [order.index(i) for i in range(len(order))]
+    return taken.reshape(cut.shape).permute(back).reshape(x.shape)
 
 
 def finish(x: Tensor, finish: Finish, *, backend: str | None = None) -> Tensor:
@@ -89,7 +176,7 @@ def finish(x: Tensor, finish: Finish, *, backend: str | None = None) -> Tensor:
 def _mix_finished(x: Tensor, plan: MixPlan, finish: Finish, backend: str | None) -> Tensor:
     checked_finish("finish", finish)
     operators = _finishing(x, finish, backend)
-    same_batch("x", x, plan)
+    same_batch("x", x, plan, refuse=OF_PIXELS)
     planes = x.permute(0, 3, 1, 2) if finish.input_format == "NHWC" else x
     if len(plan.size) != 2 and not plan.constant:
         raise ValueError(f"plan must be for images (H, W) to be finished, but is for the size {plan.size}.")
@@ -134,17 +221,21 @@ def _finishing(x: Tensor, finish: Finish, backend: str | None) -> Any:
     return operators if x.dtype != torch.float64 else torch.ops.fusedmix_reference
 
 
-def mix_(x: Tensor, plan: MixPlan, *, backend: str | None = None) -> Tensor:
+def mix_(x: Tensor, plan: MixPlan, *, other: Tensor | None = None, backend: str | None = None) -> Tensor:
     """Mixes a batch in place, as `mix` does out of place, and returns it. Bumps the version of x.
 
     Raises:
         InplaceError: a ValueError and a RuntimeError: x requires grad while grad is enabled, its memory overlaps itself
-            (expand, unfold), or a sample may be the partner of several (`plan.repeats`).
+            (expand, unfold) or that of other, a sample may be the partner of several of the same batch
+            (`plan.repeats`), or the plan pastes crops, blends several samples or moves blocks.
         TypeError, ValueError, BackendError: as `mix`.
 
     Nothing has been written then.
     """
     written = subclasses.plain(x)
+    if other is not None or (isinstance(plan, MixPlan) and plan.gathers):
+        _mix_from_elsewhere_(written, plan, other, backend)
+        return x
     operators, masks = _prepare("x", written, plan, backend)
     if plan.repeats:
         raise checks.InplaceError(
@@ -158,6 +249,26 @@ def mix_(x: Tensor, plan: MixPlan, *, backend: str | None = None) -> Tensor:
     operators.mix_(written, *masks)
     torch.autograd.graph.increment_version(written)
     return x
+
+
+def _mix_from_elsewhere_(x: Tensor, plan: MixPlan, other: Tensor | None, backend: str | None) -> None:
+    if plan.patches is not None or plan.blended or plan.moves is not None:
+        raise checks.InplaceError(
+            "x cannot be mixed in place by a plan that pastes crops, blends several samples or moves blocks: it would "
+            "overwrite what others still need. Use fusedmix.mix."
+        )
+    if other is None:
+        _refuse_lack(plan)
+    operators, masks = _prepare("x", x, plan, backend, refuse=())
+    checks.writable("x", x)
+    other, partner = _partners_of(x, plan, other)
+    checks.disjoint("x and other", [x, other])
+    masks = masks._replace(partner=partner.to(masks.partner.device))
+    if transformed():  # Torch's own copy takes tangents along.
+        x.copy_(differentiable_mix_with(operators, x, other, masks))
+        return
+    operators.mix_with_(x, in_layout(other, x), *masks)
+    torch.autograd.graph.increment_version(x)
 
 
 def mix_labels(
@@ -245,10 +356,12 @@ def beside(plan: MixPlan, x: Tensor) -> MixPlan:
     return plan.to(x.device, non_blocking=x.device.type != "cpu")
 
 
-def _prepare(name: str, x: Tensor, plan: MixPlan, backend: str | None) -> tuple[Any, MaskArguments]:
+def _prepare(
+    name: str, x: Tensor, plan: MixPlan, backend: str | None, *, refuse: Sequence[str] = OF_PIXELS
+) -> tuple[Any, MaskArguments]:
     """Checks x against the plan; the operators that serve it and what they take after x."""
     checks.batch(name, x)
-    same_batch(name, x, plan)
+    same_batch(name, x, plan, refuse=refuse)
     ndim = 0 if plan.families.constant else len(plan.size)
     if ndim and tuple(x.shape[max(1, x.ndim - ndim) :]) != plan.size:
         raise ValueError(

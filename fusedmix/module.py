@@ -71,6 +71,7 @@ class MixTransform(checks.Checked, nn.Module):
     _chooses: ClassVar[bool] = False  # whether the method of a batch is drawn, even if there is only one
     _chance: float = 1.0  # what `enabled` stands for: a schedule of the probability of mixing sets it
     _fold: bool = False  # whether λ ← max(λ, 1-λ), of a method whose masks are λ
+    _refines: bool = False  # whether `_refine` has to finish what the sampler has drawn
     _member: bool = False  # whether the module is one of the methods of a RandomMix
     _generator: GeneratorHandle | None = None
     _spec: Tensor  # (methods, len(Column)) float64, which stays on the CPU wherever the module goes
@@ -173,6 +174,21 @@ class MixTransform(checks.Checked, nn.Module):
             TypeError, ValueError: an argument is of the wrong type, shape or range.
             RuntimeError: sampling="host" while a CUDA graph is captured, which would freeze the draw into the graph.
         """
+        return self._sample(batch_size, size, lam, labels, partner, device, generator, seed)
+
+    def _sample(
+        self,
+        batch_size: int,
+        size: Sequence[int],
+        lam: float | Tensor | None = None,
+        labels: Tensor | None = None,
+        partner: Tensor | None = None,
+        device: torch.device | str | int | None = None,
+        generator: torch.Generator | None = None,
+        seed: int | None = None,
+        extra: Any = None,
+    ) -> MixPlan:
+        """As `sample`. `extra`: what `_refine` is handed."""
         batch_size = checks.integer("batch_size", batch_size, 0)
         size = checks.sides("size", size, stored=self._stored)
         given = self._check_lam(lam, batch_size)
@@ -185,7 +201,7 @@ class MixTransform(checks.Checked, nn.Module):
         if self._off():
             given, seed, handle = torch.ones((), device=CPU), 0, None  # Nobody's generator is moved.
         request = self._request(batch_size, size, given, classes)
-        make = functools.partial(self._make_plan, request, handle, seed, where, partners)
+        make = functools.partial(self._make_plan, request, handle, seed, where, partners, extra)
         return make() if torch.compiler.is_compiling() else recorded(make, rewinds=seed is not None or handle is None)
 
     def _make_plan(
@@ -195,13 +211,17 @@ class MixTransform(checks.Checked, nn.Module):
         seed: int | None,
         where: torch.device,
         partners: tuple[Tensor, bool] | None,
+        extra: Any,
     ) -> MixPlan:
         source = self._draw(request, handle, seed, where)
         made_on = source.made_on(where)
         drawn: PlanTensors = self._operators(made_on).sample(*_placed(request, source, made_on), made_on)
         plan = MixPlan(*drawn, request.size, self._families, self._pairing, request.realised_per)
-        if self.finish is not None and self.finish.is_random and len(request.size) == 2:
-            plan = replace(plan, draws=self._draw_finish(request, source, handle, seed))
+        own = None  # a seed for what the sampler does not draw
+        if self._refines or (self.finish is not None and self.finish.is_random and len(request.size) == 2):
+            own = self._own_seed(request, source, handle, seed)
+        if own is not None and self.finish is not None and self.finish.is_random:
+            plan = replace(plan, draws=self._draw_finish(request, own))
         if made_on != where or plan.draws is not None:
             plan = plan.to(where, non_blocking=True)
         if self._fold and request.lam is None:
@@ -209,18 +229,35 @@ class MixTransform(checks.Checked, nn.Module):
             plan = replace(plan, lam=lam, weight=lam.double(), masks=numbers(lam))
         if partners is not None:
             plan = replace(plan, partner=partners[0], pairing=Pairing.RANDOM, repeats=partners[1])
-        return self._with_pixels(plan, request.spec, source, where) if plan.stored else plan
+        if plan.stored:
+            plan = self._with_pixels(plan, request.spec, source, where)
+        if self._refines:
+            assert own is not None
+            plan = self._refine(plan, request, moved(own, plan.device), extra)
+        return plan
 
-    def _draw_finish(
-        self, request: Request, source: Source, handle: GeneratorHandle | None, seed: int | None
-    ) -> Tensor:
-        """Flips and holes, of the seed of the plan; if its numbers were drawn on the host, of one drawn after them."""
+    def _refine(self, plan: MixPlan, request: Request, seed: Tensor, extra: Any) -> MixPlan:
+        """The plan of a method that no sampler knows, of what one has drawn for it.
+
+        Args:
+            plan: what was drawn.
+            request: what was asked for.
+            seed: () int64 beside the plan, for what else is to be drawn, by Philox.
+            extra: what the caller of `_sample` knows.
+        """
+        raise NotImplementedError
+
+    def _own_seed(self, request: Request, source: Source, handle: GeneratorHandle | None, seed: int | None) -> Tensor:
+        """The seed of the plan; if its numbers were drawn on the host, one drawn after them."""
+        if source.seed is not None:
+            return source.seed
+        if seed is not None:
+            return torch.ops.fusedmix.seed_after(*request, seed)
+        return torch.ops.fusedmix.draw_seed(0 if handle is None else handle.key, device=CPU)
+
+    def _draw_finish(self, request: Request, own: Tensor) -> Tensor:
+        """Flips and holes, of a seed."""
         assert self.finish is not None
-        own = source.seed
-        if own is None and seed is not None:
-            own = torch.ops.fusedmix.seed_after(*request, seed)
-        elif own is None:
-            own = torch.ops.fusedmix.draw_seed(0 if handle is None else handle.key, device=CPU)
         chances = erasing.chances(self.finish)
         if self._off():
             chances = chances._replace(flip=0.0, erase=0.0)
@@ -330,13 +367,19 @@ class MixTransform(checks.Checked, nn.Module):
         """Mixes all images, masks and labels by a plan."""
         leaves, labels, image = parsed.leaves, parsed.labels, parsed.image
         # Numbers drawn on the host travel with the launch; FMix's masks are made where they are used.
-        beside = self.sampling == "device" or self._stored
-        plan = self.sample(image.shape[0], size, labels=labels, device=image.device if beside else None)
+        beside = self.sampling == "device" or self._stored or self._refines
+        plan = self._plan_of(image, size, labels, image.device if beside else None)
         # Labels go first: they may still turn out to be out of range, and then no image may have been overwritten.
         if labels is not None:
             leaves[parsed.labels_index] = self._mix_targets(labels, plan, image.device)
         sample_tree.map_once(lambda masks: self._mix_mask(masks, plan), leaves, parsed.masks)
         sample_tree.map_once(lambda images: self._mix_image(images, plan), leaves, parsed.images)
+
+    def _plan_of(
+        self, image: Tensor, size: tuple[int, ...], labels: Tensor | None, device: torch.device | None
+    ) -> MixPlan:
+        """The plan of a batch that has been checked."""
+        return self.sample(image.shape[0], size, labels=labels, device=device)
 
     def _operate(
         self, operators: Any, x: Tensor, y: Tensor, row: tuple[Any, ...], num_classes: int

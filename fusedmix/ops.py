@@ -13,6 +13,7 @@ plain one).
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +31,7 @@ from fusedmix.checks import class_range, partners
 from fusedmix.draws import Request, Source
 from fusedmix.finishing import FinishArguments
 from fusedmix.methods import WIDTH, Reduction
-from fusedmix.tracking import transformed
+from fusedmix.tracking import tracked, transformed
 
 _REQUEST = "Tensor spec, SymInt batch_size, SymInt[] size, int pairing, int per, float p, Tensor? lam, Tensor? labels"
 _SOURCE = "Tensor? seed, Tensor? drawn, Tensor? partner"
@@ -402,3 +403,71 @@ def differentiable_mix(operators: Any, x: Tensor, plan: MaskArguments, adjoint: 
         partners(plan.partner, permutation=True)  # The gradient needs one.
         return (_MixForwards if forwards_too else _Mix).apply(operators, adjoint, x, *plan)
     return (operators.mix_adjoint if adjoint else operators.mix)(x, *plan)
+
+
+class _MixWith(torch.autograd.Function):
+    """mix_with, linear in both batches: its backward is made of mix_with, too."""
+
+    @staticmethod
+    def forward(operators: Any, x: Tensor, other: Tensor, *row: Any) -> Tensor:
+        return _mix_with(operators, x, other, *row)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.operators, _, other, *row = inputs
+        plan = MaskArguments(*row)
+        ctx.save_for_backward(plan.partner, plan.masks, plan.pixels)
+        ctx.hints, ctx.samples = (plan.families, plan.ndim, plan.pairing, plan.per), other.shape[0]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        plan = _saved_plan(ctx, ctx.saved_tensors)
+        _, own, lent, *_ = ctx.needs_input_grad
+        mix = functools.partial(differentiable_mix_with, ctx.operators)
+        partner = plan.partner.to(grad.device)
+        of_x = of_other = None
+        if own:  # What is lent has a gradient of 0 here, and what is kept below.
+            of_x = mix(grad, grad.new_zeros((1, *grad.shape[1:])), plan._replace(partner=partner * 0))
+        if lent:
+            each = torch.arange(grad.shape[0], device=grad.device)
+            given = mix(torch.zeros_like(grad), grad, plan._replace(partner=each))
+            of_other = grad.new_zeros((ctx.samples, *grad.shape[1:])).index_add(0, partner, given)
+        return None, of_x, of_other, *[None] * len(plan)
+
+
+def _mixed_with_tangent(
+    ctx: Any, saved: list[Any], _: None, x: Tensor | None, other: Tensor | None, *__: Any
+) -> Tensor:
+    plan = _saved_plan(ctx, saved)
+    if x is None:
+        assert other is not None
+        x = other.new_zeros((plan.partner.shape[0], *other.shape[1:]))
+    if other is None:
+        other = x.new_zeros((ctx.samples, *x.shape[1:]))
+    return differentiable_mix_with(ctx.operators, x, other, plan)
+
+
+_MixWithForwards = forwards(_MixWith, _mixed_with_tangent)
+
+
+def differentiable_mix_with(operators: Any, x: Tensor, other: Tensor, plan: MaskArguments) -> Tensor:
+    """mix_with(x, other, *plan) of batches in any layout, through autograd only if it must be."""
+    forwards_too = transformed()
+    if forwards_too or tracked(x, other):
+        return (_MixWithForwards if forwards_too else _MixWith).apply(operators, x, other, *plan)
+    return _mix_with(operators, x, other, *plan)
+
+
+def _mix_with(operators: Any, x: Tensor, other: Tensor, *row: Any) -> Tensor:
+    if 0 in x.stride()[1:]:  # No other batch can be laid out like one that is expanded.
+        x = x.contiguous()
+    return operators.mix_with(x, in_layout(other, x), *row)
+
+
+def in_layout(other: Tensor, x: Tensor) -> Tensor:
+    """Samples with the strides that those of x have, themselves if they have them."""
+    strides = x.stride()[1:]
+    if other.stride()[1:] == strides:
+        return other
+    span = 1 + sum(stride * (side - 1) for stride, side in zip(strides, x.shape[1:], strict=True) if side)
+    return torch.empty_strided(other.shape, (span, *strides), dtype=x.dtype, device=x.device).copy_(other)

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fusedmix import backends, checks, given, partners, subclasses
-from fusedmix.arguments import PARTS
+from fusedmix.arguments import PARTS, Moves, Patches, Terms
 from fusedmix.masks import family
-from fusedmix.methods import Families, Kind, Pairing, Per
+from fusedmix.methods import Families, Kind, Pairing, Per, Resize
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -44,6 +44,18 @@ class MixPlan:
         repeats: whether a sample may be the partner of several others, which no batch can be mixed in place with. So it
             is of partners that were given and are no permutation, or were given where nobody looks at them: on a GPU
             without FUSEDMIX_CHECK_PLANS=1, or inside a graph.
+        terms: the labels as a sum of so many for each sample, (B, T) partners and label weights, which need not sum to
+            1 (`fusedmix.arguments.Terms`). None: w of the sample's own and 1-w of its partner's.
+        patches: crops of partners that are pasted in place of masks (`fusedmix.arguments.Patches`). None: there are
+            none, and pixels are mixed by the masks.
+        moves: which blocks of an image stand where before it is mixed (`fusedmix.arguments.Moves`). None: no block
+            moves.
+        resize: how crops take the size of their boxes.
+        blended: whether the images are the sum of their terms, as the labels are, and not mixed by masks.
+        fill: what stands in place of the partner, a number or one for each channel. None: the partner.
+        blocks: along each side of an image, of what `moves`.
+        other_size: the samples of another batch that the partners are from, which then has to be given with the images
+            and with the labels. None: they are from the batch itself.
     """
 
     partner: Tensor
@@ -57,6 +69,14 @@ class MixPlan:
     pixels: Tensor | None = None
     draws: Tensor | None = None
     repeats: bool = False
+    terms: Terms | None = None
+    patches: Patches | None = None
+    moves: Moves | None = None
+    resize: Resize = Resize.NEAREST
+    blended: bool = False
+    fill: tuple[float, ...] | None = None
+    blocks: tuple[int, ...] = ()
+    other_size: int | None = None
 
     @property
     def batch_size(self) -> int:
@@ -97,6 +117,12 @@ class MixPlan:
     def stored(self) -> bool:
         """Whether a mask may be FMix's or of a large grid, so that pixels are needed."""
         return self.families.stored
+
+    @property
+    def gathers(self) -> bool:
+        """Whether the pixels of a sample come from elsewhere than from itself and its partner at the same place."""
+        several = self.blended or self.patches is not None or self.moves is not None
+        return several or self.fill is not None or self.other_size is not None
 
     def __repr__(self) -> str:
         """One line: which masks, for how many samples, and the range of λ where that can be read."""
@@ -234,9 +260,16 @@ class MixPlan:
 
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> MixPlan:
         """The plan with its tensors on `device`; itself if they are there already."""
+
+        def there(x: Any) -> Any:
+            if isinstance(x, Tensor):
+                return x.to(device, non_blocking=non_blocking)
+            moved = type(x)(*map(there, x))
+            return x if all(a is b for a, b in zip(moved, x, strict=True)) else moved
+
         tensors = {name: getattr(self, name) for name in _tensors(self)}
-        moved = {name: t.to(device, non_blocking=non_blocking) for name, t in tensors.items()}
-        if all(moved[name] is t for name, t in tensors.items()):
+        moved = {name: there(x) for name, x in tensors.items()}
+        if all(moved[name] is x for name, x in tensors.items()):
             return self
         return replace(self, **moved)
 
@@ -261,7 +294,8 @@ _FITS = "_fits"
 _MIX_FIRST = (
     "It pairs samples of the whole batch. Mix the whole batch, then split what comes out: fm.mix(x, plan).split(n)."
 )
-_TENSORS = (*PARTS, "pixels", "draws")
+_RECORDS = ("terms", "patches", "moves")
+_TENSORS = (*PARTS, "pixels", "draws", *_RECORDS)
 _STATIC = tuple(f.name for f in fields(MixPlan) if f.name not in _TENSORS)
 
 
@@ -293,8 +327,22 @@ pytree.register_pytree_node(
 )
 
 
-def same_batch(name: str, x: Tensor, plan: Any) -> None:
-    """Raises unless `plan` is a plan for as many samples as `x` has, and its parts belong together.
+# What only some functions can take of a plan, and what is said where it comes to others.
+_MORE = {
+    "terms": "gives labels weights that need not sum to 1, or labels of more than two samples (plan.terms)",
+    "patches": "pastes resized crops (plan.patches)",
+    "blended": "blends more than two samples (plan.blended)",
+    "moves": "moves blocks of the images (plan.moves)",
+    "fill": "has no partners but fills with a constant (plan.fill)",
+    "other_size": "takes the partners from another batch, which has to be given as other=",
+}
+OF_LABELS = ("terms", "other_size")
+OF_PIXELS = ("patches", "blended", "moves", "fill", "other_size")
+
+
+def same_batch(name: str, x: Tensor, plan: Any, *, refuse: Sequence[str] = OF_LABELS) -> None:
+    """Raises unless `plan` is a plan for as many samples as `x` has, and its parts belong together; or if it has one of
+    the attributes that the caller has to `refuse`.
 
     What the parts hold is checked on the CPU by the operators, and by `partners` where none is called. That the parts
     of a plan there belong together is found once: a step asks for the images, the labels and the logits.
@@ -318,9 +366,11 @@ def same_batch(name: str, x: Tensor, plan: Any) -> None:
             of = plan.size, int(plan.families), plan.per
             checks.pixels(plan.pixels, batch_size, *of, needed=plan.stored, prefix="plan.")
         if device.type != "cpu":  # There operators take what they find.
-            checks.partners(plan.partner)
+            checks.partners(plan.partner, among=plan.other_size)
             checks.records(plan.masks, int(plan.families), plan.pixels)
-        elif not compiling:
+        if plan.terms is not None or plan.gathers:
+            _check_more(name, plan, refuse)
+        elif device.type == "cpu" and not compiling:
             vars(plan)[_FITS] = batch_size
         return
     sizes = {getattr(plan, part_name).shape[:1] for part_name in PARTS}
@@ -332,6 +382,21 @@ def same_batch(name: str, x: Tensor, plan: Any) -> None:
     for part_name in PARTS:
         checks.part(part_name, getattr(plan, part_name), batch_size, "plan.", checks.WHOLE_BATCH)
     raise ValueError(f"The parts of plan must be on one device, but {part_name} is on {t.device}, not on {device}.")
+
+
+def _check_more(name: str, plan: MixPlan, refuse: Sequence[str]) -> None:
+    """The part of `same_batch` for plans that have more than partners and masks."""
+    for attribute in refuse:
+        if getattr(plan, attribute) not in (None, False):
+            raise ValueError(f"{name} cannot be mixed here by a plan that {_MORE[attribute]}.")
+    for of in _RECORDS:
+        record = getattr(plan, of)
+        for field, x in zip(record._fields, record, strict=True) if record is not None else ():
+            if x.shape[0] != plan.batch_size or x.device != plan.device:
+                raise ValueError(
+                    f"plan.{of}.{field} must have {plan.batch_size} rows on {plan.device}, but got shape "
+                    f"{tuple(x.shape)} on {x.device}."
+                )
 
 
 class SparseTargets(NamedTuple):

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fusedmix import checks, subclasses
 from fusedmix.functional import mix
-from fusedmix.plan import MixPlan, same_batch
+from fusedmix.plan import OF_PIXELS, MixPlan, same_batch
 
 
 def mix_masks(
@@ -34,7 +34,7 @@ def mix_masks(
     if subclasses.has_type(masks):
         mixed = mix_masks(subclasses.plain(masks), plan, num_classes=num_classes, ignore_index=ignore_index)
         return subclasses.like(mixed, masks)
-    same_batch("masks", checks.tensor("masks", masks), plan)
+    same_batch("masks", checks.tensor("masks", masks), plan, refuse=OF_PIXELS)
     if num_classes is not None:
         num_classes = checks.integer("num_classes", num_classes, 1)
     check_masks(masks, plan.size, plan.binary, num_classes, ignore_index)

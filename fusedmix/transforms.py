@@ -505,8 +505,10 @@ class RandomMix(MixTransform):
         if not methods:
             raise ValueError("methods must hold at least one mixing module, but got none.")
         for i, method in enumerate(methods):
-            if not isinstance(method, OneMethod) or not method._in_sets:
-                *names, last = (name for name in __all__ if issubclass(globals()[name], OneMethod))
+            if not isinstance(method, OneMethod) or not method._in_sets or method._refines:
+                *names, last = (
+                    name for name in __all__ if issubclass(globals()[name], OneMethod) and not globals()[name]._refines
+                )
                 raise TypeError(
                     f"methods[{i}] must be a {', '.join(names)} or {last} of fusedmix, but got {named(method)}"
                 )
