@@ -11,6 +11,7 @@ from fusedmix.finishing import Erase, Finish
 from fusedmix.functional import finish, mix, mix_, mix_labels
 from fusedmix.losses import mix_binary_cross_entropy, mix_cross_entropy
 from fusedmix.pairing import pairing_by_distance
+from fusedmix.pasting import RICAP, ResizeMix
 from fusedmix.plan import MixPlan, SparseTargets
 from fusedmix.segmentation import mix_masks
 from fusedmix.targets import mix_targets
@@ -18,6 +19,7 @@ from fusedmix.transforms import *  # noqa: F403
 from fusedmix.version import __version__
 
 __all__ = [
+    "RICAP",
     "BackendError",
     "EmbedMix",
     "Erase",
@@ -25,6 +27,7 @@ __all__ = [
     "InplaceError",
     "MixHandle",
     "MixPlan",
+    "ResizeMix",
     "SparseTargets",
     "__version__",
     "attach",

@@ -72,6 +72,8 @@ class MixTransform(checks.Checked, nn.Module):
     _chance: float = 1.0  # what `enabled` stands for: a schedule of the probability of mixing sets it
     _fold: bool = False  # whether λ ← max(λ, 1-λ), of a method whose masks are λ
     _refines: bool = False  # whether `_refine` has to finish what the sampler has drawn
+    _gathers: ClassVar[bool] = False  # whether its plans mix out of place only
+    _binary: ClassVar[bool] = False  # whether label maps can be mixed though its masks are not 0 or 1
     _member: bool = False  # whether the module is one of the methods of a RandomMix
     _generator: GeneratorHandle | None = None
     _spec: Tensor  # (methods, len(Column)) float64, which stays on the CPU wherever the module goes
@@ -102,6 +104,8 @@ class MixTransform(checks.Checked, nn.Module):
         """Sets the attributes to the keywords given and to the defaults of the rest, or raises and sets none."""
         given = keywords.checked(given)
         values = keywords.settled(given)
+        if self._gathers:
+            self._check_new(values)
         if values["backend"] != self.__dict__.get("backend", ...):
             backends.prepare(values["backend"])
         self._pairing, self._per = Pairing[values.pop("pairing").upper()], Per[values.pop("per").upper()]
@@ -113,6 +117,14 @@ class MixTransform(checks.Checked, nn.Module):
         # Keywords are plain attributes, because these are read in no time. Whoever sets one comes through __setattr__.
         self.__dict__.update((name, values[name]) for name in self._keywords if name in values)
         self._prepare_plain_step()
+
+    def _check_new(self, values: Mapping[str, Any]) -> None:
+        for name in ("inplace", "finish"):
+            if values[name]:
+                raise ValueError(
+                    f"{name} must be {keywords.DEFAULTS[name]} for {type(self).__name__}, which puts a new batch "
+                    f"together from several samples, but got {values[name]!r}."
+                )
 
     def _prepare_plain_step(self) -> None:
         """Finds out once what every plain step needs to know of the module."""
@@ -600,7 +612,7 @@ class MixTransform(checks.Checked, nn.Module):
             raise ValueError(f"Images must have at least one pixel, but got the spatial size {size}.")
         for each in sizes:
             checks.sides("the spatial size of images", each, stored=self._stored)
-        masks = [parsed.leaves[i] for i in parsed.masks]
+        masks, binary = [parsed.leaves[i] for i in parsed.masks], self._binary or self._families.binary
         if masks and self.finish is not None and self.finish.hflip:
             raise ValueError(
                 "hflip of finish must be 0 for a sample with segmentation masks, which would not be flipped with their "
@@ -612,7 +624,7 @@ class MixTransform(checks.Checked, nn.Module):
                     f"The batch size of the masks must be that of the images, {batch_size}, "
                     f"but got shape {tuple(m.shape)}."
                 )
-            check_masks(plain(m), size, self._families.binary, self.mask_classes, self.mask_ignore_index)
+            check_masks(plain(m), size, binary, self.mask_classes, self.mask_ignore_index)
         if self.inplace:
             for name, written in (("images", images), ("masks", masks)):
                 for x in written:

@@ -15,12 +15,29 @@ def formula(pairing: Pairing, batch_size: int, device: torch.device) -> Tensor:
     return index.roll(1) if pairing == Pairing.ROLL else index.flip(0)
 
 
-def random(seed: Tensor, batch_size: int, device: torch.device) -> Tensor:
-    """(B,) int64, a uniform permutation: the rank of each sample's key (fixed points allowed)."""
+def random(seed: Tensor, batch_size: int, device: torch.device, call: int = 0) -> Tensor:
+    """(B,) int64, a uniform permutation for each `call`: the rank of each sample's key (fixed points allowed)."""
     index = torch.arange(batch_size, device=device)
-    high, low, _, _ = words(seed, index, Stream.PARTNER)
+    high, low, _, _ = words(seed, index, Stream.PARTNER, call)
     order = sort_key(high, low).argsort(stable=True)
     return torch.empty_like(order).scatter_(0, order, index)
+
+
+def further(partner: Tensor, pairing: Pairing, seed: Tensor, count: int) -> Tensor:
+    """(B, count) int64: for methods with several partners the given one and others, each of a permutation if it is.
+
+    The next is the partner of the partner; with FLIP the sample before it, because the partner of the partner is the
+    sample itself; with RANDOM one of a permutation of its own, so that all of them are independent.
+    """
+    found, batch_size = [partner], partner.shape[0]
+    for t in range(1, count):
+        if pairing == Pairing.RANDOM:
+            found.append(random(seed, batch_size, partner.device, call=t))
+        elif pairing == Pairing.FLIP:
+            found.append((found[-1] - 1) % max(batch_size, 1))
+        else:
+            found.append(partner[found[-1]])
+    return torch.stack(found, dim=1)
 
 
 def by_class(seed: Tensor, labels: Tensor, pairing: Pairing) -> Tensor:

@@ -110,8 +110,9 @@ class MixPlan:
 
     @property
     def binary(self) -> bool:
-        """Whether every mask is 0 or 1 everywhere whatever was drawn, so that label maps can be mixed by it."""
-        return self.families.binary
+        """Whether every mask is 0 or 1 everywhere whatever was drawn, or crops are pasted, so that label maps can be
+        mixed by it."""
+        return self.families.binary or self.patches is not None
 
     @property
     def stored(self) -> bool:

@@ -6,8 +6,12 @@ import torch
 from torch import Tensor
 
 from fusedmix import checks, subclasses
+from fusedmix.backends import gathers
 from fusedmix.functional import mix
+from fusedmix.methods import Resize
 from fusedmix.plan import OF_PIXELS, MixPlan, same_batch
+
+_REFUSED = tuple(attribute for attribute in OF_PIXELS if attribute != "patches")
 
 
 def mix_masks(
@@ -19,7 +23,8 @@ def mix_masks(
         masks: (B, ..., *plan.size). Integer or bool: label maps. Floating point: dense targets, blended as images are.
         plan: the plan that mixed the images, on any device.
         num_classes: None: label maps stay label maps, each pixel taking the label of the image it came from; this
-            needs a plan whose masks are 0 or 1 (CutMix, FMix). K: label maps (B, *size) or (B, 1, *size) become soft
+            needs a plan whose masks are 0 or 1 (CutMix, FMix), or that pastes crops (ResizeMix, RICAP), which are
+            resized to the nearest pixel then. K: label maps (B, *size) or (B, 1, *size) become soft
             one-hot targets, as blended pixels need them (MixUp, HMix, GMix).
         ignore_index: with num_classes, the label of void pixels, whose one-hot target is 0 everywhere; None: there is
             none, as needed where 255 is a class.
@@ -34,12 +39,14 @@ def mix_masks(
     if subclasses.has_type(masks):
         mixed = mix_masks(subclasses.plain(masks), plan, num_classes=num_classes, ignore_index=ignore_index)
         return subclasses.like(mixed, masks)
-    same_batch("masks", checks.tensor("masks", masks), plan, refuse=OF_PIXELS)
+    same_batch("masks", checks.tensor("masks", masks), plan, refuse=_REFUSED)
     if num_classes is not None:
         num_classes = checks.integer("num_classes", num_classes, 1)
     check_masks(masks, plan.size, plan.binary, num_classes, ignore_index)
     if masks.is_floating_point():
         return mix(masks, plan)
+    if num_classes is None and plan.patches is not None:
+        return gathers.paste(masks, plan.patches, Resize.NEAREST)
     if num_classes is None:
         checks.partners(plan.partner)
         own = plan.mask().to(masks.device) == 1

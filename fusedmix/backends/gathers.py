@@ -24,13 +24,15 @@ def paste(x: Tensor, patches: Patches, resize: int) -> Tensor:
     With c the place of a pixel in a box of n along a side, and m pixels of the crop, the source is c·m // n (NEAREST),
     or lies between i and i + 1 by quotient and rest of num / den: num = max((2c + 1)·m - n, 0), den = 2n (LINEAR), or
     num = c·(m - 1), den = max(n - 1, 1) (LINEAR_CORNERS). All of this is done in integers. The values are blended in
-    the compute dtype, along the last side first, and rounded once.
+    the compute dtype, along the last side first, and rounded once. What is nearest may be of any dtype.
     """
     partner, boxes, crops = (t.to(x.device) for t in patches)
     ndim = boxes.shape[2] // 2
     size = x.shape[x.ndim - ndim :]
     planes = x.reshape(x.shape[0], math.prod(x.shape[1 : x.ndim - ndim]), math.prod(size))
-    out = planes.to(compute_dtype(x))
+    if resize != Resize.NEAREST:
+        planes = planes.to(compute_dtype(x))
+    out = planes
     for k in range(partner.shape[1]):
         source, known = _lent(planes, partner[:, k])
         axes = [
@@ -49,6 +51,7 @@ def blend(x: Tensor, partner: Tensor, weight: Tensor) -> Tensor:
     total = torch.zeros((), dtype=compute_dtype(x), device=x.device)
     for share, index in zip(weight.to(x.device).unbind(1), partner.to(x.device).unbind(1), strict=True):
         term, known = _lent(x, index)
+        term = term.to(total.dtype)
         w = torch.where(known, share, 0.0).reshape(-1, *[1] * (x.ndim - 1))
         # The product is exact in float64, and the sum as good as rounded once.
         total = torch.where(w == 0, total, (w.double() * term.double() + total.double()).to(total.dtype))
@@ -111,14 +114,14 @@ def _resized(source: Tensor, axes: Sequence[_Along], size: Sequence[int]) -> Ten
 
 
 def _lent(x: Tensor, partner: Tensor) -> tuple[Tensor, Tensor]:
-    """x[partner] in the compute dtype, and which partners there are: on the CPU all of them."""
+    """x[partner], and which partners there are: on the CPU all of them."""
     known = (partner >= 0) & (partner < x.shape[0])
-    return x[torch.where(known, partner, 0)].to(compute_dtype(x)), known
+    return x[torch.where(known, partner, 0)], known
 
 
 def _like(values: Tensor, x: Tensor) -> Tensor:
     """The values as a new tensor of the dtype and in the layout of x."""
-    if x.dtype == torch.uint8:
+    if x.dtype == torch.uint8 and values.is_floating_point():
         values = values.round().clamp(0, 255)
     values = values.to(x.dtype)
     return values if transformed() else torch.empty_like(x).copy_(values)
