@@ -51,6 +51,17 @@ FUSEDMIX_HD float raised_byte(float w, float d, float raised_b) {
 }
 FUSEDMIX_HD float round_to_byte(float w, float d, float b) { return raised_byte(w, d, b + kRaised) - kRaised; }
 
+// One rounding to the type of an image, of a number that paste or blend has made: bytes to the nearest, ties to even, in [0, 255].
+template <class T>
+FUSEDMIX_HD T rounded(Compute<T> x) {
+  if constexpr (sizeof(T) == 1) {
+    const float least = x > 0.0f ? x : 0.0f, within = least < 255.0f ? least : 255.0f;
+    return static_cast<T>(static_cast<int32_t>((within + kRaised) - kRaised));
+  } else {
+    return from_compute<T>(x);
+  }
+}
+
 // w·(a-b) + b rounded once: exactly a where w = 1 or a = b and exactly b where w = 0, whatever infinities and NaN stand
 // in the other one, so that a box is a copy.
 template <class T>

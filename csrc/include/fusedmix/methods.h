@@ -77,6 +77,10 @@ enum Number : int32_t {
 };
 constexpr int kDrawnWidth = 16;
 
+// How a crop is read in a box of another size: the nearest pixel, or between two of them along each axis, where either the edges of
+// the outermost pixels of both lie at one place, or their centres.
+enum class Resize : int32_t { kNearest = 0, kLinear = 1, kLinearCorners = 2 };
+
 // One row of a spec: the columns of fusedmix/methods.py, in their order.
 struct MethodRow {
   double method, weight, p, alpha, lam, lam_min, lam_max, ratio, decay, soft, cutoff, reformulate, draws, families,

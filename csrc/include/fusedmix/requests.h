@@ -6,8 +6,10 @@
 #include "finish.h"
 #include "labels.h"
 #include "layout.h"
+#include "paste.h"
 #include "plan.h"
 #include "sampling.h"
+#include "terms.h"
 
 namespace fusedmix {
 
@@ -18,6 +20,9 @@ struct Images {
   void* dst;  // src itself: in place
   Layout layout;
   bool adjoint;  // the gradient of mixing, which is out of place
+  // Where partners are of another batch, of `others` samples whose strides are those of `src` but for the batch's.
+  const void* other = nullptr;
+  int64_t other_batch = 0, others = 0;
 };
 
 struct Seed {
