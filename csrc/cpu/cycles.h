@@ -1,6 +1,7 @@
 // The walk along the partners of a batch. Host code.
 #pragma once
 
+#include <numeric>
 #include <vector>
 
 #include "../include/fusedmix/partners.h"
@@ -33,6 +34,17 @@ inline Cycles cycles_of(const int64_t* partner, int64_t batch, bool paths) {
     if (j != i && !paths) refuse_repeated_partners();
   }
   cycles.start.push_back(n);
+  return cycles;
+}
+
+// Every sample a cycle of its own, where partners are of another batch of so many samples.
+inline Cycles alone(const int64_t* partner, int64_t batch, int64_t others) {
+  check_partners(partner, batch, others, kOtherBatch);
+  Cycles cycles;
+  resize(cycles.order, batch, "the cycles of the partners");
+  resize(cycles.start, batch + 1, "the cycles of the partners");
+  std::iota(cycles.order.begin(), cycles.order.end(), int64_t{0});
+  std::iota(cycles.start.begin(), cycles.start.end(), int64_t{0});
   return cycles;
 }
 

@@ -7,13 +7,15 @@
 // cache when the next chain begins with it. In place, only the tile of the first sample of a cycle is kept aside, for the
 // last one. Tiles do not depend on each other: threads take different ones. Samples of one tile are not cut for that: there
 // threads take different parts of the walk, and the sample that each part begins with is kept aside for the one before it.
+//
+// Where partners are of another batch there is nothing to walk along, nor to keep.
 #include "large_pages.h"
 #include "mix.h"
 
 #include <atomic>
-#include <cstring>
 #include <utility>
 
+#include "strided.h"
 #include "tables.h"
 
 namespace fusedmix::cpu {
@@ -58,8 +60,11 @@ struct Mixer {
   const int64_t size;    // the bytes of an element
   const bool in_place;
   const Row along;
-  const bool packed;  // the elements of a row lie behind each other
-  const bool far;     // the batch is likely to come from memory: boxes are asked for ahead
+  const bool packed;          // the elements of a row lie behind each other
+  const bool far;             // the batch is likely to come from memory: boxes are asked for ahead
+  const bool is_lent;         // partners are of another batch
+  const char* const lenders;  // the batch that they are of
+  const int64_t lender_batch;
   const Cycles& cycles;
   const Masks& masks;
   const Tables& tables;
@@ -118,6 +123,8 @@ struct Mixer {
   char* dst(int64_t i, const RowAt& row) const {
     return static_cast<char*>(images.dst) + (i * images.layout.dst_batch + row.dst) * size;
   }
+  // A sample of the batch that partners are of.
+  const char* lender(int64_t i) const { return lenders + i * lender_batch * size; }
 
   // ---- How a mask is mixed ----
 
@@ -136,31 +143,12 @@ struct Mixer {
 
   // ---- Memory ----
 
-  void copy_strided(char* out, int64_t out_step, const char* in, int64_t in_step, int64_t n) const {
-    if (out_step == 1 && in_step == 1) {
-      std::memcpy(out, in, n * size);
-      return;
-    }
-    switch (size) {
-      case 1: return strided<uint8_t>(out, out_step, in, in_step, n);
-      case 2: return strided<uint16_t>(out, out_step, in, in_step, n);
-      case 4: return strided<uint32_t>(out, out_step, in, in_step, n);
-      default: return strided<uint64_t>(out, out_step, in, in_step, n);
-    }
-  }
-  template <class T>
-  static void strided(char* out, int64_t out_step, const char* in, int64_t in_step, int64_t n) {
-    T* o = reinterpret_cast<T*>(out);
-    const T* x = reinterpret_cast<const T*>(in);
-    for (int64_t k = 0; k < n; ++k) o[k * out_step] = x[k * in_step];
-  }
-
-  // The block of sample i: contiguous memory as it is, other memory gathered into lane `lane`.
-  const char* read(int64_t i, const Block& block, int lane, Scratch& s) const {
-    const char* from = src(i, *block.row) + block.begin * along.src_step * size;
+  // A block of a row: contiguous memory as it is, other memory gathered into lane `lane`.
+  const char* read(const char* row, const Block& block, int lane, Scratch& s) const {
+    const char* from = row + block.begin * along.src_step * size;
     if (along.src_step == 1) return from;
     char* to = s.lane + lane * kBlock * size;
-    copy_strided(to, 1, from, along.src_step, block.elements());
+    copy_strided(to, 1, from, along.src_step, block.elements(), size);
     return to;
   }
 
@@ -170,7 +158,7 @@ struct Mixer {
   }
   void written(int64_t i, const Block& block, const char* from) const {
     if (along.dst_step == 1) return;
-    copy_strided(dst(i, *block.row) + block.begin * along.dst_step * size, along.dst_step, from, 1, block.elements());
+    copy_strided(dst(i, *block.row) + block.begin * along.dst_step * size, along.dst_step, from, 1, block.elements(), size);
   }
 
   // ---- Mixing ----
@@ -190,7 +178,7 @@ struct Mixer {
     auto end = std::upper_bound(cycles.start.begin(), cycles.start.end(), first);  // of the cycle that `first` is in
     for (int64_t at = first, next; at < stop; at = next, ++end) {
       next = std::min(stop, *end);
-      mix_cycle(&cycles.order[at], next - at, pair, s);
+      is_lent ? mix_lent(&cycles.order[at], s) : mix_cycle(&cycles.order[at], next - at, pair, s);
     }
     if (pair.links != 0) blend(Links::kTwo, pair, s);
   }
@@ -217,15 +205,10 @@ struct Mixer {
       if (k > 0) way = way_at(k);
       if (way == By::kNothing) continue;
       while (links < kLinks && k + links < length && (whole || way_at(k + links) == way)) ++links;
-      const bool ends = order + k + links == cycles.order.data() + cycles.order.size();
-      Chain chain{static_cast<int>(links), {}, k + links == length, whole, ends ? order[k] : order[k + links]};
+      Chain chain{static_cast<int>(links), {}, k + links == length, whole, next_of(order + k, links)};
       for (int64_t l = 0; l <= links; ++l) chain.sample[l] = k + l == length ? after : order[k + l];
-      if (way == By::kCopyingBoxes) {
-        copy_boxes(chain, s);
-      } else if (way == By::kCopying) {
-        copy_rows(chain, s);
-      } else if (!whole || length != 2) {
-        blend(Links{chain.links}, chain, s);
+      if (way != By::kBlending || !whole || length != 2) {
+        mix_chain(way, chain, s);
       } else if (pair.links == 0) {
         pair = chain;
       } else {
@@ -234,6 +217,27 @@ struct Mixer {
       }
     }
     s.saved = own;
+  }
+
+  // A sample whose partner is of another batch: a chain of one, of which nothing is needed again.
+  void mix_lent(const int64_t* order, Scratch& s) const {
+    const By way = way_of(masks[*order], s.tile);
+    if (way != By::kNothing) mix_chain(way, {1, {*order, plan.partner[*order]}, false, false, next_of(order, 1)}, s);
+  }
+
+  void mix_chain(By way, const Chain& chain, Scratch& s) const {
+    if (way == By::kCopyingBoxes) {
+      copy_boxes(chain, s);
+    } else if (way == By::kCopying) {
+      copy_rows(chain, s);
+    } else {
+      blend(Links{chain.links}, chain, s);
+    }
+  }
+
+  // The sample that is mixed after some; of the last ones their first.
+  int64_t next_of(const int64_t* order, int64_t links) const {
+    return order + links == cycles.order.data() + cycles.order.size() ? order[0] : order[links];
   }
 
   // The sample as it was, if it is one that parts begin with.
@@ -252,7 +256,7 @@ struct Mixer {
     if (way == By::kCopyingBoxes) return save_box(first, m.box, window(s.tile), s.saved);
     for_blocks(s.tile, kCopied / size, kCopied, packed, [&](const Block& block) {
       copy_strided(s.saved + block.offset * size, 1, src(first, *block.row) + block.begin * along.src_step * size, along.src_step,
-                   block.elements());
+                   block.elements(), size);
     });
   }
 
@@ -272,11 +276,11 @@ struct Mixer {
       const void* in[kLinks + 1];
       void* out[kLinks];
       for (int l = 0; l < chain.links; ++l) out[l] = target(chain.sample[l], block, l, s);
-      for (int l = 0; l < chain.links; ++l) in[l] = read(chain.sample[l], block, kLinks + l, s);
+      for (int l = 0; l < chain.links; ++l) in[l] = read(src(chain.sample[l], *block.row), block, kLinks + l, s);
       if (in_place && chain.closes && !chain.whole) {
         in[chain.links] = s.saved + block.offset * size;
       } else if (links != Links::kTwoPairs) {
-        in[chain.links] = read(chain.sample[chain.links], block, kLinks + chain.links, s);
+        in[chain.links] = read(lender(chain.sample[chain.links]) + block.row->src * size, block, kLinks + chain.links, s);
       }
       if (numbers) {
         rows.uniform(links, out, in, block.elements(), one);
@@ -306,10 +310,10 @@ struct Mixer {
     for (int l = 0; l < chain.links; ++l) cuts[l] = masks.cut(chain.sample[l], tile.begin, tile.end);
     char* kept = s.saved;
     for (const RowAt& row : tile.rows) {
-      if (in_place && chain.whole) copy_strided(kept, 1, src(chain.sample[0], row) + skipped, along.src_step, width);
+      if (in_place && chain.whole) copy_strided(kept, 1, src(chain.sample[0], row) + skipped, along.src_step, width, size);
       for (int l = 0; l < chain.links; ++l) {
         const bool last = in_place && chain.closes && l == chain.links - 1;
-        const char* partner = last ? kept - tile.begin * size : src(chain.sample[l + 1], row);
+        const char* partner = last ? kept - tile.begin * size : giver(chain, l) + row.src * size;
         copy_row(chain.sample[l], row, cuts[l], partner, last ? 1 : along.src_step, s.runs);
       }
       if (!chain.whole) kept += width * size;
@@ -323,8 +327,13 @@ struct Mixer {
       if (own && in_place) return;
       const int64_t step = own ? along.src_step : b_step;
       copy_strided(dst(i, row) + span.begin * along.dst_step * size, along.dst_step, (own ? src(i, row) : b) + span.begin * step * size,
-                   step, span.end - span.begin);
+                   step, span.end - span.begin, size);
     });
+  }
+  // What a sample of a chain takes from: the next one of the chain, or its partner at the end.
+  const char* giver(const Chain& chain, int l) const {
+    const int64_t i = chain.sample[l + 1];
+    return l + 1 < chain.links ? static_cast<const char*>(images.src) + i * images.layout.src_batch * size : lender(i);
   }
 
   // In place, boxes of partners: a few rows at a time, of which those of two samples fit a first-level cache.
@@ -345,7 +354,7 @@ struct Mixer {
         const bool last = chain.closes && l == chain.links - 1;
         ask_for_next(l + 1 < chain.links ? chain.sample[l + 1] : chain.next, part);
         for_box(masks, images.layout, masks[chain.sample[l]].box, part, [&](const BoxRows& box) {
-          const char* from = last ? kept + box.packed * size : sample(chain.sample[l + 1]) + box.place * size;
+          const char* from = last ? kept + box.packed * size : giver(chain, l) + box.place * size;
           kernels.copy_rows(sample(chain.sample[l]) + box.place * size, box.step * size, from, last ? row_bytes : box.step * size,
                             box.rows, box.length * size);
         });
@@ -361,7 +370,7 @@ struct Mixer {
   void ask_for_next(int64_t next, const Window& part) const {
     if (!far) return;
     for_box(masks, images.layout, masks[next].box, part, [&](const BoxRows& box) {
-      kernels.ask_for_rows(sample(next) + box.place * size, box.step * size, sample(plan.partner[next]) + box.place * size,
+      kernels.ask_for_rows(sample(next) + box.place * size, box.step * size, lender(plan.partner[next]) + box.place * size,
                            box.step * size, box.rows, box.length * size);
     });
   }
@@ -388,7 +397,7 @@ struct Mixer {
       const bool numbers = masks.is_number(masks[i], s.tile) && masks.is_number(masks[j], s.tile);
       for_blocks(s.tile, kBlock, kBlock, packed, [&](const Block& block) {
         char* out = target(j, block, 0, s);
-        const char *g = read(j, block, 1, s), *h = read(i, block, 2, s);
+        const char *g = read(src(j, *block.row), block, 1, s), *h = read(src(i, *block.row), block, 2, s);
         if (numbers) {
           rows.adjoint_uniform(out, g, h, block.elements(), masks[j].box.outer, masks[i].box.outer);
         } else {
@@ -415,7 +424,9 @@ void mix(const Images& images, const PlanView& plan, const Parallel& parallel) {
   for (int d = 0; d < layout.rank; ++d) {
     if (layout.dims[d].axis >= 0) sides[layout.dims[d].axis] = layout.dims[d].size;
   }
-  const Cycles cycles = cycles_of(plan.partner, layout.batch, !in_place && !images.adjoint);
+  const bool is_lent = images.other != nullptr;
+  const Cycles cycles = is_lent ? alone(plan.partner, layout.batch, images.others)
+                                : cycles_of(plan.partner, layout.batch, !in_place && !images.adjoint);
   const Masks masks = masks_of(plan, along, sides, layout.batch);
   const Tiling tiling = tiling_of(layout, along, size, parallel.threads);
   const Parts parts = parts_of(cycles, tiling.parts, in_place);
@@ -423,7 +434,9 @@ void mix(const Images& images, const PlanView& plan, const Parallel& parallel) {
   const bool boxes = !plan.shared && !images.adjoint && std::any_of(masks.all.begin(), masks.all.end(), is_table);
   const Tables tables = tables_of(masks, boxes, parallel);
   Mixer mixer{images, plan, kernels(), kernels().rows[static_cast<int>(images.type)], size, in_place, along,
-              along.src_step == 1 && along.dst_step == 1, layout.batch * layout.elements * size > kNear, cycles, masks, tables, tiling, parts, nullptr};
+              along.src_step == 1 && along.dst_step == 1, layout.batch * layout.elements * size > kNear, is_lent,
+              static_cast<const char*>(is_lent ? images.other : images.src), is_lent ? images.other_batch : layout.src_batch, cycles, masks,
+              tables, tiling, parts, nullptr};
   mixer.keep_heads(parallel);
   mixer.mix_tiles(parallel);
 }

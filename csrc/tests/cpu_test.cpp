@@ -12,14 +12,20 @@ namespace {
 
 // ---- mixing ----
 
-enum class Way { kInPlace, kOutOfPlace, kAdjoint };
+// The last two with partners of another batch.
+enum class Way { kInPlace, kOutOfPlace, kAdjoint, kOtherInPlace, kOtherOutOfPlace };
+constexpr Way kWays[] = {Way::kInPlace, Way::kOutOfPlace, Way::kAdjoint, Way::kOtherInPlace, Way::kOtherOutOfPlace};
+const char* name_of_way(Way way) {
+  constexpr const char* names[] = {"in place", "out of place", "adjoint", "in place by another batch", "out of place by another batch"};
+  return names[static_cast<int>(way)];
+}
 
 void test_mix(Random& random, ElementType type, const std::vector<int64_t>& shape, Order order, int32_t pairing, Masks masks,
               bool shared, Way way, const Parallel& parallel) {
-  const bool adjoint = way == Way::kAdjoint, in_place = way == Way::kInPlace;
+  const bool adjoint = way == Way::kAdjoint, in_place = way == Way::kInPlace || way == Way::kOtherInPlace;
+  const bool lent = way == Way::kOtherInPlace || way == Way::kOtherOutOfPlace;
   const bool special = masks != Masks::kGaussian && masks != Masks::kAll && !adjoint;
-  context = format("%s %s of B=%lld, %s, %s, %s%s, %d threads", name_of(type),
-                   adjoint ? "adjoint" : (in_place ? "in place" : "out of place"), static_cast<long long>(shape[0]),
+  context = format("%s %s of B=%lld, %s, %s, %s%s, %d threads", name_of(type), name_of_way(way), static_cast<long long>(shape[0]),
                    name_of(order), name_of_pairing(pairing), name_of(masks), shared ? " shared" : "", parallel.threads);
   Batch x(type, shape, order);
   x.fill(random, special);
@@ -27,28 +33,35 @@ void test_mix(Random& random, ElementType type, const std::vector<int64_t>& shap
   const std::vector<char> gaps = out.memory;
   int64_t size[3];
   sides_of(x, size);
-  const HostPlan plan = make_plan(random, shape[0], size, pairing, masks, shared);
+  HostPlan plan = make_plan(random, shape[0], size, pairing, masks, shared);
+  std::vector<int64_t> others = shape;
+  if (order != Order::kBatchInside) others[0] = 1 + random.below(2 * shape[0]);  // there a sample's strides depend on it
+  Batch other(type, lent ? others : shape, order);
+  lent ? other.fill(random, special) : void(other = x);
+  if (lent) std::generate(plan.partner.begin(), plan.partner.end(), [&] { return random.below(other.sizes[0]); });
   const PlanView view = plan.view();
   const int spatial = masks == Masks::kConstant && random.below(2) ? 0 : static_cast<int>(x.pixel_dims());
   const Layout layout = layout_of(in_place ? out : x, out, spatial);
-  cpu::mix({type, in_place ? out.data() : x.data(), out.data(), layout, adjoint}, view, parallel);
+  Images images{type, in_place ? out.data() : x.data(), out.data(), layout, adjoint};
+  if (lent) images.other = other.data(), images.other_batch = other.strides[0], images.others = other.sizes[0];
+  cpu::mix(images, view, parallel);
 
-  std::vector<int64_t> from(shape[0]);  // whose partner a sample is
+  std::vector<int64_t> from(other.sizes[0]);  // whose partner a sample is
   for (int64_t i = 0; i < shape[0]; ++i) from[plan.partner[i]] = i;
   std::vector<bool> touched(out.memory.size(), false);
   const int64_t bytes = element_size(type);
   for (int64_t n = 0; n < x.elements(); ++n) {
     int64_t index[8];
     const int64_t here = x.at(n, index), there = out.at(n);
-    const int64_t i = index[0], other = adjoint ? from[i] : plan.partner[i];
+    const int64_t i = index[0], j = adjoint ? from[i] : plan.partner[i];
     int64_t pixel[3] = {0, 0, 0};
     for (int64_t d = 0; d < x.pixel_dims(); ++d) pixel[3 - x.pixel_dims() + d] = index[2 + d];
     const double a = read_element(type, x.data(), here);
-    const double b = read_element(type, x.data(), here + (other - i) * x.strides[0]);
+    const double b = read_element(type, other.data(), here - i * x.strides[0] + j * other.strides[0]);
     const double w = naive_mask(view, i, pixel);
     const bool blurred =
-        is_gaussian(plan.masks[shared ? 0 : i]) || (adjoint && is_gaussian(plan.masks[shared ? 0 : other]));
-    const double want = adjoint ? naive_adjoint(type, w, a, naive_mask(view, other, pixel), b) : naive_blend(type, w, a, b);
+        is_gaussian(plan.masks[shared ? 0 : i]) || (adjoint && is_gaussian(plan.masks[shared ? 0 : j]));
+    const double want = adjoint ? naive_adjoint(type, w, a, naive_mask(view, j, pixel), b) : naive_blend(type, w, a, b);
     const double got = read_element(type, out.data(), there);
     if (blurred ? close(type, got, want, false) : same(got, want)) {
       pass();
@@ -72,8 +85,9 @@ void test_mixes() {
       for (const Order order : kOrders) {
         for (const int32_t pairing : {kRoll, kFlip, kRandom}) {
           for (const Masks masks : kMasks) {
-            for (const Way way : {Way::kInPlace, Way::kOutOfPlace, Way::kAdjoint}) {
+            for (const Way way : kWays) {
               if (way == Way::kAdjoint && type == ElementType::kUInt8) continue;
+              if (way >= Way::kOtherInPlace && random.below(3) != 0) continue;
               const bool shared = random.below(3) == 0;
               const Parallel& parallel = random.below(6) ? kOneThread : kThreeThreads;  // making threads takes longest
               test_mix(random, type, shape, order, pairing, masks, shared, way, parallel);
@@ -93,7 +107,7 @@ void test_parts_of_a_walk() {
     for (const auto& shape : shapes) {
       for (const int32_t pairing : {kRoll, kFlip, kRandom}) {
         for (const Masks masks : kMasks) {
-          for (const Way way : {Way::kInPlace, Way::kOutOfPlace, Way::kAdjoint}) {
+          for (const Way way : kWays) {
             const Order order = kOrders[random.below(static_cast<int64_t>(std::size(kOrders)))];
             test_mix(random, type, shape, order, pairing, masks, random.below(3) == 0, way, kThreeThreads);
           }
@@ -103,7 +117,7 @@ void test_parts_of_a_walk() {
   }
 }
 
-// What is not a permutation is refused, and nothing has been written then.
+// What is not a permutation is refused, or, of another batch, what is none of its samples; and nothing has been written then.
 void test_refusal() {
   context = "partners that are no permutation";
   Random random(2);
@@ -114,13 +128,19 @@ void test_refusal() {
   for (const std::vector<int64_t>& partner : {std::vector<int64_t>{1, 2, 1, 0}, {0, 1, 2, 4}, {0, 1, 2, -1}, {1, 2, 3, 3}}) {
     HostPlan plan = make_plan(random, 4, size, kRandom, Masks::kConstant, false);
     plan.partner = partner;
-    bool refused = false;
-    try {
-      cpu::mix({x.type, x.data(), x.data(), layout_of(x, x, 2), false}, plan.view(), kOneThread);
-    } catch (const std::invalid_argument&) {
-      refused = true;
+    for (const bool lent : {false, true}) {
+      x.memory = before;
+      bool refused = false;
+      Images images{x.type, x.data(), x.data(), layout_of(x, x, 2), false};
+      if (lent) images.other = before.data(), images.other_batch = x.strides[0], images.others = 3;
+      try {
+        cpu::mix(images, plan.view(), kOneThread);
+      } catch (const std::invalid_argument&) {
+        refused = true;
+      }
+      expect(refused == (!lent || partner != std::vector<int64_t>{1, 2, 1, 0}), "not refused, or what is allowed is");
+      expect(!refused || x.memory == before, "written to");
     }
-    expect(refused && x.memory == before, "not refused, or written to");
   }
 }
 

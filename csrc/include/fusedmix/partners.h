@@ -14,14 +14,19 @@ namespace fusedmix {
 // What is said of a partner that is in another piece, of a plan that was cut.
 constexpr char kWholeBatch[] = " (a plan is for the whole batch: mix that, then split it)";
 
-inline void check_partners(const int64_t* partner, int64_t batch) {
-  for (int64_t i = 0; i < batch; ++i) {
+// And of one that is to be in another batch.
+constexpr char kOtherBatch[] = " (partners are samples of `other`)";
+
+// `count` partners, samples of a batch of so many.
+inline void check_partners(const int64_t* partner, int64_t count, int64_t batch, const char* why) {
+  for (int64_t i = 0; i < count; ++i) {
     if (partner[i] < 0 || partner[i] >= batch) {
       throw std::invalid_argument("fusedmix: partner must be in [0, " + std::to_string(batch) + "), but got " +
-                                  std::to_string(partner[i]) + kWholeBatch + ".");
+                                  std::to_string(partner[i]) + why + ".");
     }
   }
 }
+inline void check_partners(const int64_t* partner, int64_t batch) { check_partners(partner, batch, batch, kWholeBatch); }
 
 [[noreturn]] inline void refuse_repeated_partners() {
   throw std::invalid_argument(
