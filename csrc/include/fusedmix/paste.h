@@ -35,10 +35,9 @@ struct Patches {
 
 // Between two pixels of a crop, counted from its first: a + share·(b - a). Where one pixel is all of it, `second` is `first` and
 // the share 0.
-template <class C>
 struct Tap {
   int32_t first, second;
-  C share;
+  float share;
   FUSEDMIX_HD bool is_one() const { return first == second; }
 };
 
@@ -56,25 +55,25 @@ FUSEDMIX_HD Place<Int> place_in_crop(Resize resize, Int c, Int n, Int m) {
   return {centre > n ? centre - n : 0, 2 * n};
 }
 
-template <class C, class Int>
-FUSEDMIX_HD Tap<C> tap_of(Resize resize, Int whole, Int rest, Int denominator, Int m) {
+template <class Int>
+FUSEDMIX_HD Tap tap_of(Resize resize, Int whole, Int rest, Int denominator, Int m) {
   const auto first = static_cast<int32_t>(whole);
   const bool one = (resize == Resize::kNearest) | (rest == 0) | (whole + 1 >= m);
-  return {first, one ? first : first + 1, one ? C{0} : static_cast<C>(rest) / static_cast<C>(denominator)};
+  return {first, one ? first : first + 1, one ? 0.0f : static_cast<float>(rest) / static_cast<float>(denominator)};
 }
 // Of pixel c of a box.
-template <class C, class Int>
-FUSEDMIX_HD Tap<C> tap_at(Resize resize, Int c, Int n, Int m) {
+template <class Int>
+FUSEDMIX_HD Tap tap_at(Resize resize, Int c, Int n, Int m) {
   const Place<Int> at = place_in_crop(resize, c, n, m);
   const Int whole = at.numerator / at.denominator;
-  return tap_of<C>(resize, whole, at.numerator - whole * at.denominator, at.denominator, m);
+  return tap_of(resize, whole, at.numerator - whole * at.denominator, at.denominator, m);
 }
 
-// Exactly a where the share is 0, whatever b is.
+// Exactly a where the share is 0, whatever b is. Each operation is rounded, as those of the reference are.
 template <class C>
-FUSEDMIX_HD C between(C a, C b, C share) {
-  const C mixed = fma(share, b - a, a);
-  return share == C{0} ? a : mixed;
+FUSEDMIX_HD C between(C a, C b, float share) {
+  const C mixed = a + static_cast<C>(share) * (b - a);
+  return share == 0.0f ? a : mixed;
 }
 
 }  // namespace fusedmix
