@@ -6,7 +6,7 @@ namespace {
 
 // A thread has a pixel: of any layout, and any number of channels.
 FUSEDMIX_WIDE_KERNEL(kEachThreads, 3) finish_pixels_kernel(FUSEDMIX_ARGS(FinishingArgs, args)) {
-  const FinishPlace place = finish_place(args);
+  const Spot place = spot_of(args.tiling);
   if (!place.is_there) return;
   const auto y = static_cast<int32_t>(divide(place.column, args.groups));
   const auto x = static_cast<int32_t>(place.column - y * args.groups.number);
@@ -14,7 +14,7 @@ FUSEDMIX_WIDE_KERNEL(kEachThreads, 3) finish_pixels_kernel(FUSEDMIX_ARGS(Finishi
   float w = 1.0f;
   if (args.mixes) {
     const PlanView plan = view_of(args.plan);
-    partner = partner_of(plan, place.sample, args.batch);
+    partner = partner_of(plan, place.sample, args.tiling.batch);
     w = weight_at(plan, place.sample, {0, y, x});
   }
   const Side own = side_of<true>(args, place.sample), lent = side_of<true>(args, partner);
@@ -69,23 +69,17 @@ int finish(const Finishing& f, const LaunchPlan& plan, bool mixes, const FinishS
   args.to = f.channels_last ? in_bytes(c * h * w, 1, c * w, c, f.made) : in_bytes(c * h * w, h * w, w, 1, f.made);
   args.type = f.type;
   args.made = f.made;
-  args.batch = static_cast<uint32_t>(f.batch);
-  args.columns = static_cast<uint32_t>(shape.columns);
+  args.tiling = tiling_of(f.batch, shape.columns, shape.log_column, shape.by_tile);
   args.channels = static_cast<int32_t>(c);
   args.width = static_cast<int32_t>(shape.row);
   args.groups = divisor(shape.row / shape.width);
   args.rows = divisor(h * w / shape.row);
-  args.log_column = shape.log_column;
-  args.by_tile = shape.by_tile;
-  const int64_t tiles = divide_up(shape.columns, int64_t{1} << shape.log_column);
-  const int64_t groups = divide_up(f.batch, int64_t{1} << (kEachLog - shape.log_column));
-  args.inner = divisor(args.by_tile ? groups : tiles);
   args.affine = f.affine;
   args.draw_words = f.draws == nullptr ? 0 : static_cast<int32_t>(f.draw_words);
   args.fill = f.fill;
   args.mixes = mixes;
   args.plan = plan;
-  const FinishLaunch l{args, launchable(tiles * groups), f.draws != nullptr, shape.src_last, f.channels_last, stream};
+  const FinishLaunch l{args, args.tiling.blocks, f.draws != nullptr, shape.src_last, f.channels_last, stream};
   if (shape.width == 1) return device::launch(finish_pixels_kernel, l.blocks, kEachThreads, stream, args);
   if (shape.colours) return l.draws ? finish_colours<true>(l) : finish_colours<false>(l);
   switch (f.type) {

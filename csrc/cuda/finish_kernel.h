@@ -152,7 +152,7 @@ constexpr int kFinishBlocks = kFamilies == kAnySet ? 2 : 3;
 // P pixels of C channels, three or one. kSrcLast, kDstLast: channels lie together in the batch that comes, and in the new one.
 template <class In, int P, int C, int32_t kFamilies, bool kDraws, bool kSrcLast, bool kDstLast>
 FUSEDMIX_WIDE_KERNEL(kEachThreads, kFinishBlocks<kFamilies>) finish_vectors_kernel(FUSEDMIX_ARGS(FinishingArgs, args)) {
-  const FinishPlace place = finish_place(args);
+  const Spot place = spot_of(args.tiling);
   if (!place.is_there) return;
   const uint32_t line = divide(place.column, args.groups), plane = C == 1 ? divide(line, args.rows) : 0;
   const auto y = static_cast<int32_t>(line - plane * args.rows.number);
@@ -167,7 +167,7 @@ FUSEDMIX_WIDE_KERNEL(kEachThreads, kFinishBlocks<kFamilies>) finish_vectors_kern
   }
   if (args.mixes) {
     const PlanView plan = view_of(args.plan);
-    partner = partner_of(plan, place.sample, args.batch);
+    partner = partner_of(plan, place.sample, args.tiling.batch);
     reach = weights.find(plan, place.sample, y, x);
   }
   const Side own = side_of<kDraws>(args, place.sample), lent = side_of<kDraws>(args, partner);

@@ -1,6 +1,7 @@
 // What kernels that finish a batch are told, and what they find of a sample before they touch its pixels.
 #pragma once
 
+#include "tiling.h"
 #include "vector.h"
 
 namespace fusedmix::cuda {
@@ -15,13 +16,9 @@ struct FinishingArgs {
   char* dst;
   Steps from, to;
   ElementType type, made;
-  uint32_t batch;
-  uint32_t columns;  // vectors of pixels in a sample; where a thread has one channel, of all channels
+  Tiling tiling;  // of vectors of pixels; where a thread has one channel, of all channels
   int32_t channels, width;
   Divisor groups, rows;  // vectors in a row, rows in a channel
-  Divisor inner;         // of blocks, the number of those that follow each other: tiles of a sample, or groups of samples
-  bool by_tile;
-  int32_t log_column;
   const float* affine;
   int32_t draw_words;  // 0: nothing was drawn
   Fill fill;
@@ -29,19 +26,6 @@ struct FinishingArgs {
   LaunchPlan plan;
 };
 static_assert(sizeof(FinishingArgs) <= 4096, "kernel arguments");
-
-// The sample and the vector of it that a thread has. `is_there`: one that it should have.
-struct FinishPlace {
-  bool is_there;
-  uint32_t sample, column;
-};
-FUSEDMIX_DEVICE FinishPlace finish_place(const FinishingArgs& args) {
-  const uint32_t outer = divide(device::block(), args.inner), inner = device::block() - outer * args.inner.number;
-  const uint32_t tile = args.by_tile ? outer : inner, group = (args.by_tile ? inner : outer) << (kEachLog - args.log_column);
-  const uint32_t column = (tile << args.log_column) + (device::thread() & ((1u << args.log_column) - 1));
-  const uint32_t sample = group + (device::thread() >> args.log_column);
-  return {column < args.columns && sample < args.batch, sample, column};
-}
 
 // A sample as it comes, and what was drawn for it.
 struct Side {
