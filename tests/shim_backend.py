@@ -136,10 +136,12 @@ class Shim:
             **{name: int(hint) for name, hint in hints.items()},
         }
 
-    def watch_images(self, dst, src):
+    def watch_images(self, dst, src, other=None):
         """In place what is written must not be read after that in the same launch, nor written again."""
         self.forget()
         self.watch("x", src, writable=src is dst)
+        if other is not src:
+            self.watch("other", other, writable=False)
         if src is not dst:
             self.watch("out", dst, initialised=False)
         elif src.numel() > 0:
@@ -184,27 +186,54 @@ class Shim:
         self.mix_into(out, grad, *masks, adjoint=True, **how)
         return out
 
+    def mix_with(self, x, other, *masks, **how):
+        out = torch.empty_like(x)
+        self.mix_into(out, x, *masks, other=other, **how)
+        return out
+
+    def mix_with_(self, x, other, *masks, **how):
+        self.mix_into(x, x, *masks, other=other, **how)
+
     def mix_into(
-        self, dst, src, partner, masks, families, ndim, pairing, per, pixels=None, *, adjoint=False,
+        self, dst, src, partner, masks, families, ndim, pairing, per, pixels=None, *, adjoint=False, other=None,
         on_host=False, shape=None, fresh=True,
     ):  # fmt: skip
-        """mix (in place where dst is src) or its adjoint.
+        """mix (in place where dst is src) or its adjoint, or mix_with.
 
         Args:
             shape: what is to be otherwise than in the shape that is chosen, by the names of its fields.
             fresh: whether the images are yet to be watched.
         """
         if fresh:
-            self.watch_images(dst, src)
+            self.watch_images(dst, src, other)
         tensors = {"partner": partner, "masks": masks, "pixels": pixels}
         hints = {"families": families, "pairing": pairing, "per": per, "shared": int(per) == Per.BATCH}
         plan = self.plan(tensors, src.shape[src.ndim - ndim :], on_host, **hints)
-        images = (src, dst, ndim, adjoint)
+        images = (src, dst, ndim, adjoint, other)
         if shape is None:
-            self.shape = self.module.apply(self.memory, images, plan, src is dst or adjoint)
+            permutation = other is None and (src is dst or adjoint)
+            self.shape = self.module.apply(self.memory, images, plan, permutation)
         else:
             self.shape = self.shape_of(images, pairing, families, **shape)
             self.module.mix(self.memory, images, plan, self.shape)
+
+    def paste(self, x, partner, boxes, crops, resize, on_host=False):
+        patches = {"partner": partner, "boxes": boxes, "crops": crops}
+        return self.gathered(self.module.paste, x, patches, boxes.shape[2] // 2, int(resize), on_host)
+
+    def blend(self, x, partner, weight, on_host=False):
+        return self.gathered(self.module.blend, x, {"partner": partner, "weight": weight}, 0, on_host)
+
+    def gathered(self, launch, x, tensors, ndim, *options):
+        """A new batch from several samples of x, by `launch`; the last of the options is whether the plan is on the host."""
+        out = torch.empty_like(x)
+        self.watch_images(out, x)
+        tensors = {name: t.contiguous() for name, t in tensors.items()}
+        if not options[-1]:
+            for name, t in tensors.items():
+                self.watch(name, t, writable=False)
+        self.shape = launch(self.memory, (x, out, ndim, False), *tensors.values(), *options)
+        return out
 
     def mix_labels(self, labels, partner, weight, num_classes, label_smoothing, on_host=False):
         self.forget()

@@ -34,10 +34,28 @@ struct LaunchPlan {
   alignas(16) char bytes[kInlineBytes];
 };
 
+// And patches to paste, and terms to sum.
+struct LaunchPatches {
+  Patches view;
+  bool travels;
+  struct {
+    int32_t boxes, crops, partner;
+  } offset;
+  alignas(16) char bytes[kInlineBytes];
+};
+struct LaunchTerms {
+  Terms view;
+  bool travels;
+  struct {
+    int32_t partner, weight;
+  } offset;
+  alignas(16) char bytes[kInlineBytes];
+};
+
 // How a launch goes through a batch; mix_kernel.h has the kernels.
 enum class Way : int32_t {
   kNone,    // there is nothing to do
-  kEach,    // out of place: blocks have a tile of two samples, and read their partners as well
+  kEach,    // out of place, or by another batch: blocks have a tile of two samples, and read their partners as well
   kPairs,   // kFlip: blocks have a tile of both samples of a pair
   kRoll,    // in place, kRoll: blocks have a column of all samples, and go from the last to the first
   kTile,    // in place: blocks have a column of all samples, all of which they read before they write any
@@ -66,6 +84,9 @@ FUSEDMIX_HD bool is_in_a_set(int32_t families) {
 // Throws std::invalid_argument for a batch that no launch can address.
 Shape shape_of(const Images& images, int32_t pairing, int32_t families, const device::Limits& chip);
 
+// How a launch goes through a batch whose samples become something of several others. `by_tile`: as in a Shape.
+Shape gather_shape(const Images& images, bool by_tile);
+
 // How a launch goes through a batch that is finished.
 struct FinishShape {
   int32_t width;    // pixels that a thread moves at a time, of a channel or, if `colours`, of three; 1: all channels of a pixel
@@ -88,6 +109,12 @@ int limits(device::Limits& out);
 int mix(const Images& images, const LaunchPlan& plan, const Shape& shape, const int32_t* inverse, void* scratch,
         const Targets& targets, bool after_sampler, void* stream);
 int64_t scratch_bytes(const Images& images, const Shape& shape);
+// Launches that mix with another batch.
+int mix_with(const Images& images, const LaunchPlan& plan, const Shape& shape, void* stream);
+// Whether there is a kernel for 16 bytes of that type at a time.
+FUSEDMIX_HD bool mixes_16_bytes_with(ElementType type, int32_t families) {
+  return type != ElementType::kUInt8 || within(families, kConstantSet) || within(families, kCutSet);
+}
 // Whether mix() writes the targets; others need a launch of their own.
 bool beside_images(const Targets& targets);
 int write_targets(const LaunchPlan& plan, const Targets& targets, void* stream);
@@ -97,6 +124,10 @@ int invert(const LaunchPlan& plan, int64_t batch, int32_t* inverse, void* stream
 // Finishes a batch, and mixes it if `mixes`: else only the draws of the plan are there.
 int finish(const Finishing& finishing, const LaunchPlan& plan, bool mixes, const FinishShape& shape, void* stream);
 int draw_finish(const FinishDraws& draws, void* stream);
+
+// Images with crops of others in them, and sums of images. (blend is the name of what a pixel is mixed by.)
+int paste(const Images& images, const LaunchPatches& patches, const Shape& shape, void* stream);
+int blend_terms(const Images& images, const LaunchTerms& terms, const Shape& shape, void* stream);
 
 // Draws a plan, by one launch. `device_rows`: the rows of the spec on the device, where there are more than kInlineRows. `scratch`:
 // a number for each sample, for kCrossClass.

@@ -80,18 +80,6 @@ FUSEDMIX_KERNEL(kThreads) mask_kernel(FUSEDMIX_ARGS(MaskArgs, args)) {
   device::store(args.out + at, value);
 }
 
-Loops loops_of(const Layout& layout, ElementType type, const Shape& shape) {
-  const Row row = innermost_row(layout);
-  const int64_t size = element_size(type);
-  const auto inner = static_cast<int32_t>(row.axis < 0 ? INT32_MAX : row.inner);
-  Loops loops{row.outer_rank + 1, row.axis, inner, divisor(inner), static_cast<uint32_t>(shape.columns), layout.src_batch * size,
-              layout.dst_batch * size, {}};
-  const auto loop = [&](const Dim& dim) { return Loop{divisor(dim.size), dim.axis, dim.src * size, dim.dst * size}; };
-  std::transform(layout.dims, layout.dims + row.outer_rank, loops.dims, loop);
-  loops.dims[row.outer_rank] = loop({row.length / shape.width, row.src_step * shape.width, row.dst_step * shape.width, row.axis});
-  return loops;
-}
-
 uint32_t mix_blocks(int64_t blocks) { return static_cast<uint32_t>(launchable(blocks)); }
 
 int launch(const Images& images, const Shape& shape, const MixArgs& args, Way way, int threads, bool after_sampler, void* stream) {
@@ -128,11 +116,12 @@ int64_t scratch_bytes(const Images& images, const Shape& shape) {
 
 int mix(const Images& images, const LaunchPlan& plan, const Shape& shape, const int32_t* inverse, void* scratch, const Targets& targets,
         bool after_sampler, void* stream) {
+  if (images.other != nullptr) return mix_with(images, plan, shape, stream);
   const int64_t batch = images.layout.batch, vector_bytes = int64_t{shape.width} * element_size(images.type);
   MixArgs args{};
   args.src = static_cast<const char*>(images.src);
   args.dst = static_cast<char*>(images.dst);
-  args.loops = loops_of(images.layout, images.type, shape);
+  args.loops = loops_of(images.layout, images.type, shape.width, shape.columns);
   args.batch = static_cast<uint32_t>(batch);
   args.inverse = inverse;
   args.columns = args.loops.columns;

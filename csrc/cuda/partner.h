@@ -9,10 +9,10 @@ FUSEDMIX_DEVICE uint64_t seed_of(const Seed& seed) {
   return seed.on_device == nullptr ? seed.value : static_cast<uint64_t>(device::load(seed.on_device));
 }
 
-// A part of a plan: where the pointer says, or so many bytes into the arguments.
-template <class T>
-FUSEDMIX_DEVICE const T* part_of(const LaunchPlan& plan, const T* pointer, int32_t offset) {
-  return plan.travels ? reinterpret_cast<const T*>(plan.bytes + offset) : pointer;
+// A part of a plan, of patches or of terms: where the pointer says, or so many bytes into the arguments.
+template <class Launched, class T>
+FUSEDMIX_DEVICE const T* part_of(const Launched& its, const T* pointer, int32_t offset) {
+  return its.travels ? reinterpret_cast<const T*>(its.bytes + offset) : pointer;
 }
 
 FUSEDMIX_DEVICE PlanView view_of(const LaunchPlan& plan) {

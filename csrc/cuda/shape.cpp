@@ -25,6 +25,12 @@ bool is_dense(int32_t families) {
 // read.
 constexpr int64_t kTileBytes = int64_t{6} << 20, kSliceBytes = int64_t{16} << 20;
 
+// Whether there is a kernel that moves 16 bytes.
+bool moves_16_bytes(const Images& images, int32_t families) {
+  if (images.other != nullptr) return mixes_16_bytes_with(images.type, families);
+  return images.type != ElementType::kUInt8 || is_in_a_set(families);
+}
+
 // The widest access that every row of every sample allows: rows are whole vectors, and all of them aligned.
 int32_t widest(const Images& images, int64_t size, int32_t families) {
   const Row row = innermost_row(images.layout);
@@ -32,13 +38,14 @@ int32_t widest(const Images& images, int64_t size, int32_t families) {
   for (const int64_t bytes : {int64_t{16}, int64_t{4}}) {
     if (bytes <= size) break;
     const int64_t width = bytes / size;
-    if (width == 16 && !is_in_a_set(families)) continue;  // there is no kernel
+    if (bytes == 16 && !moves_16_bytes(images, families)) continue;
     const auto fits = [&](int64_t elements) { return elements % width == 0; };
-    bool aligned = fits(row.length) && fits(images.layout.src_batch) && fits(images.layout.dst_batch);
+    bool aligned = fits(row.length) && fits(images.layout.src_batch) && fits(images.layout.dst_batch) && fits(images.other_batch);
     for (int d = 0; d < row.outer_rank; ++d) {
       aligned = aligned && fits(images.layout.dims[d].src) && fits(images.layout.dims[d].dst);
     }
-    const auto address = reinterpret_cast<uintptr_t>(images.src) | reinterpret_cast<uintptr_t>(images.dst);
+    const auto address =
+        reinterpret_cast<uintptr_t>(images.src) | reinterpret_cast<uintptr_t>(images.dst) | reinterpret_cast<uintptr_t>(images.other);
     if (aligned && address % bytes == 0) return static_cast<int32_t>(width);
   }
   return 1;
@@ -69,31 +76,49 @@ bool is_of_vectors(const Finishing& f, int64_t row, int64_t width, bool last) {
          reinterpret_cast<uintptr_t>(f.src) % (width * element_size(f.type)) == 0;
 }
 
-}  // namespace
-
-Shape shape_of(const Images& images, int32_t pairing, int32_t families, const device::Limits& chip) {
+// A shape that is yet without a way.
+Shape vectors_of(const Images& images, int32_t families) {
   const Layout& layout = images.layout;
-  const int64_t size = element_size(images.type), batch = layout.batch;
   const Row row = innermost_row(layout);
-  if (batch > INT32_MAX) throw std::invalid_argument("more than 2^31 samples");
+  if (std::max(layout.batch, images.others) > INT32_MAX) throw std::invalid_argument("more than 2^31 samples");
   if (row.axis >= 0 && row.length > INT32_MAX) throw std::invalid_argument("a row of more than 2^31 elements");
   Shape shape{};
-  shape.width = widest(images, size, families);
+  shape.width = widest(images, element_size(images.type), families);
   shape.columns = layout.elements / shape.width;
   if (shape.columns > INT32_MAX) throw std::invalid_argument("a sample of more than 2^31 vectors");
-  const bool in_place = images.src == images.dst;
-  if (batch * layout.elements == 0 || (in_place && batch == 1)) return shape;
-  if (pairing == kFlip && !images.adjoint) {
+  return shape;
+}
+
+// The tiles of a launch whose threads have vectors of their own.
+void set_tiles(Shape& shape, const Images& images, bool by_tile) {
+  const int64_t bytes = shape.width * element_size(images.type);
+  shape.way = Way::kEach;
+  shape.by_tile = by_tile;
+  shape.log_column = log_tile(shape.columns, by_tile ? images.layout.batch * bytes : 0);
+}
+
+}  // namespace
+
+Shape gather_shape(const Images& images, bool by_tile) {
+  Shape shape = vectors_of(images, kConstantSet);
+  if (images.layout.batch * images.layout.elements > 0) set_tiles(shape, images, by_tile);
+  return shape;
+}
+
+Shape shape_of(const Images& images, int32_t pairing, int32_t families, const device::Limits& chip) {
+  const int64_t size = element_size(images.type), batch = images.layout.batch;
+  Shape shape = vectors_of(images, families);
+  const bool in_place = images.src == images.dst, has_other = images.other != nullptr;
+  if (batch * images.layout.elements == 0 || (in_place && batch == 1 && !has_other)) return shape;
+  if (pairing == kFlip && !images.adjoint && !has_other) {
     shape.way = Way::kPairs;
     return shape;
   }
-  const int64_t bytes = shape.width * size;
-  if (!in_place) {
-    shape.way = Way::kEach;
-    shape.by_tile = pairing != kRoll;
-    shape.log_column = log_tile(shape.columns, shape.by_tile ? batch * bytes : 0);
+  if (!in_place || has_other) {
+    set_tiles(shape, images, pairing != kRoll || has_other);
     return shape;
   }
+  const int64_t bytes = shape.width * size;
   const bool two_rounds = shape.columns * bytes / kColumnBytes >= kTwoRounds * chip.multiprocessors;
   const int64_t most = (two_rounds ? kColumnBytes : kColumnBytes / 2) / bytes, least = std::max<int64_t>(1, kLeastColumnBytes / bytes);
   const int64_t fit = std::min(chip.shared_bytes / (batch * bytes), kTileThreads * kTileSamples / batch);

@@ -15,11 +15,12 @@ Part<int64_t> loaded_partners(const GivenPlan& given) {
   const Part<int64_t>& partner = given.partner;
   if (partner.data == nullptr) return {};
   if (is_formula(given.pairing) && !(partner.on_host && !are_formula(partner.data, given.batch, given.pairing))) return {};
-  if (partner.on_host) check_partners(partner.data, given.batch);
+  if (partner.on_host && given.others > 0) check_partners(partner.data, given.batch, given.others, kOtherBatch);
+  if (partner.on_host && given.others == 0) check_partners(partner.data, given.batch);
   return partner;
 }
 
-// The parts of a plan that are on the host, one behind the other.
+// The parts of a plan, or of the like, that are on the host, one behind the other.
 class Blob {
  public:
   // Adds a part that is on the host. Returns where it begins.
@@ -32,6 +33,20 @@ class Blob {
     if (part.on_host) bytes.insert(bytes.end(), from, from + count * static_cast<int64_t>(sizeof(T)));
     return at;
   }
+  // Brings them to where kernels can read them: into a launch's arguments, or up. Returns where they are then, of those in the
+  // arguments nothing.
+  template <class Launched>
+  const char* send(Memory& memory, Launched& launched) const {
+    if (any_on_host && any_on_device) throw std::invalid_argument("fusedmix: the tensors of a plan must be on one device.");
+    if (!any_on_host) return nullptr;
+    const auto size = static_cast<int64_t>(bytes.size());
+    launched.travels = size <= kInlineBytes;
+    if (!launched.travels) return static_cast<const char*>(memory.upload("a plan", bytes.data(), size));
+    std::copy(bytes.begin(), bytes.end(), launched.bytes);
+    return nullptr;
+  }
+
+ private:
   std::vector<char> bytes;
   bool any_on_host = false, any_on_device = false;
 };
@@ -59,23 +74,13 @@ LaunchPlan place(Memory& memory, const GivenPlan& given) {
   const int64_t draws_at = blob.add(given.draws, given.batch * given.draw_words);
   const int64_t partner_at = blob.add(partner, given.batch);
   const int64_t weight_at = blob.add(given.weight, given.weight_shared ? one : given.batch);
-  if (blob.any_on_host && blob.any_on_device) {
-    throw std::invalid_argument("fusedmix: the tensors of a plan must be on one device.");
+  if (const char* base = blob.send(memory, plan); base != nullptr) {
+    plan.view.masks = at<Record>(base, masks_at);
+    plan.draws = at<int32_t>(base, draws_at);
+    plan.view.partner = at<int64_t>(base, partner_at);
+    plan.weight = at<double>(base, weight_at);
   }
-  if (blob.any_on_host) {
-    const auto size = static_cast<int64_t>(blob.bytes.size());
-    plan.travels = size <= kInlineBytes;
-    if (plan.travels) {
-      plan.offset = {static_cast<int32_t>(masks_at), static_cast<int32_t>(draws_at), static_cast<int32_t>(partner_at), static_cast<int32_t>(weight_at)};
-      std::copy(blob.bytes.begin(), blob.bytes.end(), plan.bytes);
-    } else {
-      const auto* base = static_cast<const char*>(memory.upload("a plan", blob.bytes.data(), size));
-      plan.view.masks = at<Record>(base, masks_at);
-      plan.draws = at<int32_t>(base, draws_at);
-      plan.view.partner = at<int64_t>(base, partner_at);
-      plan.weight = at<double>(base, weight_at);
-    }
-  }
+  plan.offset = {static_cast<int32_t>(masks_at), static_cast<int32_t>(draws_at), static_cast<int32_t>(partner_at), static_cast<int32_t>(weight_at)};
   if (given.pixels_on_host) {
     Pixels& pixels = plan.view.pixels;
     const int64_t count = pixels.stride * mask_rows(pixels.per, pixels.batch);
@@ -134,7 +139,9 @@ void Pass::run(const Sampling* sampling, const GivenPlan& made, const Targets& t
   mix(plan, targets, sampling != nullptr);
 }
 
-Shape apply(Memory& memory, const Images& images, const GivenPlan& given, bool permutation) {
+Shape apply(Memory& memory, const Images& images, const GivenPlan& of, bool permutation) {
+  GivenPlan given = of;
+  if (images.other != nullptr) given.pairing = kRandom, given.others = images.others;
   const Part<int64_t> partner = loaded_partners(given);
   if (permutation && partner.on_host && !is_permutation(partner.data, given.batch)) refuse_repeated_partners();
   if (!has_elements(images)) return {};
@@ -142,6 +149,40 @@ Shape apply(Memory& memory, const Images& images, const GivenPlan& given, bool p
   const Pass pass(memory, &images, plan.view.pairing, given.families);
   pass.mix(plan, Targets{});
   return pass.shape;
+}
+
+Shape paste(Memory& memory, const Images& images, const GivenPatches& given) {
+  const int64_t patches = given.batch * given.count;
+  if (given.partner.on_host) check_partners(given.partner.data, patches, given.batch, kWholeBatch);
+  LaunchPatches its{{given.partner.data, given.boxes.data, given.crops.data, given.count, given.ndim, given.resize}, false, {}, {}};
+  Blob blob;
+  const int64_t boxes_at = blob.add(given.boxes, patches * 2 * given.ndim), crops_at = blob.add(given.crops, patches * 2 * given.ndim);
+  const int64_t partner_at = blob.add(given.partner, patches);
+  if (const char* base = blob.send(memory, its); base != nullptr) {
+    its.view.boxes = at<int32_t>(base, boxes_at);
+    its.view.crops = at<int32_t>(base, crops_at);
+    its.view.partner = at<int64_t>(base, partner_at);
+  }
+  its.offset = {static_cast<int32_t>(boxes_at), static_cast<int32_t>(crops_at), static_cast<int32_t>(partner_at)};
+  const Shape shape = gather_shape(images, false);
+  memory.check(paste(images, its, shape, memory.stream));
+  return shape;
+}
+
+Shape blend_terms(Memory& memory, const Images& images, const GivenTerms& given) {
+  const int64_t terms = given.batch * given.count;
+  if (given.partner.on_host) check_partners(given.partner.data, terms, given.batch, kWholeBatch);
+  LaunchTerms its{{given.partner.data, given.weight.data, given.count}, false, {}, {}};
+  Blob blob;
+  const int64_t partner_at = blob.add(given.partner, terms), weight_at = blob.add(given.weight, terms);
+  if (const char* base = blob.send(memory, its); base != nullptr) {
+    its.view.partner = at<int64_t>(base, partner_at);
+    its.view.weight = at<float>(base, weight_at);
+  }
+  its.offset = {static_cast<int32_t>(partner_at), static_cast<int32_t>(weight_at)};
+  const Shape shape = gather_shape(images, true);
+  memory.check(blend_terms(images, its, shape, memory.stream));
+  return shape;
 }
 
 FinishShape finish(Memory& memory, const Finishing& finishing, const GivenPlan& given, bool mixes) {

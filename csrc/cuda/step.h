@@ -40,6 +40,22 @@ struct GivenPlan {
   bool pixels_on_host;
   Part<int32_t> draws;  // flips and holes of a batch that is finished, so many words each; at a multiple of 16 bytes
   int64_t draw_words;
+  int64_t others = 0;  // partners are samples of another batch, which has so many
+};
+
+// Several partners for each sample. All parts are contiguous.
+struct GivenPatches {
+  int64_t batch;
+  int32_t count, ndim;
+  Resize resize;
+  Part<int64_t> partner;
+  Part<int32_t> boxes, crops;
+};
+struct GivenTerms {
+  int64_t batch;
+  int32_t count;
+  Part<int64_t> partner;
+  Part<float> weight;
 };
 
 // A plan where kernels can read it: as it is, in their arguments, or in one upload if it is too large for these. Partners that
@@ -67,8 +83,12 @@ class Pass {
   void* scratch_;
 };
 
-// Images by a plan that is there. `permutation`: partners must be one, as in place and for gradients.
+// Images by a plan that is there, with another batch if there is one. `permutation`: partners must be one, as in place and for gradients.
 Shape apply(Memory& memory, const Images& images, const GivenPlan& given, bool permutation);
+
+// Images with crops of others in them, and sums of images.
+Shape paste(Memory& memory, const Images& images, const GivenPatches& given);
+Shape blend_terms(Memory& memory, const Images& images, const GivenTerms& given);
 
 // Finishes a batch by a plan, or, if it is not to be mixed, by the draws of one that has nothing else.
 FinishShape finish(Memory& memory, const Finishing& finishing, const GivenPlan& given, bool mixes);

@@ -33,4 +33,23 @@ FUSEDMIX_DEVICE Spot spot_of(const Tiling& t, uint32_t samples = 1) {
   return {column < t.columns && sample < t.batch, sample, column};
 }
 
+// launch.of_width<T, V>() for elements of a type, V at a time: of all widths that shape.cpp chooses.
+template <class Launch>
+int of_vectors(const Launch& launch, ElementType type, int32_t width) {
+  const auto of_half = [&](auto half) {
+    using T = decltype(half);
+    if (width == 8) return launch.template of_width<T, 8>();
+    return width == 2 ? launch.template of_width<T, 2>() : launch.template of_width<T, 1>();
+  };
+  switch (type) {
+    case ElementType::kFloat16: return of_half(Half{});
+    case ElementType::kBFloat16: return of_half(BFloat16{});
+    case ElementType::kFloat32: return width == 4 ? launch.template of_width<float, 4>() : launch.template of_width<float, 1>();
+    case ElementType::kFloat64: return width == 2 ? launch.template of_width<double, 2>() : launch.template of_width<double, 1>();
+    default: break;
+  }
+  if (width == 16) return launch.template of_width<uint8_t, 16>();
+  return width == 4 ? launch.template of_width<uint8_t, 4>() : launch.template of_width<uint8_t, 1>();
+}
+
 }  // namespace fusedmix::cuda

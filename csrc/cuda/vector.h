@@ -1,6 +1,7 @@
 // Several elements of a sample that lie together, and one access to them.
 #pragma once
 
+#include <algorithm>
 #include <type_traits>
 
 #include "../include/fusedmix/blend.h"
@@ -16,12 +17,18 @@ struct Vec {
   static constexpr int kPerWord = sizeof(T) < 4 ? 4 / static_cast<int>(sizeof(T)) : 1;
   using Word = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
   using Bits = std::conditional_t<sizeof(T) == 1, uint8_t, std::conditional_t<sizeof(T) == 2, uint16_t, Word>>;
-  Word words[(V + kPerWord - 1) / kPerWord];
+  static constexpr int kWords = (V + kPerWord - 1) / kPerWord;
+  Word words[kWords];
 
   FUSEDMIX_DEVICE T get(int l) const { return bit_cast<T>(static_cast<Bits>(words[l / kPerWord] >> shift(l))); }
   // Once for each element, of a vector of zeros.
   FUSEDMIX_DEVICE void set(int l, T value) {
     words[l / kPerWord] |= static_cast<Word>(bit_cast<Bits>(value)) << shift(l);
+  }
+  // The same where l is not known to the compiler: an index would put the vector into local memory.
+  FUSEDMIX_DEVICE void put(int l, T value) {
+    FUSEDMIX_UNROLL
+    for (int n = 0; n < kWords; ++n) words[n] |= n == l / kPerWord ? static_cast<Word>(bit_cast<Bits>(value)) << shift(l) : 0;
   }
   static FUSEDMIX_DEVICE Vec of(const Compute<T> (&numbers)[V]) {
     Vec made{};
@@ -84,6 +91,19 @@ struct Loops {
   int64_t src_batch, dst_batch;
   Loop dims[kMaxDims];
 };
+
+// With a row that is cut into so many vectors of that width. Host code.
+inline Loops loops_of(const Layout& layout, ElementType type, int32_t width, int64_t columns) {
+  const Row row = innermost_row(layout);
+  const int64_t size = element_size(type);
+  const auto inner = static_cast<int32_t>(row.axis < 0 ? INT32_MAX : row.inner);
+  Loops loops{row.outer_rank + 1, row.axis, inner, divisor(inner), static_cast<uint32_t>(columns), layout.src_batch * size,
+              layout.dst_batch * size, {}};
+  const auto loop = [&](const Dim& dim) { return Loop{divisor(dim.size), dim.axis, dim.src * size, dim.dst * size}; };
+  std::transform(layout.dims, layout.dims + row.outer_rank, loops.dims, loop);
+  loops.dims[row.outer_rank] = loop({row.length / width, row.src_step * width, row.dst_step * width, row.axis});
+  return loops;
+}
 
 // A small number for each lane; of 16 lanes four in a word, because a register for each would be a quarter of what a thread has.
 template <int V>

@@ -55,12 +55,13 @@ void set_sides(const py::dict& plan, int64_t (&sides)[3]) {
   std::copy(given.begin(), given.end(), sides);
 }
 
-// (src, dst, how many dims are spatial, whether the adjoint is wanted)
+// (src, dst, how many dims are spatial, whether the adjoint is wanted, and the batch that partners are of if it is another one)
 Images images_of(const py::tuple& images) {
-  const Tensor src(images[0]), dst(images[1]);
+  const Tensor src(images[0]), dst(images[1]), other(images.size() > 4 ? py::object(images[4]) : py::none());
   const Layout layout = make_layout(static_cast<int>(src.sizes.size()), src.sizes.data(), src.strides.data(),
                                     dst.strides.data(), images[2].cast<int>());
-  return {src.type(), src.data, dst.data, layout, images[3].cast<bool>()};
+  const int64_t others = other.data == nullptr ? 0 : other.sizes[0];
+  return {src.type(), src.data, dst.data, layout, images[3].cast<bool>(), other.data, other.stride(0), others};
 }
 
 cuda::GivenPlan plan_of(const py::dict& d) {
@@ -85,6 +86,27 @@ cuda::GivenPlan plan_of(const py::dict& d) {
   set_sides(d, plan.pixels.side);
   plan.pixels_on_host = on_host("pixels");
   return plan;
+}
+
+// Several partners for each sample, and what is taken of them.
+template <class T>
+cuda::Part<T> part_of(const py::object& t, bool on_host) {
+  return {data<T>(t), on_host};
+}
+
+void bind_gathers(py::module_& m) {
+  m.def("paste", [](Memory& memory, const py::tuple& images, const py::object& partner, const py::object& boxes, const py::object& crops,
+                    int resize, bool on_host) {
+    const Tensor of(partner), sides(boxes);
+    return cuda::paste(memory, images_of(images),
+                       {of.sizes[0], static_cast<int32_t>(of.sizes[1]), static_cast<int32_t>(sides.sizes[2] / 2), static_cast<Resize>(resize),
+                        part_of<int64_t>(partner, on_host), part_of<int32_t>(boxes, on_host), part_of<int32_t>(crops, on_host)});
+  });
+  m.def("blend", [](Memory& memory, const py::tuple& images, const py::object& partner, const py::object& weight, bool on_host) {
+    const Tensor of(partner);
+    return cuda::blend_terms(memory, images_of(images),
+                             {of.sizes[0], static_cast<int32_t>(of.sizes[1]), part_of<int64_t>(partner, on_host), part_of<float>(weight, on_host)});
+  });
 }
 
 Labels labels_of(const Tensor& y) { return {y.data, y.label_type, y.sizes.size() == 2, y.stride(0), y.stride(1)}; }
@@ -346,6 +368,7 @@ PYBIND11_MODULE(fusedmix_cuda_shim, m) {
     set_sides(plan, sides);
     cuda::masks(memory, plan_of(plan), sides, data<float>(out));
   });
+  bind_gathers(m);
   bind_finish(m);
   bind_losses(m);
   m.attr("INLINE_BYTES") = cuda::kInlineBytes;

@@ -1,0 +1,92 @@
+// Sums of several samples of a batch, each times a weight.
+#include "tiling.h"
+#include "vector.h"
+
+namespace fusedmix::cuda {
+namespace {
+
+struct BlendArgs {
+  const char* src;
+  char* dst;
+  Loops loops;
+  Tiling tiling;
+  LaunchTerms terms;
+};
+static_assert(sizeof(BlendArgs) <= 4096, "kernel arguments");
+
+// sum + w·x, in lane l. The difference of what a byte is raised to is exact, and no conversion.
+template <class T, int V>
+FUSEDMIX_DEVICE Compute<T> with_term(Compute<T> sum, float w, const Vec<T, V>& x, int l) {
+  if constexpr (sizeof(T) == 1) {
+    return fma(w, raised(x.words[l / 4], l % 4) - 0x1p23f, sum);
+  } else {
+    return fma(static_cast<Compute<T>>(w), to_compute(x.get(l)), sum);
+  }
+}
+
+// A thread has a vector of a sample: all that it is made of is under way before the first is used.
+template <class T, int V>
+FUSEDMIX_WIDE_KERNEL(kEachThreads, 2) blend_kernel(FUSEDMIX_ARGS(BlendArgs, args)) {
+  const Spot spot = spot_of(args.tiling);
+  if (!spot.is_there) return;
+  const Place<V> place = place_of<V>(args.loops, spot.column);
+  const int32_t count = args.terms.view.count;
+  const int64_t first = static_cast<int64_t>(spot.sample) * count;
+  const int64_t* partners = part_of(args.terms, args.terms.view.partner, args.terms.offset.partner) + first;
+  const float* weights = part_of(args.terms, args.terms.view.weight, args.terms.offset.weight) + first;
+  float w[kMostTerms];
+  Vec<T, V> x[kMostTerms];
+  bool any = false;
+  FUSEDMIX_UNROLL
+  for (int k = 0; k < kMostTerms; ++k) {
+    w[k] = 0.0f;
+    if (k >= count) continue;
+    // A number that is no sample's, which only the host could refuse: its term is left out.
+    const int64_t j = device::load(partners + k);
+    if (static_cast<uint64_t>(j) < args.tiling.batch) w[k] = device::load(weights + k);
+    if (w[k] != 0.0f) x[k] = load_vector<T, V>(args.src + j * args.loops.src_batch + place.src);
+    any |= w[k] != 0.0f;
+  }
+  // A product is what is added to -0: so the first term is one.
+  Compute<T> sum[V];
+  FUSEDMIX_UNROLL
+  for (int l = 0; l < V; ++l) sum[l] = any ? -0.0f : 0.0f;
+  FUSEDMIX_UNROLL
+  for (int k = 0; k < kMostTerms; ++k) {
+    if (w[k] == 0.0f) continue;
+    FUSEDMIX_UNROLL
+    for (int l = 0; l < V; ++l) sum[l] = with_term<T, V>(sum[l], w[k], x[k], l);
+  }
+  Vec<T, V> out{};
+  if constexpr (sizeof(T) == 1) {
+    FUSEDMIX_UNROLL
+    for (int l = 0; l < V; ++l) out.set(l, rounded<T>(sum[l]));
+  } else {
+    out = Vec<T, V>::of(sum);
+  }
+  store_vector<T, V>(args.dst + spot.sample * args.loops.dst_batch + place.dst, out);
+}
+
+struct Launch {
+  const BlendArgs& args;
+  void* stream;
+
+  template <class T, int V>
+  int of_width() const {
+    return device::launch(blend_kernel<T, V>, args.tiling.blocks, kEachThreads, stream, args);
+  }
+};
+
+}  // namespace
+
+int blend_terms(const Images& images, const LaunchTerms& terms, const Shape& shape, void* stream) {
+  if (shape.way == Way::kNone) return 0;
+  const BlendArgs args{static_cast<const char*>(images.src),
+                       static_cast<char*>(images.dst),
+                       loops_of(images.layout, images.type, shape.width, shape.columns),
+                       tiling_of(images.layout.batch, shape.columns, shape.log_column, shape.by_tile),
+                       terms};
+  return of_vectors(Launch{args, stream}, images.type, shape.width);
+}
+
+}  // namespace fusedmix::cuda
