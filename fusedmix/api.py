@@ -3,6 +3,7 @@
 from fusedmix import schedules, transforms
 from fusedmix.accuracy import mix_accuracy
 from fusedmix.attachment import MixHandle, attach, attached
+from fusedmix.attribution import class_activation_map, input_gradient
 from fusedmix.backends import BackendError
 from fusedmix.checkpointing import checkpoint_contexts
 from fusedmix.checks import InplaceError
@@ -13,6 +14,7 @@ from fusedmix.losses import mix_binary_cross_entropy, mix_cross_entropy
 from fusedmix.pairing import pairing_by_distance
 from fusedmix.pasting import RICAP, ResizeMix
 from fusedmix.plan import MixPlan, SparseTargets
+from fusedmix.saliency import fine_grained_saliency, spectral_saliency
 from fusedmix.segmentation import mix_masks
 from fusedmix.targets import mix_targets
 from fusedmix.transforms import *  # noqa: F403
@@ -33,7 +35,10 @@ __all__ = [
     "attach",
     "attached",
     "checkpoint_contexts",
+    "class_activation_map",
+    "fine_grained_saliency",
     "finish",
+    "input_gradient",
     "mix",
     "mix_",
     "mix_accuracy",
@@ -45,5 +50,6 @@ __all__ = [
     "mix_targets",
     "pairing_by_distance",
     "schedules",
+    "spectral_saliency",
 ]
 __all__ += transforms.__all__
