@@ -8,25 +8,30 @@ asks about, by `at_pixels` or `at_cells`. Maps are constants: no gradient flows 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fusedmix import checks
-from fusedmix.saliency import resized
+from fusedmix import checks, dims
+from fusedmix.draws import Request, moved
+from fusedmix.one_method import OneMethod
+from fusedmix.plan import MixPlan
+from fusedmix.saliency import fine_grained_saliency, resized, spectral_saliency
 from fusedmix.subclasses import plain
 
 # Of images to maps (B, h, w); one that has a parameter `labels` is given the labels of the batch, too.
 Importance = Callable[..., Tensor]
+# These look at nothing but the pixels, whatever lies between the batch and the sides of the masks.
+_OF_PIXELS = (fine_grained_saliency, spectral_saliency)
 
 
 class Extra(NamedTuple):
     """What a method finishes its plan by."""
 
-    maps: Tensor  # (B, *sides) float32, beside the plan
-    labels: Tensor | None  # (B,) or (B, K), where they were given, beside the plan
+    maps: Tensor  # (B, *sides) float32
+    labels: Tensor | None  # (B,) or (B, K), where they were given
 
 
 def checked_maps(name: str, x: Any, batch_size: int, size: Sequence[int], *, negative: bool) -> Tensor:
@@ -121,4 +126,128 @@ def peak(maps: Tensor) -> tuple[Tensor, ...]:
     """The place of the largest value of maps (B, *sides), of equal ones the first: (B,) int64 along each axis."""
     if not maps.shape[0]:
         return tuple(torch.empty(0, dtype=torch.int64, device=maps.device) for _ in maps.shape[1:])
-    return torch.unravel_index(maps.flatten(1).argmax(1), maps.shape[1:])
+    place, found = maps.flatten(1).argmax(1), []
+    for side in reversed(maps.shape[1:]):
+        found.append(place % side)
+        place = place // side
+    return tuple(reversed(found))
+
+
+class ImportanceMethod(OneMethod):
+    """A method whose plan looks at the images, by importance maps. A subclass finishes it in `_by_maps`."""
+
+    _refines = True
+    _usual_importance: ClassVar[Importance | None] = None  # the function that None stands for; None: maps must be given
+    _negative: ClassVar[bool] = True  # whether maps may be negative
+    _importance: Importance | None = None
+
+    def __init__(self, options: Mapping[str, Any], *, importance: Importance | None, **columns: Any) -> None:
+        self.__dict__["_importance"] = checked_importance("importance", importance)
+        super().__init__(options, **columns)
+
+    def _take(self, given: Mapping[str, Any]) -> None:
+        if given.get("finish") is not None:
+            raise ValueError(
+                f"finish must be None for {type(self).__name__}, whose maps are of the images as they come, while a "
+                f"finished batch is flipped before it is mixed, but got {given['finish']!r}."
+            )
+        super()._take(given)
+
+    @property
+    def importance(self) -> Importance | None:
+        """The function from images to maps; None: the usual one, if there is one. May be changed between steps."""
+        return self._importance
+
+    @importance.setter
+    def importance(self, value: Importance | None) -> None:
+        # Not as attributes of modules are set: a network would become a part of this one.
+        self.__dict__["_importance"] = checked_importance("importance", value)
+
+    def sample(
+        self,
+        batch_size: int,
+        size: Sequence[int],
+        *,
+        importance: Tensor | None = None,
+        labels: Tensor | None = None,
+        **given: Any,
+    ) -> MixPlan:
+        """Draws the plan of a batch, as `MixTransform.sample` does, and finishes it by importance maps.
+
+        Args:
+            batch_size, size: as there.
+            importance: (B, h, w) of images (B, ..., H, W), a map for each sample, of any sides; of d spatial dims for
+                images of d. Real numbers, finite. (A function needs images: give it to the module, or to its call.)
+            labels: as there.
+            **given: lam, partner, device, generator and seed, as there.
+
+        Raises:
+            TypeError, ValueError: importance is missing or of the wrong type, shape or range; and as there.
+        """
+        batch_size = checks.integer("batch_size", batch_size, 0)
+        size = checks.sides("size", size, stored=self._stored)
+        if importance is None:
+            raise ValueError(
+                f"importance must be given to sample() of {type(self).__name__}, a map for each sample, because a plan "
+                "is drawn without images."
+            )
+        maps = checked_maps("importance", importance, batch_size, size, negative=self._negative)
+        return self._sample(batch_size, size, labels=labels, extra=Extra(maps, labels), **given)
+
+    def forward(self, *inputs: Any, importance: Tensor | Importance | None = None) -> Any:
+        """Mixes a batch, as `MixTransform.forward` does, by importance maps.
+
+        Args:
+            *inputs: as there.
+            importance: maps of the images, (B, h, w), or a function from images to maps; None: the module's. Images of
+                several stacks are mixed by the maps of the first.
+
+        Raises:
+            TypeError, ValueError: as there and as `sample`.
+        """
+        if not isinstance(importance, Tensor):
+            importance = checked_importance("importance", importance)
+        return self._mix_batch(inputs, importance)
+
+    def _plan_of(
+        self, image: Tensor, size: tuple[int, ...], labels: Tensor | None, device: torch.device | None, extra: Any
+    ) -> MixPlan:
+        maps = extra if isinstance(extra, Tensor) else self._maps_of(image, size, labels, extra)
+        return self.sample(image.shape[0], size, labels=labels, device=device, importance=maps)
+
+    def _maps_of(self, image: Tensor, size: tuple[int, ...], labels: Tensor | None, given: Importance | None) -> Tensor:
+        """What the function finds in the images of a batch."""
+        function = self._importance if given is None else given
+        function = type(self)._usual_importance if function is None else function
+        if function is None:
+            raise ValueError(
+                f"importance must be given to {type(self).__name__} or to its call: a map for each of the images, or a "
+                "function from images to maps, such as fusedmix.class_activation_map(model, layer)."
+            )
+        x = plain(image)
+        if not len(x):  # Few networks take none.
+            return x.new_zeros((0, *size), dtype=torch.float32)
+        if function in _OF_PIXELS:
+            return function(dims.last(x, self.axes).reshape(len(x), -1, *size))
+        return maps_of(x, None if labels is None else plain(labels), function)
+
+    def _refine(self, plan: MixPlan, request: Request, seed: Tensor, extra: Extra) -> MixPlan:
+        maps, labels = (None if x is None else moved(x, plan.device) for x in extra)
+        assert maps is not None
+        return self._by_maps(plan, request, seed, maps, labels)
+
+    def _by_maps(self, plan: MixPlan, request: Request, seed: Tensor, maps: Tensor, labels: Tensor | None) -> MixPlan:
+        """The plan, finished.
+
+        Args:
+            plan, request, seed: as of `_refine`.
+            maps: (B, *sides) float32, which have been checked.
+            labels: (B,) or (B, K), if they are known.
+            All tensors are on the device of the plan, which nothing may wait for.
+        """
+        raise NotImplementedError
+
+    def _describe(self) -> dict[str, Any]:
+        function = self.importance
+        named = {} if function is None else {"importance": getattr(function, "__name__", type(function).__name__)}
+        return {**named, **super()._describe()}

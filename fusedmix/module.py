@@ -298,6 +298,10 @@ class MixTransform(checks.Checked, nn.Module):
         Raises:
             TypeError, ValueError: the batch cannot be mixed as it is; nothing has been drawn or written then.
         """
+        return self._mix_batch(inputs)
+
+    def _mix_batch(self, inputs: tuple[Any, ...], extra: Any = None) -> Any:
+        """As `forward`. `extra`: what `_plan_of` is handed."""
         if not inputs:
             raise TypeError(f"{type(self).__name__}() must be called with a batch, but got no arguments.")
         sample = inputs if len(inputs) > 1 else inputs[0]
@@ -321,7 +325,7 @@ class MixTransform(checks.Checked, nn.Module):
         if step.goes_in_one_call(self, parsed):
             self._mix_in_one_call(parsed, size, operators)
         else:
-            self._mix_by_plan(parsed, size)
+            self._mix_by_plan(parsed, size, extra)
         return parsed.rebuild(parsed.leaves)
 
     def _plain_step(self, sample: Any) -> Any:
@@ -375,12 +379,12 @@ class MixTransform(checks.Checked, nn.Module):
             parsed.leaves[parsed.images[0]] = like(dims.back(mixed, self.axes), image)
         parsed.leaves[parsed.labels_index] = like(targets, labels)
 
-    def _mix_by_plan(self, parsed: sample_tree.Sample, size: tuple[int, ...]) -> None:
+    def _mix_by_plan(self, parsed: sample_tree.Sample, size: tuple[int, ...], extra: Any) -> None:
         """Mixes all images, masks and labels by a plan."""
         leaves, labels, image = parsed.leaves, parsed.labels, parsed.image
         # Numbers drawn on the host travel with the launch; FMix's masks are made where they are used.
         beside = self.sampling == "device" or self._stored or self._refines
-        plan = self._plan_of(image, size, labels, image.device if beside else None)
+        plan = self._plan_of(image, size, labels, image.device if beside else None, extra)
         # Labels go first: they may still turn out to be out of range, and then no image may have been overwritten.
         if labels is not None:
             leaves[parsed.labels_index] = self._mix_targets(labels, plan, image.device)
@@ -388,9 +392,9 @@ class MixTransform(checks.Checked, nn.Module):
         sample_tree.map_once(lambda images: self._mix_image(images, plan), leaves, parsed.images)
 
     def _plan_of(
-        self, image: Tensor, size: tuple[int, ...], labels: Tensor | None, device: torch.device | None
+        self, image: Tensor, size: tuple[int, ...], labels: Tensor | None, device: torch.device | None, extra: Any
     ) -> MixPlan:
-        """The plan of a batch that has been checked."""
+        """The plan of a batch that has been checked. `extra`: what came with it, of a module that takes more."""
         return self.sample(image.shape[0], size, labels=labels, device=device)
 
     def _operate(
