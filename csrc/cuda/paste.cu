@@ -18,10 +18,9 @@ struct PasteArgs {
 static_assert(sizeof(PasteArgs) <= 4096, "kernel arguments");
 
 // What a pixel of a box is made of along an axis, in bytes from where it lies itself.
-template <class C>
 struct Sources {
   int64_t first, second;
-  C share;  // of the second
+  float share;  // of the second
 };
 
 // A patch along an axis.
@@ -33,17 +32,16 @@ struct Range {
   FUSEDMIX_DEVICE bool is_valid(int32_t side) const {
     return (box.first >= 0) & (box.stop <= side) & (crop.first >= 0) & (crop.first < crop.stop) & (crop.stop <= side);
   }
-  template <class C>
-  FUSEDMIX_DEVICE Sources<C> at(const PasteArgs& args, int32_t pixel) const {
+  FUSEDMIX_DEVICE Sources at(const PasteArgs& args, int32_t pixel) const {
     const Resize resize = args.patches.view.resize;
     const auto c = static_cast<uint32_t>(pixel - box.first), n = static_cast<uint32_t>(box.length()), m = static_cast<uint32_t>(crop.length());
-    Tap<C> tap;
+    Tap tap;
     if (args.large) {
-      tap = tap_at<C, uint64_t>(resize, c, n, m);
+      tap = tap_at<uint64_t>(resize, c, n, m);
     } else {
       const auto of = place_in_crop(resize, c, n, m);
       const uint32_t whole = small_quotient(of.numerator, of.denominator);
-      tap = tap_of<C>(resize, whole, of.numerator - whole * of.denominator, of.denominator, m);
+      tap = tap_of(resize, whole, of.numerator - whole * of.denominator, of.denominator, m);
     }
     const int32_t moved = crop.first - pixel;
     return {(moved + tap.first) * step, (moved + tap.second) * step, tap.share};
@@ -81,30 +79,29 @@ struct Pasted {
 
 // A pixel of a partner, between up to eight. `own`: the place in the partner that the pixel itself has.
 template <class T>
-FUSEDMIX_DEVICE T resized(const char* own, const Sources<Compute<T>> (&from)[3]) {
+FUSEDMIX_DEVICE T resized(const char* own, const Sources (&from)[3]) {
   using C = Compute<T>;
   const auto value = [&](int64_t offset) { return device::load(reinterpret_cast<const T*>(own + offset)); };
   const T nearest = value(from[0].first + from[1].first + from[2].first);
-  if (from[0].share == C{0} && from[1].share == C{0} && from[2].share == C{0}) return nearest;
+  if (from[0].share == 0.0f && from[1].share == 0.0f && from[2].share == 0.0f) return nearest;
   const auto along_x = [&](int64_t offset) {
     const C first = to_compute(value(offset + from[2].first)), second = to_compute(value(offset + from[2].second));
     return between(first, second, from[2].share);
   };
   const auto along_y = [&](int64_t offset) {
     const C first = along_x(offset + from[1].first);
-    return from[1].share == C{0} ? first : between(first, along_x(offset + from[1].second), from[1].share);
+    return from[1].share == 0.0f ? first : between(first, along_x(offset + from[1].second), from[1].share);
   };
   const C first = along_y(from[0].first);
-  return rounded<T>(from[0].share == C{0} ? first : between(first, along_y(from[0].second), from[0].share));
+  return rounded<T>(from[0].share == 0.0f ? first : between(first, along_y(from[0].second), from[0].share));
 }
 
 // Adds the lanes of a vector that a patch paints, if it is one. `own`: the vector's place in the partner.
 template <class T, int V>
 FUSEDMIX_DEVICE bool paint(const Pasted& pasted, int64_t patch, const Place<V>& place, const char* own, uint32_t lanes, Vec<T, V>& out) {
-  using C = Compute<T>;
   const PasteArgs& args = pasted.args;
   const int32_t row_axis = args.loops.row_axis;
-  Sources<C> from[3] = {};
+  Sources from[3] = {};
   Range row{};
   int64_t moved = 0;
   bool as_it_is = true;
@@ -118,7 +115,7 @@ FUSEDMIX_DEVICE bool paint(const Pasted& pasted, int64_t patch, const Place<V>& 
       row = range;
       continue;
     }
-    const Sources<C> its = range.template at<C>(args, along_axis(place.at, axis));
+    const Sources its = range.at(args, along_axis(place.at, axis));
     FUSEDMIX_UNROLL
     for (int32_t a = 0; a < 3; ++a) from[a] = a == axis ? its : from[a];
   }
@@ -130,7 +127,7 @@ FUSEDMIX_DEVICE bool paint(const Pasted& pasted, int64_t patch, const Place<V>& 
   for (int l = 0; l < V; ++l) {
     if ((lanes >> l & 1u) == 0) continue;
     if (row_axis >= 0) {
-      const Sources<C> its = row.template at<C>(args, place.first + lane_at(args.loops, place.channel, l));
+      const Sources its = row.at(args, place.first + lane_at(args.loops, place.channel, l));
       FUSEDMIX_UNROLL
       for (int32_t a = 0; a < 3; ++a) from[a] = a == row_axis ? its : from[a];
     }
