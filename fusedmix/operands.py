@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fusedmix import checks, masks
 from fusedmix.arguments import LossArguments, MaskArguments, Patches, compute_dtype
+from fusedmix.backends.grid_cut import LABELS, MOST_BLOCKS
 from fusedmix.draws import CPU, Request, Source
 from fusedmix.erasing import HEAD, PER_HOLE, Chances, Word
 from fusedmix.finishing import FINISHED_DTYPES, MOST_HOLES, RATIOS, Filling, FinishArguments
@@ -257,6 +258,22 @@ def _check_blend(x: Tensor, partner: Tensor, weight: Tensor) -> None:
     _beside("weight", weight, x.device, or_cpu=True)
 
 
+def _check_label_grid(unary: Tensor, right: Tensor, down: Tensor) -> None:
+    if unary.dtype != torch.int32 or unary.ndim != 4 or unary.shape[3] != LABELS:
+        raise ValueError(
+            f"unary must be int32 of shape (batch_size, blocks, blocks, {LABELS}), but got "
+            f"{checks.names([unary.dtype])} of shape {tuple(unary.shape)}."
+        )
+    batch_size, height, width, _ = unary.shape
+    for side in (height, width):
+        checks.integer("the blocks along a side", side, 1, MOST_BLOCKS)
+    for name, weights, shape in (("right", right, (height, width - 1)), ("down", down, (height - 1, width))):
+        checks.shaped(name, weights, torch.int32, batch_size, *shape)
+        _beside(name, weights, unary.device)
+        if checks.readable(weights) and (weights < 0).any():
+            raise ValueError(f"{name} must not be negative, but holds a number that is.")
+
+
 def _check_mask(
     records: Tensor, families: int, size: Sequence[int], per: int = Per.SAMPLE, pixels: Tensor | None = None
 ) -> None:
@@ -471,6 +488,7 @@ _CHECKS: dict[str, Callable[..., Any]] = {
     "mix_with_": _check_mix_with,
     "paste": _check_paste,
     "blend": _check_blend,
+    "label_grid": _check_label_grid,
     "mix_labels": _check_mix_labels,
     "mix_batch": _check_step,
     "mix_batch_": _check_step,

@@ -26,7 +26,7 @@ from torch.autograd import forward_ad
 
 from fusedmix import draws, erasing, fourier, grids, operands
 from fusedmix.arguments import LossArguments, MaskArguments, PlanTensors, compute_dtype, empty_parts
-from fusedmix.backends import finished, gathers, reference, triton
+from fusedmix.backends import finished, gathers, grid_cut, reference, triton
 from fusedmix.checks import class_range, partners
 from fusedmix.draws import Request, Source
 from fusedmix.finishing import FinishArguments
@@ -55,6 +55,8 @@ _SCHEMAS = {
     # Several partners (fusedmix/backends/gathers.py).
     "paste": "(Tensor x, Tensor partner, Tensor boxes, Tensor crops, int resize) -> Tensor",
     "blend": "(Tensor x, Tensor partner, Tensor weight) -> Tensor",
+    # The labels of blocks (fusedmix/backends/grid_cut.py).
+    "label_grid": "(Tensor unary, Tensor right, Tensor down) -> Tensor",
     "mix_labels": (
         "(Tensor labels, Tensor partner, Tensor weight, SymInt num_classes, float label_smoothing) -> Tensor"
     ),
@@ -164,6 +166,7 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "mix_with_": lambda *_: None,
     "paste": _fake_like,
     "blend": _fake_like,
+    "label_grid": lambda unary, *_: unary.new_empty(unary.shape[:3]),
     "mix_labels": _fake_mix_labels,
     "mix_batch": _fake_mix_batch,
     "mix_batch_": lambda *args: _fake_mix_batch(*args)[1:],
@@ -186,7 +189,8 @@ def _define(backend: str, module: ModuleType | None = None) -> torch.library.Lib
         fake = _of_row(_FAKES[name], schema)
         torch.library.register_fake(f"fusedmix_{backend}::{name}", fake, lib=library)
         if module is not None:
-            function = next(getattr(of, name) for of in (module, gathers, finished, reference) if hasattr(of, name))
+            having = (module, gathers, grid_cut, finished, reference)
+            function = next(getattr(of, name) for of in having if hasattr(of, name))
             if module is reference:
                 function = reference.where_float64_is(name, function)
             library.impl(name, operands.checked(name, schema, function), "CompositeExplicitAutograd")

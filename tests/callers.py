@@ -105,6 +105,9 @@ class Operators:
     def mix_adjoint(self, grad, plan):
         return self._ran("mix_adjoint", grad, *masks_of(plan))
 
+    def label_grid(self, unary, right, down):
+        return self._ran("label_grid", unary, right, down)
+
     def _ran(self, operator, *args):
         function = getattr(self.operators, operator)
         with Ran(f"fusedmix_{self.name}::{operator}"):

@@ -242,6 +242,14 @@ class Shim:
         self.module.mix_labels(self.memory, plan, targets)
         return out
 
+    def label_grid(self, unary, right, down):
+        self.forget()
+        for name, t in {"unary": unary, "right": right, "down": down}.items():
+            self.watch(name, t, writable=False)
+        out = self.made("labels", *unary.shape[:3], dtype=torch.int32)
+        self.module.label_grid(self.memory, unary, right, down, out)
+        return out
+
     # ---- finishing a batch
 
     def finish(self, x, *how, on_host=False):

@@ -118,6 +118,11 @@ def test_mask(operators):
     operators.check("mask", plan.masks, int(plan.families), [6, 7])
 
 
+def test_label_grid(operators):
+    unary, right, down = (torch.randint(9, shape) for shape in ((2, 4, 3, 3), (2, 4, 2), (2, 3, 3)))
+    operators.check("label_grid", *(t.to(operators.device, torch.int32) for t in (unary, right, down)))
+
+
 @pytest.mark.parametrize(
     "labels",
     [LABELS, LABELS.to(torch.uint8), torch.rand(5, 3), torch.rand(5, 3).half()],

@@ -35,7 +35,7 @@ BLOCKS = 3  # that must fit on a multiprocessor
 REGISTERS = 65536 // (THREADS * BLOCKS) // 8 * 8  # of each thread: they are handed out by eights
 STEMS = (
     *("finish", "finish_uint8", "finish_uint8_draws"),
-    *("fourier", "losses", "losses_bfloat16", "losses_float16", "losses_float32", "losses_float64"),
+    *("fourier", "grid_cut", "losses", "losses_bfloat16", "losses_float16", "losses_float32", "losses_float64"),
     *("mix", "mix_bfloat16", "mix_float16", "mix_float32", "mix_float64", "mix_uint8", "sample"),
 )
 
@@ -43,6 +43,7 @@ OTHERS = (
     *("back_kernel", "targets_kernel", "invert_kernel", "mask_kernel", "sample_kernel"),
     *("noise_kernel", "turn_kernel", "rows_kernel", "whole_kernel", "synthesis_kernel", "select_kernel"),
     *("soften_kernel", "finish_kernel", "finish_vectors_kernel", "finish_pixels_kernel", "flips_kernel"),
+    "label_grid_kernel",
 )
 # Of a template. Those that finish vectors: of bytes of three channels for three sets of families, two layouts of what
 # comes and of what is made, with draws and without; of a channel for five vectors.
@@ -50,6 +51,7 @@ INSTANCES = {"synthesis_kernel": 2, "finish_kernel": 2, "sample_kernel": 15, "fi
 # Threads of a block, and blocks that must fit on a multiprocessor.
 WIDE = {
     "select_kernel": (512, 2),
+    "label_grid_kernel": (512, 2),
     "soften_kernel": (512, 1),
     "whole_kernel": (512, 1),
     "synthesis_kernel": (384, 1),

@@ -1,7 +1,9 @@
 // The operators of torch.ops.fusedmix_cpp over csrc/cpu.
 #include "../cpu/finish.h"
+#include "../cpu/grid_cut.h"
 #include "../cpu/losses.h"
 #include "finish.h"
+#include "grid_cut.h"
 #include "operators.h"
 
 namespace fusedmix {
@@ -87,6 +89,12 @@ Tensor fourier(Tensor spec, Tensor masks, Tensor seed, std::vector<int64_t> size
   const auto [request, out] = fourier_masks(spec, masks, seed, size, per, draws, soft, empty_cpu);
   cpu::fourier(request, parallel());
   return out;
+}
+
+Tensor label_grid(Tensor unary, Tensor right, Tensor down) {
+  const GridTensors grids(unary, right, down, empty_cpu);
+  cpu::label_grid(grids.args, parallel());
+  return grids.labels;
 }
 
 Tensor apply(Way way, const Tensor& images, const GivenMasks& masks) {

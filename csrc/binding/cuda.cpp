@@ -1,5 +1,6 @@
 // The operators of torch.ops.fusedmix_cuda over csrc/cuda: where memory comes from, on which device and stream things run, and the
 // checks of where tensors are.
+#include "../cuda/grid_cut.h"
 #include "../cuda/step.h"
 
 #include <cuda_runtime.h>
@@ -9,6 +10,7 @@
 #include <string>
 
 #include "finish.h"
+#include "grid_cut.h"
 
 namespace fusedmix {
 namespace {
@@ -239,6 +241,16 @@ Tensor fourier(Tensor spec, Tensor masks, Tensor seed, std::vector<int64_t> size
   const auto [request, out] = fourier_masks(spec, masks, seed, size, per, draws, soft, target.maker());
   cuda::fourier(target, request);
   return out;
+}
+
+Tensor label_grid(Tensor unary, Tensor right, Tensor down) {
+  if (!unary.is_cuda()) refuse("unary must be on a GPU");
+  Target target(unary.get_device_index());
+  target.check_here("right", right);
+  target.check_here("down", down);
+  const GridTensors grids(unary, right, down, target.maker());
+  target.check(cuda::label_grid(grids.args, target.stream));
+  return grids.labels;
 }
 
 Tensor mix_labels(const Tensor& labels, Tensor partner, Tensor weight, int64_t num_classes, double label_smoothing) {

@@ -3,6 +3,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include "../cuda/grid_cut.h"
 #include "../cuda/step.h"
 #include "../include/fusedmix/blend.h"
 #include "../include/fusedmix/losses.h"
@@ -363,6 +364,12 @@ PYBIND11_MODULE(fusedmix_cuda_shim, m) {
   });
   m.def("step", &step);
   m.def("fourier", &fourier);
+  m.def("label_grid", [](Memory& memory, const py::object& unary, const py::object& right, const py::object& down, const py::object& out) {
+    const Tensor labels(out);
+    memory.check(cuda::label_grid({data<int32_t>(unary), data<int32_t>(right), data<int32_t>(down), labels.as<int32_t>(),
+                                   labels.sizes[0], static_cast<int32_t>(labels.sizes[1]), static_cast<int32_t>(labels.sizes[2])},
+                                  nullptr));
+  });
   m.def("masks", [](Memory& memory, const py::dict& plan, const py::object& out) {
     int64_t sides[3];
     set_sides(plan, sides);
