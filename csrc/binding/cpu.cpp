@@ -1,8 +1,10 @@
 // The operators of torch.ops.fusedmix_cpp over csrc/cpu.
 #include "../cpu/finish.h"
+#include "../cpu/gather.h"
 #include "../cpu/grid_cut.h"
 #include "../cpu/losses.h"
 #include "finish.h"
+#include "gathers.h"
 #include "grid_cut.h"
 #include "operators.h"
 
@@ -35,16 +37,19 @@ struct MaskTensors {
   }
 };
 
-// Mixes into `out`, in place the images themselves, or, without one, into a new tensor.
-Tensor mixed(Way way, const Tensor& src, const Tensor* out, const GivenMasks& given) {
+// Mixes into `out`, in place the images themselves, or, without one, into a new tensor. `other`: the batch that partners are of.
+Tensor mixed(Way way, const Tensor& src, const Tensor* out, const GivenMasks& given, const Tensor* other = nullptr) {
   int64_t sides[3];
   check_images(src, given.ndim, way == Way::kAdjoint, sides);
+  if (other != nullptr) check_other(src, *other);
   const int64_t batch = src.size(0);
   const Tensor partners = packed("partner", given.partner, ScalarType::Long, {batch});
   MaskTensors masks(given.masks, given.families, batch, sides, given.ndim, given.pairing, given.per, given.pixels);
   masks.view.partner = const_data<int64_t>(partners);
   const Tensor dst = out == nullptr ? new_like(src) : *out;
-  cpu::mix(images_of(src, dst, given.ndim, way == Way::kAdjoint), masks.view, parallel());
+  Images images = images_of(src, dst, given.ndim, way == Way::kAdjoint);
+  if (other != nullptr) lend(images, *other);
+  cpu::mix(images, masks.view, parallel());
   return dst;
 }
 
@@ -99,6 +104,22 @@ Tensor label_grid(Tensor unary, Tensor right, Tensor down) {
 
 Tensor apply(Way way, const Tensor& images, const GivenMasks& masks) {
   return mixed(way, images, way == Way::kInPlace ? &images : nullptr, masks);
+}
+
+Tensor mix_with(Way way, const Tensor& x, const Tensor& other, const GivenMasks& masks) {
+  return mixed(way, x, way == Way::kInPlace ? &x : nullptr, masks, &other);
+}
+
+Tensor paste(const Tensor& x, const PatchTensors& t) {
+  const Tensor out = new_like(x);
+  cpu::paste(images_of(x, out, t.patches.ndim), t.patches, parallel());
+  return out;
+}
+
+Tensor blend(const Tensor& x, const TermTensors& t) {
+  const Tensor out = new_like(x);
+  cpu::sum_terms(images_of(x, out, 0), t.terms, parallel());
+  return out;
 }
 
 Tensor mix_labels(const Tensor& labels, Tensor partner, Tensor weight, int64_t num_classes, double label_smoothing) {
@@ -187,6 +208,7 @@ Tensor draw_finish(Tensor chances, int64_t holes, Tensor seed, int64_t batch_siz
 
 STABLE_TORCH_LIBRARY_IMPL(fusedmix_cpp, CPU, m) {
   implement(m);
+  implement_gathers(m);
   implement_finish(m);
   m.impl("draw_finish", TORCH_BOX(&draw_finish));
   m.impl("sample", TORCH_BOX(&OfRequest::sample));

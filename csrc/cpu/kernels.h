@@ -3,6 +3,7 @@
 
 #include "../include/fusedmix/element.h"
 #include "finish.h"
+#include "gather.h"
 #include "losses.h"
 
 namespace fusedmix::cpu {
@@ -81,6 +82,7 @@ struct Kernels {
   FourierKernels fourier;
   LossRows losses[4];  // by ElementType
   FinishKernels finish;
+  GatherRows gather[5];  // by ElementType
 };
 
 // The best set for this CPU; FUSEDMIX_ISA in the environment asks for one by name.

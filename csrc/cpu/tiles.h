@@ -30,8 +30,8 @@ struct Tiling {
   bool whole_samples;       // whether a tile is a sample
 };
 
-// `size`: the bytes of an element.
-inline Tiling tiling_of(const Layout& layout, const Row& row, int64_t size, int threads) {
+// `size`: the bytes of an element; `tile_bytes`: of one sample.
+inline Tiling tiling_of(const Layout& layout, const Row& row, int64_t size, int threads, int64_t tile_bytes = kTileBytes) {
   // Threads take the next tile when they are done with one, and a box makes some of them empty: so there are several for each
   // thread, unless that makes them shorter than so many elements.
   constexpr int64_t kTilesEach = 4, kWorthATile = 512;
@@ -40,9 +40,9 @@ inline Tiling tiling_of(const Layout& layout, const Row& row, int64_t size, int 
   t.threads = layout.batch * layout.elements < kWorthAThread ? 1 : threads;
   const int64_t each = std::max<int64_t>(1, std::min(kTilesEach, layout.elements / (kWorthATile * t.threads)));
   const int64_t fair = t.threads == 1 ? layout.elements : ceil_div(layout.elements, each * t.threads);
-  t.whole_samples = layout.elements * size <= kTileBytes && (t.threads == 1 || layout.batch >= kWorthAPart * t.threads);
+  t.whole_samples = layout.elements * size <= tile_bytes && (t.threads == 1 || layout.batch >= kWorthAPart * t.threads);
   const int64_t wanted = t.whole_samples ? layout.elements : fair;
-  const int64_t most = std::max<int64_t>(2 * kCacheLine / size, std::min(kTileBytes / size, wanted));
+  const int64_t most = std::max<int64_t>(2 * kCacheLine / size, std::min(tile_bytes / size, wanted));
   t.row_count = 1;
   for (int d = 0; d < row.outer_rank; ++d) t.row_count *= layout.dims[d].size;
   t.rows = even_groups(t.row_count, most / row.length);

@@ -6,6 +6,7 @@
 #include "../host/sample.h"
 #include "../include/fusedmix/fourier.h"
 #include "finish_cases.h"
+#include "gather_cases.h"
 
 namespace fusedmix::test {
 namespace {
@@ -521,6 +522,7 @@ int main() {
   test_unknown_kinds();
   test_finishes();
   test_draws_of_finishes();
+  test_gathers();
   test_targets();
   test_weights();
   test_partners();
