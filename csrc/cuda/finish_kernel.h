@@ -1,5 +1,5 @@
-// Finishes whole vectors of pixels: what is read is flipped, mixed, normalised, rounded and written, once. finish_<type>.cu compiles
-// the kernel, finish.cu launches it, and has one for all that fits no vector.
+// Finishes whole vectors of pixels: what is read is flipped, mixed, normalised, rounded and written, once. finish.cu
+// launches the kernel, and has one for all that fits no vector.
 //
 // A thread has some pixels that follow each other, of the three channels of images in colour: what is found of pixels (weights, holes)
 // is then found once for all three, and six loads of 16 bytes are under way. Of other images it has one channel. What holes touch is
@@ -229,10 +229,6 @@ int finish_planes(const FinishLaunch& l) {
   return l.start<In, P, 1, kAnySet, true, false, false>();
 }
 
-// Bytes of three channels: defined by finish_uint8.cu, and finish_uint8_draws.cu, where something may have been drawn.
-template <bool kDraws>
-int finish_colours(const FinishLaunch& launch);
-
 template <bool kDraws, bool kSrcLast, bool kDstLast>
 int finish_set(const FinishLaunch& l) {
   const int32_t families = l.args.plan.view.families;
@@ -240,8 +236,9 @@ int finish_set(const FinishLaunch& l) {
   if (within(families, kBoxSet)) return l.start<uint8_t, 16, 3, kBoxSet, kDraws, kSrcLast, kDstLast>();
   return l.start<uint8_t, 16, 3, kAnySet, kDraws, kSrcLast, kDstLast>();
 }
+// Bytes of three channels. kDraws: something may have been drawn.
 template <bool kDraws>
-int finish_layout(const FinishLaunch& l) {
+int finish_colours(const FinishLaunch& l) {
   if (l.src_last) return l.dst_last ? finish_set<kDraws, true, true>(l) : finish_set<kDraws, true, false>(l);
   return l.dst_last ? finish_set<kDraws, false, true>(l) : finish_set<kDraws, false, false>(l);
 }

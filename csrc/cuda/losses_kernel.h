@@ -1,4 +1,4 @@
-// The label losses row by row. losses_<type>.cu compiles these for a type, losses.cu launches them.
+// The label losses row by row. losses.cu launches them.
 //
 // A part of a row (LossShape) is read by as many threads as have something to do: by 16 for a few classes, by a whole block for
 // many. 16 bytes at a time whatever the number of classes: the elements before the first aligned address of a row and those after
@@ -483,10 +483,6 @@ FUSEDMIX_WIDE_KERNEL(kThreads, 8) binary_gradient_kernel(FUSEDMIX_ARGS(LossArgs,
   });
 }
 
-// Defined by losses_<type>.cu.
-template <class T>
-int launch_loss(const LossArgs& args, bool backwards, void* stream);
-
 template <class T, int V>
 int launch_loss_as(const LossArgs& args, bool backwards, void* stream) {
   const bool binary = args.loss.binary;
@@ -495,6 +491,14 @@ int launch_loss_as(const LossArgs& args, bool backwards, void* stream) {
   if (backwards) return device::launch(cross_entropy_gradient_kernel<T, V>, blocks, kThreads, stream, args);
   if (binary) return device::launch(binary_cross_entropy_kernel<T, V>, blocks, kLossThreads, stream, args);
   return device::launch(cross_entropy_kernel<T, V>, blocks, kLossThreads, stream, args);
+}
+
+template <class T>
+int launch_loss(const LossArgs& args, bool backwards, void* stream) {
+  if constexpr (sizeof(T) < 8) {
+    if (args.shape.wide) return launch_loss_as<T, 16 / sizeof(T)>(args, backwards, stream);
+  }
+  return launch_loss_as<T, 1>(args, backwards, stream);
 }
 
 }  // namespace fusedmix::cuda

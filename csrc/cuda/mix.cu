@@ -1,8 +1,45 @@
 // Launches that mix, write targets and show masks.
 #include <algorithm>
+#if defined(__CUDACC__)
+#include <map>
+#include <mutex>
+#include <utility>
+#endif
 #include <stdexcept>
 
 #include "mix_kernel.h"
+
+#if defined(__CUDACC__)
+namespace fusedmix::device {
+
+int prepare(const void* kernel, Prepared& out) {
+  static std::mutex mutex;
+  static std::map<std::pair<const void*, int>, Prepared> kernels;
+  int device = 0;
+  if (const cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) return static_cast<int>(error);
+  const std::lock_guard<std::mutex> lock(mutex);
+  Prepared& its = kernels[{kernel, device}];
+  if (!its.done) {
+    Limits most{};
+    cudaFuncAttributes has{};
+    int driver = 0;
+    auto error = static_cast<cudaError_t>(limits(most));
+    if (error == cudaSuccess) error = cudaFuncGetAttributes(&has, kernel);
+    if (error == cudaSuccess) error = cudaDriverGetVersion(&driver);
+    if (error == cudaSuccess) {
+      const int left = most.shared_bytes - static_cast<int>(has.sharedSizeBytes);
+      error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, left);
+    }
+    if (error != cudaSuccess) return taken(error);
+    // Code for older devices lacks the wait on newer ones too. Drivers before 12.3 cannot capture such launches.
+    its = {true, has.ptxVersion >= 90 && driver >= 12030};
+  }
+  out = its;
+  return 0;
+}
+
+}  // namespace fusedmix::device
+#endif
 
 namespace fusedmix::cuda {
 namespace {

@@ -1,4 +1,4 @@
-// Mixes a batch. The kernels, one for each way through it (kernels.h); mix_<type>.cu compiles them, for sets of families of
+// Mixes a batch. The kernels, one for each way through it (kernels.h); mix_float.cu and its like compile them, for sets of families of
 // masks, of which a kernel has the code and no more; mix.cu launches them.
 //
 // A thread moves vectors of 16 bytes, and some of them are under way before the first is used: a multiprocessor of an H100 needs
@@ -529,7 +529,7 @@ int launch_set(const Launch& l) {
   throw std::logic_error("no kernel mixes 16 bytes by all families of masks");
 }
 
-// Defined by mix_<type>.cu for each width that the type has.
+// Defined by mix_float.cu and its like for each width that the type has.
 template <class T>
 int launch_mix(const Launch& launch, int width);
 

@@ -11,9 +11,6 @@
 #include "limits.h"
 
 #if defined(__CUDACC__)
-#include <map>
-#include <mutex>
-#include <utility>
 #define FUSEDMIX_HD __host__ __device__ __forceinline__
 #define FUSEDMIX_NO_UNROLL _Pragma("unroll 1")
 #else
@@ -248,32 +245,8 @@ struct Prepared {
 };
 
 // Also lets launches of the kernel have all the dynamic shared memory that there is, where they may by themselves have 48 KiB.
-// No operation of a stream, and so allowed while one is captured.
-inline int prepare(const void* kernel, Prepared& out) {
-  static std::mutex mutex;
-  static std::map<std::pair<const void*, int>, Prepared> kernels;
-  int device = 0;
-  if (const cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) return static_cast<int>(error);
-  const std::lock_guard<std::mutex> lock(mutex);
-  Prepared& its = kernels[{kernel, device}];
-  if (!its.done) {
-    Limits most{};
-    cudaFuncAttributes has{};
-    int driver = 0;
-    auto error = static_cast<cudaError_t>(limits(most));
-    if (error == cudaSuccess) error = cudaFuncGetAttributes(&has, kernel);
-    if (error == cudaSuccess) error = cudaDriverGetVersion(&driver);
-    if (error == cudaSuccess) {
-      const int left = most.shared_bytes - static_cast<int>(has.sharedSizeBytes);
-      error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, left);
-    }
-    if (error != cudaSuccess) return taken(error);
-    // Code for older devices lacks the wait on newer ones too. Drivers before 12.3 cannot capture such launches.
-    its = {true, has.ptxVersion >= 90 && driver >= 12030};
-  }
-  out = its;
-  return 0;
-}
+// No operation of a stream, and so allowed while one is captured. Defined by mix.cu: it takes headers that are long to read.
+int prepare(const void* kernel, Prepared& out);
 
 // Lets launches of `kernel` on the current device have so much dynamic shared memory.
 template <class Args>

@@ -1,9 +1,10 @@
 // Batches with crops of other samples in them, resized to boxes.
+#pragma once
+
 #include "tiling.h"
 #include "vector.h"
 
 namespace fusedmix::cuda {
-namespace {
 
 struct PasteArgs {
   const char* src;
@@ -160,38 +161,6 @@ FUSEDMIX_WIDE_KERNEL(kEachThreads, 3) paste_kernel(FUSEDMIX_ARGS(PasteArgs, args
     out = bare == kAllLanes<V> ? own : pick(bare, out, own);
   }
   store_vector<T, V>(args.dst + spot.sample * args.loops.dst_batch + place.dst, out);
-}
-
-struct Launch {
-  const PasteArgs& args;
-  void* stream;
-
-  template <class T, int V>
-  int of_width() const {
-    return device::launch(paste_kernel<T, V>, args.tiling.blocks, kEachThreads, stream, args);
-  }
-};
-
-}  // namespace
-
-int paste(const Images& images, const LaunchPatches& patches, const Shape& shape, void* stream) {
-  if (shape.way == Way::kNone) return 0;
-  const Layout& layout = images.layout;
-  PasteArgs args{};
-  args.src = static_cast<const char*>(images.src);
-  args.dst = static_cast<char*>(images.dst);
-  args.loops = loops_of(layout, images.type, shape.width, shape.columns);
-  args.tiling = tiling_of(layout.batch, shape.columns, shape.log_column, shape.by_tile);
-  std::fill(args.side, args.side + 3, 1);
-  for (int d = 0; d < layout.rank; ++d) {
-    const Dim& dim = layout.dims[d];
-    if (dim.axis < 0) continue;
-    args.side[dim.axis] = static_cast<int32_t>(dim.size);
-    args.step[dim.axis] = dim.src * element_size(images.type);
-    args.large = args.large || dim.size > INT16_MAX;
-  }
-  args.patches = patches;
-  return of_vectors(Launch{args, stream}, images.type, shape.width);
 }
 
 }  // namespace fusedmix::cuda

@@ -1,9 +1,10 @@
 // Sums of several samples of a batch, each times a weight.
+#pragma once
+
 #include "tiling.h"
 #include "vector.h"
 
 namespace fusedmix::cuda {
-namespace {
 
 struct BlendArgs {
   const char* src;
@@ -65,28 +66,6 @@ FUSEDMIX_WIDE_KERNEL(kEachThreads, 2) blend_kernel(FUSEDMIX_ARGS(BlendArgs, args
     out = Vec<T, V>::of(sum);
   }
   store_vector<T, V>(args.dst + spot.sample * args.loops.dst_batch + place.dst, out);
-}
-
-struct Launch {
-  const BlendArgs& args;
-  void* stream;
-
-  template <class T, int V>
-  int of_width() const {
-    return device::launch(blend_kernel<T, V>, args.tiling.blocks, kEachThreads, stream, args);
-  }
-};
-
-}  // namespace
-
-int blend_terms(const Images& images, const LaunchTerms& terms, const Shape& shape, void* stream) {
-  if (shape.way == Way::kNone) return 0;
-  const BlendArgs args{static_cast<const char*>(images.src),
-                       static_cast<char*>(images.dst),
-                       loops_of(images.layout, images.type, shape.width, shape.columns),
-                       tiling_of(images.layout.batch, shape.columns, shape.log_column, shape.by_tile),
-                       terms};
-  return of_vectors(Launch{args, stream}, images.type, shape.width);
 }
 
 }  // namespace fusedmix::cuda
