@@ -10,6 +10,7 @@
 #include <string>
 
 #include "finish.h"
+#include "gathers.h"
 #include "grid_cut.h"
 
 namespace fusedmix {
@@ -90,6 +91,12 @@ struct Target final : cuda::Memory {
     if (its.on_host || reinterpret_cast<uintptr_t>(its.data) % 16 == 0) return its;
     kept.push_back(torch::stable::clone(kept.back()));
     return {const_data<T>(kept.back()), false};
+  }
+  // One that has been packed.
+  template <class T>
+  cuda::Part<T> part(const char* name, const Tensor& t) {
+    check_near(name, t);
+    return {const_data<T>(t), !t.is_cuda()};
   }
   void add_masks(cuda::GivenPlan& plan, const Tensor& masks, int64_t families) {
     check_number("families", families, 1, kAllFamilies);
@@ -174,17 +181,50 @@ std::tuple<Tensor, Tensor, Tensor> forward(const LossTensors& t, int64_t reducti
   return {reduction == kNone ? rows : sum, statistics, scale};
 }
 
-}  // namespace
-
-Tensor apply(Way way, const Tensor& src, const GivenMasks& given) {
+// `other`: the batch that partners are of, or null.
+Tensor mixed(Way way, const Tensor& src, const GivenMasks& given, const Tensor* other) {
   if (!src.is_cuda()) refuse("images must be on a GPU");
   int64_t sides[3];
   check_images(src, given.ndim, way == Way::kAdjoint, sides);
   Target target(src.get_device_index());
+  if (other != nullptr) {
+    target.check_here("other", *other);
+    check_other(src, *other);
+  }
   const cuda::GivenPlan plan = target.plan(src.size(0), sides, given);
   const Tensor dst = way == Way::kInPlace ? src : new_like(src);
-  cuda::apply(target, images_of(src, dst, given.ndim, way == Way::kAdjoint), plan, way != Way::kOutOfPlace);
+  Images images = images_of(src, dst, given.ndim, way == Way::kAdjoint);
+  if (other != nullptr) lend(images, *other);
+  cuda::apply(target, images, plan, way != Way::kOutOfPlace && other == nullptr);
   return dst;
+}
+
+// Where several samples of x become one.
+Target target_of(const Tensor& x) {
+  if (!x.is_cuda()) refuse("x must be on a GPU");
+  return Target(x.get_device_index());
+}
+
+}  // namespace
+
+Tensor apply(Way way, const Tensor& images, const GivenMasks& masks) { return mixed(way, images, masks, nullptr); }
+Tensor mix_with(Way way, const Tensor& x, const Tensor& other, const GivenMasks& masks) { return mixed(way, x, masks, &other); }
+
+Tensor paste(const Tensor& x, const PatchTensors& t) {
+  Target target = target_of(x);
+  const Tensor out = new_like(x);
+  cuda::paste(target, images_of(x, out, t.patches.ndim),
+              {x.size(0), t.patches.count, t.patches.ndim, t.patches.resize, target.part<int64_t>("partner", t.partner),
+               target.part<int32_t>("boxes", t.boxes), target.part<int32_t>("crops", t.crops)});
+  return out;
+}
+
+Tensor blend(const Tensor& x, const TermTensors& t) {
+  Target target = target_of(x);
+  const Tensor out = new_like(x);
+  cuda::blend_terms(target, images_of(x, out, 0),
+                    {x.size(0), t.terms.count, target.part<int64_t>("partner", t.partner), target.part<float>("weight", t.weight)});
+  return out;
 }
 
 Tensor finished(const Tensor& x, const GivenFinish& how, const GivenMasks* given) {
@@ -323,6 +363,7 @@ Tensor loss_gradient(const LossTensors& t, const Tensor& grad, double factor, co
 
 STABLE_TORCH_LIBRARY_IMPL(fusedmix_cuda, CUDA, m) {
   implement(m);
+  implement_gathers(m);
   implement_finish(m);
 }
 

@@ -153,7 +153,7 @@ int64_t scratch_bytes(const Images& images, const Shape& shape) {
 
 int mix(const Images& images, const LaunchPlan& plan, const Shape& shape, const int32_t* inverse, void* scratch, const Targets& targets,
         bool after_sampler, void* stream) {
-  if (images.other != nullptr) return mix_with(images, plan, shape, stream);
+  if (images.others > 0) return mix_with(images, plan, shape, stream);
   const int64_t batch = images.layout.batch, vector_bytes = int64_t{shape.width} * element_size(images.type);
   MixArgs args{};
   args.src = static_cast<const char*>(images.src);

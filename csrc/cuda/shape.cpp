@@ -27,7 +27,7 @@ constexpr int64_t kTileBytes = int64_t{6} << 20, kSliceBytes = int64_t{16} << 20
 
 // Whether there is a kernel that moves 16 bytes.
 bool moves_16_bytes(const Images& images, int32_t families) {
-  if (images.other != nullptr) return mixes_16_bytes_with(images.type, families);
+  if (images.others > 0) return mixes_16_bytes_with(images.type, families);
   return images.type != ElementType::kUInt8 || is_in_a_set(families);
 }
 
@@ -108,7 +108,7 @@ Shape gather_shape(const Images& images, bool by_tile) {
 Shape shape_of(const Images& images, int32_t pairing, int32_t families, const device::Limits& chip) {
   const int64_t size = element_size(images.type), batch = images.layout.batch;
   Shape shape = vectors_of(images, families);
-  const bool in_place = images.src == images.dst, has_other = images.other != nullptr;
+  const bool in_place = images.src == images.dst, has_other = images.others > 0;
   if (batch * images.layout.elements == 0 || (in_place && batch == 1 && !has_other)) return shape;
   if (pairing == kFlip && !images.adjoint && !has_other) {
     shape.way = Way::kPairs;

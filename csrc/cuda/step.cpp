@@ -141,7 +141,7 @@ void Pass::run(const Sampling* sampling, const GivenPlan& made, const Targets& t
 
 Shape apply(Memory& memory, const Images& images, const GivenPlan& of, bool permutation) {
   GivenPlan given = of;
-  if (images.other != nullptr) given.pairing = kRandom, given.others = images.others;
+  if (images.others > 0) given.pairing = kRandom, given.others = images.others;
   const Part<int64_t> partner = loaded_partners(given);
   if (permutation && partner.on_host && !is_permutation(partner.data, given.batch)) refuse_repeated_partners();
   if (!has_elements(images)) return {};
@@ -153,7 +153,6 @@ Shape apply(Memory& memory, const Images& images, const GivenPlan& of, bool perm
 
 Shape paste(Memory& memory, const Images& images, const GivenPatches& given) {
   const int64_t patches = given.batch * given.count;
-  if (given.partner.on_host) check_partners(given.partner.data, patches, given.batch, kWholeBatch);
   LaunchPatches its{{given.partner.data, given.boxes.data, given.crops.data, given.count, given.ndim, given.resize}, false, {}, {}};
   Blob blob;
   const int64_t boxes_at = blob.add(given.boxes, patches * 2 * given.ndim), crops_at = blob.add(given.crops, patches * 2 * given.ndim);
@@ -171,7 +170,6 @@ Shape paste(Memory& memory, const Images& images, const GivenPatches& given) {
 
 Shape blend_terms(Memory& memory, const Images& images, const GivenTerms& given) {
   const int64_t terms = given.batch * given.count;
-  if (given.partner.on_host) check_partners(given.partner.data, terms, given.batch, kWholeBatch);
   LaunchTerms its{{given.partner.data, given.weight.data, given.count}, false, {}, {}};
   Blob blob;
   const int64_t partner_at = blob.add(given.partner, terms), weight_at = blob.add(given.weight, terms);

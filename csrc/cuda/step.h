@@ -43,7 +43,7 @@ struct GivenPlan {
   int64_t others = 0;  // partners are samples of another batch, which has so many
 };
 
-// Several partners for each sample. All parts are contiguous.
+// Several partners for each sample: patches and terms that have been checked as far as the host can read them. All parts are contiguous.
 struct GivenPatches {
   int64_t batch;
   int32_t count, ndim;
