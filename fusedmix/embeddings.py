@@ -11,6 +11,7 @@ from typing_extensions import Unpack
 
 from fusedmix import checks
 from fusedmix.functional import mix
+from fusedmix.laws import LamLaw
 from fusedmix.options import EmbeddingOptions, spelled_out
 from fusedmix.plan import OF_PIXELS, MixPlan, SparseTargets, same_batch
 from fusedmix.targets import mix_targets, per_sample
@@ -79,6 +80,7 @@ class EmbedMix(MixUp):
     Args:
         alpha: α > 0.
         fold: whether λ ← max(λ, 1-λ), unless λ is given.
+        lam_law: as in `MixUp`.
         padding: as in `mix_embeddings`.
         **options: see `Options`.
     """
@@ -94,10 +96,11 @@ class EmbedMix(MixUp):
         *,
         alpha: float = 0.2,
         fold: bool = True,
+        lam_law: LamLaw | None = None,
         padding: Padding = "zeros",
         **options: Unpack[EmbeddingOptions],
     ) -> None:
-        super().__init__(alpha=alpha, fold=fold, **options)
+        super().__init__(alpha=alpha, fold=fold, lam_law=lam_law, **options)
         self.padding = padding
 
     def forward(

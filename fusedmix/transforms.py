@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from fusedmix import checks
-from fusedmix.draws import CPU
+from fusedmix import checks, laws
+from fusedmix.draws import CPU, Request
 from fusedmix.fourier import default_cutoff
 from fusedmix.masks import grid
+from fusedmix.masks.constant import numbers
 from fusedmix.methods import Column, Method
 from fusedmix.module import MixTransform, named
 from fusedmix.one_method import BetaMethod, OneMethod
 from fusedmix.options import DEFAULTS, OF_METHOD, BatchOptions, Options, spelled_out
+from fusedmix.plan import MixPlan
 
 # The package's public names are these and those of api.py.
 __all__ = [
@@ -45,14 +48,30 @@ class MixUp(BetaMethod):
         fold: whether λ ← max(λ, 1-λ) once it is drawn, and within lam_range, so that a sample keeps at least half of
             itself (MixMatch; fastai, Composer and big_vision mix so). Not in a RandomMix. It costs a few small
             operations a step.
+        lam_law: the law of λ where it is not Beta(α, α), on all of the real line: images and labels are extrapolated
+            where λ is outside [0, 1], which Park et al. (2022) leave open. ("uniform", low, high); ("normal", mean,
+            deviation); or a callable from numbers that are uniform in (0, 1), (n,) float64 on the device of the plan,
+            to as many λ, as the icdf of a distribution is: torch.distributions.Laplace(0.5, 0.1).icdf. Drawn by Philox.
+            alpha does nothing then, lam_range may not be given, and neither RandomMix nor attach takes such a module.
+            It costs a few small operations a step. None: λ ~ Beta(α, α).
         **options: see `Options`.
     """
 
     _formulas = {"released": Method.MIXUP, "paper": Method.MIXUP}  # noqa: RUF012
+    _lam_law: laws.LamLaw | None = None
 
-    def __init__(self, *, alpha: float = 1.0, fold: bool = False, **options: Unpack[Options]) -> None:
+    def __init__(
+        self,
+        *,
+        alpha: float = 1.0,
+        fold: bool = False,
+        lam_law: laws.LamLaw | None = None,
+        **options: Unpack[Options],
+    ) -> None:
         self.__dict__["_fold"] = checks.boolean("fold", fold)
-        super().__init__(options, alpha=alpha)
+        law = None if lam_law is None else laws.checked("lam_law", lam_law)
+        self.__dict__.update(_lam_law=law, _refines=law is not None)
+        super().__init__(options, alpha=alpha, lam=_fixed(law))
 
     @property
     def fold(self) -> bool:
@@ -67,16 +86,57 @@ class MixUp(BetaMethod):
         self.__dict__["_fold"] = value
         self._prepare_plain_step()
 
+    @property
+    def lam_law(self) -> laws.LamLaw | None:
+        """The law of λ; None: Beta(α, α). May be changed between steps."""
+        return self._lam_law
+
+    @lam_law.setter
+    def lam_law(self, value: laws.LamLaw | None) -> None:
+        law = None if value is None else laws.checked("lam_law", value)
+        if law is not None and self._member:
+            raise AttributeError(f"lam_law must be None for a method of a RandomMix: {_NO_FOLD}")
+        _check_without_range(law, self.lam_range)
+        self._set_columns(lam=_fixed(law))
+        self.__dict__.update(_lam_law=law, _refines=law is not None)
+        self._prepare_plain_step()
+
+    def _take(self, given: Mapping[str, Any]) -> None:
+        _check_without_range(self._lam_law, given.get("lam_range"))
+        super()._take(given)
+
+    def _refine(self, plan: MixPlan, request: Request, seed: Tensor, extra: Any) -> MixPlan:
+        """λ by its law; the sampler's is 1 where a sample is left as it is, and ½ elsewhere."""
+        if request.lam is not None:
+            return plan
+        assert self._lam_law is not None
+        drawn = laws.draw(self._lam_law, seed, plan.batch_size, self._per, plan.device)
+        lam = torch.where(plan.lam == 1.0, plan.lam, torch.maximum(drawn, 1.0 - drawn) if self._fold else drawn)
+        return replace(plan, lam=lam, weight=lam.double(), masks=numbers(lam))
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         # A module that was pickled when this was a plain attribute, of EmbedMix alone.
         super().__setstate__({"_fold" if name == "fold" else name: value for name, value in state.items()})
 
     def _describe(self) -> dict[str, Any]:
-        return {**super()._describe(), **({"fold": self.fold} if self.fold != type(self)._fold else {})}
+        law = {} if self.lam_law is None else {"lam_law": self.lam_law}
+        return {**super()._describe(), **law, **({"fold": self.fold} if self.fold != type(self)._fold else {})}
 
 
-# Why a RandomMix holds no module that folds.
-_NO_FOLD = "it draws by the numbers of its methods, and the fold is none of them."
+def _fixed(law: laws.LamLaw | None) -> float:
+    """The λ of the sampler: none, or one that says that a sample is mixed."""
+    return math.nan if law is None else 0.5
+
+
+def _check_without_range(law: laws.LamLaw | None, lam_range: tuple[float, float] | None) -> None:
+    if law is not None and lam_range is not None:
+        raise ValueError(
+            f"lam_law and lam_range exclude each other, but got lam_law={law!r} and lam_range={lam_range!r}."
+        )
+
+
+# Why a RandomMix holds no module that folds, or has a law of its own.
+_NO_FOLD = "it draws by the numbers of its methods, and this is none of them."
 
 
 _PLACEMENTS = ("clip", "inside")
@@ -505,6 +565,8 @@ class RandomMix(MixTransform):
         if not methods:
             raise ValueError("methods must hold at least one mixing module, but got none.")
         for i, method in enumerate(methods):
+            if isinstance(method, MixUp) and method.lam_law is not None:
+                raise ValueError(f"methods[{i}] must be made with lam_law=None for a RandomMix: {_NO_FOLD}")
             if not isinstance(method, OneMethod) or not method._in_sets or method._refines:
                 *names, last = (
                     name for name in __all__ if issubclass(globals()[name], OneMethod) and not globals()[name]._refines
