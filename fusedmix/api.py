@@ -16,6 +16,7 @@ from fusedmix.pasting import RICAP, ResizeMix
 from fusedmix.plan import MixPlan, SparseTargets
 from fusedmix.saliency import fine_grained_saliency, spectral_saliency
 from fusedmix.segmentation import mix_masks
+from fusedmix.spectral import SpectralMix
 from fusedmix.targets import mix_targets
 from fusedmix.transforms import *  # noqa: F403
 from fusedmix.version import __version__
@@ -31,6 +32,7 @@ __all__ = [
     "MixPlan",
     "ResizeMix",
     "SparseTargets",
+    "SpectralMix",
     "__version__",
     "attach",
     "attached",

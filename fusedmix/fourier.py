@@ -97,24 +97,27 @@ def amplitudes(
     return factor * real, factor * imaginary
 
 
-def noise(seed: Tensor, index: Tensor, along: tuple[range, ...]) -> tuple[Tensor, Tensor]:
+def noise(
+    seed: Tensor, index: Tensor, along: tuple[range, ...], stream: Stream = Stream.NOISE
+) -> tuple[Tensor, Tensor]:
     """(n, *frequencies) standard normal float64 for a_k and for b_k.
 
     Args:
         seed: () int64.
         index: (n,) int64, which draw of the batch each mask is.
         along: the frequencies along each axis.
+        stream: whose noise it is.
     """
     device, ndim = index.device, len(along)
     kz, ky, kx = (
-        torch.tensor(list(along[axis]) if axis >= 0 else [0], device=device).reshape(
+        (torch.arange(along[axis].start, along[axis].stop, device=device) if axis >= 0 else index.new_zeros(1)).reshape(
             [-1 if a == place else 1 for a in range(3)]
         )
         for place, axis in enumerate((ndim - 3, ndim - 2, ndim - 1))
     )
     x_bits, y_bits, _ = _BITS[ndim]
     number = kx + (ky.abs() << x_bits) + ((2 * kz.abs() - (kz > 0).long()) << (x_bits + y_bits))
-    a, b, c, d = words(seed, index.reshape(-1, 1, 1, 1), Stream.NOISE, number)
+    a, b, c, d = words(seed, index.reshape(-1, 1, 1, 1), stream, number)
     shape = [index.shape[0], *(len(k) for k in along)]
     real, imaginary = box_muller(torch.where(ky < 0, c, a), torch.where(ky < 0, d, b))
     return real.reshape(shape), imaginary.reshape(shape)

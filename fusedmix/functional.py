@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from fusedmix import backends, checks, erasing, subclasses
 from fusedmix.arguments import MaskArguments
 from fusedmix.backends import gathers, reference
 from fusedmix.finishing import Finish, checked_finish
+from fusedmix.masks.constant import numbers
+from fusedmix.methods import Families, Per
 from fusedmix.ops import differentiable_mix, differentiable_mix_with, in_layout
 from fusedmix.plan import OF_PIXELS, MixPlan, same_batch
 from fusedmix.tracking import tracked, transformed
@@ -72,6 +75,8 @@ def _mix_from_elsewhere(x: Tensor, plan: MixPlan, other: Tensor | None, backend:
         raise ValueError("other must be None for a plan that pastes crops, blends several samples or moves blocks.")
     operators, masks = _prepare("x", x, plan, backend, refuse=())
     plan = beside(plan, x)
+    if plan.span is not None:
+        return _mix_beyond(x, plan, plan.span, other, backend)
     if plan.patches is not None:
         if tracked(x) or transformed():
             return gathers.paste(x, plan.patches, plan.resize)
@@ -86,6 +91,23 @@ def _mix_from_elsewhere(x: Tensor, plan: MixPlan, other: Tensor | None, backend:
         return differentiable_mix_with(operators, own, lent, masks._replace(partner=each))
     other, partner = _partners_of(x, plan, other)
     return differentiable_mix_with(operators, x, other, masks._replace(partner=partner.to(masks.partner.device)))
+
+
+def _mix_beyond(x: Tensor, plan: MixPlan, span: Tensor, other: Tensor | None, backend: str | None) -> Tensor:
+    """The mix by masks M = low + (high-low)·L, which no kernel has, from three that all have: of the batch mixed by low
+    everywhere and of the batch mixed by high everywhere, by the levels L. In float32, or in float64."""
+    if other is not None:
+        other, _ = _partners_of(x, plan, other)
+    wide, lent = (y if y is None or y.dtype == torch.float64 else y.float() for y in (x, other))
+    assert wide is not None
+    ends = (
+        replace(plan, masks=numbers(end), families=Families.CONSTANTS, per=Per.SAMPLE, pixels=None, span=None)
+        for end in span.unbind(1)
+    )
+    low, high = (mix(wide, end, other=lent, backend=backend) for end in ends)
+    each = torch.arange(plan.batch_size, device=plan.device)
+    mixed = mix(high, replace(plan, partner=each, span=None, other_size=plan.batch_size), other=low, backend=backend)
+    return (mixed.round().clamp(0, 255) if x.dtype == torch.uint8 else mixed).to(x.dtype)
 
 
 def _refuse_lack(plan: MixPlan) -> None:
@@ -227,7 +249,8 @@ def mix_(x: Tensor, plan: MixPlan, *, other: Tensor | None = None, backend: str 
     Raises:
         InplaceError: a ValueError and a RuntimeError: x requires grad while grad is enabled, its memory overlaps itself
             (expand, unfold) or that of other, a sample may be the partner of several of the same batch
-            (`plan.repeats`), or the plan pastes crops, blends several samples or moves blocks.
+            (`plan.repeats`), or the plan pastes crops, blends several samples, moves blocks or has masks outside
+            [0, 1].
         TypeError, ValueError, BackendError: as `mix`.
 
     Nothing has been written then.
@@ -252,10 +275,10 @@ def mix_(x: Tensor, plan: MixPlan, *, other: Tensor | None = None, backend: str 
 
 
 def _mix_from_elsewhere_(x: Tensor, plan: MixPlan, other: Tensor | None, backend: str | None) -> None:
-    if plan.patches is not None or plan.blended or plan.moves is not None:
+    if plan.patches is not None or plan.blended or plan.moves is not None or plan.span is not None:
         raise checks.InplaceError(
-            "x cannot be mixed in place by a plan that pastes crops, blends several samples or moves blocks: it would "
-            "overwrite what others still need. Use fusedmix.mix."
+            "x cannot be mixed in place by a plan that pastes crops, blends several samples, moves blocks or has masks "
+            "outside [0, 1]: it would overwrite what others still need. Use fusedmix.mix."
         )
     if other is None:
         _refuse_lack(plan)

@@ -17,6 +17,7 @@ from fusedmix import checks, grids
 from fusedmix.backends.reference import has_float64
 from fusedmix.draws import CPU
 from fusedmix.fourier import pack
+from fusedmix.masks import fourier
 from fusedmix.masks.constant import numbers
 from fusedmix.masks.family import packed, quotient
 from fusedmix.masks.fourier import LEVELS
@@ -102,12 +103,7 @@ def _masks(name: str, x: Tensor, size: Any) -> Given:
         stored, weight = levels.to(torch.int16), quotient(levels.sum(1).double(), LEVELS * pixels)
     else:
         stored, weight = pack(x != 0), quotient((x != 0).sum(1).double(), pixels)
-    records = packed(
-        torch.full_like(weight, Kind.FOURIER, dtype=torch.int32),
-        weight.new_zeros((x.shape[0], 6)),
-        weight.new_zeros((x.shape[0], 2)),
-    )
-    return Given(records, weight, own, Families.LEVELS if soft else Families.STORED, stored)
+    return Given(fourier.given(weight), weight, own, Families.LEVELS if soft else Families.STORED, stored)
 
 
 def _lam(name: str, x: Tensor, size: Any) -> Given:

@@ -44,6 +44,8 @@ class MixPlan:
         repeats: whether a sample may be the partner of several others, which no batch can be mixed in place with. So it
             is of partners that were given and are no permutation, or were given where nobody looks at them: on a GPU
             without FUSEDMIX_CHECK_PLANS=1, or inside a graph.
+        span: (B, 2) float32, of masks that are not within [0, 1] (SpectralMix): the numbers that stand for the lowest
+            and for the highest level of `pixels`. None: 0 and 1.
         terms: the labels as a sum of so many for each sample, (B, T) partners and label weights, which need not sum to
             1 (`fusedmix.arguments.Terms`). None: w of the sample's own and 1-w of its partner's.
         patches: crops of partners that are pasted in place of masks (`fusedmix.arguments.Patches`). None: there are
@@ -69,6 +71,7 @@ class MixPlan:
     pixels: Tensor | None = None
     draws: Tensor | None = None
     repeats: bool = False
+    span: Tensor | None = None
     terms: Terms | None = None
     patches: Patches | None = None
     moves: Moves | None = None
@@ -121,8 +124,8 @@ class MixPlan:
 
     @property
     def gathers(self) -> bool:
-        """Whether the pixels of a sample come from elsewhere than from itself and its partner at the same place."""
-        several = self.blended or self.patches is not None or self.moves is not None
+        """Whether a sample is more than a mean, with weights in [0, 1], of itself and its partner at the same place."""
+        several = self.blended or self.patches is not None or self.moves is not None or self.span is not None
         return several or self.fill is not None or self.other_size is not None
 
     def __repr__(self) -> str:
@@ -155,8 +158,15 @@ class MixPlan:
 
     def mask(self) -> Tensor:
         """The masks as (B, *size) float32, weights of the sample itself: for looking and testing."""
-        operators = backends.operators(self.device.type)
-        return operators.mask(self.masks, int(self.families), self.size, int(self.per), self.pixels)
+        return self.mask_by(backends.operators(self.device.type))
+
+    def mask_by(self, operators: Any) -> Tensor:
+        """`mask` by the operators of a backend."""
+        found: Tensor = operators.mask(self.masks, int(self.families), self.size, int(self.per), self.pixels)
+        if self.span is None:
+            return found
+        low, high = self.span.reshape(-1, 2, *[1] * len(self.size)).unbind(1)
+        return low + (high - low) * found
 
     @classmethod
     def from_grid(
@@ -296,7 +306,7 @@ _MIX_FIRST = (
     "It pairs samples of the whole batch. Mix the whole batch, then split what comes out: fm.mix(x, plan).split(n)."
 )
 _RECORDS = ("terms", "patches", "moves")
-_TENSORS = (*PARTS, "pixels", "draws", *_RECORDS)
+_TENSORS = (*PARTS, "pixels", "draws", "span", *_RECORDS)
 _STATIC = tuple(f.name for f in fields(MixPlan) if f.name not in _TENSORS)
 
 
@@ -330,6 +340,7 @@ pytree.register_pytree_node(
 
 # What only some functions can take of a plan, and what is said where it comes to others.
 _MORE = {
+    "span": "has masks outside [0, 1] (plan.span)",
     "terms": "gives labels weights that need not sum to 1, or labels of more than two samples (plan.terms)",
     "patches": "pastes resized crops (plan.patches)",
     "blended": "blends more than two samples (plan.blended)",
@@ -338,7 +349,7 @@ _MORE = {
     "other_size": "takes the partners from another batch, which has to be given as other=",
 }
 OF_LABELS = ("terms", "other_size")
-OF_PIXELS = ("patches", "blended", "moves", "fill", "other_size")
+OF_PIXELS = ("span", "patches", "blended", "moves", "fill", "other_size")
 
 
 def same_batch(name: str, x: Tensor, plan: Any, *, refuse: Sequence[str] = OF_LABELS) -> None:
@@ -388,7 +399,8 @@ def same_batch(name: str, x: Tensor, plan: Any, *, refuse: Sequence[str] = OF_LA
 def _check_more(name: str, plan: MixPlan, refuse: Sequence[str]) -> None:
     """The part of `same_batch` for plans that have more than partners and masks."""
     for attribute in refuse:
-        if getattr(plan, attribute) not in (None, False):
+        value = getattr(plan, attribute)
+        if value is not None and value is not False:
             raise ValueError(f"{name} cannot be mixed here by a plan that {_MORE[attribute]}.")
     for of in _RECORDS:
         record = getattr(plan, of)

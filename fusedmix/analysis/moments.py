@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from fusedmix import backends, checks
+from fusedmix.spectral import SpectralMix
 from fusedmix.transforms import CutMix, GMix, HMix, MixTransform, MixUp, RandomMix, SamplePairing
 
 _CHUNK = 1 << 20  # pixels whose masks are held at once, 8 MiB of float64
@@ -85,8 +86,7 @@ def coefficients(
         plan = mix.sample(min(chunk, masks - start), size, lam=lam, generator=generator, device=device)
         where = plan.device.type
         # The masks are those of the module's backend. plan.mask() would take the device's default.
-        operators = backends.operators(where, backends.where_it_serves(mix.backend, where))
-        mask = operators.mask(plan.masks, int(plan.families), plan.size, int(plan.per), plan.pixels)
+        mask = plan.mask_by(backends.operators(where, backends.where_it_serves(mix.backend, where)))
         rest = 1.0 - mask.double()
         columns = [_pair_means(rest, d) for d in shifts]
         values.append(torch.stack((*columns, 1.0 - rest.flatten(1).mean(1)), dim=1).cpu())
@@ -100,13 +100,13 @@ def coefficients(
 def exact(
     mix: MixTransform, size: Sequence[int], *, lam: float, offsets: Sequence[Sequence[int]] | None = None
 ) -> Tensor:
-    """a(d) by enumeration of all centres, or of all places of boxes with placement="inside", (k,) float64: what
-    `coefficients` converges to.
+    """a(d) by enumeration of all centres, or of all places of boxes with placement="inside", or from the spectrum of a
+    field, (k,) float64: what `coefficients` converges to.
 
     Args:
         mix: MixUp, SamplePairing, CutMix, HMix or GMix in either variant, or a RandomMix of these (of which Stochastic
-            Mixup & CutMix is one), each with p=1 and without aspect, minmax and ratio_alpha. FMix's masks have no exact
-            form.
+            Mixup & CutMix is one), each with p=1 and without aspect, minmax and ratio_alpha; or SpectralMix with
+            clamp=False. FMix's masks have no exact form.
         size: 1 to 3 spatial sides in pixels.
         lam: λ in [0, 1].
         offsets: as in `coefficients`.
@@ -203,6 +203,10 @@ def _exact(mix: MixTransform, size: tuple[int, ...], lam: float, d: Sequence[int
         return _exact_boxes(mix, size, lam, d)
     if isinstance(mix, GMix):
         return _exact_gaussians(mix.variant, size, lam, d)
+    if isinstance(mix, SpectralMix) and not mix.clamp:
+        mix._field.check(size)
+        variance = mix.contrast**2 * lam * (1.0 - lam)
+        return 1.0 - lam, (1.0 - lam) ** 2 + variance * float(mix._field.covariance(size)[tuple(d)])
     raise ValueError(f"mix must have masks with an exact form (FMix's have none), but got {type(mix).__name__}.")
 
 

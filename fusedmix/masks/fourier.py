@@ -1,7 +1,8 @@
 """Thresholded Fourier noise: FMix (Harris 2020). The pixels are made, and stored, by fusedmix/fourier.py.
 
 Word 1 of a record is how many pixels are 1, word 2 half the ranks of the soft edge; 7 and 8 say of which grey image:
-decay and cut-off. Of masks that were not drawn but given (fusedmix/given.py) these are 0.
+decay and cut-off. Of masks that are not FMix's, of which only the pixels are known, these are 0 (fusedmix/given.py,
+fusedmix/spectral.py).
 """
 
 from __future__ import annotations
@@ -48,6 +49,15 @@ def unpack(pixels: Tensor, size: tuple[int, ...]) -> Tensor:
         return quotient((pixels.int() & 0xFFFF).float(), LEVELS).reshape(-1, *size)
     bits = (pixels.long().unsqueeze(2) >> torch.arange(32, device=pixels.device)) & 1
     return bits.flatten(1)[:, :count].float().reshape(-1, *size)
+
+
+def given(like: Tensor) -> Tensor:
+    """(n, WORDS) int32, the records of masks of which pixels are all there is to know, beside n numbers."""
+    return packed(
+        torch.full_like(like, Kind.FOURIER, dtype=torch.int32),
+        like.new_zeros((like.shape[0], 6)),
+        like.new_zeros((like.shape[0], 2)),
+    )
 
 
 def may_hold(row: Sequence[float]) -> Families:
