@@ -12,23 +12,43 @@ from fusedmix import checks
 from fusedmix.arguments import compute_dtype
 from fusedmix.functional import in_range
 from fusedmix.losses import check_ignored, check_logits, labels_beside
-from fusedmix.plan import MixPlan
+from fusedmix.plan import MixPlan, of_partners
 
 
 @overload
-def mix_accuracy(logits: Tensor, labels: Tensor, plan: MixPlan, *, topk: int = 1, ignore_index: int = -100) -> Tensor:
+def mix_accuracy(
+    logits: Tensor,
+    labels: Tensor,
+    plan: MixPlan,
+    *,
+    other: Tensor | None = None,
+    topk: int = 1,
+    ignore_index: int = -100,
+) -> Tensor:
     pass
 
 
 @overload
 def mix_accuracy(
-    logits: Tensor, labels: Tensor, plan: MixPlan, *, topk: Sequence[int], ignore_index: int = -100
+    logits: Tensor,
+    labels: Tensor,
+    plan: MixPlan,
+    *,
+    other: Tensor | None = None,
+    topk: Sequence[int],
+    ignore_index: int = -100,
 ) -> tuple[Tensor, ...]:
     pass
 
 
 def mix_accuracy(
-    logits: Tensor, labels: Tensor, plan: MixPlan, *, topk: int | Sequence[int] = 1, ignore_index: int = -100
+    logits: Tensor,
+    labels: Tensor,
+    plan: MixPlan,
+    *,
+    other: Tensor | None = None,
+    topk: int | Sequence[int] = 1,
+    ignore_index: int = -100,
 ) -> Tensor | tuple[Tensor, ...]:
     """The accuracy on a mixed batch, against both labels by their weights: with w the label weight of a sample, y its
     class and y' that of its partner, the mean of w·[y is predicted] + (1-w)·[y' is predicted].
@@ -44,6 +64,7 @@ def mix_accuracy(
         labels: (B,) integer classes in [0, K); or (B, K) one-hot, multi-hot or soft labels, of whose sum the share on
             the predicted classes counts.
         plan: the plan that mixed the batch, on any device.
+        other: labels of the batch that partners are from, as in `mix_labels`.
         topk: k >= 1, or several, as (1, 5).
         ignore_index: the class that is no label, in [0, K) or outside: its weight does not count. Not for soft labels.
 
@@ -60,19 +81,17 @@ def mix_accuracy(
     if not asked:
         raise ValueError(f"topk must be an int or a sequence of at least one, but got {topk!r}.")
     logits = check_logits(logits).detach()
-    labels = labels_beside(labels, plan, logits).detach()
+    labels = labels_beside(labels, plan, logits, other).detach()
     check_ignored(ignore_index, labels)
-    checks.partners(plan.partner)
-    partner, weight = plan.partner.to(logits.device), plan.weight.detach()
+    of_partner, weight = of_partners("labels", labels, plan, other).detach(), plan.weight.detach()
     own, lent = (x.to(compute_dtype(logits)).to(logits.device) for x in (weight, 1.0 - weight))
     if labels.ndim == 1:
-        labels = in_range(labels, logits.shape[1], ignore_index).long()
-        both = [(torch.where(y == ignore_index, 0.0, w), y) for w, y in ((own, labels), (lent, labels[partner]))]
+        pairs = ((w, in_range(y, logits.shape[1], ignore_index).long()) for w, y in ((own, labels), (lent, of_partner)))
+        both = [(torch.where(y == ignore_index, 0.0, w), y) for w, y in pairs]
         shares, places = (torch.stack(x, 1) for x in zip(*((w, _place(logits, y)) for w, y in both), strict=True))
         hits = [torch.where(places < k, shares, 0.0).sum(1) for k in asked]
     else:
-        y = labels.to(own.dtype)
-        shares = own.unsqueeze(1) * y + lent.unsqueeze(1) * y[partner]
+        shares = own.unsqueeze(1) * labels.to(own.dtype) + lent.unsqueeze(1) * of_partner.to(own.dtype)
         first = shares.gather(1, torch.sort(logits, dim=1, descending=True, stable=True).indices)
         hits = [first[:, :k].sum(1) for k in asked]
     known, total = ~logits.isnan().any(1), shares.sum()

@@ -18,7 +18,7 @@ from fusedmix.functional import mix_labels
 from fusedmix.methods import Per
 from fusedmix.module import MixTransform
 from fusedmix.options import TargetsName
-from fusedmix.plan import MixPlan, same_batch
+from fusedmix.plan import MixPlan, of_partners, same_batch
 from fusedmix.targets import mix_targets, per_sample
 
 REDUCTIONS = ("mean", "sum", "none", "batchmean")
@@ -56,11 +56,20 @@ class MixedCriterion(_Mixed, nn.Module):
         self.criterion = criterion
         self.targets = targets
 
-    def forward(self, input: Any, target: Any, *args: Any, plan: MixPlan | None = None, **kwargs: Any) -> Any:
+    def forward(
+        self,
+        input: Any,
+        target: Any,
+        *args: Any,
+        plan: MixPlan | None = None,
+        other: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """criterion(input, target, ...) with the target mixed by `plan`; None: by that of the handle's last forward
-        pass in training, and in evaluation not at all."""
+        pass in training, and in evaluation not at all. `other`: the targets of the batch that the plan's partners are
+        from, if that is another."""
         plan = self.handle.plan_for_loss() if plan is None else plan
-        return _mixed(self.criterion, self.targets, self.handle.mix, plan, input, target, args, kwargs, None)
+        return _mixed(self.criterion, self.targets, self.handle.mix, plan, input, target, other, args, kwargs, None)
 
     def extra_repr(self) -> str:
         return f"targets={self.targets!r}"
@@ -81,11 +90,19 @@ class MixedFunction(_Mixed):
         name = getattr(self.criterion, "__name__", repr(self.criterion))
         return f"MixedFunction({name}, targets={self.targets!r})"
 
-    def __call__(self, input: Any, target: Any, *args: Any, plan: MixPlan | None = None, **kwargs: Any) -> Any:
+    def __call__(
+        self,
+        input: Any,
+        target: Any,
+        *args: Any,
+        plan: MixPlan | None = None,
+        other: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """As `MixedCriterion.forward`."""
         plan = self.handle.plan_for_loss() if plan is None else plan
         return _mixed(
-            self.criterion, self.targets, self.handle.mix, plan, input, target, args, kwargs, self._parameters
+            self.criterion, self.targets, self.handle.mix, plan, input, target, other, args, kwargs, self._parameters
         )
 
 
@@ -96,6 +113,7 @@ def _mixed(
     plan: MixPlan | None,
     input: Any,
     target: Any,
+    other: Tensor | None,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     parameters: dict[str, Any] | None,  # those of a function with their defaults; None of a module
@@ -103,9 +121,9 @@ def _mixed(
     if plan is None:
         return criterion(input, target, *args, **kwargs)
     checks.tensor("target", target)
-    same_batch("target", target, plan)
+    same_batch("target", target, plan, other=other)
     if targets == "dense":
-        mixed = _soft(input, target, mix, plan)
+        mixed = _soft(input, target, mix, plan, other)
         try:
             return criterion(input, mixed, *args, **kwargs)
         except Exception as error:
@@ -117,8 +135,8 @@ def _mixed(
             raise
     check_smoothing(targets, mix)
     if isinstance(input, Tensor):
-        same_batch("input", input, plan)
-    return _two_terms(criterion, plan, input, target, args, kwargs, parameters)
+        same_batch("input", input, plan, other=other)
+    return _two_terms(criterion, plan, input, target, other, args, kwargs, parameters)
 
 
 def check_smoothing(targets: str, mix: MixTransform) -> None:
@@ -130,14 +148,14 @@ def check_smoothing(targets: str, mix: MixTransform) -> None:
         )
 
 
-def _soft(input: Any, target: Tensor, mix: MixTransform, plan: MixPlan) -> Tensor:
+def _soft(input: Any, target: Tensor, mix: MixTransform, plan: MixPlan, other: Tensor | None) -> Tensor:
     """The target as dense soft labels, or, of numbers, as mixed numbers."""
     if target.is_floating_point() and not (mix.label_smoothing and target.ndim == 2):
-        return mix_targets(target, plan)
+        return mix_targets(target, plan, other=other)
     num_classes = mix.num_classes
     if num_classes is None and target.ndim == 1 and isinstance(input, Tensor) and input.ndim == 2:
         num_classes = input.shape[1]
-    return mix_labels(target, plan, num_classes=num_classes, label_smoothing=mix.label_smoothing)
+    return mix_labels(target, plan, other=other, num_classes=num_classes, label_smoothing=mix.label_smoothing)
 
 
 def _two_terms(
@@ -145,17 +163,17 @@ def _two_terms(
     plan: MixPlan,
     input: Any,
     target: Tensor,
+    other: Tensor | None,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     parameters: dict[str, Any] | None,
 ) -> Tensor:
     """w·L(input, target) + (1-w)·L(input, target of the partner), sample by sample where w differs between samples."""
-    checks.partners(plan.partner)
-    lent = target[plan.partner.to(target.device)]
+    lent = of_partners("target", target, plan, other)
     if plan.per is Per.BATCH and plan.batch_size:
-        own, other = (_loss(criterion(input, y, *args, **kwargs)) for y in (target, lent))
-        weight = plan.weight[0].to(own.device)
-        return weight.to(own.dtype) * own + (1.0 - weight).to(own.dtype) * other
+        first, second = (_loss(criterion(input, y, *args, **kwargs)) for y in (target, lent))
+        weight = plan.weight[0].to(first.device)
+        return weight.to(first.dtype) * first + (1.0 - weight).to(first.dtype) * second
 
     settings = _settings(criterion, args, kwargs, parameters)
     reduction = settings.get("reduction")
@@ -165,15 +183,15 @@ def _two_terms(
             f"or a keyword, to weigh each sample by its own λ, but got {criterion!r} with reduction={reduction!r}. Use "
             'targets="dense", or a mix with per="batch".'
         )
-    own, other = (_unreduced(criterion, input, y, args, kwargs) for y in (target, lent))
-    for loss in (own, other):
+    first, second = (_unreduced(criterion, input, y, args, kwargs) for y in (target, lent))
+    for loss in (first, second):
         if not loss.ndim or loss.shape[0] != plan.batch_size:
             raise ValueError(
                 f'criterion must give (batch_size, ...) losses with reduction="none", but got {tuple(loss.shape)} for '
                 f"{plan.batch_size} samples."
             )
-    weight = per_sample(plan.weight, own)
-    loss = weight.to(own.dtype) * own + (1.0 - weight).to(own.dtype) * other
+    weight = per_sample(plan.weight, first)
+    loss = weight.to(first.dtype) * first + (1.0 - weight).to(first.dtype) * second
     if reduction == "none":
         return loss
     if reduction == "mean" and settings.get("ignore_index") is not None and not target.is_floating_point():

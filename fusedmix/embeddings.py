@@ -103,7 +103,7 @@ class EmbedMix(MixUp):
         super().__init__(alpha=alpha, fold=fold, lam_law=lam_law, **options)
         self.padding = padding
 
-    def forward(
+    def forward(  # type: ignore[override]
         self, embeddings: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None, Tensor | SparseTargets | None]:
         """Draws a plan and mixes by it. With training_only=True all is returned as it is in evaluation mode.

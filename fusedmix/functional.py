@@ -17,7 +17,7 @@ from fusedmix.finishing import Finish, checked_finish
 from fusedmix.masks.constant import numbers
 from fusedmix.methods import Families, Per
 from fusedmix.ops import differentiable_mix, differentiable_mix_with, in_layout
-from fusedmix.plan import OF_PIXELS, MixPlan, same_batch
+from fusedmix.plan import OF_PIXELS, MixPlan, check_lender, of_partners, same_batch
 from fusedmix.tracking import tracked, transformed
 
 
@@ -130,9 +130,7 @@ def _partners_of(x: Tensor, plan: MixPlan, other: Tensor | None) -> tuple[Tensor
             f"other must be {checks.names([x.dtype])} of shape (samples, {', '.join(map(str, x.shape[1:]))}) on "
             f"{x.device}, but got {checks.names([other.dtype])} of shape {tuple(other.shape)} on {other.device}."
         )
-    if plan.other_size not in (None, other.shape[0]) or not other.shape[0]:
-        raise ValueError(f"other must have {plan.other_size or 'at least 1'} samples, but got {other.shape[0]}.")
-    checks.partners(plan.partner, among=other.shape[0])
+    check_lender(plan, other)
     return other, plan.partner
 
 
@@ -298,6 +296,7 @@ def mix_labels(
     labels: Tensor,
     plan: MixPlan,
     *,
+    other: Tensor | None = None,
     num_classes: int | None = None,
     label_smoothing: float = 0.0,
     backend: str | None = None,
@@ -308,6 +307,8 @@ def mix_labels(
         labels: (B,) integer classes in [0, num_classes), of any width; or (B, K) one-hot, soft or multi-hot labels,
             which integers of shape (B, 1) are only if num_classes is 1.
         plan: a plan for B samples, on any device.
+        other: (N,) or (N, K), as the labels are: of the batch that partners are from, y[partner] being other[partner].
+            None: they are from the batch itself.
         num_classes: K; may be None for (B, K) labels.
         label_smoothing: ε in [0, 1]: y becomes (1-ε)·y + ε/K before it is mixed (Szegedy 2016).
         backend: as in `mix`.
@@ -321,21 +322,40 @@ def mix_labels(
             waits for the device: without it such a label gives a row without a one).
     """
     if subclasses.has_type(labels):
-        options = {"num_classes": num_classes, "label_smoothing": label_smoothing, "backend": backend}
+        options = {
+            "other": other,
+            "num_classes": num_classes,
+            "label_smoothing": label_smoothing,
+            "backend": backend,
+        }
         return subclasses.like(mix_labels(subclasses.plain(labels), plan, **options), labels)  # type: ignore[arg-type]
     if num_classes is not None:
         num_classes = checks.integer("num_classes", num_classes, 1)
     classes = checks.dense_labels(labels, num_classes)
     label_smoothing = checks.number("label_smoothing", label_smoothing, 0.0, 1.0)
-    same_batch("labels", labels, plan)
+    same_batch("labels", labels, plan, other=other)
     operators = operators_for(labels, backend)
     plan = beside(plan, labels)
-    if tracked(labels, plan.weight):  # This is rare enough (distillation) to be left to autograd.
-        checks.partners(plan.partner)
-        return reference.mix_labels(labels, plan.partner, plan.weight, classes, label_smoothing)
-    return of_classes(
-        lambda y: operators.mix_labels(y, plan.partner, plan.weight, classes, label_smoothing), labels, classes
-    )
+    partner, weight, batch_size = plan.partner, plan.weight, labels.shape[0]
+    if other is not None:
+        labels, partner, weight = _above_lent(labels, of_partners("labels", labels, plan, other), weight)
+    if tracked(labels, weight):  # This is rare enough (distillation) to be left to autograd.
+        checks.partners(partner)
+        mixed = reference.mix_labels(labels, partner, weight, classes, label_smoothing)
+    else:
+        mixed = of_classes(
+            lambda y: operators.mix_labels(y, partner, weight, classes, label_smoothing), labels, classes
+        )
+    return mixed if other is None else mixed[:batch_size]
+
+
+def _above_lent(labels: Tensor, lent: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Labels, partners and weights of twice as many samples: below the batch stand the partners, left as they are."""
+    n, both = labels.shape[0], [labels, lent]
+    if labels.dtype != lent.dtype:  # Torch promotes no wide unsigned integers.
+        both = [y if y.is_floating_point() else y.long() for y in both]
+    partner = torch.arange(n, 2 * n, device=weight.device).repeat(2)
+    return torch.cat(both), partner, torch.cat((weight, torch.ones_like(weight)))
 
 
 def of_classes(operator: Callable[[Tensor], Tensor], labels: Tensor, num_classes: int) -> Tensor:

@@ -162,11 +162,12 @@ def check_logits(logits: Any) -> Tensor:
     return subclasses.plain(logits)
 
 
-def labels_beside(labels: Any, plan: Any, logits: Tensor) -> Tensor:
-    """The labels, beside the logits; raises unless they fit them and the plan."""
+def labels_beside(labels: Any, plan: Any, logits: Tensor, other: Any = None) -> Tensor:
+    """The labels, beside the logits; raises unless they fit them and the plan. `other`: of another batch, that partners
+    are from."""
     labels = subclasses.plain(checks.labels(labels, logits.shape[1], "the logits' classes"))
-    same_batch("labels", labels, plan)
-    same_batch("logits", logits, plan)
+    same_batch("labels", labels, plan, other=other)
+    same_batch("logits", logits, plan, other=other)
     if labels.is_meta and not logits.is_meta:
         raise ValueError(f"labels must have values, as the logits on {logits.device} have, but are on the meta device.")
     # torch.func takes what comes out of an operation, even one that does nothing, for something that is differentiated.

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from fusedmix import backends, checks, dims, erasing, sample_tree, step
+from fusedmix import backends, checks, dims, erasing, partners, sample_tree, step
 from fusedmix import options as keywords
 from fusedmix.arguments import PlanTensors
 from fusedmix.backends import reference, triton
@@ -25,7 +25,7 @@ from fusedmix.masks.constant import numbers
 from fusedmix.masks.family import padded
 from fusedmix.methods import Column, Families, Method, Number, Pairing, Per
 from fusedmix.ops import GeneratorHandle, draw_on_host
-from fusedmix.plan import MixPlan, SparseTargets, given_partner
+from fusedmix.plan import MixPlan, SparseTargets, given_partner, of_partners
 from fusedmix.segmentation import check_masks, mix_masks
 from fusedmix.spec import families
 from fusedmix.subclasses import like, plain
@@ -161,6 +161,7 @@ class MixTransform(checks.Checked, nn.Module):
         lam: float | Tensor | None = None,
         labels: Tensor | None = None,
         partner: Tensor | None = None,
+        other_size: int | None = None,
         device: torch.device | str | int | None = None,
         generator: torch.Generator | None = None,
         seed: int | None = None,
@@ -176,6 +177,11 @@ class MixTransform(checks.Checked, nn.Module):
             partner: (B,) int64 in [0, B), given instead of found by `pairing`, all else being drawn as without: such as
                 those of `fusedmix.pairing_by_distance`. A sample may be the partner of several others; then the plan
                 mixes out of place only (`MixPlan.repeats`). Not with per="pair", whose pairs are those of "flip".
+            other_size: N >= 1: the partners are of another batch of so many samples, all else being drawn as without.
+                With pairing="roll" that of sample i is sample (i-1) mod N there, with "flip" (N-1-i) mod N; with
+                "random" sample i mod N of a random permutation of the N (if N is B the batch's own; else one by a seed,
+                which sampling="host" draws after all else). There are none by class, for that needs the labels of both
+                batches. `partner` is in [0, N) then.
             device: where the plan's tensors are to be; None: on the CPU. A plan there serves batches on any device.
                 It stays there for a device that has no float64 (MPS).
             generator: instead of the module's.
@@ -186,7 +192,7 @@ class MixTransform(checks.Checked, nn.Module):
             TypeError, ValueError: an argument is of the wrong type, shape or range.
             RuntimeError: sampling="host" while a CUDA graph is captured, which would freeze the draw into the graph.
         """
-        return self._sample(batch_size, size, lam, labels, partner, device, generator, seed)
+        return self._sample(batch_size, size, lam, labels, partner, other_size, device, generator, seed)
 
     def _sample(
         self,
@@ -195,6 +201,7 @@ class MixTransform(checks.Checked, nn.Module):
         lam: float | Tensor | None = None,
         labels: Tensor | None = None,
         partner: Tensor | None = None,
+        other_size: int | None = None,
         device: torch.device | str | int | None = None,
         generator: torch.Generator | None = None,
         seed: int | None = None,
@@ -206,14 +213,18 @@ class MixTransform(checks.Checked, nn.Module):
         given = self._check_lam(lam, batch_size)
         handle, seed = self._check_source(generator, seed)
         where = CPU if device is None else _with_float64(checks.device("device", device))
-        partners = None if partner is None else self._check_partner(partner, batch_size, where)
-        if partners is not None and labels is None and self._pairing.by_class:  # Nobody looks for partners by them.
+        if other_size is not None:
+            other_size = self._check_other_size(other_size, partner)
+        given_partners = None if partner is None else self._check_partner(partner, batch_size, where, other_size)
+        if (
+            given_partners is not None and labels is None and self._pairing.by_class
+        ):  # Nobody looks for partners by them.
             labels = torch.zeros(batch_size, dtype=torch.int64, device=CPU)
         classes = self._classes(labels, batch_size)
         if self._off():
             given, seed, handle = torch.ones((), device=CPU), 0, None  # Nobody's generator is moved.
         request = self._request(batch_size, size, given, classes)
-        make = functools.partial(self._make_plan, request, handle, seed, where, partners, extra)
+        make = functools.partial(self._make_plan, request, handle, seed, where, given_partners, other_size, extra)
         return make() if torch.compiler.is_compiling() else recorded(make, rewinds=seed is not None or handle is None)
 
     def _make_plan(
@@ -222,7 +233,8 @@ class MixTransform(checks.Checked, nn.Module):
         handle: GeneratorHandle | None,
         seed: int | None,
         where: torch.device,
-        partners: tuple[Tensor, bool] | None,
+        given_partners: tuple[Tensor, bool] | None,
+        other_size: int | None,
         extra: Any,
     ) -> MixPlan:
         source = self._draw(request, handle, seed, where)
@@ -230,7 +242,9 @@ class MixTransform(checks.Checked, nn.Module):
         drawn: PlanTensors = self._operators(made_on).sample(*_placed(request, source, made_on), made_on)
         plan = MixPlan(*drawn, request.size, self._families, self._pairing, request.realised_per)
         own = None  # a seed for what the sampler does not draw
-        if self._refines or (self.finish is not None and self.finish.is_random and len(request.size) == 2):
+        finishes = self.finish is not None and self.finish.is_random and len(request.size) == 2
+        permutes = request.pairing == Pairing.RANDOM and other_size not in (None, request.batch_size)
+        if self._refines or finishes or (permutes and given_partners is None):
             own = self._own_seed(request, source, handle, seed)
         if own is not None and self.finish is not None and self.finish.is_random:
             plan = replace(plan, draws=self._draw_finish(request, own))
@@ -239,8 +253,11 @@ class MixTransform(checks.Checked, nn.Module):
         if self._fold and request.lam is None:
             lam = torch.maximum(plan.lam, 1.0 - plan.lam)
             plan = replace(plan, lam=lam, weight=lam.double(), masks=numbers(lam))
-        if partners is not None:
-            plan = replace(plan, partner=partners[0], pairing=Pairing.RANDOM, repeats=partners[1])
+        if given_partners is not None:
+            partner, repeats = given_partners
+            plan = replace(plan, partner=partner, pairing=Pairing.RANDOM, repeats=repeats, other_size=other_size)
+        elif other_size is not None:
+            plan = _from_another(plan, other_size, own)
         if plan.stored:
             plan = self._with_pixels(plan, request.spec, source, where)
         if self._refines:
@@ -290,24 +307,31 @@ class MixTransform(checks.Checked, nn.Module):
             pixels, weight = store(plan.masks, weight, noise, pixels, self._large_grids, *rows)
         return replace(plan, pixels=pixels, weight=weight)
 
-    def forward(self, *inputs: Any) -> Any:
+    def forward(self, *inputs: Any, other: Any = None) -> Any:
         """Mixes a batch of any structure and returns it in the same structure, the labels replaced by mixed ones.
 
         With training_only=True a batch is returned as it is in evaluation mode, its labels too.
 
+        Args:
+            *inputs: the batch, as one argument or several.
+            other: another batch, that the partners are from, of the structure of the first and as many stacks of images
+                and of masks, each of the dtype, the device and the shape of a sample there; with labels of the same
+                kind if the first has labels. It may have any number N >= 1 of samples, which are paired as
+                `sample(other_size=N)` says, and stays as it is. None: partners are from the batch itself.
+
         Raises:
             TypeError, ValueError: the batch cannot be mixed as it is; nothing has been drawn or written then.
         """
-        return self._mix_batch(inputs)
+        return self._mix_batch(inputs, other=other)
 
-    def _mix_batch(self, inputs: tuple[Any, ...], extra: Any = None) -> Any:
+    def _mix_batch(self, inputs: tuple[Any, ...], extra: Any = None, other: Any = None) -> Any:
         """As `forward`. `extra`: what `_plan_of` is handed."""
         if not inputs:
             raise TypeError(f"{type(self).__name__}() must be called with a batch, but got no arguments.")
         sample = inputs if len(inputs) > 1 else inputs[0]
         if self._off() and self.finish is None:
             return sample
-        if self._usual and not torch.compiler.is_compiling():
+        if self._usual and other is None and not torch.compiler.is_compiling():
             mixed = self._plain_step(sample)
             if mixed is not None:
                 return mixed
@@ -315,6 +339,7 @@ class MixTransform(checks.Checked, nn.Module):
         if parsed.labels is not None:
             self._check_labels(parsed.labels)
         size = self._check_images(parsed)
+        lent = None if other is None else self._parse_other(other, parsed)
         if self._off():
             how = self.finish
             assert how is not None
@@ -322,10 +347,10 @@ class MixTransform(checks.Checked, nn.Module):
             return parsed.rebuild(parsed.leaves)
         # Where no backend serves the images this raises: now, and not when something has been drawn.
         operators = backends.operators(parsed.image.device.type, self.backend)
-        if step.goes_in_one_call(self, parsed):
+        if lent is None and step.goes_in_one_call(self, parsed):
             self._mix_in_one_call(parsed, size, operators)
         else:
-            self._mix_by_plan(parsed, size, extra)
+            self._mix_by_plan(parsed, size, extra, lent)
         return parsed.rebuild(parsed.leaves)
 
     def _plain_step(self, sample: Any) -> Any:
@@ -379,17 +404,27 @@ class MixTransform(checks.Checked, nn.Module):
             parsed.leaves[parsed.images[0]] = like(dims.back(mixed, self.axes), image)
         parsed.leaves[parsed.labels_index] = like(targets, labels)
 
-    def _mix_by_plan(self, parsed: sample_tree.Sample, size: tuple[int, ...], extra: Any) -> None:
-        """Mixes all images, masks and labels by a plan."""
+    def _mix_by_plan(
+        self, parsed: sample_tree.Sample, size: tuple[int, ...], extra: Any, lent: sample_tree.Sample | None
+    ) -> None:
+        """Mixes all images, masks and labels by a plan, with those that are `lent` by another batch."""
         leaves, labels, image = parsed.leaves, parsed.labels, parsed.image
         # Numbers drawn on the host travel with the launch; FMix's masks are made where they are used.
         beside = self.sampling == "device" or self._stored or self._refines
-        plan = self._plan_of(image, size, labels, image.device if beside else None, extra)
+        where = image.device if beside else None
+        others: dict[int, Tensor] = {}  # by the identity of what they are mixed with
+        if lent is None:
+            plan = self._plan_of(image, size, labels, where, extra)
+        else:
+            plan = self.sample(image.shape[0], size, labels=labels, other_size=lent.image.shape[0], device=where)
+            for ours, theirs in ((parsed.images, lent.images), (parsed.masks, lent.masks)):
+                others |= {id(leaves[i]): lent.leaves[j] for i, j in zip(ours, theirs, strict=True)}
         # Labels go first: they may still turn out to be out of range, and then no image may have been overwritten.
         if labels is not None:
-            leaves[parsed.labels_index] = self._mix_targets(labels, plan, image.device)
-        sample_tree.map_once(lambda masks: self._mix_mask(masks, plan), leaves, parsed.masks)
-        sample_tree.map_once(lambda images: self._mix_image(images, plan), leaves, parsed.images)
+            of_other = None if lent is None else lent.labels
+            leaves[parsed.labels_index] = self._mix_targets(labels, plan, image.device, of_other)
+        sample_tree.map_once(lambda x: self._mix_mask(x, plan, others.get(id(x))), leaves, parsed.masks)
+        sample_tree.map_once(lambda x: self._mix_image(x, plan, others.get(id(x))), leaves, parsed.images)
 
     def _plan_of(
         self, image: Tensor, size: tuple[int, ...], labels: Tensor | None, device: torch.device | None, extra: Any
@@ -524,14 +559,30 @@ class MixTransform(checks.Checked, nn.Module):
             )
         return GeneratorHandle(generator), seed
 
-    def _check_partner(self, partner: Tensor, batch_size: int, where: torch.device) -> tuple[Tensor, bool]:
+    def _check_other_size(self, other_size: int, partner: Tensor | None) -> int:
+        """How many samples another batch has, if partners can be found there."""
+        name = type(self).__name__
+        if self._refines:
+            raise ValueError(f"{name} takes no partners from another batch: other_size and other must be None.")
+        if self.finish is not None:
+            raise ValueError(f"other_size and other must be None for {name} with finish, which finishes one batch.")
+        if partner is None and self._pairing.by_class:
+            raise ValueError(
+                f'pairing must be "roll", "flip" or "random" for partners from another batch, but is {self.pairing!r}, '
+                "which would need the labels of both. Give partner= to sample() to choose them yourself."
+            )
+        return checks.integer("other_size", other_size, 1)
+
+    def _check_partner(
+        self, partner: Tensor, batch_size: int, where: torch.device, other_size: int | None
+    ) -> tuple[Tensor, bool]:
         """Partners that are given, beside the plan, and whether they may repeat."""
         if self._per is Per.PAIR:
             raise ValueError(
                 'partner must be None with per="pair", whose draws are those of the pairs of pairing="flip", but was '
                 'given. Take per="batch" or per="sample".'
             )
-        return given_partner(partner, batch_size, where)
+        return given_partner(partner, batch_size, where, among=other_size)
 
     def _classes(self, labels: Tensor | None, batch_size: int) -> Tensor | None:
         """(B,) int64 classes, if partners are found by them."""
@@ -636,13 +687,36 @@ class MixTransform(checks.Checked, nn.Module):
             checks.disjoint("images and masks", [*images, *masks])
         return size
 
-    def _mix_targets(self, labels: Tensor, plan: MixPlan, device: torch.device) -> Tensor | SparseTargets:
+    def _parse_other(self, other: Any, parsed: sample_tree.Sample) -> sample_tree.Sample:
+        """Another batch, taken apart, if what was found of this one can be mixed with it."""
+        name = type(self).__name__
+        getter = None if parsed.labels is None else self.labels_getter
+        try:
+            lent = sample_tree.parse(other, name, getter, self.images_getter, self.axes)
+            if lent.labels is not None:
+                self._check_labels(lent.labels)
+            if not lent.images:
+                raise ValueError("no image or video was found.")
+        except ValueError as error:
+            raise ValueError(f"other must be a batch as the one to be mixed: {error}") from error
+        self._check_other_size(lent.image.shape[0] if lent.image.ndim else 0, None)
+        sample_tree.check_alike(parsed, lent)
+        if self.inplace:
+            for what in ("images", "masks"):
+                for i, j in zip(getattr(parsed, what), getattr(lent, what), strict=True):
+                    checks.disjoint(f"{what} and those of other", [plain(parsed.leaves[i]), plain(lent.leaves[j])])
+        return lent
+
+    def _mix_targets(
+        self, labels: Tensor, plan: MixPlan, device: torch.device, other: Tensor | None = None
+    ) -> Tensor | SparseTargets:
         if self.targets == "sparse":
-            lent = plain(labels)[plan.partner.to(labels.device)]
+            lent = of_partners("labels", plain(labels), plan, other)
             return SparseTargets(labels, like(lent, labels), plan.weight.to(labels.device))
         return mix_labels(
             labels,
             plan,
+            other=other,
             num_classes=self.num_classes,
             label_smoothing=self.label_smoothing,
             # A backend asked for the images may not exist where the labels are.
@@ -652,21 +726,32 @@ class MixTransform(checks.Checked, nn.Module):
     def _spatial_size(self, x: Tensor) -> tuple[int, ...]:
         return dims.spatial_size(x, self.axes if self.finish is None else self.finish.axes)
 
-    def _mix_image(self, x: Tensor, plan: MixPlan) -> Tensor:
+    def _mix_image(self, x: Tensor, plan: MixPlan, other: Tensor | None) -> Tensor:
         if self.finish is not None:
             return mix(x, plan, finish=self.finish, backend=self.backend)
         view = dims.last(plain(x), self.axes)
+        other = None if other is None else dims.last(plain(other), self.axes)
         if self.inplace:
-            mix_(view, plan, backend=self.backend)
+            mix_(view, plan, other=other, backend=self.backend)
             return x
-        return like(dims.back(mix(view, plan, backend=self.backend), self.axes), x)
+        return like(dims.back(mix(view, plan, other=other, backend=self.backend), self.axes), x)
 
-    def _mix_mask(self, masks: Tensor, plan: MixPlan) -> Tensor:
-        mixed = mix_masks(plain(masks), plan, num_classes=self.mask_classes, ignore_index=self.mask_ignore_index)
+    def _mix_mask(self, masks: Tensor, plan: MixPlan, other: Tensor | None) -> Tensor:
+        options = {"num_classes": self.mask_classes, "ignore_index": self.mask_ignore_index}
+        mixed = mix_masks(plain(masks), plan, other=other, **options)
         if self.inplace and mixed.shape == masks.shape and mixed.dtype == masks.dtype:
             plain(masks).copy_(mixed)
             return masks
         return like(mixed, masks)
+
+
+def _from_another(plan: MixPlan, other_size: int, seed: Tensor | None) -> MixPlan:
+    """The plan with partners from another batch, as its own were found; `seed`: of a permutation of another length."""
+    partner, pairing = plan.partner, plan.pairing
+    if other_size != plan.batch_size:
+        there = None if seed is None else moved(seed, plan.device)
+        partner = partners.among(pairing, plan.batch_size, other_size, there, plan.device)
+    return replace(plan, partner=partner, pairing=Pairing.RANDOM, other_size=other_size)
 
 
 def _with_float64(device: torch.device) -> torch.device:

@@ -40,6 +40,18 @@ def further(partner: Tensor, pairing: Pairing, seed: Tensor, count: int) -> Tens
     return torch.stack(found, dim=1)
 
 
+def among(pairing: Pairing, batch_size: int, others: int, seed: Tensor | None, device: torch.device) -> Tensor:
+    """(B,) int64 in [0, others), of a batch that finds its partners in another one: by the formula of the pairing, or
+    those of a random permutation of the others, from its beginning again if it has fewer than B."""
+    index = torch.arange(batch_size, device=device)
+    if pairing == Pairing.ROLL:
+        return (index - 1) % others
+    if pairing == Pairing.FLIP:
+        return (others - 1 - index) % others
+    assert seed is not None
+    return random(seed, others, device)[index % others]
+
+
 def by_class(seed: Tensor, labels: Tensor, pairing: Pairing) -> Tensor:
     """(B,) int64 permutation within the classes, or across them, of int64 labels (B,).
 

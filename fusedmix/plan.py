@@ -207,6 +207,7 @@ class MixPlan:
         cells: Tensor | None = None,
         weight: Tensor | None = None,
         size: Sequence[int] | None = None,
+        other_size: int | None = None,
     ) -> MixPlan:
         """The plan of partners and masks that you have: of exactly one of boxes, masks, lam and cells.
 
@@ -227,6 +228,8 @@ class MixPlan:
                 the masks.
             size: 1 to 3 spatial sides of the images, in pixels. None: of masks, their own; with lam it need not be
                 given, because the plan fits images of any size.
+            other_size: N >= 1: the partners are of another batch of so many samples, which goes to `mix(..., other=)`
+                and to what mixes labels. Then partner is in [0, N), and None is sample (i-1) mod N of that batch.
 
         Raises:
             TypeError, ValueError: an argument is of the wrong type, shape or range. What tensors on a GPU hold is
@@ -239,18 +242,33 @@ class MixPlan:
             raise ValueError(
                 f"from_parts takes exactly one of {', '.join(parts)}, but got {' and '.join(passed) or 'none'}."
             )
-        return cls._given(passed[0], parts[passed[0]], size, partner, weight)
+        if other_size is not None:
+            other_size = checks.integer("other_size", other_size, 1)
+        return cls._given(passed[0], parts[passed[0]], size, partner, weight, other_size=other_size)
 
     @classmethod
-    def _given(cls, name: str, x: Any, size: Any, partner: Any, weight: Any, *, permutation: bool = False) -> MixPlan:
+    def _given(
+        cls,
+        name: str,
+        x: Any,
+        size: Any,
+        partner: Any,
+        weight: Any,
+        *,
+        permutation: bool = False,
+        other_size: int | None = None,
+    ) -> MixPlan:
         made = given.part(name, x, size)
         batch_size, device = made.weight.shape[0], made.weight.device
         pairing, repeats = Pairing.ROLL, False
-        if partner is None:
-            partner = partners.formula(pairing, batch_size, device)
-        else:
-            partner, repeats = given_partner(partner, batch_size, device, permutation=permutation)
+        if partner is not None:
+            partner, repeats = given_partner(partner, batch_size, device, permutation=permutation, among=other_size)
             pairing = Pairing.RANDOM
+        elif other_size is not None:
+            partner = partners.among(pairing, batch_size, other_size, None, device)
+            pairing = Pairing.RANDOM  # No kernel knows a formula of them.
+        else:
+            partner = partners.formula(pairing, batch_size, device)
         if weight is None:
             weight = made.weight
         else:
@@ -267,6 +285,7 @@ class MixPlan:
             Per.SAMPLE,
             made.pixels,
             repeats=repeats,
+            other_size=other_size,
         )
 
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> MixPlan:
@@ -285,8 +304,11 @@ class MixPlan:
         return replace(self, **moved)
 
 
-def given_partner(x: Any, batch_size: int, device: torch.device, *, permutation: bool = False) -> tuple[Tensor, bool]:
-    """Partners that are given, on a device, and whether they may repeat, which a `permutation` does not.
+def given_partner(
+    x: Any, batch_size: int, device: torch.device, *, permutation: bool = False, among: int | None = None
+) -> tuple[Tensor, bool]:
+    """Partners that are given, on a device, and whether they may repeat, which a `permutation` does not, nor matters
+    where they are of another batch, of `among` samples.
 
     Raises:
         TypeError, ValueError: they are no partners of a batch of that size, or not the permutation that they must be.
@@ -295,8 +317,8 @@ def given_partner(x: Any, batch_size: int, device: torch.device, *, permutation:
     checks.shaped("partner", x, torch.int64, batch_size)
     there = x.to(device)
     seen = there if there.is_cpu else x
-    checks.partners(seen, permutation=permutation)
-    return there, not permutation and checks.may_repeat(seen)
+    checks.partners(seen, permutation=permutation, among=among)
+    return there, among is None and not permutation and checks.may_repeat(seen)
 
 
 # The attribute of a plan whose parts have been found to belong together: for how many samples they are.
@@ -352,9 +374,11 @@ OF_LABELS = ("terms", "other_size")
 OF_PIXELS = ("span", "patches", "blended", "moves", "fill", "other_size")
 
 
-def same_batch(name: str, x: Tensor, plan: Any, *, refuse: Sequence[str] = OF_LABELS) -> None:
+def same_batch(
+    name: str, x: Tensor, plan: Any, *, refuse: Sequence[str] = OF_LABELS, other: Tensor | None = None
+) -> None:
     """Raises unless `plan` is a plan for as many samples as `x` has, and its parts belong together; or if it has one of
-    the attributes that the caller has to `refuse`.
+    the attributes that the caller has to `refuse`. That is not that partners are from another batch if `other` is one.
 
     What the parts hold is checked on the CPU by the operators, and by `partners` where none is called. That the parts
     of a plan there belong together is found once: a step asks for the images, the labels and the logits.
@@ -381,7 +405,7 @@ def same_batch(name: str, x: Tensor, plan: Any, *, refuse: Sequence[str] = OF_LA
             checks.partners(plan.partner, among=plan.other_size)
             checks.records(plan.masks, int(plan.families), plan.pixels)
         if plan.terms is not None or plan.gathers:
-            _check_more(name, plan, refuse)
+            _check_more(name, plan, [of for of in refuse if of != "other_size" or other is None])
         elif device.type == "cpu" and not compiling:
             vars(plan)[_FITS] = batch_size
         return
@@ -410,6 +434,34 @@ def _check_more(name: str, plan: MixPlan, refuse: Sequence[str]) -> None:
                     f"plan.{of}.{field} must have {plan.batch_size} rows on {plan.device}, but got shape "
                     f"{tuple(x.shape)} on {x.device}."
                 )
+
+
+def check_lender(plan: MixPlan, other: Tensor) -> None:
+    """Raises ValueError unless the partners of a plan are samples of `other`."""
+    n = other.shape[0]
+    if plan.other_size not in (None, n) or not n:
+        raise ValueError(f"other must have {plan.other_size or 'at least 1'} samples, but got {n}.")
+    checks.partners(plan.partner, among=n)
+
+
+def of_partners(name: str, x: Tensor, plan: MixPlan, other: Tensor | None) -> Tensor:
+    """What partners have in place of the rows of x, which fits the plan: x[partner], or other[partner] beside it.
+
+    Raises:
+        TypeError, ValueError: other is not what x is, or has not the samples that are partners.
+    """
+    if other is None:
+        checks.partners(plan.partner)
+        return x[plan.partner.to(x.device)]
+    other = subclasses.plain(checks.dense("other", checks.tensor("other", other)))
+    if other.shape[1:] != x.shape[1:] or other.ndim != x.ndim or (x.ndim == 1 and other.dtype.is_floating_point):
+        of = f"({', '.join(['samples', *map(str, x.shape[1:])])})"
+        raise ValueError(
+            f"other must be {name} as those of the batch, of shape {of}, but got {checks.names([other.dtype])} of "
+            f"shape {tuple(other.shape)}."
+        )
+    check_lender(plan, other)
+    return other[plan.partner.to(other.device)].to(x.device)
 
 
 class SparseTargets(NamedTuple):

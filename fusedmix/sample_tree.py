@@ -90,6 +90,34 @@ def parse(
     return Sample(leaves, rebuild, images, masks, labels, labels_index)
 
 
+def check_alike(sample: Sample, other: Sample) -> None:
+    """Raises ValueError unless another sample has what can be mixed with this one's images, masks and labels: a sample
+    of it beside every stack, and one batch size."""
+    for what in ("images", "masks"):
+        ours, theirs = ([of.leaves[i] for i in getattr(of, what)] for of in (sample, other))
+        if len(ours) != len(theirs):
+            raise ValueError(f"other must have as many {what} as the batch, {len(ours)}, but has {len(theirs)}.")
+        for x, y in zip(ours, theirs, strict=True):
+            checks.dense("other", y)
+            if y.dtype != x.dtype or y.device != x.device or y.shape[1:] != x.shape[1:] or y.ndim != x.ndim:
+                raise ValueError(
+                    f"The {what} of other must be {checks.names([x.dtype])} of shape "
+                    f"(samples, {', '.join(map(str, x.shape[1:]))}) on {x.device}, as those of the batch, but got "
+                    f"{checks.names([y.dtype])} of shape {tuple(y.shape)} on {y.device}."
+                )
+    counted = [other.leaves[i] for i in (*other.images, *other.masks)]
+    if sample.labels is not None and other.labels is not None:
+        counted.append(other.labels)
+        if other.labels.ndim != sample.labels.ndim or other.labels.shape[1:] != sample.labels.shape[1:]:
+            raise ValueError(
+                f"The labels of other must be as those of the batch, which have shape {tuple(sample.labels.shape)}, "
+                f"but got shape {tuple(other.labels.shape)}."
+            )
+    if len({x.shape[0] for x in counted}) > 1:
+        found = ", ".join(str(tuple(x.shape)) for x in counted)
+        raise ValueError(f"The images, masks and labels of other must have one batch size, but got the shapes {found}.")
+
+
 def is_pair(sample: Any) -> bool:
     """Whether a sample is a tuple or list of two pure tensors."""
     return (
