@@ -194,7 +194,9 @@ class ImportanceMethod(OneMethod):
         maps = checked_maps("importance", importance, batch_size, size, negative=self._negative)
         return self._sample(batch_size, size, labels=labels, extra=Extra(maps, labels), **given)
 
-    def forward(self, *inputs: Any, importance: Tensor | Importance | None = None) -> Any:
+    def forward(  # type: ignore[override]
+        self, *inputs: Any, importance: Tensor | Importance | None = None
+    ) -> Any:
         """Mixes a batch, as `MixTransform.forward` does, by importance maps.
 
         Args:
