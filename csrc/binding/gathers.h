@@ -20,7 +20,7 @@ inline void check_other(const Tensor& x, const Tensor& other) {
     const std::vector<int64_t> its(steps.begin() + 1, steps.end());
     refuse("other must have the strides of x within a sample, " + shape_of(inside) + ", but got " + shape_of(its));
   }
-  if (sizes[0] > 0 && found[0] == 0) refuse("other must have samples, of which the partners are, but got none");
+  if (sizes[0] > 0 && found[0] == 0) refuse("partner must be in [0, 0): other, whose samples the partners are, has none");
 }
 inline void lend(Images& images, const Tensor& other) {
   images.other = other.const_data_ptr();

@@ -29,9 +29,6 @@ enum Stream : uint32_t {
   kStreamFill = 16,
   kStreamSpectrum = 27,
   kStreamLaw = 28,
-  kStreamPaste = 30,
-  kStreamCut = 31,
-  kStreamCrop = 32,
 };
 
 struct Words {
