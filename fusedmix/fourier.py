@@ -161,7 +161,7 @@ def pack(ones: Tensor) -> Tensor:
     """(n, S) bool as (n, ceil(S / 32)) int32 words, the first pixel in the lowest bit."""
     n, pixels = ones.shape
     padded = torch.nn.functional.pad(ones.byte(), (0, -pixels % 32)).reshape(n, 4 * -(-pixels // 32), 8)
-    bit = torch.tensor([1 << k for k in range(8)], dtype=torch.uint8, device=ones.device)
+    bit = torch.ones(8, dtype=torch.uint8, device=ones.device) << torch.arange(8, device=ones.device)
     return (padded * bit).sum(2, dtype=torch.uint8).view(torch.int32)
 
 

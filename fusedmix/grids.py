@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fusedmix.fourier import draw_of, pack, rows
 from fusedmix.masks import grid
-from fusedmix.masks.family import Masks, kind, padded, quotient
+from fusedmix.masks.family import Masks, beside, kind, padded, quotient
 from fusedmix.methods import Kind
 from fusedmix.philox import Stream, words
 
@@ -95,7 +95,7 @@ def mean_of(own: Tensor, cells: tuple[int, ...], size: tuple[int, ...]) -> Tenso
 def given(own: Tensor, cells: tuple[int, ...], size: tuple[int, ...]) -> tuple[Masks, Tensor | None]:
     """The masks of the cells `own`, (n, cells) bool in row-major order, and what is stored for them, if there is."""
     n, count = own.shape
-    of_grid = torch.tensor([padded(cells)], device=own.device).expand(n, 3)
+    of_grid = beside(own, padded(cells)).expand(n, 3)
     if count <= grid.CELLS:
         return grid.of_choice(torch.nn.functional.pad(own, (0, grid.CELLS - count)), of_grid, size), None
     records = grid.of_choice(own[:, : grid.CELLS], of_grid, size).records

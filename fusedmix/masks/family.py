@@ -141,6 +141,12 @@ def own_uniform(draws: Draws, k: int) -> Tensor:
     return uniform(*drawn[2 * (k % 2) :][:2])
 
 
+def beside(x: Tensor, numbers: Sequence[int]) -> Tensor:
+    """Numbers as an int64 tensor on the device of x. They are filled in there, because a copy of them would wait for
+    it."""
+    return torch.stack([x.new_full((), number, dtype=torch.int64) for number in numbers])
+
+
 def quotient(x: Tensor, divisor: float) -> Tensor:
     """x / divisor, rounded once, as the kernels divide. By a number torch divides on a GPU as a product with its
     reciprocal, whose last bit is wrong for one quotient in some hundred: so by a tensor, on the device of x."""

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fusedmix.masks.family import Draws, Family, Masks, along, everywhere, kind, padded, quotient
+from fusedmix.masks.family import Draws, Family, Masks, along, beside, everywhere, kind, padded, quotient
 from fusedmix.methods import Column, Drawn, Families, Kind, Method
 from fusedmix.philox import Stream, below, words
 
@@ -57,7 +57,7 @@ def make(method: Tensor, rows: Tensor, lam: Tensor, draws: Draws, size: tuple[in
 
 def of_choice(chosen: Tensor, grid: Tensor, size: tuple[int, ...]) -> Masks:
     """The masks that take the `chosen` cells of grids (n, 3) from the sample: (n, CELLS) bool, in row-major order."""
-    sides = grid.new_tensor(padded(size))
+    sides = beside(grid, padded(size))
     pixels, rest = torch.ones_like(chosen, dtype=torch.int64), torch.arange(CELLS, device=grid.device)
     for axis in (2, 1, 0):
         along_it, side = grid[:, axis, None], sides[axis]
