@@ -111,25 +111,27 @@ def at_cells(maps: Tensor, cells: tuple[int, ...]) -> Tensor:
     return found
 
 
-def normalised(maps: Tensor) -> Tensor:
-    """Maps (B, *sides) from 0 on and with a sum of 1, float64: less their least value, and divided by what is then
-    their sum. NaN everywhere, where a map is constant."""
+def shares(maps: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Maps (B, *sides) as (B, *size), from 0 on and with a sum of 1, float64: at the pixels, less their least value
+    there, and divided by what is then their sum. NaN everywhere, where a map is constant."""
+    if not maps.shape[0]:
+        return maps.new_zeros((0, *size), dtype=torch.float64)
     axes = tuple(range(1, maps.ndim))
-    if not maps.shape[0]:
-        return maps.double()
-    maps = maps.double()
-    maps = maps - maps.amin(axes, keepdim=True)
-    return maps / maps.sum(axes, keepdim=True)
+    # What is constant is 0 before it is stretched, and not constant but for the rounding.
+    found = at_pixels(maps - maps.amin(axes, keepdim=True), size).double()
+    found = found - found.amin(axes, keepdim=True)
+    return found / found.sum(axes, keepdim=True)
 
 
-def peak(maps: Tensor) -> tuple[Tensor, ...]:
-    """The place of the largest value of maps (B, *sides), of equal ones the first: (B,) int64 along each axis."""
+def peak(maps: Tensor, size: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """The pixel of images of a size in the middle of the largest value of each map (B, *sides), of equal ones the
+    first: (B,) int64 along each axis. In integers, so that it is the same on every device."""
     if not maps.shape[0]:
-        return tuple(torch.empty(0, dtype=torch.int64, device=maps.device) for _ in maps.shape[1:])
+        return tuple(torch.empty(0, dtype=torch.int64, device=maps.device) for _ in size)
     place, found = maps.flatten(1).argmax(1), []
-    for side in reversed(maps.shape[1:]):
-        found.append(place % side)
-        place = place // side
+    for own, side in zip(reversed(maps.shape[1:]), reversed(size), strict=True):
+        found.append((2 * (place % own) + 1) * side // (2 * own))
+        place = place // own
     return tuple(reversed(found))
 
 
@@ -158,10 +160,11 @@ class ImportanceMethod(OneMethod):
         """The function from images to maps; None: the usual one, if there is one. May be changed between steps."""
         return self._importance
 
-    @importance.setter
-    def importance(self, value: Importance | None) -> None:
-        # Not as attributes of modules are set: a network would become a part of this one.
-        self.__dict__["_importance"] = checked_importance("importance", value)
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "importance":  # A network would become a part of this module otherwise.
+            self.__dict__["_importance"] = checked_importance(name, value)
+        else:
+            super().__setattr__(name, value)
 
     def sample(
         self,

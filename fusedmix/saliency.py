@@ -48,20 +48,30 @@ def spectral_saliency(images: Tensor) -> Tensor:
         TypeError, ValueError: images are no tensor of such a shape.
     """
     x = _images(images)
-    for axis in range(2, x.ndim):
-        x = _at_64(x, axis)
+    size = (_SIDE,) * (x.ndim - 2)
     if not len(x):
-        return x[:, 0].float()
-    grey = _grey(x)
+        return x.new_zeros((0, *size), dtype=torch.float32)
+    # In float64, so that the spectrum is nothing where a small image that is stretched has nothing.
+    grey = resized(_rows(x).double(), size)
     axes = tuple(range(1, grey.ndim))
     spectrum = torch.fft.fftn(grey, dim=axes)
-    amplitude = spectrum.abs()
-    # Nothing is taken for less than float64 tells from nothing: a constant image has but one frequency.
-    least = amplitude.amax(axes, keepdim=True) * 2.0**-60
-    log = torch.maximum(amplitude, least).clamp_min(torch.finfo(torch.float64).tiny).log()
-    residual = torch.polar((log - _smoothed(log, [1.0, 1.0, 1.0])).exp(), spectrum.angle())
+    log = spectrum.abs().clamp_min(torch.finfo(torch.float64).tiny).log()
+    # Float64 tells no less than e^-42 of the largest from nothing, and a constant image has nothing but one frequency.
+    log = torch.maximum(log, log.amax(axes, keepdim=True) - 42.0)
+    residual = spectrum * (-_smoothed(log, [1.0, 1.0, 1.0])).exp()
     found = _smoothed(torch.fft.ifftn(residual, dim=axes).abs(), [math.exp(-(k * k) / 128) for k in range(-2, 3)])
-    return (found / found.amax(axes, keepdim=True)).square().float()
+    return _shares(found, found.amax(axes, keepdim=True)).square().float()
+
+
+def _rows(x: Tensor) -> Tensor:
+    """Grey values (B, *sides) of images of (B, C, *sides), of which those rows that take no part are left out where the
+    first side is resized to fewer pixels: to convert and to weight all of them would take most of the time."""
+    side = x.shape[2]
+    place = ((torch.arange(_SIDE, dtype=torch.float64, device=x.device) + 0.5) * side / _SIDE - 0.5).clamp(0, side - 1)
+    low = place.long()
+    near, far = (_grey(x.index_select(2, index)) for index in (low, (low + 1).clamp_max(side - 1)))
+    share = (place - low).to(near.dtype).reshape(-1, *[1] * (x.ndim - 3))
+    return near.lerp_(far, share)
 
 
 def fine_grained_saliency(images: Tensor) -> Tensor:
@@ -87,7 +97,7 @@ def fine_grained_saliency(images: Tensor) -> Tensor:
         raise ValueError(f"images must be (batch_size, channels, height, width), but got shape {tuple(images.shape)}.")
     if not len(x):
         return x[:, 0].float()
-    grey = _grey(x.float().nan_to_num(0.0, 0.0, 0.0)).nan_to_num(0.0, 0.0, 0.0)
+    grey = _grey(x)
     grey = _smoothed(_smoothed(grey, [1.0, 2.0, 1.0]), [1.0, 2.0, 1.0])
     low, high = grey.amin((1, 2), keepdim=True), grey.amax((1, 2), keepdim=True)
     grey = _shares(grey - low, high - low)
@@ -96,8 +106,8 @@ def fine_grained_saliency(images: Tensor) -> Tensor:
     for reach in _SURROUNDS:
         # The square ends one row and column before the end of the image, as OpenCV's does, and leaves the pixel out.
         (top, bottom), (left, right) = (_span(side, reach, grey.device) for side in grey.shape[1:])
-        rows, above = sums[:, bottom], sums[:, top]
-        total = rows[:, :, right] - rows[:, :, left] - above[:, :, right] + above[:, :, left]
+        band = sums.index_select(1, bottom) - sums.index_select(1, top)
+        total = band.index_select(2, right) - band.index_select(2, left)
         others = ((bottom - top)[:, None] * (right - left) - 1).clamp_min(1)
         difference = grey - ((total - grey) / others).float()
         brighter += difference.clamp_min(0)
@@ -129,23 +139,14 @@ def _images(images: Tensor) -> Tensor:
 
 
 def _grey(x: Tensor) -> Tensor:
-    """(B, *sides) of (B, C, *sides)."""
-    if x.shape[1] != 3:
-        return x.mean(1)
-    red, green, blue = x.unbind(1)
-    return _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue
-
-
-def _at_64(x: Tensor, axis: int) -> Tensor:
-    """A side at 64 pixels, float64, linear between the centres of pixels, as `resized`. It reads what it needs, and the
-    spectrum of a small image is as small where the image has nothing as float64 allows."""
-    side = x.shape[axis]
-    place = ((torch.arange(_SIDE, dtype=torch.float64, device=x.device) + 0.5) * side / _SIDE - 0.5).clamp(0, side - 1)
-    low = place.long()
-    a, b = (
-        x.index_select(axis, index).double().nan_to_num(0.0, 0.0, 0.0) for index in (low, (low + 1).clamp_max(side - 1))
-    )
-    return a + (place - low).reshape([-1 if d == axis else 1 for d in range(x.ndim)]) * (b - a)
+    """(B, *sides) float32 of (B, C, *sides)."""
+    x = x.float()
+    if x.shape[1] == 3:
+        red, green, blue = x.unbind(1)
+        x = (_LUMA[0] * red).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])
+    else:
+        x = x.mean(1)
+    return x.nan_to_num(0.0, 0.0, 0.0)
 
 
 def _smoothed(x: Tensor, weights: list[float]) -> Tensor:
@@ -153,11 +154,10 @@ def _smoothed(x: Tensor, weights: list[float]) -> Tensor:
     whole, reach = sum(weights), len(weights) // 2
     for axis in range(1, x.ndim):
         side = x.shape[axis]
-        index = torch.arange(side, device=x.device)
-        around = torch.zeros_like(x)
-        for k, weight in zip(range(-reach, reach + 1), weights, strict=True):
-            around.add_(x.index_select(axis, _reflected(index + k, side)), alpha=weight / whole)
-        x = around
+        within = x.index_select(axis, _reflected(torch.arange(-reach, side + reach, device=x.device), side))
+        x = torch.zeros_like(x)
+        for k, weight in enumerate(weights):
+            x.add_(within.narrow(axis, k, side), alpha=weight / whole)
     return x
 
 

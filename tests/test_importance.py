@@ -12,22 +12,11 @@ from torch import nn
 import fusedmix as fm
 from conftest import images_of, required
 from fusedmix import importance, saliency
+from maps import linear, weights_of
 
 
 def reflected(x, reach):
     return np.pad(x, reach, mode="reflect")
-
-
-def linear(x, size):
-    """Two-dimensional linear interpolation between the centres of pixels, by hand."""
-    for axis, side in enumerate(size):
-        n = x.shape[axis]
-        place = np.clip((np.arange(side) + 0.5) * n / side - 0.5, 0, n - 1)
-        low = np.floor(place).astype(int)
-        high = np.minimum(low + 1, n - 1)
-        share = (place - low).reshape([-1 if a == axis else 1 for a in range(2)])
-        x = x.take(low, axis) * (1 - share) + x.take(high, axis) * share
-    return x
 
 
 def spectral(grey):
@@ -89,7 +78,7 @@ def test_spectral_saliency_finds_what_is_different():
     for image, (y, x) in zip(images, places, strict=True):
         image[:, y : y + 8, x : x + 8] = torch.rand(8, 8, generator=torch.Generator().manual_seed(y))
     for scaled in (images, images * 255 - 17):
-        peaks = importance.peak(importance.at_pixels(fm.spectral_saliency(scaled), (96, 96)))
+        peaks = importance.peak(fm.spectral_saliency(scaled), (96, 96))
         for y, x, (top, left) in zip(*peaks, places, strict=True):
             assert top - 6 <= y <= top + 14
             assert left - 6 <= x <= left + 14
@@ -283,12 +272,8 @@ def test_maps_at_pixels():
 def test_maps_at_cells(cells):
     """The mean over the pixels c of cell c·cells // side along each side."""
     maps = images_of((3, 7, 5), torch.float32)
-    found = importance.at_cells(maps, cells)
-    of = [np.arange(side) * count // side for side, count in zip((7, 5), cells, strict=True)]
-    for a in range(cells[0]):
-        for b in range(cells[1]):
-            block = maps.double().numpy()[:, of[0] == a][:, :, of[1] == b]
-            torch.testing.assert_close(found[:, a, b], torch.from_numpy(block.mean((1, 2))))
+    expected = torch.stack([torch.from_numpy(weights_of(one.double().numpy(), cells)) for one in maps])
+    torch.testing.assert_close(importance.at_cells(maps, cells), expected)
 
 
 def test_maps_at_more_cells_than_they_have_pixels():
@@ -299,19 +284,29 @@ def test_maps_at_more_cells_than_they_have_pixels():
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_normalised_and_peak():
+@pytest.mark.parametrize("size", [(7, 5), (16, 23), (3, 4)], ids=str)
+def test_shares(size):
     maps = images_of((3, 7, 5), torch.float32)
-    maps[2] = 1.5
-    found = importance.normalised(maps)
-    expected = maps.double().numpy()[:2]
-    expected = expected - expected.min((1, 2), keepdims=True)
-    torch.testing.assert_close(found[:2], torch.from_numpy(expected / expected.sum((1, 2), keepdims=True)))
+    maps[2] = 2.3
+    found = importance.shares(maps, size)
+    for one, of in zip(found[:2], maps.double().numpy(), strict=False):
+        expected = linear(of, size) - linear(of, size).min()
+        torch.testing.assert_close(one, torch.from_numpy(expected / expected.sum()), rtol=1e-5, atol=1e-7)
     assert found[2].isnan().all()
-    y, x = importance.peak(maps)
-    where = [np.unravel_index(one.argmax(), one.shape) for one in maps.numpy()]
-    assert [(int(a), int(b)) for a, b in zip(y, x, strict=True)] == [(int(a), int(b)) for a, b in where]
-    assert (y[2], x[2]) == (0, 0)  # of equal ones the first
-    assert [len(axis) for axis in importance.peak(maps[:0])] == [0, 0]
+    assert importance.shares(maps[:0], size).shape == (0, *size)
+
+
+@pytest.mark.parametrize("size", [(7, 5), (14, 20), (9, 3), (1, 1)], ids=str)
+def test_peak(size):
+    """The pixel that holds the middle of the largest value, the first of equal ones."""
+    maps = images_of((4, 7, 5), torch.float32)
+    maps[2], maps[3, 3, 2], maps[3, 4, 1] = 1.5, 20, 20
+    found = importance.peak(maps, size)
+    for one, *place in zip(maps.numpy(), *found, strict=True):
+        largest = np.argwhere(one == one.max())[0]
+        for pixel, at, side, own in zip(place, largest, size, one.shape, strict=True):
+            assert pixel <= (at + 0.5) * side / own < pixel + 1
+    assert [len(axis) for axis in importance.peak(maps[:0], size)] == [0, 0]
 
 
 def test_fine_grained_saliency_of_a_side_of_one_pixel_has_no_surroundings():
