@@ -15,6 +15,7 @@ from fusedmix.pairing import pairing_by_distance
 from fusedmix.pasting import RICAP, ResizeMix
 from fusedmix.plan import MixPlan, SparseTargets
 from fusedmix.saliency import fine_grained_saliency, spectral_saliency
+from fusedmix.salient import AttentiveCutMix, SaliencyMix, SnapMix
 from fusedmix.segmentation import mix_masks
 from fusedmix.spectral import SpectralMix
 from fusedmix.targets import mix_targets
@@ -23,6 +24,7 @@ from fusedmix.version import __version__
 
 __all__ = [
     "RICAP",
+    "AttentiveCutMix",
     "BackendError",
     "EmbedMix",
     "Erase",
@@ -31,6 +33,8 @@ __all__ = [
     "MixHandle",
     "MixPlan",
     "ResizeMix",
+    "SaliencyMix",
+    "SnapMix",
     "SparseTargets",
     "SpectralMix",
     "__version__",

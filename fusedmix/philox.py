@@ -47,6 +47,8 @@ class Stream(IntEnum):
     # Call 2 + 10k + t, words 0, 1, 2, 3: area, height/width, top, left of the t-th rectangle that is tried for hole k.
     ERASE = 15
     FILL = 16  # the normal fills of holes, key: the seed of the sample's noise; call c: of channels 4c to 4c+3
+    CROP_LAM = 20  # call 0 and 1: the four uniforms of the λ of SnapMix's box in the partner
+    CROP_CENTRE = 21  # words 0, 1, 2: its centre along the axes of CENTRE
     SPECTRUM = 27  # the noise of SpectralMix's fields; which call is which frequency: fusedmix/fourier.py
     LAW = 28  # words 0-1: λ of MixUp(lam_law=)
     # Call 0, words 0-1: the side of a pasted box; call 1: its centre along the axes of CENTRE.

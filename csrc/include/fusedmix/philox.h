@@ -27,6 +27,8 @@ enum Stream : uint32_t {
   kStreamFlip = 14,
   kStreamErase = 15,
   kStreamFill = 16,
+  kStreamCropLam = 20,
+  kStreamCropCentre = 21,
   kStreamSpectrum = 27,
   kStreamLaw = 28,
 };
