@@ -83,7 +83,10 @@ def checked_importance(name: str, x: Any) -> Importance | None:
 def maps_of(images: Tensor, labels: Tensor | None, importance: Importance) -> Tensor:
     """What a function makes of a batch, without gradients of it."""
     with torch.no_grad():
-        return importance(images, labels) if _takes_labels(importance) else importance(images)
+        maps = importance(images, labels) if _takes_labels(importance) else importance(images)
+    if not isinstance(maps, Tensor):
+        raise TypeError(f"importance must return a tensor of maps, but got {type(maps).__name__}.")
+    return maps
 
 
 def _takes_labels(importance: Importance) -> bool:
