@@ -8,6 +8,7 @@ from fusedmix.backends import BackendError
 from fusedmix.checkpointing import checkpoint_contexts
 from fusedmix.checks import InplaceError
 from fusedmix.embeddings import EmbedMix, mix_embeddings
+from fusedmix.erased import Cutout, GridMask
 from fusedmix.finishing import Erase, Finish
 from fusedmix.functional import finish, mix, mix_, mix_labels
 from fusedmix.losses import mix_binary_cross_entropy, mix_cross_entropy
@@ -26,9 +27,11 @@ __all__ = [
     "RICAP",
     "AttentiveCutMix",
     "BackendError",
+    "Cutout",
     "EmbedMix",
     "Erase",
     "Finish",
+    "GridMask",
     "InplaceError",
     "MixHandle",
     "MixPlan",

@@ -136,12 +136,19 @@ def _partners_of(x: Tensor, plan: MixPlan, other: Tensor | None) -> tuple[Tensor
 
 def _filled(x: Tensor, fill: tuple[float, ...]) -> Tensor:
     """A batch of one sample that is a constant, in each channel if there are several."""
-    if len(fill) > 1 and (x.ndim < 3 or x.shape[1] != len(fill)):
-        raise ValueError(f"x must have {len(fill)} channels, as many as plan.fill, but got shape {tuple(x.shape)}.")
+    check_fill(x, fill)
     if len(fill) == 1:
         return x.new_full((1, *x.shape[1:]), fill[0])
     constant = torch.tensor(fill, dtype=x.dtype, device=x.device).reshape(-1, *[1] * (x.ndim - 2))
     return constant.expand(1, *x.shape[1:])
+
+
+def check_fill(x: Tensor, fill: tuple[float, ...]) -> None:
+    """Raises ValueError unless a batch can be filled with a constant, or with one for each channel."""
+    if len(fill) > 1 and (x.ndim < 3 or x.shape[1] != len(fill)):
+        raise ValueError(f"x must have {len(fill)} channels, as many as plan.fill, but got shape {tuple(x.shape)}.")
+    if x.dtype == torch.uint8 and not all(value.is_integer() and 0 <= value <= 255 for value in fill):
+        raise ValueError(f"fill must be integers from 0 to 255 for images of uint8, but is {fill}.")
 
 
 def moved(x: Tensor, index: Tensor, blocks: tuple[int, ...]) -> Tensor:

@@ -22,11 +22,10 @@ VariantName = Literal["released", "paper"]
 BackendName = Literal["cuda", "triton", "cpp", "reference"]
 
 
-class DrawingOptions(TypedDict, total=False):
+class UnpairedOptions(TypedDict, total=False):
     """The keywords of `Options` that every module takes."""
 
     num_classes: int | None
-    pairing: PairingName
     per: PerName
     p: float
     label_smoothing: float
@@ -35,6 +34,12 @@ class DrawingOptions(TypedDict, total=False):
     backend: BackendName | None
     targets: TargetsName
     training_only: bool
+
+
+class DrawingOptions(UnpairedOptions, total=False):
+    """The keywords of `Options` that every module with partners takes."""
+
+    pairing: PairingName
 
 
 class EmbeddingOptions(DrawingOptions, total=False):
@@ -50,6 +55,17 @@ class BatchOptions(DrawingOptions, total=False):
     images_getter: sample_tree.Getter | None
     axes: Sequence[int] | None
     finish: Finish | None
+    inplace: bool
+    mask_classes: int | None
+    mask_ignore_index: int | None
+
+
+class FillOptions(UnpairedOptions, total=False):
+    """The keywords of `Options` that have a meaning without partners: `Cutout` and `GridMask` take these."""
+
+    labels_getter: sample_tree.Getter | Literal["default"] | None
+    images_getter: sample_tree.Getter | None
+    axes: Sequence[int] | None
     inplace: bool
     mask_classes: int | None
     mask_ignore_index: int | None

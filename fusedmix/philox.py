@@ -55,6 +55,9 @@ class Stream(IntEnum):
     PASTE = 30
     CUT = 31  # index: d times the draw, and the side; call 0 and 1: the four uniforms of where a side is cut
     CROP = 32  # call: which part of the image; words 0, 1, 2: where its crop begins along the first, second, third side
+    CUTOUT = 37  # words 0, 1, 2: the centre along the axes of CENTRE
+    # Call 0, word 0: the period of the grid; word 1: its turn. Call 1: where it begins along the axes of CENTRE.
+    GRIDMASK = 38
 
 
 def philox4x32(counter: Words, key: tuple[Tensor, Tensor]) -> Words:

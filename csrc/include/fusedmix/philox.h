@@ -31,6 +31,11 @@ enum Stream : uint32_t {
   kStreamCropCentre = 21,
   kStreamSpectrum = 27,
   kStreamLaw = 28,
+  kStreamPaste = 30,
+  kStreamCut = 31,
+  kStreamCrop = 32,
+  kStreamCutout = 37,
+  kStreamGridmask = 38,
 };
 
 struct Words {
