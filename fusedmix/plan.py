@@ -454,7 +454,8 @@ def of_partners(name: str, x: Tensor, plan: MixPlan, other: Tensor | None) -> Te
         checks.partners(plan.partner)
         return x[plan.partner.to(x.device)]
     other = subclasses.plain(checks.dense("other", checks.tensor("other", other)))
-    if other.shape[1:] != x.shape[1:] or other.ndim != x.ndim or (x.ndim == 1 and other.dtype.is_floating_point):
+    classes = x.ndim == 1 and not x.is_floating_point()
+    if other.shape[1:] != x.shape[1:] or other.ndim != x.ndim or (classes and other.is_floating_point()):
         of = f"({', '.join(['samples', *map(str, x.shape[1:])])})"
         raise ValueError(
             f"other must be {name} as those of the batch, of shape {of}, but got {checks.names([other.dtype])} of "
