@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from fusedmix import checks
-from fusedmix.arguments import compute_dtype
+from fusedmix.arguments import Terms, compute_dtype
 from fusedmix.functional import in_range
 from fusedmix.losses import check_ignored, check_logits, labels_beside
-from fusedmix.plan import MixPlan, of_partners
+from fusedmix.plan import MixPlan
+from fusedmix.terms import summed, with_terms
 
 
 @overload
@@ -51,7 +52,8 @@ def mix_accuracy(
     ignore_index: int = -100,
 ) -> Tensor | tuple[Tensor, ...]:
     """The accuracy on a mixed batch, against both labels by their weights: with w the label weight of a sample, y its
-    class and y' that of its partner, the mean of w·[y is predicted] + (1-w)·[y' is predicted].
+    class and y' that of its partner, the mean of w·[y is predicted] + (1-w)·[y' is predicted]. Of a plan with `terms`
+    each label counts by its weight, divided by all weights of the batch.
 
     Of a plan that mixes nothing it is the usual accuracy. Of others it stays below 1 for k = 1: who always predicts
     the label of more weight reaches the mean of max(w, 1-w), where the two are different. There is no gradient, and no
@@ -83,15 +85,14 @@ def mix_accuracy(
     logits = check_logits(logits).detach()
     labels = labels_beside(labels, plan, logits, other).detach()
     check_ignored(ignore_index, labels)
-    of_partner, weight = of_partners("labels", labels, plan, other).detach(), plan.weight.detach()
-    own, lent = (x.to(compute_dtype(logits)).to(logits.device) for x in (weight, 1.0 - weight))
+    labels, (partner, weight) = with_terms("labels", labels, plan, other)
     if labels.ndim == 1:
-        pairs = ((w, in_range(y, logits.shape[1], ignore_index).long()) for w, y in ((own, labels), (lent, of_partner)))
-        both = [(torch.where(y == ignore_index, 0.0, w), y) for w, y in pairs]
-        shares, places = (torch.stack(x, 1) for x in zip(*((w, _place(logits, y)) for w, y in both), strict=True))
+        y = in_range(labels, logits.shape[1], ignore_index).long()[partner.to(logits.device)]
+        shares = torch.where(y == ignore_index, 0.0, weight.detach().to(compute_dtype(logits)).to(logits.device))
+        places = torch.stack([_place(logits, classes) for classes in y.unbind(1)], 1)
         hits = [torch.where(places < k, shares, 0.0).sum(1) for k in asked]
     else:
-        shares = own.unsqueeze(1) * labels.to(own.dtype) + lent.unsqueeze(1) * of_partner.to(own.dtype)
+        shares = summed(labels.detach().to(compute_dtype(logits)), Terms(partner, weight.detach()))
         first = shares.gather(1, torch.sort(logits, dim=1, descending=True, stable=True).indices)
         hits = [first[:, :k].sum(1) for k in asked]
     known, total = ~logits.isnan().any(1), shares.sum()

@@ -14,7 +14,7 @@ from fusedmix.functional import finish, mix, mix_, mix_labels
 from fusedmix.losses import mix_binary_cross_entropy, mix_cross_entropy
 from fusedmix.pairing import pairing_by_distance
 from fusedmix.pasting import RICAP, ResizeMix
-from fusedmix.plan import MixPlan, SparseTargets
+from fusedmix.plan import MixPlan, SparseTargets, SparseTerms
 from fusedmix.saliency import fine_grained_saliency, spectral_saliency
 from fusedmix.salient import AttentiveCutMix, SaliencyMix, SnapMix
 from fusedmix.segmentation import mix_masks
@@ -39,6 +39,7 @@ __all__ = [
     "SaliencyMix",
     "SnapMix",
     "SparseTargets",
+    "SparseTerms",
     "SpectralMix",
     "__version__",
     "attach",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
+import operator
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from typing import Any, ClassVar, Protocol, get_args
@@ -19,7 +21,8 @@ from fusedmix.methods import Per
 from fusedmix.module import MixTransform
 from fusedmix.options import TargetsName
 from fusedmix.plan import MixPlan, of_partners, same_batch
-from fusedmix.targets import mix_targets, per_sample
+from fusedmix.targets import mix_targets
+from fusedmix.terms import per_sample, with_terms
 
 REDUCTIONS = ("mean", "sum", "none", "batchmean")
 _HELD = threading.Lock()  # It is held while a criterion has another reduction than its owner gave it.
@@ -136,11 +139,11 @@ def _mixed(
     check_smoothing(targets, mix)
     if isinstance(input, Tensor):
         same_batch("input", input, plan, other=other)
-    return _two_terms(criterion, plan, input, target, other, args, kwargs, parameters)
+    return _by_terms(criterion, plan, input, target, other, args, kwargs, parameters)
 
 
 def check_smoothing(targets: str, mix: MixTransform) -> None:
-    """Raises where two-term losses would pass over the label smoothing of `mix`."""
+    """Raises where losses of hard labels would pass over the label smoothing of `mix`."""
     if targets == "sparse" and mix.label_smoothing:
         raise ValueError(
             f'label_smoothing must be 0 with targets="sparse", but mix has {mix.label_smoothing}: give it to '
@@ -158,7 +161,7 @@ def _soft(input: Any, target: Tensor, mix: MixTransform, plan: MixPlan, other: T
     return mix_labels(target, plan, other=other, num_classes=num_classes, label_smoothing=mix.label_smoothing)
 
 
-def _two_terms(
+def _by_terms(
     criterion: Callable[..., Any],
     plan: MixPlan,
     input: Any,
@@ -168,9 +171,10 @@ def _two_terms(
     kwargs: dict[str, Any],
     parameters: dict[str, Any] | None,
 ) -> Tensor:
-    """w·L(input, target) + (1-w)·L(input, target of the partner), sample by sample where w differs between samples."""
-    lent = of_partners("target", target, plan, other)
-    if plan.per is Per.BATCH and plan.batch_size:
+    """w·L(input, target) + (1-w)·L(input, target of the partner), sample by sample where w differs between samples; or
+    the sum of so many as a plan with `terms` has, whose weights may differ whatever it is per."""
+    if plan.terms is None and plan.per is Per.BATCH and plan.batch_size:
+        lent = of_partners("target", target, plan, other)
         first, second = (_loss(criterion(input, y, *args, **kwargs)) for y in (target, lent))
         weight = plan.weight[0].to(first.device)
         return weight.to(first.dtype) * first + (1.0 - weight).to(first.dtype) * second
@@ -181,26 +185,36 @@ def _two_terms(
         raise ValueError(
             'criterion must have a `reduction` ("mean", "sum", "none" or "batchmean") that can be set, as an attribute '
             f"or a keyword, to weigh each sample by its own λ, but got {criterion!r} with reduction={reduction!r}. Use "
-            'targets="dense", or a mix with per="batch".'
+            + ('targets="dense", or a mix with per="batch".' if plan.terms is None else 'targets="dense".')
         )
-    first, second = (_unreduced(criterion, input, y, args, kwargs) for y in (target, lent))
-    for loss in (first, second):
+    every, terms = with_terms("target", target, plan, other)
+    partner, weights = (t.unbind(1) for t in terms)
+    labels = [target if plan.terms is None and t == 0 else every[of.to(target.device)] for t, of in enumerate(partner)]
+    losses = [_unreduced(criterion, input, y, args, kwargs) for y in labels]
+    for loss in losses:
         if not loss.ndim or loss.shape[0] != plan.batch_size:
             raise ValueError(
                 f'criterion must give (batch_size, ...) losses with reduction="none", but got {tuple(loss.shape)} for '
                 f"{plan.batch_size} samples."
             )
-    weight = per_sample(plan.weight, first)
-    loss = weight.to(first.dtype) * first + (1.0 - weight).to(first.dtype) * second
+    shares = [per_sample(weight, of) for weight, of in zip(weights, losses, strict=True)]
+    loss = _sum(share.to(of.dtype) * of for share, of in zip(shares, losses, strict=True))
     if reduction == "none":
         return loss
     if reduction == "mean" and settings.get("ignore_index") is not None and not target.is_floating_point():
         # These criteria divide by the weights of the classes that count, not by the number of the samples.
-        count = weight * _counted(target, settings) + (1.0 - weight) * _counted(lent, settings)
+        # A sample counts as one, whatever its weights sum to.
+        mass = _sum(shares)
+        mass = torch.where(mass == 0, 1.0, mass)
+        count = _sum(share / mass * _counted(y, settings) for share, y in zip(shares, labels, strict=True))
         return loss.sum() / count.sum().to(loss.dtype)
     if reduction == "mean":
         return loss.mean()
     return loss.sum() / plan.batch_size if reduction == "batchmean" else loss.sum()
+
+
+def _sum(parts: Iterable[Tensor]) -> Tensor:
+    return functools.reduce(operator.add, parts)
 
 
 def _settings(

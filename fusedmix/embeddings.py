@@ -14,7 +14,8 @@ from fusedmix.functional import mix
 from fusedmix.laws import LamLaw
 from fusedmix.options import EmbeddingOptions, spelled_out
 from fusedmix.plan import OF_PIXELS, MixPlan, SparseTargets, same_batch
-from fusedmix.targets import mix_targets, per_sample
+from fusedmix.targets import mix_targets
+from fusedmix.terms import per_sample
 from fusedmix.transforms import MixUp
 
 Padding = Literal["zeros", "keep"]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusedmix import backends, checks, erasing, subclasses
+from fusedmix import backends, checks, erasing, subclasses, terms
 from fusedmix.arguments import MaskArguments
 from fusedmix.backends import gathers, reference
 from fusedmix.finishing import Finish, checked_finish
@@ -308,7 +308,8 @@ def mix_labels(
     label_smoothing: float = 0.0,
     backend: str | None = None,
 ) -> Tensor:
-    """Mixes labels into dense soft targets: weight·y + (1-weight)·y[partner] (Park 2022, eq. 1). Differentiable.
+    """Mixes labels into dense soft targets: weight·y + (1-weight)·y[partner] (Park 2022, eq. 1); by a plan with `terms`
+    the sum of these, which is as large as their weights together. Differentiable.
 
     Args:
         labels: (B,) integer classes in [0, num_classes), of any width; or (B, K) one-hot, soft or multi-hot labels,
@@ -342,6 +343,8 @@ def mix_labels(
     label_smoothing = checks.number("label_smoothing", label_smoothing, 0.0, 1.0)
     same_batch("labels", labels, plan, other=other)
     operators = operators_for(labels, backend)
+    if plan.terms is not None:
+        return terms.dense(in_range(labels, classes), terms.terms_of(plan), classes, label_smoothing)
     plan = beside(plan, labels)
     partner, weight, batch_size = plan.partner, plan.weight, labels.shape[0]
     if other is not None:

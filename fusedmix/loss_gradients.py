@@ -168,8 +168,8 @@ def _of_binary_cross_entropy(
     z, t = of.logits, reference.binary_targets(of, label_smoothing, threshold)
     positive = t if pos_weight is None else t * pos_weight
     share = factor(of.logits, reduction) * (1 if of.class_weight is None else of.class_weight)
-    up, down = z.sigmoid(), (-z).sigmoid()
-    return ((1 - t) * up - positive * down) * share, (1 - t + positive) * up * down * v * share
+    up, down, negative = z.sigmoid(), (-z).sigmoid(), reference.mass(of) - t
+    return (negative * up - positive * down) * share, (negative + positive) * up * down * v * share
 
 
 def _summed(products: Tensor, of_rows: bool) -> Tensor:

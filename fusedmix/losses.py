@@ -9,11 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fusedmix import checks, loss_gradients, subclasses
-from fusedmix.arguments import LossArguments, compute_dtype
+from fusedmix.arguments import LossArguments, Terms, compute_dtype
 from fusedmix.backends import reference
 from fusedmix.functional import beside, in_range, mix_labels, of_classes, operators_for
 from fusedmix.methods import Reduction
 from fusedmix.plan import MixPlan, same_batch
+from fusedmix.term_losses import OfTerms
+from fusedmix.terms import per_sample, terms_of
 from fusedmix.tracking import tracked
 
 _REDUCTIONS = {"mean": Reduction.MEAN, "sum": Reduction.SUM, "none": Reduction.NONE}
@@ -42,6 +44,9 @@ def mix_cross_entropy(
     where they are probabilities). Labels that are ignored are those of hard labels: with any plan of one λ, and without
     class weights, the loss is λ·F.cross_entropy(z, y) + (1-λ)·F.cross_entropy(z, y'). So y or y' contributes nothing
     to a row where it is ignored, and "mean" divides by the number of labels that are not.
+
+    By a plan with `terms` the loss is Σ_t w_t·F.cross_entropy(z, y_t), of weights that need not sum to 1, by the same
+    rules: "mean" divides by the number of labels, as large as their weights may be.
 
     Logits of -inf have probability 0: the loss is inf if their class is a label or ε > 0, else they change nothing.
 
@@ -76,6 +81,10 @@ def mix_cross_entropy(
         return F.cross_entropy(logits.to(compute_dtype(logits)), targets, weight, reduction=reduction)
     labels = in_range(labels, logits.shape[1], ignore_index)
     operators = operators_for(logits, backend)
+    if plan.terms is not None:
+        of = _arguments(logits, labels, plan, weight)._replace(**terms_of(plan)._asdict())
+        rows = loss_gradients.cross_entropy(OfTerms(operators), of, label_smoothing, ignore_index, int(Reduction.NONE))
+        return _reduced(rows, reduction, (labels != ignore_index).sum())
     of = _arguments(logits, labels, beside(plan, logits), weight)
     return loss_gradients.cross_entropy(operators, of, label_smoothing, ignore_index, int(_REDUCTIONS[reduction]))
 
@@ -86,6 +95,7 @@ def mix_binary_cross_entropy(
     plan: MixPlan,
     *,
     label_smoothing: float = 0.0,
+    ignore_index: int | None = None,
     target_threshold: float | None = None,
     weight: Tensor | None = None,
     pos_weight: Tensor | None = None,
@@ -100,12 +110,20 @@ def mix_binary_cross_entropy(
     forwards and once backwards, and their gradient is written once. Differentiable in the logits any number of times.
     At infinite logits the loss is the limit, where PyTorch's is NaN.
 
+    A label that is ignored contributes nothing to a row, neither as a class nor as the lack of it: with y and y' the
+    labels of the sample and of its partner, and L the binary cross entropy, a row's loss is w·L(z, y) + (1-w)·L(z, y')
+    without the term of the ignored one. "mean" divides by the number of labels that are not (and of the classes), as
+    that of `mix_cross_entropy` does. By a plan with `terms` the loss is Σ_t w_t·L(z, y_t), of weights that need not sum
+    to 1. Where the weights that count sum to m, this is m·L(z, t) for the mean t of the labels, which is what a
+    threshold is for.
+
     Args:
         logits: (B, K) float32, float16, bfloat16 or float64, in any layout.
         labels: (B,) integer classes in [0, K), of any width; or (B, K) multi-hot or soft labels of any real dtype,
             which are mixed in the precision of the loss.
         plan: the plan that mixed the batch, on any device.
         label_smoothing: ε in [0, 1], applied as in `mix_labels`.
+        ignore_index: the class that is no label, in [0, K) or outside; not for soft labels. None: there is none.
         target_threshold: a mixed target above it becomes 1, any other 0. None leaves targets as they are.
         weight: (K,), or one number for all classes, constants: of a class's loss.
         pos_weight: p, the same of the positive part of a class's loss.
@@ -130,6 +148,14 @@ def mix_binary_cross_entropy(
     weight = _of_classes("weight", weight, logits)
     pos_weight = _of_classes("pos_weight", pos_weight, logits)
     labels = labels_beside(labels, plan, logits)
+    if ignore_index is not None:
+        check_ignored(ignore_index, labels)
+    if plan.terms is not None or (ignore_index is not None and labels.ndim == 1):
+        labels, terms, counted = _counted(labels, terms_of(plan), num_classes, ignore_index)
+        of = _arguments(logits, labels, plan, weight)._replace(**terms._asdict())
+        mixed = pos_weight, label_smoothing, target_threshold
+        rows = _binary_of_terms(of, mixed, backend, of_classes=reduction == "none" and not sum_classes)
+        return _reduced(rows, reduction, counted * (1 if sum_classes else num_classes))
 
     if (reduction == "none" and not sum_classes) or (labels.is_floating_point() and tracked(labels)):
         # Here the result is (B, K) anyway, or labels are learned, which is rare enough to be left to autograd.
@@ -147,6 +173,49 @@ def mix_binary_cross_entropy(
         return loss_gradients.binary_cross_entropy(operators, _arguments(logits, labels, plan, weight), *options)
 
     return of_classes(loss_of, labels, num_classes)
+
+
+def _counted(
+    labels: Tensor, terms: Terms, num_classes: int, ignore_index: int | None
+) -> tuple[Tensor, Terms, Tensor | int]:
+    """Labels and terms, of which those that are ignored have the class 0 and no weight; and how many labels count."""
+    labels = in_range(labels, num_classes, ignore_index)
+    if ignore_index is None or labels.ndim == 2:
+        return labels, terms, labels.shape[0]
+    counts = labels != ignore_index
+    partner, weight = (t.to(labels.device) for t in terms)
+    terms = Terms(partner, torch.where(counts[partner], weight, 0.0))
+    return torch.where(counts, labels.long(), 0), terms, counts.sum()
+
+
+def _binary_of_terms(of: LossArguments, options: tuple[Any, ...], backend: str | None, *, of_classes: bool) -> Tensor:
+    """The binary cross entropy of the rows, or of each of their classes, whose labels are sums of terms."""
+    pos_weight, label_smoothing, threshold = options
+    if of.labels.ndim == 1 and not of_classes:
+        operators = OfTerms(operators_for(of.logits, backend))
+        return loss_gradients.binary_cross_entropy(operators, of, *options, int(Reduction.NONE))
+    # Labels of (B, K), or a loss of that shape: they are mixed first.
+    mass = of.weight.sum(1)
+    share = of.weight / torch.where(mass == 0, 1.0, mass).unsqueeze(1)
+    wide = of._replace(weight=share).wide()
+    t = reference.binary_targets(wide, label_smoothing, threshold)
+    if of_classes or tracked(of.labels):
+        loss = F.binary_cross_entropy_with_logits(
+            wide.logits, t, of.class_weight, reduction="none", pos_weight=pos_weight
+        )
+        rows = loss if of_classes else loss.sum(1)
+    else:
+        each = torch.arange(len(t), device=t.device)
+        whole = of._replace(labels=t, partner=each, weight=torch.ones_like(each, dtype=torch.float64))
+        args = pos_weight, 0.0, None, int(Reduction.NONE)
+        rows = loss_gradients.binary_cross_entropy(operators_for(t, backend), whole, *args)
+    mass = per_sample(mass.to(rows.dtype), rows)
+    return torch.where(mass == 0, 0.0, mass * rows)
+
+
+def _reduced(rows: Tensor, reduction: str, counted: Tensor | int) -> Tensor:
+    """The rows, or their sum, or that over how many are `counted`."""
+    return rows if reduction == "none" else rows.sum() if reduction == "sum" else rows.sum() / counted
 
 
 def check_logits(logits: Any) -> Tensor:

@@ -25,10 +25,11 @@ from fusedmix.masks.constant import numbers
 from fusedmix.masks.family import padded
 from fusedmix.methods import Column, Families, Method, Number, Pairing, Per
 from fusedmix.ops import GeneratorHandle, draw_on_host
-from fusedmix.plan import MixPlan, SparseTargets, given_partner, of_partners
+from fusedmix.plan import MixPlan, SparseTargets, SparseTerms, given_partner, of_partners
 from fusedmix.segmentation import check_masks, mix_masks
 from fusedmix.spec import families
 from fusedmix.subclasses import like, plain
+from fusedmix.terms import terms_of
 
 _FLOAT32_MAX = torch.finfo(torch.float32).max
 # What an operator is given that draws by itself, by `sampling`.
@@ -709,7 +710,10 @@ class MixTransform(checks.Checked, nn.Module):
 
     def _mix_targets(
         self, labels: Tensor, plan: MixPlan, device: torch.device, other: Tensor | None = None
-    ) -> Tensor | SparseTargets:
+    ) -> Tensor | SparseTargets | SparseTerms:
+        if self.targets == "sparse" and plan.terms is not None:
+            partner, weight = (t.to(labels.device) for t in terms_of(plan))
+            return SparseTerms(like(plain(labels)[partner], labels), weight)
         if self.targets == "sparse":
             lent = of_partners("labels", plain(labels), plan, other)
             return SparseTargets(labels, like(lent, labels), plan.weight.to(labels.device))

@@ -88,7 +88,8 @@ class Options(BatchOptions, total=False):
         generator: where the draws (host) or the seed (device) come from; None: torch's default generator. A generator
             of one's own is copied into DataLoader workers, which then all draw the same.
         backend: an implementation by name; None chooses (`fusedmix info` shows which).
-        targets: "dense": (B, K) soft labels; "sparse": `SparseTargets`, both labels and the weight.
+        targets: "dense": (B, K) soft labels; "sparse": `SparseTargets`, both labels and the weight (of methods that
+            mix more than two labels `SparseTerms`).
         training_only: whether a module in evaluation mode (`.eval()`) returns its batch as it is: the same images and
             the same labels, neither mixed nor made dense nor smoothed, and nothing is drawn. False: it mixes in both
             modes, as torchvision's transforms do.

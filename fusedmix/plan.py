@@ -363,14 +363,13 @@ pytree.register_pytree_node(
 # What only some functions can take of a plan, and what is said where it comes to others.
 _MORE = {
     "span": "has masks outside [0, 1] (plan.span)",
-    "terms": "gives labels weights that need not sum to 1, or labels of more than two samples (plan.terms)",
     "patches": "pastes resized crops (plan.patches)",
     "blended": "blends more than two samples (plan.blended)",
     "moves": "moves blocks of the images (plan.moves)",
     "fill": "has no partners but fills with a constant (plan.fill)",
     "other_size": "takes the partners from another batch, which has to be given as other=",
 }
-OF_LABELS = ("terms", "other_size")
+OF_LABELS = ("other_size",)
 OF_PIXELS = ("span", "patches", "blended", "moves", "fill", "other_size")
 
 
@@ -453,6 +452,8 @@ def of_partners(name: str, x: Tensor, plan: MixPlan, other: Tensor | None) -> Te
     if other is None:
         checks.partners(plan.partner)
         return x[plan.partner.to(x.device)]
+    if plan.terms is not None:
+        raise ValueError("other must be None for a plan with terms, whose samples are all of one batch.")
     other = subclasses.plain(checks.dense("other", checks.tensor("other", other)))
     classes = x.ndim == 1 and not x.is_floating_point()
     if other.shape[1:] != x.shape[1:] or other.ndim != x.ndim or (classes and other.is_floating_point()):
@@ -476,4 +477,16 @@ class SparseTargets(NamedTuple):
 
     labels: Tensor
     partner_labels: Tensor
+    weight: Tensor
+
+
+class SparseTerms(NamedTuple):
+    """Mixed labels without a (B, K) tensor, of a plan with `terms`: the loss is Σ_t weight[:, t]·L(·, labels[:, t]).
+
+    Attributes:
+        labels: the labels of each term, (B, T) or (B, T, K), of the dtype they came in.
+        weight: (B, T) float64, their weights, which need not sum to 1.
+    """
+
+    labels: Tensor
     weight: Tensor

@@ -7,10 +7,11 @@ from torch import Tensor
 
 from fusedmix import checks, subclasses
 from fusedmix.plan import MixPlan, of_partners, same_batch
+from fusedmix.terms import per_sample, summed, terms_of
 
 
 def mix_targets(targets: Tensor, plan: MixPlan, *, other: Tensor | None = None) -> Tensor:
-    """Mixes regression targets: weight·y + (1-weight)·y[partner]. Differentiable in y.
+    """Mixes regression targets: weight·y + (1-weight)·y[partner], or the sum of `plan.terms`. Differentiable in y.
 
     Args:
         targets: (B, ...) float32, float16, bfloat16 or float64. A sample that the plan leaves as it is keeps its target
@@ -34,13 +35,10 @@ def mix_targets(targets: Tensor, plan: MixPlan, *, other: Tensor | None = None) 
             f"(classes are mixed by mix_labels), but got {targets.dtype} of shape {tuple(targets.shape)}."
         )
     same_batch("targets", targets, plan, other=other)
+    if plan.terms is not None and other is None:
+        return summed(targets, terms_of(plan)).to(targets.dtype)
     lent = of_partners("targets", targets, plan, other)
     y = targets if targets.dtype == torch.float64 else targets.float()
     weight = per_sample(plan.weight, y)
     mixed = weight.to(y.dtype) * y + (1.0 - weight).to(y.dtype) * lent.to(y.dtype)
     return torch.where(weight == 1.0, y, mixed).to(targets.dtype)
-
-
-def per_sample(weight: Tensor, x: Tensor) -> Tensor:
-    """(B,) beside a (B, ...) tensor, in a shape that broadcasts over it."""
-    return weight.to(x.device).reshape(-1, *[1] * (x.ndim - 1))

@@ -234,11 +234,10 @@ def mixed_classes(of: LossArguments, label_smoothing: float, ignore_index: int) 
     A label that is ignored gives nothing to a row, not to its smoothing either; one outside 0..K-1 makes the row NaN.
     """
     z, labels = of.logits, of.labels
-    partner, weight = _near(of.partner, z), of.weight.to(z.device)
-    own, index = labels.unsqueeze(1), torch.arange(z.shape[1], device=z.device)
+    index = torch.arange(z.shape[1], device=z.device)
     target = torch.zeros_like(z)
     ignored = torch.ones_like(labels, dtype=torch.bool)
-    for y, share in ((own, weight), (own[partner], 1.0 - weight)):
+    for y, share in _terms(of):
         counts = (y != ignore_index) & (share != 0).unsqueeze(1)
         dense = (1.0 - label_smoothing) * (y == index).to(z.dtype) + label_smoothing / z.shape[1]
         valid = (y >= 0) & (y < z.shape[1])
@@ -246,6 +245,15 @@ def mixed_classes(of: LossArguments, label_smoothing: float, ignore_index: int) 
         target = target + torch.where(counts, dense, 0.0)
         ignored = ignored & ~counts.squeeze(1)
     return target if of.class_weight is None else target * of.class_weight, ignored
+
+
+def _terms(of: LossArguments) -> list[tuple[Tensor, Tensor]]:
+    """The (B, 1) classes of each row and their (B,) weights: of the sample and of its partner, or of the terms of a
+    plan that has some, whose partners and weights are (B, T)."""
+    classes, weight = of.labels.unsqueeze(1), of.weight.to(of.logits.device)
+    if of.partner.ndim == 2:
+        return [(classes[p], w) for p, w in zip(of.partner.to(classes.device).unbind(1), weight.unbind(1), strict=True)]
+    return [(classes, weight), (classes[_near(of.partner, of.logits)], 1.0 - weight)]
 
 
 def binary_cross_entropy(
@@ -279,7 +287,8 @@ def binary_cross_entropy_backward(
 
 
 def binary_targets(of: LossArguments, label_smoothing: float, threshold: float | None) -> Tensor:
-    """mix_labels in the dtype of the logits; with a threshold, 1 above it and else 0."""
+    """mix_labels in the dtype of the logits; with a threshold, 1 above it and else 0. Of the terms of a plan that has
+    some their sum; with a threshold, the `mass` of those whose mean is above it."""
     z, labels = of.logits, of.labels
     if labels.ndim == 1:
         class_range(labels, z.shape[1])
@@ -288,8 +297,26 @@ def binary_targets(of: LossArguments, label_smoothing: float, threshold: float |
         y = torch.where(valid.unsqueeze(1), (labels.unsqueeze(1) == index).to(z.dtype), torch.nan)
     else:
         y = labels.to(z.dtype)
+    if of.partner.ndim == 2:
+        smooth = y * (1.0 - label_smoothing) + label_smoothing / z.shape[1] if label_smoothing else y
+        terms = zip(of.partner.to(z.device).unbind(1), of.weight.to(z.device).to(z.dtype).split(1, 1), strict=True)
+        t = sum((torch.where(w == 0, 0.0, w * smooth[p]) for p, w in terms), torch.zeros_like(z))
+        return t if threshold is None else above(t, mass(of), threshold)
     t = mix_labels(y, of.partner, of.weight, z.shape[1], label_smoothing)
     return t if threshold is None else torch.where(t.isnan(), t, (t > threshold).to(t.dtype))
+
+
+def mass(of: LossArguments) -> Tensor | float:
+    """What the label weights of each row sum to, of terms (B, 1) in the dtype of the logits: positive and negative part
+    of a class's target together."""
+    return of.weight.sum(1, keepdim=True).to(of.logits) if of.partner.ndim == 2 else 1.0
+
+
+def above(t: Tensor, mass: Tensor | float, threshold: float) -> Tensor:
+    """Sums of weighted labels after a threshold: their mass where their mean is above it, else 0."""
+    mass = torch.as_tensor(mass, dtype=t.dtype, device=t.device)
+    hit = (mass != 0) & (t / mass > threshold)
+    return torch.where(t.isnan(), t, torch.where(hit, mass, 0.0))
 
 
 def sample(request: Request, source: Source, device: torch.device) -> PlanTensors:

@@ -28,7 +28,7 @@ from fusedmix.attachment import attached
 from fusedmix.integrations import evaluation
 from fusedmix.integrations.positions import check_mix, check_schedules, check_seed, mix_at, stepped
 from fusedmix.module import MixTransform
-from fusedmix.plan import SparseTargets
+from fusedmix.plan import SparseTargets, SparseTerms
 
 try:
     from transformers import Trainer
@@ -208,6 +208,9 @@ def _loss(outputs: Any, labels: Any, num_items_in_batch: Any = None, *, label_sm
         weight = labels.weight.to(z.device)
         own, lent = weight.to(z.dtype), (1.0 - weight).to(z.dtype)
         losses = own * each(labels.labels) + lent * each(labels.partner_labels)
+    elif isinstance(labels, SparseTerms):
+        weight = labels.weight.to(z.device, z.dtype)
+        losses = sum(w * each(y) for w, y in zip(weight.unbind(1), labels.labels.unbind(1), strict=True))  # type: ignore[assignment]
     else:
         losses = each(labels)
     return losses.mean() if num_items_in_batch is None else losses.sum() / num_items_in_batch
