@@ -102,6 +102,13 @@ WORDS = {
     "per_vector": "instructions a vector",
 }
 
+# Those that take of several samples (csrc/cuda/with_kernel.h, paste_kernel.h, blend_kernel.h).
+GATHER_LIMITS = {
+    "with_kernel": {"instructions": 1500},
+    "paste_kernel": {"instructions": 1500},
+    "blend_kernel": {"instructions": 1000},
+}
+
 # A sampler of one family (csrc/cuda/sample.cu), by how partners are found. Where they are random other blocks do that.
 SAMPLER = re.compile(r"sample_kernel<(?:fusedmix::)?(\w+), \(Partners\)(\d)>")
 SAMPLER_LIMITS = {0: {"instructions": 1500}, 1: {"instructions": 1800}}  # by formula, random
@@ -118,7 +125,7 @@ class Exempt(NamedTuple):
 
 EXEMPT = (
     Exempt(
-        r"sm_\d+ \w+<.*, 255(, false)?>",
+        r"sm_\d+ (?!with_)\w+<.*, 255(, false)?>",
         {"per_vector": 140 * len(Families), "stack": 8, "local": 2},
         "all families: the code of each, of which a mask takes one. The bound did not know stored and soft masks, discs"
         " and grids; constants, boxes and Gaussians among each other have kernels of their own, within it",
@@ -218,7 +225,7 @@ class Count:
             draws = parameters.split(", ")[4] == "true"
             return LIMITS | {"per_vector": FINISH_BOUNDS[self.masks][draws]}
         if name not in MIXING:
-            return LIMITS
+            return LIMITS | GATHER_LIMITS.get(name, {})
         limits = LIMITS | MIXING_LIMITS
         # Not of stored masks, nor of float64 and the adjoint, which computes in it.
         bound = BOUNDS.get(self.masks, {}).get(BYTES[parameters.split(", ")[0]])

@@ -225,7 +225,7 @@ class Shim:
         return self.gathered(self.module.blend, x, {"partner": partner, "weight": weight}, 0, on_host)
 
     def gathered(self, launch, x, tensors, ndim, *options):
-        """A new batch from several samples of x, by `launch`; the last of the options is whether the plan is on the host."""
+        """A new batch from several samples of x. The last of the options: whether the plan is on the host."""
         out = torch.empty_like(x)
         self.watch_images(out, x)
         tensors = {name: t.contiguous() for name, t in tensors.items()}

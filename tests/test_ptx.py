@@ -34,20 +34,28 @@ THREADS = 128  # of a block
 BLOCKS = 3  # that must fit on a multiprocessor
 REGISTERS = 65536 // (THREADS * BLOCKS) // 8 * 8  # of each thread: they are handed out by eights
 STEMS = (
-    *("finish", "finish_uint8", "finish_uint8_draws"),
-    *("fourier", "grid_cut", "losses", "losses_bfloat16", "losses_float16", "losses_float32", "losses_float64"),
-    *("mix", "mix_bfloat16", "mix_float16", "mix_float32", "mix_float64", "mix_uint8", "sample"),
+    *("finish", "fourier", "gathers", "grid_cut", "losses", "sample"),
+    *("mix", "mix_bfloat16", "mix_float", "mix_float16", "mix_uint8", "mix_with"),
 )
 
 OTHERS = (
     *("back_kernel", "targets_kernel", "invert_kernel", "mask_kernel", "sample_kernel"),
     *("noise_kernel", "turn_kernel", "rows_kernel", "whole_kernel", "synthesis_kernel", "select_kernel"),
     *("soften_kernel", "finish_kernel", "finish_vectors_kernel", "finish_pixels_kernel", "flips_kernel"),
-    "label_grid_kernel",
+    *("label_grid_kernel", "with_kernel", "paste_kernel", "blend_kernel"),
 )
 # Of a template. Those that finish vectors: of bytes of three channels for three sets of families, two layouts of what
-# comes and of what is made, with draws and without; of a channel for five vectors.
-INSTANCES = {"synthesis_kernel": 2, "finish_kernel": 2, "sample_kernel": 15, "finish_vectors_kernel": 3 * 8 + 5}
+# comes and of what is made, with draws and without; of a channel for five vectors. Those that take of several samples:
+# for three vectors of a type, of float32 and float64 for two; with another batch, for sets of families of 16 bytes.
+INSTANCES = {
+    "synthesis_kernel": 2,
+    "finish_kernel": 2,
+    "sample_kernel": 15,
+    "finish_vectors_kernel": 3 * 8 + 5,
+    "paste_kernel": 13,
+    "blend_kernel": 13,
+    "with_kernel": 12 + 2 * 4,
+}
 # Threads of a block, and blocks that must fit on a multiprocessor.
 WIDE = {
     "select_kernel": (512, 2),
@@ -57,6 +65,9 @@ WIDE = {
     "synthesis_kernel": (384, 1),
     "finish_vectors_kernel": (256, 2),
     "finish_pixels_kernel": (256, 3),
+    "with_kernel": (256, 3),
+    "paste_kernel": (256, 3),
+    "blend_kernel": (256, 2),
 }
 MORE = {"finish_kernel": 256, "invert_kernel": 512}  # threads of a block
 MIXING = re.compile(r"\d(each|pairs|roll|tile)_kernelI")

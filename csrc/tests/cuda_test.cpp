@@ -15,12 +15,11 @@
 #include "../host/sample.h"
 #include "../include/fusedmix/fourier.h"
 #include "device_memory.h"
-#include "naive.h"
+#include "gather_cases.h"
 
 namespace fusedmix::test {
 namespace {
 
-constexpr Parallel kOneThread{nullptr, 1};
 bool raw = false;
 std::map<std::string, int64_t> paths;  // how often each way through the kernels was taken
 
@@ -254,6 +253,127 @@ void test_large() {
           const Masks masks = kMasks[random.below(7)];
           test_mix(random, {type, shape, order, pairing, masks, random.below(2) == 0, way, multiprocessors()});
         }
+      }
+    }
+  }
+}
+
+// ---- what is made of several samples ----
+
+// A batch that kernels make of `x`, where it lies on the device and how, against the one that the CPU has made.
+struct Gathered {
+  Batch want;
+  DeviceBuffer src;
+  std::unique_ptr<DeviceBuffer> out;
+  Images images{};
+
+  Gathered(const Batch& x, Batch made, int spatial) : want(std::move(made)), src(x.memory, false) {
+    const int64_t size = element_size(x.type);
+    out = output(want.memory, want.memory.size() != static_cast<size_t>(want.elements() * size));
+    images = {x.type, src.as<char>() + x.first * size, out->as<char>() + want.first * size, layout_of(x, want, spatial), false};
+  }
+  void verify(const char* what) const { compare(want.type, out->values<char>(), want.memory, true, true, what); }
+};
+
+// Tensors of a plan, on the device or on the host.
+struct Parts {
+  bool on_host;
+  std::vector<std::unique_ptr<DeviceBuffer>> kept;
+
+  template <class T>
+  cuda::Part<T> operator()(const std::vector<T>& values) {
+    if (on_host) return {values.data(), true};
+    kept.push_back(std::make_unique<DeviceBuffer>(values, false));
+    return {kept.back()->as<T>(), false};
+  }
+};
+
+void test_pasted(Random& random, ElementType type, const std::vector<int64_t>& shape, Order order, int32_t ndim, Resize resize) {
+  context = format("%s paste of B=%lld, %s, %d sides, resize %d", name_of(type), static_cast<long long>(shape[0]), name_of(order), ndim,
+                   static_cast<int>(resize));
+  Batch x(type, shape, order);
+  x.fill(random, true);
+  Gathered made(x, Batch(type, shape, random.below(2) ? order : Order::kContiguous), ndim);
+  const HostPatches patches(random, shape, static_cast<int32_t>(1 + random.below(3)), ndim, resize);
+  cpu::paste({type, x.data(), made.want.data(), made.images.layout, false}, patches.view, kOneThread);
+  Memory memory(1);
+  Parts part{random.below(2) == 0, {}};
+  cuda::paste(memory, made.images,
+              {shape[0], patches.view.count, ndim, resize, part(patches.partner), part(patches.boxes), part(patches.crops)});
+  ++paths["pasted"];
+  made.verify("pasted images");
+}
+
+void test_summed(Random& random, ElementType type, const std::vector<int64_t>& shape, Order order) {
+  context = format("%s sums of B=%lld, %s", name_of(type), static_cast<long long>(shape[0]), name_of(order));
+  Batch x(type, shape, order);
+  x.fill(random, true);
+  Gathered made(x, Batch(type, shape, random.below(2) ? order : Order::kContiguous), 0);
+  const auto count = static_cast<int32_t>(1 + random.below(8));
+  std::vector<int64_t> partner;
+  std::vector<float> weight;
+  for (int64_t k = 0; k < shape[0] * count; ++k) {
+    partner.push_back(random.below(shape[0]));
+    weight.push_back(random.below(3) == 0 ? 0.0f : static_cast<float>(random.uniform(-1.0, 2.0)));
+  }
+  cpu::sum_terms({type, x.data(), made.want.data(), made.images.layout, false}, {partner.data(), weight.data(), count}, kOneThread);
+  Memory memory(1);
+  Parts part{random.below(2) == 0, {}};
+  cuda::blend_terms(memory, made.images, {shape[0], count, part(partner), part(weight)});
+  ++paths["summed"];
+  made.verify("sums");
+}
+
+void test_with_other(Random& random, ElementType type, const std::vector<int64_t>& shape, Order order) {
+  const bool in_place = random.below(2) == 0;
+  const Masks masks = kMasks[random.below(7)];
+  // Where the batch is the innermost dim, its size is a stride of samples.
+  std::vector<int64_t> of_other = shape;
+  if (order != Order::kBatchInside) of_other[0] = 1 + random.below(2 * shape[0]);
+  context = format("%s of B=%lld %s with %lld others, %s, %s", name_of(type), static_cast<long long>(shape[0]), in_place ? "in place" : "out of place",
+                   static_cast<long long>(of_other[0]), name_of(order), name_of(masks));
+  Batch x(type, shape, order), other(type, of_other, order);
+  const bool special = masks != Masks::kGaussian && masks != Masks::kAll;
+  x.fill(random, special);
+  other.fill(random, special);
+  int64_t size[3];
+  sides_of(x, size);
+  HostPlan plan = make_plan(random, shape[0], size, kRandom, masks, random.below(3) == 0);
+  for (int64_t& partner : plan.partner) partner = random.below(of_other[0]);
+  const auto spatial = static_cast<int>(x.pixel_dims());
+  Batch want = in_place ? x : Batch(type, shape, random.below(2) ? order : Order::kContiguous);
+  const Layout layout = layout_of(x, want, spatial);
+  const int64_t step = element_size(type), batch_step = other.strides[0];
+
+  const DeviceBuffer src(x.memory, in_place), lenders(other.memory, false);
+  std::unique_ptr<DeviceBuffer> out;
+  if (!in_place) out = output(want.memory, want.memory.size() != static_cast<size_t>(want.elements() * step));
+  const DeviceBuffer& dst = in_place ? src : *out;
+  const Images images{type, src.as<char>() + x.first * step, dst.as<char>() + want.first * step, layout, false,
+                      lenders.as<char>() + other.first * step, batch_step, of_other[0]};
+  cpu::mix({type, in_place ? want.data() : x.data(), want.data(), layout, false, other.data(), batch_step, of_other[0]}, plan.view(), kOneThread);
+  const GivenPlan its(plan, random.below(2) == 0);
+  Memory memory(132);
+  cuda::apply(memory, images, its.given, false);
+  ++paths["with another batch"];
+  const bool exact = !has_gaussian(plan);
+  compare(type, dst.values<char>(), want.memory, exact, exact, "images");
+}
+
+void test_gathered() {
+  Random random(8);
+  const std::vector<int64_t> shapes[] = {{5, 3, 6, 16}, {4, 3, 5, 12}, {3, 3, 7, 9}, {6, 3, 33}, {3, 2, 3, 5, 8}, {1, 3, 4, 4}, {2, 1, 33000}};
+  for (const ElementType type : kTypes) {
+    for (const auto& shape : shapes) {
+      if (shape[2] > INT16_MAX) {
+        test_pasted(random, type, shape, Order::kContiguous, 1, static_cast<Resize>(random.below(3)));
+        continue;
+      }
+      for (const Order order : kOrders) {
+        const auto ndim = static_cast<int32_t>(1 + random.below(std::min<int64_t>(3, static_cast<int64_t>(shape.size()) - 1)));
+        test_pasted(random, type, shape, order, ndim, static_cast<Resize>(random.below(3)));
+        test_summed(random, type, shape, order);
+        test_with_other(random, type, shape, order);
       }
     }
   }
@@ -627,7 +747,7 @@ void expect_all_paths() {
   context = "the ways taken";
   for (const char* path :
        {"16 bytes at a time", "4 bytes at a time", "an element at a time", "nothing", "each", "pairs", "roll", "tile", "slices", "adjoint",
-        "three channels at a time", "a channel at a time", "a pixel at a time",
+        "pasted", "summed", "with another batch", "three channels at a time", "a channel at a time", "a pixel at a time",
         "plan inside the arguments", "plan in one upload", "plan on the device", "stored masks", "Fourier masks", "soft Fourier masks"}) {
     std::printf("  %-30s %lld\n", path, static_cast<long long>(paths[path]));
     if (paths[path] == 0) fail(std::string("no case took: ") + path);
@@ -657,6 +777,7 @@ int main(int count, char** words) {
     test_targets();
     test_mixes();
     test_long_batches();
+    test_gathered();
     test_finish();
     test_masks();
     test_fourier(large);
