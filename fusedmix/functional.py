@@ -170,7 +170,7 @@ def moved(x: Tensor, index: Tensor, blocks: tuple[int, ...]) -> Tensor:
     first, d = len(lead), len(blocks)
     order = (*range(first), *range(first, first + 2 * d, 2), *range(first + 1, first + 2 * d, 2))
     cut = x.reshape(*lead, *parts).permute(order)
-    of_blocks = cut.reshape(lead[0], math.prod(lead[1:]), math.prod(blocks), -1)
+    of_blocks = cut.reshape(lead[0], math.prod(lead[1:]), math.prod(blocks), math.prod(parts[1::2]))
     taken = of_blocks.gather(
         2, index.to(x.device)[:, None, :, None].expand(-1, *of_blocks.shape[1:2], -1, of_blocks.shape[3])
     )
