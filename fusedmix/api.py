@@ -15,6 +15,7 @@ from fusedmix.losses import mix_binary_cross_entropy, mix_cross_entropy
 from fusedmix.pairing import pairing_by_distance
 from fusedmix.pasting import RICAP, ResizeMix
 from fusedmix.plan import MixPlan, SparseTargets, SparseTerms
+from fusedmix.puzzle import PuzzleMix
 from fusedmix.saliency import fine_grained_saliency, spectral_saliency
 from fusedmix.salient import AttentiveCutMix, SaliencyMix, SnapMix
 from fusedmix.segmentation import mix_masks
@@ -35,6 +36,7 @@ __all__ = [
     "InplaceError",
     "MixHandle",
     "MixPlan",
+    "PuzzleMix",
     "ResizeMix",
     "SaliencyMix",
     "SnapMix",

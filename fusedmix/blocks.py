@@ -1,0 +1,178 @@
+"""What PuzzleMix asks of a grid of blocks: the energy of their labels, and where they move.
+
+The energy is that of the authors' code (Kim, Choo, Song, "Puzzle Mix: Exploiting Saliency and Local Statistics for
+Optimal Mixup", ICML 2020; github.com/snu-mllab/PuzzleMix). There are n blocks; in one of label k, M is 1 - k/2. Let s
+and t be the maps of the sample and of its partner, each of a sum of 1. A block costs
+
+    M·(t + a) + (1 - M)·(s + b) - η·log(P_k)/n,    P = λ², 2λ(1-λ), (1-λ)²,
+
+because what matters of either image is lost where the other one is. Two blocks that share a side cost (the difference
+of M)²·(β' + c), with β' = β/(16·√n). Here a, b and c say how well the pixels fit at borders. Across a border there are
+four mean differences, according to which image is on which side, all times γ·β': both from the sample, both from the
+partner, and the two mixed ones. Half of those in which a block is the sample's are added to its a, half of those in
+which it is the partner's to its b. And c is half of what the mixed ones are more than the others. With γ <= 1 and
+pixels in [0, 1] no β' + c is negative; where one would be it is 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fusedmix import checks
+from fusedmix.importance import at_cells
+
+_NEAR = 4  # pixels on either side of a border that are compared, as in all configurations of the authors
+_PRECISION = 1 << 20  # units of a cost of 1/n, which blocks cost in the mean
+_MOST = 1 << 30  # of these units
+_TINY = 1e-8  # is added to a probability, as by the authors
+_BLOCK_BITS = 8  # of the number of a block
+_FINE = 1 << 22  # units of the cost of a move
+
+
+class Weights(NamedTuple):
+    """Of the parts of an energy."""
+
+    beta: float
+    gamma: float
+    eta: float
+
+
+class Border(NamedTuple):
+    """What is before and behind the borders between blocks along an axis: (B, C, borders, patches) float32 both."""
+
+    before: Tensor
+    behind: Tensor
+
+
+def shares(maps: Tensor, cells: tuple[int, int]) -> Tensor:
+    """(B, *cells) float32: which share of its map (B, *sides) a block has. What is negative counts as 0; where a map is
+    0 everywhere, all blocks have the same."""
+    h, w = cells
+    height, width = maps.shape[1:]
+    if height % h or width % w:
+        maps = at_cells(maps, cells)
+    else:
+        maps = maps.reshape(len(maps), h, height // h, w, width // w).mean((2, 4))
+    maps = maps.float().clamp_min(0.0)
+    total = maps.sum((1, 2), keepdim=True)
+    return torch.where(total > 0, maps / total, 1.0 / (h * w))
+
+
+def border(x: Tensor, cells: tuple[int, int], axis: int) -> Border:
+    """The means of patches along the borders across an axis, 2 or 3, of images (B, C, H, W): of 4 by 4 pixels, or along
+    either side of the most below 4 that divide a block."""
+    across = 5 - axis
+    blocks, others = cells[axis - 2], cells[across - 2]
+    deep, wide = (
+        max(n for n in range(1, _NEAR + 1) if side % n == 0)
+        for side in (x.shape[axis] // blocks, x.shape[across] // others)
+    )
+    strips = x.movedim(axis, 2).unflatten(2, (blocks, -1))  # (B, C, blocks, pixels of a block, pixels across)
+    sides = strips[:, :, :-1, strips.shape[3] - deep :], strips[:, :, 1:, :deep]
+    return Border(*(side.float().mean(3).unflatten(3, (-1, wide)).mean(4) for side in sides))
+
+
+def unlike(of: Border, partner: Tensor, others: int) -> list[list[Tensor]]:
+    """The mean differences across borders, each (B, borders, others), `others` being the blocks along a border. In row
+    i what is before it is the sample's (i = 0) or its partner's (1), in column j likewise what is behind it."""
+    before, behind = ((side, side[partner]) for side in of)
+    return [[(a - b).abs().mean(1).unflatten(2, (others, -1)).mean(3) for b in behind] for a in before]
+
+
+def energies(
+    maps: Tensor, borders: Sequence[Border] | None, partner: Tensor, lam: Tensor, weights: Weights
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The costs that `label_grid` takes, in units of 2^-20/n.
+
+    Args:
+        maps: (B, h, w), each of a sum of 1.
+        borders: those of the images along both axes; None: γ is 0.
+        partner, lam: (B,), as of the plan.
+    """
+    cells = maps.shape[1:]
+    n = math.prod(cells)
+    base = weights.beta / (16.0 * math.sqrt(n))
+    own, lent = maps[partner], maps.clone()  # what it costs to show the sample, and to show its partner
+    pairs = []
+    for axis, count in enumerate(cells, start=1):
+        pair = torch.full_like(maps.narrow(axis, 0, count - 1), base)
+        if borders is not None:
+            found = unlike(borders[axis - 1], partner, cells[2 - axis])
+            halves = [base * weights.gamma / 2 * (d.transpose(1, 2) if axis == 2 else d) for row in found for d in row]
+            both_own, own_lent, lent_own, both_lent = halves
+            own.narrow(axis, 0, count - 1).add_(both_own + own_lent)
+            own.narrow(axis, 1, count - 1).add_(both_own + lent_own)
+            lent.narrow(axis, 0, count - 1).add_(both_lent + lent_own)
+            lent.narrow(axis, 1, count - 1).add_(both_lent + own_lent)
+            pair = (pair + own_lent + lent_own - both_own - both_lent).clamp_min(0.0)
+        pairs.append(pair / 4)  # of labels: they differ by two where M differs by one
+    lam = lam.reshape(-1, 1, 1)
+    chances = lam.square(), 2 * lam * (1 - lam), (1 - lam).square()
+    prior = [-weights.eta / n * (chance + _TINY).log() for chance in chances]
+    unary = torch.stack([(1 - k / 2) * own + k / 2 * lent + cost for k, cost in enumerate(prior)], dim=3)
+    down, right = pairs
+
+    def units(x: Tensor) -> Tensor:
+        return (x * (n * _PRECISION)).clamp(-_MOST, _MOST).round().int()
+
+    return units(unary), units(right), units(down)
+
+
+def arrangement(seen: Tensor, maps: Tensor, distance_cost: float) -> Tensor:
+    """Which block stands at which place once those that matter have moved to where they are seen: (B, n) int64, for
+    each place the number of a block, a permutation for each sample.
+
+    Block i at place j costs distance_cost·|i - j|²/(longest side of the grid - 1)² - maps[i]. Each block asks for the
+    place where it costs least, if that is below 0. Each place takes the block that costs least there, and a block that
+    is refused asks for the next place, in as many rounds as the grid has blocks along a side. So it is in the authors'
+    code; but there a block that is refused may ask again, at a cost of 1 more, and one without a place in the end is
+    lost. Here such blocks stay where they are, or, if that place is taken, go to the places that are left, which are
+    not seen. No place that is seen costs more than if nothing had moved.
+
+    Args:
+        seen: (B, h, w) bool, the places that are seen.
+        maps: (B, h, w), each of a sum of 1.
+    """
+    batch_size, h, w = seen.shape
+    n, never = h * w, torch.iinfo(torch.int32).max
+    block = torch.arange(n, dtype=torch.int32, device=seen.device)
+    y, x = block // w, block % w
+    squares = (y[:, None] - y).square() + (x[:, None] - x).square()
+    far = (squares * (distance_cost * _FINE / max(1, max(h, w) - 1) ** 2)).round()
+    far = torch.where(squares > 0, far.clamp(1, _FINE), 0.0).int()  # Who is seen asks for the own place first.
+    cost = far - (maps * _FINE).round().int().reshape(batch_size, n, 1)
+    # A number in the lowest bits makes all of them different: of equal ones the first is taken.
+    low = (1 << _BLOCK_BITS) - 1
+    asks = torch.where((cost < 0) & seen.reshape(batch_size, 1, n), (cost << _BLOCK_BITS) + block, never)
+    for _ in range(max(h, w)):
+        best = asks.amin(2)
+        place = torch.where(best < never, best & low, 0).long()
+        bid = torch.where(best < never, (best & ~low) + block, never)
+        taken = torch.full_like(bid, never).scatter_reduce(1, place, bid, "amin")
+        refused = taken.gather(1, place) != bid
+        if checks.readable(refused) and not refused.any():
+            break
+        asks.scatter_(2, place[:, :, None], torch.where(refused, never, best)[:, :, None])
+    return _completed(torch.where(taken < never, taken & low, n).long())
+
+
+def _completed(held: Tensor) -> Tensor:
+    """A permutation for each sample, of the blocks that places hold, (B, n), n being none: those without a place stay,
+    where theirs is free, and then the others go to the places that are left, in order."""
+    n = held.shape[1]
+    block = torch.arange(n, device=held.device)
+    held = torch.where((held == n) & ~_placed(held), block, held)
+    left = torch.where(_placed(held), n, block).sort(1).values
+    free = held == n
+    return torch.where(free, left.gather(1, (free.cumsum(1) - 1).clamp_min(0)), held)
+
+
+def _placed(held: Tensor) -> Tensor:
+    """(B, n) bool: which blocks some place holds."""
+    found = held.new_zeros((held.shape[0], held.shape[1] + 1))
+    return found.scatter(1, held, 1)[:, :-1] > 0
