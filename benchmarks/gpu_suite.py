@@ -78,6 +78,7 @@ _WITH_GPU = (
     "operators/test_sample",
     "operators/test_masks",
     "operators/test_fourier",
+    "operators/test_gathers",
     "operators/test_label_grid",
     "operators/test_triton_numbers",
     "operators/test_triton_finish",

@@ -20,7 +20,7 @@ from oracle import alike, bits
 
 REFERENCE = torch.ops.fusedmix_reference
 # The backends that have these operators themselves; the others take the reference's.
-OWN = ("cpp",)
+OWN = ("cpp", "cuda", "cuda (on the CPU)")
 each_backend = pytest.mark.parametrize(
     "backend",
     [pytest.param(backend, marks=backend.marks) for backend in BACKENDS if backend.called in OWN],
@@ -125,6 +125,7 @@ def test_only_crops_reach_a_box(backend, dtype, resize):
     boxes = torch.tensor([[[0, 0, 40, 33], [3, 1, 37, 9]], [[0, 0, 40, 3], [0, 3, 40, 33]]]).int()
     crops = torch.tensor([[[10, 4, 23, 31], [22, 4, 23, 31]], [[10, 4, 23, 5], [10, 4, 23, 31]]]).int()
     partner = torch.ones(2, 2, dtype=torch.int64)
+    x = x.to(backend.device)
     assert (backend.operators.paste(x, partner, boxes, crops, int(resize)) == 5).all()
     crops[0, 0] = torch.tensor([9, 4, 23, 31])
     out = backend.operators.paste(x, partner, boxes, crops, int(resize))
@@ -151,7 +152,8 @@ def test_pasted_bits_are_copied(backend, dtype):
         x[2, :, :7, :14],
     )
     for resize in Resize:
-        assert alike(backend.operators.paste(x, partner, boxes, crops, int(resize)), expected)
+        out = backend.operators.paste(x.to(backend.device), partner, boxes, crops, int(resize))
+        assert alike(out.cpu(), expected)
 
 
 # ---- sums of samples -------------------------------------------------------------------------------------------------
@@ -175,6 +177,7 @@ def test_terms_of_weight_0_are_left_out(backend, dtype):
     x = torch.stack([torch.full((5,), v, dtype=dtype) for v in (torch.nan, torch.inf, 2.0, -3.0)])
     partner = torch.tensor([[0, 2, 3], [2, 1, 3], [2, 3, 0], [0, 1, 0]])
     weight = torch.tensor([[0.0, 0.5, 2.0], [0.5, -0.0, 2.0], [0.5, 2.0, 0.0], [0.0, 0.0, 0.0]])
+    x = x.to(backend.device)
     out = backend.operators.blend(x, partner, weight)
     assert (out[:3] == -5).all()
     assert (out[3] == 0).all()
@@ -188,7 +191,8 @@ def test_sums_of_bytes(backend):
     x = torch.arange(256, dtype=torch.uint8).expand(3, 256).contiguous()
     partner, weight = torch.tensor([[0], [1], [2]]), torch.tensor([[0.5], [-1.0], [3.0]])
     expected = torch.stack([x[0].double().div(2).round(), x[0].double() * 0, (3 * x[0].double()).clamp(max=255)])
-    assert torch.equal(backend.operators.blend(x, partner, weight), expected.to(torch.uint8))
+    out = backend.operators.blend(x.to(backend.device), partner, weight)
+    assert torch.equal(out.cpu(), expected.to(torch.uint8))
 
 
 # ---- partners of another batch ---------------------------------------------------------------------------------------
