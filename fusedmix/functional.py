@@ -343,7 +343,7 @@ def mix_labels(
     label_smoothing = checks.number("label_smoothing", label_smoothing, 0.0, 1.0)
     same_batch("labels", labels, plan, other=other)
     operators = operators_for(labels, backend)
-    if plan.terms is not None:
+    if plan.terms is not None and other is None:
         return terms.dense(in_range(labels, classes), terms.terms_of(plan), classes, label_smoothing)
     plan = beside(plan, labels)
     partner, weight, batch_size = plan.partner, plan.weight, labels.shape[0]
@@ -361,11 +361,9 @@ def mix_labels(
 
 def _above_lent(labels: Tensor, lent: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Labels, partners and weights of twice as many samples: below the batch stand the partners, left as they are."""
-    n, both = labels.shape[0], [labels, lent]
-    if labels.dtype != lent.dtype:  # Torch promotes no wide unsigned integers.
-        both = [y if y.is_floating_point() else y.long() for y in both]
+    n = labels.shape[0]
     partner = torch.arange(n, 2 * n, device=weight.device).repeat(2)
-    return torch.cat(both), partner, torch.cat((weight, torch.ones_like(weight)))
+    return terms.above(labels, lent), partner, torch.cat((weight, torch.ones_like(weight)))
 
 
 def of_classes(operator: Callable[[Tensor], Tensor], labels: Tensor, num_classes: int) -> Tensor:

@@ -15,7 +15,7 @@ from fusedmix.functional import beside, in_range, mix_labels, of_classes, operat
 from fusedmix.methods import Reduction
 from fusedmix.plan import MixPlan, same_batch
 from fusedmix.term_losses import OfTerms
-from fusedmix.terms import per_sample, terms_of
+from fusedmix.terms import per_sample, with_terms
 from fusedmix.tracking import tracked
 
 _REDUCTIONS = {"mean": Reduction.MEAN, "sum": Reduction.SUM, "none": Reduction.NONE}
@@ -27,6 +27,7 @@ def mix_cross_entropy(
     labels: Tensor,
     plan: MixPlan,
     *,
+    other: Tensor | None = None,
     label_smoothing: float = 0.0,
     ignore_index: int = -100,
     weight: Tensor | None = None,
@@ -55,6 +56,8 @@ def mix_cross_entropy(
         labels: (B,) integer classes in [0, K), of any width; or (B, K) soft labels, for which the mixed labels are
             as large as they were.
         plan: the plan that mixed the batch, on any device.
+        other: the labels of the batch that partners are from, as in `mix_labels`. "mean" then divides by the label
+            weights that count, summed over the batch: by B, if none is ignored.
         label_smoothing: ε in [0, 1].
         ignore_index: the class that is no label, in [0, K) or outside; not for soft labels.
         weight: (K,) weights of the classes, constants.
@@ -73,18 +76,20 @@ def mix_cross_entropy(
     checks.choice("reduction", reduction, tuple(_REDUCTIONS))
     label_smoothing = checks.number("label_smoothing", label_smoothing, 0.0, 1.0)
     weight = _of_classes("weight", weight, logits)
-    labels = labels_beside(labels, plan, logits)
+    labels = labels_beside(labels, plan, logits, other)
     check_ignored(ignore_index, labels)
 
     if labels.ndim == 2:
-        targets = mix_labels(labels, plan, label_smoothing=label_smoothing).to(compute_dtype(logits))
+        targets = mix_labels(labels, plan, other=other, label_smoothing=label_smoothing).to(compute_dtype(logits))
         return F.cross_entropy(logits.to(compute_dtype(logits)), targets, weight, reduction=reduction)
-    labels = in_range(labels, logits.shape[1], ignore_index)
     operators = operators_for(logits, backend)
-    if plan.terms is not None:
-        of = _arguments(logits, labels, plan, weight)._replace(**terms_of(plan)._asdict())
+    if plan.terms is not None or other is not None:
+        labels, terms = with_terms("labels", labels, plan, other)
+        labels = in_range(labels, logits.shape[1], ignore_index)
+        of = _arguments(logits, labels, plan, weight)._replace(**terms._asdict())
         rows = loss_gradients.cross_entropy(OfTerms(operators), of, label_smoothing, ignore_index, int(Reduction.NONE))
-        return _reduced(rows, reduction, (labels != ignore_index).sum())
+        return _reduced(rows, reduction, _number(labels != ignore_index, terms, other))
+    labels = in_range(labels, logits.shape[1], ignore_index)
     of = _arguments(logits, labels, beside(plan, logits), weight)
     return loss_gradients.cross_entropy(operators, of, label_smoothing, ignore_index, int(_REDUCTIONS[reduction]))
 
@@ -94,6 +99,7 @@ def mix_binary_cross_entropy(
     labels: Tensor,
     plan: MixPlan,
     *,
+    other: Tensor | None = None,
     label_smoothing: float = 0.0,
     ignore_index: int | None = None,
     target_threshold: float | None = None,
@@ -122,6 +128,7 @@ def mix_binary_cross_entropy(
         labels: (B,) integer classes in [0, K), of any width; or (B, K) multi-hot or soft labels of any real dtype,
             which are mixed in the precision of the loss.
         plan: the plan that mixed the batch, on any device.
+        other: as in `mix_cross_entropy`.
         label_smoothing: ε in [0, 1], applied as in `mix_labels`.
         ignore_index: the class that is no label, in [0, K) or outside; not for soft labels. None: there is none.
         target_threshold: a mixed target above it becomes 1, any other 0. None leaves targets as they are.
@@ -147,11 +154,11 @@ def mix_binary_cross_entropy(
     num_classes = logits.shape[1]
     weight = _of_classes("weight", weight, logits)
     pos_weight = _of_classes("pos_weight", pos_weight, logits)
-    labels = labels_beside(labels, plan, logits)
+    labels = labels_beside(labels, plan, logits, other)
     if ignore_index is not None:
         check_ignored(ignore_index, labels)
-    if plan.terms is not None or (ignore_index is not None and labels.ndim == 1):
-        labels, terms, counted = _counted(labels, terms_of(plan), num_classes, ignore_index)
+    if plan.terms is not None or other is not None or (ignore_index is not None and labels.ndim == 1):
+        labels, terms, counted = _counted(*with_terms("labels", labels, plan, other), num_classes, ignore_index, other)
         of = _arguments(logits, labels, plan, weight)._replace(**terms._asdict())
         mixed = pos_weight, label_smoothing, target_threshold
         rows = _binary_of_terms(of, mixed, backend, of_classes=reduction == "none" and not sum_classes)
@@ -176,16 +183,24 @@ def mix_binary_cross_entropy(
 
 
 def _counted(
-    labels: Tensor, terms: Terms, num_classes: int, ignore_index: int | None
+    labels: Tensor, terms: Terms, num_classes: int, ignore_index: int | None, other: Tensor | None
 ) -> tuple[Tensor, Terms, Tensor | int]:
     """Labels and terms, of which those that are ignored have the class 0 and no weight; and how many labels count."""
     labels = in_range(labels, num_classes, ignore_index)
     if ignore_index is None or labels.ndim == 2:
-        return labels, terms, labels.shape[0]
+        return labels, terms, terms.partner.shape[0]
     counts = labels != ignore_index
     partner, weight = (t.to(labels.device) for t in terms)
-    terms = Terms(partner, torch.where(counts[partner], weight, 0.0))
-    return torch.where(counts, labels.long(), 0), terms, counts.sum()
+    number = _number(counts, terms, other)
+    return torch.where(counts, labels.long(), 0), Terms(partner, torch.where(counts[partner], weight, 0.0)), number
+
+
+def _number(counts: Tensor, terms: Terms, other: Tensor | None) -> Tensor:
+    """What "mean" divides by: how many labels of the batch count; or, of labels from two batches, their weights."""
+    if other is None:
+        return counts.sum()
+    partner, weight = (t.to(counts.device) for t in terms)
+    return torch.where(counts[partner], weight, 0.0).sum()
 
 
 def _binary_of_terms(of: LossArguments, options: tuple[Any, ...], backend: str | None, *, of_classes: bool) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fusedmix import checks
 from fusedmix.arguments import Terms, compute_dtype
-from fusedmix.plan import MixPlan
+from fusedmix.plan import MixPlan, of_partners
 
 
 def terms_of(plan: MixPlan) -> Terms:
@@ -32,15 +32,38 @@ def terms_of(plan: MixPlan) -> Terms:
     return plan.terms
 
 
+def with_terms(name: str, y: Tensor, plan: MixPlan, other: Tensor | None) -> tuple[Tensor, Terms]:
+    """Labels, and the terms of a plan as their rows: of `other`, the labels of the batch that partners are from, those
+    of the partners stand below.
+
+    Raises:
+        TypeError, ValueError: as `terms_of` and `of_partners`.
+    """
+    if other is None:
+        return y, terms_of(plan)
+    lent = of_partners(name, y, plan, other)
+    own = torch.arange(plan.batch_size, device=plan.device)
+    weight = torch.stack((plan.weight, 1.0 - plan.weight), 1)
+    return above(y, lent), Terms(torch.stack((own, own + plan.batch_size), 1), weight)
+
+
+def above(y: Tensor, lent: Tensor) -> Tensor:
+    """Labels above those that partners lend, in one dtype that holds both."""
+    if y.dtype == lent.dtype:
+        return torch.cat((y, lent))
+    # Torch promotes no wide unsigned integers.
+    return torch.cat([x if x.is_floating_point() else x.long() for x in (y, lent)])
+
+
 def summed(y: Tensor, terms: Terms) -> Tensor:
-    """Σ_t weight[:, t]·y[partner[:, t]] of (B, ...) numbers, in their compute dtype. A term of weight 0 is left out,
+    """Σ_t weight[:, t]·y[partner[:, t]] of (rows, ...) numbers, in their compute dtype. A term of weight 0 is left out,
     whatever infinities and NaN it has. Differentiable in numbers and weights."""
     y = y.to(compute_dtype(y))
     total = torch.zeros((), dtype=y.dtype, device=y.device)
     for partner, weight in zip(terms.partner.unbind(1), terms.weight.unbind(1), strict=True):
         share = per_sample(weight.to(y.dtype), y)
         total = total + torch.where(share == 0, 0.0, share * y[partner.to(y.device)])
-    return total.expand(y.shape)
+    return total.expand(terms.partner.shape[0], *y.shape[1:])
 
 
 def dense(labels: Tensor, terms: Terms, num_classes: int, label_smoothing: float) -> Tensor:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torchvision import tv_tensors
 
 import fusedmix as fm
+from callers import CPP
 from fusedmix.methods import Pairing
 
 B, N, K, SIZE = 4, 7, 5, (6, 5)
@@ -186,6 +187,70 @@ def test_accuracy():
     torch.testing.assert_close(fm.mix_accuracy(logits, y, plan, other=y2), expected)
     soft, soft2 = F.one_hot(y, K).float(), F.one_hot(y2, K).float()
     torch.testing.assert_close(fm.mix_accuracy(logits, soft, plan, other=soft2), expected)
+
+
+def derived(loss, logits):
+    """A loss and its gradient."""
+    z = logits.clone().requires_grad_()
+    value = loss(z)
+    return value.detach(), torch.autograd.grad(value.sum(), z)[0]
+
+
+@pytest.mark.parametrize("backend", ["reference", CPP])
+@pytest.mark.parametrize("kind", ["classes", "soft"])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("n", [3, N])
+def test_losses(kind, reduction, smoothing, n, backend):
+    """Those of dense targets, by PyTorch."""
+    plan = fm.CutMix(per="sample").sample(B, SIZE, seed=0, other_size=n)
+    y, y2 = (batch(m, seed)[1] for m, seed in ((B, 0), (n, 1)))
+    if kind == "soft":
+        y, y2 = F.one_hot(y, K).double(), torch.rand(n, K, dtype=torch.float64).softmax(1)
+    dense = targets_of(y, y2, plan)
+    logits, weight = torch.randn(B, K, dtype=torch.float64), torch.rand(K, dtype=torch.float64)
+    options = {"weight": weight, "reduction": reduction}
+
+    def entropy(z):
+        return fm.mix_cross_entropy(z, y, plan, other=y2, label_smoothing=smoothing, backend=backend, **options)
+
+    def binary(z):
+        return fm.mix_binary_cross_entropy(z, y, plan, other=y2, label_smoothing=smoothing, backend=backend, **options)
+
+    found = derived(entropy, logits)
+    torch.testing.assert_close(
+        found, derived(lambda z: F.cross_entropy(z, dense, label_smoothing=smoothing, **options), logits)
+    )
+    smooth = (1 - smoothing) * dense + smoothing / K
+    found = derived(binary, logits)
+    torch.testing.assert_close(
+        found, derived(lambda z: F.binary_cross_entropy_with_logits(z, smooth, **options), logits)
+    )
+    assert torch.autograd.gradgradcheck(entropy, logits.requires_grad_())
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_labels_that_are_ignored(reduction):
+    """The loss is the sum of the hard ones by their weights, and "mean" divides by the weights that count."""
+    plan = fm.MixUp(per="sample").sample(B, SIZE, seed=0, other_size=N)
+    y, y2 = torch.tensor([0, -100, 2, -100]), torch.tensor([-100, 1, 2, 3, -100, 0, -100])
+    logits, w = torch.randn(B, K, dtype=torch.float64), plan.weight
+    of = torch.stack((y, y2[plan.partner]), 1)
+    share = torch.where(of == -100, 0.0, torch.stack((w, 1 - w), 1))
+    rows = sum(share[:, t] * F.cross_entropy(logits, of[:, t], reduction="none") for t in range(2))
+    expected = {"none": rows, "sum": rows.sum(), "mean": rows.sum() / share.sum()}[reduction]
+    found = fm.mix_cross_entropy(logits, y, plan, other=y2, reduction=reduction)
+    torch.testing.assert_close(found, expected)
+    each = F.binary_cross_entropy_with_logits
+    rows = sum(
+        share[:, t] * each(logits, F.one_hot(of[:, t].clamp_min(0), K).double(), reduction="none").sum(1)
+        for t in range(2)
+    )
+    expected = {"none": rows, "sum": rows.sum(), "mean": rows.sum() / share.sum()}[reduction]
+    found = fm.mix_binary_cross_entropy(
+        logits, y, plan, other=y2, reduction=reduction, ignore_index=-100, sum_classes=True
+    )
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("targets", ["dense", "sparse"])

@@ -87,6 +87,17 @@ OF_LABELS = {
     "masks of another dtype": wrong_value(
         lambda: fm.mix_masks(X[:, 0].long(), OTHER, other=X2[:, 0]), "other", "int64", "float32"
     ),
+    "loss without other": wrong_value(lambda: fm.mix_cross_entropy(X[:, 0, 0, :4], Y, OTHER), "labels", "other="),
+    "loss of too few": wrong_value(lambda: fm.mix_cross_entropy(X[:, 0, 0, :4], Y, OTHER, other=Y), "other", "7", "4"),
+    "loss of soft labels": wrong_value(
+        lambda: fm.mix_binary_cross_entropy(X[:, 0, 0, :4], Y, OTHER, other=SOFT2), "other", "(samples)", "(7, 4)"
+    ),
+    "terms of another batch": wrong_value(
+        lambda: fm.mix_labels(Y, fm.RICAP().sample(4, (8, 8), seed=0), other=Y2, num_classes=4),
+        "other",
+        "None",
+        "terms",
+    ),
     "accuracy of too few": wrong_value(lambda: fm.mix_accuracy(X[:, 0, 0, :4], Y, OTHER, other=Y), "other", "7", "4"),
 }
 OF_FILLING = {

@@ -233,10 +233,10 @@ def mixed_classes(of: LossArguments, label_smoothing: float, ignore_index: int) 
 
     A label that is ignored gives nothing to a row, not to its smoothing either; one outside 0..K-1 makes the row NaN.
     """
-    z, labels = of.logits, of.labels
+    z = of.logits
     index = torch.arange(z.shape[1], device=z.device)
     target = torch.zeros_like(z)
-    ignored = torch.ones_like(labels, dtype=torch.bool)
+    ignored = torch.ones(z.shape[0], dtype=torch.bool, device=z.device)
     for y, share in _terms(of):
         counts = (y != ignore_index) & (share != 0).unsqueeze(1)
         dense = (1.0 - label_smoothing) * (y == index).to(z.dtype) + label_smoothing / z.shape[1]
