@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu/gather.h"
 #include "cpu/losses.h"
 #include "cpu/mix.h"
 #include "host/sample.h"
@@ -99,17 +100,59 @@ struct Plan {
 
 enum class Way { kInPlace, kOutOfPlace, kAdjoint };
 
-// A (16, 3, side, side) batch of zeros: no loop here looks at the values.
+// A (16, 3, side, side) batch of zeros, as no loop here looks at the values, and another one.
+struct Batches {
+  static constexpr int64_t kBatch = 16;
+  ElementType type;
+  Layout layout;
+  std::vector<char> from, to;
+
+  Batches(ElementType element_type, int64_t side) : type(element_type) {
+    const int64_t sizes[4] = {kBatch, 3, side, side}, strides[4] = {3 * side * side, side * side, side, 1};
+    layout = make_layout(4, sizes, strides, strides, 2);
+    from.resize(kBatch * strides[0] * element_size(type));
+    to.resize(from.size());
+  }
+  Images images(Way way) { return {type, from.data(), way == Way::kInPlace ? from.data() : to.data(), layout, way == Way::kAdjoint}; }
+};
+
 Call mix(Method method, int64_t side, int32_t pairing, ElementType type, Way way) {
-  const int64_t batch = 16, sizes[4] = {batch, 3, side, side}, strides[4] = {3 * side * side, side * side, side, 1};
-  const auto plan = std::make_shared<Plan>(method, batch, side, pairing);
-  const size_t bytes = batch * strides[0] * element_size(type);
-  const auto from = std::make_shared<std::vector<char>>(bytes), to = std::make_shared<std::vector<char>>(bytes);
-  const Layout layout = make_layout(4, sizes, strides, strides, 2);
+  const auto plan = std::make_shared<Plan>(method, Batches::kBatch, side, pairing);
+  const auto memory = std::make_shared<Batches>(type, side);
+  return [=] { cpu::mix(memory->images(way), plan->view(), kOneThread); };
+}
+
+// Partners of the other batch.
+Call mix_with_(Method method, int64_t side) {
+  const auto plan = std::make_shared<Plan>(method, Batches::kBatch, side, kRandom);
+  const auto memory = std::make_shared<Batches>(ElementType::kFloat32, side);
   return [=] {
-    cpu::mix({type, from->data(), way == Way::kInPlace ? from->data() : to->data(), layout, way == Way::kAdjoint}, plan->view(),
-             kOneThread);
+    Images images = memory->images(Way::kInPlace);
+    images.other = memory->to.data(), images.other_batch = images.layout.src_batch, images.others = Batches::kBatch;
+    cpu::mix(images, plan->view(), kOneThread);
   };
+}
+
+// Whole partners, between a tenth and eight tenths as large.
+Call paste(int64_t side, ElementType type, Resize resize) {
+  const auto memory = std::make_shared<Batches>(type, side);
+  std::vector<int64_t> partner;
+  std::vector<int32_t> boxes, crops;
+  for (int64_t i = 0; i < Batches::kBatch; ++i) {
+    const auto all = static_cast<int32_t>(side), box = static_cast<int32_t>(side * (2 + i) / 20), first = static_cast<int32_t>(i % (all - box));
+    partner.push_back((i + 5) % Batches::kBatch);
+    boxes.insert(boxes.end(), {first, all - box - first, first + box, all - first});
+    crops.insert(crops.end(), {0, 0, all, all});
+  }
+  return [=] { cpu::paste(memory->images(Way::kOutOfPlace), {partner.data(), boxes.data(), crops.data(), 1, 2, resize}, kOneThread); };
+}
+
+Call sum_terms(int64_t side, ElementType type, int32_t count) {
+  const auto memory = std::make_shared<Batches>(type, side);
+  std::vector<int64_t> partner;
+  for (int64_t k = 0; k < Batches::kBatch * count; ++k) partner.push_back(7 * k % Batches::kBatch);
+  const std::vector<float> weight(partner.size(), 0.25f);
+  return [=] { cpu::sum_terms(memory->images(Way::kOutOfPlace), {partner.data(), weight.data(), count}, kOneThread); };
 }
 
 Call mix_labels(int64_t batch, int64_t classes) {
@@ -178,6 +221,12 @@ void list_cases() {
   }
   cases["mix_-MixUp-bfloat16-32"] = [] { return mix(kMixUp, 32, kRoll, ElementType::kBFloat16, Way::kInPlace); };
   cases["mix_-MixUp-uint8-32"] = [] { return mix(kMixUp, 32, kRoll, ElementType::kUInt8, Way::kInPlace); };
+  cases["mix_with_-MixUp-32"] = [] { return mix_with_(kMixUp, 32); };
+  cases["mix_with_-CutMix-32"] = [] { return mix_with_(kCutMix, 32); };
+  cases["paste-nearest-112"] = [] { return paste(112, ElementType::kFloat32, Resize::kNearest); };
+  cases["paste-linear-112"] = [] { return paste(112, ElementType::kFloat32, Resize::kLinear); };
+  cases["paste-linear-uint8-112"] = [] { return paste(112, ElementType::kUInt8, Resize::kLinear); };
+  cases["blend-4-32"] = [] { return sum_terms(32, ElementType::kFloat32, 4); };
   cases["mix_labels-10"] = [] { return mix_labels(128, 10); };
   cases["mix_labels-1000"] = [] { return mix_labels(128, 1000); };
   for (const int64_t classes : {int64_t{10}, int64_t{1000}}) {

@@ -13,6 +13,8 @@ import fusedmix as fm
 from batches import DTYPES, images_of
 from callers import masks_of, python
 from conftest import METHODS
+from fusedmix.methods import Resize
+from operators.test_gathers import patches_of, terms_of
 from operators.test_step import K, seeded
 from oracle import bits
 
@@ -42,6 +44,9 @@ def everything(cpp):
             found[f"{where} mix"] = bits(cpp.mix(x, *masks))
             if dtype != torch.uint8:
                 found[f"{where} adjoint"] = bits(cpp.mix_adjoint(x, *masks))
+            found[f"{where} mix_with"] = bits(cpp.mix_with(x, x, *masks))
+            found[f"{where} paste"] = bits(cpp.paste(x, *patches_of(shape, len(size), 2, number), number % len(Resize)))
+            found[f"{where} blend"] = bits(cpp.blend(x, *terms_of(shape, 3, number)))
             cpp.mix_(x, *masks)
             found[f"{where} mix_"] = bits(x)
         for labels in (torch.arange(shape[0]), torch.rand(shape[0], 5000, generator=generator).half()):
