@@ -63,8 +63,10 @@ def choose() -> tuple[dict[str, str], str]:
     return files, left_out
 
 
-native = load_native() if importlib.util.find_spec("torch") else None
-FILES, LEFT_OUT = choose()
+# What pip asks for before it builds does not depend on the libraries; to import torch takes seconds.
+ONLY_METADATA = not {"dist_info", "egg_info"}.isdisjoint(sys.argv)
+native = load_native() if not ONLY_METADATA and importlib.util.find_spec("torch") else None
+FILES, LEFT_OUT = ({}, "") if ONLY_METADATA else choose()
 
 
 class BuildLibraries(build_ext):
