@@ -286,6 +286,27 @@ def test_snapmix_boxes_have_one_law_and_are_independent(size):
     assert abs(correlations[2, 3]) < 4 / math.sqrt(len(b))
 
 
+def test_snapmix_of_a_batch():
+    """A step by a network's maps of the labels; its targets and its loss weigh both labels as the plan says."""
+    x, y = images_of((6, 3, 24, 26), torch.float32), torch.tensor([0, 1, 1, 2, 3, 3])
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3, stride=2), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, 4)
+    )
+    importance = fm.class_activation_map(net, "0")
+    mix = fm.SnapMix(num_classes=4, per="sample", sampling="host", importance=importance, backend="reference")
+    plan = mix.sample(6, (24, 26), importance=importance(x, y), labels=y, seed=3)
+    torch.manual_seed(3)
+    images, targets = mix(x, y)
+    assert torch.equal(images, fm.mix(x, plan, backend="reference"))
+    one_hot = F.one_hot(y, 4).double()
+    expected = (plan.terms.weight[:, :, None] * one_hot[plan.terms.partner]).sum(1)
+    torch.testing.assert_close(targets.double(), expected, rtol=1e-6, atol=1e-6)
+    assert (targets.sum(1) - 1).abs().min() > 1e-3
+    logits = net(images)
+    loss = -(expected * logits.double().log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(fm.mix_cross_entropy(logits, y, plan).double(), loss, rtol=1e-5, atol=1e-6)
+
+
 # ---- What they share -------------------------------------------------------------------------------------------------
 
 MODULES = {
