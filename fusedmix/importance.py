@@ -58,10 +58,11 @@ def checked_maps(name: str, x: Any, batch_size: int, size: Sequence[int], *, neg
         )
     x = x.float()
     if checks.readable(x):
-        if not x.isfinite().all():
+        low, high = x.aminmax()  # NaN, if there is one
+        if not (low.isfinite() and high.isfinite()):
             raise ValueError(f"{name} must be finite everywhere, but holds infinities or NaN.")
-        if not negative and (x < 0).any():
-            raise ValueError(f"{name} must be >= 0 everywhere, but the least is {x.min():g}.")
+        if not negative and low < 0:
+            raise ValueError(f"{name} must be >= 0 everywhere, but the least is {low:g}.")
     return x
 
 
