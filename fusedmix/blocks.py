@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from fusedmix import checks
 from fusedmix.importance import at_cells
@@ -57,7 +58,7 @@ def shares(maps: Tensor, cells: tuple[int, int]) -> Tensor:
     if height % h or width % w:
         maps = at_cells(maps, cells)
     else:
-        maps = maps.reshape(len(maps), h, height // h, w, width // w).mean((2, 4))
+        maps = maps.unflatten(1, (h, -1)).mean(2).unflatten(2, (w, -1)).mean(3)  # rows first: they lie together
     maps = maps.float().clamp_min(0.0)
     total = maps.sum((1, 2), keepdim=True)
     return torch.where(total > 0, maps / total, 1.0 / (h * w))
@@ -66,15 +67,16 @@ def shares(maps: Tensor, cells: tuple[int, int]) -> Tensor:
 def border(x: Tensor, cells: tuple[int, int], axis: int) -> Border:
     """The means of patches along the borders across an axis, 2 or 3, of images (B, C, H, W): of 4 by 4 pixels, or along
     either side of the most below 4 that divide a block."""
-    across = 5 - axis
-    blocks, others = cells[axis - 2], cells[across - 2]
-    deep, wide = (
-        max(n for n in range(1, _NEAR + 1) if side % n == 0)
-        for side in (x.shape[axis] // blocks, x.shape[across] // others)
-    )
-    strips = x.movedim(axis, 2).unflatten(2, (blocks, -1))  # (B, C, blocks, pixels of a block, pixels across)
-    sides = strips[:, :, :-1, strips.shape[3] - deep :], strips[:, :, 1:, :deep]
-    return Border(*(side.float().mean(3).unflatten(3, (-1, wide)).mean(4) for side in sides))
+    blocks, block = cells[axis - 2], [side // count for side, count in zip(x.shape[2:], cells, strict=True)]
+    patch = [max(n for n in range(1, _NEAR + 1) if side % n == 0) for side in block]
+    deep, length = patch[axis - 2], block[axis - 2]
+    if blocks == 1:
+        nothing = x.new_empty((*x.shape[:2], 0, x.shape[5 - axis] // patch[3 - axis]), dtype=torch.float32)
+        return Border(nothing, nothing)
+    # The last pixels of a block, and behind them the first of the next.
+    strips = x.narrow(axis, length - deep, (blocks - 1) * length + deep).unfold(axis, 2 * deep, length)
+    means = avg_pool2d(strips.movedim(-1, axis + 1).flatten(axis, axis + 1).float(), patch).movedim(axis, 2)
+    return Border(means[:, :, ::2], means[:, :, 1::2])
 
 
 def unlike(of: Border, partner: Tensor, others: int) -> list[list[Tensor]]:
@@ -144,19 +146,22 @@ def arrangement(seen: Tensor, maps: Tensor, distance_cost: float) -> Tensor:
     y, x = block // w, block % w
     squares = (y[:, None] - y).square() + (x[:, None] - x).square()
     far = (squares * (distance_cost * _FINE / max(1, max(h, w) - 1) ** 2)).round()
-    far = torch.where(squares > 0, far.clamp(1, _FINE), 0.0).int()  # Who is seen asks for the own place first.
-    cost = far - (maps * _FINE).round().int().reshape(batch_size, n, 1)
-    # A number in the lowest bits makes all of them different: of equal ones the first is taken.
+    far = torch.where(squares > 0, far.clamp(1, _FINE - 1), 0.0).int()  # Who is seen asks for the own place first.
+    gain = (maps * _FINE).round().int().reshape(batch_size, n, 1)
+    # The number of the place in the lowest bits makes costs different: of equal ones the first is taken.
     low = (1 << _BLOCK_BITS) - 1
-    asks = torch.where((cost < 0) & seen.reshape(batch_size, 1, n), (cost << _BLOCK_BITS) + block, never)
+    hidden = torch.where(seen, 0, _FINE << _BLOCK_BITS).int().reshape(batch_size, 1, n)
+    asks = ((far << _BLOCK_BITS) + block - (gain << _BLOCK_BITS)).add_(hidden)
     for _ in range(max(h, w)):
         best = asks.amin(2)
-        place = torch.where(best < never, best & low, 0).long()
-        bid = torch.where(best < never, (best & ~low) + block, never)
+        wants = best < 0
+        place = torch.where(wants, best & low, 0).long()
+        bid = torch.where(wants, (best & ~low) + block, never)
         taken = torch.full_like(bid, never).scatter_reduce(1, place, bid, "amin")
-        refused = taken.gather(1, place) != bid
-        if checks.readable(refused) and not refused.any():
+        refused = taken.gather(1, place) < bid
+        if checks.readable(refused) and not (refused & wants).any():
             break
+        # (A block that wants no place, too: it has no use for the first.)
         asks.scatter_(2, place[:, :, None], torch.where(refused, never, best)[:, :, None])
     return _completed(torch.where(taken < never, taken & low, n).long())
 

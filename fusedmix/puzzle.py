@@ -186,7 +186,7 @@ class PuzzleMix(ImportanceMethod, BetaMethod):
         # A sample that is left as it is has λ = 1.
         labels = torch.where(plan.lam[:, None, None] == 1.0, 0, self._operators(device).label_grid(*costs))
         levels = LEVELS - labels * LEVELS // 2
-        pixels = levels.to(torch.int16)[:, :, None, :, None].expand(n, h, height // h, w, width // w)
+        rows = levels.to(torch.int16)[:, :, :, None].expand(n, h, w, width // w).reshape(n, h, 1, width)
         moves = None
         if self.transport:
             sides = (labels < 2, maps), (labels > 0, maps[plan.partner])
@@ -198,7 +198,7 @@ class PuzzleMix(ImportanceMethod, BetaMethod):
             masks=fourier.given(weight),
             families=Families.LEVELS,
             per=Per.SAMPLE,
-            pixels=pixels.reshape(n, height * width),
+            pixels=rows.expand(n, h, height // h, width).reshape(n, height * width),
             moves=moves,
             blocks=self.cells if self.transport else (),
         )
