@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from benchmarks.common import RESULTS, ROOT, parser
-from fusedmix.analysis import curves, examples, moons
+from fusedmix.analysis import curves, design_curves, examples, moons, unbounded
 from fusedmix.bench.environment import environment
 from fusedmix.bench.results import write_csv
 
@@ -19,18 +20,33 @@ DOCS = ROOT / "docs"
 WIDTH, QUALITY = 720, 68  # of the sheet of photographs as a JPEG, below 200 kB
 
 
+FIGURES: dict[str, Any] = {
+    "examples": examples,
+    "coefficients": curves,
+    "moons": moons,
+    "designs": design_curves,
+    "unbounded": unbounded,
+}
+
+
 def main() -> int:
-    args = parser(__doc__).parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument(
+        "--figures", nargs="+", choices=FIGURES, default=list(FIGURES), help="which; all, if not said"
+    )
+    args = arguments.parse_args()
     results: Path = args.out or RESULTS
     pictures: Path = args.out or DOCS
     env = environment(torch.device("cpu"), args.commit)
-    shown, mixtures = examples.compute(quick=args.quick)
-    found, steps = curves.compute(quick=args.quick), moons.compute(quick=args.quick)
-    for name, rows in (("examples", shown), ("coefficients", found), ("moons", steps)):
-        write_csv(results / f"theory-{name}.csv", rows, env)
-    _draw_sheet(mixtures, pictures / "theory-examples.jpg")
-    curves.draw(found, pictures / "theory-coefficients.png")
-    moons.draw(steps, pictures / "theory-moons.png")
+    for name in args.figures:
+        figure = FIGURES[name]
+        found = figure.compute(quick=args.quick)
+        if figure is examples:
+            found, mixtures = found
+            _draw_sheet(mixtures, pictures / "theory-examples.jpg")
+        else:
+            figure.draw(found, pictures / f"theory-{name}.png")
+        write_csv(results / f"theory-{name}.csv", found, env)
     return 0
 
 

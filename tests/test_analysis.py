@@ -460,7 +460,7 @@ def test_the_approximation_is_close_over_training():
             assert row.error < added / 2
 
 
-@pytest.mark.parametrize("command", ["examples", "coefficients", "moons"])
+@pytest.mark.parametrize("command", ["examples", "coefficients", "moons", "designs", "unbounded"])
 def test_commands(command, tmp_path, capsys):
     assert cli.main([command, "--out", str(tmp_path / "figures"), "--quick"]) == 0
     said = capsys.readouterr().out
@@ -480,6 +480,16 @@ def test_commands(command, tmp_path, capsys):
         for row in known:
             distance = abs(float(row["monte_carlo"]) - float(row["exact"]))
             assert distance <= 4 * float(row["standard_error"]) + 1e-6, row  # six digits are written
+    elif command == "designs":
+        assert len({row["design"] for row in rows}) == 4
+        for row in rows:
+            gaps = [abs(float(row["reached"]) - float(row[of])) for of in ("monte_carlo", "wanted")]
+            assert gaps[0] <= 4 * float(row["standard_error"]) + 1e-6, row
+            assert gaps[1] <= float(row["residual"]) + 1e-6, row
+    elif command == "unbounded":
+        for row in rows:
+            width = float(row["width"])
+            assert float(row["coefficient"]) == pytest.approx(0.25 + width**2 / 3, abs=1e-5)
     else:
         assert {(row["masks"], row["trained_on"]) for row in rows} == {
             (masks, loss) for masks in ("Mixup", "Bernoulli") for loss in ("original", "approximation")

@@ -6,9 +6,10 @@ Sample Data Augmentation: A Loss Function Perspective", NeurIPS 2022 (arXiv 2208
 finds masks with the coefficients that one wants. `msda_loss` and `second_order` are the two
 sides of the paper's Theorem 1 for logistic regression.
 
-    python -m fusedmix.analysis examples|coefficients|moons --out DIR [--quick]
+    python -m fusedmix.analysis examples|coefficients|moons|designs|unbounded --out DIR [--quick]
 
-draws the paper's Figures 3, 4 and 1. Importing this needs nothing beyond torch.
+draws the paper's Figures 3, 4 and 1, masks that are designed, and what stands beside its Figure 2. Importing this needs
+nothing beyond torch.
 """
 
 from fusedmix.analysis.design import Design, spectrum_for

@@ -1,8 +1,9 @@
-"""The command line: python -m fusedmix.analysis examples|coefficients|moons --out DIR [--quick]."""
+"""The command line: python -m fusedmix.analysis examples|coefficients|moons|designs|unbounded --out DIR [--quick]."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,11 @@ _FIGURES = {
     "examples": "Figure 3: photographs mixed by every method over λ",
     "coefficients": "Figure 4: the regularisation coefficients a(d), Monte Carlo beside exact and printed forms",
     "moons": "Figure 1: the mixed loss and its second-order approximation over training, on two moons",
+    "designs": "Beside Figure 4: masks found for the coefficients that are wanted, and what is measured of them",
+    "unbounded": "Beside Figure 2: the mixed loss and its approximation for λ outside [0, 1], on two moons",
 }
+# Where a figure is that is drawn, printed and written from its rows.
+_MODULES = {"coefficients": "curves", "moons": "moons", "designs": "design_curves", "unbounded": "unbounded"}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -57,20 +62,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             examples.draw(mixtures, picture)
             print(examples.table(shown))
             write_csv(numbers, shown, environment(torch.device("cpu")))
-        elif args.command == "coefficients":
-            from fusedmix.analysis import curves
-
-            found = curves.compute(quick=args.quick)
-            curves.draw(found, picture)
-            print(curves.table(found))
-            write_csv(numbers, found, environment(torch.device("cpu")))
         else:
-            from fusedmix.analysis import moons
-
-            steps = moons.compute(quick=args.quick)
-            moons.draw(steps, picture)
-            print(moons.table(steps))
-            write_csv(numbers, steps, environment(torch.device("cpu")))
+            figure = importlib.import_module(f"fusedmix.analysis.{_MODULES[args.command]}")
+            found = figure.compute(quick=args.quick)
+            figure.draw(found, picture)
+            print(figure.table(found))
+            write_csv(numbers, found, environment(torch.device("cpu")))
     except BackendError as error:  # FUSEDMIX_BACKEND asks for what cannot run here
         return _fail(args.command, str(error))
     print(f"\nWritten: {picture}, {numbers}")

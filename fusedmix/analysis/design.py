@@ -19,6 +19,9 @@ from torch import Tensor
 from fusedmix import checks
 from fusedmix.subclasses import plain
 
+# What an FFT leaves in place of 0, as a share of the largest power: such waves are not worth their noise.
+_ROUNDING = 1e-12
+
 
 class Design(NamedTuple):
     """Masks for fusedmix.SpectralMix(spectrum=design.spectrum, contrast=design.contrast, clamp=False).
@@ -74,7 +77,7 @@ def spectrum_for(
     if uneven > 1e-6:
         raise ValueError(f"coefficients must be even, a(d) = a(-d), but got some that differ by {uneven:.3g}.")
     power = torch.fft.fftn((covariance + mirrored) / 2, norm="forward").real
-    kept = power.clamp_min(0.0)
+    kept = torch.where(power > _ROUNDING * power.max(), power, 0.0)
     variance = float(kept.sum())
     if variance <= 1e-12:
         raise ValueError(
