@@ -71,6 +71,7 @@ _WITH_GPU = (
     "test_accuracy",
     "test_fmix",
     "test_gridmix",
+    "test_spectral",
     "test_timm",
     "test_prefetch_loader",
     "test_analysis",

@@ -184,6 +184,24 @@ def test_seeds(sampling):
     assert not torch.equal(first.pixels, second.pixels)
 
 
+@pytest.mark.skipif(NO_CUDA is not None, reason=str(NO_CUDA))
+@pytest.mark.parametrize("per", ["batch", "sample"])
+def test_a_gpu_is_not_waited_for(per):
+    modules = (
+        fm.SpectralMix(per=per, sampling="device"),
+        fm.SpectralMix(spectrum=powers(20, 20), clamp=False, per=per, sampling="device"),
+        fm.MixUp(lam_law=("normal", 0.5, 0.5), per=per, sampling="device"),
+    )
+    for mix in modules:
+        mix.sample(4, (16, 17), device="cuda")
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            plan = mix.sample(4, (16, 17), device="cuda")
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert plan.device.type == "cuda"
+
+
 # ---- batches ---------------------------------------------------------------------------------------------------------
 
 
