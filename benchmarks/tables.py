@@ -467,17 +467,32 @@ def theory_moons() -> str:
     return _theory("theory-moons.csv", moons)
 
 
+def theory_designs() -> str:
+    """What is wanted of masks, and what is measured."""
+    from fusedmix.analysis import design_curves
+
+    return _theory("theory-designs.csv", design_curves)
+
+
+def theory_unbounded() -> str:
+    """The mixed loss for λ outside [0, 1]."""
+    from fusedmix.analysis import unbounded
+
+    return _theory("theory-unbounded.csv", unbounded)
+
+
 def _theory(name: str, figure: Any) -> str:
     """The table that a command of fusedmix.analysis prints, from its committed rows."""
     found, types = _rows(name), get_type_hints(figure.Row)
-
-    def value(text: str, kind: Any) -> Any:
-        if kind in (str, int):
-            return kind(text)
-        return float(text) if text else None
-
-    rows = [figure.Row(**{f.name: value(row[f.name], types[f.name]) for f in fields(figure.Row)}) for row in found]
+    rows = [figure.Row(**{f.name: _of_type(row[f.name], types[f.name]) for f in fields(figure.Row)}) for row in found]
     return f"{figure.table(rows)}\n\n{_source('python -m benchmarks.theory', found[0])}\n"
+
+
+def _of_type(text: str, kind: Any) -> Any:
+    """A value of a CSV; an empty one is None."""
+    if kind in (str, int):
+        return kind(text)
+    return float(text) if text else None
 
 
 # ---- documents -------------------------------------------------------------------------------------------------------
@@ -513,6 +528,8 @@ DOCUMENTS: dict[Path, dict[str, Callable[[], str]]] = {
         "theory-examples": theory_examples,
         "theory-coefficients": theory_coefficients,
         "theory-moons": theory_moons,
+        "theory-designs": theory_designs,
+        "theory-unbounded": theory_unbounded,
     },
 }
 

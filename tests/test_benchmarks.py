@@ -309,8 +309,9 @@ def test_cpu_bench(tmp_path):
 def test_theory(tmp_path):
     pytest.importorskip("skimage")
     run("theory", "--quick", "--commit", "abc", "--out", tmp_path)
-    names = {f"theory-{name}.csv" for name in ("examples", "coefficients", "moons")}
-    pictures = {"theory-examples.jpg", "theory-coefficients.png", "theory-moons.png"}
+    drawn = ("coefficients", "moons", "designs", "unbounded")
+    names = {f"theory-{name}.csv" for name in ("examples", *drawn)}
+    pictures = {"theory-examples.jpg", *(f"theory-{name}.png" for name in drawn)}
     assert {path.name for path in tmp_path.iterdir()} == names | pictures
 
 
