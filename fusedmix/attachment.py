@@ -24,6 +24,7 @@ from fusedmix.methods import Pairing
 from fusedmix.module import MixTransform, mixing_module
 from fusedmix.options import TargetsName
 from fusedmix.plan import MixPlan
+from fusedmix.transforms import MixUp
 
 _KEPT = 64  # the number of forward passes whose plans are kept for backward passes that recompute them
 _SEVERAL = "fusedmix.attach: which layer is mixed decides what the graph is; attach to the compiled model instead."
@@ -88,7 +89,7 @@ def attached(model: nn.Module) -> list[MixHandle]:
 
 def _attachable(name: str, mix: Any) -> MixTransform:
     """`mix`, if it is a mixing module that needs no labels to find partners, and leaves images what they are."""
-    if mixing_module(name, mix)._refines:
+    if mixing_module(name, mix)._refines and not isinstance(mix, MixUp):
         raise ValueError(
             f"{name} must be a method whose plan fits what layers put out, but got {type(mix).__name__}, whose plan is "
             "made for the images of a batch."

@@ -52,8 +52,8 @@ class MixUp(BetaMethod):
             where λ is outside [0, 1], which Park et al. (2022) leave open. ("uniform", low, high); ("normal", mean,
             deviation); or a callable from numbers that are uniform in (0, 1), (n,) float64 on the device of the plan,
             to as many λ, as the icdf of a distribution is: torch.distributions.Laplace(0.5, 0.1).icdf. Drawn by Philox.
-            alpha does nothing then, lam_range may not be given, and neither RandomMix nor attach takes such a module.
-            It costs a few small operations a step. None: λ ~ Beta(α, α).
+            alpha does nothing then, lam_range may not be given, and a RandomMix does not hold such a module. It costs a
+            few small operations a step. None: λ ~ Beta(α, α).
         **options: see `Options`.
     """
 

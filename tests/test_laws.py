@@ -8,6 +8,7 @@ import pickle
 import pytest
 import torch
 from scipy import stats
+from torch import nn
 
 import fusedmix as fm
 from callers import CPP, INTERPRETED
@@ -147,3 +148,13 @@ def test_embeddings():
     mix = fm.EmbedMix(lam_law=("uniform", -1.0, 0.0), per="sample")
     lam = mix.sample(50, (3,), seed=0).lam
     assert (lam >= 1).all()  # folded
+
+
+def test_attached():
+    model = nn.Identity()
+    handle = fm.attach(model, fm.MixUp(lam_law=("uniform", 2.0, 3.0), per="sample", num_classes=K))
+    x = torch.rand(B, 3, 4, 4)
+    found = model(x)
+    w = handle.plan.lam.reshape(B, 1, 1, 1)
+    assert (w >= 2).all()
+    torch.testing.assert_close(found, w * x + (1 - w) * x[handle.plan.partner])
