@@ -65,6 +65,7 @@ _WITH_GPU = (
     "test_gpu_finish",
     "test_ops",
     "test_losses",
+    "test_term_losses",
     "test_derivatives",
     "test_plans",
     "test_plans_partners",
