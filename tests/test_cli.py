@@ -271,7 +271,7 @@ def test_training_repeats_and_corrupts_only_training_labels() -> None:
     changed = (clean.train_labels != corrupted.train_labels).double().mean()
     assert 0.2 < changed <= 0.3
 
-    states = [train.train(METHODS[1].build(train.CLASSES), clean, seed=5, epochs=1).state_dict() for _ in range(2)]
+    states = [train.train(METHODS[1], clean, seed=5, epochs=1).state_dict() for _ in range(2)]
     for name, value in states[0].items():
         assert torch.allclose(value, states[1][name], atol=1e-5), name
 

@@ -21,7 +21,9 @@ CONSTRUCTION = {
     "alpha positional": wrong_type(lambda: fm.MixUp(1.0), "positional"),
     "ratio too large": wrong_value(lambda: fm.HMix(ratio=1.5), "ratio", "1.5", "[0, 1]"),
     "ratio negative": wrong_value(lambda: fm.HMix(ratio=-0.1), "ratio", "-0.1", "[0, 1]"),
-    "ratio of CutMix": wrong_type(lambda: fm.CutMix(ratio=0.5), "ratio", "unknown", "HMix takes ratio"),
+    "ratio of CutMix": wrong_type(
+        lambda: fm.CutMix(ratio=0.5), "ratio", "unknown", "HMix, Cutout and GridMask take ratio"
+    ),
     "num_classes zero": wrong_value(lambda: fm.MixUp(num_classes=0), "num_classes", "0", ">= 1"),
     "num_classes float": wrong_type(lambda: fm.MixUp(num_classes=10.0), "num_classes", "10.0", "int"),
     "num_classes bool": wrong_type(lambda: fm.MixUp(num_classes=True), "num_classes", "True", "int"),
@@ -74,7 +76,9 @@ CONSTRUCTION = {
         "Did you mean 'num_classes'?",
         "It takes alpha, placement, aspect, minmax, num_classes,",
     ),
-    "keyword of another method": wrong_type(lambda: fm.GMix(ratio=0.5), "'ratio'", "HMix takes ratio", "alpha"),
+    "keyword of another method": wrong_type(
+        lambda: fm.GMix(ratio=0.5), "'ratio'", "HMix, Cutout and GridMask take ratio", "alpha"
+    ),
     "keyword of timm": wrong_type(lambda: fm.MixUp(prob=0.5), "'prob'", "timm's prob is p", "It takes alpha"),
     "mode of timm": wrong_type(lambda: fm.CutMix(mode="elem"), "'mode'", 'per="sample"', 'pairing="flip"'),
     "alpha of timm": wrong_type(lambda: fm.MixUp(mixup_alpha=0.8), "'mixup_alpha'", "alpha of MixUp"),

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from fusedmix.demo.methods import Mixture
 from fusedmix.demo.photos import CREDITS
+from fusedmix.functional import mix_labels
 from fusedmix.version import __version__
 
 # The layout in pixels. At 168 pixels an image the sheet stays below 4 MB and its captions are readable in a README.
@@ -22,6 +24,7 @@ IMAGE, MASK = 168, 48
 HEADING = 30
 NAMES = 22  # the originals have a name where the mixed images have a mask
 CAPTION = MASK + 6
+LINES = 3  # of text beside a mask
 ROW_GAP = 20
 INK, FAINT = "#1a1a1a", "#6a6a6a"
 FRAME = 0.57  # grey
@@ -63,8 +66,10 @@ class _Canvas:
         self.figure.figimage(framed.permute(1, 2, 0).numpy(), left, self.height - top - side, origin="upper")
 
 
-def _label(weight: float, own: str, partner: str) -> list[str]:
-    return [f"{share:.2f} {name}" for share, name in ((weight, own), (1 - weight, partner)) if share >= 0.005]
+def _labels(weights: Tensor, names: Sequence[str]) -> list[str]:
+    """Of the weights (B,) of the classes of one sample those that show, the largest first."""
+    order = weights.argsort(descending=True, stable=True).tolist()
+    return [f"{float(weights[i]):.2f} {names[i]}" for i in order if weights[i] >= 0.005][:LINES]
 
 
 def draw_sheet(images: Tensor, names: Sequence[str], mixtures: Sequence[Mixture], path: Path, *, subtitle: str) -> None:
@@ -85,7 +90,7 @@ def draw_sheet(images: Tensor, names: Sequence[str], mixtures: Sequence[Mixture]
     canvas.text(
         MARGIN,
         82,
-        "black where its partner does. λ is the drawn coefficient; below it stands the mixed label.  "
+        "black where others do. λ is the drawn coefficient; below it stand the largest labels.  "
         f"fusedmix {__version__}, {subtitle}.",
         13,
         FAINT,
@@ -102,17 +107,18 @@ def draw_sheet(images: Tensor, names: Sequence[str], mixtures: Sequence[Mixture]
     for mixture in mixtures:
         plan = mixture.plan.to("cpu")
         mixed, masks = mixture.images.cpu(), plan.mask()
+        targets = mix_labels(torch.arange(len(names)), plan, num_classes=len(names))
         canvas.text(MARGIN, top + 22, mixture.method.name, 16, weight="bold")
         canvas.text(MARGIN + 170, top + 22, mixture.method.note, 14, FAINT)
         top += HEADING
         for i, left in enumerate(lefts):
             canvas.picture(left, top, IMAGE, mixed[i])
             canvas.picture(left, top + IMAGE + 6, MASK, masks[i])
-            baseline = top + IMAGE + 17
-            canvas.text(left + MASK + 8, baseline, f"λ = {float(plan.lam[i]):.2f}", 13, FAINT)
-            for line in _label(float(plan.weight[i]), names[i], names[int(plan.partner[i])]):
-                baseline += 18
-                canvas.text(left + MASK + 8, baseline, line, 13)
+            lines = _labels(targets[i], names)
+            lam = [] if len(lines) == LINES else [f"λ = {float(plan.lam[i]):.2f}"]
+            for k, line in enumerate((*lam, *lines)):
+                color = FAINT if k < len(lam) else INK
+                canvas.text(left + MASK + 8, top + IMAGE + 17 + 18 * k, line, 13, color)
         top += IMAGE + CAPTION + ROW_GAP
 
     canvas.text(MARGIN, top + 12, CREDITS, 12, FAINT)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,13 +15,14 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from fusedmix.demo.methods import METHODS
+from fusedmix.demo.methods import METHODS, Method
 
 CLASSES = 10
 BATCH = 50
 # Few enough that regularisation has something to do, and the rest make a usable test set.
 TRAIN_IMAGES, TEST_IMAGES = 600, 1197
 NO_MIXING = "no mixing"
+_LAST = 9  # the layer of `small_cnn` whose activations say where what is
 # Shares of the training labels that are replaced at random: clean digits are so easy that little is left to gain,
 # while learning wrong labels by heart is what mixing is known to hinder (Zhang et al. 2018, section 3.4).
 CORRUPTED = (0.0, 0.3)
@@ -114,12 +114,14 @@ def _one_thread() -> Iterator[None]:
 
 
 @_one_thread()
-def train(mix: Callable[[Tensor, Tensor], Any] | None, split: Split, *, seed: int, epochs: int) -> nn.Module:
-    """A network trained from scratch. A seed gives every method the same initial weights and the same batches."""
+def train(method: Method | None, split: Split, *, seed: int, epochs: int) -> nn.Module:
+    """A network trained from scratch, with a method of mixing or without. A seed gives every method the same initial
+    weights and the same batches."""
     device = split.train_images.device
     order = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     model = small_cnn().to(device)
+    mix = None if method is None else method.build(CLASSES, model, model[_LAST])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=epochs * TRAIN_IMAGES // BATCH)
     for _ in range(epochs):
@@ -137,16 +139,16 @@ def train(mix: Callable[[Tensor, Tensor], Any] | None, split: Split, *, seed: in
 
 def compare(seeds: Sequence[int], epochs: int, device: torch.device | str = "cpu") -> list[Run]:
     """A run without mixing and one with every method, for every seed and every share of corrupted labels."""
-    methods = [(NO_MIXING, None), *((method.name, method.build(CLASSES)) for method in METHODS)]
+    methods: list[tuple[str, Method | None]] = [(NO_MIXING, None), *((method.name, method) for method in METHODS)]
     runs = []
     train(None, load_split(seeds[0], device=device), seed=0, epochs=1)  # torch's own first steps are slow: not timed
     with tqdm(total=len(seeds) * len(CORRUPTED) * len(methods), unit="run") as progress:
         for corrupted, seed in itertools.product(CORRUPTED, seeds):
             split = load_split(seed, corrupted, device)
-            for name, mix in methods:
+            for name, method in methods:
                 progress.set_description(f"{name:<16}")
                 start = time.perf_counter()
-                model = train(mix, split, seed=seed, epochs=epochs)
+                model = train(method, split, seed=seed, epochs=epochs)
                 with torch.no_grad():
                     probabilities = model(split.test_images).softmax(dim=1)
                 accuracy = float((probabilities.argmax(dim=1) == split.test_labels).double().mean())
