@@ -8,6 +8,7 @@ asks about, by `at_pixels` or `at_cells`. Maps are constants: no gradient flows 
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -18,7 +19,7 @@ from fusedmix import checks, dims
 from fusedmix.draws import Request, moved
 from fusedmix.one_method import OneMethod
 from fusedmix.plan import MixPlan
-from fusedmix.saliency import fine_grained_saliency, resized, spectral_saliency
+from fusedmix.saliency import between, fine_grained_saliency, resized, spectral_saliency
 from fusedmix.subclasses import plain
 
 # Of images to maps (B, h, w); one that has a parameter `labels` is given the labels of the batch, too.
@@ -115,16 +116,45 @@ def at_cells(maps: Tensor, cells: tuple[int, ...]) -> Tensor:
     return found
 
 
-def shares(maps: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Maps (B, *sides) as (B, *size), from 0 on and with a sum of 1, float64: at the pixels, less their least value
-    there, and divided by what is then their sum. NaN everywhere, where a map is constant."""
-    if not maps.shape[0]:
-        return maps.new_zeros((0, *size), dtype=torch.float64)
-    axes = tuple(range(1, maps.ndim))
-    # What is constant is 0 before it is stretched, and not constant but for the rounding.
-    found = at_pixels(maps - maps.amin(axes, keepdim=True), size).double()
-    found = found - found.amin(axes, keepdim=True)
-    return found / found.sum(axes, keepdim=True)
+class Shares:
+    """How much of a map lies in a box, once it is at the pixels, less its least value there, and divided by what is
+    then its sum. NaN where a map is constant.
+
+    At the pixels a map is linear in each of its own, along one side after the other. So its sums in boxes are those of
+    the map itself, weighted, and of all the pixels only the least value has to be found.
+
+    Args:
+        maps: (B, *sides).
+        size: the sides of the images.
+    """
+
+    def __init__(self, maps: Tensor, size: tuple[int, ...]) -> None:
+        # What is constant is 0 before it is stretched, and not constant but for the rounding.
+        self._maps = maps - maps.amin(tuple(range(1, maps.ndim)), keepdim=True)
+        self._size = size
+        self._least = at_pixels(self._maps, size).flatten(1).amin(1).double()
+
+    def inside(self, first: Tensor, stop: Tensor, of: Tensor) -> Tensor:
+        """(B,) float64: the shares of the maps `of` samples, (B,), in boxes of which the first pixels are (B, d), and
+        those behind the last."""
+        maps, least = self._maps[of].double(), self._least[of]
+        sums = _sums(maps, self._size, first, stop) - (stop - first).prod(1) * least
+        all_of_it = [torch.full_like(stop[:, axis], side) for axis, side in enumerate(self._size)]
+        whole = _sums(maps, self._size, torch.zeros_like(first), torch.stack(all_of_it, 1))
+        return sums / (whole - math.prod(self._size) * least)
+
+
+def _sums(maps: Tensor, size: tuple[int, ...], first: Tensor, stop: Tensor) -> Tensor:
+    """(B,): the sums of maps (B, *sides) in boxes of pixels of images of a size."""
+    for axis in reversed(range(len(size))):
+        # By how much each pixel of the map counts in all pixels before another one.
+        low, high, share = between(maps.shape[-1], size[axis], maps.device)
+        own = torch.arange(maps.shape[-1], device=maps.device)
+        weights = (1.0 - share)[:, None] * (low[:, None] == own) + share[:, None] * (high[:, None] == own)
+        before = torch.nn.functional.pad(weights.cumsum(0), (0, 0, 1, 0))
+        within = before[stop[:, axis]] - before[first[:, axis]]
+        maps = (maps * within.reshape(len(within), *[1] * axis, len(own))).sum(-1)
+    return maps
 
 
 def peak(maps: Tensor, size: tuple[int, ...]) -> tuple[Tensor, ...]:

@@ -29,6 +29,14 @@ def resized(maps: Tensor, size: tuple[int, ...]) -> Tensor:
     return F.interpolate(maps.unsqueeze(1), size, mode=_LINEAR[len(size)], align_corners=False).squeeze(1)
 
 
+def between(side: int, count: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """How `resized` brings a side to `count` pixels: between which two of its own each lies, and how far from the first
+    of these."""
+    place = ((torch.arange(count, dtype=torch.float64, device=device) + 0.5) * side / count - 0.5).clamp(0, side - 1)
+    low = place.long()
+    return low, (low + 1).clamp_max(side - 1), place - low
+
+
 def spectral_saliency(images: Tensor) -> Tensor:
     """Spectral residual: what is left of the logarithm of an image's spectrum less its local mean (Hou, Zhang,
     "Saliency Detection: A Spectral Residual Approach", CVPR 2007), at 64 pixels a side.
@@ -66,12 +74,9 @@ def spectral_saliency(images: Tensor) -> Tensor:
 def _rows(x: Tensor) -> Tensor:
     """Grey values (B, *sides) of images of (B, C, *sides), of which those rows that take no part are left out where the
     first side is resized to fewer pixels: to convert and to weight all of them would take most of the time."""
-    side = x.shape[2]
-    place = ((torch.arange(_SIDE, dtype=torch.float64, device=x.device) + 0.5) * side / _SIDE - 0.5).clamp(0, side - 1)
-    low = place.long()
-    near, far = (_grey(x.index_select(2, index)) for index in (low, (low + 1).clamp_max(side - 1)))
-    share = (place - low).to(near.dtype).reshape(-1, *[1] * (x.ndim - 3))
-    return near.lerp_(far, share)
+    low, high, share = between(x.shape[2], _SIDE, x.device)
+    near, far = (_grey(x.index_select(2, index)) for index in (low, high))
+    return near.lerp_(far, share.to(near.dtype).reshape(-1, *[1] * (x.ndim - 3)))
 
 
 def fine_grained_saliency(images: Tensor) -> Tensor:

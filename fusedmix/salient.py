@@ -19,7 +19,7 @@ from fusedmix import checks, grids
 from fusedmix.arguments import Patches, Terms
 from fusedmix.draws import Request
 from fusedmix.fourier import draw_of
-from fusedmix.importance import Importance, ImportanceMethod, at_cells, peak, shares
+from fusedmix.importance import Importance, ImportanceMethod, Shares, at_cells, peak
 from fusedmix.masks import grid
 from fusedmix.masks.box import root
 from fusedmix.masks.family import Masks, geometry, packed, quotient
@@ -187,8 +187,8 @@ class SnapMix(ImportanceMethod, BetaMethod):
         box, crop = _where(mixed, box), _where(mixed, crop)
         made = _cuts(*box, size)
 
-        found = shares(maps, size)
-        own, lent = 1.0 - _inside(found, *box), _inside(found[partner], *crop)
+        each, shares = torch.arange(len(partner), device=partner.device), Shares(maps, size)
+        own, lent = 1.0 - shares.inside(*box, of=each), shares.inside(*crop, of=partner)
         if labels is not None and self.variant == "released":
             same = labels == labels[partner]
             same = same if same.ndim == 1 else same.all(1)
@@ -196,7 +196,6 @@ class SnapMix(ImportanceMethod, BetaMethod):
         own = torch.where(own.isnan(), made.weight, own)
         lent = torch.where(lent.isnan(), 1.0 - made.weight, lent)
         weight = torch.stack((torch.where(mixed, own, 1.0), torch.where(mixed, lent, 0.0)), 1)
-        each = torch.arange(len(partner), device=partner.device)
         return replace(
             plan,
             masks=made.records,
@@ -209,7 +208,7 @@ class SnapMix(ImportanceMethod, BetaMethod):
     def _boxes(self, plan: MixPlan) -> Box:
         """A, as the sampler has drawn it: empty where nothing is to be mixed."""
         found, d = geometry(plan.masks).long(), len(plan.size)
-        cut = (plan.masks[:, :1] == Kind.BOX).long()
+        cut = (plan.masks[:, :1] == int(Kind.BOX)).long()
         return found[:, 3 - d : 3] * cut, found[:, 6 - d :] * cut
 
     def _crops(self, request: Request, seed: Tensor) -> Box:
@@ -232,12 +231,3 @@ def _where(condition: Tensor, box: Box) -> Box:
     """The boxes of samples that it holds for, empty ones for the others."""
     first, stop = (torch.where(condition.unsqueeze(1), x, 0) for x in box)
     return first, stop
-
-
-def _inside(maps: Tensor, first: Tensor, stop: Tensor) -> Tensor:
-    """(B,): the sums of maps (B, *size) in boxes."""
-    for axis in reversed(range(first.shape[1])):
-        pixel = torch.arange(maps.shape[-1], device=maps.device)
-        inside = (pixel >= first[:, axis, None]) & (pixel < stop[:, axis, None])
-        maps = (maps * inside.double().reshape(len(inside), *[1] * axis, len(pixel))).sum(-1)
-    return maps

@@ -286,14 +286,20 @@ def test_maps_at_more_cells_than_they_have_pixels():
 
 @pytest.mark.parametrize("size", [(7, 5), (16, 23), (3, 4)], ids=str)
 def test_shares(size):
-    maps = images_of((3, 7, 5), torch.float32)
+    maps, of = images_of((4, 7, 5), torch.float32), torch.tensor([1, 3, 0, 2])
     maps[2] = 2.3
-    found = importance.shares(maps, size)
-    for one, of in zip(found[:2], maps.double().numpy(), strict=False):
-        expected = linear(of, size) - linear(of, size).min()
-        torch.testing.assert_close(one, torch.from_numpy(expected / expected.sum()), rtol=1e-5, atol=1e-7)
-    assert found[2].isnan().all()
-    assert importance.shares(maps[:0], size).shape == (0, *size)
+    first = torch.tensor([[0, 0], [1, 2], [2, 1], [0, 1]])
+    stop = torch.tensor([size, (3, 3), (2, 4), (2, 2)])
+    found = importance.Shares(maps, size).inside(first, stop, of)
+    for i, sample in enumerate(of[:3].tolist()):
+        at_pixels = linear(maps[sample].double().numpy(), size)
+        at_pixels -= at_pixels.min()
+        (top, left), (bottom, right) = first[i].tolist(), stop[i].tolist()
+        expected = at_pixels[top:bottom, left:right].sum() / at_pixels.sum()
+        assert float(found[i]) == pytest.approx(expected, abs=1e-6)
+    assert found[3].isnan()
+    none = torch.zeros(0, 2, dtype=torch.int64)
+    assert importance.Shares(maps[:0], size).inside(none, none, none[:, 0]).shape == (0,)
 
 
 @pytest.mark.parametrize("size", [(7, 5), (14, 20), (9, 3), (1, 1)], ids=str)

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fusedmix as fm
-from conftest import images_of, refused
+from conftest import Counting, images_of, refused
 from maps import linear, weights_of
 
 SIZES = ((32, 41), (57,), (9, 16, 13))
@@ -424,6 +424,19 @@ def test_copies_and_pickles(make):
         assert other.importance is fm.spectral_saliency
         assert same(plan, other.sample(5, (24, 26), importance=maps, seed=1))
     assert "spectral_saliency" in repr(mix)
+
+
+@pytest.mark.parametrize("name", [pytest.param("SaliencyMix", marks=pytest.mark.thorough), "SnapMix"])
+def test_compiled(name):
+    """Into one graph with the saliency, and the batch is that of the module itself."""
+    mix = MODULES[name](sampling="device", importance=fm.spectral_saliency, num_classes=6, backend="reference")
+    x, y, graphs = images_of((6, 3, 24, 26), torch.float32), torch.arange(6), Counting()
+    torch.manual_seed(4)
+    made = torch.compile(lambda *batch: mix(*batch), backend=graphs, fullgraph=True)(x, y)
+    torch.manual_seed(4)
+    for found, expected in zip(made, mix(x, y), strict=True):
+        torch.testing.assert_close(found, expected)
+    assert graphs.graphs == 1
 
 
 class NoCopies(TorchDispatchMode):

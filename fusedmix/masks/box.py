@@ -132,13 +132,14 @@ def root(x: Tensor, d: int) -> Tensor:
     """x^(1/d) of float64, the same on every backend: a box is the floor of a multiple of it.
 
     Square roots are correctly rounded, as math.sqrt's and a GPU's are. On x86 torch.sqrt takes them from a vector
-    library that gets 14 of 1000 wrong in the last bit (torch 2.10 and 2.15), hence the loop. Cube roots differ between
+    library that gets 14 of 1000 wrong in the last bit (torch 2.10 and 2.15), hence the loop, which a graph cannot hold:
+    there a λ between the same two pixels has the same box. Cube roots differ between
     libraries in the last bit, so they are rounded to float32.
     """
     if d == 2:
         return (
             x.new_tensor([math.sqrt(v) if v >= 0 else math.nan for v in x.tolist()])
-            if x.device.type == "cpu"
+            if x.device.type == "cpu" and not torch.compiler.is_compiling()
             else x.sqrt()
         )
     return x if d == 1 else x.pow(1.0 / 3.0).float().double()
