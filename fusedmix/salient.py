@@ -164,7 +164,7 @@ class SnapMix(ImportanceMethod, BetaMethod):
     that this label counts twice; the labels have to be known then, in the batch or in sample(..., labels=). "paper":
     the weights are as said.
 
-    It mixes out of place, and no segmentation masks.
+    It mixes out of place. Segmentation label maps go along by the nearest pixel.
 
     Args:
         alpha: α > 0 of both λ. (The authors took 5, and mixed every batch or half of them.)

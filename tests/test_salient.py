@@ -405,6 +405,21 @@ def test_videos_and_channels_last():
     assert torch.equal(peaks(fm.SaliencyMix(labels_getter=None, axes=(-2, -1)), frames), fm.mix(frames, plan))
 
 
+def test_label_maps(make):
+    """They take what the images take, by the nearest pixel where that is resized."""
+    maps = torch.randint(0, 7, (6, 24, 26), generator=torch.Generator().manual_seed(0))
+    plan = make(per="sample", backend="reference").sample(6, (24, 26), importance=maps_of(6, (24, 26)), seed=1)
+    expected = torch.where(plan.mask() == 1, maps, maps[plan.partner])
+    for i in range(6 if plan.patches else 0):
+        (a, b), (c, d) = slices(plan.patches.boxes[i, 0]), slices(plan.patches.crops[i, 0])
+        rows, columns = (
+            of.start + torch.arange(to.stop - to.start) * (of.stop - of.start) // max(to.stop - to.start, 1)
+            for to, of in ((a, c), (b, d))
+        )
+        expected[i, a, b] = maps[plan.partner[i]][rows][:, columns]
+    assert torch.equal(fm.mix_masks(maps, plan), expected)
+
+
 def test_a_network_stays_out_of_the_module(make):
     """It is no part of it: neither its parameters nor its state."""
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 1, 3, padding=1), torch.nn.Flatten(0, 1))
