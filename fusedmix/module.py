@@ -73,6 +73,7 @@ class MixTransform(checks.Checked, nn.Module):
     _chance: float = 1.0  # what `enabled` stands for: a schedule of the probability of mixing sets it
     _fold: bool = False  # whether λ ← max(λ, 1-λ), of a method whose masks are λ
     _refines: bool = False  # whether `_refine` has to finish what the sampler has drawn
+    _from_elsewhere: ClassVar[bool] = False  # whether that serves partners from another batch
     _gathers: ClassVar[bool] = False  # whether its plans mix out of place only
     _binary: ClassVar[bool] = False  # whether label maps can be mixed though its masks are not 0 or 1
     _member: bool = False  # whether the module is one of the methods of a RandomMix
@@ -563,7 +564,7 @@ class MixTransform(checks.Checked, nn.Module):
     def _check_other_size(self, other_size: int, partner: Tensor | None) -> int:
         """How many samples another batch has, if partners can be found there."""
         name = type(self).__name__
-        if self._refines:
+        if self._refines and not self._from_elsewhere:
             raise ValueError(f"{name} takes no partners from another batch: other_size and other must be None.")
         if self.finish is not None:
             raise ValueError(f"other_size and other must be None for {name} with finish, which finishes one batch.")

@@ -438,7 +438,7 @@ def _check_more(name: str, plan: MixPlan, refuse: Sequence[str]) -> None:
 def check_lender(plan: MixPlan, other: Tensor) -> None:
     """Raises ValueError unless the partners of a plan are samples of `other`."""
     n = other.shape[0]
-    if plan.other_size not in (None, n) or not n:
+    if plan.other_size not in (None, n) or (plan.batch_size and not n):
         raise ValueError(f"other must have {plan.other_size or 'at least 1'} samples, but got {n}.")
     checks.partners(plan.partner, among=n)
 

@@ -70,6 +70,8 @@ class _Waves(NamedTuple):
     def sum(self, amplitudes: Tensor) -> Tensor:
         """(n, *period), the real part of Σ_k amplitude·e^(iθ), of (n, *frequencies) complex amplitudes."""
         waves = amplitudes.new_zeros((amplitudes.shape[0], *self.period))
+        if not waves.shape[0]:  # MKL's FFT takes no empty batch.
+            return waves.real
         waves.index_put_(
             (torch.arange(len(waves), device=waves.device).reshape([-1] + [1] * (waves.ndim - 1)), *self.places),
             amplitudes,

@@ -58,6 +58,7 @@ class MixUp(BetaMethod):
     """
 
     _formulas = {"released": Method.MIXUP, "paper": Method.MIXUP}  # noqa: RUF012
+    _from_elsewhere = True
     _lam_law: laws.LamLaw | None = None
 
     def __init__(

@@ -252,6 +252,34 @@ def test_other_batches(clamp):
     torch.testing.assert_close(fm.mix(x, plan, other=other), m * x + (1 - m) * other[plan.partner])
 
 
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (fm.SpectralMix, {}),
+        (fm.SpectralMix, {"clamp": False}),
+        (fm.MixUp, {"lam_law": ("normal", 0.5, 1.0)}),
+    ],
+)
+def test_modules_on_other_batches(make, options):
+    mix = make(num_classes=K, per="sample", **options)
+    x, y, other, labels = torch.rand(4, 3, 5, 6), torch.arange(4), torch.rand(7, 3, 5, 6), torch.arange(7) % K
+    torch.manual_seed(2)
+    images, targets = mix(x, y, other=(other, labels))
+    torch.manual_seed(2)
+    plan = mix.sample(4, (5, 6), other_size=7)
+    torch.testing.assert_close(images, fm.mix(x, plan, other=other))
+    torch.testing.assert_close(targets, fm.mix_labels(y, plan, other=labels, num_classes=K))
+
+
+@pytest.mark.parametrize("clamp", [True, False])
+@pytest.mark.parametrize("per", ["batch", "pair", "sample"])
+def test_no_samples(per, clamp):
+    plan = fm.SpectralMix(clamp=clamp, per=per).sample(0, (5, 6))
+    assert fm.mix(torch.rand(0, 3, 5, 6), plan).shape == (0, 3, 5, 6)
+    assert plan.mask().shape == (0, 5, 6)
+    assert plan.weight.shape == (0,)
+
+
 def test_in_place():
     plans = [fm.SpectralMix(contrast=1.0, clamp=clamp).sample(4, (5, 6), seed=1) for clamp in (True, False)]
     x = torch.rand(4, 3, 5, 6)
