@@ -274,6 +274,7 @@ def test_compiled():
 
     def loss(z):
         a = fm.mix_cross_entropy(z, labels, plan, label_smoothing=0.1, ignore_index=2)
+        a = a + (z * fm.mix_labels(labels, plan, num_classes=7)).sum() + fm.mix_accuracy(z, labels, plan)
         return a + fm.mix_binary_cross_entropy(z, labels, plan, ignore_index=2, sum_classes=True)
 
     torch._dynamo.reset()
@@ -300,6 +301,6 @@ def test_kernels_of_two_labels_asked_for_one(backend, smoothing):
         row = (logits_for(7, k), labels, *plan.terms, int(plan.pairing), int(plan.per), weight)
         losses, statistics, scale = of.cross_entropy(*row, smoothing, -100, 0)
         slope = of.cross_entropy_backward(grad, *row, statistics, scale, smoothing, -100)
-        row = (row[0], labels.clamp(0), *row[2:], weight, smoothing, None, 0)
+        row = (row[0], labels.clamp(0), *row[2:], 3 * weight, smoothing, None, 0)
         results.append((losses, slope, of.binary_cross_entropy(*row), of.binary_cross_entropy_backward(grad, *row)))
     torch.testing.assert_close(*results)

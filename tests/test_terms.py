@@ -146,18 +146,3 @@ def test_empty_batches():
     assert fm.mix_labels(labels, plan, num_classes=K).shape == (0, K)
     assert fm.mix_targets(torch.rand(0, 3), plan).shape == (0, 3)
     assert fm.mix_accuracy(torch.rand(0, K), labels, plan).isnan()
-
-
-def test_compiled():
-    plan, labels, soft = plan_with(), torch.randint(K, (B,)), torch.rand(B, K)
-
-    def all_of(labels, soft):
-        return (
-            fm.mix_labels(labels, plan, num_classes=K),
-            fm.mix_targets(soft, plan),
-            fm.mix_accuracy(soft, labels, plan),
-        )
-
-    torch._dynamo.reset()
-    compiled = torch.compile(all_of, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(labels, soft), all_of(labels, soft))
