@@ -66,6 +66,7 @@ _WITH_GPU = (
     "test_ops",
     "test_losses",
     "test_term_losses",
+    "test_multi",
     "test_derivatives",
     "test_plans",
     "test_plans_partners",

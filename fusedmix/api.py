@@ -12,6 +12,7 @@ from fusedmix.erased import Cutout, GridMask
 from fusedmix.finishing import Erase, Finish
 from fusedmix.functional import finish, mix, mix_, mix_labels
 from fusedmix.losses import mix_binary_cross_entropy, mix_cross_entropy
+from fusedmix.multi import MultiMix
 from fusedmix.pairing import pairing_by_distance
 from fusedmix.pasting import RICAP, ResizeMix
 from fusedmix.plan import MixPlan, SparseTargets, SparseTerms
@@ -36,6 +37,7 @@ __all__ = [
     "InplaceError",
     "MixHandle",
     "MixPlan",
+    "MultiMix",
     "PuzzleMix",
     "ResizeMix",
     "SaliencyMix",

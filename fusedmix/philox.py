@@ -55,6 +55,9 @@ class Stream(IntEnum):
     PASTE = 30
     CUT = 31  # index: d times the draw, and the side; call 0 and 1: the four uniforms of where a side is cut
     CROP = 32  # call: which part of the image; words 0, 1, 2: where its crop begins along the first, second, third side
+    # Call 2n and 2n + 1: the four uniforms of how the n-th part is halved, from the whole on (fusedmix/multi.py).
+    TERMS = 34
+    RANKS = 35  # call t, words 0-1: the sort key of partner t
     CUTOUT = 37  # words 0, 1, 2: the centre along the axes of CENTRE
     # Call 0, word 0: the period of the grid; word 1: its turn. Call 1: where it begins along the axes of CENTRE.
     GRIDMASK = 38
@@ -125,11 +128,15 @@ def symmetric_beta(seed: Tensor, index: Tensor, alpha: Tensor, stream: Stream = 
     that make up Y from α+1 to α. Their ratio is formed from logarithms, so α = 0.01, where U^(1/α) is 1e-100 as
     often as not, neither underflows nor divides 0 by 0.
     """
-    calls = torch.arange(2, device=index.device).reshape(2, *[1] * max(seed.ndim, index.ndim))
+    return 1.0 / (1.0 + (-symmetric_logit(seed, index, alpha, stream)).exp())
+
+
+def symmetric_logit(seed: Tensor, index: Tensor, alpha: Tensor, stream: Stream, first: int | Tensor = 0) -> Tensor:
+    """log(B/(1-B)) of B ~ Beta(α, α), as `symmetric_beta` makes it: of two calls, the `first` and the next."""
+    calls = torch.arange(2, device=index.device).reshape(2, *[1] * max(seed.ndim, index.ndim)) + first
     a, b, c, d = words(seed, index, stream, calls)  # both calls in one evaluation
     (u, boost_u), (v, boost_v) = uniform(a, b), uniform(c, d)
     radius = (-((2.0 / (2.0 * alpha + 1.0)) * u.log()).expm1()).sqrt()
     t = radius * (2.0 * math.pi * v).cos()
     boost = (boost_u.log() - boost_v.log()) / alpha
-    logit = t.log1p() - (-t).log1p() + boost
-    return 1.0 / (1.0 + (-logit).exp())
+    return t.log1p() - (-t).log1p() + boost

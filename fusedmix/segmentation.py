@@ -11,7 +11,7 @@ from fusedmix.functional import mix
 from fusedmix.methods import Resize
 from fusedmix.plan import OF_PIXELS, MixPlan, of_partners, same_batch
 
-_REFUSED = tuple(attribute for attribute in OF_PIXELS if attribute not in ("patches", "fill"))
+_REFUSED = tuple(attribute for attribute in OF_PIXELS if attribute not in ("patches", "fill", "blended"))
 
 
 def mix_masks(

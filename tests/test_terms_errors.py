@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torchvision import tv_tensors
 
 import fusedmix as fm
 from fusedmix.arguments import Terms
-from wrong_calls import PLAN, X, Y, attached_to, check, wrong_type, wrong_value
+from wrong_calls import PLAN, X, Y, attached_to, check, wrong, wrong_type, wrong_value
 
 LOGITS = torch.rand(4, 4)
 PARTNER, WEIGHT = torch.tensor([[0, 1, 2]] * 4), torch.rand(4, 3, dtype=torch.float64)
@@ -68,6 +69,39 @@ LABELS = {
 }
 
 
+MULTI = {
+    "one sample": wrong_value(lambda: fm.MultiMix(k=1), "k must be", "[2, 8]", "1"),
+    "nine samples": wrong_value(lambda: fm.MultiMix(k=9), "k must be", "[2, 8]", "9"),
+    "k no int": wrong_type(lambda: fm.MultiMix(k=3.0), "k must be", "int", "3.0"),
+    "alpha zero": wrong_value(lambda: fm.MultiMix(alpha=0.0), "alpha", "> 0", "0.0"),
+    "weights a list": wrong_type(lambda: fm.MultiMix(weights=[0.5, 0.5]), "weights", "dirichlet, zeta", "[0.5, 0.5]"),
+    "weights unknown": wrong_value(lambda: fm.MultiMix(weights="dirichlett"), "weights", "Did you mean 'dirichlet'?"),
+    "gamma negative": wrong_value(lambda: fm.MultiMix(gamma=-1.0), "gamma", ">= 0", "-1.0"),
+    "gamma set to nothing": wrong_type(lambda: setattr(fm.MultiMix(), "gamma", None), "gamma", "number", "None"),
+    "k set": wrong(AttributeError, lambda: setattr(fm.MultiMix(), "k", 4), "k of a MultiMix", "fixed", "4"),
+    "in place": wrong_value(lambda: fm.MultiMix(inplace=True), "inplace must be False for MultiMix"),
+    "in place later": wrong_value(lambda: setattr(fm.MultiMix(), "inplace", True), "inplace must be False"),
+    "by a function in place": wrong(
+        fm.InplaceError, lambda: fm.mix_(X, fm.MultiMix().sample(4, (8, 8), seed=0)), "x cannot be mixed in place"
+    ),
+    "finish": wrong_value(lambda: fm.MultiMix(finish=fm.Finish(normalize=None)), "finish must be None for MultiMix"),
+    "in a set": wrong_type(lambda: fm.RandomMix([fm.MixUp(), fm.MultiMix()]), "of fusedmix, but got MultiMix."),
+    "attached": wrong_value(lambda: attached_to(fm.MultiMix()), "mix must be a method", "MultiMix"),
+    "label maps": wrong_value(
+        lambda: fm.MultiMix(num_classes=4, labels_getter=lambda sample: sample["y"])(
+            {"image": X, "y": Y, "mask": tv_tensors.Mask(torch.zeros(4, 8, 8, dtype=torch.int64))}
+        ),
+        "label maps",
+        "mask_classes",
+    ),
+}
+
+
 @pytest.mark.parametrize("name", LABELS)
 def test_wrong_labels(name):
     check(*LABELS[name])
+
+
+@pytest.mark.parametrize("name", MULTI)
+def test_wrong_mixing_of_several(name):
+    check(*MULTI[name])

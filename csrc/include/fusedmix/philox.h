@@ -34,6 +34,8 @@ enum Stream : uint32_t {
   kStreamPaste = 30,
   kStreamCut = 31,
   kStreamCrop = 32,
+  kStreamTerms = 34,
+  kStreamRanks = 35,
   kStreamCutout = 37,
   kStreamGridmask = 38,
 };
