@@ -90,6 +90,7 @@ METHODS = (
     ),
     Method("ResizeMix", "the whole partner, resized into a box · Qin et al. 2020", fm.ResizeMix),
     Method("RICAP", "random crops of four images, patched · Takahashi et al. 2018", fm.RICAP),
+    Method("MultiMix", "a blend of three samples, weights by Dirichlet's law", partial(fm.MultiMix, k=3)),
     Method("SaliencyMix", "a box where the partner is salient · Uddin et al. 2021", fm.SaliencyMix),
     Method(
         "AttentiveCutMix",

@@ -16,7 +16,7 @@ from fusedmix.demo.photos import CREDITS
 from fusedmix.functional import mix_labels
 from fusedmix.version import __version__
 
-# The layout in pixels. At 168 pixels an image the sheet stays below 4 MB and its captions are readable in a README.
+# The layout in pixels. At 168 pixels an image the sheet stays below 8 MB and its captions are readable in a README.
 DPI = 100
 MARGIN, GAP = 24, 14
 TITLE, FOOTER = 92, 30
