@@ -6,8 +6,6 @@
 // done number by number, from memory (finish_pixel.h), in a branch of its own.
 #pragma once
 
-#include <stdexcept>
-
 #include "finish_pixel.h"
 
 namespace fusedmix::cuda {

@@ -35,7 +35,7 @@ int paste(const Images& images, const LaunchPatches& patches, const Shape& shape
   args.dst = static_cast<char*>(images.dst);
   args.loops = loops_of(layout, images.type, shape.width, shape.columns);
   args.tiling = tiling_of(layout.batch, shape.columns, shape.log_column, shape.by_tile);
-  std::fill(args.side, args.side + 3, 1);
+  for (int32_t& side : args.side) side = 1;
   for (int d = 0; d < layout.rank; ++d) {
     const Dim& dim = layout.dims[d];
     if (dim.axis < 0) continue;

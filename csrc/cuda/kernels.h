@@ -14,11 +14,10 @@ constexpr int kEachLog = 8, kEachThreads = 1 << kEachLog, kPairThreads = 256, kR
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// As many blocks as one launch can have.
-inline int64_t launchable(int64_t blocks) {
-  if (blocks > INT32_MAX) throw std::invalid_argument("more blocks than one launch can have");
-  return blocks;
-}
+// As many blocks as one launch can have; throws where there are more.
+int64_t launchable(int64_t blocks);
+// Throws: a shape asks for a kernel that there is not.
+[[noreturn]] void no_kernel();
 
 // A plan as kernels get it: in memory, or, from the host, inside their arguments.
 constexpr int kInlineBytes = 44 * (sizeof(Record) + sizeof(int64_t) + sizeof(double));  // of 44 samples

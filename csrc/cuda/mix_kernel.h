@@ -9,8 +9,6 @@
 // thread writes any of it: the block owns the column, and waits once in between.
 #pragma once
 
-#include <stdexcept>
-
 #include "targets.h"
 #include "vector.h"
 
@@ -526,7 +524,7 @@ int launch_set(const Launch& l) {
     if (within(families, kStoredSet)) return launch_way<T, V, kStoredSet>(l);
   }
   if constexpr (V < 16) return launch_way<T, V, kAnySet>(l);
-  throw std::logic_error("no kernel mixes 16 bytes by all families of masks");
+  no_kernel();
 }
 
 // Defined by mix_float.cu and its like for each width that the type has.

@@ -99,6 +99,13 @@ void set_tiles(Shape& shape, const Images& images, bool by_tile) {
 
 }  // namespace
 
+int64_t launchable(int64_t blocks) {
+  if (blocks > INT32_MAX) throw std::invalid_argument("more blocks than one launch can have");
+  return blocks;
+}
+
+void no_kernel() { throw std::logic_error("no kernel mixes 16 bytes by all families of masks"); }
+
 Shape gather_shape(const Images& images, bool by_tile) {
   Shape shape = vectors_of(images, kConstantSet);
   if (images.layout.batch * images.layout.elements > 0) set_tiles(shape, images, by_tile);

@@ -1,7 +1,6 @@
 // Several elements of a sample that lie together, and one access to them.
 #pragma once
 
-#include <algorithm>
 #include <type_traits>
 
 #include "../include/fusedmix/blend.h"
@@ -100,7 +99,7 @@ inline Loops loops_of(const Layout& layout, ElementType type, int32_t width, int
   Loops loops{row.outer_rank + 1, row.axis, inner, divisor(inner), static_cast<uint32_t>(columns), layout.src_batch * size,
               layout.dst_batch * size, {}};
   const auto loop = [&](const Dim& dim) { return Loop{divisor(dim.size), dim.axis, dim.src * size, dim.dst * size}; };
-  std::transform(layout.dims, layout.dims + row.outer_rank, loops.dims, loop);
+  for (int d = 0; d < row.outer_rank; ++d) loops.dims[d] = loop(layout.dims[d]);
   loops.dims[row.outer_rank] = loop({row.length / width, row.src_step * width, row.dst_step * width, row.axis});
   return loops;
 }

@@ -83,7 +83,7 @@ struct WithLaunch {
       if (within(families, kCutSet)) return start<T, V, kCutSet>();
     }
     if constexpr (V < 16) return start<T, V, kAnySet>();
-    throw std::logic_error("no kernel mixes 16 bytes by all families of masks");
+    no_kernel();
   }
 };
 

@@ -1,9 +1,11 @@
 // A batch as loops over memory: dims that lie behind each other are merged, the rest sorted by stride. Host code.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
+#if !defined(__CUDACC__)  // kernels' files call nothing that needs them
+#include <algorithm>
 #include <stdexcept>
+#endif
 
 namespace fusedmix {
 
@@ -25,6 +27,7 @@ struct Layout {
   Dim dims[kMaxDims];
 };
 
+#if !defined(__CUDACC__)
 // The layout of two tensors of one shape. The last `spatial` dims are the axes that masks depend on; 0 if all masks of
 // the plan are constant, which leaves more to merge.
 inline Layout make_layout(int ndim, const int64_t* sizes, const int64_t* src, const int64_t* dst, int spatial) {
@@ -55,6 +58,7 @@ inline Layout make_layout(int ndim, const int64_t* sizes, const int64_t* src, co
   std::copy(dims, dims + merged, layout.dims);
   return layout;
 }
+#endif
 
 // The innermost loop: `length` elements at a constant step, `inner` of which share a pixel along `axis` (the channels of
 // channels_last). Axis -1: all of them share one.
