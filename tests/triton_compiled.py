@@ -27,19 +27,21 @@ from triton.runtime.jit import create_function_from_signature
 import fusedmix as fm
 from families import RECORDS
 from fusedmix import erasing
-from fusedmix.arguments import LossArguments, MaskArguments
+from fusedmix.arguments import LossArguments, MaskArguments, Patches
 from fusedmix.backends.triton import (
+    blend_kernel,
     finish_launch,
     fourier_launch,
     labels_kernel,
     launch,
     losses_kernel,
     mix_launch,
+    paste_launch,
     sample_launch,
 )
 from fusedmix.draws import Request
 from fusedmix.masks.family import WORDS
-from fusedmix.methods import Families
+from fusedmix.methods import Families, Resize
 from triton_loops import carried
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks is no part of what is installed
@@ -97,6 +99,22 @@ FINISHES = {
 }
 
 
+# With partners of another batch: the method, and whether in place.
+WITH = {
+    "another batch, boxes": (fm.CutMix, True),
+    "another batch, mixed": (mixed, False),
+    "another batch, constants": (fm.MixUp, True),
+}
+# Pasted: patches of a sample, how they are resized, sides, whether channels come last.
+PASTES = {
+    "pasted": (1, Resize.NEAREST, 2, False),
+    "pasted, resized": (1, Resize.LINEAR, 2, True),
+    "four pasted": (4, Resize.NEAREST, 2, True),
+    "pasted in volumes": (1, Resize.LINEAR_CORNERS, 3, False),
+    "pasted in signals": (8, Resize.NEAREST, 1, False),
+}
+
+
 class Launches(list):
     """(kernel, arguments, constants) of every launch, none of which takes place."""
 
@@ -126,6 +144,35 @@ def mixing(dtype, make, per, pairing, in_place, adjoint, by_value, shape, channe
     masks = plan.partner, plan.masks, families, 0 if plan.constant else 2, plan.pairing, plan.per, pixels
     with Launches() as launches:
         mix_launch.apply(x, out, masks, adjoint=adjoint, by_value=by_value)
+    return launches
+
+
+def mixing_with(dtype, make, in_place):
+    """What is launched to mix a batch with another. Its memory is only asked for."""
+    x, other = torch.empty(LARGE, dtype=dtype), torch.empty((100, *LARGE[1:]), dtype=dtype)
+    plan = make(per="sample", pairing="random", sampling="device").sample(LARGE[0], LARGE[2:], seed=0)
+    hints = int(plan.families), 0 if plan.constant else 2, int(plan.pairing), int(plan.per)
+    with Launches() as launches:
+        plan = MaskArguments(plan.partner, plan.masks, *hints)
+        mix_launch.apply_with(x, other, x if in_place else torch.empty_like(x), plan)
+    return launches
+
+
+def pasting(dtype, count, resize, ndim, channels_last):
+    """What is launched to paste crops. The memory of the batch is only asked for."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    x = torch.empty((64, 3, *(32, 32, 224)[3 - ndim :]), dtype=dtype, memory_format=layout)
+    ends = torch.zeros((64, count, 2 * ndim), dtype=torch.int32)
+    with Launches() as launches:
+        paste_launch.paste(x, Patches(torch.zeros((64, count), dtype=torch.int64), ends, ends), resize)
+    return launches
+
+
+def blending(dtype, terms):
+    """What is launched to blend several samples. The memory of the batch is only asked for."""
+    x, weight = torch.empty(LARGE, dtype=dtype), torch.ones((LARGE[0], terms))
+    with Launches() as launches:
+        blend_kernel.blend(x, torch.zeros(weight.shape, dtype=torch.int64), weight)
     return launches
 
 
@@ -308,6 +355,15 @@ def compile_all(arch):
     for i, (name, case) in enumerate(FINISHES.items()):
         if arch == 90 or i % 3 == (arch // 10) % 2:
             add(f"finish, {name}", finishing(*case))
+    for i, dtype in enumerate(DTYPES):
+        for turn, (name, case) in enumerate(WITH.items()):
+            if (arch == 90 and (i + turn) % 3 == 0) or i == turn == arch // 10 % 2:
+                add(f"{name}: {dtype}", mixing_with(dtype, *case))
+        for turn, (name, case) in enumerate(PASTES.items()):
+            if (arch == 90 and (i + turn) % 2 == 0) or i == turn == arch // 10 % 2:
+                add(f"{name}: {dtype}", pasting(dtype, *case))
+        if arch == 90 or i == arch // 10 % 2:
+            add(f"blended: {dtype}", blending(dtype, i + 2))
     add("draws of a finish", drawing(3))
     add("losses: torch.float32", losses(torch.float32))
     add("volumes", sampling("cross_class", size=(8, 32, 32)))
@@ -421,7 +477,8 @@ def keys():
     """[kernel, parameter, [[what the launcher takes, what Triton takes] of each argument in its place]], as numbers."""
     backend = make_backend(GPUTarget("cuda", 90, 32))
     launches = sampling("cross_class") + others() + noise((32, 48)) + noise((5, 6, 7), max_soft=0.1)
-    launches += losses(torch.float32) + drawing(2)
+    launches += losses(torch.float32) + drawing(2) + blending(torch.float32, 3)
+    launches += mixing_with(torch.float32, mixed, False) + pasting(torch.float32, 2, Resize.LINEAR, 2, False)
     for name in ("bytes", "noise", "floats"):
         launches += finishing(*FINISHES[name])
     for case in MIXES.values():

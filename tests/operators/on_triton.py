@@ -28,6 +28,9 @@ LOSSES = ("cross_entropy", "cross_entropy_backward", "binary_cross_entropy", "bi
 FOURIERS = ("waves", "coefficients", "sum", "select", "level")
 KERNELS = (
     "mix",
+    "mix_with",
+    "paste",
+    "blend",
     "inverse",
     "sample",
     "circle",

@@ -21,7 +21,7 @@ import torch
 import triton_loops
 from batches import DTYPES
 from families import RECORDS
-from fusedmix.methods import Families
+from fusedmix.methods import Families, Resize
 
 pytest.importorskip("triton")
 
@@ -94,6 +94,43 @@ def test_images_move_128_bits_at_a_time(compiled):
             assert not loads, (arch, launched)
     kinds = {of[1].partition(": ")[2] for of in of_kernel({"90": compiled["90"]}, "mix_kernel")}
     assert kinds == set(map(str, DTYPES))
+
+
+def test_what_is_made_of_several_samples_moves_in_vectors(compiled):
+    """Of 16 bytes, but for bytes that are pasted from several pixels or of one of several patches: those move in words.
+    Every term of a blend is loaded once for each that is stored; and with partners of another batch two are. Of pasted
+    crops an element takes as many loads as pixels. Beside them a program loads its patches or terms once. Nothing goes
+    through shared memory, but where Triton 3.6 computes addresses once for all corners of a crop."""
+    old = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 8)
+    dtypes = {name: set() for name in ("mix_with_kernel", "blend_kernel", "paste_kernel")}
+    for arch, launched, kernel, report in of_kernel(compiled, *dtypes):
+        constants, accesses = report["constants"], dict(report["accesses"])
+        dtype = getattr(torch, launched.rpartition("torch.")[2])
+        item, vectors = dtype.itemsize, constants["V"] * dtype.itemsize
+        dtypes[kernel].add(dtype)
+        (stores,) = (n for of, n in accesses.items() if of == f"st {vectors}")
+        assert accesses.keys() - {f"st {vectors}"} == {of for of in accesses if of.startswith("ld")}, (arch, launched)
+        assert apart(report) or (old and kernel == "paste_kernel"), (arch, launched, report["shared"])
+        assert in_registers(report), (arch, launched, report["stack"])
+        if kernel == "paste_kernel":
+            count, ndim = constants["COUNT"], constants["NDIM"]
+            several = constants["MODE"] != Resize.NEAREST or count > 1
+            assert vectors == (4 if several and item == 1 else 16), (arch, launched)
+            loads = {4: 4 * ndim * count, 8: count}  # of the plan
+            loads[vectors] = loads.get(vectors, 0) + stores
+            corners = 2**ndim if constants["MODE"] != Resize.NEAREST else 1
+            loads[item] = loads.get(item, 0) + stores * constants["V"] * corners
+            assert accesses == {f"st {vectors}": stores} | {f"ld {of}": n for of, n in loads.items()}, (arch, launched)
+            continue
+        assert vectors == 16, (arch, launched)
+        terms = constants.get("TERMS", 2)
+        assert accesses["ld 16"] == terms * stores, (arch, launched)
+        if kernel == "blend_kernel":
+            assert accesses == {"st 16": stores, "ld 16": terms * stores, "ld 4": terms, "ld 8": terms}, (
+                arch,
+                launched,
+            )
+    assert all(found == set(DTYPES) for found in dtypes.values())
 
 
 def test_batches_are_finished_by_words(compiled):

@@ -17,7 +17,9 @@ from torch.utils._pytree import tree_leaves
 
 import fusedmix as fm
 import triton_interpreter
+from callers import masks_of
 from fusedmix import backends
+from fusedmix.arguments import MaskArguments, Patches
 from fusedmix.methods import Families, Pairing
 
 pytest.importorskip("triton")
@@ -84,6 +86,9 @@ def test_every_kernel_gets_all_of_its_parameters():
         fm.mix_(x, plan, backend="triton")
         fm.mix(x.requires_grad_(), plan, backend="triton").sum().backward()
         backend.mask(plan.masks, int(plan.families), (8, 8))
+        backend.mix_with(x.detach(), x.detach(), MaskArguments(*masks_of(plan)))
+        backend.paste(x.detach(), Patches(plan.partner[:, None], *2 * [torch.ones(9, 1, 4, dtype=torch.int32)]), 1)
+        backend.blend(x.detach(), plan.partner[:, None], torch.ones(9, 1))
         for soft in (0.0, 0.3):
             noise = fm.FMix(per="sample", max_soft=soft)
             fourier_of(noise, noise.sample(2, (4, 4), seed=0), 0)

@@ -1,8 +1,9 @@
 """The operators in Triton: for GPUs without a CUDA compiler, and a second implementation to compare the first with.
 
 Every function here is the operator of the same name in fusedmix/backends/reference.py, which has the meaning. The
-kernels are in mix_kernel.py, finish_kernel.py, labels_kernel.py, losses_kernel.py, sample_kernel.py and
-fourier_kernel.py; where there is a mix_launch.py beside them, it has their launches.
+kernels are in mix_kernel.py, mix_with_kernel.py, paste_kernel.py, blend_kernel.py, finish_kernel.py, labels_kernel.py,
+losses_kernel.py, sample_kernel.py and fourier_kernel.py; where there is a paste_launch.py beside them, it has their
+launches, and mix_launch.py has those of the first two.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fusedmix import backends, draws
-from fusedmix.arguments import LossArguments, MaskArguments, PlanTensors
+from fusedmix.arguments import LossArguments, MaskArguments, Patches, PlanTensors
 from fusedmix.backends import finished
 from fusedmix.checks import class_range, usual_batch
 from fusedmix.draws import CPU, Request, Source
@@ -59,6 +60,36 @@ def mix_adjoint(grad: Tensor, plan: MaskArguments) -> Tensor:
     out = torch.empty_like(grad)
     apply(grad, out, followed(plan), adjoint=True)
     return out
+
+
+def mix_with(x: Tensor, other: Tensor, plan: MaskArguments) -> Tensor:
+    """M ⊙ x + (1-M) ⊙ other[partner] in the layout of x."""
+    from fusedmix.backends.triton.mix_launch import apply_with
+
+    out = torch.empty_like(x)
+    apply_with(x, other, out, plan)
+    return out
+
+
+def mix_with_(x: Tensor, other: Tensor, plan: MaskArguments) -> None:
+    """The same, in place."""
+    from fusedmix.backends.triton.mix_launch import apply_with
+
+    apply_with(x, other, x, plan)
+
+
+def paste(x: Tensor, patches: Patches, resize: int) -> Tensor:
+    """x with crops of its partners in boxes, in the layout of x."""
+    from fusedmix.backends.triton import paste_launch
+
+    return paste_launch.paste(x, patches, resize)
+
+
+def blend(x: Tensor, partner: Tensor, weight: Tensor) -> Tensor:
+    """Sums of several samples, in the layout of x."""
+    from fusedmix.backends.triton import blend_kernel
+
+    return blend_kernel.blend(x, partner, weight)
 
 
 def mix_labels(labels: Tensor, partner: Tensor, weight: Tensor, num_classes: int, label_smoothing: float) -> Tensor:
@@ -233,6 +264,7 @@ def _indexed(device: torch.device) -> torch.device:
 __all__ = [
     "binary_cross_entropy",
     "binary_cross_entropy_backward",
+    "blend",
     "cross_entropy",
     "cross_entropy_backward",
     "draw_finish",
@@ -246,6 +278,9 @@ __all__ = [
     "mix_batch",
     "mix_batch_",
     "mix_labels",
+    "mix_with",
+    "mix_with_",
+    "paste",
     "plain_step",
     "sample",
 ]

@@ -1,5 +1,5 @@
 """How masks, blends and their adjoint are launched: which way through a batch, measured or chosen, and what the kernels
-of mix_kernel.py are given."""
+of mix_kernel.py and mix_with_kernel.py are given."""
 
 from __future__ import annotations
 
@@ -12,15 +12,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fusedmix.arguments import MaskArguments
 from fusedmix.backends.triton.enums import Families, Rows, Shape
 from fusedmix.backends.triton.launch import Kernel, brought, milliseconds, multiprocessors, of_partners, pairing_of
 from fusedmix.backends.triton.mix_kernel import inverse_kernel, mask_kernel, mix_kernel
 from fusedmix.backends.triton.mix_layout import BINARY, Cut, cuts, layout_of
+from fusedmix.backends.triton.mix_with_kernel import mix_with_kernel
 from fusedmix.masks.constant import constant
 from fusedmix.masks.family import WORDS, padded, record
 from fusedmix.methods import Pairing, Per
 
 _mix = {warps: Kernel(mix_kernel, warps) for warps in (1, 2, 4, 8, 16, 32)}
+_mix_with = {warps: Kernel(mix_with_kernel, warps) for warps in (1, 2, 4)}
+_TAKEN_WITH = frozenset(mix_with_kernel.arg_names)
 _inverse, _mask = Kernel(inverse_kernel), Kernel(mask_kernel)
 _INVERSE_BLOCK = 128
 _MASK_BLOCK = 1024
@@ -122,6 +126,23 @@ def apply(
         _in_slices(src, way, named)
     else:
         _mix[way.cut.warps].launch(way.programs, src.device, named)
+
+
+def apply_with(x: Tensor, other: Tensor, out: Tensor, plan: MaskArguments) -> None:
+    """Mixes x with partners of `other` into `out`, which may be x itself."""
+    if x.numel() == 0:
+        return
+    families = families_of(plan)
+    between = other.stride(0) if other.shape[0] > 1 else 0
+    address = (x.data_ptr() | other.data_ptr() | out.data_ptr() | between * x.element_size()) & 15 or 16
+    images = (tuple(x.shape), x.stride(), out.stride(), x.element_size(), address & -address, plan.ndim)
+    way = way_of(images, Pairing.RANDOM, families, False, multiprocessors(x.device))
+    named = {
+        **way.named, **of_plan(plan._replace(pairing=Pairing.RANDOM), families, x), "src": x, "other": other,
+        "dst": out, "other_batch": between // way.named["V"], "others": other.shape[0], "IN_PLACE": out is x,
+    }  # fmt: skip
+    taken = {name: of for name, of in named.items() if name in _TAKEN_WITH}
+    _mix_with[way.cut.warps].launch(way.programs, x.device, taken)
 
 
 def families_of(plan: Sequence[Any]) -> int:

@@ -88,10 +88,10 @@ def cuts(
     light = families == Families.CONSTANTS or not families & ~BINARY
     heavy = not light and (item == 1 or families & (families - 1) or families & ~_EASY)
     hold = max(1, 8 // width) if width * item < 16 else 2 if heavy else 4
-    most = _power_of_two(columns)
+    most = power_of_two(columns)
 
     def cut(shape: Shape, rows: int, samples: int, threads: int) -> Cut:
-        vectors = min(most, max(1, threads * hold // _power_of_two(samples)))
+        vectors = min(most, max(1, threads * hold // power_of_two(samples)))
         if shape in (Shape.ROLL, Shape.TILE):  # It is narrower where multiprocessors would be idle.
             while columns < chips * vectors and vectors * width * item > 64 and vectors * rows > 128:
                 vectors //= 2
@@ -99,7 +99,7 @@ def cuts(
         parts = -(-samples // rows) if shape == Shape.TILE else 1
         return Cut(shape, rows, parts, vectors, threads // 32)
 
-    few = _power_of_two(batch)
+    few = power_of_two(batch)
     if not in_place:
         found = [cut(Shape.EACH, *of) for of in ((2, 2, 128), (1, 2, 128), (1, 1, 128))]
     elif pairing == Pairing.FLIP:
@@ -115,6 +115,6 @@ def cuts(
     return list(dict.fromkeys(found))
 
 
-def _power_of_two(n: int) -> int:
+def power_of_two(n: int) -> int:
     """The smallest from n on."""
     return 1 << max(0, n - 1).bit_length()
