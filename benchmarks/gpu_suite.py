@@ -85,6 +85,7 @@ _WITH_GPU = (
     "operators/test_label_grid",
     "operators/test_triton_numbers",
     "operators/test_triton_finish",
+    "operators/test_triton_gathers",
 )
 TESTS = tuple(f"{name}.py" for name in _WITH_GPU)
 DEFAULT_TESTS = [f"tests/{name}" for name in TESTS]

@@ -19,12 +19,20 @@ from fusedmix.methods import Pairing, Resize
 from oracle import alike, bits
 
 REFERENCE = torch.ops.fusedmix_reference
-# The backends that have these operators themselves; the others take the reference's.
+# The backends that have these operators themselves; and Triton, whose kernels have test_triton_gathers.py, where a few
+# calls say enough.
 OWN = ("cpp", "cuda", "cuda (on the CPU)")
-each_backend = pytest.mark.parametrize(
-    "backend",
-    [pytest.param(backend, marks=backend.marks) for backend in BACKENDS if backend.called in OWN],
-    ids=lambda backend: backend.called,
+each_backend, each_with_triton = (
+    pytest.mark.parametrize(
+        "backend",
+        [
+            pytest.param(backend, marks=backend.marks)
+            for backend in BACKENDS
+            if backend.name == more or backend.called in OWN
+        ],
+        ids=lambda backend: backend.called,
+    )
+    for more in (None, "triton")
 )
 # (B, *dims), and how many of the dims are sides: batches and images of any size, rows that are cut into several tiles.
 BATCHES = (
@@ -114,7 +122,7 @@ def test_every_layout_of_pasted_crops(backend, resize):
         assert_same(out, REFERENCE.paste(x.cpu(), *patches, int(resize)), x)
 
 
-@each_backend
+@each_with_triton
 @pytest.mark.parametrize("dtype", DTYPES[:4], ids=str)
 @pytest.mark.parametrize("resize", Resize, ids=lambda resize: resize.name.lower())
 def test_only_crops_reach_a_box(backend, dtype, resize):
@@ -133,7 +141,7 @@ def test_only_crops_reach_a_box(backend, dtype, resize):
     assert (out[1] == 5).all()
 
 
-@each_backend
+@each_with_triton
 @each_dtype
 def test_pasted_bits_are_copied(backend, dtype):
     """Whatever they are: outside of boxes, and where a crop is as large as its box."""
@@ -171,7 +179,7 @@ def test_sums_of_samples(backend, dtype):
         assert alike(x, before)
 
 
-@each_backend
+@each_with_triton
 @pytest.mark.parametrize("dtype", DTYPES[:4], ids=str)
 def test_terms_of_weight_0_are_left_out(backend, dtype):
     x = torch.stack([torch.full((5,), v, dtype=dtype) for v in (torch.nan, torch.inf, 2.0, -3.0)])
@@ -185,7 +193,7 @@ def test_terms_of_weight_0_are_left_out(backend, dtype):
     assert backend.operators.blend(x, partner, weight)[0].isnan().all()
 
 
-@each_backend
+@each_with_triton
 def test_sums_of_bytes(backend):
     """Every byte halved to the nearest, ties to even, and what is out of range to the end of it."""
     x = torch.arange(256, dtype=torch.uint8).expand(3, 256).contiguous()
