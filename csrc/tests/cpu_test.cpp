@@ -1,12 +1,14 @@
 // The CPU backend (csrc/cpu) against naive loops: mixing, adjoint, masks, targets, and what every sample of a plan obeys.
 #include <algorithm>
 
+#include "../cpu/grid_cut.h"
 #include "../cpu/kernels.h"
 #include "../cpu/mix.h"
 #include "../host/sample.h"
 #include "../include/fusedmix/fourier.h"
 #include "finish_cases.h"
 #include "gather_cases.h"
+#include "grids.h"
 
 namespace fusedmix::test {
 namespace {
@@ -489,6 +491,25 @@ void test_fourier() {
   }
 }
 
+// ---- labels of blocks ----
+
+void test_grids() {
+  Random random(31);
+  const int32_t sides[][2] = {{1, 1}, {1, 5}, {4, 1}, {2, 2}, {2, 3}};
+  for (const auto& side : sides) {
+    for (const int64_t most : {1, 4, 1000, INT32_MAX - 1}) {
+      context = format("labels of %dx%d blocks, costs up to %lld", side[0], side[1], static_cast<long long>(most));
+      const Grids grids(random, 5, side[0], side[1], most);
+      std::vector<int32_t> labels(5 * grids.blocks(), -1);
+      cpu::label_grid(grids.args(labels.data()), random.below(2) ? kOneThread : kThreeThreads);
+      for (int64_t i = 0; i < 5; ++i) {
+        const std::vector<int32_t> want = grids.naive(i);
+        expect(std::equal(want.begin(), want.end(), labels.begin() + i * grids.blocks()), "other labels than the least");
+      }
+    }
+  }
+}
+
 // Numbers drawn elsewhere are used as they are.
 void test_drawn() {
   context = "numbers drawn elsewhere";
@@ -530,5 +551,6 @@ int main() {
   test_moments();
   test_drawn();
   test_fourier();
+  test_grids();
   return summary(("fusedmix_cpu_test (" + std::string(fusedmix::cpu::kernels().name) + ")").c_str());
 }

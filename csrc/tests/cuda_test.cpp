@@ -12,10 +12,13 @@
 #include <memory>
 
 #include "../cpu/finish.h"
+#include "../cpu/grid_cut.h"
+#include "../cuda/grid_cut.h"
 #include "../host/sample.h"
 #include "../include/fusedmix/fourier.h"
 #include "device_memory.h"
 #include "gather_cases.h"
+#include "grids.h"
 
 namespace fusedmix::test {
 namespace {
@@ -477,6 +480,26 @@ void test_masks() {
   }
 }
 
+// The CPU's labels to the bit, of grids that need all threads of a block and of such that leave most of them idle.
+void test_grids() {
+  Random random(37);
+  const int32_t sides[][2] = {{1, 1}, {1, 16}, {5, 3}, {4, 4}, {8, 8}, {16, 16}};
+  for (const auto& side : sides) {
+    for (const int64_t most : {1, 30, INT32_MAX - 1}) {
+      context = format("labels of %dx%d blocks, costs up to %lld", side[0], side[1], static_cast<long long>(most));
+      const Grids grids(random, side[0] < 8 ? 3 : 1, side[0], side[1], most);
+      std::vector<int32_t> want(grids.batch * grids.blocks());
+      cpu::label_grid(grids.args(want.data()), kOneThread);
+      const DeviceBuffer unary(grids.unary, false), right(grids.right, false), down(grids.down, false);
+      const DeviceBuffer labels(want.size() * sizeof(int32_t));
+      check(cuda::label_grid({unary.as<int32_t>(), right.as<int32_t>(), down.as<int32_t>(), labels.as<int32_t>(), grids.batch,
+                              grids.height, grids.width},
+                             nullptr));
+      expect(labels.values<int32_t>() == want, "other labels than the CPU's");
+    }
+  }
+}
+
 MethodRow row_of(int method, double weight, double alpha) {
   const double lam = method == kSamplePairing ? 0.5 : std::nan("");
   return {static_cast<double>(method), weight, 1.0, alpha, lam, 0.0, 1.0, 0.75, 3.0, 0.0, 32.0, 0.0, 0.0, 0.0};
@@ -780,6 +803,7 @@ int main(int count, char** words) {
     test_gathered();
     test_finish();
     test_masks();
+    test_grids();
     test_fourier(large);
     test_samples(large);
     if (large) test_large();
