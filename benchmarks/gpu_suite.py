@@ -73,6 +73,7 @@ _WITH_GPU = (
     "test_accuracy",
     "test_fmix",
     "test_gridmix",
+    "test_puzzle",
     "test_spectral",
     "test_timm",
     "test_prefetch_loader",

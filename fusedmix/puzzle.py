@@ -16,7 +16,7 @@ from fusedmix import checks, dims
 from fusedmix.arguments import Moves
 from fusedmix.backends.grid_cut import MOST_BLOCKS
 from fusedmix.blocks import Border, Weights, arrangement, border, energies, shares
-from fusedmix.draws import CPU, Request, moved
+from fusedmix.draws import Request, moved
 from fusedmix.importance import Extra, Importance, ImportanceMethod
 from fusedmix.masks import fourier
 from fusedmix.masks.family import quotient
@@ -209,10 +209,10 @@ class PuzzleMix(ImportanceMethod, BetaMethod):
             return None
         planes = math.prod(images.shape[1:-2])
         x = plain(images).detach().reshape(len(images), planes, *images.shape[-2:])
-        scale = torch.tensor(self.std, dtype=torch.float32, device=CPU).repeat(planes // len(self.std))
-        if x.dtype == torch.uint8:
-            scale = scale / 255
-        scale = moved(scale.reshape(-1, 1, 1), device)
+        unit = 255.0 if x.dtype == torch.uint8 else 1.0
+        # Filled in there, where a copy would have to wait for the host, and can be no part of a CUDA graph.
+        scale = torch.cat([torch.full((1, 1, 1), std / unit, device=device) for std in self.std])
+        scale = scale.repeat(planes // len(self.std), 1, 1)
         return [Border(*(moved(side, device) * scale for side in border(x, self.cells, axis))) for axis in (2, 3)]
 
     def _describe(self) -> dict[str, Any]:

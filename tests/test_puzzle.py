@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fusedmix as fm
 from callers import CPP
+from conftest import NO_CUDA
 from fusedmix.backends.grid_cut import label_grid
 from fusedmix.blocks import Border, Weights, arrangement, border, energies, shares
 from fusedmix.methods import Families, Per
@@ -398,6 +399,41 @@ def test_axes():
         torch.manual_seed(2)
         out.append(back(fm.PuzzleMix(axes=axes, **given)(forth(x), importance=importance)))
         assert torch.equal(out[-1], out[0])
+
+
+@pytest.mark.parametrize("std", [1.0, (0.2, 0.3, 0.4)])
+def test_in_a_graph(std):
+    """One graph, which gives what eager mode gives."""
+    x, y, importance = images_of(B, 8, 8), torch.arange(B) % K, maps_of(B, 8, 8)
+    mix = fm.PuzzleMix(num_classes=K, distance_cost=0.05, std=std, backend="reference")
+    compiled = torch.compile(lambda x, y: mix(x, y, importance=importance), backend="eager", fullgraph=True)
+    torch.manual_seed(4)
+    expected = mix(x, y, importance=importance)
+    torch.manual_seed(4)
+    assert all(map(torch.equal, compiled(x, y), expected))
+
+
+@pytest.mark.skipif(NO_CUDA is not None, reason=str(NO_CUDA))
+@pytest.mark.parametrize("grid", [1, 4, 16])
+def test_on_a_gpu(grid):
+    """Nothing waits for it; the labels are those of the reference there."""
+    x, importance = images_of(B, 48, 48).cuda(), maps_of(B, 48, 48).cuda()
+    given = {"importance": importance, "images": x, "device": "cuda", "seed": 3}
+    ours, theirs = (
+        fm.PuzzleMix(cells=grid, per="sample", std=(0.2, 0.3, 0.4), distance_cost=0.05, backend=backend)
+        for backend in ("cuda", "reference")
+    )
+    ours.sample(B, (48, 48), **given)
+    mode = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        plan = ours.sample(B, (48, 48), **given)
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
+    expected = theirs.sample(B, (48, 48), **given)
+    assert torch.equal(plan.pixels, expected.pixels)
+    assert torch.equal(plan.moves.own, expected.moves.own)
+    assert torch.equal(plan.moves.lent, expected.moves.lent)
 
 
 def test_nothing_waits_for_a_device():
