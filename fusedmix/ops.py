@@ -189,7 +189,7 @@ def _define(backend: str, module: ModuleType | None = None) -> torch.library.Lib
         fake = _of_row(_FAKES[name], schema)
         torch.library.register_fake(f"fusedmix_{backend}::{name}", fake, lib=library)
         if module is not None:
-            having = (module, gathers, grid_cut, finished, reference)
+            having = (module, gathers, grid_cut, finished)
             function = next(getattr(of, name) for of in having if hasattr(of, name))
             if module is reference:
                 function = reference.where_float64_is(name, function)
