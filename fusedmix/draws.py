@@ -261,6 +261,8 @@ def single(request: Request, drawn: Sequence[float]) -> Single | None:
     lam = float32(drawn[Number.LAM])
     if math.isnan(row[Column.LAM]) and row[Column.ALPHA] > 0:
         lam = float32(min(max(lam, row[Column.LAM_MIN]), row[Column.LAM_MAX]))
+        if row[Column.FOLD]:
+            lam = max(lam, float32(1.0 - lam))
     if request.lam is not None:
         lam = request.lam.float().item()
     centre = [int(c) for c in drawn[Number.CENTRE : Number.CENTRE + 3]]
@@ -345,11 +347,14 @@ def _realise(request: Request, draws: Draws, partner: Tensor) -> PlanTensors:
     """Draws to plan: λ clamped, masks generated, everything brought to the batch's length."""
     batch_size, per, given = request.batch_size, request.realised_per, request.lam
     rows = request.spec.to(draws.choice.device, non_blocking=True)[draws.choice]
-    # lam_range clamps what was drawn from the Beta: not a fixed λ (SamplePairing), not the λ = 1 of α <= 0.
+    # lam_range clamps what was drawn from the Beta, and fold turns it: not a fixed λ (SamplePairing), not the λ = 1 of
+    # α <= 0.
     lam = draws.lam.double()
     clamped = torch.minimum(torch.maximum(lam, rows[:, Column.LAM_MIN]), rows[:, Column.LAM_MAX])
     random = rows[:, Column.LAM].isnan() & (rows[:, Column.ALPHA] > 0)
     lam = torch.where(random, clamped, lam).float()
+    if (request.spec[:, Column.FOLD] != 0).any():
+        lam = torch.where(random & (rows[:, Column.FOLD] != 0), torch.maximum(lam, 1.0 - lam), lam)
     if given is not None:
         # The sides of boxes follow from λ then, also where they would be drawn; such boxes are inside.
         sided = rows[:, Column.SIDE_HIGH] > 0

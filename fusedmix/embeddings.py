@@ -88,7 +88,7 @@ class EmbedMix(MixUp):
 
     padding: Padding
 
-    _fold = True
+    _folds = True
     _in_sets = False  # A set mixes images.
     _checks: ClassVar = {"padding": _check_padding}
 

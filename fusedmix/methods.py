@@ -137,6 +137,7 @@ class Column(IntEnum):
     CELLS_Z = 21  # GridMix: cells along each axis; 0 along those that the images have not
     CELLS_Y = 22
     CELLS_X = 23
+    FOLD = 24  # 1 for λ ← max(λ, 1-λ) once it is drawn and clamped
 
 
 class Pairing(IntEnum):

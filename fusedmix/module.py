@@ -21,7 +21,6 @@ from fusedmix.draws import CPU, Request, Source, moved
 from fusedmix.finishing import Finish
 from fusedmix.functional import finish, in_range, mix, mix_, mix_labels
 from fusedmix.masks import grid
-from fusedmix.masks.constant import numbers
 from fusedmix.masks.family import padded
 from fusedmix.methods import Column, Families, Method, Number, Pairing, Per
 from fusedmix.ops import GeneratorHandle, draw_on_host
@@ -71,7 +70,6 @@ class MixTransform(checks.Checked, nn.Module):
     _keywords: ClassVar[tuple[str, ...]] = tuple(keywords.DEFAULTS)  # the keywords of `Options` that the class takes
     _chooses: ClassVar[bool] = False  # whether the method of a batch is drawn, even if there is only one
     _chance: float = 1.0  # what `enabled` stands for: a schedule of the probability of mixing sets it
-    _fold: bool = False  # whether λ ← max(λ, 1-λ), of a method whose masks are λ
     _refines: bool = False  # whether `_refine` has to finish what the sampler has drawn
     _from_elsewhere: ClassVar[bool] = False  # whether that serves partners from another batch
     _gathers: ClassVar[bool] = False  # whether its plans mix out of place only
@@ -136,7 +134,9 @@ class MixTransform(checks.Checked, nn.Module):
         self.__dict__["_plain_backends"] = {}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        spec = state["_spec"]  # of fewer columns, if it was pickled before there were so many
+        missing = (0, len(Column) - spec.shape[1])
+        super().__setstate__({**state, "_spec": torch.nn.functional.pad(spec, missing)} if missing[1] else state)
         self._prepare_plain_step()  # A module that was pickled before there was such a step has no values for it.
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -252,9 +252,6 @@ class MixTransform(checks.Checked, nn.Module):
             plan = replace(plan, draws=self._draw_finish(request, own))
         if made_on != where or plan.draws is not None:
             plan = plan.to(where, non_blocking=True)
-        if self._fold and request.lam is None:
-            lam = torch.maximum(plan.lam, 1.0 - plan.lam)
-            plan = replace(plan, lam=lam, weight=lam.double(), masks=numbers(lam))
         if given_partners is not None:
             partner, repeats = given_partners
             plan = replace(plan, partner=partner, pairing=Pairing.RANDOM, repeats=repeats, other_size=other_size)

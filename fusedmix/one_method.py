@@ -76,3 +76,31 @@ class BetaMethod(OneMethod):
 
     def _describe(self) -> dict[str, Any]:
         return {"alpha": self.alpha, **super()._describe()}
+
+
+class FoldingMethod(BetaMethod):
+    """A method whose λ may be folded once it is drawn."""
+
+    _folds: ClassVar[bool] = False  # whether it is, if nothing is said
+
+    def __init__(self, options: Mapping[str, Any], *, fold: bool, **columns: Any) -> None:
+        super().__init__(options, fold=float(checks.boolean("fold", fold)), **columns)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # A module that was pickled when this was an attribute.
+        fold = next((state[name] for name in ("fold", "_fold") if name in state), None)
+        super().__setstate__({name: value for name, value in state.items() if name not in ("fold", "_fold")})
+        if fold is not None:
+            self.fold = fold
+
+    @property
+    def fold(self) -> bool:
+        """Whether λ ← max(λ, 1-λ). May be changed between steps, compiled ones too."""
+        return bool(self._spec[0, Column.FOLD])
+
+    @fold.setter
+    def fold(self, value: bool) -> None:
+        self._spec[0, Column.FOLD] = checks.boolean("fold", value)
+
+    def _describe(self) -> dict[str, Any]:
+        return {**super()._describe(), **({"fold": self.fold} if self.fold != self._folds else {})}

@@ -48,7 +48,6 @@ CONDITIONS: dict[tuple[str, str], dict[str, Callable[..., bool]]] = {
         "The operator makes (B, K) targets.": lambda mix: mix.targets == "dense",
         "Masks that are stored are made between the plan and the images.": lambda mix: not mix._stored,
         "No operator draws, mixes and finishes.": lambda mix: mix.finish is None,
-        "No operator folds λ.": lambda mix: not mix._fold,
         "Some plans are finished after the sampler.": lambda mix: not mix._refines,
     },
     ("module", "plain"): {

@@ -18,7 +18,7 @@ from fusedmix.masks import grid
 from fusedmix.masks.constant import numbers
 from fusedmix.methods import Column, Method
 from fusedmix.module import MixTransform, named
-from fusedmix.one_method import BetaMethod, OneMethod
+from fusedmix.one_method import FoldingMethod, OneMethod
 from fusedmix.options import DEFAULTS, OF_METHOD, BatchOptions, Options, spelled_out
 from fusedmix.plan import MixPlan
 
@@ -38,7 +38,7 @@ __all__ = [
 
 
 @spelled_out
-class MixUp(BetaMethod):
+class MixUp(FoldingMethod):
     """Mixup: M = λ everywhere, label weight λ (Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018).
 
     With its defaults it is torchvision.transforms.v2.MixUp, draw for draw.
@@ -46,8 +46,7 @@ class MixUp(BetaMethod):
     Args:
         alpha: α > 0 of λ ~ Beta(α, α).
         fold: whether λ ← max(λ, 1-λ) once it is drawn, and within lam_range, so that a sample keeps at least half of
-            itself (MixMatch; fastai, Composer and big_vision mix so). Not in a RandomMix. It costs a few small
-            operations a step.
+            itself (MixMatch; fastai, Composer and big_vision mix so).
         lam_law: the law of λ where it is not Beta(α, α), on all of the real line: images and labels are extrapolated
             where λ is outside [0, 1], which Park et al. (2022) leave open. ("uniform", low, high); ("normal", mean,
             deviation); or a callable from numbers that are uniform in (0, 1), (n,) float64 on the device of the plan,
@@ -69,23 +68,9 @@ class MixUp(BetaMethod):
         lam_law: laws.LamLaw | None = None,
         **options: Unpack[Options],
     ) -> None:
-        self.__dict__["_fold"] = checks.boolean("fold", fold)
         law = None if lam_law is None else laws.checked("lam_law", lam_law)
         self.__dict__.update(_lam_law=law, _refines=law is not None)
-        super().__init__(options, alpha=alpha, lam=_fixed(law))
-
-    @property
-    def fold(self) -> bool:
-        """Whether λ ← max(λ, 1-λ). May be changed between steps."""
-        return self._fold
-
-    @fold.setter
-    def fold(self, value: bool) -> None:
-        checks.boolean("fold", value)
-        if value and self._member:
-            raise AttributeError(f"fold must be False for a method of a RandomMix: {_NO_FOLD}")
-        self.__dict__["_fold"] = value
-        self._prepare_plain_step()
+        super().__init__(options, alpha=alpha, fold=fold, lam=_fixed(law))
 
     @property
     def lam_law(self) -> laws.LamLaw | None:
@@ -96,7 +81,7 @@ class MixUp(BetaMethod):
     def lam_law(self, value: laws.LamLaw | None) -> None:
         law = None if value is None else laws.checked("lam_law", value)
         if law is not None and self._member:
-            raise AttributeError(f"lam_law must be None for a method of a RandomMix: {_NO_FOLD}")
+            raise AttributeError(f"lam_law must be None for a method of a RandomMix: {_NO_LAW}")
         _check_without_range(law, self.lam_range)
         self._set_columns(lam=_fixed(law))
         self.__dict__.update(_lam_law=law, _refines=law is not None)
@@ -112,16 +97,12 @@ class MixUp(BetaMethod):
             return plan
         assert self._lam_law is not None
         drawn = laws.draw(self._lam_law, seed, plan.batch_size, self._per, plan.device)
-        lam = torch.where(plan.lam == 1.0, plan.lam, torch.maximum(drawn, 1.0 - drawn) if self._fold else drawn)
+        lam = torch.where(plan.lam == 1.0, plan.lam, torch.maximum(drawn, 1.0 - drawn) if self.fold else drawn)
         return replace(plan, lam=lam, weight=lam.double(), masks=numbers(lam))
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        # A module that was pickled when this was a plain attribute, of EmbedMix alone.
-        super().__setstate__({"_fold" if name == "fold" else name: value for name, value in state.items()})
 
     def _describe(self) -> dict[str, Any]:
         law = {} if self.lam_law is None else {"lam_law": self.lam_law}
-        return {**super()._describe(), **law, **({"fold": self.fold} if self.fold != type(self)._fold else {})}
+        return {**super()._describe(), **law}
 
 
 def _fixed(law: laws.LamLaw | None) -> float:
@@ -136,18 +117,18 @@ def _check_without_range(law: laws.LamLaw | None, lam_range: tuple[float, float]
         )
 
 
-# Why a RandomMix holds no module that folds, or has a law of its own.
-_NO_FOLD = "it draws by the numbers of its methods, and this is none of them."
+# Why a RandomMix holds no module with a law of its own.
+_NO_LAW = "it draws by the numbers of its methods, and a law is none of them."
 
 
 _PLACEMENTS = ("clip", "inside")
 
 
-class _BoxMethod(BetaMethod):
+class _BoxMethod(FoldingMethod):
     """A method whose masks are boxes."""
 
-    def __init__(self, options: Mapping[str, Any], *, placement: str, aspect: Any, **columns: float) -> None:
-        super().__init__(options, inside=_inside(placement), **_aspects(aspect), **columns)
+    def __init__(self, options: Mapping[str, Any], *, fold: bool, placement: str, aspect: Any, **columns: Any) -> None:
+        super().__init__(options, fold=fold, inside=_inside(placement), **_aspects(aspect), **columns)
 
     @property
     def placement(self) -> str:
@@ -236,8 +217,9 @@ class CutMix(_BoxMethod):
             width/height of the image.
         minmax: (a, b), 0 <= a < b <= 1: each side is uniform in ⌊a·S⌋ to ⌊b·S⌋-1 pixels of the image's S, as with
             timm's cutmix_minmax, and the box lies wholly inside. λ is not drawn then, but is 1 - area of the box, so
-            that alpha and lam_range do nothing, and placement and aspect may not be given. From a λ that is given to
-            sample() the sides follow, as without minmax.
+            that alpha, lam_range and fold do nothing, and placement and aspect may not be given. From a λ that is given
+            to sample() the sides follow, as without minmax.
+        fold: whether λ ← max(λ, 1-λ) once it is drawn, and within lam_range, as `MixUp` has it.
         **options: see `Options`.
     """
 
@@ -250,10 +232,11 @@ class CutMix(_BoxMethod):
         placement: Literal["clip", "inside"] = "clip",
         aspect: tuple[float, float] | None = None,
         minmax: tuple[float, float] | None = None,
+        fold: bool = False,
         **options: Unpack[Options],
     ) -> None:
         sides = _sides(minmax, placement, aspect)
-        super().__init__(options, alpha=alpha, placement=placement, aspect=aspect, **sides)
+        super().__init__(options, alpha=alpha, fold=fold, placement=placement, aspect=aspect, **sides)
 
     @property
     def minmax(self) -> tuple[float, float] | None:
@@ -285,6 +268,7 @@ class HMix(_BoxMethod):
         placement: "clip": around a random pixel, and clipped to the image, as the authors' code has it. "inside": at a
             random place where the box is wholly inside.
         aspect: (low, high): width/height of the box, drawn between these as with CutMix; None: that of the image.
+        fold: whether λ ← max(λ, 1-λ) once it is drawn, and within lam_range, as `MixUp` has it.
         **options: see `Options`.
     """
 
@@ -298,10 +282,11 @@ class HMix(_BoxMethod):
         ratio_alpha: float | None = None,
         placement: Literal["clip", "inside"] = "clip",
         aspect: tuple[float, float] | None = None,
+        fold: bool = False,
         **options: Unpack[Options],
     ) -> None:
-        gamma = _gamma(ratio_alpha)
-        super().__init__(options, alpha=alpha, ratio=ratio, placement=placement, aspect=aspect, ratio_alpha=gamma)
+        drawn = {"ratio": ratio, "ratio_alpha": _gamma(ratio_alpha)}
+        super().__init__(options, alpha=alpha, fold=fold, placement=placement, aspect=aspect, **drawn)
 
     @property
     def ratio(self) -> float:
@@ -333,7 +318,7 @@ def _gamma(ratio_alpha: Any) -> float:
 
 
 @spelled_out
-class GMix(BetaMethod):
+class GMix(FoldingMethod):
     """GMix: a Gaussian around a random pixel in place of the box; label weight = the realised mean of the mask
     (Park et al., "A Unified Analysis of Mixed Sample Data Augmentation", NeurIPS 2022).
 
@@ -342,20 +327,21 @@ class GMix(BetaMethod):
 
     Args:
         alpha: α > 0 of λ ~ Beta(α, α). The authors took 1 on ImageNet and .5 on CIFAR.
+        fold: whether λ ← max(λ, 1-λ) once it is drawn, and within lam_range, as `MixUp` has it.
         **options: see `Options`.
     """
 
     _formulas = {"released": Method.GMIX_RELEASED, "paper": Method.GMIX_PAPER}  # noqa: RUF012
 
-    def __init__(self, *, alpha: float = 1.0, **options: Unpack[Options]) -> None:
-        super().__init__(options, alpha=alpha)
+    def __init__(self, *, alpha: float = 1.0, fold: bool = False, **options: Unpack[Options]) -> None:
+        super().__init__(options, alpha=alpha, fold=fold)
 
 
 _SHAPES = {"disc": Method.SMOOTHMIX_DISC, "square": Method.SMOOTHMIX_SQUARE}
 
 
 @spelled_out
-class SmoothMix(BetaMethod):
+class SmoothMix(FoldingMethod):
     """SmoothMix: a disc or a square of the partner around a random pixel, with an edge that falls off as a Gaussian;
     label weight = the realised mean of the mask (Lee et al., "SmoothMix: a Simple Yet Effective Data Augmentation to
     Train Robust Classifiers", CVPR Workshops 2020).
@@ -370,6 +356,7 @@ class SmoothMix(BetaMethod):
         alpha: α > 0 of λ ~ Beta(α, α).
         shape: "disc" or "square"; fixed at construction.
         edge: σ in longest sides of the image, in (0, 1].
+        fold: whether λ ← max(λ, 1-λ) once it is drawn, and within lam_range, as `MixUp` has it.
         **options: see `Options`.
     """
 
@@ -379,11 +366,12 @@ class SmoothMix(BetaMethod):
         alpha: float = 1.0,
         shape: Literal["disc", "square"] = "disc",
         edge: float = 0.1,
+        fold: bool = False,
         **options: Unpack[Options],
     ) -> None:
         method = _SHAPES[checks.choice("shape", shape, allowed=tuple(_SHAPES))]
         self.__dict__["_formulas"] = dict.fromkeys(("released", "paper"), method)
-        super().__init__(options, alpha=alpha, edge=checks.number("edge", edge, 0.0, 1.0, open_low=True))
+        super().__init__(options, alpha=alpha, fold=fold, edge=checks.number("edge", edge, 0.0, 1.0, open_low=True))
 
     @property
     def shape(self) -> str:
@@ -404,7 +392,7 @@ class SmoothMix(BetaMethod):
 
 
 @spelled_out
-class GridMix(BetaMethod):
+class GridMix(FoldingMethod):
     """GridMix: a grid over the image, and each of its cells from the sample or from the partner (Baek, Bang, Shim,
     "GridMix: Strong regularization through local context mapping", Pattern Recognition 2021). Label weight = the
     realised mean of the mask.
@@ -418,6 +406,7 @@ class GridMix(BetaMethod):
             the side; fixed at construction. Up to 128 in all make the fastest masks: of more a bit for each is stored
             with the plan.
         alpha: α > 0 of λ ~ Beta(α, α).
+        fold: whether λ ← max(λ, 1-λ) once it is drawn, and within lam_range, as `MixUp` has it.
         **options: see `Options`.
 
     Raises:
@@ -426,12 +415,14 @@ class GridMix(BetaMethod):
 
     _formulas = {"released": Method.GRIDMIX, "paper": Method.GRIDMIX}  # noqa: RUF012
 
-    def __init__(self, *, cells: Sequence[int], alpha: float = 1.0, **options: Unpack[Options]) -> None:
+    def __init__(
+        self, *, cells: Sequence[int], alpha: float = 1.0, fold: bool = False, **options: Unpack[Options]
+    ) -> None:
         counts = checks.sides("cells", cells)
         if math.prod(counts) > grid.MOST:
             raise ValueError(f"cells must be fewer than 2^31 in all, but got {counts}, which are {math.prod(counts)}.")
         z, y, x = (0,) * (3 - len(counts)) + counts
-        super().__init__(options, alpha=alpha, cells_z=z, cells_y=y, cells_x=x)
+        super().__init__(options, alpha=alpha, fold=fold, cells_z=z, cells_y=y, cells_x=x)
 
     @property
     def cells(self) -> tuple[int, ...]:
@@ -443,7 +434,7 @@ class GridMix(BetaMethod):
 
 
 @spelled_out
-class FMix(BetaMethod):
+class FMix(FoldingMethod):
     """FMix: the partner where a random low-frequency image is low; as many pixels as λ says, whatever their shape
     (Harris et al., "FMix: Enhancing Mixed Sample Data Augmentation", 2020). Label weight = the realised mean of the
     mask.
@@ -464,6 +455,7 @@ class FMix(BetaMethod):
             along an axis are left out on every backend. None: 32 from decay_power 3 on, where .018 % of the pixels of a
             224x224 mask differ from those of the whole spectrum; 256 below, the whole spectrum of up to 512 pixels. Any
             large number asks for the whole of it.
+        fold: whether λ ← max(λ, 1-λ) once it is drawn, and within lam_range, as `MixUp` has it.
         **options: see `Options`.
     """
 
@@ -478,6 +470,7 @@ class FMix(BetaMethod):
         max_soft: float = 0.0,
         reformulate: bool = False,
         cutoff: int | None = None,
+        fold: bool = False,
         **options: Unpack[Options],
     ) -> None:
         decay_power = checks.number("decay_power", decay_power, 0.0, 100.0)
@@ -485,6 +478,7 @@ class FMix(BetaMethod):
         super().__init__(
             options,
             alpha=alpha,
+            fold=fold,
             decay=decay_power,
             soft=checks.number("max_soft", max_soft, 0.0, 0.5),
             cutoff=float(most),
@@ -567,7 +561,7 @@ class RandomMix(MixTransform):
             raise ValueError("methods must hold at least one mixing module, but got none.")
         for i, method in enumerate(methods):
             if isinstance(method, MixUp) and method.lam_law is not None:
-                raise ValueError(f"methods[{i}] must be made with lam_law=None for a RandomMix: {_NO_FOLD}")
+                raise ValueError(f"methods[{i}] must be made with lam_law=None for a RandomMix: {_NO_LAW}")
             if not isinstance(method, OneMethod) or not method._in_sets or method._refines:
                 *names, last = (
                     name for name in __all__ if issubclass(globals()[name], OneMethod) and not globals()[name]._refines
@@ -575,8 +569,6 @@ class RandomMix(MixTransform):
                 raise TypeError(
                     f"methods[{i}] must be a {', '.join(names)} or {last} of fusedmix, but got {named(method)}"
                 )
-            if method._fold:
-                raise ValueError(f"methods[{i}] must be made with fold=False for a RandomMix: {_NO_FOLD}")
         for keyword, value in options.items():
             if keyword in ("lam_range", "variant"):
                 raise ValueError(f"{keyword} belongs to a method of RandomMix, but got {keyword}={value!r}.")

@@ -232,7 +232,7 @@ def test_set_later_is_as_given_at_construction(cls, value):
         assert mix.mask_ignore_index == twin.mask_ignore_index
     for duplicate in (copy.deepcopy, lambda m: m if callable(value[name]) else pickle.loads(pickle.dumps(m))):
         assert repr(duplicate(mix)) == repr(twin)
-    if cls not in (fm.RandomMix, fm.EmbedMix) and not mix._fold:
+    if cls not in (fm.RandomMix, fm.EmbedMix):
         assert repr(fm.RandomMix([mix])) == repr(fm.RandomMix([twin]))
 
 

@@ -17,8 +17,13 @@ from fusedmix.spec import spec_row
 
 CPU = torch.device("cpu")
 BY_CLASS = ("cross_class", "same_class")
-# λ ~ Beta(α+1, α): swapped with a chance.
-SAMPLED = MASKS | {"FMix-reformulate": lambda **kw: fm.FMix(reformulate=True, **kw)}
+# λ ~ Beta(α+1, α): swapped with a chance. λ ← max(λ, 1-λ): whatever follows from it.
+SAMPLED = MASKS | {
+    "FMix-reformulate": lambda **kw: fm.FMix(reformulate=True, **kw),
+    "RandomMix-fold": lambda **kw: fm.RandomMix(
+        [fm.MixUp(fold=True, lam_range=(0.1, 0.4)), fm.CutMix(fold=True), fm.GMix(fold=True), fm.HMix()], **kw
+    ),
+}
 ROWS_OF_A_SPEC = "the rows of a spec"  # as the host program calls them
 PLAN = ("partner", "lam", "weight", "masks")
 

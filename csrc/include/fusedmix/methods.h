@@ -84,7 +84,8 @@ enum class Resize : int32_t { kNearest = 0, kLinear = 1, kLinearCorners = 2 };
 // One row of a spec: the columns of fusedmix/methods.py, in their order.
 struct MethodRow {
   double method, weight, p, alpha, lam, lam_min, lam_max, ratio, decay, soft, cutoff, reformulate, draws, families,
-      edge, inside, side_low, side_high, aspect_low, aspect_high, ratio_alpha, cells_z, cells_y, cells_x;
+      edge, inside, side_low, side_high, aspect_low, aspect_high, ratio_alpha, cells_z, cells_y, cells_x,
+      fold;
 };
 
 }  // namespace fusedmix

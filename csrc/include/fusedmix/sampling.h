@@ -132,14 +132,14 @@ FUSEDMIX_HD MethodRow used_row(MethodRow row, bool given) {
   return row;
 }
 
-// λ as it is used: clamped to the method's lam_range if it was drawn (not a fixed λ, not the λ = 1 of alpha <= 0), or
-// given by the caller; 1 where nothing is mixed.
+// λ as it is used: clamped to the method's lam_range, and folded, if it was drawn (not a fixed λ, not the λ = 1 of alpha <= 0),
+// or given by the caller; 1 where nothing is mixed.
 FUSEDMIX_HD float used_lam(const MethodRow& row, const Draw& drawn, const float* given) {
   if (!drawn.applied) return 1.0f;
   if (given != nullptr) return *given;
   if (row.lam == row.lam || !(row.alpha > 0.0)) return drawn.lam;
-  const double lam = fmin(fmax(static_cast<double>(drawn.lam), row.lam_min), row.lam_max);
-  return static_cast<float>(lam);
+  const auto lam = static_cast<float>(fmin(fmax(static_cast<double>(drawn.lam), row.lam_min), row.lam_max));
+  return row.fold != 0.0 ? fmaxf(lam, 1.0f - lam) : lam;
 }
 
 // Uniform in (0, 1): number k of those that a family draws for itself, Drawn.NOISE. The mirror of fusedmix/masks/family.py.

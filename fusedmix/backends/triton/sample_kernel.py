@@ -157,7 +157,7 @@ def chosen(seed, index, spec, p, METHODS: tl.constexpr, CHOICE: tl.constexpr):
 
 @triton.jit
 def lam_of(seed, index, row, given, i, live, LAM: tl.constexpr, SWAPS: tl.constexpr):
-    """λ: fixed, drawn and clamped, or given."""
+    """λ: fixed, or drawn, clamped and perhaps folded, or given."""
     alpha, fixed = tl.load(row + Columns.ALPHA), tl.load(row + Columns.LAM)
     random = (fixed != fixed) & (alpha > 0.0)
     lam = tl.where(fixed == fixed, fixed, 1.0).to(tl.float32)
@@ -169,7 +169,9 @@ def lam_of(seed, index, row, given, i, live, LAM: tl.constexpr, SWAPS: tl.conste
             drawn = tl.where(swapped, 1.0 - drawn, drawn)
         narrow = drawn.to(tl.float32).to(tl.float64)
         clamped = tl.minimum(tl.maximum(narrow, tl.load(row + Columns.LAM_MIN)), tl.load(row + Columns.LAM_MAX))
-        lam = tl.where(random, clamped.to(tl.float32), lam)
+        used = clamped.to(tl.float32)
+        used = tl.where(tl.load(row + Columns.FOLD) != 0.0, tl.maximum(used, 1.0 - used), used)
+        lam = tl.where(random, used, lam)
     elif LAM == Lams.ONE:
         lam = tl.load(given) + lam * 0.0
     else:
