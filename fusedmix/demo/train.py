@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -30,10 +30,15 @@ CORRUPTED = (0.0, 0.3)
 
 @dataclass(frozen=True)
 class Split:
-    train_images: Tensor  # (N, 1, 8, 8) float32 in [0, 1]
+    train_images: Tensor  # (N, C, side, side) float32 in [0, 1]
     train_labels: Tensor  # (N,) int64
     test_images: Tensor
     test_labels: Tensor
+    classes: int = CLASSES
+
+    def to(self, device: torch.device | str) -> Split:
+        names = ("train_images", "train_labels", "test_images", "test_labels")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 
 @dataclass(frozen=True)
@@ -57,33 +62,39 @@ def describe(epochs: int, seeds: int) -> str:
 
 
 def load_split(seed: int, corrupted: float = 0.0, device: torch.device | str = "cpu") -> Split:
-    """A stratified split of the digits, another one for every seed; `corrupted` concerns the training labels only."""
+    """A stratified split of the digits, (N, 1, 8, 8), another one for every seed; `corrupted` concerns the training
+    labels only."""
     digits = load_digits()
     parts = train_test_split(
         digits.images[:, None] / 16, digits.target, train_size=TRAIN_IMAGES, stratify=digits.target, random_state=seed
     )
     train_images, test_images = (torch.tensor(part, dtype=torch.float32) for part in parts[:2])
     train_labels, test_labels = (torch.tensor(part, dtype=torch.int64) for part in parts[2:])
+    corrupt(train_labels, corrupted, seed, CLASSES)
+    return Split(train_images, train_labels, test_images, test_labels).to(device)
+
+
+def corrupt(labels: Tensor, share: float, seed: int, classes: int) -> None:
+    """Replaces a share of the labels at random."""
     generator = torch.Generator().manual_seed(seed)
-    replaced = torch.randperm(TRAIN_IMAGES, generator=generator)[: round(corrupted * TRAIN_IMAGES)]
-    train_labels[replaced] = torch.randint(CLASSES, (len(replaced),), generator=generator)
-    return Split(*(part.to(device) for part in (train_images, train_labels, test_images, test_labels)))
+    replaced = torch.randperm(len(labels), generator=generator)[: round(share * len(labels))]
+    labels[replaced] = torch.randint(classes, (len(replaced),), generator=generator)
 
 
-def small_cnn() -> nn.Sequential:
-    """Three convolutions with batch normalisation and a linear layer, for (B, 1, 8, 8)."""
+def small_cnn(channels: int = 1, side: int = 8, classes: int = CLASSES) -> nn.Sequential:
+    """Three convolutions with batch normalisation and a linear layer, for (B, channels, side, side)."""
 
     def block(inputs: int, outputs: int) -> list[nn.Module]:
         return [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
 
     return nn.Sequential(
-        *block(1, 16),
+        *block(channels, 16),
         *block(16, 32),
         nn.MaxPool2d(2),
         *block(32, 32),
         nn.MaxPool2d(2),
         nn.Flatten(),
-        nn.Linear(32 * 4, CLASSES),
+        nn.Linear(32 * (side // 4) ** 2, classes),
     )
 
 
@@ -118,14 +129,15 @@ def train(method: Method | None, split: Split, *, seed: int, epochs: int) -> nn.
     """A network trained from scratch, with a method of mixing or without. A seed gives every method the same initial
     weights and the same batches."""
     device = split.train_images.device
+    count, channels, side, _ = split.train_images.shape
     order = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
-    model = small_cnn().to(device)
-    mix = None if method is None else method.build(CLASSES, model, model[_LAST])
+    model = small_cnn(channels, side, split.classes).to(device)
+    mix = None if method is None else method.build(split.classes, model, model[_LAST])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=epochs * TRAIN_IMAGES // BATCH)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=epochs * -(-count // BATCH))
     for _ in range(epochs):
-        for batch in torch.randperm(TRAIN_IMAGES, generator=order).to(device).split(BATCH):
+        for batch in torch.randperm(count, generator=order).to(device).split(BATCH):
             images, targets = split.train_images[batch], split.train_labels[batch]
             if mix is not None:
                 images, targets = mix(images, targets)
@@ -137,14 +149,19 @@ def train(method: Method | None, split: Split, *, seed: int, epochs: int) -> nn.
     return model.eval()
 
 
-def compare(seeds: Sequence[int], epochs: int, device: torch.device | str = "cpu") -> list[Run]:
+def compare(
+    seeds: Sequence[int],
+    epochs: int,
+    device: torch.device | str = "cpu",
+    load: Callable[[int, float, torch.device | str], Split] = load_split,
+) -> list[Run]:
     """A run without mixing and one with every method, for every seed and every share of corrupted labels."""
     methods: list[tuple[str, Method | None]] = [(NO_MIXING, None), *((method.name, method) for method in METHODS)]
     runs = []
-    train(None, load_split(seeds[0], device=device), seed=0, epochs=1)  # torch's own first steps are slow: not timed
+    train(None, load(seeds[0], 0.0, device), seed=0, epochs=1)  # torch's own first steps are slow: not timed
     with tqdm(total=len(seeds) * len(CORRUPTED) * len(methods), unit="run") as progress:
         for corrupted, seed in itertools.product(CORRUPTED, seeds):
-            split = load_split(seed, corrupted, device)
+            split = load(seed, corrupted, device)
             for name, method in methods:
                 progress.set_description(f"{name:<16}")
                 start = time.perf_counter()
