@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fusedmix import checks
 from fusedmix.arguments import Terms, compute_dtype
+from fusedmix.draws import moved
 from fusedmix.functional import in_range
 from fusedmix.losses import check_ignored, check_logits, labels_beside
 from fusedmix.plan import MixPlan
@@ -87,8 +88,8 @@ def mix_accuracy(
     check_ignored(ignore_index, labels)
     labels, (partner, weight) = with_terms("labels", labels, plan, other)
     if labels.ndim == 1:
-        y = in_range(labels, logits.shape[1], ignore_index).long()[partner.to(logits.device)]
-        shares = torch.where(y == ignore_index, 0.0, weight.detach().to(compute_dtype(logits)).to(logits.device))
+        y = in_range(labels, logits.shape[1], ignore_index).long()[moved(partner, logits.device)]
+        shares = torch.where(y == ignore_index, 0.0, moved(weight.detach().to(compute_dtype(logits)), logits.device))
         places = torch.stack([_place(logits, classes) for classes in y.unbind(1)], 1)
         hits = [torch.where(places < k, shares, 0.0).sum(1) for k in asked]
     else:

@@ -11,6 +11,7 @@ from torch import Tensor
 from fusedmix import checks, loss_gradients, subclasses
 from fusedmix.arguments import LossArguments, Terms, compute_dtype
 from fusedmix.backends import reference
+from fusedmix.draws import moved
 from fusedmix.functional import beside, in_range, mix_labels, of_classes, operators_for
 from fusedmix.methods import Reduction
 from fusedmix.plan import MixPlan, same_batch
@@ -190,7 +191,7 @@ def _counted(
     if ignore_index is None or labels.ndim == 2:
         return labels, terms, terms.partner.shape[0]
     counts = labels != ignore_index
-    partner, weight = (t.to(labels.device) for t in terms)
+    partner, weight = (moved(t, labels.device) for t in terms)
     number = _number(counts, terms, other)
     return torch.where(counts, labels.long(), 0), Terms(partner, torch.where(counts[partner], weight, 0.0)), number
 
@@ -199,7 +200,7 @@ def _number(counts: Tensor, terms: Terms, other: Tensor | None) -> Tensor:
     """What "mean" divides by: how many labels of the batch count; or, of labels from two batches, their weights."""
     if other is None:
         return counts.sum()
-    partner, weight = (t.to(counts.device) for t in terms)
+    partner, weight = (moved(t, counts.device) for t in terms)
     return torch.where(counts[partner], weight, 0.0).sum()
 
 

@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 
 from fusedmix import checks
 from fusedmix.arguments import Terms
-from fusedmix.draws import Request
+from fusedmix.draws import Request, moved
 from fusedmix.fourier import draw_of
 from fusedmix.masks.constant import numbers
 from fusedmix.methods import Column, Method
@@ -95,7 +95,7 @@ class MultiMix(BetaMethod):
     def _refine(self, plan: MixPlan, request: Request, seed: Tensor, extra: Any) -> MixPlan:
         own = torch.arange(plan.batch_size, device=plan.device)
         index = draw_of(own, request.per, plan.batch_size).unsqueeze(1)
-        alpha = request.spec[0, Column.ALPHA].to(plan.device)
+        alpha = moved(request.spec[0, Column.ALPHA], plan.device)
         if self.weights == "zeta":
             logs = -self._gamma * _ranks(seed, index, self.k).log()
         else:

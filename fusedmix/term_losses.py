@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fusedmix.arguments import LossArguments, compute_dtype
 from fusedmix.backends.reference import above
+from fusedmix.draws import moved
 from fusedmix.methods import Pairing, Per, Reduction
 
 _NONE = -1  # the class that the operators ignore
@@ -126,8 +127,8 @@ def _whole(of: LossArguments, classes: Tensor, class_weight: Tensor | None) -> L
 
 def _classes(of: LossArguments, ignore_index: int | None) -> _Classes:
     labels, num_classes = of.labels, of.logits.shape[1]
-    classes = labels[of.partner.to(labels.device)]
-    weight = of.weight.to(compute_dtype(of.logits)).to(labels.device)
+    classes = labels[moved(of.partner, labels.device)]
+    weight = moved(of.weight.to(compute_dtype(of.logits)), labels.device)
     valid = (classes >= 0) & (classes < num_classes)
     share = torch.where(valid | (weight == 0), weight, torch.nan)
     if ignore_index is not None:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fusedmix import checks
 from fusedmix.arguments import Terms, compute_dtype
+from fusedmix.draws import moved
 from fusedmix.plan import MixPlan, of_partners
 
 
@@ -62,7 +63,7 @@ def summed(y: Tensor, terms: Terms) -> Tensor:
     total = torch.zeros((), dtype=y.dtype, device=y.device)
     for partner, weight in zip(terms.partner.unbind(1), terms.weight.unbind(1), strict=True):
         share = per_sample(weight.to(y.dtype), y)
-        total = total + torch.where(share == 0, 0.0, share * y[partner.to(y.device)])
+        total = total + torch.where(share == 0, 0.0, share * y[moved(partner, y.device)])
     return total.expand(terms.partner.shape[0], *y.shape[1:])
 
 
@@ -75,11 +76,11 @@ def dense(labels: Tensor, terms: Terms, num_classes: int, label_smoothing: float
         if label_smoothing:
             wide = wide * (1.0 - label_smoothing) + label_smoothing / num_classes
         return summed(wide, terms).to(y.dtype)
-    share = terms.weight.float().to(labels.device)
-    classes = labels.long()[terms.partner.to(labels.device)]
+    share = moved(terms.weight.float(), labels.device)
+    classes = labels.long()[moved(terms.partner, labels.device)]
     valid = (classes >= 0) & (classes < num_classes)
     ones = torch.where(valid, share * (1.0 - label_smoothing), 0.0)
-    y = torch.zeros((len(labels), num_classes), dtype=torch.float32, device=labels.device)
+    y = torch.zeros((len(share), num_classes), dtype=torch.float32, device=labels.device)
     if label_smoothing:
         y = y + share.sum(1, keepdim=True) * (label_smoothing / num_classes)
     return y.scatter_add(1, torch.where(valid, classes, 0), ones)
@@ -87,4 +88,4 @@ def dense(labels: Tensor, terms: Terms, num_classes: int, label_smoothing: float
 
 def per_sample(weight: Tensor, x: Tensor) -> Tensor:
     """(B,) beside a (B, ...) tensor, in a shape that broadcasts over it."""
-    return weight.to(x.device).reshape(-1, *[1] * (x.ndim - 1))
+    return moved(weight, x.device).reshape(-1, *[1] * (x.ndim - 1))

@@ -198,8 +198,11 @@ def test_infinite_logits(backend, smoothing):
     rows = [[0.0, -inf, 1.0, 2.0], [-inf, -inf, -inf, 1.0], [1.0, 2.0, -inf, -inf], [-inf] * 4, [9e4, 8.9e4, -9e4, 0.0]]
     z, labels = torch.tensor(rows, dtype=torch.float64), torch.tensor([1, 3, 3, 0, 2])
     plan = plan_with(5, 3, seed=3)
-    for partner in (torch.full((5, 3), 1), plan.terms.partner, torch.tensor([[0, 1, 4]] * 5)):
-        of = replace(plan, terms=Terms(partner, plan.terms.weight))
+    several, weight = torch.tensor([[0, 1, 4]] * 5), plan.terms.weight
+    without = torch.cat((torch.zeros_like(weight[:, :1]), weight[:, 1:]), 1)  # The first may be anything then.
+    cases = ((torch.full((5, 3), 1), weight), (plan.terms.partner, weight), (several, weight), (several, without))
+    for terms in itertools.starmap(Terms, cases):
+        of = replace(plan, terms=terms)
         logits, exact = leaves(z.to(device, torch.float32))
         options = {"label_smoothing": smoothing, "reduction": "none", "backend": name}
         loss = fm.mix_cross_entropy(logits, labels.to(device), of, **options)
