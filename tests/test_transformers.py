@@ -293,6 +293,19 @@ def test_mixed_loss_in_a_plain_trainer(transformers, vit, arguments, mixed):
 
 
 @pytest.mark.thorough
+def test_mixed_loss_of_several_labels(transformers):
+    """Those that a module with targets="sparse" gives, of two labels and of three."""
+    from fusedmix.integrations.transformers import mixed_loss
+
+    x, y, logits = torch.rand(6, 3, 4, 4), torch.arange(6), torch.randn(6, 6)
+    for method in (fm.MixUp, fm.MultiMix):
+        mix = method(per="sample", sampling="host", num_classes=6, generator=torch.Generator().manual_seed(1))
+        _, dense = mix(x, y)
+        mix.targets, mix.generator = "sparse", torch.Generator().manual_seed(1)
+        _, sparse = mix(x, y)
+        torch.testing.assert_close(mixed_loss((logits,), sparse), mixed_loss((logits,), dense))
+
+
 def test_resuming(remembering, arguments, tmp_path):
     """From the middle of an epoch and from its end: the batches, losses and weights of an uninterrupted run.
 
