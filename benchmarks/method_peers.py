@@ -1,14 +1,13 @@
 """The methods that look at the images or take them apart, on a CPU, beside OpenMixup's code for the same batch.
 
     git clone https://github.com/Westlake-AI/openmixup
-    pip install opencv-contrib-python-headless gco-wrapper
+    pip install opencv-contrib-python-headless
     python -m benchmarks.method_peers --openmixup openmixup [--threads 2] [--out benchmarks/results] [--quick]
 
 float32, 64x3x224x224. OpenMixup's functions run as they are, with `.cuda()` made to do nothing. They draw once for a
 batch, and SaliencyMix looks at one image of it, so its line per sample is OpenCV's saliency of every image and nothing
-else. Of PuzzleMix there is a line for the whole call, and one for the masks alone: of OpenMixup's call the time in
-graph cuts and transport plans. Gradients, which both take as given, are not measured. Everything is measured once a
-round, in an order drawn anew. Writes cpu-methods.csv, cpu-methods-targets.csv and cpu-methods-environment.json. Exit
+else. (puzzle_peers.py has PuzzleMix, beside its authors' code.) Everything is measured once a round, in an order drawn
+anew. Writes cpu-methods.csv, cpu-methods-targets.csv and cpu-methods-environment.json. Exit
 status 1: a target is missed.
 """
 
@@ -18,7 +17,6 @@ import contextlib
 import functools
 import importlib.util
 import sys
-import time
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,9 +33,8 @@ from fusedmix.bench.results import Check, markdown, targets_table, write_csv, wr
 from fusedmix.bench.timing import Timing, interleave, wall
 
 # How many times as fast as OpenMixup, per batch and per sample.
-FASTER = {"ResizeMix": 5.0, "SaliencyMix": 10.0, "PuzzleMix masks": 10.0}
+FASTER = {"ResizeMix": 5.0, "SaliencyMix": 10.0}
 CLASSES = 1000
-BLOCKS = 16  # along each side, in PuzzleMix
 
 
 class OpenMixup:
@@ -50,7 +47,7 @@ class OpenMixup:
             sys.modules[name] = types.ModuleType(name)
         sys.modules[utils.__name__] = utils
         self.modules = {}
-        for name in ("resizemix", "saliencymix", "puzzlemix"):
+        for name in ("resizemix", "saliencymix"):
             path = folder / "openmixup" / "models" / "augments" / f"{name}.py"
             spec = importlib.util.spec_from_file_location(f"openmixup_{name}", path)
             assert spec is not None
@@ -61,31 +58,6 @@ class OpenMixup:
     def __call__(self, name: str, *args: Any, **options: Any) -> Any:
         with _on_the_cpu():
             return getattr(self.modules[name], name)(*args, **options)
-
-    def masks_of_puzzlemix(self, *args: Any, **options: Any) -> float:
-        """The microseconds that a call spends on graph cuts and on transport plans."""
-        module, spent = self.modules["puzzlemix"], [0.0]
-
-        def timed(function: Callable[..., Any]) -> Callable[..., Any]:
-            @functools.wraps(function)
-            def call(*args: Any, **options: Any) -> Any:
-                start = time.perf_counter()
-                result = function(*args, **options)
-                spent[0] += time.perf_counter() - start
-                return result
-
-            return call
-
-        names = ("graphcut_multi", "mask_transport")
-        kept = {name: getattr(module, name) for name in names}
-        for name in names:
-            setattr(module, name, timed(kept[name]))
-        try:
-            self("puzzlemix", *args, **options)
-        finally:
-            for name in names:
-                setattr(module, name, kept[name])
-        return 1e6 * spent[0]
 
 
 @contextlib.contextmanager
@@ -106,19 +78,13 @@ def saliency_of_all(images: Tensor) -> None:
         cv2.saliency.StaticSaliencyFineGrained_create().computeSaliency(image)
 
 
-def measures(peer: OpenMixup, shape: tuple[int, ...], threads: int) -> tuple[list[Timing], dict[int, Any]]:
+def measures(peer: OpenMixup, shape: tuple[int, ...]) -> tuple[list[Timing], dict[int, Any]]:
     """The rows, and what measures each: ours and theirs, one after the other."""
     images = torch.rand(shape)
     labels = torch.randint(CLASSES, shape[:1])
-    maps = torch.rand(shape[0], *shape[2:])
-    puzzle = {"alpha": 1.0, "features": maps, "block_num": (4, 5), "n_labels": 3, "transport": True, "t_eps": 0.8}
 
     def module(make: Callable[..., fm.MixTransform], per: str, **options: Any) -> Callable[..., Any]:
         return make(num_classes=CLASSES, per=per, **options)
-
-    def timed_inside() -> Callable[[], float]:
-        spent = peer.masks_of_puzzlemix(images.clone(), labels, **puzzle)
-        return lambda: spent
 
     resize = wall(lambda: peer("resizemix", images, labels))
     salient = wall(lambda: peer("saliencymix", images, labels))
@@ -128,11 +94,6 @@ def measures(peer: OpenMixup, shape: tuple[int, ...], threads: int) -> tuple[lis
         in_place = functools.partial(module(fm.SaliencyMix, per, inplace=True), images, labels)
         theirs = salient if per == "batch" else wall(lambda: saliency_of_all(images))
         pairs["SaliencyMix", per] = wall(in_place), theirs
-    mix = fm.PuzzleMix(cells=BLOCKS, num_classes=CLASSES)
-    whole = wall(functools.partial(mix, images, labels, importance=maps))
-    pairs["PuzzleMix", "batch"] = whole, wall(lambda: peer("puzzlemix", images.clone(), labels, **puzzle))
-    masks = wall(lambda: mix.sample(shape[0], shape[2:], importance=maps, images=images))
-    pairs["PuzzleMix masks", "batch"] = masks, timed_inside
 
     rows: list[Timing] = []
     calls: dict[int, Any] = {}
@@ -169,7 +130,7 @@ def main() -> int:
     given = arguments.parse_args()
     torch.set_num_threads(given.threads)
     shape = (4, 3, 64, 64) if given.quick else (64, 3, 224, 224)
-    rows, calls = measures(OpenMixup(given.openmixup), shape, given.threads)
+    rows, calls = measures(OpenMixup(given.openmixup), shape)
     rounds = 2 if given.quick else given.rounds
     interleave(calls, 2)
     times = interleave(calls, rounds)
