@@ -45,8 +45,10 @@ def everything(cpp):
             if dtype != torch.uint8:
                 found[f"{where} adjoint"] = bits(cpp.mix_adjoint(x, *masks))
             found[f"{where} mix_with"] = bits(cpp.mix_with(x, x, *masks))
-            found[f"{where} paste"] = bits(cpp.paste(x, *patches_of(shape, len(size), 2, number), number % len(Resize)))
-            found[f"{where} blend"] = bits(cpp.blend(x, *terms_of(shape, 3, number)))
+            if number < len(SHAPES):  # They ask for no method.
+                patches = patches_of(shape, len(size), 2, number)
+                found[f"{where} paste"] = bits(cpp.paste(x, *patches, number % len(Resize)))
+                found[f"{where} blend"] = bits(cpp.blend(x, *terms_of(shape, 3, number)))
             cpp.mix_(x, *masks)
             found[f"{where} mix_"] = bits(x)
         for labels in (torch.arange(shape[0]), torch.rand(shape[0], 5000, generator=generator).half()):
