@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from fusedmix import checks, laws
-from fusedmix.draws import CPU, Request
+from fusedmix.draws import CPU, Request, moved
 from fusedmix.fourier import default_cutoff
 from fusedmix.masks import grid
 from fusedmix.masks.constant import numbers
@@ -97,7 +97,9 @@ class MixUp(FoldingMethod):
             return plan
         assert self._lam_law is not None
         drawn = laws.draw(self._lam_law, seed, plan.batch_size, self._per, plan.device)
-        lam = torch.where(plan.lam == 1.0, plan.lam, torch.maximum(drawn, 1.0 - drawn) if self.fold else drawn)
+        folds = moved(request.spec[0, Column.FOLD], drawn.device) != 0  # as a tensor, for compiled steps
+        lam = torch.where(folds, torch.maximum(drawn, 1.0 - drawn), drawn)
+        lam = torch.where(plan.lam == 1.0, plan.lam, lam)
         return replace(plan, lam=lam, weight=lam.double(), masks=numbers(lam))
 
     def _describe(self) -> dict[str, Any]:

@@ -159,9 +159,10 @@ def test_pickled(name):
     assert torch.equal(again.sample(B, (5, 3), seed=1).masks, fm.HMix().sample(B, (5, 3), seed=1).masks)
 
 
-def test_compiled():
+@pytest.mark.parametrize("options", [{}, {"lam_law": ("normal", 0.5, 0.4)}], ids=str)
+def test_compiled(options):
     torch._dynamo.reset()
-    mix = fm.MixUp(fold=True, num_classes=K, per="sample")
+    mix = fm.MixUp(fold=True, num_classes=K, per="sample", **options)
     compiled = torch.compile(mix, fullgraph=True, backend="aot_eager")
     x, y = torch.rand(B, 3, 4, 5), torch.randint(0, K, (B,))
     torch.manual_seed(1)
