@@ -27,7 +27,9 @@ from fusedmix.bench import report
 from fusedmix.bench.results import markdown
 
 README = ROOT / "README.md"
-PERFORMANCE, ANALYSIS, ONE_PASS = (ROOT / "docs" / f"{name}.md" for name in ("performance", "analysis", "one-pass"))
+PERFORMANCE, ANALYSIS, ONE_PASS, ACCURACY = (
+    ROOT / "docs" / f"{name}.md" for name in ("performance", "analysis", "one-pass", "accuracy")
+)
 _PLACE = r"(<!-- table: {name} -->\n).*?(<!-- end of table -->)"
 
 
@@ -495,6 +497,26 @@ def _of_type(text: str, kind: Any) -> Any:
     return float(text) if text else None
 
 
+def _of_type(text: str, kind: Any) -> Any:
+    """A value of a CSV; an empty one is None."""
+    if kind in (str, int):
+        return kind(text)
+    return float(text) if text else None
+
+
+# ---- docs/accuracy.md ------------------------------------------------------------------------------------------------
+
+
+def accuracy() -> str:
+    """What each method does to a small network."""
+    from benchmarks import accuracy as of
+
+    found, types = _rows("accuracy.csv"), get_type_hints(of.Row)
+    rows = [of.Row(**{f.name: _of_type(row[f.name], types[f.name]) for f in fields(of.Row)}) for row in found]
+    trainings = f"{len({row.seed for row in rows})} trainings of {rows[0].epochs} epochs each"
+    return f"{of.table(rows)}\n\n{trainings}.\n{_source('python -m benchmarks.accuracy', found[0])}\n"
+
+
 # ---- documents -------------------------------------------------------------------------------------------------------
 
 DOCUMENTS: dict[Path, dict[str, Callable[[], str]]] = {
@@ -531,6 +553,7 @@ DOCUMENTS: dict[Path, dict[str, Callable[[], str]]] = {
         "theory-designs": theory_designs,
         "theory-unbounded": theory_unbounded,
     },
+    ACCURACY: {"accuracy": accuracy},
 }
 
 
