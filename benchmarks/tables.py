@@ -111,6 +111,35 @@ def cpu_loss() -> str:
     return f"{table}\n\n{_source('python -m benchmarks.cpu_loss', rows[0])}\n"
 
 
+def cpu_methods() -> str:
+    """Times of the methods that paste or look at the images on a CPU, beside OpenMixup's code."""
+    rows = _rows("cpu-methods.csv")
+    lines = [_beside(f"{ours['method']}, per {ours['per']}", ours, theirs) for ours, theirs in _pairs(rows)]
+    table = markdown(("ms, 64×3×224×224, 2 threads", "fusedmix", "OpenMixup", "ratio"), lines)
+    return f"{table}\n\n{_source('python -m benchmarks.method_peers', rows[0])}\n"
+
+
+def cpu_puzzle() -> str:
+    """Times of PuzzleMix's masks on a CPU, beside the authors' code."""
+    rows = _rows("cpu-puzzle.csv")
+    lines = [
+        _beside(ours["call"].partition("-")[2].replace("x", "×") + " blocks", ours, theirs)
+        for ours, theirs in _pairs(rows)
+    ]
+    table = markdown(("ms, 64×3×224×224, 2 threads", "fusedmix", "authors", "ratio"), lines)
+    return f"{table}\n\n{_source('python -m benchmarks.puzzle_peers', rows[0])}\n"
+
+
+def _pairs(rows: list[dict[str, str]]) -> list[tuple[dict[str, str], dict[str, str]]]:
+    """Rows that stand in a file one after the other: ours and theirs."""
+    return list(zip(rows[::2], rows[1::2], strict=True))
+
+
+def _beside(what: str, ours: dict[str, str], theirs: dict[str, str]) -> tuple[str, ...]:
+    times = [float(row["median_us"]) / 1e3 for row in (ours, theirs)]
+    return (what, *(f"{time:.1f}" for time in times), f"{times[1] / times[0]:.1f}")
+
+
 def first_use() -> str:
     """From `pip install` to the first mixed batch."""
     found = json.loads((RESULTS / "cpu-first-use.json").read_text())
@@ -526,6 +555,8 @@ DOCUMENTS: dict[Path, dict[str, Callable[[], str]]] = {
         "cpu-mix": cpu_mix,
         "cpu-fmix": cpu_fmix,
         "cpu-loss": cpu_loss,
+        "cpu-methods": cpu_methods,
+        "cpu-puzzle": cpu_puzzle,
         "first-use": first_use,
     },
     PERFORMANCE: {
@@ -536,6 +567,8 @@ DOCUMENTS: dict[Path, dict[str, Callable[[], str]]] = {
         "cpu-host": cpu_host,
         "cpu-fmix-all": cpu_fmix_all,
         "cpu-loss-all": cpu_loss_all,
+        "cpu-methods": cpu_methods,
+        "cpu-puzzle": cpu_puzzle,
         "first-use": first_use,
         "cpu-bench": cpu_bench,
         "cpu-train-step": cpu_train_step,

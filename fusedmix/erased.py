@@ -15,6 +15,7 @@ from fusedmix import checks, dims, given, sample_tree
 from fusedmix.draws import Request, Source
 from fusedmix.fourier import draw_of, rows
 from fusedmix.functional import check_fill
+from fusedmix.masks.family import beside
 from fusedmix.methods import Families, Method
 from fusedmix.one_method import OneMethod
 from fusedmix.options import FillOptions, spelled_out
@@ -147,9 +148,9 @@ class Cutout(_Filling):
         size = plan.size
         index = draw_of(torch.arange(plan.batch_size, device=plan.device), request.per, plan.batch_size)
         pixels = [int(self._ratio * side) if self._ratio else self._length or 0 for side in size]
-        sides = torch.tensor(size, device=index.device)
+        sides = beside(index, size)
         # A longer side than twice the image's covers it from any pixel, as does one that long.
-        length = torch.tensor([min(n, 2 * side) for n, side in zip(pixels, size, strict=True)], device=index.device)
+        length = beside(index, [min(n, 2 * side) for n, side in zip(pixels, size, strict=True)])
         centre = below(torch.stack(words(seed, index, Stream.CUTOUT)[: len(size)][::-1], dim=1), sides)
         first = centre - length // 2
         stop = torch.where((plan.lam == 0.0).unsqueeze(1), torch.minimum(first + length, sides), 0)
@@ -285,9 +286,9 @@ class GridMask(_Filling):
         places = _turned(below(of_turn, self._rotate), size) if self._rotate > 1 else _places(size, index.device)
         lined = torch.zeros((), dtype=torch.bool, device=index.device)
         for place, begin in zip(places, reversed(begins), strict=True):
-            at = (place - _beside(begin, size)).remainder(_beside(period, size))
-            lined = lined | (at < _beside(line, size))
-        kept = (lined if self._mode == "squares" else ~lined) | _beside(plan.lam[:n] != 0.0, size)
+            at = (place - _over_pixels(begin, size)).remainder(_over_pixels(period, size))
+            lined = lined | (at < _over_pixels(line, size))
+        kept = (lined if self._mode == "squares" else ~lined) | _over_pixels(plan.lam[:n] != 0.0, size)
         made = given.part("masks", kept.expand(n, *size), None)
         sample = draw_of(torch.arange(plan.batch_size, device=plan.device), plan.per, plan.batch_size)
         return self._filled(plan, made._replace(records=made.records[sample], weight=made.weight[sample]))
@@ -309,7 +310,7 @@ def _mode(mode: Any) -> str:
     return checks.choice("mode", mode, _MODES)
 
 
-def _beside(x: Tensor, size: tuple[int, ...]) -> Tensor:
+def _over_pixels(x: Tensor, size: tuple[int, ...]) -> Tensor:
     """(n,) beside masks (n, *size)."""
     return x.reshape(-1, *[1] * len(size))
 
@@ -326,7 +327,7 @@ def _turned(degrees: Tensor, size: tuple[int, ...]) -> list[Tensor]:
     """Along both sides, (n, H, W) int64: which pixel of the grid stands at each, turned counterclockwise around the
     centre."""
     turns = _TURNS.to(degrees.device, non_blocking=True)[degrees % 360]
-    cosine, sine = (_beside(x, size) for x in turns.unbind(1))
+    cosine, sine = (_over_pixels(x, size) for x in turns.unbind(1))
     (y, x), (middle, centre) = _places(size, degrees.device), ((side - 1) / 2 for side in size)
     down, right = y - middle, x - centre
     return [

@@ -63,7 +63,8 @@ def mix(
         return _mix_from_elsewhere(x, plan, other, backend)
     operators, masks = _prepare("x", x, plan, backend)
     if plan.repeats and (transformed() or tracked(x)):
-        return differentiable_mix_with(operators, x, x, masks)
+        # torch.compile takes no tensor twice. The batch is the same.
+        return differentiable_mix_with(operators, x, x.view_as(x), masks)
     return differentiable_mix(operators, x, masks)
 
 

@@ -7,7 +7,7 @@ no kernel meets a box outside of its image.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +19,7 @@ from fusedmix.draws import CPU
 from fusedmix.fourier import pack
 from fusedmix.masks import fourier
 from fusedmix.masks.constant import numbers
-from fusedmix.masks.family import packed, quotient
+from fusedmix.masks.family import beside, packed, quotient
 from fusedmix.masks.fourier import LEVELS
 from fusedmix.methods import Families, Kind
 from fusedmix.subclasses import plain
@@ -67,7 +67,7 @@ def _boxes(name: str, x: Tensor, size: Any) -> Given:
         )
     x = x.long()
     first, stop = x[:, :d], x[:, d:]
-    sides = torch.tensor(size, device=x.device)
+    sides = beside(x, size)
     if checks.readable(x) and not ((first >= 0) & (first <= stop) & (stop <= sides)).all():
         row = int(((first >= 0) & (first <= stop) & (stop <= sides)).all(1).long().argmin())
         raise ValueError(
@@ -76,10 +76,22 @@ def _boxes(name: str, x: Tensor, size: Any) -> Given:
         )
     first = torch.minimum(first.clamp_min(0), sides)
     stop = torch.maximum(torch.minimum(stop, sides), first)
-    absent = x.new_zeros((x.shape[0], 3 - d))
-    value = torch.tensor([1.0, 0.0], device=x.device).expand(x.shape[0], 2)
-    records = packed(x.new_full((x.shape[0],), Kind.BOX), torch.cat((absent, first, absent + 1, stop), dim=1), value)
-    return Given(records, 1.0 - quotient((stop - first).prod(1).double(), math.prod(size)), size, Families.CUTS)
+    records, share = boxes_of(first, stop, size, outer=1.0)
+    return Given(records, 1.0 - share, size, Families.CUTS)
+
+
+def boxes_of(first: Tensor, stop: Tensor, size: Sequence[int], *, outer: float) -> tuple[Tensor, Tensor]:
+    """Records of masks that are 1 - outer in boxes of pixels (n, d) and `outer`, 0 or 1, around them; and how much of
+    the images is in the boxes, (n,) float64."""
+    n, d = first.shape
+    absent = first.new_zeros((n, 3 - d))
+    around = torch.full_like(first[:, :1], outer, dtype=torch.float64)
+    records = packed(
+        first.new_full((n,), Kind.BOX),
+        torch.cat((absent, first, absent + 1, stop), dim=1),
+        torch.cat((around, 1.0 - around), dim=1),
+    )
+    return records, quotient((stop - first).prod(1).double(), math.prod(size))
 
 
 def _masks(name: str, x: Tensor, size: Any) -> Given:

@@ -16,8 +16,8 @@ from fusedmix import checks, given
 from fusedmix.arguments import Patches, Terms
 from fusedmix.draws import Request
 from fusedmix.fourier import draw_of
-from fusedmix.masks.family import packed, quotient
-from fusedmix.methods import Families, Kind, Method, Resize
+from fusedmix.masks.family import beside, quotient
+from fusedmix.methods import Families, Method, Resize
 from fusedmix.one_method import OneMethod
 from fusedmix.options import BatchOptions, spelled_out
 from fusedmix.partners import further
@@ -100,7 +100,7 @@ class ResizeMix(_Pasting):
         tau = torch.where(lam == 0.0, tau, 0.0) if request.lam is None else (1.0 - lam).clamp_min(0.0).sqrt()
         boxes = _around(tau, words(seed, index, Stream.PASTE, 1), plan.size)
         made = given.part("boxes", boxes, plan.size)
-        whole = boxes.new_tensor([0] * len(plan.size) + list(plan.size)).expand_as(boxes)
+        whole = beside(boxes, (*[0] * len(plan.size), *plan.size)).expand_as(boxes)
         return replace(
             plan,
             lam=(1.0 - tau.square()).float(),
@@ -166,14 +166,16 @@ class RICAP(_Pasting):
     def _refine(self, plan: MixPlan, request: Request, seed: Tensor, extra: Any) -> MixPlan:
         index, d = _draws(plan, request), len(plan.size)
         mixed = (plan.lam == 0.0).unsqueeze(1)
-        sides = torch.tensor(plan.size, device=index.device)
-        alpha = sides.new_full((), self._beta, dtype=torch.float64)
+        sides = beside(index, plan.size)
+        alpha = torch.full((), self._beta, dtype=torch.float64, device=index.device)
         shares = torch.stack([symmetric_beta(seed, index * d + axis, alpha, Stream.CUT) for axis in range(d)], dim=1)
         cuts = torch.where(mixed, (shares * sides).round().long(), sides)
         boxes, crops = [], []
         for part in range(1 << d):
-            behind = torch.tensor([(part >> (d - 1 - axis)) & 1 for axis in range(d)], device=index.device) != 0
-            first, stop = torch.where(behind, cuts, 0), torch.where(behind, sides, cuts)
+            behind = [(part >> (d - 1 - axis)) & 1 for axis in range(d)]  # along each side, whether it is the second
+            first = torch.stack([cut * second for cut, second in zip(cuts.unbind(1), behind, strict=True)], dim=1)
+            stops = zip(cuts.unbind(1), sides.expand_as(cuts).unbind(1), behind, strict=True)
+            stop = torch.stack([side if second else cut for cut, side, second in stops], dim=1)
             drawn = torch.stack(words(seed, index, Stream.CROP, part)[:d], dim=1)
             start = torch.where(mixed, below(drawn, sides - (stop - first) + 1), 0)
             boxes.append(torch.cat((first, stop), dim=1))
@@ -186,7 +188,7 @@ class RICAP(_Pasting):
             plan,
             lam=weight[:, 0].float(),
             weight=weight[:, 0].contiguous(),
-            masks=_kept(boxes[0]),
+            masks=given.boxes_of(boxes[0][:, :d], boxes[0][:, d:], plan.size, outer=0.0)[0],
             families=Families.BOXES,
             patches=Patches(partner, torch.stack(boxes, 1).int(), torch.stack(crops, 1).int()),
             terms=Terms(partner, weight),
@@ -209,16 +211,7 @@ def _draws(plan: MixPlan, request: Request) -> Tensor:
 def _around(share: Tensor, drawn: Sequence[Tensor], size: Sequence[int]) -> Tensor:
     """(B, 2d) int64: boxes of so many of each side, rounded down to an even number of pixels, around pixels that are
     drawn by 32-bit words along the last, the second to last and the third to last side, and clipped to the image."""
-    sides = torch.tensor(size, device=share.device)
+    sides = beside(share, size)
     half = (share.unsqueeze(1) * sides).long() // 2
     centre = below(torch.stack(tuple(drawn[: len(size)])[::-1], dim=1), sides)
     return torch.cat(((centre - half).clamp_min(0), torch.minimum(centre + half, sides)), dim=1)
-
-
-def _kept(boxes: Tensor) -> Tensor:
-    """Records of masks that are 1 in boxes (B, 2d) and 0 around them."""
-    d = boxes.shape[1] // 2
-    absent = boxes.new_zeros((boxes.shape[0], 3 - d))
-    geometry = torch.cat((absent, boxes[:, :d], absent + 1, boxes[:, d:]), dim=1)
-    value = torch.tensor([0.0, 1.0], device=boxes.device).expand(boxes.shape[0], 2)
-    return packed(boxes.new_full((boxes.shape[0],), Kind.BOX), geometry, value)

@@ -19,10 +19,11 @@ from fusedmix import checks, grids
 from fusedmix.arguments import Patches, Terms
 from fusedmix.draws import Request
 from fusedmix.fourier import draw_of
+from fusedmix.given import boxes_of
 from fusedmix.importance import Importance, ImportanceMethod, Shares, at_cells, peak
 from fusedmix.masks import grid
 from fusedmix.masks.box import root
-from fusedmix.masks.family import Masks, geometry, packed, quotient
+from fusedmix.masks.family import geometry
 from fusedmix.methods import Column, Kind, Method, Per, Resize
 from fusedmix.one_method import BetaMethod
 from fusedmix.options import Options, spelled_out
@@ -42,18 +43,6 @@ def _around(centre: Sequence[Tensor], lam: Tensor, size: tuple[int, ...]) -> Box
         first.append((place - half).clamp_min(0))
         stop.append((place + half).clamp_max(side))
     return torch.stack(first, 1), torch.stack(stop, 1)
-
-
-def _cuts(first: Tensor, stop: Tensor, size: tuple[int, ...]) -> Masks:
-    """The masks that are 0 in boxes and 1 around them."""
-    n, d = first.shape
-    absent, ones = first.new_zeros((n, 3 - d)), first.new_ones((n, 1)).double()
-    records = packed(
-        first.new_full((n,), Kind.BOX),
-        torch.cat((absent, first, absent + 1, stop), dim=1),
-        torch.cat((ones, ones * 0), dim=1),
-    )
-    return Masks(records, 1.0 - quotient((stop - first).prod(1).double(), math.prod(size)))
 
 
 @spelled_out
@@ -81,8 +70,8 @@ class SaliencyMix(ImportanceMethod, BetaMethod):
 
     def _by_maps(self, plan: MixPlan, request: Request, seed: Tensor, maps: Tensor, labels: Tensor | None) -> MixPlan:
         centre = [place[plan.partner] for place in peak(maps, plan.size)]
-        made = _cuts(*_around(centre, plan.lam, plan.size), plan.size)
-        return replace(plan, masks=made.records, weight=made.weight, per=Per.SAMPLE)
+        masks, share = boxes_of(*_around(centre, plan.lam, plan.size), plan.size, outer=1.0)
+        return replace(plan, masks=masks, weight=1.0 - share, per=Per.SAMPLE)
 
 
 @spelled_out
@@ -185,7 +174,7 @@ class SnapMix(ImportanceMethod, BetaMethod):
         box, crop = self._boxes(plan), self._crops(request, seed)
         mixed = (_pixels(box) > 0) & (_pixels(crop) > 0)
         box, crop = _where(mixed, box), _where(mixed, crop)
-        made = _cuts(*box, size)
+        masks, area = boxes_of(*box, size, outer=1.0)
 
         each, shares = torch.arange(len(partner), device=partner.device), Shares(maps, size)
         own, lent = 1.0 - shares.inside(*box, of=each), shares.inside(*crop, of=partner)
@@ -193,13 +182,13 @@ class SnapMix(ImportanceMethod, BetaMethod):
             same = labels == labels[partner]
             same = same if same.ndim == 1 else same.all(1)
             own, lent = torch.where(same, own + lent, own), torch.where(same, own + lent, lent)
-        own = torch.where(own.isnan(), made.weight, own)
-        lent = torch.where(lent.isnan(), 1.0 - made.weight, lent)
+        own = torch.where(own.isnan(), 1.0 - area, own)
+        lent = torch.where(lent.isnan(), area, lent)
         weight = torch.stack((torch.where(mixed, own, 1.0), torch.where(mixed, lent, 0.0)), 1)
         return replace(
             plan,
-            masks=made.records,
-            weight=made.weight,
+            masks=masks,
+            weight=1.0 - area,
             terms=Terms(torch.stack((each, partner), 1), weight),
             patches=Patches(partner.unsqueeze(1), *(torch.cat(of, 1).int().unsqueeze(1) for of in (box, crop))),
             resize=Resize.LINEAR_CORNERS,

@@ -49,12 +49,14 @@ def blend(x: Tensor, partner: Tensor, weight: Tensor) -> Tensor:
     """Σ_k weight[:, k]·x[partner[:, k]], term after term by fma in the compute dtype, and rounded once. A term of
     weight 0 is left out, whatever infinities and NaN it has."""
     total = torch.zeros((), dtype=compute_dtype(x), device=x.device)
+    begun = torch.zeros((), dtype=torch.bool, device=x.device)
     for share, index in zip(weight.to(x.device).unbind(1), partner.to(x.device).unbind(1), strict=True):
         term, known = _lent(x, index)
-        term = term.to(total.dtype)
         w = torch.where(known, share, 0.0).reshape(-1, *[1] * (x.ndim - 1))
-        # The product is exact in float64, and the sum as good as rounded once.
-        total = torch.where(w == 0, total, (w.double() * term.double() + total.double()).to(total.dtype))
+        # A product is exact in float64, and a sum as good as rounded once. The first term is a product: -0 stays -0.
+        product = w.double() * term.to(total.dtype).double()
+        added = torch.where(begun, product + total.double(), product).to(total.dtype)
+        total, begun = torch.where(w == 0, total, added), begun | (w != 0)
     return _like(total.expand(x.shape), x)
 
 
