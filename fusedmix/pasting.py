@@ -93,12 +93,13 @@ class ResizeMix(_Pasting):
 
     def _refine(self, plan: MixPlan, request: Request, seed: Tensor, extra: Any) -> MixPlan:
         index = _draws(plan, request)
-        first, second, *_ = words(seed, index, Stream.PASTE)
+        calls = torch.arange(2, device=index.device)  # both in one evaluation
+        drawn = words(seed, index.unsqueeze(1), Stream.PASTE, calls)
         low, high = self._scope
-        tau = low + (high - low) * uniform(first, second)
+        tau = low + (high - low) * uniform(*(word[:, 0] for word in drawn[:2]))
         lam = plan.lam.double()
         tau = torch.where(lam == 0.0, tau, 0.0) if request.lam is None else (1.0 - lam).clamp_min(0.0).sqrt()
-        boxes = _around(tau, words(seed, index, Stream.PASTE, 1), plan.size)
+        boxes = _around(tau, [word[:, 1] for word in drawn], plan.size)
         made = given.part("boxes", boxes, plan.size)
         whole = beside(boxes, (*[0] * len(plan.size), *plan.size)).expand_as(boxes)
         return replace(
@@ -170,18 +171,20 @@ class RICAP(_Pasting):
         alpha = torch.full((), self._beta, dtype=torch.float64, device=index.device)
         shares = torch.stack([symmetric_beta(seed, index * d + axis, alpha, Stream.CUT) for axis in range(d)], dim=1)
         cuts = torch.where(mixed, (shares * sides).round().long(), sides)
-        boxes, crops = [], []
-        for part in range(1 << d):
+        boxes, crops, parts = [], [], 1 << d
+        drawn = torch.stack(
+            words(seed, index.unsqueeze(1), Stream.CROP, torch.arange(parts, device=index.device)), dim=2
+        )
+        for part in range(parts):
             behind = [(part >> (d - 1 - axis)) & 1 for axis in range(d)]  # along each side, whether it is the second
             first = torch.stack([cut * second for cut, second in zip(cuts.unbind(1), behind, strict=True)], dim=1)
             stops = zip(cuts.unbind(1), sides.expand_as(cuts).unbind(1), behind, strict=True)
             stop = torch.stack([side if second else cut for cut, side, second in stops], dim=1)
-            drawn = torch.stack(words(seed, index, Stream.CROP, part)[:d], dim=1)
-            start = torch.where(mixed, below(drawn, sides - (stop - first) + 1), 0)
+            start = torch.where(mixed, below(drawn[:, part, :d], sides - (stop - first) + 1), 0)
             boxes.append(torch.cat((first, stop), dim=1))
             crops.append(torch.cat((start, start + stop - first), dim=1))
         own = torch.arange(plan.batch_size, device=index.device).unsqueeze(1)
-        partner = torch.cat((own, further(plan.partner, plan.pairing, seed, (1 << d) - 1)), dim=1)
+        partner = torch.cat((own, further(plan.partner, plan.pairing, seed, parts - 1)), dim=1)
         pixels = torch.stack([(box[:, d:] - box[:, :d]).prod(1) for box in boxes], dim=1)
         weight = quotient(pixels.double(), math.prod(plan.size))
         return replace(
