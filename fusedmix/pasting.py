@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from fusedmix import checks, given
+from fusedmix import checks
 from fusedmix.arguments import Patches, Terms
 from fusedmix.draws import Request
 from fusedmix.fourier import draw_of
+from fusedmix.given import boxes_of
 from fusedmix.masks.family import beside, quotient
 from fusedmix.methods import Families, Method, Resize
 from fusedmix.one_method import OneMethod
@@ -100,14 +101,14 @@ class ResizeMix(_Pasting):
         lam = plan.lam.double()
         tau = torch.where(lam == 0.0, tau, 0.0) if request.lam is None else (1.0 - lam).clamp_min(0.0).sqrt()
         boxes = _around(tau, [word[:, 1] for word in drawn], plan.size)
-        made = given.part("boxes", boxes, plan.size)
-        whole = beside(boxes, (*[0] * len(plan.size), *plan.size)).expand_as(boxes)
+        d = len(plan.size)
+        masks, area = boxes_of(boxes[:, :d], boxes[:, d:], plan.size, outer=1.0)
+        whole = beside(boxes, (*[0] * d, *plan.size)).expand_as(boxes)
         return replace(
             plan,
             lam=(1.0 - tau.square()).float(),
-            weight=made.weight,
-            masks=made.records,
-            families=made.families,
+            weight=1.0 - area,
+            masks=masks,
             patches=Patches(plan.partner[:, None], boxes[:, None].int(), whole[:, None].int()),
             resize=self._resize,
         )
@@ -191,7 +192,7 @@ class RICAP(_Pasting):
             plan,
             lam=weight[:, 0].float(),
             weight=weight[:, 0].contiguous(),
-            masks=given.boxes_of(boxes[0][:, :d], boxes[0][:, d:], plan.size, outer=0.0)[0],
+            masks=boxes_of(boxes[0][:, :d], boxes[0][:, d:], plan.size, outer=0.0)[0],
             families=Families.BOXES,
             patches=Patches(partner, torch.stack(boxes, 1).int(), torch.stack(crops, 1).int()),
             terms=Terms(partner, weight),
