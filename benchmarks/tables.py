@@ -555,8 +555,6 @@ DOCUMENTS: dict[Path, dict[str, Callable[[], str]]] = {
         "cpu-mix": cpu_mix,
         "cpu-fmix": cpu_fmix,
         "cpu-loss": cpu_loss,
-        "cpu-methods": cpu_methods,
-        "cpu-puzzle": cpu_puzzle,
         "first-use": first_use,
     },
     PERFORMANCE: {
