@@ -212,7 +212,8 @@ class ImportanceMethod(OneMethod):
         """Draws the plan of a batch, as `MixTransform.sample` does, and finishes it by importance maps.
 
         Args:
-            batch_size, size: as there.
+            batch_size: as there.
+            size: as there.
             importance: (B, h, w) of images (B, ..., H, W), a map for each sample, of any sides; of d spatial dims for
                 images of d. Real numbers, finite. (A function needs images: give it to the module, or to its call.)
             labels: as there.

@@ -57,7 +57,7 @@ class ResizeMix(_Pasting):
         scope: (low, high), 0 <= low <= high <= 1: between which τ is drawn.
         resize: "nearest", as in the authors' code, or "bilinear" (both as torch.nn.functional.interpolate has them,
             without an anti-aliasing filter).
-        **options: see `BatchOptions`.
+        **options: see `Options`.
     """
 
     _holds = Families.CUTS
@@ -140,7 +140,7 @@ class RICAP(_Pasting):
 
     Args:
         beta: β > 0. The authors took .3.
-        **options: see `BatchOptions`.
+        **options: see `Options`.
     """
 
     _holds = Families.BOXES

@@ -130,7 +130,8 @@ class PuzzleMix(ImportanceMethod, BetaMethod):
         """Draws the plan of a batch, as `MixTransform.sample` does, and finishes it by importance maps.
 
         Args:
-            batch_size, size: as there.
+            batch_size: as there.
+            size: as there.
             images: (B, ..., *size), those that the plan is for, whose pixels are compared; needed unless γ is 0.
             **given: importance, (B, h, w) >= 0, a map for each sample, of any sides; and labels, lam in [0, 1],
                 partner, device, generator and seed, as there.
