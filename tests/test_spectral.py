@@ -184,7 +184,7 @@ def test_seeds(sampling):
     assert not torch.equal(first.pixels, second.pixels)
 
 
-@pytest.mark.skipif(NO_CUDA is not None, reason=str(NO_CUDA))
+@pytest.mark.skipif(NO_CUDA is not None, reason="needs a GPU")
 @pytest.mark.parametrize("per", ["batch", "sample"])
 def test_a_gpu_is_not_waited_for(per):
     modules = (
