@@ -365,7 +365,8 @@ def test_accuracy(tmp_path):
     said = run("accuracy", "--quick", "--commit", "abc", "--out", tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"accuracy.csv", "accuracy.png"}
     assert "| no mixing" in said
-    assert {"MixUp", "SpectralMix"} <= {row["method"] for row in csv.DictReader((tmp_path / "accuracy.csv").open())}
+    with (tmp_path / "accuracy.csv").open() as file:
+        assert {"MixUp", "SpectralMix"} <= {row["method"] for row in csv.DictReader(file)}
 
 
 @pytest.mark.thorough
