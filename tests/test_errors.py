@@ -74,7 +74,7 @@ CONSTRUCTION = {
         lambda: fm.CutMix(num_class=3),
         "'num_class'",
         "Did you mean 'num_classes'?",
-        "It takes alpha, placement, aspect, minmax, num_classes,",
+        "It takes alpha, placement, aspect, minmax, fold, num_classes,",
     ),
     "keyword of another method": wrong_type(
         lambda: fm.GMix(ratio=0.5), "'ratio'", "HMix, Cutout and GridMask take ratio", "alpha"
@@ -120,7 +120,11 @@ CONSTRUCTION = {
         "Take fusedmix.MixUp in its place",
     ),
     "inplace of EmbedMix": wrong_type(
-        lambda: fm.EmbedMix(inplace=True), "'inplace'", "and RandomMix take inplace", "It takes alpha, fold, padding"
+        lambda: fm.EmbedMix(inplace=True),
+        "'inplace'",
+        "RandomMix, ",
+        " take inplace",
+        "It takes alpha, fold, lam_law, padding",
     ),
     "padding misspelt": wrong_value(lambda: fm.EmbedMix(padding="zero"), "padding", "'zero'", "'zeros'"),
     "keyword unknown": wrong_type(lambda: fm.MixUp(classes=3), "classes", "unknown", "num_classes"),
@@ -154,7 +158,7 @@ HINTS = {
     "transforms": wrong_type(lambda: fm.RandomMix(methods=[fm.MixUp()], transforms=[]), "methods of RandomMix"),
     "alpa": wrong_type(lambda: fm.MixUp(alpa=1.0), "Did you mean 'alpha'"),
     "decaypower": wrong_type(lambda: fm.FMix(decaypower=1.0), "Did you mean 'decay_power'"),
-    "alpha of SamplePairing": wrong_type(lambda: fm.SamplePairing(alpha=0.5), "MixUp, ", "and EmbedMix take alpha"),
+    "alpha of SamplePairing": wrong_type(lambda: fm.SamplePairing(alpha=0.5), "MixUp, ", "EmbedMix, ", " take alpha"),
     "p a tensor": wrong_type(
         lambda: fm.RandomMix([fm.MixUp()], p=torch.ones(1)), "weights: RandomMix(methods, weights="
     ),
