@@ -231,7 +231,9 @@ def _binary_of_terms(of: LossArguments, options: tuple[Any, ...], backend: str |
 
 def _reduced(rows: Tensor, reduction: str, counted: Tensor | int) -> Tensor:
     """The rows, or their sum, or that over how many are `counted`."""
-    return rows if reduction == "none" else rows.sum() if reduction == "sum" else rows.sum() / counted
+    if reduction == "none":
+        return rows
+    return rows.sum() if reduction == "sum" else (rows.sum() / counted).to(rows.dtype)
 
 
 def check_logits(logits: Any) -> Tensor:

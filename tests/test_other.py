@@ -189,6 +189,15 @@ def test_accuracy():
     torch.testing.assert_close(fm.mix_accuracy(logits, soft, plan, other=soft2), expected)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("loss", [fm.mix_cross_entropy, fm.mix_binary_cross_entropy])
+def test_losses_are_of_the_dtype_of_their_logits(loss, reduction):
+    plan = fm.MixUp(per="sample").sample(B, SIZE, seed=0, other_size=N)
+    (_, y), (_, y2) = batch(B), batch(N, seed=1)
+    for dtype, expected in ((torch.float32, torch.float32), (torch.float16, torch.float32), (torch.float64,) * 2):
+        assert loss(torch.randn(B, K).to(dtype), y, plan, other=y2, reduction=reduction).dtype == expected
+
+
 def derived(loss, logits):
     """A loss and its gradient."""
     z = logits.clone().requires_grad_()
