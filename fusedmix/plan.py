@@ -115,7 +115,7 @@ class MixPlan:
     def binary(self) -> bool:
         """Whether every mask is 0 or 1 everywhere whatever was drawn, or crops are pasted, so that label maps can be
         mixed by it."""
-        return self.families.binary or self.patches is not None
+        return (self.families.binary and not self.blended) or self.patches is not None
 
     @property
     def stored(self) -> bool:

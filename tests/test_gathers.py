@@ -214,7 +214,7 @@ WRONG = {
     ),
     "masks": (
         lambda: fm.mix_masks(X[:, 0].long(), BLENDED),
-        "masks cannot be mixed here by a plan that blends",
+        "label maps, which a method that blends images cannot mix",
     ),
     "blocks": (
         lambda: fm.mix(X, replace(MOVES, blocks=(5, 2))),
