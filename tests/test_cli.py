@@ -202,7 +202,7 @@ def test_demo_writes_the_contact_sheet(tmp_path: Path, capsys: pytest.CaptureFix
     assert str(path) in out
     assert all(method.name in out for method in METHODS)
     assert image.imread(path).shape[1::-1] == sheet_size(6, len(METHODS))
-    assert path.stat().st_size < 8_000_000
+    assert path.stat().st_size < 4_000_000
 
 
 def test_photos_are_colour_batches() -> None:

@@ -68,8 +68,9 @@ _NVCC_FLAGS = ("-O3", "-std=c++17", "--fmad=false", f"-Xcompiler={','.join(_HOST
 # Linux: the libraries are there to find a missing symbol when linking rather than when loading; at run time they are
 # torch's own, long loaded. macOS has no such order of search, and takes the symbols from whoever has them.
 _LINK_FLAGS = ("-undefined", "dynamic_lookup") if sys.platform == "darwin" else ("-Wl,--no-undefined", "-ltorch_cpu")
-# The static runtime (nvcc's default): torch's packages bring no libcudart.so to link to. Its symbols stay private.
-_NVCC_LINK_FLAGS = ("-cudart=static", "-Xlinker=--no-undefined,--exclude-libs=ALL", "-ltorch_cuda", "-ltorch_cpu")
+# The static runtime (nvcc's default): torch's packages bring no libcudart.so to link to. Its symbols stay private;
+# the names of what is private, half a megabyte of them, are left out (-s).
+_NVCC_LINK_FLAGS = ("-cudart=static", "-Xlinker=--no-undefined,--exclude-libs=ALL,-s", "-ltorch_cuda", "-ltorch_cpu")
 
 # When built ahead. One for each generation: a later chip of a generation runs what was built for an earlier one.
 _AHEAD_ARCHS = ("80", "90", "100", "120")
