@@ -22,7 +22,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d
 
 from fusedmix import checks
 from fusedmix.importance import at_cells
@@ -73,10 +72,21 @@ def border(x: Tensor, cells: tuple[int, int], axis: int) -> Border:
     if blocks == 1:
         nothing = x.new_empty((*x.shape[:2], 0, x.shape[5 - axis] // patch[3 - axis]), dtype=torch.float32)
         return Border(nothing, nothing)
-    # The last pixels of a block, and behind them the first of the next.
-    strips = x.narrow(axis, length - deep, (blocks - 1) * length + deep).unfold(axis, 2 * deep, length)
-    means = avg_pool2d(strips.movedim(-1, axis + 1).flatten(axis, axis + 1).float(), patch).movedim(axis, 2)
-    return Border(means[:, :, ::2], means[:, :, 1::2])
+    # The last pixels of a block, and behind them the first of the next, in an order in which few of them are waited for
+    # one by one: pixels along the border lie together.
+    x = x if axis == 2 else x.transpose(2, 3)
+    strips = x.narrow(2, length - deep, (blocks - 1) * length + deep).unfold(2, 2 * deep, length).movedim(4, 3)
+    means = _means(_means(strips.contiguous().float(), 3, deep), 4, patch[3 - axis])
+    return Border(*means.unbind(3))
+
+
+def _means(x: Tensor, dim: int, n: int) -> Tensor:
+    """Of n elements at a time along a dim."""
+    first, *others = x.unflatten(dim, (-1, n)).unbind(dim + 1)
+    total = first / n
+    for each in others:
+        total.add_(each, alpha=1 / n)
+    return total
 
 
 def unlike(of: Border, partner: Tensor, others: int) -> list[list[Tensor]]:
