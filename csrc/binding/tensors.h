@@ -9,6 +9,7 @@
 
 #include "../include/fusedmix/memory.h"
 #include "checks.h"
+#include "kept_memory.h"
 
 namespace fusedmix {
 
@@ -16,11 +17,15 @@ namespace fusedmix {
 // itself (it has printed it).
 inline Tensor allocate(const char* what, int64_t rank, const int64_t* sizes, const int64_t* strides, ScalarType dtype,
                        int32_t device_type, int32_t device_index) {
-  AtenTensorHandle handle;
   const auto scalar = static_cast<int32_t>(dtype);
+  double bytes = static_cast<double>(bytes_of(dtype));
+  for (int64_t d = 0; d < rank; ++d) bytes *= static_cast<double>(sizes[d]);
+  if (device_type == aoti_torch_device_type_cpu() && bytes >= KeptMemory::kLeast && bytes < KeptMemory::kMost) {
+    const AtenTensorHandle kept = KeptMemory::tensor(static_cast<int64_t>(bytes), rank, sizes, strides, scalar);
+    if (kept != nullptr) return Tensor(kept);
+  }
+  AtenTensorHandle handle;
   if (aoti_torch_empty_strided(rank, sizes, strides, scalar, device_type, device_index, &handle) != AOTI_TORCH_SUCCESS) {
-    double bytes = static_cast<double>(bytes_of(dtype));
-    for (int64_t d = 0; d < rank; ++d) bytes *= static_cast<double>(sizes[d]);
     out_of_memory(what, bytes);
   }
   return Tensor(handle);
