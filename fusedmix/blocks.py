@@ -93,7 +93,7 @@ def unlike(of: Border, partner: Tensor, others: int) -> list[list[Tensor]]:
     """The mean differences across borders, each (B, borders, others), `others` being the blocks along a border. In row
     i what is before it is the sample's (i = 0) or its partner's (1), in column j likewise what is behind it."""
     before, behind = ((side, side[partner]) for side in of)
-    return [[(a - b).abs().mean(1).unflatten(2, (others, -1)).mean(3) for b in behind] for a in before]
+    return [[(a - b).abs_().mean(1).unflatten(2, (others, -1)).mean(3) for b in behind] for a in before]
 
 
 def energies(

@@ -18,6 +18,7 @@ from torch import Tensor
 _MASK = 0xFFFFFFFF
 _MULTIPLIER = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
+_ROUNDS = 10
 
 Words = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -65,20 +66,21 @@ class Stream(IntEnum):
 
 def philox4x32(counter: Words, key: tuple[Tensor, Tensor]) -> Words:
     """Ten rounds of Philox on a counter of four and a key of two 32-bit words (int64 tensors, broadcast)."""
-    c0, c1, c2, c3 = counter
-    k0, k1 = key
-    for _ in range(10):
+    c0, c1, c2, c3, *_ = torch.broadcast_tensors(*counter, *key)
+    keys = [
+        (k.unsqueeze(-1) + torch.arange(0, _ROUNDS * weyl, weyl, device=k.device)).bitwise_and_(_MASK).unbind(-1)
+        for k, weyl in zip(key, _WEYL, strict=True)
+    ]
+    for k0, k1 in zip(*keys, strict=True):
         # A product of two 32-bit words may pass 2^63; int64 wraps, and the mask recovers the true upper half.
         low = c0 * _MULTIPLIER[0]
         high = c2 * _MULTIPLIER[1]
         c0, c1, c2, c3 = (
-            ((high >> 32) & _MASK) ^ c1 ^ k0,
-            high & _MASK,
-            ((low >> 32) & _MASK) ^ c3 ^ k1,
-            low & _MASK,
+            (high >> 32).bitwise_and_(_MASK).bitwise_xor_(c1).bitwise_xor_(k0),
+            high.bitwise_and_(_MASK),
+            (low >> 32).bitwise_and_(_MASK).bitwise_xor_(c3).bitwise_xor_(k1),
+            low.bitwise_and_(_MASK),
         )
-        k0 = (k0 + _WEYL[0]) & _MASK
-        k1 = (k1 + _WEYL[1]) & _MASK
     return c0, c1, c2, c3
 
 
