@@ -72,11 +72,12 @@ def border(x: Tensor, cells: tuple[int, int], axis: int) -> Border:
     if blocks == 1:
         nothing = x.new_empty((*x.shape[:2], 0, x.shape[5 - axis] // patch[3 - axis]), dtype=torch.float32)
         return Border(nothing, nothing)
-    # The last pixels of a block, and behind them the first of the next, in an order in which few of them are waited for
-    # one by one: pixels along the border lie together.
+    # The last pixels of a block, and behind them the first of the next. Pixels along the border lie together in memory,
+    # or are copied so: loads of one column overlap, and those of a few pixels of a row would be waited for.
     x = x if axis == 2 else x.transpose(2, 3)
     strips = x.narrow(2, length - deep, (blocks - 1) * length + deep).unfold(2, 2 * deep, length).movedim(4, 3)
-    means = _means(_means(strips.contiguous().float(), 3, deep), 4, patch[3 - axis])
+    strips = strips if axis == 2 else strips.contiguous()
+    means = _means(_means(strips.float(), 3, deep), 4, patch[3 - axis])
     return Border(*means.unbind(3))
 
 

@@ -190,8 +190,8 @@ class PuzzleMix(ImportanceMethod, BetaMethod):
         rows = levels.to(torch.int16)[:, :, :, None].expand(n, h, w, width // w).reshape(n, h, 1, width)
         moves = None
         if self.transport:
-            sides = (labels < 2, maps), (labels > 0, maps[plan.partner])
-            moves = Moves(*(arrangement(seen, of, self.distance_cost) for seen, of in sides))
+            seen, of = torch.cat((labels < 2, labels > 0)), torch.cat((maps, maps[plan.partner]))
+            moves = Moves(*arrangement(seen, of, self.distance_cost).chunk(2))
         weight = quotient(levels.flatten(1).sum(1).double(), LEVELS * h * w)
         return replace(
             plan,
