@@ -5,6 +5,7 @@ from fusedmix.accuracy import mix_accuracy
 from fusedmix.attachment import MixHandle, attach, attached
 from fusedmix.attribution import class_activation_map, input_gradient
 from fusedmix.backends import BackendError
+from fusedmix.boxes import MixedBoxes, mix_boxes, mix_instances, mix_keypoints
 from fusedmix.checkpointing import checkpoint_contexts
 from fusedmix.checks import InplaceError
 from fusedmix.embeddings import EmbedMix, mix_embeddings
@@ -37,6 +38,7 @@ __all__ = [
     "InplaceError",
     "MixHandle",
     "MixPlan",
+    "MixedBoxes",
     "MultiMix",
     "PuzzleMix",
     "ResizeMix",
@@ -57,8 +59,11 @@ __all__ = [
     "mix_",
     "mix_accuracy",
     "mix_binary_cross_entropy",
+    "mix_boxes",
     "mix_cross_entropy",
     "mix_embeddings",
+    "mix_instances",
+    "mix_keypoints",
     "mix_labels",
     "mix_masks",
     "mix_targets",

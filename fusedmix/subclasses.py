@@ -30,6 +30,14 @@ def kind(leaf: Any) -> str:
     return "unsupported"
 
 
+def box_format(x: Tensor) -> str | None:
+    """The format of torchvision's BoundingBoxes, in small letters; None of any other tensor."""
+    tv_tensors = sys.modules.get("torchvision.tv_tensors")
+    if tv_tensors is None or not isinstance(x, tv_tensors.BoundingBoxes):
+        return None
+    return str(x.format.value).lower()
+
+
 def has_type(x: Any) -> bool:
     """Whether a tensor is of a subclass that `plain` takes off: torchvision's, or one with or without its own
     __torch_function__. A parameter is a tensor to every operator, and what has a __torch_dispatch__ is more than a
