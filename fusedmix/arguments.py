@@ -77,6 +77,16 @@ class LossArguments(NamedTuple):
         return self._replace(logits=self.logits.to(compute_dtype(self.logits)))
 
 
+class PixelLossArguments(NamedTuple):
+    """What the loss of pixels takes beside a plan."""
+
+    logits: Tensor  # (B, K, *S)
+    maps: Tensor  # (N, *S) integer or bool labels before they are mixed, of any width: N >= B, the batch comes first
+    class_weight: Tensor | None  # (K,) in the compute dtype
+    label_smoothing: float
+    ignore_index: int
+
+
 def compute_dtype(x: Tensor) -> torch.dtype:
     """In which a tensor is computed with: float64 for float64, float32 for the rest."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32

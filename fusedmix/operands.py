@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fusedmix import checks, masks
-from fusedmix.arguments import LossArguments, MaskArguments, Patches, compute_dtype
+from fusedmix.arguments import LossArguments, MaskArguments, Patches, PixelLossArguments, compute_dtype
 from fusedmix.backends.grid_cut import LABELS, MOST_BLOCKS
 from fusedmix.draws import CPU, Request, Source
 from fusedmix.erasing import HEAD, PER_HOLE, Chances, Word
@@ -85,6 +85,7 @@ _RECORDS: dict[Any, Callable[..., Any]] = {
     MaskArguments: MaskArguments,
     Patches: Patches,
     LossArguments: LossArguments,
+    PixelLossArguments: PixelLossArguments,
     FinishArguments: FinishArguments,
 }
 
@@ -477,6 +478,46 @@ def _check_binary_backward(grad: Tensor, of: LossArguments, *options: Any) -> No
     _gradient(grad, of.logits)
 
 
+def _check_pixel_loss(of: PixelLossArguments, plan: MaskArguments) -> None:
+    logits, maps = of.logits, of.maps
+    if logits.ndim < 2 or logits.dtype not in checks.FLOATING_DTYPES or not logits.shape[1]:
+        raise ValueError(
+            f"logits must be (batch_size, num_classes, ...) and floating point, but got {logits.dtype} of shape "
+            f"{tuple(logits.shape)}."
+        )
+    batch_size, num_classes, *size = logits.shape
+    if maps.dtype not in (*checks.INTEGER_DTYPES, torch.bool) or maps.ndim < 1 or list(maps.shape[1:]) != size:
+        raise ValueError(
+            f"maps must be integers of shape ({', '.join(map(str, ('samples', *size)))}), but got "
+            f"{checks.names([maps.dtype])} of shape {tuple(maps.shape)}."
+        )
+    if maps.shape[0] < batch_size:
+        raise ValueError(f"maps must have {batch_size} samples at least, but got {maps.shape[0]}.")
+    _beside("maps", maps, logits.device)
+    if of.class_weight is not None:
+        checks.shaped("class_weight", of.class_weight, compute_dtype(logits), num_classes)
+        _beside("class_weight", of.class_weight, logits.device)
+    if plan.ndim not in (0, len(size)):
+        raise ValueError(f"ndim must be 0 or {len(size)}, but got {plan.ndim}.")
+    _check_mix(logits, plan, partners=maps.shape[0])
+
+
+def _check_pixel_cross_entropy(of: PixelLossArguments, reduction: int, plan: MaskArguments) -> None:
+    _check_pixel_loss(of, plan)
+    checks.integer("reduction", reduction, Reduction.NONE, Reduction.MEAN)
+
+
+def _check_pixel_cross_entropy_backward(
+    grad: Tensor, of: PixelLossArguments, logsumexp: Tensor, scale: Tensor, plan: MaskArguments
+) -> None:
+    _check_pixel_loss(of, plan)
+    pixels, compute = (of.logits.shape[0], *of.logits.shape[2:]), compute_dtype(of.logits)
+    shapes = {"grad": (grad, pixels if grad.ndim else ()), "logsumexp": (logsumexp, pixels), "scale": (scale, ())}
+    for name, (x, shape) in shapes.items():
+        checks.shaped(name, x, compute, *shape)
+        _beside(name, x, of.logits.device)
+
+
 _CHECKS: dict[str, Callable[..., Any]] = {
     "sample": _check_sample,
     "mask": _check_mask,
@@ -499,4 +540,6 @@ _CHECKS: dict[str, Callable[..., Any]] = {
     "cross_entropy_backward": _check_cross_entropy_backward,
     "binary_cross_entropy": _check_binary,
     "binary_cross_entropy_backward": _check_binary_backward,
+    "pixel_cross_entropy": _check_pixel_cross_entropy,
+    "pixel_cross_entropy_backward": _check_pixel_cross_entropy_backward,
 }

@@ -25,8 +25,15 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from fusedmix import draws, erasing, fourier, grids, operands
-from fusedmix.arguments import LossArguments, MaskArguments, PlanTensors, compute_dtype, empty_parts
-from fusedmix.backends import finished, gathers, grid_cut, reference, triton
+from fusedmix.arguments import (
+    LossArguments,
+    MaskArguments,
+    PixelLossArguments,
+    PlanTensors,
+    compute_dtype,
+    empty_parts,
+)
+from fusedmix.backends import finished, gathers, grid_cut, pixel_losses, reference, triton
 from fusedmix.checks import class_range, partners
 from fusedmix.draws import Request, Source
 from fusedmix.finishing import FinishArguments
@@ -39,6 +46,7 @@ _PLAN = "Tensor partner, Tensor lam, Tensor weight, Tensor masks"
 _MIXED = "Tensor logits, Tensor labels, Tensor partner, Tensor weight, int pairing, int per, Tensor? class_weight"
 # `pixels` are there if the plan may hold masks that are stored (fusedmix/fourier.py, fusedmix/grids.py).
 _MASKS = "Tensor partner, Tensor masks, int families, int ndim, int pairing, int per, Tensor? pixels=None"
+_PIXELS = "Tensor logits, Tensor maps, Tensor? class_weight, float label_smoothing, int ignore_index"
 _FINISH = "Tensor affine, Tensor? draws, int fill, bool nhwc, ScalarType dtype, bool channels_last"
 
 # The operators that every backend has.
@@ -90,7 +98,14 @@ _SCHEMAS = {
     "binary_cross_entropy_backward": (
         f"(Tensor grad, {_MIXED}, Tensor? pos_weight, float label_smoothing, float? threshold, int reduction) -> Tensor"
     ),
+    # The loss of label maps (fusedmix/backends/pixel_losses.py). Partners are among the N maps, of which the batch's
+    # own come first.
+    "pixel_cross_entropy": f"({_PIXELS}, int reduction, {_MASKS}) -> (Tensor loss, Tensor logsumexp, Tensor scale)",
+    "pixel_cross_entropy_backward": (f"(Tensor grad, {_PIXELS}, Tensor logsumexp, Tensor scale, {_MASKS}) -> Tensor"),
 }
+# What a backend in C++ has no kernel of yet.
+_PIXEL_LOSS = ("pixel_cross_entropy", "pixel_cross_entropy_backward")
+_LACKING = {"cpp": _PIXEL_LOSS, "cuda": _PIXEL_LOSS}
 # These read tensors on the host: what may have been drawn, a seed. A CUDA graph would keep what they read when it was
 # captured, so torch.compile(mode="reduce-overhead") must leave them outside.
 _OUTSIDE_GRAPHS = ("sample", "fourier", "mix_batch", "mix_batch_", "draw_finish")
@@ -155,6 +170,12 @@ def _fake_logits_gradient(grad: Tensor, of: LossArguments, *_: Any) -> Tensor:
     return of.logits.new_empty(of.logits.shape)
 
 
+def _fake_pixel_cross_entropy(of: PixelLossArguments, reduction: int, _: MaskArguments) -> tuple[Tensor, ...]:
+    pixels = of.logits[:, 0].shape
+    shape = pixels if reduction == Reduction.NONE else ()
+    return tuple(of.logits.new_empty(s, dtype=compute_dtype(of.logits)) for s in (shape, pixels, ()))
+
+
 _FAKES: dict[str, Callable[..., Any]] = {
     "sample": _fake_sample,
     "mask": _fake_mask,
@@ -177,6 +198,8 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "cross_entropy_backward": _fake_logits_gradient,
     "binary_cross_entropy": _fake_loss,
     "binary_cross_entropy_backward": _fake_logits_gradient,
+    "pixel_cross_entropy": _fake_pixel_cross_entropy,
+    "pixel_cross_entropy_backward": lambda _, of, *__: torch.empty_like(of.logits),
 }
 
 
@@ -189,12 +212,18 @@ def _define(backend: str, module: ModuleType | None = None) -> torch.library.Lib
         fake = _of_row(_FAKES[name], schema)
         torch.library.register_fake(f"fusedmix_{backend}::{name}", fake, lib=library)
         if module is not None:
-            having = (module, gathers, grid_cut, finished)
+            having = (module, gathers, grid_cut, finished, pixel_losses)
             function = next(getattr(of, name) for of in having if hasattr(of, name))
             if module is reference:
                 function = reference.where_float64_is(name, function)
             library.impl(name, operands.checked(name, schema, function), "CompositeExplicitAutograd")
+        elif name in _LACKING[backend]:
+            library.impl(name, functools.partial(_refuse, backend, name), "CompositeExplicitAutograd")
     return library
+
+
+def _refuse(backend: str, name: str, *_: Any) -> None:
+    raise NotImplementedError(f'The backend {backend} does not have {name} yet, use backend="reference".')
 
 
 def _of_row(function: Callable[..., Any], schema: str) -> Callable[..., Any]:

@@ -63,7 +63,7 @@ def _finished(x: Tensor, how: FinishArguments, plan: MaskArguments | None) -> Te
         if plan is None:
             y = _alone(a, a_hole, i, how)
         else:
-            w = reference._masks_of(i, planes, plan)
+            w = reference.masks_of(i, planes, plan)
             j = reference._near(plan.partner, x)[i]
             b, b_hole = _sample(planes, how, j)
             y = _normalised(blend(w, a, b), how.affine)

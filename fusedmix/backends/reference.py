@@ -107,7 +107,7 @@ def mix(x: Tensor, plan: MaskArguments) -> Tensor:
     start = 0
     for i in _chunks(x):
         rows = slice(start, start := start + len(i))
-        m = _masks_of(i, x, plan)
+        m = masks_of(i, x, plan)
         if x.device.type == "cpu":
             passes.masked(out[rows], x[rows], x, partner[rows], m)
         else:
@@ -131,7 +131,7 @@ def mix_with(x: Tensor, other: Tensor, plan: MaskArguments) -> Tensor:
     partner = torch.where(there, partner, 0)
     out = torch.empty_like(x)
     for i in _chunks(x):
-        m = _masks_of(i, x, plan)
+        m = masks_of(i, x, plan)
         m = torch.where(there[i].reshape(-1, *[1] * (x.ndim - 1)), m, 1.0)
         out[i] = passes.blend(m, x[i], other[partner[i]])
     return out
@@ -149,8 +149,8 @@ def mix_adjoint(grad: Tensor, plan: MaskArguments) -> Tensor:
     out = torch.empty_like(grad)
     for i in _chunks(grad):
         j = inverse[i]
-        own = _masks_of(i, grad, plan).double()
-        lent = 1.0 - _masks_of(j, grad, plan).double()
+        own = masks_of(i, grad, plan).double()
+        lent = 1.0 - masks_of(j, grad, plan).double()
         # An overflowed gradient must not turn into NaN where its weight is 0.
         kept = torch.where(own == 0, 0.0, own * grad[i].double())
         given = torch.where(lent == 0, 0.0, lent * grad[j].double())
@@ -405,7 +405,7 @@ def _one(x: Tensor, plan: MaskArguments) -> OneMask | None:
     return OneMask(int(of), geometry(first)[0].tolist(), (outer, inner), math.nan)
 
 
-def _masks_of(i: Tensor, x: Tensor, plan: MaskArguments) -> Tensor:
+def masks_of(i: Tensor, x: Tensor, plan: MaskArguments) -> Tensor:
     """Masks (n, 1, ..., 1, *S) of samples i that broadcast against x[i]; with ndim 0 (constant masks) S is (). Of a
     batch that shares one n is 1."""
     row = i[:1] * 0 if plan.per == Per.BATCH else i
