@@ -404,7 +404,7 @@ class MixHandle(checks.Checked):
         checks.batch(what, subclasses.plain(x))
         axes, name, shape = self.mix.axes, type(self.mix).__name__, tuple(x.shape)
         if self.mix._constant:
-            size = shape[2:] if 3 <= x.ndim <= 5 and 0 not in shape else (1,)
+            size = dims.spatial_size(x, None) if 3 <= x.ndim <= 5 and 0 not in shape else (1,)
         else:
             try:
                 dims.check(x, axes)

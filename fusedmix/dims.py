@@ -8,26 +8,21 @@ from torch import Tensor
 
 from fusedmix.subclasses import kind
 
-_AXES_OF_FIVE_DIMS = (
-    "Wrap a video as tv_tensors.Video, or pass axes=(-2, -1) to the module: its masks then extend over the last two "
-    "dims, alike in all frames. For volumes (B, C, D, H, W) pass axes=(-3, -2, -1)."
-)
-
 
 def check(x: Tensor, axes: Sequence[int] | None) -> None:
     """Raises ValueError unless masks know which dims of an image, batch included, they extend over."""
     what, shape = kind(x), tuple(x.shape)
     expected = 5 if what == "video" else 4
-    if x.ndim != expected and (what != "tensor" or (axes is None and x.ndim != 3)):
+    if x.ndim != expected and (what != "tensor" or (axes is None and x.ndim not in (3, 5))):
         hint = ""
         if what == "tensor" and x.ndim == 2:
             hint = (
                 " Pass axes=(-1,) to the module for (batch_size, samples) and (batch_size, features), or use "
                 f"fusedmix.mix(x, plan) with plan = mix.sample{(shape[0], shape[1:])}."
             )
-        elif what == "tensor" and x.ndim == 5:
-            hint = f" {_AXES_OF_FIVE_DIMS}"
-        others = " (or 3 for signals)" if what == "tensor" else ""
+        elif what == "tensor" and x.ndim > 5:
+            hint = " Pass axes= to the module: the dims that its masks extend over, such as (-2, -1)."
+        others = " (or 3 for signals, 5 for videos)" if what == "tensor" else ""
         raise ValueError(
             f"Expected a batched input with {expected} dims{others}, but got {x.ndim} dimensions: shape {shape}.{hint}"
         )
@@ -37,11 +32,11 @@ def check(x: Tensor, axes: Sequence[int] | None) -> None:
 
 
 def of_masks(x: Tensor, axes: Sequence[int] | None) -> tuple[int, ...]:
-    """The dims that masks extend over, in their order: `axes`, else (H, W) of images and videos (B, ..., H, W),
-    everything after (B, C) of pure tensors."""
+    """The dims that masks extend over, in their order: `axes`, else (H, W) of images and videos, (L,) of signals
+    (B, C, L)."""
     if axes is not None:
         return tuple(sorted(axis % x.ndim for axis in axes))
-    return tuple(range(2, x.ndim)) if kind(x) == "tensor" else (x.ndim - 2, x.ndim - 1)
+    return tuple(range(max(2, x.ndim - 2), x.ndim))
 
 
 def spatial_size(x: Tensor, axes: Sequence[int] | None) -> tuple[int, ...]:

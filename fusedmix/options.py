@@ -98,10 +98,11 @@ class Options(BatchOptions, total=False):
         images_getter: None (tv_tensors images and videos, else the first pure tensor that is not the labels; of a dict
             the one under "image", "images", "pixel_values", "x" or "video" if several may be images), or a function
             from the sample to its images, a tensor or a sequence of tensors, mixed by one plan.
-        axes: 1 to 3 dims of the images that masks extend over, all others being mixed alike: (-2, -1) for videos
-            (B, T, C, H, W), (-3, -2, -1) for volumes (B, C, D, H, W), (1, 2) for images (B, H, W, C), (-1,) for
-            spectrograms cut along time. None: (H, W) of images (B, C, H, W) and of tv_tensors.Video, (L,) of signals
-            (B, C, L); tensors of five dims are refused.
+        axes: 1 to 3 dims of the images that masks extend over, all others being mixed alike. Of videos (B, C, T, H, W)
+            (-2, -1) are tubes, alike in all frames, (-3,) spans of time and (-3, -2, -1) cuboids; (-3, -2, -1) is for
+            volumes (B, C, D, H, W) too, (1, 2) for images (B, H, W, C), (-1,) for spectrograms cut along time. None:
+            (H, W) of images (B, C, H, W) and of all tensors of five dims, as of tv_tensors.Video; (L,) of signals
+            (B, C, L).
         finish: what images go through in the same pass: flip, erase, normalise (`Finish`). They must be (B, C, H, W),
             or (B, H, W, C) if it says so, and become a new batch (B, C, H, W). Flips and holes follow from a seed that
             is drawn after the plan. None: images are mixed as they are.

@@ -81,7 +81,7 @@ CONDITIONS: dict[tuple[str, str], dict[str, Callable[..., bool]]] = {
         "The operator draws from torch's generator, and a CUDA graph must not hold what was drawn on the host.": (
             lambda mix, x, y: mix._generator is None and not capturing()
         ),
-        "Masks extend over what follows (B, C), for volumes need axes; and K is known, of a column of integers none.": (
+        "Masks extend over what follows (B, C), of videos over (H, W); K is known, of a column of integers none.": (
             lambda mix, x, y: (
                 3 <= x.ndim <= 4
                 and (y.shape[1] > 1 and mix.num_classes in (None, y.shape[1]) if y.ndim == 2 else bool(mix.num_classes))

@@ -74,19 +74,55 @@ def test_boxes_of_signals_and_volumes(size: tuple[int, ...]) -> None:
         assert (targets.double() - expected).abs().max() <= 2**-23
 
 
-@pytest.mark.parametrize("shape", [(B, 3, 4, H, W), (B, 4, 3, H, W)], ids=["BTCHW", "BCTHW"])
+@pytest.mark.parametrize("shape", [(B, 3, 4, H, W), (B, 4, 3, H, W), (B, 1, 1, H, W)], ids=str)
 @pytest.mark.parametrize("inplace", [False, True])
 @every_module
-def test_five_dims_are_no_images(name: str, inplace: bool, shape: tuple[int, ...]) -> None:
-    """Nobody knows which of them is time, and torchvision refuses them too."""
+def test_five_dims_are_mixed_as_a_video(name: str, inplace: bool, shape: tuple[int, ...]) -> None:
+    """Alike in all frames, wherever time is: tensor for tensor what the module makes of a tv_tensors.Video."""
     x, y = images(*shape), classes()
+    mix = build(name, inplace=inplace)
+    expected, plan = run(mix, tv_tensors.Video(x.clone()), y)
+    assert plan.size == (H, W)
+    for sample in ((x.clone(), y), {"video": x.clone(), "labels": y}):
+        out, _ = run(mix, sample)
+        pixels, targets = out.values() if isinstance(out, dict) else out
+        assert type(pixels) is Tensor
+        assert torch.equal(pixels, expected[0].as_subclass(Tensor))
+        assert torch.equal(targets, expected[1])
+
+
+@pytest.mark.parametrize(("axes", "size"), [(None, (H, W)), ((-3,), (4,)), ((-3, -2, -1), (4, H, W))], ids=str)
+def test_tubes_spans_and_cuboids(axes: tuple[int, ...] | None, size: tuple[int, ...]) -> None:
+    """What is cut of (B, C, T, H, W), taken from the values: one box in the dims of the mask, and all of the others."""
+    x = torch.arange(float(B)).reshape(B, 1, 1, 1, 1).expand(B, 3, 4, H, W).clone()
+    other = [d for d in range(1, 5) if d not in ([3, 4] if axes is None else [axis % 5 for axis in axes])]
+    torch.manual_seed(1)
+    cut = 0
+    for _ in range(8):
+        for video in (x, tv_tensors.Video(x)):
+            out = fm.CutMix(num_classes=K, axes=axes)(video, classes())[0].as_subclass(Tensor)
+            lent = out != x
+            assert torch.equal(lent.any(other), lent.all(other))
+            where = lent.any(other)[0].nonzero()
+            assert where.shape[1] == len(size)
+            if len(where):
+                assert (where.amax(0) - where.amin(0) + 1).prod() == len(where)
+            cut += len(where) > 0
+    assert cut
+
+
+def test_torchvision_refuses_plain_tensors_of_five_dims() -> None:
+    """Where ours differ: torchvision wants the type."""
     for peer in (v2.MixUp(num_classes=K), v2.CutMix(num_classes=K)):
         with pytest.raises(ValueError, match="Expected a batched input with 4 dims"):
-            peer(x, y)
-    for sample in ((x, y), {"video": x, "labels": y}):
-        with refused(ValueError, r"Expected a batched input with 4 dims.*tv_tensors.Video.*axes=\(-2, -1\)"):
-            build(name, inplace=inplace)(sample)
-    assert torch.equal(x, images(*shape))
+            peer(images(B, 3, 4, H, W), classes())
+
+
+@every_module
+def test_six_dims_are_no_images(name: str) -> None:
+    x = images(B, 2, 2, 3, H, W)
+    with refused(ValueError, r"Expected a batched input with 4 dims .*5 for videos.*axes="):
+        build(name)(x, classes())
 
 
 AXES = {
@@ -124,14 +160,15 @@ def test_axes(name: str, case: str, inplace: bool) -> None:
     assert inplace or torch.equal(given, x)
 
 
+@pytest.mark.parametrize("axes", [None, (-2, -1)], ids=str)
 @pytest.mark.parametrize("method", ["MixUp", "CutMix"])
-def test_axes_of_a_video_are_those_of_torchvision(method: str) -> None:
+def test_a_video_is_mixed_as_by_torchvision(method: str, axes: tuple[int, ...] | None) -> None:
     x, y = images(B, 3, 2, H, W), classes()
     for seed in range(5):
         torch.manual_seed(seed)
         expected, targets = getattr(v2, method)(num_classes=K)(tv_tensors.Video(x), y)
         torch.manual_seed(seed)
-        out, got = getattr(fm, method)(num_classes=K, axes=(-2, -1))(x, y)
+        out, got = getattr(fm, method)(num_classes=K, axes=axes)(x, y)
         assert (out - expected.as_subclass(Tensor)).abs().max() <= 2**-21 * (1 + x.abs().max())
         assert (got - targets).abs().max() <= 2**-22
 
@@ -171,8 +208,8 @@ def test_axes_set_later() -> None:
             mix.axes = wrong
     assert mix.axes == (-2, -1)
     mix.axes = None
-    with pytest.raises(ValueError, match="5 dimensions"):
-        mix(x, classes())
+    (out, _), plan = run(mix, x, classes())
+    assert_blended(out, x, plan)
 
 
 def test_axes_of_a_set() -> None:

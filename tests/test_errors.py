@@ -211,14 +211,9 @@ CALL = {
         "mix.sample(4, (8,))",
         "axes=(-1,)",
     ),
-    "image 5D": wrong_value(
-        lambda m: m(X.unsqueeze(1), Y),
-        "Expected a batched input with 4 dims",
-        "(4, 1, 3, 8, 8)",
-        "tv_tensors.Video",
-        "axes=(-2, -1)",
+    "image 6D": wrong_value(
+        lambda m: m(X[:, None, None], Y), "Expected a batched input with 4 dims", "5 for videos", "6 dimensions", "axes="
     ),
-    "image 6D": wrong_value(lambda m: m(X[:, None, None], Y), "Expected a batched input with 4 dims", "6 dimensions"),
     "image type 5D": wrong_value(
         lambda m: m(tv_tensors.Image(X.unsqueeze(1)), Y), "Expected a batched input with 4 dims", "(4, 1, 3, 8, 8)"
     ),
@@ -276,11 +271,11 @@ GETTERS = {
         "resolve_neg",
     ),
     "axes of attach": wrong_value(
-        lambda: attached_to(fm.CutMix())(X.unsqueeze(1)),
+        lambda: attached_to(fm.CutMix())(X[:, None, None]),
         "the model's input",
-        "(4, 1, 3, 8, 8)",
-        "tv_tensors.Video",
-        "axes=(-2, -1)",
+        "(4, 1, 1, 3, 8, 8)",
+        "axes=",
+        "(-2, -1)",
     ),
     "inputs of attach in doubt": wrong_value(
         lambda: attached_to(fm.CutMix())({"rgb": X, "depth": X[:, :1]}), "['rgb']", "['depth']", "inputs="

@@ -59,7 +59,7 @@ class MixTrainerMixin(checks.Checked):
         **kwargs: those of the Trainer.
         mix: any mixing module, with generator=None; None: nothing is mixed. Its labels_getter="default" finds the key
             "labels"; the images are under "pixel_values" or what else says so, or the only tensor that may be images.
-            Videos (B, T, C, H, W) need axes=(-2, -1).
+            Videos (B, T, C, H, W) are mixed alike in all frames; axes= cuts them in time too.
         mix_schedule: None, or one or several objects whose `step(epoch)` is called before the first batch of every
             epoch. They are not part of checkpoints, but stepped when a training resumes.
         mix_seed: None: `args.seed`.
