@@ -13,7 +13,6 @@ from torchvision import tv_tensors
 
 import fusedmix as fm
 from attaching import B, Chain, K, Net, Y, images
-from conftest import refused
 
 NAMES = ["first", "second", "vector"]
 

@@ -212,7 +212,11 @@ CALL = {
         "axes=(-1,)",
     ),
     "image 6D": wrong_value(
-        lambda m: m(X[:, None, None], Y), "Expected a batched input with 4 dims", "5 for videos", "6 dimensions", "axes="
+        lambda m: m(X[:, None, None], Y),
+        "Expected a batched input with 4 dims",
+        "5 for videos",
+        "6 dimensions",
+        "axes=",
     ),
     "image type 5D": wrong_value(
         lambda m: m(tv_tensors.Image(X.unsqueeze(1)), Y), "Expected a batched input with 4 dims", "(4, 1, 3, 8, 8)"
