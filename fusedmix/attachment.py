@@ -380,7 +380,7 @@ class MixHandle(checks.Checked):
         leaves, rebuild = sample_tree.flatten(tree)
         found = [i for i, x in enumerate(leaves) if isinstance(x, Tensor) and x.is_floating_point() and x.ndim]
         if inputs:
-            likely = [i for i in found if sample_tree.may_be_images(leaves[i], None, self.mix.axes)]
+            likely = sample_tree.likely_images(leaves, found, None, self.mix.axes)
             found = sample_tree.find_images(tree, leaves, found, likely, "inputs=")
         for i in found:
             leaves[i] = self._mixed(step, leaves[i], what, seed)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from fusedmix.checks import names
 from fusedmix.subclasses import kind
 
 
@@ -13,12 +14,14 @@ def check(x: Tensor, axes: Sequence[int] | None) -> None:
     """Raises ValueError unless masks know which dims of an image, batch included, they extend over."""
     what, shape = kind(x), tuple(x.shape)
     expected = 5 if what == "video" else 4
-    if x.ndim != expected and (what != "tensor" or (axes is None and x.ndim not in (3, 5))):
+    taken = axes is not None or x.ndim in (3, 5) or (x.ndim == 2 and x.is_floating_point())
+    if x.ndim != expected and (what != "tensor" or not taken):
         hint = ""
         if what == "tensor" and x.ndim == 2:
             hint = (
-                " Pass axes=(-1,) to the module for (batch_size, samples) and (batch_size, features), or use "
-                f"fusedmix.mix(x, plan) with plan = mix.sample{(shape[0], shape[1:])}."
+                " (batch_size, samples) and (batch_size, features) must be floating point, for integers may be tokens, "
+                f"but are {names([x.dtype])}. Pass axes=(-1,) to the module where they are numbers, as sound of 8 bits "
+                "is; of tokens mix the embeddings (fusedmix.EmbedMix)."
             )
         elif what == "tensor" and x.ndim > 5:
             hint = " Pass axes= to the module: the dims that its masks extend over, such as (-2, -1)."
@@ -33,10 +36,10 @@ def check(x: Tensor, axes: Sequence[int] | None) -> None:
 
 def of_masks(x: Tensor, axes: Sequence[int] | None) -> tuple[int, ...]:
     """The dims that masks extend over, in their order: `axes`, else (H, W) of images and videos, (L,) of signals
-    (B, C, L)."""
+    (B, C, L) and (D,) of (B, D)."""
     if axes is not None:
         return tuple(sorted(axis % x.ndim for axis in axes))
-    return tuple(range(max(2, x.ndim - 2), x.ndim))
+    return tuple(range(min(x.ndim - 1, max(2, x.ndim - 2)), x.ndim))
 
 
 def spatial_size(x: Tensor, axes: Sequence[int] | None) -> tuple[int, ...]:

@@ -102,7 +102,7 @@ class Options(BatchOptions, total=False):
             (-2, -1) are tubes, alike in all frames, (-3,) spans of time and (-3, -2, -1) cuboids; (-3, -2, -1) is for
             volumes (B, C, D, H, W) too, (1, 2) for images (B, H, W, C), (-1,) for spectrograms cut along time. None:
             (H, W) of images (B, C, H, W) and of all tensors of five dims, as of tv_tensors.Video; (L,) of signals
-            (B, C, L).
+            (B, C, L) and of floating-point (B, L).
         finish: what images go through in the same pass: flip, erase, normalise (`Finish`). They must be (B, C, H, W),
             or (B, H, W, C) if it says so, and become a new batch (B, C, H, W). Flips and holes follow from a seed that
             is drawn after the plan. None: images are mixed as they are.

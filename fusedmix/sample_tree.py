@@ -84,7 +84,7 @@ def parse(
         if not images:
             pure = [i for i, kind in enumerate(kinds) if kind == "tensor" and i != labels_index]
             batch_size = labels.shape[0] if labels is not None and labels.ndim else None
-            likely = [i for i in pure if may_be_images(leaves[i], batch_size, axes)]
+            likely = likely_images(leaves, pure, batch_size, axes)
             images = find_images(sample, leaves, pure, likely, "images_getter=")
     masks = [i for i, kind in enumerate(kinds) if kind == "mask"]
     return Sample(leaves, rebuild, images, masks, labels, labels_index)
@@ -192,11 +192,13 @@ def find_images(sample: Any, leaves: list[Any], pure: list[int], likely: list[in
     return chosen
 
 
-def may_be_images(x: Tensor, batch_size: int | None, axes: Sequence[int] | None) -> bool:
-    """Whether a tensor has the layout, the dims, the dtype and the batch size of images."""
+def likely_images(leaves: list[Any], among: list[int], batch_size: int | None, axes: Sequence[int] | None) -> list[int]:
+    """Which tensors have the layout, the dims, the dtype and the batch size of images; if none has, of vectors."""
+    dtypes, dense = checks.IMAGE_DTYPES, [i for i in among if leaves[i].layout is torch.strided]
+    dense = [i for i in dense if not leaves[i].is_nested and batch_size in (None, leaves[i].shape[:1].numel())]
     fewest, most = (3, 5) if axes is None else (2, math.inf)
-    dense = x.layout is torch.strided and not x.is_nested
-    return dense and fewest <= x.ndim <= most and x.dtype in checks.IMAGE_DTYPES and batch_size in (None, x.shape[0])
+    images = [i for i in dense if fewest <= leaves[i].ndim <= most and leaves[i].dtype in dtypes]
+    return images or [i for i in dense if leaves[i].ndim == 2 and leaves[i].is_floating_point()]
 
 
 def find_labels(sample: Any) -> Any:

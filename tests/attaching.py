@@ -10,8 +10,8 @@ Y = torch.tensor([0, 1, 2, 3, 4, 4])
 
 
 class Net(nn.Module):
-    """Two hidden states with a spatial size, one without. `mixing`, if given, is how a user would mix by hand: the name
-    of the place ("" for the input) and the plan."""
+    """Two hidden states with a height and a width, and a vector. `mixing`, if given, is how a user would mix by hand:
+    the name of the place ("" for the input) and the plan."""
 
     def __init__(self, seed=0, dtype=None):
         super().__init__()
@@ -30,8 +30,8 @@ class Net(nn.Module):
         def by_hand(name, h):
             if name != place:
                 return h
-            mask = plan.mask() if h.ndim == 4 else plan.lam.reshape(-1, 1)
-            mask = mask.to(h.dtype).reshape(len(h), 1, *mask.shape[1:]) if h.ndim == 4 else mask.to(h.dtype)
+            mask = plan.mask().to(h.dtype)
+            mask = mask.unsqueeze(1) if h.ndim == 4 else mask
             return mask * h + (1 - mask) * h[plan.partner]
 
         self.seen.append(x)

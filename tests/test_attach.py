@@ -400,9 +400,7 @@ def test_bad_calls():
     with pytest.raises(ValueError, match="wrapped already"):
         handle.wrap(handle.wrap(F.cross_entropy))
     handle.remove()
-    with (
-        fm.attach(net, fm.CutMix(), layers=["vector"]),
-        pytest.raises(ValueError, match=r"layer 'vector'.*CutMix.*\(6, 8\)"),
-    ):
-        net(images())
-    net(images())
+    flat = nn.Sequential(nn.Flatten(0))
+    with fm.attach(flat, fm.CutMix(), layers=["0"]), pytest.raises(ValueError, match=r"layer '0'.*CutMix.*MixUp mixes"):
+        flat(images())
+    flat(images())

@@ -203,8 +203,6 @@ def test_the_likelier_input_of_keywords():
 @pytest.mark.parametrize("place", ["", *NAMES])
 def test_gradients_are_those_of_a_model_that_mixes_by_hand(method, place, per, dtype):
     mix = method(per=per, pairing="random")
-    if place == "vector" and not mix._constant:
-        pytest.skip("only constant masks mix vectors")
     net, plain = Net(dtype=dtype), Net(dtype=dtype)
     x, x_ = images(dtype).requires_grad_(), images(dtype).requires_grad_()
     handle = fm.attach(net, mix, layers=[place])

@@ -197,6 +197,32 @@ def test_signals_without_channels_in_a_dict() -> None:
     assert out["table"] is sample["table"]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("inplace", [False, True])
+@every_module
+def test_vectors_and_signals_without_channels(name: str, inplace: bool, dtype: torch.dtype) -> None:
+    """(B, D) of floating point has masks of (D,)."""
+    x, y = images(B, 33, dtype=dtype), classes()
+    given = x.clone()
+    (out, targets), plan = run(build(name, inplace=inplace), given, y, size=(33,))
+    assert_blended(out, x, plan)
+    assert_targets(targets, one_hot(y, K), plan)
+    assert (out is given) == inplace
+
+
+def test_vectors_in_a_dict() -> None:
+    """Where nothing has more dims, the one tensor of two dims and floating point is what is mixed."""
+    sample = {"index": torch.arange(B), "wave": images(B, 33), "labels": classes()}
+    out, plan = run(build("CutMix"), sample, size=(33,))
+    assert_blended(out["wave"], sample["wave"], plan)
+    assert out["index"] is sample["index"]
+    with refused(ValueError, "Several tensors may be the images"):
+        build("CutMix")({**sample, "table": images(B, 9)})
+    beside, plan = run(build("CutMix"), {**sample, "image": images()})
+    assert_blended(beside["image"], images(), plan)
+    assert beside["wave"] is sample["wave"]
+
+
 def test_axes_set_later() -> None:
     mix, x = build("CutMix"), images(B, 3, 2, H, W)
     mix.axes = [-2, -1]

@@ -203,14 +203,14 @@ CALL = {
     "labels a string": wrong_value(lambda m: m(X, "cat"), "default labels_getter", "str"),
     "two images, no labels key": wrong_value(lambda m: m({"a": X, "b": X}), "Could not infer", "['a', 'b']"),
     "no image": wrong_value(lambda m: m("cat", Y), "No image or video"),
-    "image 2D": wrong_value(
-        lambda m: m(X[:, 0, 0], Y),
+    "bytes 2D": wrong_value(
+        lambda m: m(X[:, 0, 0].byte(), Y),
         "Expected a batched input with 4 dims",
         "(4, 8)",
-        "fusedmix.mix(x, plan)",
-        "mix.sample(4, (8,))",
+        "must be floating point, for integers may be tokens, but are uint8",
         "axes=(-1,)",
     ),
+    "tokens": wrong_value(lambda m: m(X[:, 0, 0].long(), Y), "(4, 8)", "are int64", "fusedmix.EmbedMix"),
     "image 6D": wrong_value(
         lambda m: m(X[:, None, None], Y),
         "Expected a batched input with 4 dims",
