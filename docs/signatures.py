@@ -1,7 +1,8 @@
-"""For the reference pages: the signatures of the mixing modules as they are when the package runs.
+"""For the reference pages: the signatures of the mixing modules and of the functions of one call, as they are when the
+package runs.
 
-The pages are made from the sources, in which a module's `__init__` has `**options: Unpack[Options]`. The decorator
-`fusedmix.options.spelled_out` writes the keywords out; here its result is taken over.
+The pages are made from the sources, in which these have `**options: Unpack[Options]`. The decorators `spelled_out` and
+`spelled_out_call` of `fusedmix.options` write the keywords out; here their result is taken over.
 """
 
 from __future__ import annotations
@@ -21,22 +22,35 @@ class Signatures(griffe.Extension):
         if cls.path == "fusedmix.options.Options":
             _add_defaults(cls)
         elif "__init__" in cls.members and isinstance(ours, type) and issubclass(ours, fm.MixTransform):
-            _spell_out(cls, ours)
+            _spell_out(cls.members["__init__"], ours)
+            cls.docstring.value = ours.__doc__
+
+    def on_function(self, *, func: griffe.Function, **_: Any) -> None:
+        if func.parent.path == "fusedmix.functional" and not func.name.startswith("_"):
+            ours = getattr(fm.functional, func.name)
+            _spell_out(func, ours)
+            func.docstring.value = ours.__doc__
 
 
-def _spell_out(cls: griffe.Class, ours: type) -> None:
-    init = cls.members["__init__"]
-    written = {parameter.name for parameter in init.parameters}
+def _spell_out(function: griffe.Function, ours: Any) -> None:
+    written = {parameter.name for parameter in function.parameters}
     if "options" not in written:
         return
-    del init.parameters["options"]
+    del function.parameters["options"]
     for name, parameter in inspect.signature(ours).parameters.items():
         if name not in written:
-            kind, annotation = griffe.ParameterKind.keyword_only, inspect.formatannotation(parameter.annotation)
-            init.parameters.add(
-                griffe.Parameter(name, annotation=annotation, kind=kind, default=repr(parameter.default))
+            kind, annotation = (
+                griffe.ParameterKind.keyword_only,
+                inspect.formatannotation(parameter.annotation),
             )
-    cls.docstring.value = ours.__doc__
+            function.parameters.add(
+                griffe.Parameter(
+                    name,
+                    annotation=annotation,
+                    kind=kind,
+                    default=repr(parameter.default),
+                )
+            )
 
 
 def _add_defaults(cls: griffe.Class) -> None:

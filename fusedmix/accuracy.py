@@ -11,8 +11,8 @@ from torch import Tensor
 from fusedmix import checks
 from fusedmix.arguments import Terms, compute_dtype
 from fusedmix.draws import moved
-from fusedmix.functional import in_range
 from fusedmix.losses import check_ignored, check_logits, labels_beside
+from fusedmix.mixing import in_range
 from fusedmix.plan import MixPlan
 from fusedmix.terms import summed, with_terms
 

@@ -1,6 +1,6 @@
 """The public names of the package, which `fusedmix/__init__.py` hands out."""
 
-from fusedmix import schedules, transforms
+from fusedmix import functional, schedules, transforms
 from fusedmix.accuracy import mix_accuracy
 from fusedmix.attachment import MixHandle, attach, attached
 from fusedmix.attribution import class_activation_map, input_gradient
@@ -11,8 +11,8 @@ from fusedmix.checks import InplaceError
 from fusedmix.embeddings import EmbedMix, mix_embeddings
 from fusedmix.erased import Cutout, GridMask
 from fusedmix.finishing import Erase, Finish
-from fusedmix.functional import finish, mix, mix_, mix_labels
 from fusedmix.losses import mix_binary_cross_entropy, mix_cross_entropy
+from fusedmix.mixing import finish, mix, mix_, mix_labels
 from fusedmix.multi import MultiMix
 from fusedmix.pairing import pairing_by_distance
 from fusedmix.pasting import RICAP, ResizeMix
@@ -54,6 +54,7 @@ __all__ = [
     "class_activation_map",
     "fine_grained_saliency",
     "finish",
+    "functional",
     "input_gradient",
     "mix",
     "mix_",

@@ -19,8 +19,8 @@ from fusedmix import checks, dims, sample_tree, subclasses
 from fusedmix.checkpointing import in_backward, recorded, recording
 from fusedmix.criteria import MixedCriterion, MixedFunction, check_smoothing
 from fusedmix.draws import CPU
-from fusedmix.functional import mix as apply
 from fusedmix.methods import Pairing
+from fusedmix.mixing import mix as apply
 from fusedmix.module import MixTransform, mixing_module
 from fusedmix.options import TargetsName
 from fusedmix.plan import MixPlan

@@ -396,7 +396,7 @@ def class_range(labels: Tensor, num_classes: int, name: str = "labels", *, ignor
     """Raises ValueError if a class is outside 0..num_classes-1 and is not ignore_index.
 
     Always checked on the CPU. On a GPU it would wait for the device, so only if FUSEDMIX_CHECK_LABELS=1 asks for it.
-    Inside a traced graph it would break the graph (fusedmix/functional.py, in_range).
+    Inside a traced graph it would break the graph (fusedmix/mixing.py, in_range).
     """
     if torch.compiler.is_compiling() or labels.numel() == 0:
         return

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from fusedmix import checks
-from fusedmix.functional import mix_labels
 from fusedmix.methods import Per
+from fusedmix.mixing import mix_labels
 from fusedmix.module import MixTransform
 from fusedmix.options import TargetsName
 from fusedmix.plan import MixPlan, of_partners, same_batch

@@ -10,8 +10,8 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from fusedmix import checks
-from fusedmix.functional import mix
 from fusedmix.laws import LamLaw
+from fusedmix.mixing import mix
 from fusedmix.options import EmbeddingOptions, spelled_out
 from fusedmix.plan import OF_PIXELS, MixPlan, SparseTargets, same_batch
 from fusedmix.targets import mix_targets

@@ -14,9 +14,9 @@ from typing_extensions import Unpack
 from fusedmix import checks, dims, given, sample_tree
 from fusedmix.draws import Request, Source
 from fusedmix.fourier import draw_of, rows
-from fusedmix.functional import check_fill
 from fusedmix.masks.family import beside
 from fusedmix.methods import Families, Method
+from fusedmix.mixing import check_fill
 from fusedmix.one_method import OneMethod
 from fusedmix.options import FillOptions, spelled_out
 from fusedmix.philox import Stream, below, words

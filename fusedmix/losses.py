@@ -12,8 +12,8 @@ from fusedmix import checks, loss_gradients, subclasses
 from fusedmix.arguments import LossArguments, Terms, compute_dtype
 from fusedmix.backends import reference
 from fusedmix.draws import moved
-from fusedmix.functional import beside, in_range, mix_labels, of_classes, operators_for
 from fusedmix.methods import Reduction
+from fusedmix.mixing import beside, in_range, mix_labels, of_classes, operators_for
 from fusedmix.plan import MixPlan, same_batch
 from fusedmix.term_losses import OfTerms
 from fusedmix.terms import per_sample, with_terms

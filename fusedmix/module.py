@@ -19,10 +19,10 @@ from fusedmix.backends import reference, triton
 from fusedmix.checkpointing import check_rewinds, recorded
 from fusedmix.draws import CPU, Request, Source, moved
 from fusedmix.finishing import Finish
-from fusedmix.functional import finish, in_range, mix, mix_, mix_labels
 from fusedmix.masks import grid
 from fusedmix.masks.family import padded
 from fusedmix.methods import Column, Families, Method, Number, Pairing, Per
+from fusedmix.mixing import finish, in_range, mix, mix_, mix_labels
 from fusedmix.ops import GeneratorHandle, draw_on_host
 from fusedmix.plan import MixPlan, SparseTargets, SparseTerms, given_partner, of_partners
 from fusedmix.segmentation import check_masks, mix_masks
@@ -408,9 +408,7 @@ class MixTransform(checks.Checked, nn.Module):
     ) -> None:
         """Mixes all images, masks and labels by a plan, with those that are `lent` by another batch."""
         leaves, labels, image = parsed.leaves, parsed.labels, parsed.image
-        # Numbers drawn on the host travel with the launch; FMix's masks are made where they are used.
-        beside = self.sampling == "device" or self._stored or self._refines
-        where = image.device if beside else None
+        where = self._plan_device(image)
         others: dict[int, Tensor] = {}  # by the identity of what they are mixed with
         if lent is None:
             plan = self._plan_of(image, size, labels, where, extra)
@@ -424,6 +422,21 @@ class MixTransform(checks.Checked, nn.Module):
             leaves[parsed.labels_index] = self._mix_targets(labels, plan, image.device, of_other)
         sample_tree.map_once(lambda x: self._mix_mask(x, plan, others.get(id(x))), leaves, parsed.masks)
         sample_tree.map_once(lambda x: self._mix_image(x, plan, others.get(id(x))), leaves, parsed.images)
+
+    def _plan_device(self, image: Tensor) -> torch.device | None:
+        """Where the plan of a batch is to be made: numbers drawn on the host travel with the launch, and FMix's masks
+        are made where they are used."""
+        beside = self.sampling == "device" or self._stored or self._refines
+        return image.device if beside else None
+
+    def _mix_with(self, images: Tensor, labels: Tensor, **given: Any) -> tuple[Tensor, Tensor]:
+        """Images and targets by a plan for which `sample` is `given` more. All is checked before anything is drawn."""
+        pair = checks.tensor("images", images), checks.tensor("labels", labels)
+        self._check_labels(labels)
+        size = self._check_images(sample_tree.parse(pair, type(self).__name__, "default", None, self.axes))
+        plan = self.sample(images.shape[0], size, labels=labels, device=self._plan_device(images), **given)
+        targets = self._mix_targets(labels, plan, images.device)
+        return self._mix_image(images, plan, None), cast(Tensor, targets)
 
     def _plan_of(
         self, image: Tensor, size: tuple[int, ...], labels: Tensor | None, device: torch.device | None, extra: Any

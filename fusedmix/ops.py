@@ -6,7 +6,7 @@ drawn on the host, and the seeds of what is drawn on the device, come from two o
 tagged as random and opaque to torch.compile, so that nothing drawn is frozen into a graph.
 
 Operators check what they are called with (fusedmix/operands.py for those in Python, csrc/binding/checks.h for those in
-C++), so that they are safe whoever calls them, but do not differentiate: fusedmix/functional.py enters the
+C++), so that they are safe whoever calls them, but do not differentiate: fusedmix/mixing.py enters the
 autograd.Function at the end of this file only if a derivative is needed (a call through autograd costs several times a
 plain one).
 """

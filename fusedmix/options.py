@@ -3,10 +3,10 @@ they come into the signature and the docstring of every module. Each of these st
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypedDict, TypeVar, get_args, get_type_hints
 
 import torch
@@ -120,6 +120,28 @@ class Options(BatchOptions, total=False):
     variant: VariantName | None
 
 
+class CallOptions(TypedDict, total=False):
+    """The keywords that the functions of one call share (`fusedmix.functional.mixup` and its like): those of `Options`
+    that have a meaning where λ is given, and two more.
+
+    Attributes:
+        partner: (B,) int64 in [0, B), the partner of each sample. None: `pairing` says who it is. Not with per="pair".
+        seed: makes all draws a pure function of the arguments: an int in [-2^63, 2^64). None: they come from
+            `generator`.
+    """
+
+    num_classes: int | None
+    pairing: PairingName
+    per: PerName
+    label_smoothing: float
+    generator: torch.Generator | None
+    backend: BackendName | None
+    axes: Sequence[int] | None
+    inplace: bool
+    partner: torch.Tensor | None
+    seed: int | None
+
+
 class _Keyword(NamedTuple):
     default: Any
     check: Callable[[str, Any], Any]  # takes the name and a value, and returns the value as it is kept, or raises
@@ -131,7 +153,7 @@ def _or_none(check: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
 
 def _one_of(choices: Any, **elsewhere: str) -> Callable[[str, Any], Any]:
     """The check of a Literal; `elsewhere`: what other libraries call its choices."""
-    return partial(checks.choice, allowed=get_args(choices), elsewhere=elsewhere)
+    return functools.partial(checks.choice, allowed=get_args(choices), elsewhere=elsewhere)
 
 
 def _function(name: str, x: Any) -> Any:
@@ -147,8 +169,8 @@ def _generator(name: str, x: Any) -> Any:
     return x
 
 
-_COUNT = _or_none(partial(checks.integer, low=1))
-_SHARE = partial(checks.number, low=0.0, high=1.0)
+_COUNT = _or_none(functools.partial(checks.integer, low=1))
+_SHARE = functools.partial(checks.number, low=0.0, high=1.0)
 _KEYWORDS = {
     "num_classes": _Keyword(None, _COUNT),
     "pairing": _Keyword("roll", _one_of(PairingName)),
@@ -166,7 +188,7 @@ _KEYWORDS = {
     "finish": _Keyword(None, _or_none(checked_finish)),
     "inplace": _Keyword(False, checks.boolean),
     "mask_classes": _Keyword(None, _COUNT),
-    "mask_ignore_index": _Keyword(255, _or_none(partial(checks.integer, low=-(2**63), high=2**63 - 1))),
+    "mask_ignore_index": _Keyword(255, _or_none(functools.partial(checks.integer, low=-(2**63), high=2**63 - 1))),
     "lam_range": _Keyword(None, _or_none(checks.interval)),
     "variant": _Keyword(None, _or_none(_one_of(VariantName, official="released", code="released"))),
 }
@@ -224,31 +246,63 @@ class TakesKeywords(Protocol):
 
 
 Module = TypeVar("Module", bound=TakesKeywords)
+Call = TypeVar("Call", bound=Callable[..., Any])
 _takers: dict[str, list[str]] = {}  # the names of the modules that take a keyword, by keyword
 
 
 def spelled_out(cls: type[Module]) -> type[Module]:
     """Puts the keywords for which a module's `__init__` has only `**options: Unpack[...]` into its signature and its
     docstring, for help() and editors. (Type checkers know them by the TypedDict.)"""
-    init = vars(cls)["__init__"]
-    signature = inspect.signature(init, eval_str=True)
-    *own, options = signature.parameters.values()
-    types = get_type_hints(get_args(options.annotation)[0])
-    shared = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=DEFAULTS[name], annotation=types[name])
-        for name in DEFAULTS
-        if name in types
-    ]
-    # The function has this signature and not the class, from which a user's own subclass would inherit it.
-    init.__signature__ = signature.replace(parameters=[*own, *shared])
+    # The function has the new signature and not the class, from which a user's own subclass would inherit it.
+    own, shared = _spell_out(vars(cls)["__init__"], DEFAULTS)
     cls._keywords = tuple(parameter.name for parameter in shared)
     for parameter in (*own[1:], *shared):
         _takers.setdefault(parameter.name, []).append(cls.__name__)
-    if cls.__doc__ and Options.__doc__:  # Under python -OO there are no docstrings.
-        entries = re.findall(r"^( {4}(\w+): .*(?:\n {8}.*)*)", inspect.cleandoc(Options.__doc__), re.MULTILINE)
-        lines = "\n".join(text for text, name in entries if name in types)
-        cls.__doc__ = inspect.cleandoc(cls.__doc__).replace("    **options: see `Options`.", lines)
+    _describe(cls, cls._keywords)
     return cls
+
+
+def spelled_out_call(function: Call) -> Call:
+    """As `spelled_out`, for a function with `**options: Unpack[CallOptions]`; an unknown keyword is a TypeError."""
+    _, shared = _spell_out(function, {**DEFAULTS, "partner": None, "seed": None})
+    _describe(function, [parameter.name for parameter in shared])
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def call(*args: Any, **keywords: Any) -> Any:
+        for name in keywords.keys() - signature.parameters.keys():
+            hint = checks.did_you_mean(name, list(signature.parameters), {"classes": "num_classes"})
+            taken = ", ".join(signature.parameters)
+            raise TypeError(
+                f"{function.__name__}() got an unknown keyword {name!r}. {hint and hint + ' '}It takes {taken}."
+            )
+        return function(*args, **keywords)
+
+    return call  # type: ignore[return-value]
+
+
+def _spell_out(function: Any, defaults: Mapping[str, Any]) -> tuple[list[inspect.Parameter], list[inspect.Parameter]]:
+    """Writes the keywords of a function's `**options: Unpack[...]` into its signature; its own, and those."""
+    signature = inspect.signature(function, eval_str=True)
+    *own, options = signature.parameters.values()
+    types = get_type_hints(get_args(options.annotation)[0])
+    shared = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=types[name])
+        for name, default in defaults.items()
+        if name in types
+    ]
+    function.__signature__ = signature.replace(parameters=[*own, *shared])
+    return own, shared
+
+
+def _describe(thing: Any, names: Sequence[str]) -> None:
+    """Puts what `Options` and `CallOptions` say of keywords into a docstring that refers to one of them."""
+    if not (thing.__doc__ and Options.__doc__ and CallOptions.__doc__):  # Under python -OO there are no docstrings.
+        return
+    said = inspect.cleandoc(Options.__doc__) + "\n" + inspect.cleandoc(CallOptions.__doc__)
+    entries = dict(reversed(pair) for pair in re.findall(r"^( {4}(\w+): .*(?:\n {8}.*)*)", said, re.MULTILINE))
+    lines = "\n".join(entries[name] for name in names)
+    thing.__doc__ = re.sub(r" {4}\*\*options: see `\w+`\.", lambda _: lines, inspect.cleandoc(thing.__doc__))
 
 
 # What other libraries call what is meant here.

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from fusedmix import checks, subclasses
 from fusedmix.backends import gathers
-from fusedmix.functional import mix
 from fusedmix.methods import Resize
+from fusedmix.mixing import mix
 from fusedmix.plan import OF_PIXELS, MixPlan, of_partners, same_batch
 
 _REFUSED = tuple(attribute for attribute in OF_PIXELS if attribute not in ("patches", "fill", "blended"))

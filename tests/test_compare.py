@@ -53,7 +53,7 @@ def repository(tmp_path_factory):
     for tag in ("now", "slow"):
         if tag == "slow":
             for path, text in (
-                ("fusedmix/functional.py", _SLOW),
+                ("fusedmix/mixing.py", _SLOW),
                 ("fusedmix/transforms.py", "\n__all__.remove('GMix')\n"),
             ):
                 with (folder / path).open("a") as file:

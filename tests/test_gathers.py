@@ -12,8 +12,8 @@ from torch.utils import _pytree as pytree
 
 import fusedmix as fm
 from fusedmix.arguments import Moves, Patches, Terms
-from fusedmix.functional import moved
 from fusedmix.methods import Resize
+from fusedmix.mixing import moved
 from wrong_calls import check
 
 REFERENCE = torch.ops.fusedmix_reference

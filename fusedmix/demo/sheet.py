@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fusedmix.demo.methods import Mixture
 from fusedmix.demo.photos import CREDITS
-from fusedmix.functional import mix_labels
+from fusedmix.mixing import mix_labels
 from fusedmix.version import __version__
 
 # The layout in pixels. At 118 pixels an image the sheet stays below 4 MB and its captions are readable in a README.

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fusedmix import functional, sample_tree
+from fusedmix import mixing, sample_tree
 from fusedmix.module import MixTransform
 
 
@@ -34,5 +34,5 @@ def finished(batch: Any, mix: MixTransform) -> Any:
     """The batch with its images finished: not mixed, flipped or erased."""
     parsed, how = parse(batch, mix), mix.finish
     assert how is not None
-    sample_tree.map_once(lambda x: functional.finish(x, how, backend=mix.backend), parsed.leaves, parsed.images)
+    sample_tree.map_once(lambda x: mixing.finish(x, how, backend=mix.backend), parsed.leaves, parsed.images)
     return parsed.rebuild(parsed.leaves)

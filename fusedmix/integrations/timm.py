@@ -51,12 +51,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from fusedmix import backends, checks, erasing, functional, subclasses
+from fusedmix import backends, checks, erasing, mixing, subclasses
 from fusedmix.draws import CPU
 from fusedmix.finishing import MOST_HOLES, Erase, Finish
-from fusedmix.functional import mix, mix_, mix_labels
 from fusedmix.masks.family import packed
 from fusedmix.methods import Families, Kind, Pairing, Per
+from fusedmix.mixing import mix, mix_, mix_labels
 from fusedmix.module import MixTransform
 from fusedmix.plan import MixPlan
 from fusedmix.step import capturing
@@ -757,7 +757,7 @@ class PrefetchLoader(checks.Checked):
         if mixes is None or (isinstance(mixes, MixTransform) and mixes._off()):
             draws = self._draw_holes(len(x), height, width)
             draws = None if draws is None else draws.to(self.device, non_blocking=True)
-            return functional._finishing(x, self._finish, None).finish(x, *self._finish.arguments(x, draws)), y
+            return mixing._finishing(x, self._finish, None).finish(x, *self._finish.arguments(x, draws)), y
         if isinstance(mixes, MixTransform):
             plan = mixes.sample(len(x), (height, width), labels=y, device=self.device)
             targets = mixes._mix_targets(y, plan, self.device)
