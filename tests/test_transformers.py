@@ -524,3 +524,57 @@ def test_images_are_not_mixed_twice(remembering, vit, arguments):
         trainer.train()
     assert not trainer.trained
     trainer.train()
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["the usual collator", "another one"])
+def test_collator(transformers, own):
+    """What the other collator makes, mixed as the module mixes it."""
+    from fusedmix.integrations.transformers import MixCollator
+
+    def another(samples):
+        images, labels = (torch.stack([sample[key] for sample in samples]) for key in ("pixel_values", "labels"))
+        return transformers.BatchFeature({"labels": labels, "pixel_values": 2 * images})
+
+    mixer = fm.RandomMix([fm.MixUp(), fm.CutMix()], num_classes=CLASSES)
+    samples = [Pictures()[i] for i in range(4)]
+    torch.manual_seed(3)
+    batch = MixCollator(mixer, another if own else None)(samples)
+    torch.manual_seed(3)
+    images, targets = mixer(X[:4] * (2 if own else 1), Y[:4])
+    assert isinstance(batch, transformers.BatchFeature if own else dict)
+    assert torch.equal(batch["pixel_values"], images)
+    assert torch.equal(batch["labels"], targets)
+
+
+def test_collator_in_workers():
+    """Each worker draws for itself; and one-hot labels are mixed, too."""
+    required("transformers")
+    from fusedmix.integrations.transformers import MixCollator
+
+    mixer = fm.MixUp(num_classes=CLASSES)
+    loader = torch.utils.data.DataLoader(
+        Pictures(one_hot=True), batch_size=4, num_workers=2, collate_fn=MixCollator(mixer)
+    )
+    weights = []
+    for i, batch in enumerate(loader):
+        found = label_weights(batch["pixel_values"].double(), X[4 * i : 4 * i + 4].double())
+        torch.testing.assert_close(
+            batch["labels"].double(), soft(Y[4 * i : 4 * i + 4], found, CLASSES), rtol=0, atol=1e-4
+        )
+        weights.append(round(float(found[0]), 4))
+    assert len(set(weights)) == 3
+
+
+def test_collator_refuses():
+    required("transformers")
+    from fusedmix.integrations.transformers import MixCollator
+
+    with pytest.raises(TypeError, match="mix must be a mixing module"):
+        MixCollator(torch.nn.Identity())
+    with pytest.raises(TypeError, match="collator must be a function or None, but got 'default'"):
+        MixCollator(fm.MixUp(), "default")
+    with pytest.raises(ValueError, match="mix must have generator=None"):
+        MixCollator(fm.MixUp(generator=torch.Generator()))
+    with pytest.raises(ValueError, match="labels"):
+        MixCollator(fm.MixUp(num_classes=CLASSES))([{"pixel_values": x} for x in X[:2]])
+    assert repr(MixCollator(fm.MixUp())) == "MixCollator(MixUp(alpha=1.0), default_data_collator)"

@@ -1,7 +1,9 @@
-"""Mixing in the Trainer of Hugging Face Transformers, for image classification: `MixTrainer(mix=...)` in its place.
+"""Mixing with Hugging Face Transformers, for image classification: `MixTrainer(mix=...)` in place of its Trainer, and
+`MixCollator(mix)` for a DataLoader of your own.
 
-A data collator is no place for it: the Trainer collates evaluation batches by the same one, counts each entry of (B, K)
-labels as an item of the batch, and draws the first batch after resuming before it restores the generators.
+The data collator of a Trainer is no place for it: the Trainer collates evaluation batches by the same one, counts each
+entry of (B, K) labels as an item of the batch, and draws the first batch after resuming before it restores the
+generators.
 
 Examples:
     >>> model = ViTForImageClassification.from_pretrained(name, num_labels=1000, ignore_mismatched_sizes=True)
@@ -12,11 +14,17 @@ Examples:
     >>> trainer.train()
     >>> trainer.evaluate()  # as it always was: nothing is mixed
     >>> mixer.finish = fm.Finish((mean, std))  # for pixel_values of bytes, in training and evaluation
+
+    >>> loader = DataLoader(train, batch_size=64, collate_fn=MixCollator(mixer))
+    >>> for batch in loader:  # batch["labels"]: float32 (B, 1000)
+    ...     logits = model(pixel_values=batch["pixel_values"]).logits
+    ...     loss = torch.nn.functional.cross_entropy(logits, batch["labels"])
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -27,11 +35,11 @@ from fusedmix import checks
 from fusedmix.attachment import attached
 from fusedmix.integrations import evaluation
 from fusedmix.integrations.positions import check_mix, check_schedules, check_seed, mix_at, stepped
-from fusedmix.module import MixTransform
+from fusedmix.module import MixTransform, mixing_module
 from fusedmix.plan import SparseTargets, SparseTerms
 
 try:
-    from transformers import Trainer
+    from transformers import Trainer, default_data_collator
 except ImportError as error:  # Transformers raises one, too, where its Trainer lacks Accelerate.
     raise ImportError(
         "fusedmix.integrations.transformers needs the Trainer of Transformers, which is not installed or cannot be "
@@ -164,6 +172,43 @@ class MixTrainerMixin(checks.Checked):
 
 class MixTrainer(MixTrainerMixin, Trainer):
     """`transformers.Trainer` that mixes in training: see `MixTrainerMixin` for its keywords and what it does."""
+
+
+class MixCollator:
+    """A data collator that mixes what another one has collated, for DataLoaders of the training set.
+
+    It mixes in the workers of the DataLoader, which each draw their own numbers. Give it to no Trainer, which would
+    evaluate with it as well (`MixTrainer` does not), and compute the loss from the logits: a model that is given soft
+    labels takes a binary cross-entropy for its loss.
+
+    Args:
+        mix: any mixing module, with generator=None. Its labels_getter="default" finds the key "labels"; the images are
+            under "pixel_values" or what else says so, or the only tensor that may be images.
+        collator: makes a batch of a list of samples, as the data collators of Transformers do. None:
+            `transformers.default_data_collator`, which stacks tensors and names the labels "labels".
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong type, or mix has a generator of its own. In a call: the batch
+            cannot be mixed as it is.
+    """
+
+    def __init__(self, mix: MixTransform, collator: Callable[[list[Any]], Any] | None = None) -> None:
+        if mixing_module("mix", mix).generator is not None:
+            raise ValueError(
+                "mix must have generator=None, because every worker of a DataLoader would draw the same from its copy, "
+                "but it has one."
+            )
+        if collator is not None and not callable(collator):
+            raise TypeError(f"collator must be a function or None, but got {collator!r}.")
+        self.mix = mix
+        self.collator = default_data_collator if collator is None else collator
+
+    def __call__(self, samples: list[Any]) -> Any:
+        """The batch of the other collator, with images and labels mixed."""
+        return self.mix(self.collator(samples))
+
+    def __repr__(self) -> str:
+        return f"MixCollator({self.mix!r}, {getattr(self.collator, '__name__', self.collator)})"
 
 
 def mixed_loss(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Tensor:
