@@ -3,104 +3,61 @@
     python -m benchmarks.accuracy [--seeds 5] [--epochs 30] [--data DIR] [--quick]
 
 On scikit-learn's digits, which come with it, or on a folder of images DIR: with a folder for each class, as
-torchvision's ImageFolder takes it, of which a fifth is held back, or with such folders train and val (or test). Writes
-accuracy.csv and, into docs/pictures, accuracy.png; with --out both go there, and with --data into the working
-directory.
+torchvision's ImageFolder takes it, of which a fifth is held back, or with such folders train and val (or test). Of the
+images to train on another fifth is held back, to fit temperatures on. Writes accuracy.csv and, into docs/pictures,
+accuracy.png; with --out both go there, and with --data into the working directory.
 """
 
 from __future__ import annotations
 
-import math
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from statistics import fmean, stdev
 
 import torch
 from torch import Tensor
 
 from benchmarks.common import RESULTS, ROOT, parser
 from fusedmix.bench.environment import environment
-from fusedmix.bench.results import markdown, write_csv
+from fusedmix.bench.results import write_csv
 from fusedmix.demo import results
-from fusedmix.demo.train import NO_MIXING, Run, Split, compare, corrupt
+from fusedmix.demo.train import Run, Split, compare, corrupt
 
 HELD_BACK = 0.2
 
 
-@dataclass(frozen=True)
-class Row:
-    """One training."""
-
-    method: str
-    corrupted_percent: float
-    seed: int
-    accuracy_percent: float
-    ece_percent: float
-    seconds_an_epoch: float
-    epochs: int
-
-
-def as_rows(runs: list[Run], epochs: int) -> list[Row]:
-    """The runs, as they are written."""
-    return [
-        Row(
-            method=run.method,
-            corrupted_percent=100 * run.corrupted,
-            seed=run.seed,
-            accuracy_percent=100 * run.accuracy,
-            ece_percent=100 * run.ece,
-            seconds_an_epoch=run.seconds / epochs,
-            epochs=epochs,
-        )
-        for run in runs
-    ]
-
-
-def table(rows: list[Row]) -> str:
-    """A line for every method: means over the seeds ± their standard errors, and what of the accuracy is gained on the
-    runs without mixing, seed by seed, for these have the same data and the same network."""
-    conditions = list(dict.fromkeys(row.corrupted_percent for row in rows))
-    at = {(row.method, row.corrupted_percent, row.seed): row for row in rows}
-    lines = []
-    for method in dict.fromkeys(row.method for row in rows):
-        cells = []
-        for condition in conditions:
-            of = [row for row in rows if (row.method, row.corrupted_percent) == (method, condition)]
-            gained = [row.accuracy_percent - at[NO_MIXING, condition, row.seed].accuracy_percent for row in of]
-            cells += [_mean(row.accuracy_percent for row in of), "" if method == NO_MIXING else _mean(gained, "+")]
-            cells.append(_mean(row.ece_percent for row in of))
-        lines.append((method, *cells, f"{min(row.seconds_an_epoch for row in rows if row.method == method):.3f}"))
-    header = ["mean ± s.e."]
-    for condition in conditions:
-        labels = f"{condition:.0f}% of labels random" if condition else "clean labels"
-        header += [f"accuracy %, {labels}", "gained", "ECE %"]
-    return markdown((*header, "seconds an epoch"), lines)
-
-
-def _mean(values: object, sign: str = "") -> str:
-    found = list(values)  # type: ignore[call-overload]
-    error = f" ± {stdev(found) / math.sqrt(len(found)):.1f}" if len(found) > 1 else ""
-    return f"{fmean(found):{sign}.1f}{error}"
+def tables(runs: Sequence[Run]) -> str:
+    """A table for each share of wrong labels, with seconds an epoch."""
+    return "\n\n".join(results.table(same, times=True) for same in results.conditions(runs).values())
 
 
 def load_folder(folder: Path, side: int, seed: int, corrupted: float, device: torch.device | str) -> Split:
     """The images of a folder, each cropped to its middle square of `side` pixels, and their classes."""
     train, test = ([_folder(folder / name, side) for name in names if (folder / name).is_dir()] for names in _PARTS)
     if train and test:
-        (train_images, train_labels, names), (test_images, test_labels, others) = train[0], test[0]
+        (images, labels, names), (test_images, test_labels, others) = train[0], test[0]
         if names != others:
             raise ValueError(f"the folders of {folder} must have the same classes, but have {names} and {others}")
+        kept = torch.arange(len(images))
     else:
         images, labels, names = _folder(folder, side)
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-        held = order[: max(1, round(HELD_BACK * len(images)))]
-        kept = order[len(held) :]
-        (train_images, train_labels), (test_images, test_labels) = ((images[i], labels[i]) for i in (kept, held))
-    train_labels = train_labels.clone()
+        held, kept = _apart(torch.arange(len(images)), seed)
+        test_images, test_labels = images[held], labels[held]
+    validation, kept = _apart(kept, seed + 1)
+    train_labels = labels[kept]
     corrupt(train_labels, corrupted, seed, len(names))
-    return Split(train_images, train_labels, test_images, test_labels, len(names)).to(device)
+    split = Split(
+        images[kept], train_labels, images[validation], labels[validation], test_images, test_labels, len(names)
+    )
+    return split.to(device)
+
+
+def _apart(indices: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """A fifth of the indices, drawn at random, and the others."""
+    indices = indices[torch.randperm(len(indices), generator=torch.Generator().manual_seed(seed))]
+    held = max(1, round(HELD_BACK * len(indices)))
+    return indices[:held], indices[held:]
 
 
 _PARTS = (("train",), ("val", "test"))
@@ -139,10 +96,9 @@ def main() -> int:
     name = given.name or "accuracy"
     load = {"load": partial(load_folder, given.data, given.side)} if own else {}
     runs = compare(range(seeds), epochs, "cpu", **load)
-    rows = as_rows(runs, epochs)
-    write_csv(out / f"{name}.csv", rows, environment(torch.device("cpu"), given.commit))
+    write_csv(out / f"{name}.csv", runs, environment(torch.device("cpu"), given.commit))
     results.draw(runs, pictures / f"{name}.png")
-    print(table(rows))
+    print(tables(runs))
     return 0
 
 

@@ -539,11 +539,12 @@ def _of_type(text: str, kind: Any) -> Any:
 def accuracy() -> str:
     """What each method does to a small network."""
     from benchmarks import accuracy as of
+    from fusedmix.demo.train import Run
 
-    found, types = _rows("accuracy.csv"), get_type_hints(of.Row)
-    rows = [of.Row(**{f.name: _of_type(row[f.name], types[f.name]) for f in fields(of.Row)}) for row in found]
-    trainings = f"{len({row.seed for row in rows})} trainings of {rows[0].epochs} epochs each"
-    return f"{of.table(rows)}\n\n{trainings}.\n{_source('python -m benchmarks.accuracy', found[0])}\n"
+    runs = report.read(RESULTS / "accuracy.csv", Run)
+    trainings = f"{len({run.seed for run in runs})} trainings of {runs[0].epochs} epochs each"
+    source = _source("python -m benchmarks.accuracy", _rows("accuracy.csv")[0])
+    return f"{of.tables(runs)}\n\n{trainings}; p20 to p80.\n{source}\n"
 
 
 # ---- documents -------------------------------------------------------------------------------------------------------

@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser(
         "demo",
-        help="mix photographs with every method into a contact sheet, then compare short training runs",
+        help="a contact sheet of every method, then training on wrong labels: two to three minutes",
         formatter_class=_Help,
     )
     demo.add_argument(
@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="folder for the pictures and the table",
     )
-    demo.add_argument("--seed", type=_seed, default=0, help="seed; training uses this seed and the next one")
+    demo.add_argument("--seed", type=_seed, default=0, help="seed of the pictures, and the first of five for training")
     demo.add_argument("--epochs", type=_positive, default=12, metavar="N", help="epochs of each training run")
     demo.add_argument("--skip-training", action="store_true", help="only the contact sheet")
 

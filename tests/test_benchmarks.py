@@ -315,26 +315,6 @@ def test_theory(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == names | pictures
 
 
-def test_the_table_of_accuracies():
-    """Means and standard errors by hand, and what is gained seed by seed."""
-    from benchmarks.accuracy import Row, table
-
-    def row(method, seed, accuracy, ece, seconds):
-        return Row(method, 0.0, seed, accuracy, ece, seconds, epochs=3)
-
-    found = table(
-        [
-            row("no mixing", 0, 90.0, 2.0, 0.5),
-            row("no mixing", 1, 94.0, 4.0, 0.4),
-            row("MixUp", 0, 92.0, 5.0, 0.7),
-            row("MixUp", 1, 95.0, 5.0, 0.6),
-        ]
-    )
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in found.splitlines()]
-    assert cells[2] == ["no mixing", "92.0 ± 2.0", "", "3.0 ± 1.0", "0.400"]
-    assert cells[3] == ["MixUp", "93.5 ± 1.5", "+1.5 ± 0.5", "5.0 ± 0.0", "0.600"]
-
-
 def test_folders_of_classes(tmp_path):
     image = pytest.importorskip("PIL.Image")
     pytest.importorskip("torchvision")
@@ -348,15 +328,18 @@ def test_folders_of_classes(tmp_path):
                 image.new("RGB", (12, 9), (100 * number, 10 * i, 0)).save(tmp_path / part / name / f"{i}.png")
     split = load_folder(tmp_path, 8, seed=0, corrupted=0.0, device="cpu")
     assert split.classes == 2
-    assert split.train_images.shape == (10, 3, 8, 8)
-    assert split.test_images.shape == (4, 3, 8, 8)
-    for images, labels in ((split.train_images, split.train_labels), (split.test_images, split.test_labels)):
+    parts = {"train": 8, "validation": 2, "test": 4}
+    for part, count in parts.items():
+        images, labels = getattr(split, f"{part}_images"), getattr(split, f"{part}_labels")
+        assert images.shape == (count, 3, 8, 8)
         torch.testing.assert_close(images[:, 0].amax((1, 2)), labels * 100 / 255)
+    assert len(torch.cat([split.train_images, split.validation_images]).unique(dim=0)) == 10
     wrong = load_folder(tmp_path, 8, seed=0, corrupted=1.0, device="cpu")
     assert torch.equal(wrong.test_labels, split.test_labels)
+    assert torch.equal(wrong.validation_labels, split.validation_labels)
     assert not torch.equal(wrong.train_labels, split.train_labels)
     alone = load_folder(tmp_path / "train", 8, seed=1, corrupted=0.0, device="cpu")
-    assert (len(alone.train_images), len(alone.test_images)) == (8, 2)
+    assert [len(x) for x in (alone.train_images, alone.validation_images, alone.test_images)] == [6, 2, 2]
 
 
 @pytest.mark.thorough
@@ -365,6 +348,7 @@ def test_accuracy(tmp_path):
     said = run("accuracy", "--quick", "--commit", "abc", "--out", tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"accuracy.csv", "accuracy.png"}
     assert "| no mixing" in said
+    assert said.count("seconds an epoch") == 2
     with (tmp_path / "accuracy.csv").open() as file:
         assert {"MixUp", "SpectralMix"} <= {row["method"] for row in csv.DictReader(file)}
 

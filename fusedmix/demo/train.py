@@ -1,4 +1,4 @@
-"""What each method does to a small network: accuracy and calibration on scikit-learn's digits, over a few seeds."""
+"""What methods of mixing do to a small network: accuracy and calibration on scikit-learn's digits, over a few seeds."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -15,49 +16,61 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from fusedmix.demo.calibration import expected_calibration_error, fitted_temperature, negative_log_likelihood
 from fusedmix.demo.methods import METHODS, Method
 
 CLASSES = 10
 BATCH = 50
-# Few enough that regularisation has something to do, and the rest make a usable test set.
-TRAIN_IMAGES, TEST_IMAGES = 600, 1197
+# Few enough to train on that regularisation has something to do. Temperatures are fitted on the validation images.
+TRAIN_IMAGES, VALIDATION_IMAGES, TEST_IMAGES = 600, 297, 900
 NO_MIXING = "no mixing"
 _LAST = 9  # the layer of `small_cnn` whose activations say where what is
 # Shares of the training labels that are replaced at random: clean digits are so easy that little is left to gain,
 # while learning wrong labels by heart is what mixing is known to hinder (Zhang et al. 2018, section 3.4).
-CORRUPTED = (0.0, 0.3)
+CORRUPTED = (0.3, 0.0)
 
 
 @dataclass(frozen=True)
 class Split:
+    """What a network is trained on, what its temperature is fitted on, and what it is tested on."""
+
     train_images: Tensor  # (N, C, side, side) float32 in [0, 1]
-    train_labels: Tensor  # (N,) int64
+    train_labels: Tensor  # (N,) int64, some of them wrong
+    validation_images: Tensor
+    validation_labels: Tensor
     test_images: Tensor
     test_labels: Tensor
     classes: int = CLASSES
 
     def to(self, device: torch.device | str) -> Split:
-        names = ("train_images", "train_labels", "test_images", "test_labels")
-        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+        return replace(self, **{name: x.to(device) for name, x in vars(self).items() if name != "classes"})
 
 
 @dataclass(frozen=True)
 class Run:
+    """One training, and what the test set says of it."""
+
     method: str
     corrupted: float
     seed: int
     accuracy: float  # of the test set, in [0, 1]
-    ece: float  # likewise
-    seconds: float
+    nll: float  # of the test set, in nats, ≥ 0
+    scaled_nll: float  # the same of logits divided by the temperature
+    ece: float  # of the test set, in [0, 1]
+    scaled_ece: float
+    temperature: float  # fitted on the validation set, > 0
+    epochs: int
+    seconds_an_epoch: float
 
 
 def describe(epochs: int, seeds: int) -> str:
-    """What `compare` is about to do."""
+    """What `compare` is about to do with the digits."""
     parameters = sum(p.numel() for p in small_cnn().parameters())
     return (
-        f"Training a small CNN ({parameters} parameters) on {TRAIN_IMAGES} of scikit-learn's 1797 digits (8x8) and "
-        f"testing it on the others:\n{epochs} epochs, batches of {BATCH}, means of {seeds} seeds, first with the "
-        f"labels as they are, then with {CORRUPTED[-1]:.0%} of the\ntraining labels replaced at random."
+        f"Training a small CNN ({parameters} parameters) on {TRAIN_IMAGES} of scikit-learn's 1797 digits (8x8), "
+        f"{epochs} epochs, batches of {BATCH},\n{seeds} seeds: first with {CORRUPTED[0]:.0%} of the training labels "
+        f"replaced at random, then with the labels as they are.\nTested on {TEST_IMAGES} other digits, whose labels "
+        "are right."
     )
 
 
@@ -65,13 +78,15 @@ def load_split(seed: int, corrupted: float = 0.0, device: torch.device | str = "
     """A stratified split of the digits, (N, 1, 8, 8), another one for every seed; `corrupted` concerns the training
     labels only."""
     digits = load_digits()
-    parts = train_test_split(
-        digits.images[:, None] / 16, digits.target, train_size=TRAIN_IMAGES, stratify=digits.target, random_state=seed
-    )
-    train_images, test_images = (torch.tensor(part, dtype=torch.float32) for part in parts[:2])
-    train_labels, test_labels = (torch.tensor(part, dtype=torch.int64) for part in parts[2:])
+    images = torch.tensor(digits.images[:, None] / 16, dtype=torch.float32)
+    labels = torch.tensor(digits.target, dtype=torch.int64)
+    apart = partial(train_test_split, random_state=seed)
+    rest, test = apart(range(len(labels)), test_size=TEST_IMAGES, stratify=labels)
+    train, validation = apart(rest, train_size=TRAIN_IMAGES, stratify=labels[rest])
+    train_labels = labels[train]
     corrupt(train_labels, corrupted, seed, CLASSES)
-    return Split(train_images, train_labels, test_images, test_labels).to(device)
+    split = Split(images[train], train_labels, images[validation], labels[validation], images[test], labels[test])
+    return split.to(device)
 
 
 def corrupt(labels: Tensor, share: float, seed: int, classes: int) -> None:
@@ -96,21 +111,6 @@ def small_cnn(channels: int = 1, side: int = 8, classes: int = CLASSES) -> nn.Se
         nn.Flatten(),
         nn.Linear(32 * (side // 4) ** 2, classes),
     )
-
-
-def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
-    """Mean gap between confidence and accuracy over equal bins (m−1)/M < confidence ≤ m/M, weighted by their size.
-
-    Guo, Pleiss, Sun, Weinberger, "On Calibration of Modern Neural Networks", ICML 2017, eq. 3.
-    `probabilities` is (N, K), `labels` (N,) int64; the result lies in [0, 1].
-    """
-    confidence, predicted = probabilities.double().max(dim=1)
-    correct = (predicted == labels).double()
-    bin_of = (confidence * bins).ceil().long().clamp(1, bins) - 1
-    # size/N · |accuracy − confidence| of a bin is |Σ (correct − confidence)|/N: empty bins need no special case
-    gaps = torch.zeros(bins, dtype=torch.float64, device=labels.device)
-    gaps.index_add_(0, bin_of, correct - confidence)
-    return float(gaps.abs().sum() / len(labels))
 
 
 @contextlib.contextmanager
@@ -154,22 +154,37 @@ def compare(
     epochs: int,
     device: torch.device | str = "cpu",
     load: Callable[[int, float, torch.device | str], Split] = load_split,
+    methods: Sequence[Method] = METHODS,
 ) -> list[Run]:
-    """A run without mixing and one with every method, for every seed and every share of corrupted labels."""
-    methods: list[tuple[str, Method | None]] = [(NO_MIXING, None), *((method.name, method) for method in METHODS)]
+    """A run without mixing and one with each of the methods, for every seed and every share of corrupted labels."""
+    named: list[tuple[str, Method | None]] = [(NO_MIXING, None), *((method.name, method) for method in methods)]
     runs = []
     train(None, load(seeds[0], 0.0, device), seed=0, epochs=1)  # torch's own first steps are slow: not timed
-    with tqdm(total=len(seeds) * len(CORRUPTED) * len(methods), unit="run") as progress:
+    with tqdm(total=len(seeds) * len(CORRUPTED) * len(named), unit="run") as progress:
         for corrupted, seed in itertools.product(CORRUPTED, seeds):
             split = load(seed, corrupted, device)
-            for name, method in methods:
+            for name, method in named:
                 progress.set_description(f"{name:<16}")
                 start = time.perf_counter()
                 model = train(method, split, seed=seed, epochs=epochs)
-                with torch.no_grad():
-                    probabilities = model(split.test_images).softmax(dim=1)
-                accuracy = float((probabilities.argmax(dim=1) == split.test_labels).double().mean())
-                ece = expected_calibration_error(probabilities, split.test_labels)
-                runs.append(Run(name, corrupted, seed, accuracy, ece, time.perf_counter() - start))
+                seconds = (time.perf_counter() - start) / epochs
+                measures = tested(model, split)
+                runs.append(Run(name, corrupted, seed, **measures, epochs=epochs, seconds_an_epoch=seconds))
                 progress.update()
     return runs
+
+
+@torch.no_grad()
+def tested(model: nn.Module, split: Split) -> dict[str, float]:
+    """What the test set says of a network, by the names of `Run`."""
+    temperature = fitted_temperature(model(split.validation_images), split.validation_labels)
+    logits, labels = model(split.test_images), split.test_labels
+    scaled = logits / temperature
+    return {
+        "accuracy": float((logits.argmax(dim=1) == labels).double().mean()),
+        "nll": negative_log_likelihood(logits, labels),
+        "scaled_nll": negative_log_likelihood(scaled, labels),
+        "ece": expected_calibration_error(logits.softmax(dim=1), labels),
+        "scaled_ece": expected_calibration_error(scaled.softmax(dim=1), labels),
+        "temperature": temperature,
+    }
