@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
 import fusedmix as fm
+from fusedmix.demo.photos import load_photos
 
 INK, TEAL, ORANGE, GREY, PALE = "#22313a", "#00796b", "#d9730d", "#8a979e", "#e3f1ef"
 
@@ -363,6 +364,36 @@ def one_pass() -> Figure:
     return figure
 
 
+def photographs() -> Figure:
+    """Four photographs, and what six methods make of them at λ = .6. The partner of each is the photograph above it."""
+    photos, _ = load_photos(180)
+    photos = photos[[1, 2, 4, 5]]  # the cat, the coffee, the palace and the flower
+    mixers = {
+        "MixUp": fm.MixUp(per="sample", pairing="roll"),
+        "CutMix": fm.CutMix(per="sample", pairing="roll", placement="inside"),
+        "HMix": fm.HMix(per="sample", pairing="roll"),
+        "GMix": fm.GMix(per="sample", pairing="roll", variant="paper"),
+        "FMix": fm.FMix(per="sample", pairing="roll"),
+        "PuzzleMix": fm.PuzzleMix(cells=10, per="sample", pairing="roll", importance=fm.spectral_saliency),
+    }
+    columns = {"photograph": photos}
+    for name, mixer in mixers.items():
+        given = {"importance": fm.spectral_saliency(photos), "images": photos} if name == "PuzzleMix" else {}
+        columns[name] = fm.mix(photos, mixer.sample(len(photos), photos.shape[2:], lam=0.6, seed=3, **given))
+    side, gap, head = 1.2, 0.06, 0.24
+    width, height = len(columns) * (side + gap) + gap, head + len(photos) * (side + gap)
+    figure, axes = _canvas(width, height)
+    for k, (name, images) in enumerate(columns.items()):
+        left = gap + k * (side + gap)
+        axes.text(left + side / 2, height - head / 2, name, ha="center", va="center", fontsize=9, color=INK)
+        for row, image in enumerate(images):
+            bottom = height - head - (row + 1) * side - row * gap
+            corners = (left, left + side, bottom, bottom + side)
+            axes.imshow(image.permute(1, 2, 0).clamp(0, 1).numpy(), extent=corners, interpolation="antialiased")
+    axes.set(xlim=(0, width), ylim=(0, height))
+    return figure
+
+
 PICTURES: dict[str, Callable[[], Figure]] = {
     "way": way,
     "cycle": cycle,
@@ -383,6 +414,9 @@ def main(folder: Path) -> None:
         figure = draw()
         figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
         plt.close(figure)
+    figure = photographs()
+    figure.savefig(folder / "photographs.jpg", dpi=150, pil_kwargs={"quality": 88})
+    plt.close(figure)
 
 
 if __name__ == "__main__":
