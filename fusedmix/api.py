@@ -15,7 +15,7 @@ from fusedmix.losses import mix_binary_cross_entropy, mix_cross_entropy
 from fusedmix.mixing import finish, mix, mix_, mix_labels
 from fusedmix.multi import MultiMix
 from fusedmix.pairing import pairing_by_distance
-from fusedmix.pasting import RICAP, ResizeMix
+from fusedmix.pasting import RICAP, Mosaic, ResizeMix
 from fusedmix.plan import MixPlan, SparseTargets, SparseTerms
 from fusedmix.puzzle import PuzzleMix
 from fusedmix.saliency import fine_grained_saliency, spectral_saliency
@@ -39,6 +39,7 @@ __all__ = [
     "MixHandle",
     "MixPlan",
     "MixedBoxes",
+    "Mosaic",
     "MultiMix",
     "PuzzleMix",
     "ResizeMix",

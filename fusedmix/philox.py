@@ -52,7 +52,7 @@ class Stream(IntEnum):
     CROP_CENTRE = 21  # words 0, 1, 2: its centre along the axes of CENTRE
     SPECTRUM = 27  # the noise of SpectralMix's fields; which call is which frequency: fusedmix/fourier.py
     LAW = 28  # words 0-1: λ of MixUp(lam_law=)
-    # Call 0, words 0-1: the side of a pasted box; call 1: its centre along the axes of CENTRE.
+    # Call 0, words 0-1: the side of a pasted box, the scale of a mosaic; call 1: its centre along the axes of CENTRE.
     PASTE = 30
     CUT = 31  # index: d times the draw, and the side; call 0 and 1: the four uniforms of where a side is cut
     CROP = 32  # call: which part of the image; words 0, 1, 2: where its crop begins along the first, second, third side

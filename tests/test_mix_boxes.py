@@ -26,6 +26,7 @@ CUTTING = {
     "GridMix large": lambda: fm.GridMix(cells=(13, 14), per="sample"),
     "SaliencyMix": lambda: fm.SaliencyMix(per="sample", importance=lambda x: x.mean(1)),
     "RICAP": lambda: fm.RICAP(per="sample"),
+    "Mosaic": lambda: fm.Mosaic(scale=(1, 1), per="sample"),
     "given boxes": lambda: fm.CutMix(placement="inside", per="sample"),
 }
 # Pixels of several images.
@@ -44,6 +45,7 @@ BLENDING = {
 OTHERS = {
     "ResizeMix": lambda: fm.ResizeMix(per="sample"),
     "SnapMix": lambda: fm.SnapMix(per="sample", importance=lambda x, y: x.mean(1)),
+    "Mosaic scaled": lambda: fm.Mosaic(per="sample"),
     "MultiMix": lambda: fm.MultiMix(per="sample"),
 }
 EVERY = {**CUTTING, **BLENDING, **OTHERS}
@@ -363,6 +365,28 @@ def test_everything_under_one_plan(name):
         made = of(its, padded, plan)
         assert made[~padded.valid].eq(0).all()
         assert all(x.equal(y[k]) for x, y, k in zip(listed, made, padded.valid, strict=True))
+
+
+def test_a_scaled_mosaic():
+    """The corner of a box that is seen is moved from the corner of an image to the centre by the scale of its part."""
+    plan = plan_of("Mosaic scaled")
+    boxes = boxes_of(6).double()
+    mixed = fm.mix_boxes(boxes, labels_of(boxes), plan, min_visible=0)
+    expected = []
+    for i in range(B):
+        of_sample = []
+        for k in range(4):
+            (top, left, bottom, right), (y0, x0, y1, x1) = (x[i, k].tolist() for x in plan.patches[1:])
+            for n, (a, b, c, d) in enumerate(boxes[plan.patches.partner[i, k]].tolist()):
+                a, c, b, d = max(a, x0), min(c, x1), max(b, y0), min(d, y1)
+                if a < c and b < d:
+                    across, down = (right - left) / (x1 - x0), (bottom - top) / (y1 - y0)
+                    corners = [(a - x0) * across, (b - y0) * down, (c - x0) * across, (d - y0) * down]
+                    of_sample.append([*(x + y for x, y in zip(corners, [left, top] * 2, strict=True)), k, n])
+        expected.append(torch.tensor(of_sample, dtype=torch.float64))
+    for i in range(B):
+        found = torch.cat((mixed.boxes[i], mixed.layer[i, :, None], mixed.index[i, :, None]), 1)[mixed.valid[i]]
+        torch.testing.assert_close(found, expected[i], rtol=0, atol=1e-9)
 
 
 def test_points_without_a_visibility_are_moved():
