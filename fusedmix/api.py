@@ -5,6 +5,7 @@ from fusedmix.accuracy import mix_accuracy
 from fusedmix.attachment import MixHandle, attach, attached
 from fusedmix.attribution import class_activation_map, input_gradient
 from fusedmix.backends import BackendError
+from fusedmix.bands import SpecMix
 from fusedmix.boxes import MixedBoxes, mix_boxes, mix_instances, mix_keypoints
 from fusedmix.checkpointing import checkpoint_contexts
 from fusedmix.checks import InplaceError
@@ -21,6 +22,7 @@ from fusedmix.puzzle import PuzzleMix
 from fusedmix.saliency import fine_grained_saliency, spectral_saliency
 from fusedmix.salient import AttentiveCutMix, SaliencyMix, SnapMix
 from fusedmix.segmentation import mix_masks
+from fusedmix.sound import BetweenClassMix, sound_levels
 from fusedmix.spectral import SpectralMix
 from fusedmix.targets import mix_targets
 from fusedmix.transforms import *  # noqa: F403
@@ -30,6 +32,7 @@ __all__ = [
     "RICAP",
     "AttentiveCutMix",
     "BackendError",
+    "BetweenClassMix",
     "Cutout",
     "EmbedMix",
     "Erase",
@@ -47,6 +50,7 @@ __all__ = [
     "SnapMix",
     "SparseTargets",
     "SparseTerms",
+    "SpecMix",
     "SpectralMix",
     "__version__",
     "attach",
@@ -71,6 +75,7 @@ __all__ = [
     "mix_targets",
     "pairing_by_distance",
     "schedules",
+    "sound_levels",
     "spectral_saliency",
 ]
 __all__ += transforms.__all__

@@ -83,7 +83,8 @@ def _mix_from_elsewhere(x: Tensor, plan: MixPlan, other: Tensor | None, backend:
             return gathers.paste(x, plan.patches, plan.resize)
         return operators.paste(x, *plan.patches, int(plan.resize))
     if plan.blended:
-        partner, weight = plan.terms.partner, plan.terms.weight.float()  # type: ignore[union-attr]
+        assert plan.terms is not None
+        partner, weight = plan.terms.partner, plan.terms.weight.float() if plan.gains is None else plan.gains
         return gathers.blend(x, partner, weight) if tracked(x) or transformed() else operators.blend(x, partner, weight)
     if plan.moves is not None:
         each = torch.arange(x.shape[0], device=masks.partner.device)

@@ -62,6 +62,9 @@ class Stream(IntEnum):
     CUTOUT = 37  # words 0, 1, 2: the centre along the axes of CENTRE
     # Call 0, word 0: the period of the grid; word 1: its turn. Call 1: where it begins along the axes of CENTRE.
     GRIDMASK = 38
+    # Of SpecMix. Call 0: how many bands there are along each axis. Call 1 + 3a + b, word 0: where band b along axis a
+    # begins; words 1-2: its width.
+    BANDS = 44
 
 
 def philox4x32(counter: Words, key: tuple[Tensor, Tensor]) -> Words:

@@ -56,6 +56,8 @@ class MixPlan:
         blended: whether the images are the sum of their terms, as the labels are, and not mixed by masks.
         fill: what stands in place of the partner, a number or one for each channel. None: the partner.
         blocks: along each side of an image, of what `moves`.
+        gains: (B, T) float32, by which the images of the terms are multiplied in the sum of a plan that is `blended`,
+            if not by the label weights (BetweenClassMix).
         other_size: the samples of another batch that the partners are from, which then has to be given with the images
             and with the labels. None: they are from the batch itself.
     """
@@ -80,6 +82,7 @@ class MixPlan:
     fill: tuple[float, ...] | None = None
     blocks: tuple[int, ...] = ()
     other_size: int | None = None
+    gains: Tensor | None = None
 
     @property
     def batch_size(self) -> int:
@@ -328,7 +331,7 @@ _MIX_FIRST = (
     "It pairs samples of the whole batch. Mix the whole batch, then split what comes out: fm.mix(x, plan).split(n)."
 )
 _RECORDS = ("terms", "patches", "moves")
-_TENSORS = (*PARTS, "pixels", "draws", "span", *_RECORDS)
+_TENSORS = (*PARTS, "pixels", "draws", "span", "gains", *_RECORDS)
 _STATIC = tuple(f.name for f in fields(MixPlan) if f.name not in _TENSORS)
 
 

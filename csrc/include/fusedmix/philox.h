@@ -38,6 +38,7 @@ enum Stream : uint32_t {
   kStreamRanks = 35,
   kStreamCutout = 37,
   kStreamGridmask = 38,
+  kStreamBands = 44,
 };
 
 struct Words {
