@@ -26,6 +26,7 @@ from fusedmix.sound import BetweenClassMix, sound_levels
 from fusedmix.spectral import SpectralMix
 from fusedmix.targets import mix_targets
 from fusedmix.transforms import *  # noqa: F403
+from fusedmix.union import union_labels
 from fusedmix.version import __version__
 
 __all__ = [
@@ -77,5 +78,6 @@ __all__ = [
     "schedules",
     "sound_levels",
     "spectral_saliency",
+    "union_labels",
 ]
 __all__ += transforms.__all__

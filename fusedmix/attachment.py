@@ -19,7 +19,6 @@ from fusedmix import checks, dims, sample_tree, subclasses
 from fusedmix.checkpointing import in_backward, recorded, recording
 from fusedmix.criteria import MixedCriterion, MixedFunction, check_smoothing
 from fusedmix.draws import CPU
-from fusedmix.methods import Pairing
 from fusedmix.mixing import mix as apply
 from fusedmix.module import MixTransform, mixing_module
 from fusedmix.options import TargetsName
@@ -94,8 +93,13 @@ def _attachable(name: str, mix: Any) -> MixTransform:
             f"{name} must be a method whose plan fits what layers put out, but got {type(mix).__name__}, whose plan is "
             "made for the images of a batch."
         )
-    if Pairing[mix.pairing.upper()].by_class:
+    if mix._pairing.by_class:
         raise ValueError(f"{name} must find partners without labels, but got one with pairing={mix.pairing!r}.")
+    if mix.pairing == "adjacent":
+        raise ValueError(
+            f'{name} must leave a batch as many samples as it has, but got one with pairing="adjacent", which halves '
+            "them. Call it with the batch."
+        )
     if mix.finish is not None:
         raise ValueError(
             f"{name} must have finish=None, because gradients flow through what is mixed inside a model, but got one "
@@ -198,7 +202,8 @@ class MixHandle(checks.Checked):
                 `mix` (K: its num_classes, or the width of a (B, K) output), or for floating-point targets
                 `mix_targets`. "sparse": w·L(output, target) + (1-w)·L(output, target[partner]), for criteria without
                 soft labels. Where samples differ in w that takes a `reduction` that can be set, as an attribute or a
-                keyword, and the criterion is reduced after the weighing. None: what `mix` has.
+                keyword, and the criterion is reduced after the weighing. "union": criterion(output, united), with
+                `union_labels`. None: what `mix` has.
 
         Returns:
             An nn.Module that holds the criterion, or for a function a callable.

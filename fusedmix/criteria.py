@@ -23,6 +23,7 @@ from fusedmix.options import TargetsName
 from fusedmix.plan import MixPlan, of_partners, same_batch
 from fusedmix.targets import mix_targets
 from fusedmix.terms import per_sample, with_terms
+from fusedmix.union import union_labels
 
 REDUCTIONS = ("mean", "sum", "none", "batchmean")
 _HELD = threading.Lock()  # It is held while a criterion has another reduction than its owner gave it.
@@ -125,8 +126,8 @@ def _mixed(
         return criterion(input, target, *args, **kwargs)
     checks.tensor("target", target)
     same_batch("target", target, plan, other=other)
-    if targets == "dense":
-        mixed = _soft(input, target, mix, plan, other)
+    if targets != "sparse":
+        mixed = (_soft if targets == "dense" else _united)(input, target, mix, plan, other)
         try:
             return criterion(input, mixed, *args, **kwargs)
         except Exception as error:
@@ -155,10 +156,20 @@ def _soft(input: Any, target: Tensor, mix: MixTransform, plan: MixPlan, other: T
     """The target as dense soft labels, or, of numbers, as mixed numbers."""
     if target.is_floating_point() and not (mix.label_smoothing and target.ndim == 2):
         return mix_targets(target, plan, other=other)
+    return mix_labels(target, plan, other=other, **_options(input, target, mix))
+
+
+def _united(input: Any, target: Tensor, mix: MixTransform, plan: MixPlan, other: Tensor | None) -> Tensor:
+    """The target with every class of both."""
+    return union_labels(target, plan, other=other, **_options(input, target, mix))
+
+
+def _options(input: Any, target: Tensor, mix: MixTransform) -> dict[str, Any]:
+    """What labels are mixed by, besides a plan."""
     num_classes = mix.num_classes
     if num_classes is None and target.ndim == 1 and isinstance(input, Tensor) and input.ndim == 2:
         num_classes = input.shape[1]
-    return mix_labels(target, plan, other=other, num_classes=num_classes, label_smoothing=mix.label_smoothing)
+    return {"num_classes": num_classes, "label_smoothing": mix.label_smoothing}
 
 
 def _by_terms(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, ClassVar, Literal, get_args
 
@@ -90,6 +91,7 @@ class EmbedMix(MixUp):
 
     _folds = True
     _in_sets = False  # A set mixes images.
+    _takes_lengths = False  # The mask says which tokens there are.
     _checks: ClassVar = {"padding": _check_padding}
 
     def __init__(
@@ -103,6 +105,9 @@ class EmbedMix(MixUp):
     ) -> None:
         super().__init__(alpha=alpha, fold=fold, lam_law=lam_law, **options)
         self.padding = padding
+
+    def _check_adjacent(self, values: Mapping[str, Any]) -> None:
+        raise ValueError('pairing must not be "adjacent" for EmbedMix, which leaves a batch as many samples as it has.')
 
     def forward(  # type: ignore[override]
         self, embeddings: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None

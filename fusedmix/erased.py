@@ -41,6 +41,7 @@ class _Filling(OneMethod):
 
     _formulas: ClassVar = dict.fromkeys(("released", "paper"), Method.MIXUP)
     _refines = True
+    _takes_lengths = False
     _holds: ClassVar[Families]  # the masks that its plans have
     _fill: tuple[float, ...]
     lam_range = None

@@ -19,6 +19,7 @@ from fusedmix.backends import reference, triton
 from fusedmix.checkpointing import check_rewinds, recorded
 from fusedmix.draws import CPU, Request, Source, moved
 from fusedmix.finishing import Finish
+from fusedmix.lengths import checked_lengths, within
 from fusedmix.masks import grid
 from fusedmix.masks.family import padded
 from fusedmix.methods import Column, Families, Method, Number, Pairing, Per
@@ -29,6 +30,7 @@ from fusedmix.segmentation import check_masks, mix_masks
 from fusedmix.spec import families
 from fusedmix.subclasses import like, plain
 from fusedmix.terms import terms_of
+from fusedmix.union import union_labels
 
 _FLOAT32_MAX = torch.finfo(torch.float32).max
 # What an operator is given that draws by itself, by `sampling`.
@@ -74,6 +76,8 @@ class MixTransform(checks.Checked, nn.Module):
     _from_elsewhere: ClassVar[bool] = False  # whether that serves partners from another batch
     _gathers: ClassVar[bool] = False  # whether its plans mix out of place only
     _binary: ClassVar[bool] = False  # whether label maps can be mixed though its masks are not 0 or 1
+    _takes_lengths: ClassVar[bool] = True  # whether its masks can be kept within the valid parts of samples
+    _adjacent: bool = False  # whether two samples that stand side by side become one
     _member: bool = False  # whether the module is one of the methods of a RandomMix
     _generator: GeneratorHandle | None = None
     _spec: Tensor  # (methods, len(Column)) float64, which stays on the CPU wherever the module goes
@@ -108,7 +112,12 @@ class MixTransform(checks.Checked, nn.Module):
             self._check_new(values)
         if values["backend"] != self.__dict__.get("backend", ...):
             backends.prepare(values["backend"])
-        self._pairing, self._per = Pairing[values.pop("pairing").upper()], Per[values.pop("per").upper()]
+        pairing, per = values.pop("pairing"), Per[values.pop("per").upper()]
+        if pairing == "adjacent":
+            self._check_adjacent(values)
+        self._adjacent, self._per = pairing == "adjacent", per
+        # What is drawn for adjacent samples is what is drawn for those of a formula.
+        self._pairing = Pairing.ROLL if self._adjacent else Pairing[pairing.upper()]
         generator = values.pop("generator")
         if generator is not self.generator:
             self._generator = None if generator is None else GeneratorHandle(generator)
@@ -124,6 +133,20 @@ class MixTransform(checks.Checked, nn.Module):
                 raise ValueError(
                     f"{name} must be {keywords.DEFAULTS[name]} for {type(self).__name__}, which puts a new batch "
                     f"together from several samples, but got {values[name]!r}."
+                )
+
+    def _check_adjacent(self, values: Mapping[str, Any]) -> None:
+        """Raises where two samples cannot become one."""
+        name = type(self).__name__
+        if self._gathers or (self._refines and not self._from_elsewhere):
+            raise ValueError(
+                f'pairing must not be "adjacent" for {name}, whose plans need all samples of a batch as partners.'
+            )
+        for keyword in ("inplace", "finish"):
+            if values[keyword]:
+                raise ValueError(
+                    f'{keyword} must be {keywords.DEFAULTS[keyword]} with pairing="adjacent", of which a batch of half '
+                    f"as many samples comes, but got {values[keyword]!r}."
                 )
 
     def _prepare_plain_step(self) -> None:
@@ -167,8 +190,11 @@ class MixTransform(checks.Checked, nn.Module):
         device: torch.device | str | int | None = None,
         generator: torch.Generator | None = None,
         seed: int | None = None,
+        lengths: Tensor | None = None,
     ) -> MixPlan:
         """Draws the plan of a batch. With training_only=True it mixes nothing (λ = 1) in evaluation mode.
+
+        With pairing="adjacent" the plan is for the B/2 samples x[0::2], whose partners are other=x[1::2].
 
         Args:
             batch_size: B >= 0.
@@ -189,12 +215,60 @@ class MixTransform(checks.Checked, nn.Module):
             generator: instead of the module's.
             seed: makes the draw a pure function of its arguments: an int in [-2^63, 2^64). With sampling="host" it is
                 what torch.manual_seed(seed) followed by the draw would give (torch's CPU generator uses 32 bits of it).
+            lengths: (B,) integers in [1, L], L the last of the sides: how many places of each sample are valid, the
+                rest being padding. With n of the sample's and m = min(n, that of its partner), the mask is
+                M(⌊t·L/m⌋) at place t < m and 1 behind, M being the mask that is drawn without lengths; the label weight
+                is the mean of the mask over the n places. So nothing is mixed where either has padding. Not of methods
+                whose plans are more than masks in [0, 1], nor with other_size.
 
         Raises:
             TypeError, ValueError: an argument is of the wrong type, shape or range.
             RuntimeError: sampling="host" while a CUDA graph is captured, which would freeze the draw into the graph.
         """
-        return self._sample(batch_size, size, lam, labels, partner, other_size, device, generator, seed)
+        valid = None if lengths is None else self._check_lengths(lengths, batch_size, size, other_size)
+        if self._adjacent:
+            plan = self._sample_adjacent(batch_size, size, lam, labels, partner, other_size, device, generator, seed)
+        else:
+            plan = self._sample(batch_size, size, lam, labels, partner, other_size, device, generator, seed)
+        if valid is None:
+            return plan
+        valid = moved(valid, plan.device)
+        return within(plan, *((valid[::2], valid[1::2]) if self._adjacent else (valid, valid[plan.partner])))
+
+    def _sample_adjacent(
+        self,
+        batch_size: int,
+        size: Sequence[int],
+        lam: float | Tensor | None,
+        labels: Tensor | None,
+        partner: Tensor | None,
+        other_size: int | None,
+        *source: Any,
+    ) -> MixPlan:
+        for name, x in (("partner", partner), ("other_size", other_size)):
+            if x is not None:
+                raise ValueError(f'{name} must be None with pairing="adjacent", which says who the partners are.')
+        half = self._half(checks.integer("batch_size", batch_size, 0))
+        plan = self._sample(half, size, lam, labels, None, None, *source)
+        each = torch.arange(half, device=plan.device)
+        return replace(plan, partner=each, pairing=Pairing.RANDOM, other_size=half)
+
+    def _half(self, batch_size: int) -> int:
+        if batch_size % 2:
+            raise ValueError(
+                'The batch size must be even with pairing="adjacent", which makes one sample of the samples 2i and '
+                f"2i + 1, but is {batch_size}."
+            )
+        return batch_size // 2
+
+    def _check_lengths(self, x: Any, batch_size: int, size: Sequence[int], other_size: int | None) -> Tensor:
+        """The lengths of samples, if the masks of a plan can be kept within them."""
+        if self._gathers or not self._takes_lengths:
+            raise ValueError(f"lengths must be None for {type(self).__name__}, whose plans are more than masks.")
+        if other_size is not None:
+            raise ValueError("lengths must be None with partners from another batch, whose lengths nobody knows.")
+        longest = checks.sides("size", size, stored=True)[-1]
+        return checked_lengths("lengths", x, checks.integer("batch_size", batch_size, 0), longest)
 
     def _sample(
         self,
@@ -306,10 +380,11 @@ class MixTransform(checks.Checked, nn.Module):
             pixels, weight = store(plan.masks, weight, noise, pixels, self._large_grids, *rows)
         return replace(plan, pixels=pixels, weight=weight)
 
-    def forward(self, *inputs: Any, other: Any = None) -> Any:
+    def forward(self, *inputs: Any, other: Any = None, lengths: Tensor | None = None) -> Any:
         """Mixes a batch of any structure and returns it in the same structure, the labels replaced by mixed ones.
 
-        With training_only=True a batch is returned as it is in evaluation mode, its labels too.
+        With training_only=True a batch is returned as it is in evaluation mode, its labels too. With pairing="adjacent"
+        images, masks and labels come back of half as many samples, and all else as it was.
 
         Args:
             *inputs: the batch, as one argument or several.
@@ -317,11 +392,13 @@ class MixTransform(checks.Checked, nn.Module):
                 and of masks, each of the dtype, the device and the shape of a sample there; with labels of the same
                 kind if the first has labels. It may have any number N >= 1 of samples, which are paired as
                 `sample(other_size=N)` says, and stays as it is. None: partners are from the batch itself.
+            lengths: (B,) valid lengths of samples that are padded to one length, along the last dim that masks extend
+                over, as in `sample`. None: there is no padding.
 
         Raises:
             TypeError, ValueError: the batch cannot be mixed as it is; nothing has been drawn or written then.
         """
-        return self._mix_batch(inputs, other=other)
+        return self._mix_batch(inputs, lengths, other)
 
     def _mix_batch(self, inputs: tuple[Any, ...], extra: Any = None, other: Any = None) -> Any:
         """As `forward`. `extra`: what `_plan_of` is handed."""
@@ -330,7 +407,7 @@ class MixTransform(checks.Checked, nn.Module):
         sample = inputs if len(inputs) > 1 else inputs[0]
         if self._off() and self.finish is None:
             return sample
-        if self._usual and other is None and not torch.compiler.is_compiling():
+        if self._usual and other is None and extra is None and not torch.compiler.is_compiling():
             mixed = self._plain_step(sample)
             if mixed is not None:
                 return mixed
@@ -346,7 +423,12 @@ class MixTransform(checks.Checked, nn.Module):
             return parsed.rebuild(parsed.leaves)
         # Where no backend serves the images this raises: now, and not when something has been drawn.
         operators = backends.operators(parsed.image.device.type, self.backend)
-        if lent is None and step.goes_in_one_call(self, parsed):
+        if self._adjacent:
+            if other is not None:
+                raise ValueError('other must be None with pairing="adjacent", which says who the partners are.')
+            self._half(parsed.image.shape[0])
+            parsed, lent = sample_tree.halves(parsed)
+        if lent is None and extra is None and step.goes_in_one_call(self, parsed):
             self._mix_in_one_call(parsed, size, operators)
         else:
             self._mix_by_plan(parsed, size, extra, lent)
@@ -408,12 +490,16 @@ class MixTransform(checks.Checked, nn.Module):
     ) -> None:
         """Mixes all images, masks and labels by a plan, with those that are `lent` by another batch."""
         leaves, labels, image = parsed.leaves, parsed.labels, parsed.image
+        sizes = {self._spatial_size(leaves[i]) for i in parsed.images}
+        if extra is not None and len(sizes) > 1:
+            raise ValueError(f"Images mixed within lengths must have one spatial size, but got {sorted(sizes)}.")
         where = self._plan_device(image)
         others: dict[int, Tensor] = {}  # by the identity of what they are mixed with
         if lent is None:
             plan = self._plan_of(image, size, labels, where, extra)
         else:
-            plan = self.sample(image.shape[0], size, labels=labels, other_size=lent.image.shape[0], device=where)
+            of = (2 * image.shape[0], None) if self._adjacent else (image.shape[0], lent.image.shape[0])
+            plan = self.sample(of[0], size, labels=labels, other_size=of[1], device=where, lengths=extra)
             for ours, theirs in ((parsed.images, lent.images), (parsed.masks, lent.masks)):
                 others |= {id(leaves[i]): lent.leaves[j] for i, j in zip(ours, theirs, strict=True)}
         # Labels go first: they may still turn out to be out of range, and then no image may have been overwritten.
@@ -441,8 +527,8 @@ class MixTransform(checks.Checked, nn.Module):
     def _plan_of(
         self, image: Tensor, size: tuple[int, ...], labels: Tensor | None, device: torch.device | None, extra: Any
     ) -> MixPlan:
-        """The plan of a batch that has been checked. `extra`: what came with it, of a module that takes more."""
-        return self.sample(image.shape[0], size, labels=labels, device=device)
+        """The plan of a batch that has been checked. `extra`: lengths, or what a module takes in their place."""
+        return self.sample(image.shape[0], size, labels=labels, device=device, lengths=extra)
 
     def _operate(
         self, operators: Any, x: Tensor, y: Tensor, row: tuple[Any, ...], num_classes: int
@@ -461,7 +547,7 @@ class MixTransform(checks.Checked, nn.Module):
     @property
     def pairing(self) -> keywords.PairingName:
         """How partners are found; fixed at construction."""
-        return cast(keywords.PairingName, self._pairing.name.lower())
+        return "adjacent" if self._adjacent else cast(keywords.PairingName, self._pairing.name.lower())
 
     @property
     def per(self) -> keywords.PerName:
@@ -639,7 +725,7 @@ class MixTransform(checks.Checked, nn.Module):
                 f"num_classes), but got a tensor of shape {tuple(labels.shape)} instead. If there are no labels in the "
                 "batch, make the module with labels_getter=None."
             )
-        if self.targets == "dense":
+        if self.targets != "sparse":
             classes: int | None = checks.dense_labels(labels, self.num_classes)
         else:
             checks.labels(labels, self.num_classes)
@@ -728,6 +814,9 @@ class MixTransform(checks.Checked, nn.Module):
         if self.targets == "sparse":
             lent = of_partners("labels", plain(labels), plan, other)
             return SparseTargets(labels, like(lent, labels), plan.weight.to(labels.device))
+        if self.targets == "union":
+            options = {"num_classes": self.num_classes, "label_smoothing": self.label_smoothing}
+            return union_labels(labels, plan, other=other, **options)  # type: ignore[arg-type]
         return mix_labels(
             labels,
             plan,

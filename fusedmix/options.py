@@ -14,10 +14,10 @@ import torch
 from fusedmix import checks, sample_tree
 from fusedmix.finishing import Finish, checked_finish
 
-PairingName = Literal["roll", "flip", "random", "cross_class", "same_class"]
+PairingName = Literal["roll", "flip", "random", "cross_class", "same_class", "adjacent"]
 PerName = Literal["batch", "pair", "sample"]
 SamplingName = Literal["host", "device"]
-TargetsName = Literal["dense", "sparse"]
+TargetsName = Literal["dense", "sparse", "union"]
 VariantName = Literal["released", "paper"]
 BackendName = Literal["cuda", "triton", "cpp", "reference"]
 
@@ -78,7 +78,8 @@ class Options(BatchOptions, total=False):
         num_classes: number of classes K; may be None if the labels are (B, K) already.
         pairing: the partner of sample i. "roll": i-1 (torchvision); "flip": B-1-i (timm, and the default of
             per="pair"); "random": a random permutation; "cross_class", "same_class": a random permutation across or
-            within the classes, as far as there is one ((B, K) labels count as their largest entry).
+            within the classes, as far as there is one ((B, K) labels count as their largest entry). "adjacent": of the
+            samples 2i and 2i+1 one is made, so that B samples become B/2 (PANNs: Kong et al. 2020); B must be even.
         per: how many draws a batch gets. "batch": one; "pair": one for each pair of pairing="flip"; "sample": one each.
         p: probability that a draw mixes, in [0, 1]. With p=1 no random number is drawn for it.
         label_smoothing: ε in [0, 1], applied to the labels before they are mixed.
@@ -89,7 +90,7 @@ class Options(BatchOptions, total=False):
             of one's own is copied into DataLoader workers, which then all draw the same.
         backend: an implementation by name; None chooses (`fusedmix info` shows which).
         targets: "dense": (B, K) soft labels; "sparse": `SparseTargets`, both labels and the weight (of methods that
-            mix more than two labels `SparseTerms`).
+            mix more than two labels `SparseTerms`); "union": (B, K), every class of both (`fusedmix.union_labels`).
         training_only: whether a module in evaluation mode (`.eval()`) returns its batch as it is: the same images and
             the same labels, neither mixed nor made dense nor smoothed, and nothing is drawn. False: it mixes in both
             modes, as torchvision's transforms do.

@@ -90,6 +90,19 @@ def parse(
     return Sample(leaves, rebuild, images, masks, labels, labels_index)
 
 
+def halves(sample: Sample) -> tuple[Sample, Sample]:
+    """Samples 0, 2, 4, ... of the images, masks and labels of a batch, and samples 1, 3, 5, ...; all else as it is."""
+    of_samples = [*sample.images, *sample.masks, *([] if sample.labels is None else [sample.labels_index])]
+
+    def part(first: int) -> Sample:
+        leaves = list(sample.leaves)
+        for i in of_samples:
+            leaves[i] = subclasses.like(subclasses.plain(leaves[i])[first::2], leaves[i])
+        return sample._replace(leaves=leaves, labels=None if sample.labels is None else leaves[sample.labels_index])
+
+    return part(0), part(1)
+
+
 def check_alike(sample: Sample, other: Sample) -> None:
     """Raises ValueError unless another sample has what can be mixed with this one's images, masks and labels: a sample
     of it beside every stack, and one batch size."""

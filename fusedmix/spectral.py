@@ -50,7 +50,7 @@ class SpectralMix(BetaMethod):
     """
 
     _formulas = {"released": Method.MIXUP, "paper": Method.MIXUP}  # noqa: RUF012 (whose λ the sampler draws)
-    _in_sets = False
+    _in_sets = _takes_lengths = False
     _refines = _from_elsewhere = True
     _field: spectra.Field
     _contrast: float

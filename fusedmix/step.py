@@ -49,6 +49,7 @@ CONDITIONS: dict[tuple[str, str], dict[str, Callable[..., bool]]] = {
         "Masks that are stored are made between the plan and the images.": lambda mix: not mix._stored,
         "No operator draws, mixes and finishes.": lambda mix: mix.finish is None,
         "Some plans are finished after the sampler.": lambda mix: not mix._refines,
+        "The operator makes a batch of as many samples.": lambda mix: not mix._adjacent,
     },
     ("module", "plain"): {
         "Embeddings come without labels_getter, and a function looks into the whole sample.": (

@@ -91,7 +91,7 @@ def test_the_table_of_keywords_is_the_typed_dict():
         r"^ {8}(\w+): ", inspect.cleandoc(options.Options.__doc__).replace("\n    ", "\n        "), re.MULTILINE
     )
     assert set(options.DEFAULTS) == set(options.Options.__annotations__)
-    assert set(get_args(options.PairingName)) == {pairing.name.lower() for pairing in Pairing}
+    assert set(get_args(options.PairingName)) == {pairing.name.lower() for pairing in Pairing} | {"adjacent"}
     assert set(get_args(options.PerName)) == {per.name.lower() for per in Per}
     assert get_args(options.BackendName) == fm.backends.NAMES
 

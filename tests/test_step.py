@@ -54,6 +54,8 @@ BATCHES = {
     "a watched batch": ("one call", lambda: watched(module()), (X, Y)),
     "stored masks": ("plan", lambda: fm.FMix(num_classes=3, backend="reference"), (X, Y)),
     "sparse targets": ("plan", lambda: module(targets="sparse"), (X, Y)),
+    "union labels": ("plan", lambda: module(targets="union"), (X, Y)),
+    "pairs that become one": ("plan", lambda: module(pairing="adjacent"), (X, Y)),
     "no labels": ("plan", lambda: module(labels_getter=None), (X,)),
     "two stacks": ("plan", lambda: module(images_getter=lambda sample: sample[::2]), (X, Y, X.flip(0))),
     "a gradient": ("plan", module, (X.clone().requires_grad_(), Y)),
