@@ -21,7 +21,7 @@ from fusedmix.plan import MixPlan, SparseTargets, SparseTerms
 from fusedmix.puzzle import PuzzleMix
 from fusedmix.saliency import fine_grained_saliency, spectral_saliency
 from fusedmix.salient import AttentiveCutMix, SaliencyMix, SnapMix
-from fusedmix.segmentation import mix_masks
+from fusedmix.segmentation import mix_masks, mix_masks_
 from fusedmix.sound import BetweenClassMix, sound_levels
 from fusedmix.spectral import SpectralMix
 from fusedmix.targets import mix_targets
@@ -73,6 +73,7 @@ __all__ = [
     "mix_keypoints",
     "mix_labels",
     "mix_masks",
+    "mix_masks_",
     "mix_targets",
     "pairing_by_distance",
     "schedules",

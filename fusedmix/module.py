@@ -26,7 +26,7 @@ from fusedmix.methods import Column, Families, Method, Number, Pairing, Per
 from fusedmix.mixing import finish, in_range, mix, mix_, mix_labels
 from fusedmix.ops import GeneratorHandle, draw_on_host
 from fusedmix.plan import MixPlan, SparseTargets, SparseTerms, given_partner, of_partners
-from fusedmix.segmentation import check_masks, mix_masks
+from fusedmix.segmentation import check_masks, mix_masks, mix_masks_
 from fusedmix.spec import families
 from fusedmix.subclasses import like, plain
 from fusedmix.terms import terms_of
@@ -841,12 +841,11 @@ class MixTransform(checks.Checked, nn.Module):
         return like(dims.back(mix(view, plan, other=other, backend=self.backend), self.axes), x)
 
     def _mix_mask(self, masks: Tensor, plan: MixPlan, other: Tensor | None) -> Tensor:
-        options = {"num_classes": self.mask_classes, "ignore_index": self.mask_ignore_index}
-        mixed = mix_masks(plain(masks), plan, other=other, **options)
-        if self.inplace and mixed.shape == masks.shape and mixed.dtype == masks.dtype:
-            plain(masks).copy_(mixed)
-            return masks
-        return like(mixed, masks)
+        backend = backends.where_it_serves(self.backend, masks.device.type)
+        if self.inplace and (masks.is_floating_point() or self.mask_classes is None):
+            return mix_masks_(masks, plan, other=other, backend=backend)
+        soft = {"num_classes": self.mask_classes, "ignore_index": self.mask_ignore_index}
+        return like(mix_masks(plain(masks), plan, other=other, backend=backend, **soft), masks)
 
 
 def _from_another(plan: MixPlan, other_size: int, seed: Tensor | None) -> MixPlan:

@@ -1,15 +1,20 @@
-"""Segmentation targets: label maps mixed by the mask that mixed the images."""
+"""Segmentation targets: label maps mixed by the mask that mixed the images.
+
+A label map is cut as images of bytes are: the bytes of a label are channels of its pixel, which the mixing operators
+copy from the sample or from its partner, bit for bit, so that they need to know of no other dtype.
+"""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from fusedmix import checks, subclasses
-from fusedmix.backends import gathers
 from fusedmix.methods import Resize
-from fusedmix.mixing import mix
-from fusedmix.plan import OF_PIXELS, MixPlan, of_partners, same_batch
+from fusedmix.mixing import mix, mix_
+from fusedmix.plan import OF_PIXELS, MixPlan, same_batch
 
 _REFUSED = tuple(attribute for attribute in OF_PIXELS if attribute not in ("patches", "fill", "blended"))
 
@@ -21,11 +26,13 @@ def mix_masks(
     other: Tensor | None = None,
     num_classes: int | None = None,
     ignore_index: int | None = 255,
+    backend: str | None = None,
 ) -> Tensor:
     """Mixes segmentation targets by the masks of a plan, out of place.
 
     Args:
-        masks: (B, ..., *plan.size). Integer or bool: label maps. Floating point: dense targets, blended as images are.
+        masks: (B, ..., *plan.size). Integers of any width or bool: label maps. Floating point: dense targets, blended
+            as images are.
         plan: the plan that mixed the images, on any device.
         other: the masks of the batch that partners are from, (N, ..., *plan.size), of the dtype of `masks` and beside
             them. None: they are from the batch itself.
@@ -35,6 +42,7 @@ def mix_masks(
             one-hot targets, as blended pixels need them (MixUp, HMix, GMix).
         ignore_index: with num_classes, the label of void pixels, whose one-hot target is 0 everywhere; None: there is
             none, as needed where 255 is a class.
+        backend: as in `mix`.
 
     Returns:
         A new tensor of the shape and dtype of `masks`, or (B, K, *size) float32 if num_classes is given. A plan that
@@ -43,38 +51,74 @@ def mix_masks(
     Raises:
         TypeError, ValueError: an argument is of the wrong type or shape; label maps would have to be blended, but
             num_classes is None; a label is neither in [0, K) nor ignore_index (checked on the CPU).
+        BackendError: the backend asked for cannot run here.
     """
     if subclasses.has_type(masks):
-        options = {"other": other, "num_classes": num_classes, "ignore_index": ignore_index}
+        options = {"other": other, "num_classes": num_classes, "ignore_index": ignore_index, "backend": backend}
         return subclasses.like(mix_masks(subclasses.plain(masks), plan, **options), masks)  # type: ignore[arg-type]
-    same_batch("masks", checks.tensor("masks", masks), plan, refuse=_REFUSED, other=other)
     if num_classes is not None:
         num_classes = checks.integer("num_classes", num_classes, 1)
+    other = _checked(masks, plan, other, num_classes, ignore_index)
+    if masks.is_floating_point() or num_classes is not None:
+        masks = _soft(masks, plan, num_classes, ignore_index)
+        other = None if other is None else _soft(other, plan, num_classes, ignore_index)
+        return masks.clone() if plan.fill is not None else mix(masks, plan, other=other, backend=backend)
+    if plan.fill is not None:
+        return masks.clone()
+    mixed = mix(_bytes(masks), _nearest(plan), other=None if other is None else _bytes(other), backend=backend)
+    mixed = mixed.movedim(1, -1)
+    return (mixed if mixed.stride(-1) == 1 else mixed.contiguous()).view(masks.dtype).squeeze(-1)
+
+
+def mix_masks_(masks: Tensor, plan: MixPlan, *, other: Tensor | None = None, backend: str | None = None) -> Tensor:
+    """Mixes segmentation targets in place, as `mix_masks` does out of place without num_classes, and returns them.
+    Bumps their version.
+
+    Raises:
+        InplaceError: as `mix_`: the masks overlap themselves, or the plan is none that can mix in place.
+        TypeError, ValueError, BackendError: as `mix_masks`.
+
+    Nothing has been written then.
+    """
+    written = subclasses.plain(masks)
+    other = _checked(written, plan, other, None, None)
+    if plan.fill is None:
+        if not written.is_floating_point():
+            written, other = _bytes(written), None if other is None else _bytes(other)
+        mix_(written, _nearest(plan), other=other, backend=backend)
+    return masks
+
+
+def _checked(
+    masks: Tensor, plan: MixPlan, other: Tensor | None, num_classes: int | None, ignore_index: int | None
+) -> Tensor | None:
+    """The masks of the other batch, beside `masks`; raises unless both can be mixed by the plan."""
+    same_batch("masks", checks.tensor("masks", masks), plan, refuse=_REFUSED, other=other)
     kept = plan.fill is not None  # What is filled keeps its labels.
     check_masks(masks, plan.size, plan.binary or kept, num_classes, ignore_index)
-    if other is not None and (kept or plan.patches is not None):
+    if other is None:
+        return None
+    if kept or plan.patches is not None:
         raise ValueError("other must be None for a plan that fills with a constant or pastes crops.")
-    if other is not None:
-        other = subclasses.plain(checks.tensor("other", other))
-        if other.dtype != masks.dtype or other.shape[1:] != masks.shape[1:] or other.ndim != masks.ndim:
-            raise ValueError(
-                f"other must be {checks.names([masks.dtype])} masks of shape "
-                f"(samples, {', '.join(map(str, masks.shape[1:]))}), but got {checks.names([other.dtype])} of shape "
-                f"{tuple(other.shape)}."
-            )
-        check_masks(other, plan.size, plan.binary, num_classes, ignore_index)
-    if masks.is_floating_point() or num_classes is not None:
-        soft = _soft(masks, plan, num_classes, ignore_index)
-        if kept:
-            return soft.clone()
-        return mix(soft, plan, other=None if other is None else _soft(other, plan, num_classes, ignore_index))
-    if kept:
-        return masks.clone()
-    if plan.patches is not None:
-        return gathers.paste(masks, plan.patches, Resize.NEAREST)
-    own = plan.mask().to(masks.device) == 1
-    own = own.reshape([masks.shape[0]] + [1] * (masks.ndim - own.ndim) + list(plan.size))
-    return torch.where(own, masks, of_partners("masks", masks, plan, other))
+    other = subclasses.plain(checks.tensor("other", other))
+    if other.dtype != masks.dtype or other.shape[1:] != masks.shape[1:] or other.ndim != masks.ndim:
+        raise ValueError(
+            f"other must be {checks.names([masks.dtype])} masks of shape "
+            f"(samples, {', '.join(map(str, masks.shape[1:]))}), but got {checks.names([other.dtype])} of shape "
+            f"{tuple(other.shape)}."
+        )
+    check_masks(other, plan.size, plan.binary, num_classes, ignore_index)
+    return other.to(masks.device)
+
+
+def _nearest(plan: MixPlan) -> MixPlan:
+    """The plan for label maps, whose crops take the nearest pixels."""
+    return plan if plan.resize == Resize.NEAREST else replace(plan, resize=Resize.NEAREST)
+
+
+def _bytes(maps: Tensor) -> Tensor:
+    """A view of label maps as images of bytes, (B, bytes of a label, ..., *S)."""
+    return maps.unsqueeze(-1).view(torch.uint8).movedim(-1, 1)
 
 
 def _soft(masks: Tensor, plan: MixPlan, num_classes: int | None, ignore_index: int | None) -> Tensor:
