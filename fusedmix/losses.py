@@ -19,7 +19,7 @@ from fusedmix.term_losses import OfTerms
 from fusedmix.terms import per_sample, with_terms
 from fusedmix.tracking import tracked
 
-_REDUCTIONS = {"mean": Reduction.MEAN, "sum": Reduction.SUM, "none": Reduction.NONE}
+REDUCTIONS = {"mean": Reduction.MEAN, "sum": Reduction.SUM, "none": Reduction.NONE}
 
 
 # The two losses are longer than a screen because all that their users read stands in them.
@@ -74,9 +74,9 @@ def mix_cross_entropy(
         BackendError: the backend asked for cannot run here.
     """
     logits = check_logits(logits)
-    checks.choice("reduction", reduction, tuple(_REDUCTIONS))
+    checks.choice("reduction", reduction, tuple(REDUCTIONS))
     label_smoothing = checks.number("label_smoothing", label_smoothing, 0.0, 1.0)
-    weight = _of_classes("weight", weight, logits)
+    weight = of_each_class("weight", weight, logits)
     labels = labels_beside(labels, plan, logits, other)
     check_ignored(ignore_index, labels)
 
@@ -92,7 +92,7 @@ def mix_cross_entropy(
         return _reduced(rows, reduction, _number(labels != ignore_index, terms, other))
     labels = in_range(labels, logits.shape[1], ignore_index)
     of = _arguments(logits, labels, beside(plan, logits), weight)
-    return loss_gradients.cross_entropy(operators, of, label_smoothing, ignore_index, int(_REDUCTIONS[reduction]))
+    return loss_gradients.cross_entropy(operators, of, label_smoothing, ignore_index, int(REDUCTIONS[reduction]))
 
 
 def mix_binary_cross_entropy(
@@ -147,14 +147,14 @@ def mix_binary_cross_entropy(
         TypeError, ValueError, BackendError: as `mix_cross_entropy`.
     """
     logits = check_logits(logits)
-    checks.choice("reduction", reduction, tuple(_REDUCTIONS))
+    checks.choice("reduction", reduction, tuple(REDUCTIONS))
     checks.boolean("sum_classes", sum_classes)
     label_smoothing = checks.number("label_smoothing", label_smoothing, 0.0, 1.0)
     if target_threshold is not None:
         target_threshold = checks.number("target_threshold", target_threshold)
     num_classes = logits.shape[1]
-    weight = _of_classes("weight", weight, logits)
-    pos_weight = _of_classes("pos_weight", pos_weight, logits)
+    weight = of_each_class("weight", weight, logits)
+    pos_weight = of_each_class("pos_weight", pos_weight, logits)
     labels = labels_beside(labels, plan, logits, other)
     if ignore_index is not None:
         check_ignored(ignore_index, labels)
@@ -174,7 +174,7 @@ def mix_binary_cross_entropy(
         loss = loss.sum(1) if sum_classes else loss
         return loss if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()
     operators, plan = operators_for(logits, backend), beside(plan, logits)
-    reduced = Reduction.MEAN_OF_ALL if reduction == "mean" and not sum_classes else _REDUCTIONS[reduction]
+    reduced = Reduction.MEAN_OF_ALL if reduction == "mean" and not sum_classes else REDUCTIONS[reduction]
     options = (pos_weight, label_smoothing, target_threshold, int(reduced))
 
     def loss_of(labels: Tensor) -> Tensor:
@@ -269,7 +269,7 @@ def check_ignored(ignore_index: Any, labels: Tensor) -> None:
         raise ValueError(f"ignore_index must be negative where labels are soft, but got {ignore_index}.")
 
 
-def _of_classes(name: str, x: Any, logits: Tensor) -> Tensor | None:
+def of_each_class(name: str, x: Any, logits: Tensor) -> Tensor | None:
     """Weights of the classes in the compute dtype, beside the logits."""
     if x is None:
         return None

@@ -61,7 +61,7 @@ def mix(
         return _mix_finished(x, plan, finish, backend)
     if other is not None or (isinstance(plan, MixPlan) and plan.gathers):
         return _mix_from_elsewhere(x, plan, other, backend)
-    operators, masks = _prepare("x", x, plan, backend)
+    operators, masks = prepare("x", x, plan, backend)
     if plan.repeats and (transformed() or tracked(x)):
         # torch.compile takes no tensor twice. The batch is the same.
         return differentiable_mix_with(operators, x, x.view_as(x), masks)
@@ -74,7 +74,7 @@ def _mix_from_elsewhere(x: Tensor, plan: MixPlan, other: Tensor | None, backend:
         _refuse_lack(plan)
     elif plan.patches is not None or plan.blended or plan.moves is not None:
         raise ValueError("other must be None for a plan that pastes crops, blends several samples or moves blocks.")
-    operators, masks = _prepare("x", x, plan, backend, refuse=())
+    operators, masks = prepare("x", x, plan, backend, refuse=())
     plan = beside(plan, x)
     if plan.span is not None:
         return _mix_beyond(x, plan, plan.span, other, backend)
@@ -209,7 +209,7 @@ def _mix_finished(x: Tensor, plan: MixPlan, finish: Finish, backend: str | None)
     planes = x.permute(0, 3, 1, 2) if finish.input_format == "NHWC" else x
     if len(plan.size) != 2 and not plan.constant:
         raise ValueError(f"plan must be for images (H, W) to be finished, but is for the size {plan.size}.")
-    _, masks = _prepare("x", planes, plan, backend)
+    _, masks = prepare("x", planes, plan, backend)
     _check_draws(plan, finish, planes)
     return operators.finish_mix(x, *finish.arguments(x, plan.draws), *masks)
 
@@ -266,7 +266,7 @@ def mix_(x: Tensor, plan: MixPlan, *, other: Tensor | None = None, backend: str 
     if other is not None or (isinstance(plan, MixPlan) and plan.gathers):
         _mix_from_elsewhere_(written, plan, other, backend)
         return x
-    operators, masks = _prepare("x", written, plan, backend)
+    operators, masks = prepare("x", written, plan, backend)
     if plan.repeats:
         raise checks.InplaceError(
             "x cannot be mixed in place by this plan: a sample is the partner of several others, or may be, because "
@@ -289,7 +289,7 @@ def _mix_from_elsewhere_(x: Tensor, plan: MixPlan, other: Tensor | None, backend
         )
     if other is None:
         _refuse_lack(plan)
-    operators, masks = _prepare("x", x, plan, backend, refuse=())
+    operators, masks = prepare("x", x, plan, backend, refuse=())
     checks.writable("x", x)
     other, partner = _partners_of(x, plan, other)
     checks.disjoint("x and other", [x, other])
@@ -368,7 +368,13 @@ def _above_lent(labels: Tensor, lent: Tensor, weight: Tensor) -> tuple[Tensor, T
     return terms.above(labels, lent), partner, torch.cat((weight, torch.ones_like(weight)))
 
 
-def of_classes(operator: Callable[[Tensor], Tensor], labels: Tensor, num_classes: int) -> Tensor:
+def of_classes(
+    operator: Callable[[Tensor], Tensor],
+    labels: Tensor,
+    num_classes: int,
+    ignore_index: int | None = None,
+    name: str = "labels",
+) -> Tensor:
     """operator(labels), of an operator that on the CPU refuses classes out of range itself: to look before it would
     take as long as its work on a small batch.
 
@@ -376,21 +382,21 @@ def of_classes(operator: Callable[[Tensor], Tensor], labels: Tensor, num_classes
         ValueError: as `in_range`.
     """
     if torch.compiler.is_compiling() or not labels.is_cpu:
-        return operator(in_range(labels, num_classes))
+        return operator(in_range(labels, num_classes, ignore_index, name))
     try:
         return operator(labels)
     except (RuntimeError, ValueError):  # Which of them it is depends on torch's version.
-        in_range(labels, num_classes)
+        in_range(labels, num_classes, ignore_index, name)
         raise
 
 
-def in_range(labels: Tensor, num_classes: int, ignore_index: int | None = None) -> Tensor:
+def in_range(labels: Tensor, num_classes: int, ignore_index: int | None = None, name: str = "labels") -> Tensor:
     """The labels; ValueError if they are classes and one is neither in 0..num_classes-1 nor ignore_index, inside a
     graph when it runs."""
     if labels.ndim == 1 and torch.compiler.is_compiling() and labels.device.type == "cpu":
         return torch.ops.fusedmix.checked_classes(labels, num_classes, ignore_index)
     if labels.ndim == 1:
-        checks.class_range(labels, num_classes, ignore_index=ignore_index)
+        checks.class_range(labels, num_classes, name, ignore_index=ignore_index)
     return labels
 
 
@@ -409,7 +415,7 @@ def beside(plan: MixPlan, x: Tensor) -> MixPlan:
     return plan.to(x.device, non_blocking=x.device.type != "cpu")
 
 
-def _prepare(
+def prepare(
     name: str, x: Tensor, plan: MixPlan, backend: str | None, *, refuse: Sequence[str] = OF_PIXELS
 ) -> tuple[Any, MaskArguments]:
     """Checks x against the plan; the operators that serve it and what they take after x."""

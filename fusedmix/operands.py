@@ -494,6 +494,7 @@ def _check_pixel_loss(of: PixelLossArguments, plan: MaskArguments) -> None:
     if maps.shape[0] < batch_size:
         raise ValueError(f"maps must have {batch_size} samples at least, but got {maps.shape[0]}.")
     _beside("maps", maps, logits.device)
+    checks.integer("the number of spatial dims", len(size), 0, 3)
     if of.class_weight is not None:
         checks.shaped("class_weight", of.class_weight, compute_dtype(logits), num_classes)
         _beside("class_weight", of.class_weight, logits.device)

@@ -105,7 +105,7 @@ _SCHEMAS = {
 }
 # What a backend in C++ has no kernel of yet.
 _PIXEL_LOSS = ("pixel_cross_entropy", "pixel_cross_entropy_backward")
-_LACKING = {"cpp": _PIXEL_LOSS, "cuda": _PIXEL_LOSS}
+_LACKING = {"cpp": (), "cuda": _PIXEL_LOSS}
 # These read tensors on the host: what may have been drawn, a seed. A CUDA graph would keep what they read when it was
 # captured, so torch.compile(mode="reduce-overhead") must leave them outside.
 _OUTSIDE_GRAPHS = ("sample", "fourier", "mix_batch", "mix_batch_", "draw_finish")

@@ -3,10 +3,12 @@
 #include "../cpu/gather.h"
 #include "../cpu/grid_cut.h"
 #include "../cpu/losses.h"
+#include "../cpu/pixel_losses.h"
 #include "finish.h"
 #include "gathers.h"
 #include "grid_cut.h"
 #include "operators.h"
+#include "pixel_losses.h"
 
 namespace fusedmix {
 namespace {
@@ -183,6 +185,40 @@ Tensor loss_gradient(const LossTensors& t, const Tensor& grad, double factor, co
   return out;
 }
 
+// The masks of a plan that label maps are mixed by, and its partners among them.
+struct PixelPlan {
+  Tensor partners;
+  MaskTensors masks;
+
+  PixelPlan(const PixelLoss& loss, const GivenMasks& given)
+      : partners(packed("partner", given.partner, ScalarType::Long, {loss.batch})),
+        masks(given.masks, given.families, loss.batch, loss.side, given.ndim, given.pairing, given.per, given.pixels) {
+    check_partners(const_data<int64_t>(partners), loss.batch, loss.samples, loss.samples == loss.batch ? kWholeBatch : kOtherBatch);
+    masks.view.partner = const_data<int64_t>(partners);
+  }
+};
+
+std::tuple<Tensor, Tensor, Tensor> pixel_cross_entropy(const PixelTensors& t, int64_t reduction, const GivenMasks& given) {
+  const PixelPlan plan(t.loss, given);
+  const bool each = reduction == kNone;
+  Tensor loss = each ? t.empty_like_maps("the losses") : empty_cpu("a loss", {}, t.compute());
+  Tensor logsumexp = t.empty_like_maps("the losses"), scale = empty_cpu("a loss", {}, t.compute());
+  void* to = loss.mutable_data_ptr();
+  cpu::pixel_loss(t.loss, plan.masks.view, reduction == kMean,
+                  {each ? to : nullptr, logsumexp.mutable_data_ptr(), each ? nullptr : to, scale.mutable_data_ptr()}, parallel());
+  return {std::move(loss), std::move(logsumexp), std::move(scale)};
+}
+
+Tensor pixel_gradient(const PixelTensors& t, const Tensor& grad, const Tensor& logsumexp, const Tensor& scale, const GivenMasks& given) {
+  const PixelPlan plan(t.loss, given);
+  const Tensor out = new_like(t.logits);
+  cpu::pixel_gradient(t.loss, plan.masks.view,
+                      {grad.const_data_ptr(), grad.dim() != 0, logsumexp.const_data_ptr(), scale.const_data_ptr(), out.mutable_data_ptr(),
+                       pixel_steps(out, t.loss.side)},
+                      parallel());
+  return out;
+}
+
 Tensor finished(const Tensor& x, const GivenFinish& how, const GivenMasks* given) {
   FinishTensors t(x, how);
   std::optional<MaskTensors> masks;
@@ -210,6 +246,7 @@ STABLE_TORCH_LIBRARY_IMPL(fusedmix_cpp, CPU, m) {
   implement(m);
   implement_gathers(m);
   implement_finish(m);
+  implement_pixel_losses(m);
   m.impl("draw_finish", TORCH_BOX(&draw_finish));
   m.impl("sample", TORCH_BOX(&OfRequest::sample));
 }

@@ -8,6 +8,7 @@
 #include "finish_rows.h"
 #include "gather_rows.h"
 #include "loss_rows.h"
+#include "pixel_rows.h"
 
 #if defined(__AVX__)
 #include <immintrin.h>
@@ -393,6 +394,7 @@ const Kernels FUSEDMIX_CONCAT(kernels_, FUSEDMIX_ISA) = {
     gaussian,
     {noise_row, plane, above, expand, bracket},
     {loss_rows<float>(), loss_rows<Half>(), loss_rows<BFloat16>(), loss_rows<double>()},
+    {pixel_rows<float>(), pixel_rows<Half>(), pixel_rows<BFloat16>(), pixel_rows<double>()},
     finish_kernels(),
     {gather_rows<float>(), gather_rows<Half>(), gather_rows<BFloat16>(), gather_rows<double>(), gather_rows<uint8_t>()},
 };

@@ -5,6 +5,7 @@
 #include "finish.h"
 #include "gather.h"
 #include "losses.h"
+#include "pixel_losses.h"
 
 namespace fusedmix::cpu {
 
@@ -81,6 +82,7 @@ struct Kernels {
   void (*gaussian)(float* out, const float* table, int64_t n, Factors factors, bool complement);
   FourierKernels fourier;
   LossRows losses[4];  // by ElementType
+  PixelRows pixels[4];
   FinishKernels finish;
   GatherRows gather[5];  // by ElementType
 };

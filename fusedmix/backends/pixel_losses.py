@@ -23,6 +23,7 @@ from torch import Tensor
 
 from fusedmix.arguments import MaskArguments, PixelLossArguments, compute_dtype
 from fusedmix.backends import reference
+from fusedmix.checks import class_range
 from fusedmix.methods import Reduction
 
 
@@ -37,8 +38,10 @@ class _Label(NamedTuple):
 def pixel_cross_entropy(of: PixelLossArguments, reduction: int, plan: MaskArguments) -> tuple[Tensor, Tensor, Tensor]:
     """The losses (B, *S), reduced; their L; and the reciprocal of what "mean" divides by, 1 for the other reductions.
 
-    A share of 0 takes nothing, not even an infinity; a label outside 0..K-1 that is not ignored makes its pixel NaN.
+    A share of 0 takes nothing, not even an infinity. A label outside 0..K-1 that is not ignored is an error on the CPU,
+    and makes its pixel NaN elsewhere.
     """
+    class_range(of.maps, of.logits.shape[1], "maps", ignore_index=of.ignore_index)
     z = of.logits.to(compute_dtype(of.logits))
     labels = _labels(of, plan)
     top = z.amax(1, keepdim=True)
@@ -70,10 +73,11 @@ def pixel_cross_entropy_backward(
 
 
 def differentiable_slope(
-    grad: Tensor, of: PixelLossArguments, logsumexp: Tensor, scale: Tensor, plan: MaskArguments
+    grad: Tensor, of: PixelLossArguments, logsumexp: Tensor | None, scale: Tensor, plan: MaskArguments
 ) -> Tensor:
-    """The same in the compute dtype, in operations that have derivatives."""
+    """The same in the compute dtype, in operations that have derivatives: also by L, where none is given."""
     z = of.logits.to(compute_dtype(of.logits))
+    logsumexp = z.logsumexp(1) if logsumexp is None else logsumexp
     labels = _labels(of, plan)
     share = labels[0].share + labels[1].share
     smooth = of.label_smoothing / z.shape[1]

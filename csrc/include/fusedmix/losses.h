@@ -105,6 +105,21 @@ FUSEDMIX_HD double log1p_unit(double u) {
 #endif
 }
 
+// log(x) for x >= 1, to a few units in the last place; -inf for 0, NaN for NaN and for infinity. The exponent, and the rest by the
+// function above.
+FUSEDMIX_HD float log_from_one(float x) {
+  const auto bits = bit_cast<uint32_t>(x);
+  const auto exponent = static_cast<float>(static_cast<int32_t>(bits >> 23) - 127);
+  const float rest = bit_cast<float>((bits & 0x007FFFFFu) | 0x3F800000u) - 1.0f;
+  return x == 0.0f ? -INFINITY : mad(exponent, 0x1.62e43p-1f, log1p_unit(rest)) + (x - x);
+}
+FUSEDMIX_HD double log_from_one(double x) {
+  const auto bits = bit_cast<uint64_t>(x);
+  const auto exponent = static_cast<double>(static_cast<int32_t>(bits >> 52) - 1023);
+  const double rest = bit_cast<double>((bits & 0x000FFFFFFFFFFFFFu) | 0x3FF0000000000000u) - 1.0;
+  return x == 0.0 ? -INFINITY : mad(exponent, 0x1.62e42fefa39efp-1, log1p_unit(rest)) + (x - x);
+}
+
 // 0 where the factor is, whatever infinity it stands before.
 template <class C>
 FUSEDMIX_HD C term(C factor, C x) {

@@ -101,6 +101,38 @@ struct LossGrad {
   const void *scale, *statistics;  // which cross entropy left forwards
 };
 
+// The steps of a tensor of pixels from sample to sample, from class to class, and along (z, y, x).
+struct PixelSteps {
+  int64_t batch, plane, side[3];
+};
+
+// The cross entropy of mixed label maps. Losses, and the weights of classes, are of the compute type of the logits.
+struct PixelLoss {
+  ElementType type;  // of the logits and their gradient
+  const void* logits;
+  PixelSteps by;
+  const void* maps;  // (samples, pixels) integers, contiguous: the batch's own come first
+  LabelType label;
+  const void* class_weight;  // (classes,) numbers
+  int64_t batch, samples, classes, pixels, side[3];
+  double smoothing;
+  int64_t ignore;
+};
+
+// (batch, pixels) losses and their logsumexp, and the losses' sum and its scale.
+struct PixelOut {
+  void *losses, *logsumexp, *sum, *scale;
+};
+
+// What the gradient of that starts from, and where it goes.
+struct PixelGrad {
+  const void* grad;  // one number, or (batch, pixels) if `each`
+  bool each;
+  const void *logsumexp, *scale;
+  void* out;
+  PixelSteps by;
+};
+
 // A batch to finish: to flip, erase, mix where there is a plan, normalise, and round to another type.
 struct Finishing {
   ElementType type;  // of the batch that comes: all but kFloat64
