@@ -113,7 +113,7 @@ def mix_boxes(
         return _mixed(subclasses.plain(boxes).detach(), labels, valid, plan, format or "xyxy", *how)
     if valid is not None:
         raise ValueError("valid must be None for a list of boxes, whose tensors say how many there are.")
-    listed, their, form = _checked_lists(boxes, labels, format, plan)
+    listed, their, form = check_lists(boxes, labels, format, getattr(plan, "size", None))
     counts = torch.tensor([len(x) for x in listed], dtype=torch.int64, device=CPU)
     made = _mixed(_padded(listed, (0, 4)), _padded(their, (0,)), counts, plan, form, *how)
     assert made.valid is not None
@@ -122,10 +122,15 @@ def mix_boxes(
     return MixedBoxes._make((*fields, None))
 
 
-def _checked_lists(
-    boxes: Any, labels: Any, format: FormatName | None, plan: Any
+def check_lists(
+    boxes: Any, labels: Any, format: FormatName | None, size: tuple[int, ...] | None
 ) -> tuple[list[Tensor], list[Tensor], FormatName]:
-    """Lists of boxes and labels, each of one dtype and device, and the format, which may be that of BoundingBoxes."""
+    """Lists of boxes in images of a size and of labels as plain tensors, each of one dtype and device, and the format,
+    which may be that of BoundingBoxes.
+
+    Raises:
+        TypeError, ValueError: they are something else, or do not belong together.
+    """
     for name, x in (("boxes", boxes), ("labels", labels)):
         if not isinstance(x, (list, tuple)) or not all(isinstance(each, Tensor) for each in x):
             raise TypeError(f"{name} must be a tensor, or a list or tuple of tensors, but got {type(x).__name__}.")
@@ -138,9 +143,9 @@ def _checked_lists(
         found = subclasses.box_format(of_sample)
         if found is not None and found != format and (format is not None or found not in get_args(FormatName)):
             raise ValueError(f"boxes[{i}] must have the format {format or 'XYXY, XYWH or CXCYWH'}, but got {found}.")
-        if found is not None and isinstance(plan, MixPlan) and tuple(of_sample.canvas_size) != plan.size:
+        if found is not None and tuple(of_sample.canvas_size) != size:
             raise ValueError(
-                f"boxes[{i}] must have the canvas size of the plan, {plan.size}, but got {of_sample.canvas_size}."
+                f"boxes[{i}] must have the canvas size of the images, {size}, but got {of_sample.canvas_size}."
             )
         format = cast(FormatName, found) if found is not None else format
         if of_sample.ndim != 2 or of_sample.shape[1] != 4 or its.ndim < 1 or len(its) != len(of_sample):
@@ -148,8 +153,18 @@ def _checked_lists(
                 f"boxes[{i}] and labels[{i}] must be of the shapes (n, 4) and (n, ...), but got "
                 f"{tuple(of_sample.shape)} and {tuple(its.shape)}."
             )
+        _check_dtype(of_sample.dtype, format or "xyxy", False)
     plain = [[subclasses.plain(each).detach() for each in x] for x in (boxes, labels)]
     return plain[0], plain[1], format or "xyxy"
+
+
+def _check_dtype(dtype: torch.dtype, format: FormatName, normalized: bool) -> None:
+    allowed = checks.FLOATING_DTYPES if normalized or format == "cxcywh" else (*checks.FLOATING_DTYPES, *_INTEGERS)
+    if dtype not in allowed:
+        of = f" in the format {format}{', normalized' if normalized else ''}"
+        raise ValueError(
+            f"boxes must be of one of the dtypes {checks.names(allowed)}{of}, but got {checks.names([dtype])}."
+        )
 
 
 def _padded(rows: Sequence[Tensor], shape: tuple[int, ...]) -> Tensor:
@@ -163,13 +178,9 @@ def _checked(boxes: Tensor, labels: Any, plan: Any, valid: Any, format: FormatNa
     checks.partners(plan.partner)
     if len(plan.size) != 2:
         raise ValueError(f"plan must be for images (H, W), where boxes are, but is for the size {plan.size}.")
-    allowed = checks.FLOATING_DTYPES if normalized or format == "cxcywh" else (*checks.FLOATING_DTYPES, *_INTEGERS)
-    if boxes.ndim != 3 or boxes.shape[2] != 4 or boxes.dtype not in allowed:
-        of = f" in the format {format}{', normalized' if normalized else ''}"
-        raise ValueError(
-            f"boxes must be (batch_size, n, 4) of one of the dtypes {checks.names(allowed)}{of}, but got "
-            f"{checks.names([boxes.dtype])} of shape {tuple(boxes.shape)}."
-        )
+    _check_dtype(boxes.dtype, format, normalized)
+    if boxes.ndim != 3 or boxes.shape[2] != 4:
+        raise ValueError(f"boxes must be (batch_size, n, 4), but got shape {tuple(boxes.shape)}.")
     checks.tensor("labels", labels)
     if labels.shape[:2] != boxes.shape[:2] or labels.device != boxes.device:
         raise ValueError(
@@ -201,7 +212,7 @@ def _mixed(
     layers = layers_of(plan, device)
     batch_size, count, height, width = *layers.source.shape, *plan.size
     sides = beside(layers.boxes, (width, height)) if normalized else None
-    own = _corners(boxes.to(device, torch.float64), format, sides)
+    own = corners(boxes.to(device, torch.float64), format, sides)
     boxes_of, crops_of = layers.boxes.unsqueeze(2), layers.crops.unsqueeze(2)
     placed = moved(own[layers.source], boxes_of, crops_of)  # (B, L, N, 2, 2)
     image = beside(own, (0, 0, width, height)).double().reshape(2, 2)
@@ -211,7 +222,7 @@ def _mixed(
     made = _coordinates(found.bounds, format, sides, boxes.dtype)
     made = torch.where((found.bounds == own[layers.source]).all((3, 4)).unsqueeze(3), given, made)
     # A dtype may round what is left of a box to nothing.
-    there = (found.area > 0) & (area(_corners(made.double(), format, sides)) > 0)
+    there = (found.area > 0) & (area(corners(made.double(), format, sides)) > 0)
     kept = (valid.to(device)[layers.source] & there & (share >= min_visible)).flatten(1)
 
     n = boxes.shape[1]
@@ -231,20 +242,20 @@ def _kept(valid: Tensor, x: Tensor) -> Tensor:
     return x.masked_fill(~valid.reshape(*valid.shape, *[1] * (x.ndim - 2)), 0)
 
 
-def _corners(boxes: Tensor, format: FormatName, sides: Tensor | None) -> Tensor:
+def corners(boxes: Tensor, format: str, sides: Tensor | None = None) -> Tensor:
     """Rectangles (..., 2, 2) in pixels; sides: of the image, if the boxes (..., 4) have shares of them."""
     first, second = boxes.unflatten(-1, (2, 2)).unbind(-2)
     if format == "cxcywh":
         first = first - second / 2
     if format != "xyxy":
         second = first + second
-    corners = torch.stack((first, second), -2)
-    return corners if sides is None else corners * sides
+    found = torch.stack((first, second), -2)
+    return found if sides is None else found * sides
 
 
-def _coordinates(corners: Tensor, format: FormatName, sides: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Boxes (..., 4) of rectangles (..., 2, 2), as `_corners` takes them; integers around them."""
-    first, stop = (corners if sides is None else corners / sides).unbind(-2)
+def _coordinates(rectangles: Tensor, format: FormatName, sides: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Boxes (..., 4) of rectangles (..., 2, 2), as `corners` takes them; integers around them."""
+    first, stop = (rectangles if sides is None else rectangles / sides).unbind(-2)
     if not dtype.is_floating_point:
         first, stop = first.floor(), stop.ceil()
     if format == "cxcywh":

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from fusedmix import backends, checks, dims, erasing, partners, sample_tree, step
+from fusedmix import backends, checks, detection, dims, erasing, partners, sample_tree, step
 from fusedmix import options as keywords
 from fusedmix.arguments import PlanTensors
 from fusedmix.backends import reference, triton
@@ -68,6 +68,7 @@ class MixTransform(checks.Checked, nn.Module):
     inplace: bool
     mask_classes: int | None
     mask_ignore_index: int | None
+    min_visible: float = 0.1
 
     _keywords: ClassVar[tuple[str, ...]] = tuple(keywords.DEFAULTS)  # the keywords of `Options` that the class takes
     _chooses: ClassVar[bool] = False  # whether the method of a batch is drawn, even if there is only one
@@ -386,6 +387,12 @@ class MixTransform(checks.Checked, nn.Module):
         With training_only=True a batch is returned as it is in evaluation mode, its labels too. With pairing="adjacent"
         images, masks and labels come back of half as many samples, and all else as it was.
 
+        A batch of a detector is (images, targets), where images are a tensor (B, C, H, W) or a list of tensors of one
+        shape (C, H, W), and targets a list with a dict for each: "boxes", (n, 4) corners or BoundingBoxes, and "labels"
+        (n,); perhaps "masks" (n, H, W), "keypoints" (n, K, 2 or 3), "iscrowd" and "area" (n,). They are mixed as
+        `mix_boxes`, `mix_instances` and `mix_keypoints` do, and get "weights" (n,) float32, which are multiplied with
+        those that are there; areas are computed anew. What else a target has, such as "image_id", stays.
+
         Args:
             *inputs: the batch, as one argument or several.
             other: another batch, that the partners are from, of the structure of the first and as many stacks of images
@@ -411,7 +418,9 @@ class MixTransform(checks.Checked, nn.Module):
             mixed = self._plain_step(sample)
             if mixed is not None:
                 return mixed
-        parsed = sample_tree.parse(sample, type(self).__name__, self.labels_getter, self.images_getter, self.axes)
+        parsed = detection.parse(sample, self.inplace) or sample_tree.parse(
+            sample, type(self).__name__, self.labels_getter, self.images_getter, self.axes
+        )
         if parsed.labels is not None:
             self._check_labels(parsed.labels)
         size = self._check_images(parsed)
@@ -506,6 +515,8 @@ class MixTransform(checks.Checked, nn.Module):
         if labels is not None:
             of_other = None if lent is None else lent.labels
             leaves[parsed.labels_index] = self._mix_targets(labels, plan, image.device, of_other)
+        if parsed.targets is not None:
+            leaves[parsed.targets] = detection.mixed(leaves[parsed.targets], plan, self.min_visible)
         sample_tree.map_once(lambda x: self._mix_mask(x, plan, others.get(id(x))), leaves, parsed.masks)
         sample_tree.map_once(lambda x: self._mix_image(x, plan, others.get(id(x))), leaves, parsed.images)
 
@@ -766,11 +777,13 @@ class MixTransform(checks.Checked, nn.Module):
         for each in sizes:
             checks.sides("the spatial size of images", each, stored=self._stored)
         masks, binary = [parsed.leaves[i] for i in parsed.masks], self._binary or self._families.binary
-        if masks and self.finish is not None and self.finish.hflip:
+        if (masks or parsed.targets is not None) and self.finish is not None and self.finish.hflip:
             raise ValueError(
-                "hflip of finish must be 0 for a sample with segmentation masks, which would not be flipped with their "
-                f"images, but got {self.finish.hflip}."
+                "hflip of finish must be 0 for a sample with segmentation masks or boxes, which would not be flipped "
+                f"with their images, but got {self.finish.hflip}."
             )
+        if parsed.targets is not None:
+            detection.check(parsed.leaves[parsed.targets], first.shape[0], size)
         for m in masks:
             if m.ndim < 1 or m.shape[0] != batch_size:
                 raise ValueError(
@@ -787,6 +800,8 @@ class MixTransform(checks.Checked, nn.Module):
 
     def _parse_other(self, other: Any, parsed: sample_tree.Sample) -> sample_tree.Sample:
         """Another batch, taken apart, if what was found of this one can be mixed with it."""
+        if parsed.targets is not None:
+            raise ValueError("other must be None for a batch with detection targets.")
         name = type(self).__name__
         getter = None if parsed.labels is None else self.labels_getter
         try:

@@ -58,6 +58,7 @@ class BatchOptions(DrawingOptions, total=False):
     inplace: bool
     mask_classes: int | None
     mask_ignore_index: int | None
+    min_visible: float
 
 
 class FillOptions(UnpairedOptions, total=False):
@@ -69,6 +70,7 @@ class FillOptions(UnpairedOptions, total=False):
     inplace: bool
     mask_classes: int | None
     mask_ignore_index: int | None
+    min_visible: float
 
 
 class Options(BatchOptions, total=False):
@@ -112,6 +114,8 @@ class Options(BatchOptions, total=False):
             become soft one-hot targets.
         mask_ignore_index: the label of void pixels, whose one-hot target is 0 everywhere; None: there is none, which is
             the default of mask_classes > 255.
+        min_visible: of detection targets (`MixTransform.forward`), which share of a box has to be seen if it is to be
+            kept, in [0, 1], as `mix_boxes` has it.
         lam_range: (low, high) in [0, 1], to which a drawn λ is clamped.
         variant: "released" (the authors' code) or "paper", where the two differ (HMix, GMix, FMix). None: "paper" for
             FMix, else "released".
@@ -190,6 +194,7 @@ _KEYWORDS = {
     "inplace": _Keyword(False, checks.boolean),
     "mask_classes": _Keyword(None, _COUNT),
     "mask_ignore_index": _Keyword(255, _or_none(functools.partial(checks.integer, low=-(2**63), high=2**63 - 1))),
+    "min_visible": _Keyword(0.1, _SHARE),
     "lam_range": _Keyword(None, _or_none(checks.interval)),
     "variant": _Keyword(None, _or_none(_one_of(VariantName, official="released", code="released"))),
 }

@@ -32,6 +32,7 @@ class Sample(NamedTuple):
     masks: list[int]  # indices of the leaves that are masks
     labels: Tensor | None
     labels_index: int
+    targets: int | None = None  # index of the leaf that has detection targets (fusedmix/detection.py)
 
     @property
     def image(self) -> Tensor:
@@ -62,7 +63,8 @@ def parse(
         found = leaves[kinds.index("mask" if only_masks else "unsupported")]
         raise ValueError(
             f"{name}() does not support PIL images, bounding boxes, keypoints, or masks without images, "
-            f"but got {type(found).__name__}."
+            f"but got {type(found).__name__}. Boxes and keypoints of instances are mixed in (images, targets), where "
+            "targets are a list with a dict of boxes and labels for each image."
         )
     labels, labels_index = None, -1
     if labels_getter is not None:

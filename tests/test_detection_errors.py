@@ -18,8 +18,8 @@ MOVES = fm.PuzzleMix(cells=2).sample(4, (8, 8), images=X, importance=X[:, 0])
 ELSEWHERE = fm.CutMix().sample(4, (8, 8), other_size=2)
 
 
-def of_torchvision(format, size=(8, 8), width=4):
-    return [tv_tensors.BoundingBoxes(torch.ones(3, width), format=format, canvas_size=size)] * 4
+def of_torchvision(format, size=(8, 8), width=4, dtype=torch.float32):
+    return [tv_tensors.BoundingBoxes(torch.ones(3, width), format=format, canvas_size=size, dtype=dtype)] * 4
 
 
 CALLS = {
@@ -92,6 +92,59 @@ CALLS = {
         lambda: fm.mix_keypoints(torch.ones(4, 3, 5, 2), tuple(MIXED), PLAN), "mixed must be MixedBoxes", "tuple"
     ),
 }
+
+
+def targets(**more):
+    return [{"boxes": BOXES[i], "labels": LABELS[i].long(), **more} for i in range(4)]
+
+
+MODULE = {
+    "targets too few": wrong_value(lambda m: m(X, targets()[:3]), "3 detection targets", "4 of (8, 8)"),
+    "a target without labels": wrong_value(
+        lambda m: m(X, [*targets()[:3], {"boxes": BOXES[0]}]), "labels must be in every detection target", "target 3"
+    ),
+    "masks of one target": wrong_value(
+        lambda m: m(X, [*targets(masks=torch.ones(3, 8, 8))[:2], *targets()[2:]]), "masks must be in every", "target 2"
+    ),
+    "masks of another size": wrong_value(
+        lambda m: m(X, targets(masks=torch.ones(3, 8, 9))), "masks of detection target 0", "(n, H, W)", "(3, 8, 9)"
+    ),
+    "keypoints a list": wrong_value(
+        lambda m: m(X, targets(keypoints=[])), "keypoints of detection target 0", "(n, K, 2 or 3)", "list"
+    ),
+    "crowds of other boxes": wrong_value(lambda m: m(X, targets(iscrowd=torch.zeros(2))), "iscrowd", "3 boxes", "(2,)"),
+    "images of several sizes": wrong_value(
+        lambda m: m([*X[:3], X[3, :, :7]], targets()), "images must be one for each of 4", "one shape", "(3, 7, 8)"
+    ),
+    "images of other numbers": wrong_value(lambda m: m(None, targets()), "a list of tensors (C, H, W)", "NoneType"),
+    "a list in place": wrong_value(
+        lambda m: fm.CutMix(inplace=True)(list(X), targets()), "inplace must be False", "a tensor (B, C, H, W)"
+    ),
+    "boxes of integers around centres": wrong_value(
+        lambda m: m(X, [{"boxes": b, "labels": torch.ones(3)} for b in of_torchvision("CXCYWH", dtype=torch.int64)]),
+        "boxes must be of one of the dtypes",
+        "cxcywh",
+        "int64",
+    ),
+    "partners from another batch": wrong_value(
+        lambda m: m(X, targets(), other=(X, targets())), "other must be None", "detection targets"
+    ),
+    "flips": wrong_value(
+        lambda m: fm.CutMix(finish=fm.Finish(hflip=0.5, normalize=None))(X, targets()),
+        "hflip of finish must be 0",
+        "boxes",
+    ),
+    "partners by class": wrong_value(
+        lambda m: fm.CutMix(pairing="cross_class")(X, targets()), "labels must be given for pairing='cross_class'"
+    ),
+    "min_visible": wrong_value(lambda m: fm.CutMix(min_visible=2.0), "min_visible must be in [0, 1], but got 2.0"),
+}
+
+
+@pytest.mark.parametrize("case", MODULE.values(), ids=MODULE)
+def test_wrong_batches(case):
+    call, *expected = case
+    check(lambda: call(fm.CutMix()), *expected)
 
 
 @pytest.mark.parametrize("case", CALLS.values(), ids=CALLS)
