@@ -40,7 +40,7 @@ TABLE = RESULTS / "cuda-instructions.csv"
 
 # Those that mix (csrc/cuda/mix_kernel.h) are NAME<type, elements of a vector, families, ...>.
 MIXING = ("each_kernel", "pairs_kernel", "roll_kernel", "tile_kernel")
-BYTES = {"float": 4, "double": 8, "fusedmix::Half": 2, "fusedmix::BFloat16": 2, "unsigned char": 1}
+BYTES = {"float": 4, "double": 8, "fusedmix::Half": 2, "fusedmix::BFloat16": 2, "unsigned short": 2, "unsigned char": 1}
 # What these are compiled for, and how many instructions a vector of 4-byte, 2-byte, 1-byte elements may then take.
 SETS = {
     Families.CONSTANTS: "constants",

@@ -92,6 +92,14 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
+def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Numbers as an image of that dtype: of integers the nearest, ties to even, within their range."""
+    if not dtype.is_floating_point:
+        bounds = torch.iinfo(dtype)
+        values = values.round().clamp(bounds.min, bounds.max)
+    return values.to(dtype)
+
+
 def factor(logits: Tensor, reduction: int) -> float:
     """By which a reduction multiplies the sum of all losses."""
     rows, classes = logits.shape

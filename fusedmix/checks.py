@@ -21,7 +21,7 @@ from fusedmix.masks.grid import LONGEST_SIDE as _LONGEST_UNDER_GRID
 from fusedmix.methods import Families, Kind, Per
 
 FLOATING_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-IMAGE_DTYPES = (*FLOATING_DTYPES, torch.uint8)
+IMAGE_DTYPES = (*FLOATING_DTYPES, torch.uint8, torch.int16, torch.uint16)
 INTEGER_DTYPES = (
     torch.int64,
     torch.int32,

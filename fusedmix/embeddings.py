@@ -135,7 +135,7 @@ class EmbedMix(MixUp):
             numbers = labels.is_floating_point() and not (self.label_smoothing and labels.ndim == 2)
             if not numbers:
                 self._check_labels(labels)
-            elif labels.dtype not in checks.IMAGE_DTYPES:
+            elif labels.dtype not in checks.FLOATING_DTYPES:
                 dtypes = checks.names(checks.FLOATING_DTYPES)
                 raise ValueError(
                     f"Labels that are numbers must have one of the dtypes {dtypes}, but got {labels.dtype}."

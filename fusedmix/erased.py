@@ -101,7 +101,7 @@ class Cutout(_Filling):
             length one pixel shorter.
         ratio: in place of length, the share of each side of the image, in (0, 1], which is rounded down to pixels.
         fill: what is put in its place: a number, or one for each channel of images (B, C, ...). 0 is the mean of
-            normalised images. Of uint8 images integers from 0 to 255.
+            normalised images. Of images of integers one of their dtype.
         **options: see `Options`.
     """
 
@@ -193,7 +193,7 @@ class GridMask(_Filling):
         rotate: degrees, >= 1; 1 turns no grid. Only of images of two spatial sides.
         mode: "squares", what the lines leave, is cut out; or "lines", as the authors revised it, are.
         fill: what is put in its place: a number, or one for each channel of images (B, C, ...). 0 is the mean of
-            normalised images. Of uint8 images integers from 0 to 255.
+            normalised images. Of images of integers one of their dtype.
         **options: see `Options`.
     """
 

@@ -163,6 +163,11 @@ class Finish:
             shape = "(B, H, W, C)" if self.input_format == "NHWC" else "(B, C, H, W)"
             hint = " Mix videos and volumes without finish=." if x.ndim == 5 else ""
             raise ValueError(f"{name} must be {shape} to be finished, but got shape {tuple(x.shape)}.{hint}")
+        if x.dtype in (torch.int16, torch.uint16):
+            raise ValueError(
+                f"{name} must be uint8 or floating point to be finished, but is {checks.names([x.dtype])}. Mix it "
+                "without finish=, and normalise what comes out."
+            )
         if tracked(x) and (x.requires_grad or not torch._is_functional_tensor(x)):
             raise ValueError(
                 f"{name} must not require grad, have a tangent or be mapped by torch.vmap to be finished, because a "

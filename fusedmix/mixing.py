@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fusedmix import backends, checks, erasing, subclasses, terms
-from fusedmix.arguments import MaskArguments
+from fusedmix.arguments import MaskArguments, rounded
 from fusedmix.backends import gathers, reference
 from fusedmix.finishing import Finish, checked_finish
 from fusedmix.masks.constant import numbers
@@ -36,8 +36,8 @@ def mix(
 
     Args:
         x: (B, ..., *plan.size): images, volumes, sequences, videos; contiguous, channels_last or sliced. float32,
-            float16, bfloat16, float64 or uint8 (rounded to nearest, ties to even). If all masks of the plan are
-            constant (MixUp, SamplePairing), any (B, ...).
+            float16, bfloat16, float64, or uint8, int16, uint16 (rounded to nearest, ties to even, as if w·a + (1-w)·b
+            were exact). If all masks of the plan are constant (MixUp, SamplePairing), any (B, ...).
         plan: a plan for B samples of that size, on any device.
         other: (N, ..., *plan.size) of the dtype and device of x: the batch that the partners are from, x[partner] being
             other[partner]. Any N >= 1, for partners in [0, N). None: they are from x.
@@ -109,7 +109,7 @@ def _mix_beyond(x: Tensor, plan: MixPlan, span: Tensor, other: Tensor | None, ba
     low, high = (mix(wide, end, other=lent, backend=backend) for end in ends)
     each = torch.arange(plan.batch_size, device=plan.device)
     mixed = mix(high, replace(plan, partner=each, span=None, other_size=plan.batch_size), other=low, backend=backend)
-    return (mixed.round().clamp(0, 255) if x.dtype == torch.uint8 else mixed).to(x.dtype)
+    return rounded(mixed, x.dtype)
 
 
 def _refuse_lack(plan: MixPlan) -> None:
@@ -149,8 +149,12 @@ def check_fill(x: Tensor, fill: tuple[float, ...]) -> None:
     """Raises ValueError unless a batch can be filled with a constant, or with one for each channel."""
     if len(fill) > 1 and (x.ndim < 3 or x.shape[1] != len(fill)):
         raise ValueError(f"x must have {len(fill)} channels, as many as plan.fill, but got shape {tuple(x.shape)}.")
-    if x.dtype == torch.uint8 and not all(value.is_integer() and 0 <= value <= 255 for value in fill):
-        raise ValueError(f"fill must be integers from 0 to 255 for images of uint8, but is {fill}.")
+    if x.is_floating_point():
+        return
+    of = torch.iinfo(x.dtype)
+    if not all(value.is_integer() and of.min <= value <= of.max for value in fill):
+        name = checks.names([x.dtype])
+        raise ValueError(f"fill must be integers from {of.min} to {of.max} for images of {name}, but is {fill}.")
 
 
 def moved(x: Tensor, index: Tensor, blocks: tuple[int, ...]) -> Tensor:

@@ -80,7 +80,7 @@ class PuzzleMix(ImportanceMethod, BetaMethod):
         distance_cost: > 0, what a move across the whole grid costs, where moving is of use up to the share of its map
             that a block has. A shorter move costs less by the square of the distance.
         std: > 0, what the pixels in [0, 1] were divided by when they were normalised, a number or one for each channel.
-            (uint8 images are taken by 255 besides.)
+            (Images of integers are taken by the greatest number of their dtype besides.)
         **options: see `Options`.
 
     Raises:
@@ -210,7 +210,7 @@ class PuzzleMix(ImportanceMethod, BetaMethod):
             return None
         planes = math.prod(images.shape[1:-2])
         x = plain(images).detach().reshape(len(images), planes, *images.shape[-2:])
-        unit = 255.0 if x.dtype == torch.uint8 else 1.0
+        unit = 1.0 if x.is_floating_point() else float(torch.iinfo(x.dtype).max)
         # Filled in there, where a copy would have to wait for the host, and can be no part of a CUDA graph.
         scale = torch.cat([torch.full((1, 1, 1), std / unit, device=device) for std in self.std])
         scale = scale.repeat(planes // len(self.std), 1, 1)

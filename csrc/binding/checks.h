@@ -104,8 +104,12 @@ inline LabelType label_type(const Tensor& labels) {
 inline ElementType element_type(const Tensor& x) {
   const ScalarType type = x.scalar_type();
   if (is_floating(type)) return static_cast<ElementType>(label_type(x) - kLabelFloat);
-  if (type != ScalarType::Byte) refuse(name_of(type) + " cannot be blended");
-  return ElementType::kUInt8;
+  switch (type) {
+    case ScalarType::Byte: return ElementType::kUInt8;
+    case ScalarType::Short: return ElementType::kInt16;
+    case ScalarType::UInt16: return ElementType::kUInt16;
+    default: refuse(name_of(type) + " cannot be blended");
+  }
 }
 
 // The size of the first dim.
@@ -154,7 +158,7 @@ inline void check_hints(int64_t pairing, int64_t per) {
 // Images, whose last `ndim` dims are spatial.
 inline void check_images(const Tensor& x, int64_t ndim, bool adjoint, int64_t* sides) {
   const ElementType type = element_type(x);
-  if (adjoint && type == ElementType::kUInt8) refuse("a gradient must be floating point, but got uint8");
+  if (adjoint && is_integer(type)) refuse("a gradient must be floating point, but got " + name_of(x.scalar_type()));
   check_number("the number of spatial dims", ndim, 0, 3);
   if (x.dim() < ndim + 1) {
     refuse("images with " + std::to_string(ndim) + " spatial dims must have a batch dim before them, but got shape " + shape_of(x.sizes()));

@@ -38,6 +38,7 @@ struct FinishTensors {
     sides[1] = args.height, sides[2] = args.width;
     check_sides(sides, 0);
     args.type = element_type(x);
+    if (is_short(args.type)) refuse("x must be uint8 or floating point, but is " + name_of(x.scalar_type()));
     if (args.type == ElementType::kFloat64) refuse("x must not be float64: such batches are finished by the reference backend");
     if (how.dtype != ScalarType::Float && how.dtype != ScalarType::Half && how.dtype != ScalarType::BFloat16) {
       refuse("dtype must be float32, float16 or bfloat16, but is " + name_of(how.dtype));

@@ -17,11 +17,13 @@ inline void widen(C* out, const T* in, int64_t n) {
 
 template <class T>
 inline void narrow(T* out, const Compute<T>* in, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) out[i] = from_compute<T>(in[i]);
-}
-template <>
-inline void narrow<uint8_t>(uint8_t* out, const float* in, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) out[i] = static_cast<uint8_t>(static_cast<int32_t>(in[i]));
+  for (int64_t i = 0; i < n; ++i) {
+    if constexpr (std::is_integral_v<T>) {  // that is what the number is
+      out[i] = static_cast<T>(static_cast<int32_t>(in[i]));
+    } else {
+      out[i] = from_compute<T>(in[i]);
+    }
+  }
 }
 
 #if defined(__F16C__)

@@ -12,7 +12,7 @@ constexpr int64_t kGatherChunk = 256;  // elements at a time: what waits between
 
 template <class T>
 inline void round_row(T* __restrict out, const Compute<T>* in, int64_t n) {
-  if constexpr (sizeof(T) == 1) {
+  if constexpr (std::is_integral_v<T>) {
     for (int64_t i = 0; i < n; ++i) out[i] = rounded<T>(in[i]);
   } else {
     narrow<T>(out, in, n);

@@ -52,11 +52,12 @@ struct Scaled<true> {  // 1 - f·t is 1 + (-f)·t, and f·t is 0 + f·t, bit for
 };
 
 // blend() of blend.h without the branches that the caller has taken (One: w is neither 0 nor 1).
-template <bool kBytes, class W, class C>
-inline C blend_one(float w, C x, C y) {
+// `bounds`: of integers.
+template <bool kIntegers, class W, class C>
+inline C blend_one(float w, C x, C y, Bounds bounds = {}) {
   C mixed;
-  if constexpr (kBytes) {
-    mixed = round_to_byte(w, x - y, y);
+  if constexpr (kIntegers) {
+    mixed = round_to_integer(w, x - y, y, bounds);
   } else {
     mixed = fma(static_cast<C>(w), x - y, y);
   }
@@ -91,9 +92,9 @@ void mix_row(void* const* to, const void* const* from, int64_t n, const W* weigh
 }
 
 // Once for all types that are converted.
-template <bool kBytes, class W>
-FUSEDMIX_ONCE void blend_row(float* __restrict out, const float* a, const float* b, int64_t n, W w) {
-  for (int64_t i = 0; i < n; ++i) out[i] = blend_one<kBytes, W>(w[i], a[i], b[i]);
+template <bool kIntegers, class W>
+FUSEDMIX_ONCE void blend_row(float* __restrict out, const float* a, const float* b, int64_t n, W w, Bounds bounds) {
+  for (int64_t i = 0; i < n; ++i) out[i] = blend_one<kIntegers, W>(w[i], a[i], b[i], bounds);
 }
 
 template <class T, class W>
@@ -107,12 +108,15 @@ void mix_links(Links links, void* const* out, const void* const* in, int64_t n, 
       default: return mix_row<Links::kTwoPairs, T>(out, in, n, w);
     }
   } else {
+    constexpr bool kIntegers = std::is_integral_v<T>;
+    Bounds bounds{};
+    if constexpr (kIntegers) bounds = bounds_of<T>();
     float wide[kLinks + 1][kChunk], mixed[kChunk];
     for (int64_t i = 0; i < n; i += kChunk) {
       const int64_t m = n - i < kChunk ? n - i : kChunk;
       for (int k = 0; k < inputs_of(links); ++k) widen(wide[k], static_cast<const T*>(in[k]) + i, m);
       for (int k = 0; k < samples_of(links); ++k) {
-        blend_row<sizeof(T) == 1>(mixed, wide[k], wide[partner_of(links, k)], m, w[k] + i);
+        blend_row<kIntegers>(mixed, wide[k], wide[partner_of(links, k)], m, w[k] + i, bounds);
         narrow<T>(static_cast<T*>(out[k]) + i, mixed, m);
       }
     }
@@ -170,10 +174,10 @@ constexpr RowKernels row_kernels() {
         (negative ? scaled<T, true> : scaled<T, false>)(links, out, in, n, rows, count);
       },
       [](void* out, const void* g, const void* h, int64_t n, float own, float lent) {
-        adjoint<T>(out, g, h, n, One{own}, One{lent});
+        if constexpr (!std::is_integral_v<T>) adjoint<T>(out, g, h, n, One{own}, One{lent});
       },
       [](void* out, const void* g, const void* h, int64_t n, const float* own, const float* lent) {
-        adjoint<T>(out, g, h, n, own, lent);
+        if constexpr (!std::is_integral_v<T>) adjoint<T>(out, g, h, n, own, lent);
       },
   };
 }
@@ -387,7 +391,8 @@ int64_t bracket(const float* v, int64_t n, float low, float high, int32_t* found
 extern const Kernels FUSEDMIX_CONCAT(kernels_, FUSEDMIX_ISA);
 const Kernels FUSEDMIX_CONCAT(kernels_, FUSEDMIX_ISA) = {
     FUSEDMIX_STRING(FUSEDMIX_ISA),
-    {row_kernels<float>(), row_kernels<Half>(), row_kernels<BFloat16>(), row_kernels<double>(), row_kernels<uint8_t>()},
+    {row_kernels<float>(), row_kernels<Half>(), row_kernels<BFloat16>(), row_kernels<double>(), row_kernels<uint8_t>(),
+     row_kernels<int16_t>(), row_kernels<uint16_t>()},
     copy_rows,
     ask_for_rows,
     fill,
@@ -396,7 +401,8 @@ const Kernels FUSEDMIX_CONCAT(kernels_, FUSEDMIX_ISA) = {
     {loss_rows<float>(), loss_rows<Half>(), loss_rows<BFloat16>(), loss_rows<double>()},
     {pixel_rows<float>(), pixel_rows<Half>(), pixel_rows<BFloat16>(), pixel_rows<double>()},
     finish_kernels(),
-    {gather_rows<float>(), gather_rows<Half>(), gather_rows<BFloat16>(), gather_rows<double>(), gather_rows<uint8_t>()},
+    {gather_rows<float>(), gather_rows<Half>(), gather_rows<BFloat16>(), gather_rows<double>(), gather_rows<uint8_t>(),
+     gather_rows<int16_t>(), gather_rows<uint16_t>()},
 };
 
 }  // namespace fusedmix::cpu

@@ -38,7 +38,7 @@ struct RowKernels {
   // `negative`: whether any factor may be.
   void (*scaled)(Links links, void* const* out, const void* const* in, int64_t n, const ScaledRow* rows, int64_t count,
                  bool negative);
-  // own·g + (1-lent)·h, for one weight or for a weight each.
+  // own·g + (1-lent)·h, for one weight or for a weight each. Integers have no gradients.
   void (*adjoint_uniform)(void* out, const void* g, const void* h, int64_t n, float own, float lent);
   void (*adjoint_weighted)(void* out, const void* g, const void* h, int64_t n, const float* own, const float* lent);
 };
@@ -72,7 +72,7 @@ struct FourierKernels {
 
 struct Kernels {
   const char* name;    // of the instruction set
-  RowKernels rows[5];  // by ElementType
+  RowKernels rows[7];  // by ElementType
   // Rows of so many bytes each, their beginnings so many bytes apart, that overlap nothing.
   void (*copy_rows)(char* to, int64_t to_step, const char* from, int64_t from_step, int64_t rows, int64_t bytes);
   // Asks for what copy_rows() will read and write, so that the second-level cache has it by then.
@@ -84,7 +84,7 @@ struct Kernels {
   LossRows losses[4];  // by ElementType
   PixelRows pixels[4];
   FinishKernels finish;
-  GatherRows gather[5];  // by ElementType
+  GatherRows gather[7];  // by ElementType
 };
 
 // The best set for this CPU; FUSEDMIX_ISA in the environment asks for one by name.

@@ -17,11 +17,11 @@ static_assert(sizeof(BlendArgs) <= 4096, "kernel arguments");
 
 // sum + w·x, in lane l. The difference of what a byte is raised to is exact, and no conversion.
 template <class T, int V>
-FUSEDMIX_DEVICE Compute<T> with_term(Compute<T> sum, float w, const Vec<T, V>& x, int l) {
+FUSEDMIX_DEVICE Compute<T> with_term(Compute<T> sum, float w, const Vec<T, V>& x, int l, const Loops& loops) {
   if constexpr (sizeof(T) == 1) {
     return fma(w, raised(x.words[l / 4], l % 4) - 0x1p23f, sum);
   } else {
-    return fma(static_cast<Compute<T>>(w), to_compute(x.get(l)), sum);
+    return fma(static_cast<Compute<T>>(w), number_of(x.get(l), loops), sum);
   }
 }
 
@@ -56,12 +56,12 @@ FUSEDMIX_WIDE_KERNEL(kEachThreads, 2) blend_kernel(FUSEDMIX_ARGS(BlendArgs, args
   for (int k = 0; k < kMostTerms; ++k) {
     if (w[k] == 0.0f) continue;
     FUSEDMIX_UNROLL
-    for (int l = 0; l < V; ++l) sum[l] = with_term<T, V>(sum[l], w[k], x[k], l);
+    for (int l = 0; l < V; ++l) sum[l] = with_term<T, V>(sum[l], w[k], x[k], l, args.loops);
   }
   Vec<T, V> out{};
-  if constexpr (sizeof(T) == 1) {
+  if constexpr (std::is_integral_v<T>) {
     FUSEDMIX_UNROLL
-    for (int l = 0; l < V; ++l) out.set(l, rounded<T>(sum[l]));
+    for (int l = 0; l < V; ++l) out.set(l, rounded_to<T>(sum[l], args.loops));
   } else {
     out = Vec<T, V>::of(sum);
   }

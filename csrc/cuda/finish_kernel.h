@@ -44,7 +44,7 @@ struct PixelWeights {
       return reach_of(outer);
     } else {
       // A row of pixels, whatever lies between them in memory.
-      const Loops loops{1, 2, 1, {1, 1, 0}, 0, 0, 0, {}};
+      const Loops loops{1, 2, 1, 0, {1, 1, 0}, 0, 0, 0, {}};
       Place<P> place{0, 0, {0, y, 0}, x, x, 0, {}};
       FUSEDMIX_UNROLL
       for (int p = 0; p < P; ++p) place.lane.set(p, p);

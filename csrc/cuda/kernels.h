@@ -58,7 +58,8 @@ enum class Way : int32_t {
   kPairs,   // kFlip: blocks have a tile of both samples of a pair
   kRoll,    // in place, kRoll: blocks have a column of all samples, and go from the last to the first
   kTile,    // in place: blocks have a column of all samples, all of which they read before they write any
-  kSlices,  // in place, where a column of all samples does not fit: kEach into scratch, and back, a part of all samples at a time
+  kSlices,  // in place, where a column of all samples does not fit, and of 16-bit integers: kEach into scratch, and back, a part of
+            // all samples at a time
 };
 struct Shape {
   Way way;
@@ -112,7 +113,7 @@ int64_t scratch_bytes(const Images& images, const Shape& shape);
 int mix_with(const Images& images, const LaunchPlan& plan, const Shape& shape, void* stream);
 // Whether there is a kernel for 16 bytes of that type at a time.
 FUSEDMIX_HD bool mixes_16_bytes_with(ElementType type, int32_t families) {
-  return type != ElementType::kUInt8 || within(families, kConstantSet) || within(families, kCutSet);
+  return type < ElementType::kUInt8 || (type == ElementType::kUInt8 && (within(families, kConstantSet) || within(families, kCutSet)));
 }
 // Whether mix() writes the targets; others need a launch of their own.
 bool beside_images(const Targets& targets);

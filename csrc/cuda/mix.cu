@@ -127,7 +127,8 @@ int launch(const Images& images, const Shape& shape, const MixArgs& args, Way wa
     case ElementType::kFloat16: return launch_mix<Half>(l, shape.width);
     case ElementType::kBFloat16: return launch_mix<BFloat16>(l, shape.width);
     case ElementType::kFloat64: return launch_mix<double>(l, shape.width);
-    default: return launch_mix<uint8_t>(l, shape.width);
+    case ElementType::kUInt8: return launch_mix<uint8_t>(l, shape.width);
+    default: return launch_mix<uint16_t>(l, shape.width);
   }
 }
 

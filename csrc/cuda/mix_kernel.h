@@ -152,13 +152,13 @@ struct Column {
       return pick(look.taken, own, lent);
     } else if constexpr (kFamilies == kConstantSet) {
       const float w = bit_cast<Constant>(load_mask(plan, i)).value;
-      const Vec<T, V> blended = blend_lanes([&](int) { return w; }, own, lent);
+      const Vec<T, V> blended = blend_lanes(args.loops, [&](int) { return w; }, own, lent);
       return w == 1.0f ? own : (w == 0.0f ? lent : blended);
     } else {
       if (kFamilies == kStoredSet && look.picks) return pick(look.taken, own, lent);
       float w[V];
       weights_at(i, look, w);
-      return blend_lanes([&](int l) { return w[l]; }, own, lent);
+      return blend_lanes(args.loops, [&](int l) { return w[l]; }, own, lent);
     }
   }
 
@@ -530,5 +530,9 @@ int launch_set(const Launch& l) {
 // Defined by mix_float.cu and its like for each width that the type has.
 template <class T>
 int launch_mix(const Launch& launch, int width);
+// Integers of 16 bits, with and without a sign, have one kernel, out of place, for vectors of 16 bytes and one for elements: each
+// of the others' would be some hundred kilobytes.
+template <>
+int launch_mix<uint16_t>(const Launch& launch, int width);
 
 }  // namespace fusedmix::cuda

@@ -80,13 +80,13 @@ struct Pasted {
 
 // A pixel of a partner, between up to eight. `own`: the place in the partner that the pixel itself has.
 template <class T>
-FUSEDMIX_DEVICE T resized(const char* own, const Sources (&from)[3]) {
+FUSEDMIX_DEVICE T resized(const char* own, const Sources (&from)[3], const Loops& loops) {
   using C = Compute<T>;
   const auto value = [&](int64_t offset) { return device::load(reinterpret_cast<const T*>(own + offset)); };
   const T nearest = value(from[0].first + from[1].first + from[2].first);
   if (from[0].share == 0.0f && from[1].share == 0.0f && from[2].share == 0.0f) return nearest;
   const auto along_x = [&](int64_t offset) {
-    const C first = to_compute(value(offset + from[2].first)), second = to_compute(value(offset + from[2].second));
+    const C first = number_of(value(offset + from[2].first), loops), second = number_of(value(offset + from[2].second), loops);
     return between(first, second, from[2].share);
   };
   const auto along_y = [&](int64_t offset) {
@@ -94,7 +94,7 @@ FUSEDMIX_DEVICE T resized(const char* own, const Sources (&from)[3]) {
     return from[1].share == 0.0f ? first : between(first, along_x(offset + from[1].second), from[1].share);
   };
   const C first = along_y(from[0].first);
-  return rounded<T>(from[0].share == 0.0f ? first : between(first, along_y(from[0].second), from[0].share));
+  return rounded_to<T>(from[0].share == 0.0f ? first : between(first, along_y(from[0].second), from[0].share), loops);
 }
 
 // Adds the lanes of a vector that a patch paints, if it is one. `own`: the vector's place in the partner.
@@ -132,7 +132,7 @@ FUSEDMIX_DEVICE bool paint(const Pasted& pasted, int64_t patch, const Place<V>& 
       FUSEDMIX_UNROLL
       for (int32_t a = 0; a < 3; ++a) from[a] = a == row_axis ? its : from[a];
     }
-    out.put(l, resized<T>(own + l * static_cast<int>(sizeof(T)), from));
+    out.put(l, resized<T>(own + l * static_cast<int>(sizeof(T)), from, args.loops));
   }
   return true;
 }

@@ -31,14 +31,15 @@ bool moves_16_bytes(const Images& images, int32_t families) {
   return images.type != ElementType::kUInt8 || is_in_a_set(families);
 }
 
-// The widest access that every row of every sample allows: rows are whole vectors, and all of them aligned.
-int32_t widest(const Images& images, int64_t size, int32_t families) {
+// The widest access that every row of every sample allows: rows are whole vectors, and all of them aligned. `wide`: there is a
+// kernel that moves 16 bytes.
+int32_t widest(const Images& images, int64_t size, bool wide) {
   const Row row = innermost_row(images.layout);
   if (row.src_step != 1 || row.dst_step != 1) return 1;
   for (const int64_t bytes : {int64_t{16}, int64_t{4}}) {
     if (bytes <= size) break;
     const int64_t width = bytes / size;
-    if (bytes == 16 && !moves_16_bytes(images, families)) continue;
+    if (bytes == 16 ? !wide : is_short(images.type)) continue;
     const auto fits = [&](int64_t elements) { return elements % width == 0; };
     bool aligned = fits(row.length) && fits(images.layout.src_batch) && fits(images.layout.dst_batch) && fits(images.other_batch);
     for (int d = 0; d < row.outer_rank; ++d) {
@@ -77,13 +78,13 @@ bool is_of_vectors(const Finishing& f, int64_t row, int64_t width, bool last) {
 }
 
 // A shape that is yet without a way.
-Shape vectors_of(const Images& images, int32_t families) {
+Shape vectors_of(const Images& images, bool wide) {
   const Layout& layout = images.layout;
   const Row row = innermost_row(layout);
   if (std::max(layout.batch, images.others) > INT32_MAX) throw std::invalid_argument("more than 2^31 samples");
   if (row.axis >= 0 && row.length > INT32_MAX) throw std::invalid_argument("a row of more than 2^31 elements");
   Shape shape{};
-  shape.width = widest(images, element_size(images.type), families);
+  shape.width = widest(images, element_size(images.type), wide);
   shape.columns = layout.elements / shape.width;
   if (shape.columns > INT32_MAX) throw std::invalid_argument("a sample of more than 2^31 vectors");
   return shape;
@@ -107,17 +108,17 @@ int64_t launchable(int64_t blocks) {
 void no_kernel() { throw std::logic_error("no kernel mixes 16 bytes by all families of masks"); }
 
 Shape gather_shape(const Images& images, bool by_tile) {
-  Shape shape = vectors_of(images, kConstantSet);
+  Shape shape = vectors_of(images, !is_short(images.type));
   if (images.layout.batch * images.layout.elements > 0) set_tiles(shape, images, by_tile);
   return shape;
 }
 
 Shape shape_of(const Images& images, int32_t pairing, int32_t families, const device::Limits& chip) {
   const int64_t size = element_size(images.type), batch = images.layout.batch;
-  Shape shape = vectors_of(images, families);
+  Shape shape = vectors_of(images, moves_16_bytes(images, families));
   const bool in_place = images.src == images.dst, has_other = images.others > 0;
   if (batch * images.layout.elements == 0 || (in_place && batch == 1 && !has_other)) return shape;
-  if (pairing == kFlip && !images.adjoint && !has_other) {
+  if (pairing == kFlip && !images.adjoint && !has_other && !is_short(images.type)) {
     shape.way = Way::kPairs;
     return shape;
   }
@@ -129,9 +130,9 @@ Shape shape_of(const Images& images, int32_t pairing, int32_t families, const de
   const bool two_rounds = shape.columns * bytes / kColumnBytes >= kTwoRounds * chip.multiprocessors;
   const int64_t most = (two_rounds ? kColumnBytes : kColumnBytes / 2) / bytes, least = std::max<int64_t>(1, kLeastColumnBytes / bytes);
   const int64_t fit = std::min(chip.shared_bytes / (batch * bytes), kTileThreads * kTileSamples / batch);
-  const bool fits = fit >= std::min(least, shape.columns);
+  const bool fits = fit >= std::min(least, shape.columns) && !is_short(images.type);
   // kRoll needs blocks for every multiprocessor: of small images kTile has more threads for each.
-  if (pairing == kRoll && (!fits || shape.columns >= chip.multiprocessors * most)) {
+  if (pairing == kRoll && !is_short(images.type) && (!fits || shape.columns >= chip.multiprocessors * most)) {
     shape.way = Way::kRoll;
     shape.log_column = log_column(shape.columns, most, least, batch, kRollThreads, kRollThreads, chip.multiprocessors);
     return shape;

@@ -46,6 +46,8 @@ int of_vectors(const Launch& launch, ElementType type, int32_t width) {
     case ElementType::kBFloat16: return of_half(BFloat16{});
     case ElementType::kFloat32: return width == 4 ? launch.template of_width<float, 4>() : launch.template of_width<float, 1>();
     case ElementType::kFloat64: return width == 2 ? launch.template of_width<double, 2>() : launch.template of_width<double, 1>();
+    case ElementType::kInt16:
+    case ElementType::kUInt16: return launch.template of_width<uint16_t, 1>();
     default: break;
   }
   if (width == 16) return launch.template of_width<uint8_t, 16>();

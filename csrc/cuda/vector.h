@@ -85,6 +85,7 @@ struct Loops {
   int32_t rank;
   int32_t row_axis;   // of the innermost dim, -1: all its elements share a pixel
   int32_t row_inner;  // elements of it that share one
+  uint32_t signs;     // of int16: the sign bits of two. Flipped they are uint16, 2^15 more, which leaves ties as they are
   Divisor by_inner;
   uint32_t columns;  // vectors in a sample, below 2^31
   int64_t src_batch, dst_batch;
@@ -96,12 +97,33 @@ inline Loops loops_of(const Layout& layout, ElementType type, int32_t width, int
   const Row row = innermost_row(layout);
   const int64_t size = element_size(type);
   const auto inner = static_cast<int32_t>(row.axis < 0 ? INT32_MAX : row.inner);
-  Loops loops{row.outer_rank + 1, row.axis, inner, divisor(inner), static_cast<uint32_t>(columns), layout.src_batch * size,
+  const uint32_t signs = type == ElementType::kInt16 ? 0x80008000u : 0u;
+  Loops loops{row.outer_rank + 1, row.axis, inner, signs, divisor(inner), static_cast<uint32_t>(columns), layout.src_batch * size,
               layout.dst_batch * size, {}};
   const auto loop = [&](const Dim& dim) { return Loop{divisor(dim.size), dim.axis, dim.src * size, dim.dst * size}; };
   for (int d = 0; d < row.outer_rank; ++d) loops.dims[d] = loop(layout.dims[d]);
   loops.dims[row.outer_rank] = loop({row.length / width, row.src_step * width, row.dst_step * width, row.axis});
   return loops;
+}
+
+// An element as a number, and back: integers of 16 bits with the sign that those of the batch may have.
+template <class T>
+FUSEDMIX_DEVICE Compute<T> number_of(T value, const Loops& loops) {
+  if constexpr (std::is_same_v<T, uint16_t>) {
+    const uint32_t sign = loops.signs & 0x8000u;
+    return static_cast<float>(static_cast<int32_t>(value ^ sign) - static_cast<int32_t>(sign));
+  } else {
+    return to_compute(value);
+  }
+}
+template <class T>
+FUSEDMIX_DEVICE T rounded_to(Compute<T> x, const Loops& loops) {
+  if constexpr (std::is_same_v<T, uint16_t>) {
+    const auto least = static_cast<float>(-static_cast<int32_t>(loops.signs & 0x8000u));
+    return static_cast<T>(nearest_integer(x, {least, least + 65535.0f}));
+  } else {
+    return rounded<T>(x);
+  }
 }
 
 // A small number for each lane; of 16 lanes four in a word, because a register for each would be a quarter of what a thread has.
@@ -237,11 +259,20 @@ FUSEDMIX_DEVICE Vec<T, V> blend_lanes(const Weight& weight, const Vec<T, V>& a, 
     const auto mixed = [&](int l) {
       if (l >= V) return 0u;
       const float x = raised(a.words[l / 4], l % 4), y = raised(b.words[l / 4], l % 4);
-      return bit_cast<uint32_t>(raised_byte(weight(l), x - y, y + (kRaised - 0x1p23f)));
+      return bit_cast<uint32_t>(raised_integer(weight(l), x - y, y + (kRaised - 0x1p23f), bounds_of<T>()));
     };
     Vec<T, V> out;
     FUSEDMIX_UNROLL
     for (int l = 0; l < V; l += 4) out.words[l / 4] = low_bytes(mixed(l), mixed(l + 1), mixed(l + 2), mixed(l + 3));
+    return out;
+  } else if constexpr (std::is_integral_v<T>) {
+    Vec<T, V> out{};
+    FUSEDMIX_UNROLL
+    for (int l = 0; l < V; ++l) {
+      const float x = raised_half(a.words[l / 2], l % 2), y = raised_half(b.words[l / 2], l % 2);
+      const float mixed = raised_integer(weight(l), x - y, y + (kRaised - 0x1p23f), bounds_of<T>());
+      out.set(l, static_cast<T>(bit_cast<uint32_t>(mixed)));
+    }
     return out;
   } else {
     Compute<T> mixed[V];
@@ -253,6 +284,23 @@ FUSEDMIX_DEVICE Vec<T, V> blend_lanes(const Weight& weight, const Vec<T, V>& a, 
       mixed[l] = w == 0.0f ? y : (w == 1.0f || x == y ? x : sum);
     }
     return Vec<T, V>::of(mixed);
+  }
+}
+
+// The same of a batch with those loops, whose integers of 16 bits may have signs.
+template <class T, int V, class Weight>
+FUSEDMIX_DEVICE Vec<T, V> blend_lanes(const Loops& loops, const Weight& weight, Vec<T, V> a, Vec<T, V> b) {
+  if constexpr (std::is_same_v<T, uint16_t>) {
+    const auto flip = [&](Vec<T, V>& v) {
+      FUSEDMIX_UNROLL
+      for (int k = 0; k < Vec<T, V>::kWords; ++k) v.words[k] ^= loops.signs;
+    };
+    flip(a), flip(b);
+    Vec<T, V> out = blend_lanes(weight, a, b);
+    flip(out);
+    return out;
+  } else {
+    return blend_lanes(weight, a, b);
   }
 }
 

@@ -41,7 +41,8 @@ struct Tensor {
     return reinterpret_cast<T*>(data);
   }
   ElementType type() const {
-    return label_type < kLabelFloat ? ElementType::kUInt8 : static_cast<ElementType>(label_type - kLabelFloat);
+    if (label_type >= kLabelFloat) return static_cast<ElementType>(label_type - kLabelFloat);
+    return label_type == kLabelInt16 ? ElementType::kInt16 : (label_type == kLabelUInt16 ? ElementType::kUInt16 : ElementType::kUInt8);
   }
   int64_t stride(size_t d) const { return d < strides.size() ? strides[d] : 0; }
 };

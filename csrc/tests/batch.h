@@ -12,10 +12,10 @@
 
 namespace fusedmix::test {
 
-constexpr ElementType kTypes[] = {ElementType::kFloat32, ElementType::kFloat16, ElementType::kBFloat16,
-                                  ElementType::kFloat64, ElementType::kUInt8};
+constexpr ElementType kTypes[] = {ElementType::kFloat32, ElementType::kFloat16, ElementType::kBFloat16, ElementType::kFloat64,
+                                  ElementType::kUInt8,   ElementType::kInt16,   ElementType::kUInt16};
 inline const char* name_of(ElementType type) {
-  constexpr const char* names[] = {"float32", "float16", "bfloat16", "float64", "uint8"};
+  constexpr const char* names[] = {"float32", "float16", "bfloat16", "float64", "uint8", "int16", "uint16"};
   return names[static_cast<int>(type)];
 }
 
@@ -32,6 +32,8 @@ inline double read_element(ElementType type, const void* memory, int64_t at) {
     case ElementType::kFloat32: return bits(float{});
     case ElementType::kFloat64: return bits(double{});
     case ElementType::kUInt8: return bits(uint8_t{});
+    case ElementType::kInt16: return bits(int16_t{});
+    case ElementType::kUInt16: return bits(uint16_t{});
     case ElementType::kBFloat16: {
       const uint32_t wide = static_cast<uint32_t>(bits(uint16_t{})) << 16;
       float value;
@@ -128,6 +130,8 @@ struct Batch {
         case ElementType::kFloat32: std::memcpy(to, &value32, 4); break;
         case ElementType::kFloat64: std::memcpy(to, &value, 8); break;
         case ElementType::kUInt8: *to = static_cast<char>(word); break;
+        case ElementType::kInt16:
+        case ElementType::kUInt16: std::memcpy(to, &word, 2); break;
         default: std::memcpy(to, &bits16, 2);
       }
     }

@@ -89,7 +89,7 @@ void test_mixes() {
         for (const int32_t pairing : {kRoll, kFlip, kRandom}) {
           for (const Masks masks : kMasks) {
             for (const Way way : kWays) {
-              if (way == Way::kAdjoint && type == ElementType::kUInt8) continue;
+              if (way == Way::kAdjoint && is_integer(type)) continue;
               if (way >= Way::kOtherInPlace && random.below(3) != 0) continue;
               const bool shared = random.below(3) == 0;
               const Parallel& parallel = random.below(6) ? kOneThread : kThreeThreads;  // making threads takes longest
@@ -246,7 +246,7 @@ void test_targets() {
     for (const double smoothing : {0.0, 0.1}) {
       for (const ElementType type : kTypes) {
         for (const bool soft : {false, true}) {
-          if (type == ElementType::kUInt8 || (!soft && type != ElementType::kFloat32)) continue;
+          if (is_integer(type) || (!soft && type != ElementType::kFloat32)) continue;
           context = format("%s %s targets of %lld classes, smoothing %g", soft ? "soft" : "dense", name_of(type),
                            static_cast<long long>(classes), smoothing);
           const int64_t batch = 9, size[3] = {1, 1, 1};

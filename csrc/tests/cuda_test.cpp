@@ -225,7 +225,7 @@ void test_mixes() {
       for (const Order order : kOrders) {
         for (const int32_t pairing : {kRoll, kFlip, kRandom}) {
           for (const Way way : kWays) {
-            if (way == Way::kAdjoint && type == ElementType::kUInt8) continue;
+            if (way == Way::kAdjoint && is_integer(type)) continue;
             const Masks masks = kMasks[random.below(7)];
             test_mix(random, {type, shape, order, pairing, masks, random.below(3) == 0, way, random.below(2) ? 1 : 132});
           }
@@ -252,7 +252,7 @@ void test_large() {
     for (const ElementType type : kTypes) {
       for (const Order order : {Order::kContiguous, Order::kChannelsLast, Order::kSliced}) {
         for (const int32_t pairing : {kRoll, kFlip, kRandom}) {
-          const Way way = kWays[type == ElementType::kUInt8 ? random.below(2) : random.below(3)];
+          const Way way = kWays[is_integer(type) ? random.below(2) : random.below(3)];
           const Masks masks = kMasks[random.below(7)];
           test_mix(random, {type, shape, order, pairing, masks, random.below(2) == 0, way, multiprocessors()});
         }

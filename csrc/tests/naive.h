@@ -11,7 +11,10 @@ namespace fusedmix::test {
 // A number rounded to an element type, to nearest even.
 inline double round_to(ElementType type, double value) {
   if (type == ElementType::kFloat64 || !std::isfinite(value)) return value;
-  if (type == ElementType::kUInt8) return std::nearbyint(std::min(255.0, std::max(0.0, value)));
+  if (is_integer(type)) {
+    const double least = type == ElementType::kInt16 ? -32768.0 : 0.0, most = type == ElementType::kUInt8 ? 255.0 : least + 65535.0;
+    return std::nearbyint(std::min(most, std::max(least, value)));
+  }
   const bool half = type == ElementType::kFloat16;
   const int digits = type == ElementType::kFloat32 ? 24 : (half ? 11 : 8), least = half ? -24 : (digits == 24 ? -149 : -133);
   const double largest = type == ElementType::kFloat32 ? 0x1.fffffep127 : (half ? 65504.0 : 0x1.fep127);
@@ -57,10 +60,10 @@ inline double naive_mask(const PlanView& plan, int64_t i, const int64_t* pixel) 
 inline bool same(double a, double b) { return a == b || (std::isnan(a) && std::isnan(b)); }
 
 // Whether an element is as near as rounding lets it be: where the mask is a Gaussian, which may be off by 2^-22 (times
-// |a-b| <= 8; 255 for bytes), or where the mask is exact but the sum of two products was rounded on the way (adjoints).
+// |a-b| <= 8; 65535 for integers), or where the mask is exact but the sum of two products was rounded on the way (adjoints).
 inline bool close(ElementType type, double got, double want, bool exact_mask) {
   if (same(got, want)) return true;
-  if (type == ElementType::kUInt8) return std::fabs(got - want) <= 1.0;
+  if (is_integer(type)) return std::fabs(got - want) <= 1.0;
   const bool tight = type == ElementType::kFloat64 && exact_mask;
   const double places[] = {0x1p-22, 0x1p-10, 0x1p-7, tight ? 0x1p-50 : 0x1p-22, 0.0};
   return std::fabs(got - want) <= (tight ? 0x1p-49 : 0x1p-19) + places[static_cast<int>(type)] * std::fabs(want);
@@ -70,7 +73,7 @@ inline bool close(ElementType type, double got, double want, bool exact_mask) {
 inline double naive_blend(ElementType type, double w, double a, double b) {
   if (w == 0.0) return b;
   if (w == 1.0 || a == b) return a;
-  if (type == ElementType::kUInt8) return round_to(type, w * (a - b) + b);  // exact in float64
+  if (is_integer(type)) return round_to(type, static_cast<double>(static_cast<long double>(w) * (a - b) + b));  // 64 bits hold the sum
   if (type == ElementType::kFloat64) return std::fma(w, a - b, b);
   const auto difference = static_cast<float>(a - b);
   return round_to(type, std::fma(static_cast<float>(w), difference, static_cast<float>(b)));

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fusedmix.arguments import Patches, compute_dtype
+from fusedmix.arguments import Patches, compute_dtype, rounded
 from fusedmix.methods import Resize
 from fusedmix.tracking import transformed
 
@@ -123,7 +123,5 @@ def _lent(x: Tensor, partner: Tensor) -> tuple[Tensor, Tensor]:
 
 def _like(values: Tensor, x: Tensor) -> Tensor:
     """The values as a new tensor of the dtype and in the layout of x."""
-    if x.dtype == torch.uint8 and values.is_floating_point():
-        values = values.round().clamp(0, 255)
-    values = values.to(x.dtype)
+    values = rounded(values, x.dtype) if values.is_floating_point() else values
     return values if transformed() else torch.empty_like(x).copy_(values)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusedmix.arguments import compute_dtype
+from fusedmix.arguments import compute_dtype, rounded
 from fusedmix.masks.family import OneMask
 from fusedmix.methods import Kind
 
@@ -42,13 +42,16 @@ def blend(w: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """w·a + (1-w)·b with float32 weights in [0, 1], rounded once.
 
     Exactly a where w is 1 or both are equal and exactly b where w is 0, whatever infinities and NaN stand in the
-    other one: a box is a copy. uint8 rounds to nearest, ties to even, and saturates.
+    other one: a box is a copy. Integers round to nearest, ties to even, and saturate.
     """
     compute = compute_dtype(a)
     x, y = a.to(compute), b.to(compute)
-    mixed = w.double() * (x - y).double() + y.double()
-    mixed = mixed.round().clamp(0, 255) if a.dtype == torch.uint8 else mixed.to(compute)
-    mixed = torch.where((w == 1) | (a == b), a, mixed.to(a.dtype))
+    if a.dtype.is_floating_point:
+        mixed = (w.double() * (x - y).double() + y.double()).to(compute).to(a.dtype)
+    else:
+        even, odd = _even_and_odd(b.double())
+        mixed = rounded((w.double() * (x - y).double() + odd).round() + even, a.dtype)
+    mixed = torch.where((w == 1) | (a == b), a, mixed)
     return torch.where(w == 0, b, mixed)
 
 
@@ -164,9 +167,11 @@ def _blend_into(out: Tensor, a: Tensor, b: Tensor, w: float | Tensor, plain: boo
     dtype = a.dtype
     if not a.is_cpu:  # A look at the values would wait for the device.
         out.copy_(blend(torch.as_tensor(w, dtype=torch.float32, device=a.device), a, b))
-    elif dtype == torch.uint8:
-        wide = b.double()
-        out.copy_(_add(wide, a.double().sub_(wide), w).round_().clamp_(0, 255))
+    elif not dtype.is_floating_point:
+        bounds, wide = torch.iinfo(dtype), b.double()
+        even, odd = _even_and_odd(wide)
+        mixed = _add(odd, a.double().sub_(wide), w).round_()
+        out.copy_(mixed.add_(even).clamp_(bounds.min, bounds.max))
     else:
         compute = compute_dtype(a)
         x, y = (a, b) if dtype == compute else (a.float(), b.float())
@@ -182,6 +187,13 @@ def _blend_into(out: Tensor, a: Tensor, b: Tensor, w: float | Tensor, plain: boo
             torch.where(equal, a, mixed.to(dtype), out=out)
         elif mixed is not out:
             out.copy_(mixed)
+
+
+def _even_and_odd(y: Tensor) -> tuple[Tensor, Tensor]:
+    """Integers in float64 as an even number and 0 or 1. w·(a-b) is exact there, but its sum with an integer of
+    16 bits may not be; that with the odd part is, and decides ties as the sum does."""
+    odd = y.remainder(2)
+    return y - odd, odd
 
 
 def _is_plain(a: Tensor) -> bool:

@@ -111,7 +111,7 @@ def mix(x: Tensor, plan: MaskArguments) -> Tensor:
         if x.device.type == "cpu":
             passes.masked(out[rows], x[rows], x, partner[rows], m)
         else:
-            out[rows] = passes.blend(m, x[i], x[partner[i]])
+            out[rows] = passes.blend(m, x[rows], x[partner[rows]])
     return out
 
 
@@ -129,11 +129,12 @@ def mix_with(x: Tensor, other: Tensor, plan: MaskArguments) -> Tensor:
     partner = plan.partner.to(x.device)
     there = (partner >= 0) & (partner < other.shape[0])  # On the CPU they all are.
     partner = torch.where(there, partner, 0)
-    out = torch.empty_like(x)
+    out, start = torch.empty_like(x), 0
     for i in _chunks(x):
+        rows = slice(start, start := start + len(i))
         m = masks_of(i, x, plan)
         m = torch.where(there[i].reshape(-1, *[1] * (x.ndim - 1)), m, 1.0)
-        out[i] = passes.blend(m, x[i], other[partner[i]])
+        out[rows] = passes.blend(m, x[rows], other[partner[rows]])
     return out
 
 

@@ -6,10 +6,29 @@
 namespace fusedmix {
 
 // From 2^23 to 2^24 floats are whole numbers: a sum that lies there has been rounded to the nearest, ties to even, and the low
-// byte of its bits is that of the number that was added. kRaised is in the middle.
+// bits of it are those of the number that was added. kRaised is in the middle.
 constexpr float kRaised = 12582912.0f;  // 1.5·2^23
 
-// Byte l of a word, raised to 2^23: exact, and no conversion.
+// The least and the greatest number of an integer type.
+struct Bounds {
+  float least, most;
+};
+template <class T>
+FUSEDMIX_HD Bounds bounds_of() {
+  constexpr bool kSigned = std::is_signed_v<T>;
+  constexpr int kMost = (1 << (8 * sizeof(T) - kSigned)) - 1;
+  return {kSigned ? -1.0f - kMost : 0.0f, kMost};
+}
+
+// Half l of a word, raised to 2^23: exact, and no conversion.
+FUSEDMIX_HD float raised_half(uint32_t word, int l) {
+#if defined(__CUDA_ARCH__)
+  return bit_cast<float>(__byte_perm(word, 0x4B000000u, l == 0 ? 0x7410 : 0x7432));
+#else
+  return bit_cast<float>(0x4B000000u | (word >> 16 * l & 0xFFFFu));
+#endif
+}
+// The same of byte l.
 FUSEDMIX_HD float raised(uint32_t word, int l) {
 #if defined(__CUDA_ARCH__)
   return bit_cast<float>(__byte_perm(word, 0x4B000000u, 0x7440 + l));
@@ -44,19 +63,28 @@ FUSEDMIX_HD uint32_t spread(uint32_t bits) {
 #endif
 }
 
-// kRaised and the nearest integer to w·d + b, ties to even, in [0, 255], for integers d and b + kRaised: as if the sum were exact.
-FUSEDMIX_HD float raised_byte(float w, float d, float raised_b) {
-  const float sum = fma(w, d, raised_b), least = sum > kRaised ? sum : kRaised;
-  return least < kRaised + 255.0f ? least : kRaised + 255.0f;
+FUSEDMIX_HD float clamped(float x, Bounds bounds) {
+  const float least = x > bounds.least ? x : bounds.least;
+  return least < bounds.most ? least : bounds.most;
 }
-FUSEDMIX_HD float round_to_byte(float w, float d, float b) { return raised_byte(w, d, b + kRaised) - kRaised; }
+// kRaised and the nearest integer to w·d + b, ties to even, within bounds, for integers d and b + kRaised of at most 17 bits: as if
+// the sum were exact.
+FUSEDMIX_HD float raised_integer(float w, float d, float raised_b, Bounds bounds) {
+  return clamped(fma(w, d, raised_b), {kRaised + bounds.least, kRaised + bounds.most});
+}
+FUSEDMIX_HD float round_to_integer(float w, float d, float b, Bounds bounds) {
+  return raised_integer(w, d, b + kRaised, bounds) - kRaised;
+}
+// The nearest integer, ties to even, within bounds.
+FUSEDMIX_HD int32_t nearest_integer(float x, Bounds bounds) {
+  return static_cast<int32_t>((clamped(x, bounds) + kRaised) - kRaised);
+}
 
-// One rounding to the type of an image, of a number that paste or blend has made: bytes to the nearest, ties to even, in [0, 255].
+// One rounding to the type of an image, of a number that paste or blend has made: integers to the nearest, ties to even.
 template <class T>
 FUSEDMIX_HD T rounded(Compute<T> x) {
-  if constexpr (sizeof(T) == 1) {
-    const float least = x > 0.0f ? x : 0.0f, within = least < 255.0f ? least : 255.0f;
-    return static_cast<T>(static_cast<int32_t>((within + kRaised) - kRaised));
+  if constexpr (std::is_integral_v<T>) {
+    return static_cast<T>(nearest_integer(x, bounds_of<T>()));
   } else {
     return from_compute<T>(x);
   }
@@ -67,13 +95,13 @@ FUSEDMIX_HD T rounded(Compute<T> x) {
 template <class T>
 FUSEDMIX_HD T blend(float w, T a, T b) {
   const Compute<T> x = to_compute(a), y = to_compute(b);
-  const T mixed = from_compute<T>(fma(static_cast<Compute<T>>(w), x - y, y));
+  T mixed;
+  if constexpr (std::is_integral_v<T>) {
+    mixed = static_cast<T>(round_to_integer(w, x - y, y, bounds_of<T>()));
+  } else {
+    mixed = from_compute<T>(fma(static_cast<Compute<T>>(w), x - y, y));
+  }
   return w == 0.0f ? b : (w == 1.0f || x == y ? a : mixed);
-}
-template <>
-FUSEDMIX_HD uint8_t blend<uint8_t>(float w, uint8_t a, uint8_t b) {
-  const uint8_t mixed = static_cast<uint8_t>(round_to_byte(w, static_cast<float>(a) - static_cast<float>(b), b));
-  return w == 0.0f ? b : (w == 1.0f || a == b ? a : mixed);
 }
 
 // The adjoint: own·g + (1-lent_weight)·h, a gradient that flows back into its own sample and one lent to its partner. A

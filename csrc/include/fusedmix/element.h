@@ -15,11 +15,14 @@ struct BFloat16 {
   uint16_t bits;
 };
 
-enum class ElementType : int { kFloat32, kFloat16, kBFloat16, kFloat64, kUInt8 };
+enum class ElementType : int { kFloat32, kFloat16, kBFloat16, kFloat64, kUInt8, kInt16, kUInt16 };
 
 constexpr int element_size(ElementType type) {
   return type == ElementType::kFloat64 ? 8 : (type == ElementType::kFloat32 ? 4 : (type == ElementType::kUInt8 ? 1 : 2));
 }
+
+constexpr bool is_integer(ElementType type) { return type >= ElementType::kUInt8; }
+constexpr bool is_short(ElementType type) { return type >= ElementType::kInt16; }  // an integer of 16 bits
 
 template <class To, class From>
 FUSEDMIX_HD To bit_cast(From from) {
@@ -43,6 +46,8 @@ using Compute = typename ComputeType<T>::type;
 FUSEDMIX_HD float to_compute(float x) { return x; }
 FUSEDMIX_HD double to_compute(double x) { return x; }
 FUSEDMIX_HD float to_compute(uint8_t x) { return static_cast<float>(x); }
+FUSEDMIX_HD float to_compute(int16_t x) { return static_cast<float>(x); }
+FUSEDMIX_HD float to_compute(uint16_t x) { return static_cast<float>(x); }
 FUSEDMIX_HD float to_compute(BFloat16 x) { return bit_cast<float>(static_cast<uint32_t>(x.bits) << 16); }
 FUSEDMIX_HD float to_compute(Half x) {
 #if defined(__CUDA_ARCH__)

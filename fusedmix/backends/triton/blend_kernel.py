@@ -19,7 +19,17 @@ from torch import Tensor
 from fusedmix.backends.triton.launch import Kernel, brought
 from fusedmix.backends.triton.mix_kernel import of_sample, place
 from fusedmix.backends.triton.mix_layout import layout_of, power_of_two
-from fusedmix.backends.triton.numbers import fma, from_compute, jit_kernel, spread, to_compute
+from fusedmix.backends.triton.numbers import (
+    fma,
+    from_compute,
+    from_raised,
+    is_integer,
+    jit_kernel,
+    least_of,
+    most_of,
+    spread,
+    to_compute,
+)
 
 _THREADS = 128
 _HELD = 8  # vectors of a thread, of all terms together
@@ -27,11 +37,9 @@ _HELD = 8  # vectors of a thread, of all terms together
 
 @triton.jit
 def narrowed(x, dtype: tl.constexpr):
-    """Rounded to an element type, to nearest even; bytes saturate."""
-    if dtype == tl.uint8:
-        # As in mix_kernel.py, `blend`: near 1.5·2^23 the numbers of float32 are the integers.
-        near = tl.minimum(tl.maximum(x, 0.0), 255.0) + 12582912.0
-        narrow = near.to(tl.int32, bitcast=True).to(tl.uint8)
+    """Rounded to an element type, to nearest even; integers saturate."""
+    if is_integer(dtype):
+        narrow = from_raised(tl.minimum(tl.maximum(x, least_of(dtype)), most_of(dtype)) + 12582912.0, dtype)
     else:
         narrow = from_compute(x, dtype)
     return narrow

@@ -33,7 +33,19 @@ import triton.language as tl
 from fusedmix.backends.triton import masks
 from fusedmix.backends.triton.enums import Pairings, Shapes
 from fusedmix.backends.triton.masks import fourier, record
-from fusedmix.backends.triton.numbers import by_vector, fma, from_compute, jit_kernel, known, partner_of, to_compute
+from fusedmix.backends.triton.numbers import (
+    by_vector,
+    fma,
+    from_compute,
+    from_raised,
+    is_integer,
+    jit_kernel,
+    known,
+    least_of,
+    most_of,
+    partner_of,
+    to_compute,
+)
 
 # ---- One pixel -------------------------------------------------------------------------------------------------------
 
@@ -42,12 +54,10 @@ from fusedmix.backends.triton.numbers import by_vector, fma, from_compute, jit_k
 def blend(w, a, b):
     """w·(a-b) + b rounded once; exactly a where w = 1 or a = b, and b where w = 0, whatever stands in the other."""
     x, y = to_compute(a), to_compute(b)
-    if a.dtype == tl.uint8:
-        # Near 1.5·2^23 the numbers of float32 are the integers: one rounding, of the exact sum, to the nearest of them,
-        # ties to even. The last byte is the result.
+    if is_integer(a.dtype):  # One rounding, of the exact sum.
         near = fma(w, x - y, y + 12582912.0)
-        near = tl.minimum(tl.maximum(near, 12582912.0), 12583167.0)
-        mixed = near.to(tl.int32, bitcast=True).to(tl.uint8)
+        near = tl.minimum(tl.maximum(near, 12582912.0 + least_of(a.dtype)), 12582912.0 + most_of(a.dtype))
+        mixed = from_raised(near, a.dtype)
     else:  # Infinities, and zeros of two signs, would not come out of the sum as they are.
         mixed = from_compute(fma(w.to(x.dtype), x - y, y), a.dtype)
         mixed = tl.where((w == 1.0) | (x == y), a, mixed)

@@ -136,6 +136,31 @@ def from_compute(x, dtype: tl.constexpr):
     return narrow
 
 
+@triton.jit
+def is_integer(dtype: tl.constexpr):
+    """Whether images of that dtype hold integers."""
+    return dtype == tl.uint8 or dtype == tl.int16 or dtype == tl.uint16
+
+
+@triton.jit
+def least_of(dtype: tl.constexpr):
+    """The least of the integers of a dtype."""
+    return -32768.0 if dtype == tl.int16 else 0.0
+
+
+@triton.jit
+def most_of(dtype: tl.constexpr):
+    """The greatest of them."""
+    return 255.0 if dtype == tl.uint8 else 65535.0 + least_of(dtype)
+
+
+@triton.jit
+def from_raised(near, dtype: tl.constexpr):
+    """An integer type's number n of n + 1.5·2^23. There the numbers of float32 are the integers, so that a sum has been
+    rounded to the nearest of them, ties to even; its last bits are n's."""
+    return near.to(tl.int32, bitcast=True).to(dtype)
+
+
 # ---- Random numbers: the mirror of fusedmix/philox.py, which has the sources -----------------------------------------
 
 

@@ -1,0 +1,11 @@
+#include "mix_kernel.h"
+
+namespace fusedmix::cuda {
+
+template <>
+int launch_mix<uint16_t>(const Launch& launch, int width) {
+  return width == 8 ? launch.start(each_kernel<uint16_t, 8, kAnySet, false>, kEachThreads)
+                    : launch.start(each_kernel<uint16_t, 1, kAnySet, false>, kEachThreads);
+}
+
+}  // namespace fusedmix::cuda
