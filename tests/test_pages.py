@@ -16,12 +16,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
 
 import fusedmix as fm
 from conftest import required
 from fusedmix import cli
 from fusedmix.analysis import __main__ as analysis
+from pages import UNINSTALLED, blocks, run
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # benchmarks is no part of what is installed
@@ -29,8 +29,8 @@ sys.path.insert(0, str(ROOT))  # benchmarks is no part of what is installed
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 DOCUMENTS = [path for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES) if path.exists()]
-ELSEWHERE = {"README.md": "test_readme.py", "trainers.md": "test_docs.py"}  # what runs their examples
-EXAMPLES = [path for path in PAGES if "```python\n" in path.read_text(encoding="utf-8") and path.name not in ELSEWHERE]
+EXAMPLES = [path for path in PAGES if blocks(path, "python")]  # README.md: test_readme.py
+V2 = ("v2.MixUp", "v2.CutMix", "v2.RandomChoice", "v2.RandomApply")
 pytestmark = pytest.mark.skipif(not PAGES, reason="an installed package comes without its documentation")
 
 
@@ -40,13 +40,6 @@ def name_of(path):
 
 def text_of(path):
     return path.read_text(encoding="utf-8")
-
-
-def blocks(path, language):
-    """The fenced blocks of a page and the lines at which they begin."""
-    text = text_of(path)
-    found = re.finditer(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    return [(match[1], text[: match.start(1)].count("\n")) for match in found]
 
 
 def table_after(path, heading):
@@ -60,37 +53,49 @@ def table_after(path, heading):
 # ---- Python ----------------------------------------------------------------------------------------------------------
 
 
-def namespace():
-    dataset = TensorDataset(torch.rand(8, 3, 32, 32), torch.arange(8))
-    return {
-        "fm": fm,
-        "torch": torch,
-        "dataset": dataset,
-        "loader": DataLoader(dataset, batch_size=4),
-        "model": torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 1000)),
-    }
-
-
+@pytest.mark.filterwarnings("ignore")  # the trainers' advice
 @pytest.mark.parametrize("path", EXAMPLES, ids=name_of)
-def test_examples(path, monkeypatch):
-    """The blocks of a page, one after the other, in one namespace."""
-    for library in ("timm", "torchvision"):
-        if re.search(rf"^(import|from) {library}\b", text_of(path), re.MULTILINE):
-            required(library)
+def test_examples(path, monkeypatch, tmp_path):
+    """Each page is one program, which begins with nothing."""
     if "timm.data.loader.PrefetchLoader = " in text_of(path):  # What a page replaces in timm is put back after it.
         monkeypatch.setattr("timm.data.loader.PrefetchLoader", required("timm.data.loader").PrefetchLoader)
+    monkeypatch.chdir(tmp_path)  # for what trainers write
     torch.manual_seed(0)
-    found = namespace()
-    for block, line in blocks(path, "python"):
-        exec(compile("\n" * line + block, str(path), "exec"), found)
+    if lacking := run(path):
+        pytest.skip(f"without {' and '.join(lacking)} some blocks were left out")
+
+
+def test_what_a_page_says_is_raised(tmp_path):
+    """The comment below a statement is held against what happens, and nothing runs that lacks what it needs."""
+    page = tmp_path / "page.md"
+    call = "```python\nint('x')\n{}\n```\n"
+    page.write_text(call.format("# ValueError: invalid literal ... base 10:\n#   'x'"), encoding="utf-8")
+    assert run(page) == []
+    for comment in ("# TypeError: invalid literal", "# ValueError: another message"):
+        page.write_text(call.format(comment), encoding="utf-8")
+        with pytest.raises(AssertionError):
+            run(page)
+    page.write_text("```python\nint('1')\n# ValueError: invalid literal\n```\n", encoding="utf-8")
+    with pytest.raises(AssertionError, match="nothing raised"):
+        run(page)
+    page.write_text("<!-- needs: a_package -->\n" + call.format(""), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("CI", raising=False)
+        assert run(page) == ["a_package"]
 
 
 def test_no_example_is_left_out():
     assert {"index.md", "getting-started.md", "methods.md", "troubleshooting.md"} <= {path.name for path in EXAMPLES}
     for path in DOCUMENTS:
-        if blocks(path, "python") and path not in EXAMPLES:
-            assert path.name in text_of(ROOT / "tests" / ELSEWHERE[path.name])
         assert not set(re.findall(r"^```(\w+)", text_of(path), re.MULTILINE)) - {"python", "bash"}
+
+
+def test_code_fits_its_box():
+    """Longer lines would have to be scrolled."""
+    for path in PAGES:
+        for block in (*blocks(path, "python"), *blocks(path, "bash")):
+            for number, line in enumerate(block.text.splitlines(), block.line + 1):
+                assert len(line) <= 88, f"{name_of(path)}:{number}"
 
 
 # ---- Commands --------------------------------------------------------------------------------------------------------
@@ -100,7 +105,7 @@ def commands():
     """Every command of a fenced block, and every command of this project between single backticks."""
     found = set()
     for path in DOCUMENTS:
-        text = "\n".join(block for block, _ in blocks(path, "bash")) + "\n"
+        text = "\n".join(block.text for block in blocks(path, "bash")) + "\n"
         text += "\n".join(re.findall(r"`((?:fusedmix [a-z]|python -m |python docs)[^`\n]*)`", text_of(path)))
         for line in text.splitlines():
             words = line.partition(" #")[0].strip()
@@ -252,29 +257,33 @@ def test_every_row_of_the_results_is_shown():
 
 
 def peers():
-    return {
-        ("migrating-torchvision.md", f"`v2.{name}`"): ("torchvision.transforms.v2", name)
-        for name in ("MixUp", "CutMix", "RandomChoice", "RandomApply")
-    } | {
-        ("migrating-timm.md", f"`{module}.{name}`"): (module, name)
-        for module, name in (
-            ("timm.data", "Mixup"),
-            ("timm.data", "FastCollateMixup"),
-            ("timm.data.loader", "PrefetchLoader"),
-        )
+    """The page and the heading of each table, and the name of what it is about."""
+    pages = {
+        "migrating-torchvision.md": [f"torchvision.transforms.{name}" for name in V2],
+        "migrating-timm.md": ["timm.data.Mixup", "timm.data.FastCollateMixup", "timm.data.loader.PrefetchLoader"],
+        "migrating-others.md": re.findall(r"^### `(\w+\.[\w.]+)`", text_of(DOCS / "migrating-others.md"), re.MULTILINE)
+        if PAGES
+        else [],
     }
+    return [
+        (page, name.removeprefix("torchvision.transforms."), name) for page, names in pages.items() for name in names
+    ]
 
 
-@pytest.mark.parametrize(("page", "heading"), peers())
-def test_every_keyword_of_the_peers(page, heading):
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("page", "heading", "name"), peers())
+def test_every_keyword_of_the_peers(page, heading, name, monkeypatch):
     """The tables of keywords and defaults are the live signatures."""
-    module, name = peers()[page, heading]
-    parameters = inspect.signature(getattr(required(module), name)).parameters
+    monkeypatch.setenv("KERAS_BACKEND", "torch")
+    module, _, attribute = name.rpartition(".")
+    library = name.partition(".")[0]
+    found = pytest.importorskip(module, exc_type=ImportError) if library in UNINSTALLED else required(module)
     expected = [
         (f"`{key}`", "*required*" if p.default is inspect.Parameter.empty else f"`{p.default!r}`")
-        for key, p in parameters.items()
+        for key, p in inspect.signature(getattr(found, attribute)).parameters.items()
+        if p.kind is not inspect.Parameter.VAR_KEYWORD
     ]
-    assert [tuple(row[:2]) for row in table_after(DOCS / page, heading)] == expected
+    assert [tuple(row[:2]) for row in table_after(DOCS / page, f"`{heading}`")] == expected
 
 
 def test_keywords_that_are_named_exist():
@@ -282,9 +291,10 @@ def test_keywords_that_are_named_exist():
     from fusedmix.integrations import torchvision
 
     keywords = set(fm.transforms.Options.__annotations__)
-    for thing in (fm.MixUp, fm.CutMix, fm.HMix, fm.FMix, fm.RandomMix, fm.mix_binary_cross_entropy, torch.compile):
+    functions = (fm.functional.mixup, fm.mix_binary_cross_entropy, fm.MixPlan.from_parts, torch.compile)
+    for thing in (fm.MixUp, fm.CutMix, fm.HMix, fm.FMix, fm.RandomMix, *functions):
         keywords |= set(inspect.signature(thing).parameters)
-    for page in ("migrating-torchvision.md", "migrating-timm.md"):
+    for page in ("migrating-torchvision.md", "migrating-timm.md", "migrating-others.md"):
         for line in text_of(DOCS / page).splitlines():
             if line.startswith("|"):
                 for code in re.findall(r"`([^`]*)`", line):
