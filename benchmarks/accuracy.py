@@ -27,9 +27,9 @@ from fusedmix.demo.train import Run, Split, compare, corrupt
 HELD_BACK = 0.2
 
 
-def tables(runs: Sequence[Run]) -> str:
+def tables(runs: Sequence[Run]) -> list[str]:
     """A table for each share of wrong labels, with seconds an epoch."""
-    return "\n\n".join(results.table(same, times=True) for same in results.conditions(runs).values())
+    return [results.table(same, times=True) for same in results.conditions(runs).values()]
 
 
 def load_folder(folder: Path, side: int, seed: int, corrupted: float, device: torch.device | str) -> Split:
@@ -98,7 +98,7 @@ def main() -> int:
     runs = compare(range(seeds), epochs, "cpu", **load)
     write_csv(out / f"{name}.csv", runs, environment(torch.device("cpu"), given.commit))
     results.draw(runs, pictures / f"{name}.png")
-    print(tables(runs))
+    print(*tables(runs), sep="\n\n")
     return 0
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from fusedmix.bench.report import busy, mark
+from fusedmix.bench.report import busy, mark, milliseconds
 from fusedmix.bench.results import Check, markdown
 from fusedmix.bench.timing import Timing
 
@@ -94,7 +94,7 @@ def input_table(rows: Sequence[InputTiming]) -> str:
     for case, (ours, *beside) in cases.items():
         named = {row.name: row for row in beside}
         cells: list[str] = [str(case), _rate(ours)]
-        cells += ["", ""] if ours.failed else [f"{ours.median_us / 1e3:.3g}", f"{ours.copy_ratio:.2f}"]
+        cells += ["", ""] if ours.failed else [milliseconds(ours), f"{ours.copy_ratio:.2f}"]
         lines.append((*cells, *(_beside(named.get(name), ours) for name in columns)))
     header = ("images a second", "fusedmix", "ms", "× copy", *columns)
     return markdown(header, lines) + busy(rows)

@@ -3,17 +3,21 @@
 python -m benchmarks.tables            # writes them into their documents
 python -m benchmarks.tables --check    # exit status 1: one of them differs from what its file says
 
-Each has its place between the comments `table: NAME` and `end of table`. Those of GPUs are made of every <gpu>-mix.csv,
-<gpu>-train-step.csv and <gpu>-input-step.csv that gpu_mix.py, train_step.py and input_step.py wrote, and say so where
-there is none.
+Times are medians with the 20th and the 80th percentile. One whose percentiles are a factor of two apart is marked and
+has no ratio; what was measured with changes that are in no commit is not shown; and a table says if the kernels that it
+times have changed since. Each has its place between the comments `table: NAME` and `end of table`. Those of GPUs are
+made of every <gpu>-mix.csv, <gpu>-train-step.csv and <gpu>-input-step.csv that gpu_mix.py, train_step.py and
+input_step.py wrote, and say so where there is none.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import json
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -25,6 +29,7 @@ from benchmarks.input_rows import InputTiming, input_table
 from benchmarks.train_rows import loader_table, step_table
 from fusedmix.bench import report
 from fusedmix.bench.results import markdown
+from fusedmix.bench.timing import Timing
 
 README = ROOT / "README.md"
 PERFORMANCE, ANALYSIS, ONE_PASS, ACCURACY = (
@@ -33,82 +38,73 @@ PERFORMANCE, ANALYSIS, ONE_PASS, ACCURACY = (
 _PLACE = r"(<!-- table: {name} -->\n).*?(<!-- end of table -->)"
 
 
+class NoResultsError(Exception):
+    """There is no table; the text says why, and stands in its place."""
+
+
 def cpu_mix() -> str:
-    """Times of mixing on a CPU, as ratios to a copy of the batch."""
+    """Times of mixing on a CPU, beside torchvision's."""
     rows = _rows("cpu-mix.csv")
-    of_copy = {_key(row): float(row["copy_ratio"]) for row in rows if row["measure"] == "wall"}
+    timed = {(*_key(row), row["inplace"]): row for row in rows if row["measure"] == "wall"}
 
-    def ratio(*key: Any) -> str:
-        return f"{of_copy[key]:.2f}"
+    def whole_call(method: str) -> tuple[str, ...]:
+        def of(provider: str, inplace: str) -> dict[str, str]:
+            return timed[provider, "module", method, "roll", "batch", "1", inplace]
 
-    def line(method: str, share: str, label: str) -> tuple[str, ...]:
-        found = [ratio("fusedmix", "mix_", method, pairing, "batch", share) for pairing in ("roll", "flip")]
-        found.append(ratio("fusedmix", "mix_", method, "roll", "sample", share))
-        found.append(ratio("fusedmix", "mix", method, "roll", "batch", share))
-        peer = ratio("torchvision", "module", method, "roll", "batch", "1") if method in ("MixUp", "CutMix") else ""
-        return (label, *found, peer)
+        in_place, out_of_place, theirs = of("fusedmix", "True"), of("fusedmix", "False"), of("torchvision", "False")
+        ratios = (_ratio(theirs, out_of_place), _ratio(theirs, in_place))
+        return (f"`{method}`, a whole call", _time(in_place), "", _time(out_of_place), _time(theirs), *ratios)
 
+    def images(method: str, share: str, label: str) -> tuple[str, ...]:
+        in_place = (timed["fusedmix", "mix_", method, "roll", per, share, "True"] for per in ("batch", "sample"))
+        out_of_place = timed["fusedmix", "mix", method, "roll", "batch", share, "False"]
+        return (label, *map(_time, (*in_place, out_of_place)), "", "", "")
+
+    lines = [whole_call(method) for method in ("MixUp", "CutMix")]
+    lines += [images(method, "1", f"{method}, the images") for method in ("MixUp", "HMix", "GMix")]
     boxes = sorted({row["share"] for row in rows if row["method"] == "CutMix" and row["share"] != "1"})
-    lines = [line(method, "1", method) for method in ("MixUp", "HMix", "GMix")]
-    lines += [line("CutMix", share, f"CutMix, box {float(share):.0%}") for share in boxes]
-    copy, clone = of_copy["torch", "copy", "", "", "", "1"], of_copy["torch", "clone", "", "", "", "1"]
-    lines.append(("`x.clone()`", "", "", "", f"{clone / copy:.2f}", ""))
-    table = markdown(
-        ("in copies of the batch", "in place, roll", "flip", "per sample", "out of place", "torchvision"), lines
+    lines += [images("CutMix", share, f"CutMix, box {float(share):.0%}, the images") for share in boxes]
+    places = ("in place", "in place, per sample", "out of place")
+    header = ("ms", *places, "torchvision", "over ours", "over ours in place")
+    copy, clone = (next(row for row in rows if row["call"] == call) for call in ("copy", "clone"))
+    host = {(row["method"], row["provider"]): row for row in rows if row["measure"] == "host"}
+    calls = "; ".join(
+        f"`{name}` {_microseconds(host[name, 'fusedmix'])}, torchvision's {_microseconds(host[name, 'torchvision'])}"
+        for name in ("MixUp", "CutMix")
     )
-    host = {(row["method"], row["provider"]): float(row["least_us"]) for row in rows if row["measure"] == "host"}
-    times = "; ".join(
-        f"`{method}` {host[method, 'fusedmix']:.0f} µs (torchvision: {host[method, 'torchvision']:.0f} µs)"
-        for method in ("MixUp", "CutMix")
-    )
-    shape = rows[0]["shape"].replace("x", "×")
     return (
-        f"{table}\n\nfloat32, {shape}, 2 threads; 1 is `out.copy_(x)`, {float(rows[0]['median_us']) / 1e3:.1f} ms. "
-        f"A whole call of a module on a 4×3×8×8 batch: {times}.\n{_source('python -m benchmarks.cpu_mix', rows[0])}\n"
+        f"{markdown(header, lines)}\n\nfloat32, {_shape(rows[0]['shape'])}, 2 threads; {_SPREAD}. `out.copy_(x)` takes "
+        f"{_time(copy)} ms, and `x.clone()` {_time(clone)} ms. A whole call of a module on a 4×3×8×8 batch: {calls}.\n"
+        f"{_source('python -m benchmarks.cpu_mix', rows[0])}\n"
     )
 
 
 def cpu_fmix() -> str:
     """Times of FMix's masks on a CPU, beside the NumPy pipeline."""
     rows = _rows("cpu-fmix.csv")
-    masks = {(row["provider"], row["shape"]): float(row["median_us"]) for row in rows if row["call"] == "mask"}
-    shapes = [row["shape"] for row in rows if row["call"] == "mask" and row["provider"] == "fusedmix"]
+    masks = {(row["provider"], row["shape"]): row for row in rows if row["call"] == "mask"}
     lines = [
-        (
-            shape.replace("x", "×"),
-            f"{masks['fusedmix', shape]:.0f}",
-            f"{masks['numpy', shape]:.0f}",
-            f"{masks['numpy', shape] / masks['fusedmix', shape]:.0f}",
-        )
-        for shape in shapes
+        (_shape(shape), *(_time(row) for row in (ours, masks["numpy", shape])), _ratio(masks["numpy", shape], ours))
+        for (provider, shape), ours in masks.items()
+        if provider == "fusedmix"
     ]
-    table = markdown(("µs a mask, one thread", "fusedmix", "NumPy", "ratio"), lines)
     steps = {(row["method"], row["per"]): row for row in rows if row["call"] == "module"}
-    times = ", ".join(
-        f"{method} {float(steps[method, 'sample']['median_us']) / 1e3:.0f} ms" for method in ("MixUp", "CutMix", "FMix")
-    )
-    shape = steps["FMix", "sample"]["shape"].replace("x", "×")
-    return (
-        f"{table}\n\nA whole step in place on {shape} float32, per sample, 2 threads: {times}.\n"
-        f"{_source('python -m benchmarks.cpu_fmix', rows[0])}\n"
-    )
+    times = ", ".join(f"{method} {_time(steps[method, 'sample'])} ms" for method in ("MixUp", "CutMix", "FMix"))
+    shape = _shape(steps["FMix", "sample"]["shape"])
+    table = markdown(("ms a mask, one thread", "fusedmix", "NumPy", "ratio"), lines)
+    what = f"A whole step in place on {shape} float32, per sample, 2 threads: {times}"
+    return f"{table}\n\n{_SPREAD.capitalize()}. {what}.\n{_source('python -m benchmarks.cpu_fmix', rows[0])}\n"
 
 
 def cpu_loss() -> str:
     """Times of the label losses on a CPU, forwards and backwards, beside PyTorch's on dense targets."""
-    rows = [row for row in _rows("cpu-loss.csv") if row["shape"] == "256x21841"]
-    times = {(row["call"], row["dtype"], row["provider"]): float(row["median_us"]) / 1e3 for row in rows}
+    rows = _rows("cpu-loss.csv")
     lines = [
-        (
-            f"`{call}`, {dtype}",
-            *(f"{times[call, dtype, provider]:.0f}" for provider in ("fusedmix", "torch")),
-            f"{times[call, dtype, 'torch'] / times[call, dtype, 'fusedmix']:.1f}",
-        )
-        for call, dtype, provider in times
-        if provider == "fusedmix"
+        _beside(f"`{ours['call']}`, {_shape(ours['shape'])}, {ours['dtype']}", ours, theirs)
+        for ours, theirs in _pairs(rows)
     ]
-    table = markdown(("ms, 256×21841 logits, 2 threads", "fusedmix", "dense targets", "ratio"), lines)
-    return f"{table}\n\n{_source('python -m benchmarks.cpu_loss', rows[0])}\n"
+    table = markdown(("ms, 2 threads", "fusedmix", "dense targets", "ratio"), lines)
+    return f"{table}\n\n{_SPREAD.capitalize()}.{_note(rows)}\n{_source('python -m benchmarks.cpu_loss', rows[0])}\n"
 
 
 def cpu_methods() -> str:
@@ -116,18 +112,31 @@ def cpu_methods() -> str:
     rows = _rows("cpu-methods.csv")
     lines = [_beside(f"{ours['method']}, per {ours['per']}", ours, theirs) for ours, theirs in _pairs(rows)]
     table = markdown(("ms, 64×3×224×224, 2 threads", "fusedmix", "OpenMixup", "ratio"), lines)
-    return f"{table}\n\n{_source('python -m benchmarks.method_peers', rows[0])}\n"
+    return f"{table}\n\n{_SPREAD.capitalize()}.{_note(rows)}\n{_source('python -m benchmarks.method_peers', rows[0])}\n"
 
 
 def cpu_puzzle() -> str:
     """Times of PuzzleMix's masks on a CPU, beside the authors' code."""
     rows = _rows("cpu-puzzle.csv")
-    lines = [
-        _beside(ours["call"].partition("-")[2].replace("x", "×") + " blocks", ours, theirs)
-        for ours, theirs in _pairs(rows)
-    ]
+    lines = [_beside(f"{_shape(ours['call'].partition('-')[2])} blocks", ours, theirs) for ours, theirs in _pairs(rows)]
     table = markdown(("ms, 64×3×224×224, 2 threads", "fusedmix", "authors", "ratio"), lines)
-    return f"{table}\n\n{_source('python -m benchmarks.puzzle_peers', rows[0])}\n"
+    return f"{table}\n\n{_SPREAD.capitalize()}.{_note(rows)}\n{_source('python -m benchmarks.puzzle_peers', rows[0])}\n"
+
+
+def cpu_fallback() -> str:
+    """Times of the reference backend on a CPU beside torchvision's, which have one mask a batch."""
+    rows = [row for row in _rows("cpu-fallback.csv") if row["measure"] == "wall, 1 threads" and row["per"] == "batch"]
+    timed = {(row["shape"], row["method"], row["provider"], row["inplace"]): row for row in rows}
+    lines = []
+    for shape, method, provider, inplace in timed:
+        theirs = timed.get((shape, method, "torchvision", "False"))
+        if provider == "fusedmix" and inplace == "False" and theirs:
+            ours = [timed[shape, method, provider, place] for place in ("False", "True")]
+            ratios = (_ratio(theirs, row) for row in ours)
+            lines.append((f"{method}, {_shape(shape)}", *map(_time, (theirs, *ours)), *ratios))
+    header = ("ms, one thread", "torchvision", "`reference`", "in place", "torchvision over ours", "over ours in place")
+    source = _source("python -m benchmarks.fallback", rows[0])
+    return f"{markdown(header, lines)}\n\n{_SPREAD.capitalize()}.{_note(rows)}\n{source}\n"
 
 
 def _pairs(rows: list[dict[str, str]]) -> list[tuple[dict[str, str], dict[str, str]]]:
@@ -136,8 +145,7 @@ def _pairs(rows: list[dict[str, str]]) -> list[tuple[dict[str, str], dict[str, s
 
 
 def _beside(what: str, ours: dict[str, str], theirs: dict[str, str]) -> tuple[str, ...]:
-    times = [float(row["median_us"]) / 1e3 for row in (ours, theirs)]
-    return (what, *(f"{time:.1f}" for time in times), f"{times[1] / times[0]:.1f}")
+    return (what, _time(ours), _time(theirs), _ratio(theirs, ours))
 
 
 def first_use() -> str:
@@ -169,7 +177,7 @@ def cpu_train_step() -> str:
     what = (
         f"ResNet-20, {rows[0]['shape'].replace('x', '×')} {rows[0]['dtype']}, {rows[0]['threads']} threads; p20 to p80"
     )
-    return f"{step_table(rows)}\n\n{what}.\n{_source('python -m benchmarks.train_step', rows[0])}\n"
+    return f"{step_table(rows)}\n\n{what}.{_note(rows)}\n{_source('python -m benchmarks.train_step', rows[0])}\n"
 
 
 def cpu_data_loader() -> str:
@@ -177,7 +185,7 @@ def cpu_data_loader() -> str:
     rows = _rows("cpu-data-loader.csv")
     batches = dict.fromkeys(f"{row['batch']} of {row['shape'].partition('x')[2].replace('x', '×')}" for row in rows)
     what = f"uint8 images in memory, batches of {' and '.join(batches)}; p20 to p80"
-    return f"{loader_table(rows)}\n\n{what}.\n{_source('python -m benchmarks.data_loader', rows[0])}\n"
+    return f"{loader_table(rows)}\n\n{what}.{_note(rows)}\n{_source('python -m benchmarks.data_loader', rows[0])}\n"
 
 
 def input_step() -> str:
@@ -196,11 +204,11 @@ def input_step_all() -> str:
 
 
 def _every_input(path: Path) -> str:
-    header = ("from bytes", "by", "measured", "median µs", "p20", "p80", "least", "× copy")
+    header = ("from bytes", "by", "measured", "median µs", "p20", "p80", "× copy")
     lines = []
     for row in report.read(path, InputTiming):
         if not row.failed:
-            times = (_digits(us) for us in (row.median_us, row.p20_us, row.p80_us, row.least_us))
+            times = (f"{_digits(row.median_us)}{report.mark(row)}", _digits(row.p20_us), _digits(row.p80_us))
             lines.append((row.case, row.name, row.measure, *times, f"{row.copy_ratio:.2f}"))
     source = _input_source(path)
     asked = path.with_name(f"{path.stem}-targets.csv")
@@ -318,13 +326,14 @@ def gpu_mix() -> str:
 def _ratios(path: Path) -> str:
     rows = [row for row in _rows(path.name) if row["measure"] == "device" and not _layout(row)]
     shape = next(row["shape"] for row in rows if row["method"] == "MixUp")
-    header = ("in copies of the batch", "in place, roll", "flip", "per sample", "out of place", "whole call")
+    header = ("in copies of the batch", "in place, roll", "in ms", "flip", "per sample", "out of place", "whole call")
     peers = ("torch.compile, in place", "out of place", "torchvision, whole call")
     parts = []
     for dtype in dict.fromkeys(row["dtype"] for row in rows if row["shape"] == shape):
         some = [row for row in rows if (row["dtype"], row["shape"]) == (dtype, shape) and row["backend"] != "triton"]
         copy = min(float(row["median_us"]) for row in some if row["call"] == "copy" and row["share"] == "1")
-        of_copy = {(*_key(row)[:-1], row["inplace"]): f"{float(row['median_us']) / copy:.2f}" for row in some}
+        timed = {(*_key(row)[:-1], row["inplace"]): row for row in some}
+        of_copy = {column: f"{float(row['median_us']) / copy:.2f}" for column, row in timed.items()}
         lines = []
         for method in ("MixUp", "HMix", "GMix", "CutMix"):
             columns = (
@@ -337,10 +346,11 @@ def _ratios(path: Path) -> str:
                 ("torch.compile", "mix", method, "roll", "batch", "False"),
                 ("torchvision", "module", method, "roll", "batch", "False"),
             )
-            lines.append((method, *(of_copy.get(column, "") for column in columns)))
+            first, *others = (of_copy.get(column, "") for column in columns)
+            lines.append((method, first, _time(timed[columns[0]]), *others))
         ours = [row for row in some if row["backend"] == "cuda" and row["call"] == "mix_"]
         boxes = {row["per"]: float(row["share"]) for row in ours if row["method"] == "CutMix"}
-        what = f"`cuda`, {dtype}, {_shape(shape)}; 1 is the fastest copy of the batch, {copy:.0f} µs"
+        what = f"`cuda`, {dtype}, {_shape(shape)}, {_SPREAD}; 1 is the fastest copy of the batch, {copy / 1e3:.3f} ms"
         changed = " or ".join(f"{boxes[per]:.0%} ({name})" for per, name in _BOXES.items() if per in boxes)
         table = markdown((*header, *peers), lines)
         source = _source("python -m benchmarks.gpu_mix", rows[0])
@@ -420,10 +430,9 @@ _COLUMNS: tuple[tuple[str, Callable[[dict[str, str]], str]], ...] = (
     ("dtype", lambda row: row["dtype"]),
     ("shape", lambda row: _shape(row["shape"])),
     ("share", lambda row: f"{float(row['share']):.0%}"),
-    ("median µs", lambda row: _digits(row["median_us"])),
+    ("median µs", lambda row: f"{_digits(row['median_us'])}{report.mark(_timing(row))}"),
     ("p20", lambda row: _digits(row["p20_us"])),
     ("p80", lambda row: _digits(row["p80_us"])),
-    ("least", lambda row: _digits(row["least_us"])),
     ("× copy", lambda row: f"{float(row['copy_ratio']):.2f}" if float(row["copy_ratio"]) else ""),
 )
 
@@ -431,9 +440,9 @@ _COLUMNS: tuple[tuple[str, Callable[[dict[str, str]], str]], ...] = (
 def _times(rows: Sequence[dict[str, str]]) -> str:
     """Every row; of the columns those in which the rows differ, and the times."""
     cells = {name: [cell(row) for row in rows] for name, cell in _COLUMNS}
-    always = ("what", "by", "median µs", "p20", "p80", "least")
+    always = ("what", "by", "median µs", "p20", "p80")
     kept = [name for name in cells if name in always or len(set(cells[name])) > 1]
-    return markdown(kept, zip(*(cells[name] for name in kept), strict=True))
+    return markdown(kept, zip(*(cells[name] for name in kept), strict=True)) + report.busy([*map(_timing, rows)])
 
 
 def _conditions(rows: Sequence[dict[str, str]]) -> str:
@@ -471,8 +480,6 @@ def _digits(microseconds: str | float) -> str:
     value = float(microseconds)
     return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
 
-
-# ---- Documents -------------------------------------------------------------------------------------------------------
 
 # ---- docs/analysis.md ------------------------------------------------------------------------------------------------
 
@@ -526,13 +533,6 @@ def _of_type(text: str, kind: Any) -> Any:
     return float(text) if text else None
 
 
-def _of_type(text: str, kind: Any) -> Any:
-    """A value of a CSV; an empty one is None."""
-    if kind in (str, int):
-        return kind(text)
-    return float(text) if text else None
-
-
 # ---- docs/accuracy.md ------------------------------------------------------------------------------------------------
 
 
@@ -541,10 +541,10 @@ def accuracy() -> str:
     from benchmarks import accuracy as of
     from fusedmix.demo.train import Run
 
-    runs = report.read(RESULTS / "accuracy.csv", Run)
-    trainings = f"{len({run.seed for run in runs})} trainings of {runs[0].epochs} epochs each"
     source = _source("python -m benchmarks.accuracy", _rows("accuracy.csv")[0])
-    return f"{of.tables(runs)}\n\n{trainings}; p20 to p80.\n{source}\n"
+    runs = report.read(RESULTS / "accuracy.csv", Run)
+    what = f"{len({run.seed for run in runs})} trainings of {runs[0].epochs} epochs each; seconds: {_SPREAD}"
+    return "\n".join(f"{table}\n\n{what}.\n{source}\n" for table in of.tables(runs))
 
 
 # ---- documents -------------------------------------------------------------------------------------------------------
@@ -568,6 +568,7 @@ DOCUMENTS: dict[Path, dict[str, Callable[[], str]]] = {
         "cpu-loss-all": cpu_loss_all,
         "cpu-methods": cpu_methods,
         "cpu-puzzle": cpu_puzzle,
+        "cpu-fallback": cpu_fallback,
         "first-use": first_use,
         "cpu-bench": cpu_bench,
         "cpu-train-step": cpu_train_step,
@@ -595,19 +596,88 @@ def _after(process: dict[str, float], step: str, before: str) -> float:
 
 def _rows(name: str) -> list[dict[str, str]]:
     with (RESULTS / name).open(newline="") as file:
-        return list(csv.DictReader(file))
+        rows = list(csv.DictReader(file))
+    if rows[0]["commit"].endswith("-dirty"):
+        raise NoResultsError(f"There are no results: `{name}` was measured with changes that are in no commit.\n")
+    return rows
 
 
 def _key(row: dict[str, str]) -> tuple[str, ...]:
     return tuple(row[column] for column in ("provider", "call", "method", "pairing", "per", "share"))
 
 
+# ---- cells, and what stands below a table ----------------------------------------------------------------------------
+
+_SPREAD = "medians (p20 to p80)"
+
+
+def _timing(row: dict[str, str]) -> Timing:
+    """The times of a row."""
+    times = {name: float(row[name]) for name in ("median_us", "p20_us", "p80_us")}
+    return Timing(row["measure"], row["provider"], row["call"], **times)
+
+
+def _time(row: dict[str, str]) -> str:
+    """In milliseconds."""
+    timing = _timing(row)
+    return f"{report.milliseconds(timing)}{report.mark(timing)}"
+
+
+def _microseconds(row: dict[str, str]) -> str:
+    timing = _timing(row)
+    return f"{timing.median_us:.0f} µs ({timing.p20_us:.0f} to {timing.p80_us:.0f}){report.mark(timing)}"
+
+
+def _ratio(theirs: dict[str, str], ours: dict[str, str]) -> str:
+    """Their time over ours, if both can be believed."""
+    believed = not any(report.mark(_timing(row)) for row in (theirs, ours))
+    return f"{float(theirs['median_us']) / float(ours['median_us']):.1f}" if believed else ""
+
+
+def _note(rows: Sequence[dict[str, str]]) -> str:
+    """What marks mean, if there are any."""
+    return report.busy([*map(_timing, rows)])
+
+
 def _source(command: str, environment: dict[str, str]) -> str:
     """Where a table comes from."""
+    commit = environment["commit"]
+    since = "; the kernels have changed since" if differs(commit, _kernels(command)) else ""
     return (
-        f"*`{command}` on {environment['device']}, torch {environment['torch']}, commit {environment['commit']}, "
-        f"{environment['date'][:10]}.*"
+        f"*`{command}` on {environment['device']}, torch {environment['torch']}, commit {commit}, "
+        f"{environment['date'][:10]}{since}.*"
     )
+
+
+def _kernels(command: str) -> tuple[str, ...]:
+    """The folders of the kernels that a command times."""
+    if re.search(r"\.(accuracy|theory|first_use)\b", command):
+        return ()
+    if "gpu" in command or "cuda" in command:
+        return ("csrc/include", "csrc/cuda", "fusedmix/backends/triton")
+    if command.endswith(".fallback"):
+        return ("fusedmix/backends/reference.py",)
+    return ("csrc/include", "csrc/host", "csrc/cpu")
+
+
+@functools.cache
+def differs(commit: str, folders: tuple[str, ...]) -> bool | None:
+    """Whether files are not what they were at a commit; None where there is no history to ask."""
+    if not folders:
+        return False
+    done = subprocess.run(["git", "diff", "--quiet", commit, "--", *folders], cwd=ROOT, capture_output=True)
+    return {0: False, 1: True}.get(done.returncode)
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+
+def made(table: Callable[[], str]) -> str:
+    """A table, or why there is none."""
+    try:
+        return table()
+    except NoResultsError as reason:
+        return str(reason)
 
 
 def filled(document: Path) -> str:
@@ -617,7 +687,7 @@ def filled(document: Path) -> str:
         parts = re.split(_PLACE.format(name=name), text, flags=re.DOTALL)
         assert len(parts) == 4, f"{name} has no place in {document.name}, or several"
         before, opening, closing, after = parts
-        text = before + opening + table() + closing + after
+        text = before + opening + made(table) + closing + after
     return text
 
 

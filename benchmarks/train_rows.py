@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fusedmix.bench import report
 from fusedmix.bench.results import markdown
 from fusedmix.bench.timing import Timing, quantile
 
@@ -37,9 +38,8 @@ def step_table(rows: Sequence[Mapping[str, Any]]) -> str:
     alone = {row["mixer"]: row for row in rows if row["call"] == "mixing"}
 
     def milliseconds(row: Mapping[str, Any]) -> str:
-        middle, low, high = (float(row[f"{name}_us"]) / 1e3 for name in ("median", "p20", "p80"))
-        digits = 1 if middle >= 10 else (2 if middle >= 1 else 3)
-        return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+        timing = _timing(row)
+        return f"{report.milliseconds(timing)}{report.mark(timing)}"
 
     lines = []
     for row in rows:
@@ -55,6 +55,12 @@ def step_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return markdown(header, lines)
 
 
+def _timing(row: Mapping[str, Any]) -> Timing:
+    """The times of a row, which may be texts."""
+    times = {name: float(row[name]) for name in ("median_us", "p20_us", "p80_us")}
+    return Timing(row["measure"], row["provider"], row["call"], **times)
+
+
 def loader_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Samples a second: a line for each way to mix, a column for each size and number of workers."""
     columns = list(dict.fromkeys((row["shape"], row["workers"]) for row in rows))
@@ -64,7 +70,7 @@ def loader_table(rows: Sequence[Mapping[str, Any]]) -> str:
         if row is None:
             return ""
         middle, low, high = (1e6 / float(row[f"{name}_us"]) for name in ("median", "p80", "p20"))
-        return f"{middle:.0f} ({low:.0f} to {high:.0f})"
+        return f"{middle:.0f} ({low:.0f} to {high:.0f}){report.mark(_timing(row))}"
 
     lines = []
     for how, where in dict.fromkeys((row["how"], row["where"]) for row in rows):

@@ -9,6 +9,7 @@ driver and its allocator take. It says where time goes and whether a commit adds
 
 from __future__ import annotations
 
+import statistics
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +23,7 @@ import fusedmix as fm
 from benchmarks.common import parser
 from fusedmix import backends
 from fusedmix.bench.results import markdown
-from fusedmix.bench.timing import host_microseconds
+from fusedmix.bench.timing import host_microseconds, quantile
 
 CASES: dict[str, Callable[..., Any]] = {
     "MixUp": fm.MixUp,
@@ -99,9 +100,10 @@ def main() -> int:
                 noting.launches.clear()
                 mix(x, y)
                 launches = len(noting.launches)
-                least = min(host_microseconds(lambda mix=mix: mix(x, y), loops, calls=10, finish=noting.launches.clear))
-                rows.append((name, "in place" if inplace else "out of place", launches, f"{least:.0f}"))
-    print(markdown(("module", "", "launches", "us"), rows))
+                times = host_microseconds(lambda mix=mix: mix(x, y), loops, calls=10, finish=noting.launches.clear)
+                spread = (statistics.median(times), quantile(times, 0.2), quantile(times, 0.8))
+                rows.append((name, "in place" if inplace else "out of place", launches, *(f"{t:.0f}" for t in spread)))
+    print(markdown(("module", "", "launches", "us", "p20", "p80"), rows))
     return 0
 
 

@@ -173,7 +173,7 @@ def test_table():
     header, _, *lines = ([cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines())
     assert header == ["images a second", "fusedmix", "ms", "× copy", "torchvision", "timm", "torch.compile", "triton"]
     assert lines == [
-        ["MixUp, NCHW to float32", "8000", "8", "1.25", "1000 (8.0×)", "differs", "", "4000 (2.0×)"],
+        ["MixUp, NCHW to float32", "8000", "8.00 (8.00 to 8.00)", "1.25", "1000 (8.0×)", "differs", "", "4000 (2.0×)"],
         [
             "CutMix, per sample, random partners, flipped, erased, NHWC to bfloat16 channels_last",
             *("failed", "", "", "", "", "2000 (busy)", ""),

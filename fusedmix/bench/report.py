@@ -33,19 +33,26 @@ def by_case(rows: Iterable[Row]) -> dict[Case, list[Row]]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """A line for each case: ours in microseconds and copies of as many bytes; peers as multiples of ours in the same
+    """A line for each case: ours in milliseconds and copies of as many bytes; peers as multiples of ours in the same
     place (out of place where they can do no other). Times that vary as they do on a busy machine are marked."""
     peers = [peer for peer in PEERS if any(row.provider == peer for row in rows)]
-    header = ("case", "in place, µs", "× copy", "out of place, µs", "× copy", *peers)
+    header = ("case", "in place, ms", "× copy", "out of place, ms", "× copy", *peers)
     lines = []
     for case, of_case in by_case(rows).items():
         ours = {place: _ours(of_case, place) for place in (True, False)}
         cells: list[str] = [str(case)]
         for place in (True, False):
             row = ours[place]
-            cells += [f"{row.median_us:.0f}{mark(row)}", f"{row.copy_ratio:.2f}"] if row else ["", ""]
+            cells += [f"{milliseconds(row)}{mark(row)}", f"{row.copy_ratio:.2f}"] if row else ["", ""]
         lines.append((*cells, *(_beside(of_case, peer, ours) for peer in peers)))
     return markdown(header, lines) + busy(rows)
+
+
+def milliseconds(row: Row | Timing) -> str:
+    """The median, and the 20th and the 80th percentile."""
+    median, low, high = (us / 1e3 for us in (row.median_us, row.p20_us, row.p80_us))
+    digits = 1 if median >= 10 else 2 if median >= 1 else 3
+    return f"{median:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
 def busy(rows: Sequence[Row | Timing]) -> str:

@@ -88,7 +88,7 @@ def wall(call: Callable[[], Any], prepare: Callable[[], Any] | None = None) -> C
 def host_microseconds(
     call: Callable[[], Any], loops: int, calls: int = 50, finish: Callable[[], None] | None = None
 ) -> list[float]:
-    """Of a call, from many short loops: the least of them is what the call costs where nothing disturbs it."""
+    """Of a call, from many short loops."""
     times = []
     for _ in range(loops):
         start = time.perf_counter()
