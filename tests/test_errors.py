@@ -241,7 +241,7 @@ CALL = {
     "labels in a column": wrong_value(lambda m: m(X, Y.unsqueeze(1)), "labels", "(4, 1)", "squeeze(1)", "one-hot"),
     "labels sparse": wrong_value(lambda m: m(X, torch.eye(4).to_sparse()), "labels", "sparse", "dense"),
     "labels nested": wrong_value(lambda m: m(X, nested(3)), "labels", "nested", "dense"),
-    "image int32": wrong_value(lambda m: m(X.int(), Y), "images", "int32", "float32"),
+    "image int32": wrong_value(lambda m: m(X.int(), Y), "images", "int32", "float32", "int16", "uint16"),
     "image without pixels": wrong_value(lambda m: m(X[..., :0], Y), "pixel", "(8, 0)"),
     "batches differ": wrong_value(lambda m: m(X, Y[:3]), "does not match the batch size of the labels", "4 != 3"),
     "label out of range": wrong_value(lambda m: m(X, Y + 7), "labels", "10", "[0, 10)"),
@@ -273,6 +273,19 @@ GETTERS = {
         "images",
         "negated",
         "resolve_neg",
+    ),
+    "int16 finished": wrong_value(
+        lambda: fm.MixUp(num_classes=9, finish=fm.Finish(None))(X.short(), Y), "images", "uint8 or floating", "int16"
+    ),
+    "fill of int16": wrong_value(
+        lambda: fm.Cutout(length=2, num_classes=9, fill=40000)(X.short(), Y),
+        "fill",
+        "-32768 to 32767",
+        "int16",
+        "40000",
+    ),
+    "fill of uint16": wrong_value(
+        lambda: fm.Cutout(length=2, num_classes=9, fill=-1)(X.to(torch.uint16), Y), "fill", "0 to 65535", "uint16", "-1"
     ),
     "axes of attach": wrong_value(
         lambda: attached_to(fm.CutMix())(X[:, None, None]),
