@@ -33,7 +33,8 @@ class MixedBoxes(NamedTuple):
     Attributes:
         boxes: (B, M, 4), in the format and the dtype that they came in.
         labels: (B, M, ...), as they came.
-        weight: (B, M) float32 in (0, 1]: the mean share of its own image in what is seen of the box.
+        weight: (B, M) float32 > 0: the mean share of its own image in what is seen of the box, at most 1 unless MixUp
+            extrapolates.
         sample: (B, M) int64: the sample whose box it is, ...
         index: (B, M) int64: ... and which of its boxes.
         layer: (B, M) int64: by which of the images it came: 0 for that of the sample itself and 1 for its partner's, or
@@ -359,14 +360,10 @@ def _of_samples(name: str, values: Any, mixed: MixedBoxes, plan: MixPlan) -> lis
 def _by_layer(
     move: Callable[[Tensor, Tensor, Tensor], Tensor], values: Any, mixed: MixedBoxes, device: torch.device
 ) -> Any:
-    """Values of mixed boxes, (m, ...) at a time, moved by the image that a box is in and by its layer, (m,) each."""
-    layers = mixed.layer if mixed.valid is None else [mixed.layer.flatten()]
+    """Values of mixed boxes, (m, ...) at a time, moved by the image that each box is in and by its layer, (m,)."""
     if mixed.valid is None:
-        images = [torch.full_like(layer, i) for i, layer in enumerate(layers)]
-    else:
-        images, values = (
-            [torch.arange(len(values), device=layers[0].device).repeat_interleave(values.shape[1])],
-            [values.flatten(0, 1)],
-        )
-    made = [move(x, image.to(device), layer.to(device)) for x, image, layer in zip(values, images, layers, strict=True)]
-    return made if mixed.valid is None else _kept(mixed.valid, made[0].unflatten(0, mixed.valid.shape))
+        of_samples = enumerate(zip(values, mixed.layer, strict=True))
+        return [move(x, torch.full_like(layer, i, device=device), layer.to(device)) for i, (x, layer) in of_samples]
+    image = torch.arange(len(values), device=device).unsqueeze(1).expand(mixed.layer.shape)
+    made = move(values.flatten(0, 1), image.flatten(), mixed.layer.flatten().to(device))
+    return _kept(mixed.valid, made.unflatten(0, mixed.layer.shape))

@@ -46,7 +46,6 @@ def parse(sample: Any, inplace: bool) -> Sample | None:
             f"images must be one for each of {len(targets)} detection targets, of one shape, dtype and device, because "
             f"one plan mixes them: resize or pad them first. But got {len(images)}: {found}."
         )
-
     if inplace:
         raise ValueError(
             "inplace must be False for images in a list, which are stacked first. Pass a tensor (B, C, H, W)."
