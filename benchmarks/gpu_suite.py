@@ -65,6 +65,8 @@ _WITH_GPU = (
     "test_gpu_finish",
     "test_ops",
     "test_losses",
+    "test_pixel_losses",
+    "test_label_maps",
     "test_term_losses",
     "test_multi",
     "test_derivatives",

@@ -17,7 +17,7 @@ from fusedmix.mixing import finish, mix, mix_, mix_labels
 from fusedmix.multi import MultiMix
 from fusedmix.pairing import pairing_by_distance
 from fusedmix.pasting import RICAP, Mosaic, ResizeMix
-from fusedmix.pixel_losses import mix_pixel_cross_entropy
+from fusedmix.pixel_losses import mix_pixel_cross_entropy, mix_pixel_dice
 from fusedmix.plan import MixPlan, SparseTargets, SparseTerms
 from fusedmix.puzzle import PuzzleMix
 from fusedmix.saliency import fine_grained_saliency, spectral_saliency
@@ -76,6 +76,7 @@ __all__ = [
     "mix_masks",
     "mix_masks_",
     "mix_pixel_cross_entropy",
+    "mix_pixel_dice",
     "mix_targets",
     "pairing_by_distance",
     "schedules",

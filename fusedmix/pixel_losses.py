@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from fusedmix import checks, subclasses
-from fusedmix.arguments import MaskArguments, PixelLossArguments
+from fusedmix.arguments import MaskArguments, PixelLossArguments, compute_dtype
 from fusedmix.backends import pixel_losses as reference
 from fusedmix.losses import REDUCTIONS, of_each_class
 from fusedmix.masks.constant import numbers
 from fusedmix.methods import Families, Pairing, Per
-from fusedmix.mixing import of_classes, prepare
+from fusedmix.mixing import in_range, of_classes, prepare
 from fusedmix.plan import MixPlan, check_lender, same_batch
 from fusedmix.segmentation import mix_masks
 from fusedmix.tracking import transformed
@@ -75,18 +75,88 @@ def mix_pixel_cross_entropy(
     logits = _check_logits(logits)
     checks.choice("reduction", reduction, tuple(REDUCTIONS))
     label_smoothing = checks.number("label_smoothing", label_smoothing, 0.0, 1.0)
-    if ignore_index is not None:
-        ignore_index = checks.integer("ignore_index", ignore_index, _NO_LABEL + 1, (1 << 63) - 1)
+    ignored = _ignored(ignore_index)
     weight = of_each_class("weight", weight, logits)
     same_batch("logits", logits, plan, refuse=_REFUSED, other=other)
     maps, masks, operators = _mixed_by(logits, maps, plan, other, backend)
-    ignored = _NO_LABEL if ignore_index is None else ignore_index
 
     def loss_of(labels: Tensor) -> Tensor:
         of = PixelLossArguments(logits, labels.reshape(maps.shape), weight, label_smoothing, ignored)
         return _cross_entropy(operators, of, int(REDUCTIONS[reduction]), masks)
 
     return of_classes(loss_of, maps.reshape(-1), logits.shape[1], ignore_index, name="maps")
+
+
+def mix_pixel_dice(
+    logits: Tensor,
+    maps: Tensor,
+    plan: MixPlan,
+    *,
+    other: Tensor | None = None,
+    softmax: bool = True,
+    include_background: bool = True,
+    batch: bool = False,
+    ignore_index: int | None = 255,
+    smooth: float = 1e-5,
+    reduction: str = "mean",
+) -> Tensor:
+    """Soft Dice loss of label maps mixed by the masks of a plan, no one-hot target being built.
+
+    With p the probabilities and t the mixed target of class k, M·[y = k] + (1-M)·[y' = k] at each pixel (M the mask, y
+    and y' the labels of the sample and of its partner), the loss of a class is
+
+        1 - (2·Σ p·t + smooth) / (Σ p + Σ t + smooth),
+
+    the sums being over the pixels of a sample. This is the Dice loss of Milletari 2016 (V-Net, section 3) with sums of
+    numbers in the denominator in place of sums of squares, which is what MONAI's DiceLoss is without squared_pred. So
+    where masks are 0 or 1 the loss is DiceLoss(softmax=True, to_onehot_y=True) of mix_masks(maps, plan). A label that
+    is ignored takes its share of a pixel out of all sums, that of p too.
+
+    Operations of PyTorch, on every device and differentiable any number of times.
+
+    Args:
+        logits: (B, K, *S) as in `mix_pixel_cross_entropy`; probabilities, if softmax is False.
+        maps, plan, other, ignore_index: as in `mix_pixel_cross_entropy`.
+        softmax: whether p is the softmax of the logits, or the logits themselves.
+        include_background: whether class 0 has a loss, too.
+        batch: whether sums are over the pixels of the whole batch.
+        smooth: > 0, what keeps a class that is nowhere at a loss of 0.
+        reduction: "mean" over samples and classes, "sum", or "none" for (B, K), with batch for (1, K); K is one less
+            without the background.
+
+    Returns:
+        float32 (float64 for float64 logits).
+
+    Raises:
+        TypeError, ValueError: as `mix_pixel_cross_entropy`.
+    """
+    logits = _check_logits(logits)
+    for name, flag in (("softmax", softmax), ("include_background", include_background), ("batch", batch)):
+        checks.boolean(name, flag)
+    checks.choice("reduction", reduction, tuple(REDUCTIONS))
+    smooth = checks.number("smooth", smooth, 0.0, open_low=True)
+    ignored = _ignored(ignore_index)
+    maps, masks, _ = _mixed_by(logits, maps, plan, other, None)
+    maps = in_range(maps.reshape(-1), logits.shape[1], ignore_index, "maps").reshape(maps.shape)
+    labels = reference.labels_of(PixelLossArguments(logits, maps, None, 0.0, ignored), masks)
+    numbers = logits.to(compute_dtype(logits)).flatten(2)
+    p = numbers.softmax(1) if softmax else numbers
+    overlap = target = p.new_zeros(p.shape[:2])
+    for label in labels:
+        at, share = label.at.flatten(1), label.share.flatten(1)
+        overlap = overlap.scatter_add(1, at, share * p.gather(1, at.unsqueeze(1)).squeeze(1))
+        target = target.scatter_add(1, at, share)
+    counted = (labels[0].share + labels[1].share).flatten(1)
+    sums = torch.stack((overlap, target + torch.bmm(p, counted.unsqueeze(2)).squeeze(2)))
+    sums = sums.sum(1, keepdim=True) if batch else sums
+    common, both = sums if include_background else sums[:, :, 1:]
+    loss = 1 - (2 * common + smooth) / (both + smooth)
+    return loss if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()
+
+
+def _ignored(ignore_index: Any) -> int:
+    """The label that is none, as operators take it."""
+    return _NO_LABEL if ignore_index is None else checks.integer("ignore_index", ignore_index, _NO_LABEL + 1)
 
 
 def _mixed_by(

@@ -114,6 +114,27 @@ APPLY = {
     ),
     "masks blended": wrong_value(lambda: fm.mix_masks(X[:, 0].long(), BLENDED), "masks", "int64", "mask_classes"),
     "masks complex": wrong_value(lambda: fm.mix_masks(X[:, 0].cfloat(), PLAN), "masks", "complex64", "real"),
+    "masks blended in place": wrong_value(
+        lambda: fm.mix_masks_(X[:, 0].long(), BLENDED), "masks", "int64", "mask_classes"
+    ),
+    "pixels without pixels": wrong_value(
+        lambda: fm.mix_pixel_cross_entropy(torch.ones(4, 3), Y, PLAN), "logits", "(4, 3)", "*size"
+    ),
+    "maps that are dense": wrong_value(
+        lambda: fm.mix_pixel_cross_entropy(X, X, PLAN), "maps", "float32", "integers or bool of shape (4, 8, 8)"
+    ),
+    "maps of another size": wrong_value(
+        lambda: fm.mix_pixel_cross_entropy(X, X[:, 0, 1:].long(), PLAN), "maps", "(4, 7, 8)", "(4, 8, 8)"
+    ),
+    "maps out of range": wrong_value(
+        lambda: fm.mix_pixel_cross_entropy(X, X[:, 0].long() + 9, BLENDED), "maps", "9", "[0, 3)"
+    ),
+    "a pixel's label a number": wrong_type(
+        lambda: fm.mix_pixel_cross_entropy(X, X[:, 0].long(), PLAN, ignore_index=0.5), "ignore_index", "0.5", "int"
+    ),
+    "dice without smooth": wrong_value(
+        lambda: fm.mix_pixel_dice(X, X[:, 0].long(), PLAN, smooth=0), "smooth", "0", "> 0"
+    ),
     "logits 3D": wrong_value(
         lambda: fm.mix_cross_entropy(X[0], Y, PLAN), "logits", "(3, 8, 8)", "(batch_size, num_classes)"
     ),

@@ -10,8 +10,9 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 import fusedmix as fm
-from conftest import refused
+from conftest import INTEGERS, refused
 from samples import SOFT, B, H, K, W, assert_blended, blended, build, classes, every_module, images, label_map, run
+from test_ops import HERE
 
 VOID = 255
 HARD = ("CutMix", "CutMix_per_sample", "CutMix_per_pair")
@@ -163,3 +164,44 @@ def test_255_is_a_class_where_there_are_more() -> None:
     assert torch.equal(out[2][:, 255], torch.ones(B, H, W))
     out, _ = run(build("CutMix", mask_classes=200), tv_tensors.Image(images()), classes(), tv_tensors.Mask(maps))
     assert not out[2].any()
+
+
+@pytest.mark.parametrize("dtype", [*INTEGERS, torch.bool], ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "stepped", "expanded"])
+@pytest.mark.parametrize("backend", HERE, ids="-".join)
+def test_labels_of_any_width_are_copied_bit_for_bit(backend: tuple[str, str], layout: str, dtype: torch.dtype) -> None:
+    """Whatever the bytes are: as floating-point numbers many of them would be NaN, or subnormal."""
+    name, device = backend
+    width = torch.empty(0, dtype=dtype).element_size()
+    generator = torch.Generator().manual_seed(width)
+    raw = torch.randint(2 if dtype == torch.bool else 256, (B, 3, H, W, width), generator=generator, dtype=torch.uint8)
+    maps = raw.view(dtype).squeeze(-1).to(device)
+    if layout == "channels_last":
+        maps = maps.movedim(1, -1).contiguous().movedim(-1, 1)
+    elif layout == "stepped":
+        maps = maps.repeat(1, 1, 1, 2)[..., ::2]
+    elif layout == "expanded":
+        maps = maps[..., :1].expand(B, 3, H, W)
+    for mix in (fm.CutMix(per="sample", pairing="random"), fm.FMix(pairing="flip")):
+        plan = mix.sample(B, (H, W), seed=3)
+        own = (plan.mask() == 1).reshape(B, 1, H, W, 1)
+        before = maps.cpu().contiguous().unsqueeze(-1).view(torch.uint8)
+        expected = torch.where(own, before, before[plan.partner])
+        mixed = fm.mix_masks(maps, plan, backend=name)
+        assert mixed.dtype == dtype
+        assert torch.equal(mixed.cpu().contiguous().unsqueeze(-1).view(torch.uint8), expected)
+        if layout != "expanded":
+            written = maps.clone(memory_format=torch.preserve_format)
+            version = written._version
+            assert fm.mix_masks_(written, plan, backend=name) is written
+            assert written._version > version
+            assert torch.equal(written.cpu().contiguous().unsqueeze(-1).view(torch.uint8), expected)
+
+
+def test_in_place_of_what_is_kept_and_what_is_dense() -> None:
+    maps, dense = label_map(B, H, W), torch.rand(B, 3, H, W)
+    kept, plan = fm.Cutout(length=3).sample(B, (H, W), seed=1), fm.CutMix().sample(B, (H, W), seed=1)
+    assert torch.equal(fm.mix_masks_(maps.clone(), kept), maps)
+    assert torch.equal(fm.mix_masks_(dense.clone(), plan), fm.mix(dense, plan))
+    with pytest.raises(fm.InplaceError, match="pastes crops"):
+        fm.mix_masks_(maps, fm.ResizeMix().sample(B, (H, W), seed=1))

@@ -152,6 +152,17 @@ def test_losses(operators, dtype, reduction):
         operators.check("binary_cross_entropy_backward", torch.ones_like(loss), *asked)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("reduction", [Reduction.NONE, Reduction.MEAN])
+def test_pixel_losses(operators, reduction, layout):
+    z = torch.randn(5, 3, 6, 7, device=operators.device).contiguous(memory_format=layout)
+    maps = torch.randint(3, (5, 6, 7), device=operators.device, dtype=torch.uint8)
+    of, masks = (z, maps, torch.rand(3, device=operators.device), 0.1, 2), operators.masks()
+    operators.check("pixel_cross_entropy", *of, int(reduction), *masks)
+    loss, *kept = operators.namespace.pixel_cross_entropy(*of, int(reduction), *masks)
+    operators.check("pixel_cross_entropy_backward", torch.ones_like(loss), *of, *kept, *masks)
+
+
 @pytest.mark.parametrize("operator", ["mix_batch", "mix_batch_"])
 @pytest.mark.parametrize(
     ("dtype", "labels", "asked"),

@@ -113,6 +113,7 @@ double mass_of(const PixelLoss& loss) {
 // f(C{}, tile, labels) for every tile, C being the compute type of the logits.
 template <class F>
 void each_tile(const PixelTiles& tiles, const PlanView& plan, const Parallel& parallel, const F& f) {
+  if (tiles.count() == 0) return;
   const PixelLoss& loss = tiles.loss;
   const Masks masks = masks_of(plan, Row{loss.side[2], 1, 1, 1, 2, 0}, loss.side, loss.batch);
   const Tables tables = tables_of(masks, false, parallel);

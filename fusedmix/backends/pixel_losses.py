@@ -27,7 +27,7 @@ from fusedmix.checks import class_range
 from fusedmix.methods import Reduction
 
 
-class _Label(NamedTuple):
+class Label(NamedTuple):
     """One of the two labels of each pixel, (B, *S)."""
 
     at: Tensor  # int64, in 0..K-1: 0 where the label is none of the classes
@@ -43,7 +43,7 @@ def pixel_cross_entropy(of: PixelLossArguments, reduction: int, plan: MaskArgume
     """
     class_range(of.maps, of.logits.shape[1], "maps", ignore_index=of.ignore_index)
     z = of.logits.to(compute_dtype(of.logits))
-    labels = _labels(of, plan)
+    labels = labels_of(of, plan)
     top = z.amax(1, keepdim=True)
     logarithm = (z - top).exp().sum(1, keepdim=True).log()
     loss = torch.zeros_like(labels[0].share)
@@ -78,7 +78,7 @@ def differentiable_slope(
     """The same in the compute dtype, in operations that have derivatives: also by L, where none is given."""
     z = of.logits.to(compute_dtype(of.logits))
     logsumexp = z.logsumexp(1) if logsumexp is None else logsumexp
-    labels = _labels(of, plan)
+    labels = labels_of(of, plan)
     share = labels[0].share + labels[1].share
     smooth = of.label_smoothing / z.shape[1]
     c = None if of.class_weight is None else _of_channels(of.class_weight, z)
@@ -94,7 +94,7 @@ def differentiable_slope(
     return torch.where(counts.unsqueeze(1), slope * (grad * scale).unsqueeze(0 if grad.ndim == 0 else 1), 0.0)
 
 
-def _labels(of: PixelLossArguments, plan: MaskArguments) -> tuple[_Label, _Label]:
+def labels_of(of: PixelLossArguments, plan: MaskArguments) -> tuple[Label, Label]:
     """The labels of the sample and of its partner."""
     z, maps = of.logits, of.maps.long()
     compute = compute_dtype(z)
@@ -107,7 +107,7 @@ def _labels(of: PixelLossArguments, plan: MaskArguments) -> tuple[_Label, _Label
         valid = (y >= 0) & (y < z.shape[1])
         at = torch.where(valid, y, 0)
         share = torch.where(y == of.ignore_index, 0.0, torch.where(valid | (share == 0), share, torch.nan))
-        made.append(_Label(at, share, share if of.class_weight is None else share * of.class_weight[at]))
+        made.append(Label(at, share, share if of.class_weight is None else share * of.class_weight[at]))
     return made[0], made[1]
 
 
