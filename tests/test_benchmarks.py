@@ -288,6 +288,16 @@ def test_cpu_mix(tmp_path):
 
 
 @pytest.mark.thorough
+def test_cpu_pixel_loss(tmp_path):
+    said = run("cpu_pixel_loss", "--quick", "--threads", 1, "--commit", "abc", "--out", tmp_path)
+    names = {f"cpu-pixel-loss{kind}" for kind in (".csv", "-targets.csv", "-environment.json")}
+    assert {path.name for path in tmp_path.iterdir()} == names
+    timed = rows(tmp_path / "cpu-pixel-loss.csv", TIMING | SUMMARY)
+    assert [row["provider"] for row in timed] == ["fusedmix", "torch"] * 2
+    assert f"of {len(rows(tmp_path / 'cpu-pixel-loss-targets.csv', CHECK))} targets met" in said
+
+
+@pytest.mark.thorough
 def test_triton_host():
     pytest.importorskip("triton")
     said = run("triton_host", "--quick", TRITON_INTERPRET="0")
