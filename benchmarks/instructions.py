@@ -89,7 +89,7 @@ def share(name: str, masks: str, size: int) -> Share:
     return Share(4, ahead, 1 if (masks, size) == ("Gaussians", 1) else 2)  # kAfter
 
 
-APART = ("targets.h", "finish_pixel.h")  # in csrc/cuda: what is counted apart
+APART = ("targets.h", "finish_pixel.h", "pixel_access.h")  # in csrc/cuda: what is counted apart
 
 # What no kernel has, and what one that mixes has at most.
 LIMITS = {"stack": 0, "local": 0}
@@ -107,6 +107,16 @@ GATHER_LIMITS = {
     "with_kernel": {"instructions": 1500},
     "paste_kernel": {"instructions": 1500},
     "blend_kernel": {"instructions": 1000},
+}
+
+# Those of the loss of label maps (csrc/cuda/pixel_losses.cu) are NAME<compute type>. How many vectors of float32 logits
+# a turn through the classes has (kPlanes), and how many instructions there may be for each of them, without what is
+# done for pixels one by one: of all three types, of which a turn takes one. While memory reads a vector 140 are issued,
+# while it reads and writes one 280.
+PIXEL_VECTORS = 4
+PIXEL_LIMITS = {
+    "pixel_cross_entropy_kernel<float>": {"per_vector": 125},
+    "pixel_gradient_kernel<float>": {"per_vector": 200},
 }
 
 # A sampler of one family (csrc/cuda/sample.cu), by how partners are found. Where they are random other blocks do that.
@@ -129,11 +139,6 @@ EXEMPT = (
         {"per_vector": 140 * len(Families), "stack": 8, "local": 2},
         "all families: the code of each, of which a mask takes one. The bound did not know stored and soft masks, discs"
         " and grids; constants, boxes and Gaussians among each other have kernels of their own, within it",
-    ),
-    Exempt(
-        r"sm_(100|120) binary_cross_entropy_kernel<double, 1>",
-        {"stack": 16, "local": 7},
-        "a logarithm and an exponential of float64 for each class: four registers of 64",
     ),
     Exempt(
         r"sm_(80|90|100) sample_kernel<fusedmix::(Smooth|Grid), .*",
@@ -221,6 +226,8 @@ class Count:
         name, _, parameters = self.kernel.rstrip(">").partition("<")
         if (sampler := SAMPLER.fullmatch(self.kernel)) and sampler[1] != ALL_FAMILIES:
             return LIMITS | SAMPLER_LIMITS[int(sampler[2])]
+        if self.kernel in PIXEL_LIMITS:
+            return LIMITS | PIXEL_LIMITS[self.kernel]
         if name == FINISHING and parameters.startswith("unsigned char, 16, 3, "):
             draws = parameters.split(", ")[4] == "true"
             return LIMITS | {"per_vector": FINISH_BOUNDS[self.masks][draws]}
@@ -356,7 +363,8 @@ def _count(arch: str, kernel: str, instructions: list[Instruction], threads: int
     name, _, parameters = kernel.rstrip(">").partition("<")
     mixes, finishes = name in MIXING, name == FINISHING
     masks = SETS[Families(int(parameters.split(", ")[3 if finishes else 2]))] if mixes or finishes else ""
-    mixing = [i for i in instructions if (mixes or finishes) and not i.apart]
+    of_pixels = kernel in PIXEL_LIMITS
+    mixing = [i for i in instructions if (mixes or finishes or of_pixels) and not i.apart]
     wait = next((n for n, i in enumerate(mixing) if i.opcode == "BAR"), len(mixing))
     before, after = (sum(i.in_loop for i in part) for part in (mixing[:wait], mixing[wait:]))
     per_vector = Fraction()
@@ -366,6 +374,8 @@ def _count(arch: str, kernel: str, instructions: list[Instruction], threads: int
         per_vector = sum((Fraction(*pair) for pair in zip(numbers, of, strict=True)), Fraction())
     if finishes:  # each instruction is for all channels
         per_vector = Fraction(len(mixing), int(parameters.split(", ")[2]))
+    if of_pixels:
+        per_vector = Fraction(before + after, PIXEL_VECTORS)
     shared = used["SHARED"]
     if int(arch) >= 90:  # of these cuobjdump counts what is reserved, where anything is used
         shared = max(0, shared - RESERVED)

@@ -103,9 +103,6 @@ _SCHEMAS = {
     "pixel_cross_entropy": f"({_PIXELS}, int reduction, {_MASKS}) -> (Tensor loss, Tensor logsumexp, Tensor scale)",
     "pixel_cross_entropy_backward": (f"(Tensor grad, {_PIXELS}, Tensor logsumexp, Tensor scale, {_MASKS}) -> Tensor"),
 }
-# What a backend in C++ has no kernel of yet.
-_PIXEL_LOSS = ("pixel_cross_entropy", "pixel_cross_entropy_backward")
-_LACKING = {"cpp": (), "cuda": _PIXEL_LOSS}
 # These read tensors on the host: what may have been drawn, a seed. A CUDA graph would keep what they read when it was
 # captured, so torch.compile(mode="reduce-overhead") must leave them outside.
 _OUTSIDE_GRAPHS = ("sample", "fourier", "mix_batch", "mix_batch_", "draw_finish")
@@ -217,13 +214,7 @@ def _define(backend: str, module: ModuleType | None = None) -> torch.library.Lib
             if module is reference:
                 function = reference.where_float64_is(name, function)
             library.impl(name, operands.checked(name, schema, function), "CompositeExplicitAutograd")
-        elif name in _LACKING[backend]:
-            library.impl(name, functools.partial(_refuse, backend, name), "CompositeExplicitAutograd")
     return library
-
-
-def _refuse(backend: str, name: str, *_: Any) -> None:
-    raise NotImplementedError(f'The backend {backend} does not have {name} yet, use backend="reference".')
 
 
 def _of_row(function: Callable[..., Any], schema: str) -> Callable[..., Any]:

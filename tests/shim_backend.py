@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from fusedmix import erasing
-from fusedmix.arguments import MaskArguments
+from fusedmix.arguments import MaskArguments, PixelLossArguments, compute_dtype
 from fusedmix.backends import reference
 from fusedmix.finishing import FinishArguments
 from fusedmix.masks.family import WORDS
@@ -35,6 +35,9 @@ PLAN = {
 def span_of(x):
     """How many elements lie between the first and the last of a tensor, both counted."""
     return 1 + sum(stride * (n - 1) for stride, n in zip(x.stride(), x.shape, strict=True))
+
+
+PIXELS = len(PixelLossArguments._fields)
 
 
 class Shim:
@@ -336,6 +339,43 @@ class Shim:
         out = self.made("gradient", *loss["logits"].shape, dtype=loss["logits"].dtype)
         self.module.loss_gradient(self.memory, loss, plan, grad, factor, scale, statistics, out)
         return out
+
+    # ---- the loss of label maps
+
+    def pixel_cross_entropy(self, *args, on_host=False):
+        *of, reduction = args[: PIXELS + 1]
+        loss, plan, (pixels, compute) = self.pixel_loss(of, args[PIXELS + 1 :], on_host)
+        losses = self.made("losses", *pixels, dtype=compute) if reduction == Reduction.NONE else None
+        shapes = {"logsumexp": pixels, "out": (), "scale": ()}
+        made = [self.made(name, *shape, dtype=compute) for name, shape in shapes.items()]
+        self.module.pixel_loss(self.memory, loss, plan, reduction == Reduction.MEAN, (losses, *made))
+        logsumexp, out, scale = made
+        return out if losses is None else losses, logsumexp, scale
+
+    def pixel_cross_entropy_backward(self, grad, *args, on_host=False):
+        of, (logsumexp, scale), masks = args[:PIXELS], args[PIXELS : PIXELS + 2], args[PIXELS + 2 :]
+        loss, plan, _ = self.pixel_loss(of, masks, on_host)
+        grad = grad.contiguous()
+        for name, t in (("grad", grad), ("scale", scale), ("logsumexp", logsumexp)):
+            self.watch(name, t, writable=False)
+        out = torch.empty_like(loss["logits"]).fill_(torch.nan)
+        self.watch("gradient", out, initialised=False)
+        self.module.pixel_gradient(self.memory, loss, plan, grad, logsumexp, scale, out)
+        return out
+
+    def pixel_loss(self, of, masks, on_host):
+        """What the kernels are told of the loss and of its plan, and the shape and the dtype of numbers of pixels."""
+        self.forget()
+        of, masks = PixelLossArguments(*of), MaskArguments(*masks)
+        size = of.logits.shape[2:]
+        hints = {name: getattr(masks, name) for name in ("families", "pairing", "per")}
+        tensors = {name: getattr(masks, name) for name in ("partner", "masks", "pixels")}
+        plan = self.plan(tensors, size, on_host, **hints, shared=int(masks.per) == Per.BATCH)
+        loss = of._replace(maps=of.maps.contiguous())._asdict()
+        for name in ("logits", "maps", "class_weight"):
+            self.watch(name, loss[name], writable=False)
+        pixels = (len(of.logits), *size), compute_dtype(of.logits)
+        return {**loss, "side": plan["side"]}, plan, pixels
 
     # ---- sampling
 

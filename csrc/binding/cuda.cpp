@@ -12,6 +12,7 @@
 #include "finish.h"
 #include "gathers.h"
 #include "grid_cut.h"
+#include "pixel_losses.h"
 
 namespace fusedmix {
 namespace {
@@ -199,6 +200,18 @@ Tensor mixed(Way way, const Tensor& src, const GivenMasks& given, const Tensor* 
   return dst;
 }
 
+// Where the loss of label maps is computed, and its plan.
+struct PixelPlan {
+  Target target;
+  cuda::GivenPlan plan;
+
+  PixelPlan(const PixelTensors& t, const GivenMasks& given)
+      : target(device_of(t.logits)), plan(target.plan(t.loss.batch, t.loss.side, given)) {
+    target.check_here("maps", t.maps);
+    if (t.class_weight) target.check_here("the weights of classes", *t.class_weight);
+  }
+};
+
 // Where several samples of x become one.
 Target target_of(const Tensor& x) {
   if (!x.is_cuda()) refuse("x must be on a GPU");
@@ -361,10 +374,33 @@ Tensor loss_gradient(const LossTensors& t, const Tensor& grad, double factor, co
   return out;
 }
 
+std::tuple<Tensor, Tensor, Tensor> pixel_cross_entropy(const PixelTensors& t, int64_t reduction, const GivenMasks& given) {
+  PixelPlan of(t, given);
+  const bool each = reduction == kNone;
+  const Tensor logsumexp = t.empty_like_maps("the losses"), losses = each ? t.empty_like_maps("the losses") : logsumexp;
+  const Tensor sum = of.target.tensor("a loss", {}, t.compute()), scale = of.target.tensor("a loss", {}, t.compute());
+  cuda::pixel_loss(of.target, t.loss, of.plan, reduction == kMean,
+                   {each ? losses.mutable_data_ptr() : nullptr, logsumexp.mutable_data_ptr(), sum.mutable_data_ptr(), scale.mutable_data_ptr()});
+  return {each ? losses : sum, logsumexp, scale};
+}
+
+Tensor pixel_gradient(const PixelTensors& t, const Tensor& grad, const Tensor& logsumexp, const Tensor& scale, const GivenMasks& given) {
+  PixelPlan of(t, given);
+  of.target.check_here("grad", grad);
+  of.target.check_here("logsumexp", logsumexp);
+  of.target.check_here("scale", scale);
+  const Tensor out = new_like(t.logits);
+  cuda::pixel_gradient(of.target, t.loss, of.plan,
+                       {grad.const_data_ptr(), grad.dim() != 0, logsumexp.const_data_ptr(), scale.const_data_ptr(), out.mutable_data_ptr(),
+                        pixel_steps(out, t.loss.side)});
+  return out;
+}
+
 STABLE_TORCH_LIBRARY_IMPL(fusedmix_cuda, CUDA, m) {
   implement(m);
   implement_gathers(m);
   implement_finish(m);
+  implement_pixel_losses(m);
 }
 
 // Their tensors may all be on the CPU: a spec, chances, a seed.

@@ -30,11 +30,13 @@ FUSEDMIX_DEVICE C combine(const FinishArgs& args, int64_t i) {
   const C* partial = static_cast<const C*>(args.partial);
   if (args.binary) {
     C sum = 0;
+    FUSEDMIX_NO_UNROLL
     for (int64_t part = i * args.parts; part < (i + 1) * args.parts; ++part) sum += device::load(partial + part);
     device::store(static_cast<C*>(args.out.rows) + i, sum);
     return sum;
   }
   RowSums<C> sums;
+  FUSEDMIX_NO_UNROLL
   for (int64_t part = i * args.parts; part < (i + 1) * args.parts; ++part) sums.add(load_sums(partial + 4 * part));
   return store_row(args.out, i, sums);
 }
@@ -46,6 +48,7 @@ FUSEDMIX_KERNEL(kLossThreads) finish_kernel(FUSEDMIX_ARGS(FinishArgs, args)) {
   const int32_t thread = static_cast<int32_t>(device::thread());
   double sum = 0;
   int64_t count = 0;
+  FUSEDMIX_NO_UNROLL
   for (int64_t i = thread; i < args.batch; i += kLossThreads) {
     sum += args.partial == nullptr ? device::load(static_cast<const C*>(args.out.rows) + i) : combine<C>(args, i);
     if (args.counted) count += device::load(args.labels + i * args.label_stride) != args.ignore ? 1 : 0;

@@ -108,6 +108,21 @@ struct LossReader {
       if (has(u)) f(u);
     }
   }
+  // f(u, vector) for each of these. Of single elements one after the other: the code of f once, for what is long.
+  template <class F>
+  FUSEDMIX_DEVICE void each_in_turn(const F& f) const {
+    if constexpr (V > 1) {
+      each([&](int u) { f(u, vectors[u]); });
+    } else {
+      FUSEDMIX_NO_UNROLL
+      for (int u = 0; u < kLossAhead; ++u) {
+        Vec<T, V> one = vectors[0];
+        FUSEDMIX_UNROLL
+        for (int k = 1; k < kLossAhead; ++k) one = k == u ? vectors[k] : one;
+        if (has(u)) f(u, one);
+      }
+    }
+  }
   // Which vector of the part holds a class. Where none does it is a number beyond them all.
   FUSEDMIX_DEVICE uint32_t vector_of(int64_t k) const { return (static_cast<uint32_t>(k) - static_cast<uint32_t>(first)) / V; }
   FUSEDMIX_DEVICE Compute<T> logit(int64_t k) const { return to_compute(device::load(row + k * step)); }
@@ -357,7 +372,7 @@ FUSEDMIX_WIDE_KERNEL(kLossThreads, 4) cross_entropy_kernel(FUSEDMIX_ARGS(LossArg
 }
 
 template <class T, int V>
-FUSEDMIX_WIDE_KERNEL(kLossThreads, 4) binary_cross_entropy_kernel(FUSEDMIX_ARGS(LossArgs, args)) {
+FUSEDMIX_WIDE_KERNEL(kLossThreads, (sizeof(T) == 8 ? 3 : 4)) binary_cross_entropy_kernel(FUSEDMIX_ARGS(LossArgs, args)) {
   using C = Compute<T>;
   FUSEDMIX_SHARED(C, found, kLossThreads);
   const int32_t thread = static_cast<int32_t>(device::thread());
@@ -373,10 +388,10 @@ FUSEDMIX_WIDE_KERNEL(kLossThreads, 4) binary_cross_entropy_kernel(FUSEDMIX_ARGS(
   };
   for (; reader.any(); reader.next()) {
     BinaryLosses<C> losses;
-    reader.each([&](int u) {
+    reader.each_in_turn([&](int u, const Vec<T, V>& vector) {
       const int32_t k = reader.class_of(u);
       C z[V];
-      to_numbers(reader.vectors[u], z);
+      to_numbers(vector, z);
       if (weighted || labelled(reader, u)) {
         in_turn(z, [&](int l, C one) { add_any(k + l, one); });
       } else if (label.none == C(0)) {
@@ -409,10 +424,10 @@ FUSEDMIX_DEVICE void write_gradient(const LossArgs& args, const LossPlace& place
                                     const Labelled& labelled, const F& f) {
   using C = Compute<T>;
   T* out = static_cast<T*>(args.gradient) + place.i * args.loss.num_classes;
-  reader.each([&](int u) {
+  reader.each_in_turn([&](int u, const Vec<T, V>& vector) {
     const int32_t k = reader.class_of(u);
     C z[V], made[V];
-    to_numbers(reader.vectors[u], z);
+    to_numbers(vector, z);
     f(k, labelled(reader, u), z, made);
     device::store_whole(reinterpret_cast<RawVec<T, V>*>(out + k), to_raw(Vec<T, V>::of(made)));
   });

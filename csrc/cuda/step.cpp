@@ -56,6 +56,12 @@ const T* at(const char* base, int64_t offset) {
   return reinterpret_cast<const T*>(base + offset);
 }
 
+// Where there are more maps than samples to mix, partners are among all of them.
+GivenPlan of_maps(GivenPlan given, const PixelLoss& loss) {
+  if (loss.samples > loss.batch) given.pairing = kRandom, given.others = loss.samples;
+  return given;
+}
+
 bool has_elements(const Images& images) { return images.layout.batch * images.layout.elements > 0; }
 
 }  // namespace
@@ -212,6 +218,18 @@ void loss(Memory& memory, const Loss& loss, const GivenPlan& given, bool counted
 void loss_gradient(Memory& memory, const Loss& loss, const GivenPlan& given, const LossGrad& grad, void* out) {
   const LossShape shape = backward_shape(loss, out, memory.limits().multiprocessors);
   memory.check(loss_gradient(loss, place(memory, given), shape, grad, out, memory.stream));
+}
+
+void pixel_loss(Memory& memory, const PixelLoss& loss, const GivenPlan& given, bool mean, const PixelOut& out) {
+  const PixelShape shape = pixel_shape(loss, nullptr);
+  auto* partial = static_cast<double*>(memory.empty("the sums of parts of a batch", partial_bytes(shape)));
+  memory.check(pixel_losses(loss, place(memory, of_maps(given, loss)), shape, out, partial, memory.stream));
+  memory.check(finish_pixel_losses(loss, shape, partial, mean, out, memory.stream));
+}
+
+void pixel_gradient(Memory& memory, const PixelLoss& loss, const GivenPlan& given, const PixelGrad& grad) {
+  const PixelShape shape = pixel_shape(loss, &grad);
+  memory.check(pixel_gradient(loss, place(memory, of_maps(given, loss)), shape, grad, memory.stream));
 }
 
 }  // namespace fusedmix::cuda

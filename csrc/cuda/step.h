@@ -4,6 +4,7 @@
 #pragma once
 
 #include "losses.h"
+#include "pixel_losses.h"
 
 namespace fusedmix::cuda {
 
@@ -100,5 +101,9 @@ void fourier(Memory& memory, const FourierMasks& request, int64_t most_scratch =
 // factor, counted: as finish_loss has them.
 void loss(Memory& memory, const Loss& loss, const GivenPlan& given, bool counted, double factor, const LossOut& out);
 void loss_gradient(Memory& memory, const Loss& loss, const GivenPlan& given, const LossGrad& grad, void* out);
+
+// The cross entropy of mixed label maps. `mean`: as finish_pixel_losses has it.
+void pixel_loss(Memory& memory, const PixelLoss& loss, const GivenPlan& given, bool mean, const PixelOut& out);
+void pixel_gradient(Memory& memory, const PixelLoss& loss, const GivenPlan& given, const PixelGrad& grad);
 
 }  // namespace fusedmix::cuda

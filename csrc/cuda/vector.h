@@ -72,6 +72,20 @@ FUSEDMIX_DEVICE void store_vector(void* at, const Vec<T, V>& value) {
   device::store(static_cast<RawVec<T, V>*>(at), to_raw(value));
 }
 
+// f of an element of a floating-point type that is computed with in C: asked at run time, where a kernel is of all of them.
+template <class C, class F>
+FUSEDMIX_DEVICE void of_elements(ElementType type, const F& f) {
+  if constexpr (sizeof(C) == 8) {
+    f(double{});
+  } else if (type == ElementType::kFloat16) {
+    f(Half{});
+  } else if (type == ElementType::kBFloat16) {
+    f(BFloat16{});
+  } else {
+    f(float{});
+  }
+}
+
 // One dim of a sample, in vectors if it is the innermost. Strides are in bytes.
 struct Loop {
   Divisor size;

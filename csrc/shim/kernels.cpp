@@ -320,6 +320,53 @@ void bind_losses(py::module_& m) {
   });
 }
 
+// The steps of logits (B, K, *S), or of their gradient. All numbers of pixels are contiguous.
+PixelSteps steps_of(const Tensor& t) {
+  PixelSteps by{t.stride(0), t.stride(1), {0, 0, 0}};
+  std::copy(t.strides.begin() + 2, t.strides.end(), by.side + 5 - t.strides.size());
+  return by;
+}
+
+PixelLoss pixel_loss_of(const py::dict& d) {
+  const Tensor z(d["logits"]), maps(d["maps"]);
+  PixelLoss loss{};
+  loss.type = z.type();
+  loss.logits = z.data;
+  loss.by = steps_of(z);
+  loss.maps = maps.data;
+  loss.label = maps.label_type;
+  loss.class_weight = data<void>(d["class_weight"]);
+  loss.batch = z.sizes[0], loss.samples = maps.sizes[0], loss.classes = z.sizes[1];
+  set_sides(d, loss.side);
+  loss.pixels = loss.side[0] * loss.side[1] * loss.side[2];
+  loss.smoothing = d["label_smoothing"].cast<double>();
+  loss.ignore = d["ignore_index"].cast<int64_t>();
+  return loss;
+}
+
+void bind_pixel_losses(py::module_& m) {
+  m.def("pixel_loss", [](Memory& memory, const py::dict& loss, const py::dict& plan, bool mean, const std::array<py::object, 4>& out) {
+    cuda::pixel_loss(memory, pixel_loss_of(loss), plan_of(plan), mean,
+                     {data<void>(out[0]), data<void>(out[1]), data<void>(out[2]), data<void>(out[3])});
+  });
+  m.def("pixel_gradient", [](Memory& memory, const py::dict& loss, const py::dict& plan, const py::object& grad, const py::object& logsumexp,
+                             const py::object& scale, const py::object& out) {
+    const Tensor g(grad), to(out);
+    cuda::pixel_gradient(memory, pixel_loss_of(loss), plan_of(plan),
+                         {g.data, !g.sizes.empty(), data<void>(logsumexp), data<void>(scale), to.data, steps_of(to)});
+  });
+  py::class_<cuda::PixelShape>(m, "PixelShape")
+      .def_readonly("wide", &cuda::PixelShape::wide)
+      .def_readonly("row", &cuda::PixelShape::row)
+      .def_readonly("blocks", &cuda::PixelShape::blocks);
+  m.def("pixel_shape", [](const py::dict& loss, const py::object& gradient) {
+    if (gradient.is_none()) return cuda::pixel_shape(pixel_loss_of(loss), nullptr);
+    const Tensor to(gradient);
+    const PixelGrad grad{nullptr, false, nullptr, nullptr, to.data, steps_of(to)};
+    return cuda::pixel_shape(pixel_loss_of(loss), &grad);
+  });
+}
+
 void bind_mathematics(py::module_& m) {
   bind_function(m, "exp_nonpositive", [](auto x) { return exp_nonpositive(x); });
   bind_function(m, "log1p_unit", [](auto u) { return log1p_unit(u); });
@@ -379,6 +426,7 @@ PYBIND11_MODULE(fusedmix_cuda_shim, m) {
   bind_gathers(m);
   bind_finish(m);
   bind_losses(m);
+  bind_pixel_losses(m);
   m.attr("INLINE_BYTES") = cuda::kInlineBytes;
   m.attr("THREADS") = cuda::kThreads;
   bind_mathematics(m);
