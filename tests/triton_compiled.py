@@ -27,7 +27,7 @@ from triton.runtime.jit import create_function_from_signature
 import fusedmix as fm
 from families import RECORDS
 from fusedmix import erasing
-from fusedmix.arguments import LossArguments, MaskArguments, Patches
+from fusedmix.arguments import LossArguments, MaskArguments, Patches, PixelLossArguments
 from fusedmix.backends.triton import (
     blend_kernel,
     finish_launch,
@@ -37,6 +37,7 @@ from fusedmix.backends.triton import (
     losses_kernel,
     mix_launch,
     paste_launch,
+    pixel_losses_kernel,
     sample_launch,
 )
 from fusedmix.draws import Request
@@ -264,6 +265,27 @@ def losses(dtype, classes=1000, soft=torch.float32):
     return launches
 
 
+def pixel_losses(dtype, size=(64, 64), make=fm.CutMix):
+    """What is launched for the loss of label maps, forwards and backwards."""
+    batch, classes, compute = 8, 21, torch.float64 if dtype == torch.float64 else torch.float32
+    z, maps = torch.empty(batch, classes, *size, dtype=dtype), torch.zeros(batch, *size, dtype=torch.int64)
+    plan = make(per="sample", pairing="random", sampling="device").sample(batch, size, seed=0)
+    hints = int(plan.families), 0 if plan.constant else len(size), int(plan.pairing), int(plan.per)
+    plan = MaskArguments(plan.partner, plan.masks, *hints)
+    logsumexp, one = torch.empty(maps.shape, dtype=compute), torch.ones((), dtype=compute)
+    with Launches() as launches:
+        for of_maps, weights, smoothing, reduction in (
+            (maps, torch.ones(classes, dtype=compute), 0.1, 2),
+            (maps.to(torch.uint8), None, 0.1, 1),
+            (maps.to(torch.uint16), None, 0.0, 0),
+        ):
+            of = PixelLossArguments(z, of_maps, weights, smoothing, 255)
+            pixel_losses_kernel.pixel_cross_entropy(of, reduction, plan)
+            grad = one if reduction else logsumexp
+            pixel_losses_kernel.pixel_cross_entropy_backward(grad, of, logsumexp, one, plan)
+    return launches
+
+
 # ---- compiling ------------------------------------------------------------------------------------------------------
 
 
@@ -366,6 +388,7 @@ def compile_all(arch):
             add(f"blended: {dtype}", blending(dtype, i + 2))
     add("draws of a finish", drawing(3))
     add("losses: torch.float32", losses(torch.float32))
+    add("pixel losses: torch.float32", pixel_losses(torch.float32))
     add("volumes", sampling("cross_class", size=(8, 32, 32)))
     add("noise", noise((32, 32)))
     if arch == 90:
@@ -378,6 +401,7 @@ def compile_all(arch):
         add("noise in volumes", noise((5, 6, 7), max_soft=0.1))
         add("noise in signals", noise((400,), variant="released"))
         for dtype in (torch.float16, torch.bfloat16, torch.float64):
+            add(f"pixel losses: {dtype}", pixel_losses(dtype, (33, 65), mixed))
             add(f"losses: {dtype}", losses(dtype, 1000 if dtype == torch.bfloat16 else 1001, torch.uint8))
     return found
 
@@ -477,7 +501,7 @@ def keys():
     """[kernel, parameter, [[what the launcher takes, what Triton takes] of each argument in its place]], as numbers."""
     backend = make_backend(GPUTarget("cuda", 90, 32))
     launches = sampling("cross_class") + others() + noise((32, 48)) + noise((5, 6, 7), max_soft=0.1)
-    launches += losses(torch.float32) + drawing(2) + blending(torch.float32, 3)
+    launches += losses(torch.float32) + pixel_losses(torch.float32) + drawing(2) + blending(torch.float32, 3)
     launches += mixing_with(torch.float32, mixed, False) + pasting(torch.float32, 2, Resize.LINEAR, 2, False)
     for name in ("bytes", "noise", "floats"):
         launches += finishing(*FINISHES[name])

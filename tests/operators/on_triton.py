@@ -39,6 +39,9 @@ KERNELS = (
     "finish",
     "finish_images",
     "draw_finish",
+    "pixel_cross_entropy",
+    "pixel_sum",
+    "pixel_gradient",
     *FOURIERS,
     *LOSSES,
 )
@@ -89,7 +92,7 @@ class Interpreted:
 
     def weights(self, x, masks):
         """Of every element, by the reference's masks."""
-        m = reference._masks_of(torch.arange(len(x)), x, MaskArguments(*masks))
+        m = reference.masks_of(torch.arange(len(x)), x, MaskArguments(*masks))
         return m.expand(x.shape) if m.shape[0] == x.shape[0] else m[:1].expand(x.shape)
 
     def mix(self, x, masks, in_place=False, adjoint=False, way=None, **options):

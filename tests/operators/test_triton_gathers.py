@@ -284,7 +284,7 @@ def test_of_another_batch_no_more_is_touched_than_masks_reach(in_place):
     from triton_log import logged
 
     x, other, plan = of_another("CutMix", (5, 2, 6, 16), 2, F32, contiguous, 3)
-    w = meaning._masks_of(torch.arange(5), x, plan).expand(x.shape)
+    w = meaning.masks_of(torch.arange(5), x, plan).expand(x.shape)
     touched = (w == 0).view(5, 2, 6, 4, 4).any(-1, keepdim=True).expand(5, 2, 6, 4, 4).reshape(x.shape)
     out = x if in_place else torch.empty_like(x)
     with logged() as launches:

@@ -1,9 +1,9 @@
 """The operators in Triton: for GPUs without a CUDA compiler, and a second implementation to compare the first with.
 
 Every function here is the operator of the same name in fusedmix/backends/reference.py, which has the meaning. The
-kernels are in mix_kernel.py, mix_with_kernel.py, paste_kernel.py, blend_kernel.py, finish_kernel.py, labels_kernel.py,
-losses_kernel.py, sample_kernel.py and fourier_kernel.py; where there is a paste_launch.py beside them, it has their
-launches, and mix_launch.py has those of the first two.
+kernels are in mix_kernel.py, mix_with_kernel.py, paste_kernel.py, blend_kernel.py, finish_kernel.py,
+labels_kernel.py, losses_kernel.py, pixel_losses_kernel.py, sample_kernel.py and fourier_kernel.py; where there is a
+paste_launch.py beside them, it has their launches, and mix_launch.py has those of the first two.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fusedmix import backends, draws
-from fusedmix.arguments import LossArguments, MaskArguments, Patches, PlanTensors
+from fusedmix.arguments import LossArguments, MaskArguments, Patches, PixelLossArguments, PlanTensors
 from fusedmix.backends import finished
 from fusedmix.checks import class_range, usual_batch
 from fusedmix.draws import CPU, Request, Source
@@ -210,6 +210,21 @@ def binary_cross_entropy_backward(grad: Tensor, of: LossArguments, *options: Any
     return losses_kernel.binary_cross_entropy_backward(grad, of, *options)
 
 
+def pixel_cross_entropy(of: PixelLossArguments, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The reduced losses of mixed label maps, the logsumexp of every pixel, and the reciprocal of what "mean" divides
+    by."""
+    from fusedmix.backends.triton import pixel_losses_kernel
+
+    return pixel_losses_kernel.pixel_cross_entropy(of, *options)
+
+
+def pixel_cross_entropy_backward(grad: Tensor, of: PixelLossArguments, *options: Any) -> Tensor:
+    """The gradient of the logits."""
+    from fusedmix.backends.triton import pixel_losses_kernel
+
+    return pixel_losses_kernel.pixel_cross_entropy_backward(grad, of, *options)
+
+
 def _step(
     x: Tensor, out: Tensor, y: Tensor, request: Request, source: Source, num_classes: int, label_smoothing: float
 ) -> tuple[Tensor, ...]:
@@ -281,6 +296,8 @@ __all__ = [
     "mix_with",
     "mix_with_",
     "paste",
+    "pixel_cross_entropy",
+    "pixel_cross_entropy_backward",
     "plain_step",
     "sample",
 ]
