@@ -14,7 +14,8 @@ import torch
 from fusedmix import checks, sample_tree
 from fusedmix.finishing import Finish, checked_finish
 
-PairingName = Literal["roll", "flip", "random", "cross_class", "same_class", "adjacent"]
+PermutationName = Literal["roll", "flip", "random", "cross_class", "same_class"]
+PairingName = Literal[PermutationName, "adjacent"]
 PerName = Literal["batch", "pair", "sample"]
 SamplingName = Literal["host", "device"]
 TargetsName = Literal["dense", "sparse", "union"]
@@ -42,9 +43,10 @@ class DrawingOptions(UnpairedOptions, total=False):
     pairing: PairingName
 
 
-class EmbeddingOptions(DrawingOptions, total=False):
+class EmbeddingOptions(UnpairedOptions, total=False):
     """The keywords of `Options` that have a meaning for embeddings: `EmbedMix` takes these."""
 
+    pairing: PermutationName
     lam_range: tuple[float, float] | None
 
 
