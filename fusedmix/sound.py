@@ -66,7 +66,8 @@ def sound_levels(
     windows = torch.nn.functional.pad(sounds, (0, missing)).unfold(-1, window, window // 2)
     if weighting == "A":
         hann = torch.hann_window(window, device=sounds.device)
-        power = torch.fft.rfft(windows * hann).abs().square() @ _a_weights(sample_rate, window).to(sounds.device)
+        weights = moved(_a_weights(sample_rate, window), sounds.device)
+        power = torch.fft.rfft(windows * hann).abs().square() @ weights
     else:
         power = windows.square().mean(-1)
     return 10.0 * power.mean(1).amax(-1).clamp_min(10.0 ** (SILENCE / 10.0)).log10()
