@@ -85,6 +85,11 @@ CONSTRUCTION = {
     "keyword of kornia": wrong_type(
         lambda: fm.MixUp(same_on_batch=False), "'same_on_batch'", 'per="batch"', 'per="sample"'
     ),
+    "lambda of kornia": wrong_type(
+        lambda: fm.MixUp(lambda_val=(0.2, 0.5)), "'lambda_val'", 'lam_law=("uniform", 1 - b, 1 - a)'
+    ),
+    "keys of Composer": wrong_type(lambda: fm.MixUp(target_key="y"), "'target_key'", "labels_getter"),
+    "format of Keras": wrong_type(lambda: fm.CutMix(data_format="channels_last"), "'data_format'", "axes=(1, 2)"),
     "per of timm": wrong_value(lambda: fm.CutMix(per="elem"), "per", "'elem'", "Did you mean 'sample'?"),
     "per in capitals": wrong_value(lambda: fm.CutMix(per="PAIR"), "per", "'PAIR'", "Did you mean 'pair'?"),
     "pairing misspelt": wrong_value(lambda: fm.MixUp(pairing="rand"), "pairing", "'rand'", "Did you mean 'random'?"),
