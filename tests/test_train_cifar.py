@@ -120,11 +120,27 @@ def test_what_is_loaded(example, folder, tmp_path, monkeypatch):
 
 def test_mixers_by_name(example):
     assert example.mixer("none", 3) is None
-    for name in (*example.METHODS, *(f"{name}+CutMix" for name in example.TOGETHER)):
+    for name in (*example.METHODS, *(f"{name}+CutMix" for name in example.METHODS)):
         mix = example.mixer(name, 3)
         assert isinstance(mix, fm.RandomMix if "+" in name else getattr(fm, name))
         images, targets = mix(torch.rand(4, 3, 16, 16), torch.tensor([0, 1, 2, 0]))
         assert (images.shape, targets.shape) == ((4, 3, 16, 16), (4, 3))
+
+
+@pytest.mark.parametrize("name", ["MixUp+CutMix", "HMix", "GMix", "FMix", "SmoothMix"])
+def test_a_hook_takes_every_method(example, name):
+    """The same draws, and the loss that the loop has, in another order of sums."""
+    images, labels = torch.rand(4, 3, 16, 16), torch.tensor([0, 1, 2, 0])
+    found = []
+    for way in ("loop", "attach"):
+        model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 16 * 16, 3))
+        torch.nn.init.constant_(model[1].weight, 0.1)
+        torch.nn.init.zeros_(model[1].bias)
+        model[1].weight.data[1] = -0.1
+        loss = example.objective(model, example.mixer(name, 3), way)
+        torch.manual_seed(0)
+        found.append(loss(images, labels).item())
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
 
 
 def test_crops_and_flips(example):
@@ -161,7 +177,7 @@ def test_table(example):
     [
         (("--mix", "none,Mixup"), "must be of none, MixUp, CutMix"),
         (("--mix", "MixUp+none"), "but is MixUp+none"),
-        (("--mix", "MixUp+ResizeMix"), "joined by +, of MixUp, CutMix"),
+        (("--mix", "MixUp+ResizeMix"), "or several of these methods joined by +, but is MixUp+ResizeMix"),
         (("--data", "no-such-folder"), "there is no no-such-folder/train"),
         (("--seeds", "0"), "must be at least 1, but is 0"),
         (("--epochs", "many"), "invalid"),
