@@ -24,10 +24,11 @@ from torch import Tensor
 import fusedmix as fm
 from benchmarks.common import RESULTS, parser
 from fusedmix.backends import choose
+from fusedmix.backends.borders import border_costs
 from fusedmix.bench.environment import environment
 from fusedmix.bench.results import Check, markdown, targets_table, write_csv
 from fusedmix.bench.timing import Timing, interleave, wall
-from fusedmix.blocks import Weights, border, energies, shares
+from fusedmix.blocks import Weights, energies, shares
 
 LAM = 0.6
 OPTIONS = {"beta": 1.2, "gamma": 0.5, "eta": 0.2}
@@ -107,8 +108,8 @@ def compare(theirs: Theirs, mix: fm.PuzzleMix) -> float:
     height, width = (side // count for side, count in zip(plan.size, cells, strict=True))
     ours = (2 - 2 * plan.mask()[:, ::height, ::width]).round().long()
     labels, mixed = theirs.labels()
-    borders = [border(images, cells, axis) for axis in (2, 3)]
-    costs = energies(shares(theirs.maps, cells), borders, plan.partner, plan.lam, Weights(**OPTIONS))
+    unlike = border_costs(images, plan.partner, torch.ones(images.shape[1]), cells)
+    costs = energies(shares(theirs.maps, cells), unlike, plan.partner, plan.lam, Weights(**OPTIONS))
 
     def energy(labels: Tensor) -> Tensor:
         unary, right, down = (cost.long() for cost in costs)

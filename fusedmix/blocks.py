@@ -17,7 +17,6 @@ pixels in [0, 1] no β' + c is negative; where one would be it is 0.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -26,7 +25,6 @@ from torch import Tensor
 from fusedmix import checks
 from fusedmix.importance import at_cells
 
-_NEAR = 4  # pixels on either side of a border that are compared, as in all configurations of the authors
 _PRECISION = 1 << 20  # units of a cost of 1/n, which blocks cost in the mean
 _MOST = 1 << 30  # of these units
 _TINY = 1e-8  # is added to a probability, as by the authors
@@ -40,13 +38,6 @@ class Weights(NamedTuple):
     beta: float
     gamma: float
     eta: float
-
-
-class Border(NamedTuple):
-    """What is before and behind the borders between blocks along an axis: (B, C, borders, patches) float32 both."""
-
-    before: Tensor
-    behind: Tensor
 
 
 def shares(maps: Tensor, cells: tuple[int, int]) -> Tensor:
@@ -63,48 +54,14 @@ def shares(maps: Tensor, cells: tuple[int, int]) -> Tensor:
     return torch.where(total > 0, maps / total, 1.0 / (h * w))
 
 
-def border(x: Tensor, cells: tuple[int, int], axis: int) -> Border:
-    """The means of patches along the borders across an axis, 2 or 3, of images (B, C, H, W): of 4 by 4 pixels, or along
-    either side of the most below 4 that divide a block."""
-    blocks, block = cells[axis - 2], [side // count for side, count in zip(x.shape[2:], cells, strict=True)]
-    patch = [max(n for n in range(1, _NEAR + 1) if side % n == 0) for side in block]
-    deep, length = patch[axis - 2], block[axis - 2]
-    if blocks == 1:
-        nothing = x.new_empty((*x.shape[:2], 0, x.shape[5 - axis] // patch[3 - axis]), dtype=torch.float32)
-        return Border(nothing, nothing)
-    # The last pixels of a block, and behind them the first of the next. Pixels along the border lie together in memory,
-    # or are copied so: loads of one column overlap, and those of a few pixels of a row would be waited for.
-    x = x if axis == 2 else x.transpose(2, 3)
-    strips = x.narrow(2, length - deep, (blocks - 1) * length + deep).unfold(2, 2 * deep, length).movedim(4, 3)
-    strips = strips if axis == 2 else strips.contiguous()
-    means = _means(_means(strips.float(), 3, deep), 4, patch[3 - axis])
-    return Border(*means.unbind(3))
-
-
-def _means(x: Tensor, dim: int, n: int) -> Tensor:
-    """Of n elements at a time along a dim."""
-    first, *others = x.unflatten(dim, (-1, n)).unbind(dim + 1)
-    total = first / n
-    for each in others:
-        total.add_(each, alpha=1 / n)
-    return total
-
-
-def unlike(of: Border, partner: Tensor, others: int) -> list[list[Tensor]]:
-    """The mean differences across borders, each (B, borders, others), `others` being the blocks along a border. In row
-    i what is before it is the sample's (i = 0) or its partner's (1), in column j likewise what is behind it."""
-    before, behind = ((side, side[partner]) for side in of)
-    return [[(a - b).abs_().mean(1).unflatten(2, (others, -1)).mean(3) for b in behind] for a in before]
-
-
 def energies(
-    maps: Tensor, borders: Sequence[Border] | None, partner: Tensor, lam: Tensor, weights: Weights
+    maps: Tensor, unlike: tuple[Tensor, Tensor] | None, partner: Tensor, lam: Tensor, weights: Weights
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The costs that `label_grid` takes, in units of 2^-20/n.
 
     Args:
         maps: (B, h, w), each of a sum of 1.
-        borders: those of the images along both axes; None: γ is 0.
+        unlike: what the operator `border_costs` finds in the images; None: γ is 0.
         partner, lam: (B,), as of the plan.
     """
     cells = maps.shape[1:]
@@ -114,10 +71,8 @@ def energies(
     pairs = []
     for axis, count in enumerate(cells, start=1):
         pair = torch.full_like(maps.narrow(axis, 0, count - 1), base)
-        if borders is not None:
-            found = unlike(borders[axis - 1], partner, cells[2 - axis])
-            halves = [base * weights.gamma / 2 * (d.transpose(1, 2) if axis == 2 else d) for row in found for d in row]
-            both_own, own_lent, lent_own, both_lent = halves
+        if unlike is not None:
+            both_own, own_lent, lent_own, both_lent = (base * weights.gamma / 2 * unlike[2 - axis]).unbind()
             own.narrow(axis, 0, count - 1).add_(both_own + own_lent)
             own.narrow(axis, 1, count - 1).add_(both_own + lent_own)
             lent.narrow(axis, 0, count - 1).add_(both_lent + lent_own)

@@ -259,6 +259,23 @@ def _check_blend(x: Tensor, partner: Tensor, weight: Tensor) -> None:
     _beside("weight", weight, x.device, or_cpu=True)
 
 
+def _check_border_costs(x: Tensor, partner: Tensor, scale: Tensor, cells: Sequence[int]) -> None:
+    checks.batch("x", x)
+    if x.ndim != 4 or not x.shape[1]:
+        raise ValueError(f"x must be (B, C, H, W) with at least one channel, but got shape {tuple(x.shape)}.")
+    _sides_of(x.shape[2:], 1)
+    checks.integer("the number of cells", len(cells), 2, 2)
+    for side, count in zip(x.shape[2:], cells, strict=True):
+        checks.integer("the blocks along a side", count, 1, MOST_BLOCKS)
+        if side % count:
+            raise ValueError(f"cells must divide the sides of x, {tuple(x.shape[2:])}, but got {tuple(cells)}.")
+    checks.part("partner", partner, x.shape[0])
+    checks.shaped("scale", scale, torch.float32, x.shape[1])
+    for name, t in (("partner", partner), ("scale", scale)):
+        _beside(name, t, x.device)
+    checks.partners(partner)
+
+
 def _check_label_grid(unary: Tensor, right: Tensor, down: Tensor) -> None:
     if unary.dtype != torch.int32 or unary.ndim != 4 or unary.shape[3] != LABELS:
         raise ValueError(
@@ -530,6 +547,7 @@ _CHECKS: dict[str, Callable[..., Any]] = {
     "mix_with_": _check_mix_with,
     "paste": _check_paste,
     "blend": _check_blend,
+    "border_costs": _check_border_costs,
     "label_grid": _check_label_grid,
     "mix_labels": _check_mix_labels,
     "mix_batch": _check_step,

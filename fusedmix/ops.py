@@ -33,7 +33,7 @@ from fusedmix.arguments import (
     compute_dtype,
     empty_parts,
 )
-from fusedmix.backends import finished, gathers, grid_cut, pixel_losses, reference, triton
+from fusedmix.backends import borders, finished, gathers, grid_cut, pixel_losses, reference, triton
 from fusedmix.checks import class_range, partners
 from fusedmix.draws import Request, Source
 from fusedmix.finishing import FinishArguments
@@ -63,7 +63,9 @@ _SCHEMAS = {
     # Several partners (fusedmix/backends/gathers.py).
     "paste": "(Tensor x, Tensor partner, Tensor boxes, Tensor crops, int resize) -> Tensor",
     "blend": "(Tensor x, Tensor partner, Tensor weight) -> Tensor",
-    # The labels of blocks (fusedmix/backends/grid_cut.py).
+    # Of blocks: how unlike their pixels are at borders (fusedmix/backends/borders.py), and the labels that cost least
+    # (fusedmix/backends/grid_cut.py).
+    "border_costs": "(Tensor x, Tensor partner, Tensor scale, int[] cells) -> (Tensor right, Tensor down)",
     "label_grid": "(Tensor unary, Tensor right, Tensor down) -> Tensor",
     "mix_labels": (
         "(Tensor labels, Tensor partner, Tensor weight, SymInt num_classes, float label_smoothing) -> Tensor"
@@ -128,6 +130,12 @@ def _fake_like(x: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(x)
 
 
+def _fake_border_costs(x: Tensor, _: Tensor, __: Tensor, cells: Sequence[int]) -> tuple[Tensor, Tensor]:
+    h, w = cells
+    right, down = ((4, x.shape[0], *of) for of in ((h, w - 1), (h - 1, w)))
+    return x.new_empty(right, dtype=torch.float32), x.new_empty(down, dtype=torch.float32)
+
+
 def _fake_mix_labels(labels: Tensor, partner: Tensor, weight: Tensor, num_classes: int, _: float) -> Tensor:
     dtype = labels.dtype if labels.ndim == 2 and labels.is_floating_point() else torch.float32
     return labels.new_empty((labels.shape[0], num_classes), dtype=dtype)
@@ -184,6 +192,7 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "mix_with_": lambda *_: None,
     "paste": _fake_like,
     "blend": _fake_like,
+    "border_costs": _fake_border_costs,
     "label_grid": lambda unary, *_: unary.new_empty(unary.shape[:3]),
     "mix_labels": _fake_mix_labels,
     "mix_batch": _fake_mix_batch,
@@ -209,7 +218,7 @@ def _define(backend: str, module: ModuleType | None = None) -> torch.library.Lib
         fake = _of_row(_FAKES[name], schema)
         torch.library.register_fake(f"fusedmix_{backend}::{name}", fake, lib=library)
         if module is not None:
-            having = (module, gathers, grid_cut, finished, pixel_losses)
+            having = (module, gathers, borders, grid_cut, finished, pixel_losses)
             function = next(getattr(of, name) for of in having if hasattr(of, name))
             if module is reference:
                 function = reference.where_float64_is(name, function)

@@ -15,7 +15,7 @@ from typing_extensions import Unpack
 from fusedmix import checks, dims
 from fusedmix.arguments import Moves
 from fusedmix.backends.grid_cut import MOST_BLOCKS
-from fusedmix.blocks import Border, Weights, arrangement, border, energies, shares
+from fusedmix.blocks import Weights, arrangement, energies, shares
 from fusedmix.draws import Request, moved
 from fusedmix.importance import Extra, Importance, ImportanceMethod
 from fusedmix.masks import fourier
@@ -183,7 +183,7 @@ class PuzzleMix(ImportanceMethod, BetaMethod):
         (h, w), (height, width), n, device = self.cells, plan.size, plan.batch_size, plan.device
         maps = shares(moved(extra.maps, device), (h, w))
         weights = Weights(self.beta, self.gamma, self.eta)
-        costs = energies(maps, self._borders(extra.images, device), plan.partner, plan.lam, weights)
+        costs = energies(maps, self._unlike(extra.images, plan), plan.partner, plan.lam, weights)
         # A sample that is left as it is has λ = 1.
         labels = torch.where(plan.lam[:, None, None] == 1.0, 0, self._operators(device).label_grid(*costs))
         levels = LEVELS - labels * LEVELS // 2
@@ -204,17 +204,21 @@ class PuzzleMix(ImportanceMethod, BetaMethod):
             blocks=self.cells if self.transport else (),
         )
 
-    def _borders(self, images: Tensor | None, device: torch.device) -> list[Border] | None:
-        """What is compared of the images, on a device: pixels as they are in [0, 1]."""
+    def _unlike(self, images: Tensor | None, plan: MixPlan) -> tuple[Tensor, Tensor] | None:
+        """What pixels differ by at borders, as they are in [0, 1]: on the plan's device, found where the images are."""
         if images is None or not self.gamma:
             return None
         planes = math.prod(images.shape[1:-2])
         x = plain(images).detach().reshape(len(images), planes, *images.shape[-2:])
+        if x.device.type == "cpu":  # Partners on a GPU would be waited for.
+            x = moved(x, plan.device)
         unit = 1.0 if x.is_floating_point() else float(torch.iinfo(x.dtype).max)
         # Filled in there, where a copy would have to wait for the host, and can be no part of a CUDA graph.
-        scale = torch.cat([torch.full((1, 1, 1), std / unit, device=device) for std in self.std])
-        scale = scale.repeat(planes // len(self.std), 1, 1)
-        return [Border(*(moved(side, device) * scale for side in border(x, self.cells, axis))) for axis in (2, 3)]
+        scale = torch.cat([torch.full((1,), std / unit, device=x.device) for std in self.std])
+        scale = scale.repeat(planes // len(self.std))
+        find = self._operators(x.device).border_costs
+        right, down = find(x, moved(plan.partner, x.device), scale, self.cells)
+        return moved(right, plan.device), moved(down, plan.device)
 
     def _describe(self) -> dict[str, Any]:
         return {"cells": self.cells, **super()._describe()}

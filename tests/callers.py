@@ -105,6 +105,9 @@ class Operators:
     def mix_adjoint(self, grad, plan):
         return self._ran("mix_adjoint", grad, *masks_of(plan))
 
+    def border_costs(self, x, partner, scale, cells):
+        return self._ran("border_costs", x, partner, scale, cells)
+
     def label_grid(self, unary, right, down):
         return self._ran("label_grid", unary, right, down)
 

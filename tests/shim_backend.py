@@ -245,6 +245,15 @@ class Shim:
         self.module.mix_labels(self.memory, plan, targets)
         return out
 
+    def border_costs(self, x, partner, scale, cells):
+        self.forget()
+        for name, t in {"x": x, "partner": partner, "scale": scale}.items():
+            self.watch(name, t, writable=False)
+        h, w = cells
+        right, down = self.made("right", 4, len(x), h, w - 1), self.made("down", 4, len(x), h - 1, w)
+        self.module.border_costs(self.memory, x, partner, scale, cells, right, down)
+        return right, down
+
     def label_grid(self, unary, right, down):
         self.forget()
         for name, t in {"unary": unary, "right": right, "down": down}.items():

@@ -118,6 +118,12 @@ def test_mask(operators):
     operators.check("mask", plan.masks, int(plan.families), [6, 7])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8], ids=str)
+def test_border_costs(operators, dtype):
+    x, partner, scale = (torch.rand(2, 3, 8, 12) * 255).to(dtype), torch.tensor([1, 1]), torch.rand(3)
+    operators.check("border_costs", *(t.to(operators.device) for t in (x, partner, scale)), [2, 3])
+
+
 def test_label_grid(operators):
     unary, right, down = (torch.randint(9, shape) for shape in ((2, 4, 3, 3), (2, 4, 2), (2, 3, 3)))
     operators.check("label_grid", *(t.to(operators.device, torch.int32) for t in (unary, right, down)))

@@ -34,7 +34,7 @@ THREADS = 128  # of a block
 BLOCKS = 3  # that must fit on a multiprocessor
 REGISTERS = 65536 // (THREADS * BLOCKS) // 8 * 8  # of each thread: they are handed out by eights
 STEMS = (
-    *("finish", "fourier", "gathers", "grid_cut", "losses", "pixel_losses", "sample"),
+    *("borders", "finish", "fourier", "gathers", "grid_cut", "losses", "pixel_losses", "sample"),
     *("mix", "mix_bfloat16", "mix_float", "mix_float16", "mix_uint8", "mix_with"),
 )
 
@@ -42,7 +42,7 @@ OTHERS = (
     *("back_kernel", "targets_kernel", "invert_kernel", "mask_kernel", "sample_kernel"),
     *("noise_kernel", "turn_kernel", "rows_kernel", "whole_kernel", "synthesis_kernel", "select_kernel"),
     *("soften_kernel", "finish_kernel", "finish_vectors_kernel", "finish_pixels_kernel", "flips_kernel"),
-    *("label_grid_kernel", "with_kernel", "paste_kernel", "blend_kernel"),
+    *("border_costs_kernel", "label_grid_kernel", "with_kernel", "paste_kernel", "blend_kernel"),
     *("pixel_cross_entropy_kernel", "pixel_sum_kernel", "pixel_gradient_kernel"),
 )
 # Of a template. Those that finish vectors: of bytes of three channels for three sets of families, two layouts of what

@@ -15,8 +15,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import fusedmix as fm
 from callers import CPP
 from conftest import NO_CUDA
+from fusedmix.backends.borders import border_costs
 from fusedmix.backends.grid_cut import label_grid
-from fusedmix.blocks import Border, Weights, arrangement, border, energies, shares
+from fusedmix.blocks import Weights, arrangement, energies, shares
 from fusedmix.methods import Families, Per
 
 B, K = 5, 4
@@ -94,7 +95,7 @@ def test_the_energy_is_that_of_the_formula(grid, block):
     weights, lam = Weights(1.3, 0.7, 0.2), torch.rand(B)
     x = images_of(B, h * block[0], w * block[1])
     maps, partner = shares(maps_of(B, *x.shape[2:]), grid), torch.arange(B).roll(1)
-    costs = energies(maps, [border(x, grid, 2), border(x, grid, 3)], partner, lam, weights)
+    costs = energies(maps, border_costs(x, partner, torch.ones(3), grid), partner, lam, weights)
     for i in range(B):
         pairs = differences(x[i], x[partner[i]], grid)
         given = maps[i].double(), maps[partner[i]].double(), pairs, float(lam[i]), weights
@@ -108,14 +109,9 @@ def test_the_energy_is_that_of_the_formula(grid, block):
 def test_where_two_images_meet_they_differ_by_their_pixels():
     """Of labels 0 and 2, which need no rule for what is between: one border, of one pixel on either side."""
     x = torch.tensor([[[[0.1, 0.5]]], [[[0.9, 0.2]]]])
-    flat = torch.full((2, 1, 2), 0.5)
-    costs = energies(
-        flat,
-        [border(x, (1, 2), axis) for axis in (2, 3)],
-        torch.tensor([1, 0]),
-        torch.tensor([0.5, 0.5]),
-        Weights(1.0, 1.0, 0.0),
-    )
+    flat, partner = torch.full((2, 1, 2), 0.5), torch.tensor([1, 0])
+    unlike = border_costs(x, partner, torch.ones(1), (1, 2))
+    costs = energies(flat, unlike, partner, torch.tensor([0.5, 0.5]), Weights(1.0, 1.0, 0.0))
     base = 1 / math.sqrt(2) / 16
     found = {m: whole_numbers(torch.tensor([m]), *(c[0] for c in costs)) for m in itertools.product((0, 2), repeat=2)}
     expected = {(0, 0): 0.4, (0, 2): 0.1 + 1, (2, 0): 0.4 + 1, (2, 2): 0.7}  # |before - behind|, and β' where M differs
@@ -441,8 +437,8 @@ def test_nothing_waits_for_a_device():
     with FakeTensorMode():
         x, maps = torch.empty(B, 3, 16, 16), torch.empty(B, 16, 16)
         s, partner, lam = shares(maps, (4, 4)), torch.empty(B, dtype=torch.int64), torch.empty(B)
-        borders = [Border(*border(x, (4, 4), axis)) for axis in (2, 3)]
-        costs = energies(s, borders, partner, lam, Weights(1.2, 0.5, 0.2))
+        unlike = torch.ops.fusedmix_cuda.border_costs(x, partner, torch.empty(3), (4, 4))
+        costs = energies(s, unlike, partner, lam, Weights(1.2, 0.5, 0.2))
         assert [tuple(c.shape) for c in costs] == [(B, 4, 4, 3), (B, 4, 3), (B, 3, 4)]
         labels = torch.ops.fusedmix_cuda.label_grid(*costs)
         assert arrangement(labels < 2, s, 0.8).shape == (B, 16)

@@ -1,9 +1,11 @@
 // The operators of torch.ops.fusedmix_cpp over csrc/cpu.
+#include "../cpu/borders.h"
 #include "../cpu/finish.h"
 #include "../cpu/gather.h"
 #include "../cpu/grid_cut.h"
 #include "../cpu/losses.h"
 #include "../cpu/pixel_losses.h"
+#include "borders.h"
 #include "finish.h"
 #include "gathers.h"
 #include "grid_cut.h"
@@ -96,6 +98,12 @@ Tensor fourier(Tensor spec, Tensor masks, Tensor seed, std::vector<int64_t> size
   const auto [request, out] = fourier_masks(spec, masks, seed, size, per, draws, soft, empty_cpu);
   cpu::fourier(request, parallel());
   return out;
+}
+
+std::tuple<Tensor, Tensor> border_costs(Tensor x, Tensor partner, Tensor scale, std::vector<int64_t> cells) {
+  const BorderTensors t(x, partner, scale, cells, empty_cpu);
+  cpu::border_costs(t.args, parallel());
+  return {t.right, t.down};
 }
 
 Tensor label_grid(Tensor unary, Tensor right, Tensor down) {

@@ -1,5 +1,6 @@
 // The operators of torch.ops.fusedmix_cuda over csrc/cuda: where memory comes from, on which device and stream things run, and the
 // checks of where tensors are.
+#include "../cuda/borders.h"
 #include "../cuda/grid_cut.h"
 #include "../cuda/step.h"
 
@@ -9,6 +10,7 @@
 #include <array>
 #include <string>
 
+#include "borders.h"
 #include "finish.h"
 #include "gathers.h"
 #include "grid_cut.h"
@@ -294,6 +296,15 @@ Tensor fourier(Tensor spec, Tensor masks, Tensor seed, std::vector<int64_t> size
   const auto [request, out] = fourier_masks(spec, masks, seed, size, per, draws, soft, target.maker());
   cuda::fourier(target, request);
   return out;
+}
+
+std::tuple<Tensor, Tensor> border_costs(Tensor x, Tensor partner, Tensor scale, std::vector<int64_t> cells) {
+  Target target = target_of(x);
+  target.check_here("partner", partner);
+  target.check_here("scale", scale);
+  const BorderTensors t(x, partner, scale, cells, target.maker());
+  target.check(cuda::border_costs(t.args, target.stream));
+  return {t.right, t.down};
 }
 
 Tensor label_grid(Tensor unary, Tensor right, Tensor down) {

@@ -32,6 +32,8 @@ enum class Way { kOutOfPlace, kInPlace, kAdjoint };
 Plan sample(Request request, const Device& device);
 Tensor mask(Tensor masks, int64_t families, std::vector<int64_t> size, int64_t per, Maybe pixels);
 Tensor fourier(Tensor spec, Tensor masks, Tensor seed, std::vector<int64_t> size, int64_t per, int64_t draws, bool soft);
+// (right, down)
+std::tuple<Tensor, Tensor> border_costs(Tensor x, Tensor partner, Tensor scale, std::vector<int64_t> cells);
 Tensor label_grid(Tensor unary, Tensor right, Tensor down);
 // Returns the mixed images: in place the tensor that was given.
 Tensor apply(Way way, const Tensor& images, const GivenMasks& masks);
@@ -109,6 +111,7 @@ using OfLosses = LossOperators<Tensor, Tensor, Tensor, Tensor, int64_t, int64_t,
 inline void implement(torch::stable::detail::StableLibrary& m) {
   m.impl("mask", TORCH_BOX(&mask));
   m.impl("fourier", TORCH_BOX(&fourier));
+  m.impl("border_costs", TORCH_BOX(&border_costs));
   m.impl("label_grid", TORCH_BOX(&label_grid));
   m.impl("mix", TORCH_BOX(&OfMasks::mix));
   m.impl("mix_", TORCH_BOX(&OfMasks::mix_));

@@ -4,6 +4,7 @@
 
 #include "../include/fusedmix/blend.h"
 #include "../include/fusedmix/fourier.h"
+#include "border_rows.h"
 #include "convert.h"
 #include "finish_rows.h"
 #include "gather_rows.h"
@@ -403,6 +404,7 @@ const Kernels FUSEDMIX_CONCAT(kernels_, FUSEDMIX_ISA) = {
     finish_kernels(),
     {gather_rows<float>(), gather_rows<Half>(), gather_rows<BFloat16>(), gather_rows<double>(), gather_rows<uint8_t>(),
      gather_rows<int16_t>(), gather_rows<uint16_t>()},
+    border_kernels(),
 };
 
 }  // namespace fusedmix::cpu

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../include/fusedmix/element.h"
+#include "borders.h"
 #include "finish.h"
 #include "gather.h"
 #include "losses.h"
@@ -85,6 +86,7 @@ struct Kernels {
   PixelRows pixels[4];
   FinishKernels finish;
   GatherRows gather[7];  // by ElementType
+  BorderKernels borders;
 };
 
 // The best set for this CPU; FUSEDMIX_ISA in the environment asks for one by name.

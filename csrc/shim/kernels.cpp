@@ -3,6 +3,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include "../cuda/borders.h"
 #include "../cuda/grid_cut.h"
 #include "../cuda/step.h"
 #include "../include/fusedmix/blend.h"
@@ -412,6 +413,15 @@ PYBIND11_MODULE(fusedmix_cuda_shim, m) {
   });
   m.def("step", &step);
   m.def("fourier", &fourier);
+  m.def("border_costs", [](Memory& memory, const py::object& images, const py::object& partner, const py::object& scale,
+                           std::array<int64_t, 2> cells, const py::object& right, const py::object& down) {
+    const Tensor x(images);
+    const auto &size = x.sizes, &step = x.strides;
+    const BorderCosts args{x.type(), x.data, {step[0], step[1], step[2], step[3]}, size[0], size[1],
+                           {block_side(size[2], cells[0]), block_side(size[3], cells[1])}, data<int64_t>(partner), data<float>(scale),
+                           {data<float>(down), data<float>(right)}};
+    memory.check(cuda::border_costs(args, nullptr));
+  });
   m.def("label_grid", [](Memory& memory, const py::object& unary, const py::object& right, const py::object& down, const py::object& out) {
     const Tensor labels(out);
     memory.check(cuda::label_grid({data<int32_t>(unary), data<int32_t>(right), data<int32_t>(down), labels.as<int32_t>(),
