@@ -550,21 +550,15 @@ def accuracy() -> str:
 # ---- documents -------------------------------------------------------------------------------------------------------
 
 DOCUMENTS: dict[Path, dict[str, Callable[[], str]]] = {
-    README: {
-        "gpu-train-step": gpu_train_step,
-        "gpu-mix": gpu_mix,
-        "cpu-mix": cpu_mix,
-        "cpu-fmix": cpu_fmix,
-        "cpu-loss": cpu_loss,
-        "first-use": first_use,
-    },
+    README: {"gpu-train-step": gpu_train_step, "cpu-mix": cpu_mix},
     PERFORMANCE: {
         "gpu-train-step-all": gpu_train_step_all,
         "gpu-mix": gpu_mix,
-        "cpu-mix": cpu_mix,
         "cpu-mix-all": cpu_mix_all,
         "cpu-host": cpu_host,
+        "cpu-fmix": cpu_fmix,
         "cpu-fmix-all": cpu_fmix_all,
+        "cpu-loss": cpu_loss,
         "cpu-loss-all": cpu_loss_all,
         "cpu-methods": cpu_methods,
         "cpu-puzzle": cpu_puzzle,
@@ -573,7 +567,6 @@ DOCUMENTS: dict[Path, dict[str, Callable[[], str]]] = {
         "cpu-bench": cpu_bench,
         "cpu-train-step": cpu_train_step,
         "cpu-data-loader": cpu_data_loader,
-        "input-step": input_step,
         "input-step-all": input_step_all,
         "cpu-targets": cpu_targets,
         "gpu": gpu,

@@ -277,4 +277,6 @@ def _mixed(
         raise ValueError("seed and generator exclude each other, but got both.")
     if lam is None:
         raise TypeError(f"lam must be a number or a tensor, but got None. fusedmix.{method.__name__}() draws λ.")
+    if shared.get("pairing") == "adjacent":
+        raise ValueError(f"pairing must not be 'adjacent' here: fusedmix.{method.__name__} makes one sample of two.")
     return method(**own, **shared)._mix_with(images, labels, lam=lam, **given)

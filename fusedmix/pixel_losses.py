@@ -116,7 +116,10 @@ def mix_pixel_dice(
 
     Args:
         logits: (B, K, *S) as in `mix_pixel_cross_entropy`; probabilities, if softmax is False.
-        maps, plan, other, ignore_index: as in `mix_pixel_cross_entropy`.
+        maps: as in `mix_pixel_cross_entropy`.
+        plan: as in `mix_pixel_cross_entropy`.
+        other: as in `mix_pixel_cross_entropy`.
+        ignore_index: as in `mix_pixel_cross_entropy`.
         softmax: whether p is the softmax of the logits, or the logits themselves.
         include_background: whether class 0 has a loss, too.
         batch: whether sums are over the pixels of the whole batch.

@@ -123,7 +123,10 @@ WRONG = {
         lambda: F.mixup(X, Y, lam=0.5, num_classes=3, inplace=True), "labels", "got 3", "[0, 3)"
     ),
     "images a list": wrong_type(lambda: F.mixup([1.0], Y, lam=0.5, num_classes=4), "images", "list"),
-    "a video": wrong_value(lambda: F.cutmix(X[:, None], Y, lam=0.5, num_classes=4), "5 dimensions", "axes"),
+    "six dims": wrong_value(lambda: F.cutmix(X[:, None, None], Y, lam=0.5, num_classes=4), "6 dimensions", "axes"),
+    "pairing adjacent": wrong_value(
+        lambda: F.cutmix(X, Y, lam=0.5, num_classes=4, pairing="adjacent"), "pairing", "adjacent", "fusedmix.CutMix"
+    ),
     "partner too large": wrong_value(
         lambda: F.fmix(X, Y, lam=0.5, num_classes=4, partner=torch.full((4,), 7)), "partner", "7", "[0, 4)"
     ),
