@@ -20,7 +20,7 @@ struct PixelLossArgs {
   Divisor height, width;         // of the masks
   double share;                  // smoothing over the number of classes
   int32_t label_bytes;
-  int64_t beyond;                // the least of what are the bits of a negative label, of fewer than 8 bytes
+  int64_t most_label, label_span;  // of labels with a sign of fewer than 8 bytes: above the most the bits are a negative number's
   PixelOut out;
   double* partial;
   PixelGrad grad;
@@ -59,16 +59,19 @@ struct PixelPlace {
 };
 
 // The logits of one class at a time, and what becomes of them, where neighbouring pixels are no access: [u][l] is that of class k + u
-// at pixel l. `at`: that of class k at the first pixel. In the place of one that there is not another is loaded.
+// at pixel l. `at`: that of class k at the first pixel.
 template <class C, class T>
 FUSEDMIX_DEVICE void load_one_by_one(const PixelLossArgs& args, const PixelPlace<C>& place, const T* at, int32_t left,
                                      C (&z)[kPlanes<C>][kPixels<C>]) {
-  T one[kPlanes<C>][kPixels<C>];
+  T one[kPlanes<C>][kPixels<C>]{};
   FUSEDMIX_UNROLL
   for (int u = 0; u < kPlanes<C>; ++u) {
-    const T* plane = at + (u < left ? u * args.loss.by.plane : 0);
+    if (u >= left) break;
+    const T* plane = at + u * args.loss.by.plane;
     FUSEDMIX_UNROLL
-    for (int l = 0; l < kPixels<C>; ++l) one[u][l] = device::load(plane + (l < place.lanes ? l * (kPixelThreads * args.loss.by.side[2]) : 0));
+    for (int l = 0; l < kPixels<C>; ++l) {
+      if (l < place.lanes) one[u][l] = device::load(plane + l * (kPixelThreads * args.loss.by.side[2]));
+    }
   }
   FUSEDMIX_UNROLL
   for (int u = 0; u < kPlanes<C>; ++u) {
@@ -112,7 +115,7 @@ struct PixelLabels {
     }
     FUSEDMIX_UNROLL
     for (int l = 0; l < V; ++l) {
-      if (y[l] >= args.beyond) y[l] -= 2 * args.beyond;
+      if (y[l] > args.most_label) y[l] -= args.label_span;
       const bool valid = static_cast<uint64_t>(y[l]) < static_cast<uint64_t>(args.loss.classes);
       at[l] = valid ? static_cast<int32_t>(y[l]) : 0;
       if (share[l] != C(0)) share[l] = y[l] == args.loss.ignore ? C(0) : (valid ? share[l] : C(NAN));

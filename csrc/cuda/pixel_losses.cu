@@ -250,7 +250,8 @@ int launch(Kernel* of_float, Kernel* of_double, PixelLossArgs& args, void* strea
   args.share = loss.smoothing / static_cast<double>(loss.classes);
   args.label_bytes = static_cast<int32_t>(label_size(loss.label));
   const bool has_sign = loss.label <= kLabelInt8 && args.label_bytes < 8;
-  args.beyond = has_sign ? int64_t{1} << (8 * args.label_bytes - 1) : INT64_MAX;
+  args.label_span = has_sign ? int64_t{1} << (8 * args.label_bytes) : 0;
+  args.most_label = has_sign ? args.label_span / 2 - 1 : INT64_MAX;
   return device::launch(loss.type == ElementType::kFloat64 ? of_double : of_float, args.shape.blocks, kPixelThreads, stream, args);
 }
 

@@ -293,10 +293,9 @@ def _width(*tensors: Tensor) -> int:
 def _steps(x: Tensor, of_batch: str, of_plane: str, packed: bool, prefix: str = "step") -> dict[str, int]:
     """The strides of (B, K, *S) as arguments."""
     step_z, step_y, step_x = (0,) * (5 - x.ndim) + x.stride()[2:]
-    if packed:
-        step_x = _step(x) or step_x
+    one = _step(x) if packed else None
     named = {of_batch: x.stride(0), of_plane: x.stride(1)}
-    return named | {f"{prefix}_z": step_z, f"{prefix}_y": step_y, f"{prefix}_x": step_x}
+    return named | {f"{prefix}_z": step_z, f"{prefix}_y": step_y, f"{prefix}_x": step_x if one is None else one}
 
 
 def pixel_cross_entropy(of: PixelLossArguments, reduction: int, plan: MaskArguments) -> tuple[Tensor, Tensor, Tensor]:
