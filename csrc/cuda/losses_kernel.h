@@ -371,8 +371,12 @@ FUSEDMIX_WIDE_KERNEL(kLossThreads, 4) cross_entropy_kernel(FUSEDMIX_ARGS(LossArg
   }
 }
 
+// Blocks that are to fit a multiprocessor: with four, float64 would have a stack.
+template <class T>
+constexpr int kBinaryBlocks = sizeof(T) == 8 ? 3 : 4;
+
 template <class T, int V>
-FUSEDMIX_WIDE_KERNEL(kLossThreads, (sizeof(T) == 8 ? 3 : 4)) binary_cross_entropy_kernel(FUSEDMIX_ARGS(LossArgs, args)) {
+FUSEDMIX_WIDE_KERNEL(kLossThreads, kBinaryBlocks<T>) binary_cross_entropy_kernel(FUSEDMIX_ARGS(LossArgs, args)) {
   using C = Compute<T>;
   FUSEDMIX_SHARED(C, found, kLossThreads);
   const int32_t thread = static_cast<int32_t>(device::thread());

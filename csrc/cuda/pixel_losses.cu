@@ -67,8 +67,12 @@ FUSEDMIX_DEVICE void store_planes(const PixelLossArgs& args, const PixelPlace<C>
 
 // ---- forwards ----
 
+// Blocks that are to fit a multiprocessor.
 template <class C>
-FUSEDMIX_WIDE_KERNEL(kPixelThreads, (sizeof(C) == 4 ? 4 : 3)) pixel_cross_entropy_kernel(FUSEDMIX_ARGS(PixelLossArgs, args)) {
+constexpr int kPixelBlocks = sizeof(C) == 4 ? 4 : 3;
+
+template <class C>
+FUSEDMIX_WIDE_KERNEL(kPixelThreads, kPixelBlocks<C>) pixel_cross_entropy_kernel(FUSEDMIX_ARGS(PixelLossArgs, args)) {
   constexpr int V = kPixels<C>, U = kPlanes<C>;
   FUSEDMIX_SHARED(double, losses, kPixelThreads);
   FUSEDMIX_SHARED(double, masses, kPixelThreads);
