@@ -96,6 +96,8 @@ def test_every_kernel_gets_all_of_its_parameters():
         fm.CutMix(num_classes=4, finish=finish, sampling="device", backend="triton")(x.detach(), y)
         for loss in (fm.mix_cross_entropy, fm.mix_binary_cross_entropy):
             loss(torch.rand(9, 4, requires_grad=True), y, plan, backend="triton").backward()
+        logits = torch.rand((9, 4, 8, 8), requires_grad=True)
+        fm.mix_pixel_cross_entropy(logits, torch.zeros(9, 8, 8, dtype=torch.uint8), plan, backend="triton").backward()
     assert len(seen) == len(KERNELS)
     for function, arguments, constants in seen.values():
         kinds = [annotation is tl.constexpr or annotation == "tl.constexpr" for annotation in annotations(function)]
