@@ -67,6 +67,7 @@ _WITH_GPU = (
     "test_losses",
     "test_pixel_losses",
     "test_label_maps",
+    "test_integer_images",
     "test_term_losses",
     "test_multi",
     "test_derivatives",
