@@ -180,7 +180,7 @@ def test_what_integers_have_not(dtype):
         fm.CutMix(num_classes=4, finish=fm.Finish(None))(x, Y)
     of = torch.iinfo(dtype)
     with pytest.raises(ValueError, match=rf"fill must be integers from {of.min} to {of.max} for images of {name}"):
-        fm.Cutout(length=4, fill=70000)(x, Y)
+        fm.Cutout(length=4, fill=70000, num_classes=4)(x, Y)
     assert not attachment.apply(x, fm.CutMix().sample(6, (8, 8))).requires_grad
 
 
