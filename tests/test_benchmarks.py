@@ -517,7 +517,7 @@ def test_shares_of_a_step():
     line = step_table([vars(step), vars(alone)]).splitlines()[-1]
     assert [cell.strip() for cell in line.strip("|").split("|")] == [
         "ours",
-        "20.0 (10.0 to 40.0)",
+        "20.0 (10.0 to 40.0) (busy)",  # p80 is four times p20
         "5.0% (2.5% to 10.0%)",
         "1.00 (1.00 to 1.00)",
         "5.0%",
