@@ -35,7 +35,7 @@ BLOCKS = 3  # that must fit on a multiprocessor
 REGISTERS = 65536 // (THREADS * BLOCKS) // 8 * 8  # of each thread: they are handed out by eights
 STEMS = (
     *("borders", "finish", "fourier", "gathers", "grid_cut", "losses", "pixel_losses", "sample"),
-    *("mix", "mix_bfloat16", "mix_float", "mix_float16", "mix_uint8", "mix_with"),
+    *("mix", "mix_bfloat16", "mix_float", "mix_float16", "mix_int16", "mix_uint8", "mix_with"),
 )
 
 OTHERS = (
@@ -47,15 +47,16 @@ OTHERS = (
 )
 # Of a template. Those that finish vectors: of bytes of three channels for three sets of families, two layouts of what
 # comes and of what is made, with draws and without; of a channel for five vectors. Those that take of several samples:
-# for three vectors of a type, of float32 and float64 for two; with another batch, for sets of families of 16 bytes.
+# for three vectors of a type, of float32 and float64 for two, of 16-bit integers for one; with another batch, for sets
+# of families of 16 bytes.
 INSTANCES = {
     "synthesis_kernel": 2,
     "finish_kernel": 2,
     "sample_kernel": 15,
     "finish_vectors_kernel": 3 * 8 + 5,
-    "paste_kernel": 13,
-    "blend_kernel": 13,
-    "with_kernel": 12 + 2 * 4,
+    "paste_kernel": 14,
+    "blend_kernel": 14,
+    "with_kernel": 13 + 2 * 4,
     "pixel_cross_entropy_kernel": 2,
     "pixel_gradient_kernel": 2,
 }
