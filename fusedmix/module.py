@@ -262,9 +262,14 @@ class MixTransform(checks.Checked, nn.Module):
             )
         return batch_size // 2
 
+    @property
+    def _has_lengths(self) -> bool:
+        """Whether `lengths` may be given: a module whose plans are more than masks is handed something else, if any."""
+        return self._takes_lengths and not self._gathers
+
     def _check_lengths(self, x: Any, batch_size: int, size: Sequence[int], other_size: int | None) -> Tensor:
         """The lengths of samples, if the masks of a plan can be kept within them."""
-        if self._gathers or not self._takes_lengths:
+        if not self._has_lengths:
             raise ValueError(f"lengths must be None for {type(self).__name__}, whose plans are more than masks.")
         if other_size is not None:
             raise ValueError("lengths must be None with partners from another batch, whose lengths nobody knows.")
@@ -499,9 +504,10 @@ class MixTransform(checks.Checked, nn.Module):
     ) -> None:
         """Mixes all images, masks and labels by a plan, with those that are `lent` by another batch."""
         leaves, labels, image = parsed.leaves, parsed.labels, parsed.image
-        sizes = {self._spatial_size(leaves[i]) for i in parsed.images}
-        if extra is not None and len(sizes) > 1:
-            raise ValueError(f"Images mixed within lengths must have one spatial size, but got {sorted(sizes)}.")
+        if extra is not None and self._has_lengths:
+            sizes = {self._spatial_size(leaves[i]) for i in parsed.images}
+            if len(sizes) > 1:
+                raise ValueError(f"Images mixed within lengths must have one spatial size, but got {sorted(sizes)}.")
         where = self._plan_device(image)
         others: dict[int, Tensor] = {}  # by the identity of what they are mixed with
         if lent is None:

@@ -204,3 +204,22 @@ def test_a_module_and_its_plan_are_pickled():
     plan = mix.sample(B, (SAMPLES,), levels=torch.zeros(B), seed=0)
     assert torch.equal(pickle.loads(pickle.dumps(plan)).gains, plan.gains)
     assert torch.equal(plan.to("cpu").gains, plan.gains)
+
+
+def test_levels_serve_several_sounds():
+    """Of any lengths: the levels of the first, or those that are given, are for all."""
+    first, second = torch.randn(4, 1600), torch.randn(4, 800)
+    mixer = fm.BetweenClassMix(
+        sample_rate=16000,
+        num_classes=4,
+        images_getter=lambda batch: [batch["near"], batch["far"]],
+        labels_getter=lambda batch: batch["labels"],
+    )
+    batch = {"near": first, "far": second, "labels": torch.arange(4)}
+    levels = fm.sound_levels(first, 16000)
+    torch.manual_seed(0)
+    found = mixer(batch)
+    torch.manual_seed(0)
+    given = mixer(batch, levels=levels)
+    assert given["far"].shape == second.shape
+    assert all(torch.equal(given[key], found[key]) for key in batch)
