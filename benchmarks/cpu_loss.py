@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import fusedmix as fm
-from benchmarks.common import RESULTS, parser
+from benchmarks.common import parser
+from benchmarks.cpu_results import keep
 from fusedmix.backends import choose
-from fusedmix.bench.environment import environment
-from fusedmix.bench.results import Check, dtype_name, markdown, targets_table, write_csv, write_json
+from fusedmix.bench.results import Check, dtype_name, markdown
 from fusedmix.bench.timing import Timing, interleave, wall
 
 LARGE, MEDIUM = (256, 21841), (256, 1000)
@@ -95,21 +95,13 @@ def main() -> int:
     rows = [
         row for shape in shapes for dtype in (torch.float32, torch.bfloat16) for row in measure(shape, dtype, rounds)
     ]
-    checks = targets(rows)
-    env = environment(torch.device("cpu"), given.commit)
-    if not given.quick or given.out is not None:
-        folder, name = given.out or RESULTS, given.name or "cpu"
-        write_csv(folder / f"{name}-loss.csv", rows, env)
-        write_csv(folder / f"{name}-loss-targets.csv", checks, env)
-        write_json(folder / f"{name}-loss-environment.json", env)
     header = ("loss, forward and backward", "by", "dtype", "shape", "ms", "p20", "p80")
     table = [
         (r.call, r.provider, r.dtype, r.shape, *(f"{t / 1e3:.2f}" for t in (r.median_us, r.p20_us, r.p80_us)))
         for r in rows
     ]
     print(markdown(header, table))
-    print(f"\n{targets_table(checks)}")
-    return 0 if all(check.met for check in checks) or given.quick else 1
+    return keep(given, "loss", rows, targets(rows))
 
 
 if __name__ == "__main__":

@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import fusedmix as fm
-from benchmarks.common import RESULTS, parser
+from benchmarks.common import parser
+from benchmarks.cpu_results import keep
 from fusedmix.backends import choose
-from fusedmix.bench.environment import environment
-from fusedmix.bench.results import Check, dtype_name, markdown, targets_table, write_csv, write_json
+from fusedmix.bench.results import Check, dtype_name, markdown
 from fusedmix.bench.timing import Timing, interleave, wall
 
 SHAPES = ((4, 21, 256, 256), (2, 150, 128, 128))
@@ -83,20 +83,12 @@ def main() -> int:
     rows = [
         row for shape in shapes for dtype in (torch.float32, torch.bfloat16) for row in measure(shape, dtype, rounds)
     ]
-    checks = targets(rows)
-    env = environment(torch.device("cpu"), given.commit)
-    if not given.quick or given.out is not None:
-        folder, name = given.out or RESULTS, given.name or "cpu"
-        write_csv(folder / f"{name}-pixel-loss.csv", rows, env)
-        write_csv(folder / f"{name}-pixel-loss-targets.csv", checks, env)
-        write_json(folder / f"{name}-pixel-loss-environment.json", env)
     header = ("by", "dtype", "shape", "ms", "p20", "p80")
     table = [
         (r.provider, r.dtype, r.shape, *(f"{t / 1e3:.2f}" for t in (r.median_us, r.p20_us, r.p80_us))) for r in rows
     ]
     print(markdown(header, table))
-    print(f"\n{targets_table(checks)}")
-    return 0 if all(check.met for check in checks) or given.quick else 1
+    return keep(given, "pixel-loss", rows, targets(rows))
 
 
 if __name__ == "__main__":

@@ -26,10 +26,10 @@ import torch
 from torch import Tensor
 
 import fusedmix as fm
-from benchmarks.common import RESULTS, parser
+from benchmarks.common import parser
+from benchmarks.cpu_results import keep
 from fusedmix.backends import choose
-from fusedmix.bench.environment import environment
-from fusedmix.bench.results import Check, markdown, targets_table, write_csv, write_json
+from fusedmix.bench.results import Check, markdown
 from fusedmix.bench.timing import Timing, interleave, wall
 
 # How many times as fast as OpenMixup. (SaliencyMix per batch looks at as many images as per sample: that is no target.)
@@ -136,20 +136,12 @@ def main() -> int:
     times = interleave(calls, rounds)
     for index, row in enumerate(rows):
         row.record(times[index])
-    checks = targets(rows)
-    env = environment(torch.device("cpu"), given.commit)
-    if not given.quick or given.out is not None:
-        folder, name = given.out or RESULTS, given.name or "cpu"
-        write_csv(folder / f"{name}-methods.csv", rows, env)
-        write_csv(folder / f"{name}-methods-targets.csv", checks, env)
-        write_json(folder / f"{name}-methods-environment.json", env)
     header = ("method", "per", "by", "ms", "p20", "p80")
     table = [
         (r.method, r.per, r.provider, *(f"{t / 1e3:.2f}" for t in (r.median_us, r.p20_us, r.p80_us))) for r in rows
     ]
     print(markdown(header, table))
-    print(f"\n{targets_table(checks)}")
-    return 0 if all(check.met for check in checks) or given.quick else 1
+    return keep(given, "methods", rows, targets(rows))
 
 
 if __name__ == "__main__":
