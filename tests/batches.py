@@ -151,6 +151,11 @@ def batch_innermost(x):
     return x.movedim(0, -1).clone(memory_format=torch.contiguous_format).movedim(-1, 0)
 
 
+def in_turn(cases, turn, of):
+    """Every `of`-th of many cases, with its number: others at the next turn, and all of them in `of` turns in a row."""
+    return [(i, case) for i, case in enumerate(cases) if i % of == turn % of]
+
+
 LAYOUTS = (contiguous, channels_last, stepped, cropped, shifted, transposed, every_second_sample, batch_innermost)
 
 

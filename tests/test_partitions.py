@@ -128,8 +128,7 @@ def test_modules(partitions, method, sampling):
     """A step of a module draws outside: in one call, or a plan by which images and labels are mixed in a graph."""
     modules = [
         method(num_classes=5, sampling=sampling, per=per, pairing="random", p=0.9, inplace=inplace)
-        for per in ("batch", "sample")
-        for inplace in (False, True)
+        for per, inplace in (("batch", sampling == "host"), ("sample", sampling == "device"))
     ]
     found = partitions(lambda x, y, _: [mix(x, y) for mix in modules])
     stored = modules[0]._families.stored

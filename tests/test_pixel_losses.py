@@ -222,8 +222,9 @@ def test_derivatives(backend, reduction):
         return fm.mix_pixel_cross_entropy(z, maps, plan, **options)
 
     z = logits_for(2, 4, (3, 4), torch.float64, device).requires_grad_()
-    assert torch.autograd.gradcheck(loss, z, check_forward_ad=True)
-    assert torch.autograd.gradgradcheck(loss, z)
+    fast = name == "triton"  # Interpreted, one random direction will do.
+    assert torch.autograd.gradcheck(loss, z, check_forward_ad=True, fast_mode=fast)
+    assert torch.autograd.gradgradcheck(loss, z, fast_mode=fast)
 
 
 class Largest(TorchDispatchMode):

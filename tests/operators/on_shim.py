@@ -11,7 +11,7 @@ import itertools
 
 import torch
 
-from batches import DTYPES, contiguous
+from batches import DTYPES, contiguous, in_turn
 from fusedmix.masks.family import kind as kind_of
 from fusedmix.masks.family import value as value_of
 from fusedmix.methods import Families, Kind, Pairing, Per
@@ -184,7 +184,8 @@ class OnShim:
 
     def batches(self, turn):
         """Shapes, how many of their dims are spatial, dtypes and layouts, by turns."""
-        for shape, dtype in itertools.product(((11, 3, 8, 16), (6, 2, 7, 5), (2, 3, 4, 16)), DTYPES):
+        shapes = ((11, 3, 8, 16), (6, 2, 7, 5), (2, 3, 4, 16))
+        for _, (shape, dtype) in in_turn(itertools.product(shapes, DTYPES), turn, 3):
             yield shape, 2, dtype, contiguous
 
     def weights(self, x, masks):

@@ -27,6 +27,7 @@ from batches import (
     contiguous,
     each_dtype,
     images_of,
+    in_turn,
     plan_for,
     values,
 )
@@ -57,10 +58,11 @@ def assert_near_reference(out, reference_out, x, masks):
 @pytest.mark.parametrize(("per", "pairing"), DRAWS)
 @pytest.mark.parametrize("name", MASKS)
 def test_every_dtype_and_layout(shim, name, per, pairing):
-    """Out of place, in place and adjoint. Sizes, chips, ways and how the plan travels alternate."""
-    turn = itertools.count(DRAWS.index((per, pairing)) + 3 * list(MASKS).index(name))
-    for dtype, layout in itertools.product(DTYPES, LAYOUTS):
-        i = next(turn)
+    """Out of place, in place and adjoint. Sizes, chips, ways and how the plan travels alternate. Each draw has a third
+    of the dtypes and layouts, and so every mask has all of them more than three times."""
+    turn = DRAWS.index((per, pairing))
+    for number, (dtype, layout) in in_turn(itertools.product(DTYPES, LAYOUTS), turn, 3):
+        i = turn + 3 * list(MASKS).index(name) + number
         shape, spatial = (SHAPES + LARGER)[i % len(SHAPES + LARGER)]
         shim.multiprocessors = (1, 2, H200)[i % 3]
         shim.shared_bytes = (SHARED, 2048, 1)[i // 3 % 3]  # for columns of any width, narrow ones, and none

@@ -276,7 +276,7 @@ def test_the_plain_step_is_the_references(method, options, inplace):
         pytest.skip("a choice of methods is drawn in Python")
     ours, theirs = (method(num_classes=K, inplace=inplace, backend=name, **options) for name in (None, "reference"))
     shapes = ((6, 3, 9, 12), (3, 4, 33), (2, 2, 5, 6), (5, 1, 3, 3), (0, 3, 4, 4), (1, 3, 7, 5))
-    for number in range(20 if options else 100):
+    for number in range(20 if options else 60):
         seed = 2 * number + inplace
         shape, dtype = shapes[number % len(shapes)], DTYPES[number % len(DTYPES)]
         x = images_of(shape, dtype, seed)

@@ -50,7 +50,8 @@ ON_TRITON = [*itertools.product(("batch", "sample"), ("roll", "flip", "random"))
 def test_one_pass(watched, name, per, pairing):
     """In place every element is written once and read at most twice, and kernels that look where masks reach touch
     nothing else; out of place every element is written once, and read for its sample and for that it is lent to."""
-    turn = 0 if watched.fast else ON_TRITON.index((per, pairing)) * 7 + [*TRAFFIC, *FMIXES].index(name)
+    draw = (per, pairing)
+    turn = DRAWS.index(draw) if watched.fast else ON_TRITON.index(draw) * 7 + [*TRAFFIC, *FMIXES].index(name)
     for i, (shape, spatial, dtype, layout) in enumerate(watched.batches(turn)):
         masks = plan_for((MASKS | FMIXES)[name], shape, spatial, per, pairing, seed=turn + i)
         before = values(shape, dtype, seed=i)
