@@ -67,23 +67,15 @@ struct PixelLabels {
   PixelLabels(const PixelLabels&) = delete;
 
  private:
-  static constexpr int32_t kNone = -1, kIgnored = -2;
-
   void read(const PixelLoss& loss, int64_t sample, const PixelTile& tile, C* __restrict share, int32_t* __restrict found,
             C* __restrict part) {
-    of_label(loss.label, [&](auto as) {
-      const auto* map = static_cast<const decltype(as)*>(loss.maps) + sample * loss.pixels + tile.pixel;
-      for (int64_t q = 0; q < tile.n; ++q) {
-        const auto y = label_as<int64_t>(map[q]);
-        const int32_t k = y >= 0 && y < loss.classes ? static_cast<int32_t>(y) : kNone;
-        found[q] = y == loss.ignore ? kIgnored : k;
-      }
-    });
+    kernels().pixels[static_cast<int>(loss.type)].find_classes(found, loss.label, loss.maps, sample * loss.pixels + tile.pixel, tile.n,
+                                                               loss.classes, loss.ignore);
     const C keep = static_cast<C>(1.0 - loss.smoothing), spread = static_cast<C>(loss.smoothing / static_cast<double>(loss.classes));
     int32_t none = 0;
     for (int64_t q = 0; q < tile.n; ++q) {
       const C lost = found[q] == kIgnored || share[q] == C(0) ? C(0) : C(NAN);
-      none |= found[q] == kNone ? 1 : 0;
+      none |= found[q] == kNoClass ? 1 : 0;
       share[q] = found[q] >= 0 ? share[q] : lost;
       flat[q] += spread * share[q];
     }

@@ -1,7 +1,7 @@
 // The loops of pixel_losses.h for one instruction set: included by kernels.cpp alone.
 //
-// A few classes of a tile are copied to where they lie together: images whose sides are powers of two would have all classes of a
-// pixel in a few lines of the cache otherwise.
+// What is read twice, or does not lie pixel by pixel, is copied, a few classes of a tile at a time, to where it lies together: images
+// whose sides are powers of two would have all classes of a pixel in a few lines of the cache otherwise.
 #pragma once
 
 #include "loss_rows.h"
@@ -26,6 +26,19 @@ inline void write_classes(T* to, const Compute<T>* from, const PixelPlaces& plac
   for (int64_t q = 0; q < places.n && places.step != 1; ++q) {
     for (int64_t k = 0; k < count; ++k) to[q * places.step + k * places.plane] = from_compute<T>(from[k * kPixelTile + q]);
   }
+}
+
+// The label of each pixel, if it is a class.
+FUSEDMIX_ONCE void find_classes(int32_t* __restrict found, LabelType type, const void* map, int64_t at, int64_t n, int64_t classes,
+                                int64_t ignore) {
+  of_label(type, [=](auto as) {
+    const auto* labels = static_cast<const decltype(as)*>(map) + at;
+    for (int64_t q = 0; q < n; ++q) {
+      const auto y = label_as<int64_t>(labels[q]);
+      const int64_t k = y >= 0 && y < classes ? y : int64_t{kNoClass};
+      found[q] = static_cast<int32_t>(y == ignore ? int64_t{kIgnored} : k);
+    }
+  });
 }
 
 // Functions for each compute type, not for each element type, as in loss_rows.h.
@@ -68,7 +81,8 @@ struct TileSums {
   }
 
   // `own` and `lent` are the logits of the labels.
-  FUSEDMIX_ONCE double losses(C* losses, C* logsumexp, const C* own, const C* lent, const PixelTargets& targets, int64_t n) const {
+  FUSEDMIX_ONCE double losses(C* __restrict losses, C* __restrict logsumexp, const C* own, const C* lent, const PixelTargets& targets,
+                              int64_t n) const {
     const C *own_part = static_cast<const C*>(targets.own_part), *lent_part = static_cast<const C*>(targets.lent_part);
     const C *flat = static_cast<const C*>(targets.flat), mass = static_cast<C>(targets.mass);
     for (int64_t q = 0; q < n; ++q) {
@@ -122,37 +136,60 @@ struct TileSlope {
       rate[q] = own[q] + lent[q] + mass * flat[q];
     }
   }
-  // The logits of class k, whose weight is c, become their gradient.
-  FUSEDMIX_ONCE void apply(C* __restrict z, const PixelTargets& targets, const C* logsumexp, int32_t k, C c, int64_t n) const {
+  // The gradient of class k, whose weight is c.
+  FUSEDMIX_ONCE void apply(C* __restrict out, const C* __restrict z, const PixelTargets& targets, const C* logsumexp, int32_t k, C c,
+                           int64_t n) const {
     for (int64_t q = 0; q < n; ++q) {
       const C taken = (targets.own[q] == k ? own[q] : C(0)) + (targets.lent[q] == k ? lent[q] : C(0));
-      z[q] = term(rate[q], exp_nonpositive(z[q] - logsumexp[q])) - taken;
+      out[q] = term(rate[q], exp_nonpositive(z[q] - logsumexp[q])) - taken;
     }
-    for (int64_t q = 0; q < n && targets.flat != nullptr; ++q) z[q] -= c * flat[q];
+    for (int64_t q = 0; q < n && targets.flat != nullptr; ++q) out[q] -= c * flat[q];
   }
 };
 
+// Asks for a class of a tile: the hardware foresees what comes next within a class, not the next class.
+template <bool kWritten, class T>
+inline void ask_for_class(const T* at, int64_t n) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  for (int64_t q = 0; q < n; q += kLine) __builtin_prefetch(at + q, kWritten ? 1 : 0, 3);
+}
+
 template <class T>
-void pixel_gradient(void* to, const PixelPlaces& there, const void* from, const PixelPlaces& places, const PixelTargets& targets,
+void pixel_gradient(void* out, const PixelPlaces& there, const void* logits, const PixelPlaces& places, const PixelTargets& targets,
                     const void* logsumexp, const void* grads, bool each, double scale) {
   using C = Compute<T>;
   const C* weights = static_cast<const C*>(targets.class_weight);
-  const TileSlope<C> slope(targets, static_cast<const C*>(grads), each, static_cast<C>(scale), places.n);
-  C logits[kPixelClasses * kPixelTile];
-  for (int64_t first = 0; first < places.classes; first += kPixelClasses) {
-    const int64_t count = places.classes - first < kPixelClasses ? places.classes - first : kPixelClasses;
-    read_classes(logits, static_cast<const T*>(from) + first * places.plane, places, count);
-    for (int64_t k = 0; k < count; ++k) {
-      slope.apply(logits + k * kPixelTile, targets, static_cast<const C*>(logsumexp), static_cast<int32_t>(first + k),
-                  weights == nullptr ? C(1) : weights[first + k], places.n);
+  const T* from = static_cast<const T*>(logits);
+  T* to = static_cast<T*>(out);
+  const int64_t n = places.n, classes = places.classes;
+  const TileSlope<C> slope(targets, static_cast<const C*>(grads), each, static_cast<C>(scale), n);
+  const auto apply = [&](C* made, const C* z, int64_t k) {
+    const C c = weights == nullptr ? C(1) : weights[k];
+    slope.apply(made, z, targets, static_cast<const C*>(logsumexp), static_cast<int32_t>(k), c, n);
+  };
+  if (places.step == 1 && there.step == 1) {
+    constexpr int64_t kAhead = 2;
+    for (int64_t k = 0; k < classes; ++k) {
+      if (k + kAhead < classes) {
+        ask_for_class<false>(from + (k + kAhead) * places.plane, n);
+        ask_for_class<true>(to + (k + kAhead) * there.plane, n);
+      }
+      write_row<T>(to + k * there.plane, from + k * places.plane, 1, n, [&](C* made, const C* z, int64_t, int64_t) { apply(made, z, k); });
     }
-    write_classes(static_cast<T*>(to) + first * there.plane, logits, there, count);
+    return;
+  }
+  C read[kPixelClasses * kPixelTile], made[kPixelClasses * kPixelTile];
+  for (int64_t first = 0; first < classes; first += kPixelClasses) {
+    const int64_t count = classes - first < kPixelClasses ? classes - first : kPixelClasses;
+    read_classes(read, from + first * places.plane, places, count);
+    for (int64_t k = 0; k < count; ++k) apply(made + k * kPixelTile, read + k * kPixelTile, first + k);
+    write_classes(to + first * there.plane, made, there, count);
   }
 }
 
 template <class T>
 constexpr PixelRows pixel_rows() {
-  return {pixel_losses<T>, pixel_gradient<T>};
+  return {find_classes, pixel_losses<T>, pixel_gradient<T>};
 }
 
 }  // namespace
