@@ -1,4 +1,4 @@
-// The CPU backend (csrc/cpu) against naive loops: mixing, adjoint, masks, targets, and what every sample of a plan obeys.
+// The CPU backend (csrc/cpu) against naive loops: mixing, adjoint, masks, targets, losses, and what every sample of a plan obeys.
 #include <algorithm>
 
 #include "../cpu/grid_cut.h"
@@ -9,6 +9,7 @@
 #include "finish_cases.h"
 #include "gather_cases.h"
 #include "grids.h"
+#include "pixel_cases.h"
 
 namespace fusedmix::test {
 namespace {
@@ -552,5 +553,7 @@ int main() {
   test_drawn();
   test_fourier();
   test_grids();
+  test_pixel_losses();
+  test_border_costs();
   return summary(("fusedmix_cpu_test (" + std::string(fusedmix::cpu::kernels().name) + ")").c_str());
 }
