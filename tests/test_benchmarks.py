@@ -293,7 +293,7 @@ def test_cpu_pixel_loss(tmp_path):
     names = {f"cpu-pixel-loss{kind}" for kind in (".csv", "-targets.csv", "-environment.json")}
     assert {path.name for path in tmp_path.iterdir()} == names
     timed = rows(tmp_path / "cpu-pixel-loss.csv", TIMING | SUMMARY)
-    assert [row["provider"] for row in timed] == ["fusedmix", "torch"] * 2
+    assert [row["provider"] for row in timed] == ["fusedmix", "torch", "torch on targets of mix_masks"] * 2
     assert f"of {len(rows(tmp_path / 'cpu-pixel-loss-targets.csv', CHECK))} targets met" in said
 
 
