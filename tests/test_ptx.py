@@ -35,7 +35,7 @@ BLOCKS = 3  # that must fit on a multiprocessor
 REGISTERS = 65536 // (THREADS * BLOCKS) // 8 * 8  # of each thread: they are handed out by eights
 STEMS = (
     *("borders", "finish", "fourier", "gathers", "grid_cut", "losses", "pixel_losses", "sample"),
-    *("mix", "mix_bfloat16", "mix_float", "mix_float16", "mix_int16", "mix_uint8", "mix_with"),
+    *("mix", "mix_bfloat16", "mix_float", "mix_float16", "mix_integers"),
 )
 
 OTHERS = (
