@@ -457,6 +457,24 @@ def test_diagrams_are_what_the_script_draws(tmp_path):
         assert words[0] == words[1]
 
 
+@pytest.mark.thorough
+def test_small_pictures_are_what_the_script_draws():
+    """Each stands in the table of methods, once, and JPEG changes a grey value by little."""
+    for module in ("skimage", "sklearn"):
+        required(module)
+    pyplot = required("matplotlib.pyplot")
+    rows = [row[0] for row in table_after(DOCS / "methods.md", "The methods")]
+    shown = dict(re.match(r"`(\w+)` .*!\[\1: .+\]\((\S+)\)$", row).groups() for row in rows if "![" in row)
+    drawn = module_at(DOCS / "pictures" / "draw.py").small_pictures()
+    assert shown == {name: f"pictures/methods/{name.lower()}.jpg" for name in drawn}
+    files = sorted((DOCS / "pictures" / "methods").iterdir())
+    assert files == sorted(DOCS / path for path in shown.values())
+    assert sum(file.stat().st_size for file in files) < 400_000
+    for name, path in shown.items():
+        kept = torch.tensor(pyplot.imread(DOCS / path)).permute(2, 0, 1) / 255
+        assert (kept - drawn[name]).abs().mean() < 0.03, name
+
+
 def test_site_has_every_page():
     config = text_of(ROOT / "mkdocs.yml")
     nav = set(re.findall(r"[\w/-]+\.md", config.partition("\nnav:\n")[2]))

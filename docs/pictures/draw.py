@@ -1,6 +1,6 @@
 """Draws the pictures of the documentation.
 
-python docs/pictures/draw.py [FOLDER]     # default: this one; needs matplotlib (the demo extra)
+python docs/pictures/draw.py [FOLDER]     # default: this one; needs the demo extra
 
 Masks and label weights are what the modules make; everything else is a diagram.
 """
@@ -10,18 +10,21 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("FUSEDMIX_BACKEND", "reference")  # no compiler is needed for a picture
 
 import matplotlib as mpl
 import numpy as np
+import torch
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
 import fusedmix as fm
+from fusedmix.demo.methods import METHODS, Method, mix_with
 from fusedmix.demo.photos import load_photos
 
 INK, TEAL, ORANGE, GREY, PALE = "#22313a", "#00796b", "#d9730d", "#8a979e", "#e3f1ef"
@@ -394,6 +397,26 @@ def photographs() -> Figure:
     return figure
 
 
+def small_pictures() -> dict[str, torch.Tensor]:
+    """The cat as each method mixes it with the flower, and some with more photographs: (3, 144, 144) by the name of the
+    module. Of twenty draws it is the one whose label weight is nearest to .6."""
+    photos, _ = load_photos(144)
+    photos = photos[[1, 2, 4, 5]]  # The partner of the first is the last.
+    methods = {
+        "Mosaic": Method("Mosaic", "", fm.Mosaic),
+        "RICAP": Method("RICAP", "", partial(fm.RICAP, beta=3.0)),  # so that all four parts are seen
+    }
+    for method in METHODS:
+        methods.setdefault(method.name.split()[0], method)  # The first of two variants is the default.
+    del methods["RandomMix"]  # It looks like one of its methods.
+    pictures = {}
+    for name, method in methods.items():
+        mixtures = (mix_with(method, photos, seed=seed) for seed in range(20))
+        best = min(mixtures, key=lambda mixture: abs(mixture.plan.weight[0].item() - 0.6))
+        pictures[name] = best.images[0].clamp(0, 1)
+    return pictures
+
+
 PICTURES: dict[str, Callable[[], Figure]] = {
     "way": way,
     "cycle": cycle,
@@ -417,6 +440,10 @@ def main(folder: Path) -> None:
     figure = photographs()
     figure.savefig(folder / "photographs.jpg", dpi=150, pil_kwargs={"quality": 88})
     plt.close(figure)
+    (folder / "methods").mkdir(exist_ok=True)
+    for name, image in small_pictures().items():
+        path = folder / "methods" / f"{name.lower()}.jpg"
+        plt.imsave(path, image.permute(1, 2, 0).numpy(), pil_kwargs={"quality": 80})
 
 
 if __name__ == "__main__":
