@@ -112,7 +112,7 @@ LIBRARIES: dict[Name, Library] = {
         ),
         _LINK_FLAGS,
         ("include/**/*", "host/*", "cpu/*", "binding/cpu.cpp", "binding/*.h"),
-        "20 s",
+        "30 s to 1 min on two cores",
     ),
     "cuda": Library(
         "nvcc",
