@@ -88,6 +88,7 @@ _WITH_GPU = (
     "operators/test_gathers",
     "operators/test_label_grid",
     "operators/test_border_costs",
+    "operators/test_arrange_blocks",
     "operators/test_triton_numbers",
     "operators/test_triton_finish",
     "operators/test_triton_gathers",

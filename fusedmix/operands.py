@@ -292,6 +292,21 @@ def _check_label_grid(unary: Tensor, right: Tensor, down: Tensor) -> None:
             raise ValueError(f"{name} must not be negative, but holds a number that is.")
 
 
+def _check_arrange_blocks(seen: Tensor, maps: Tensor, distance_cost: float) -> None:
+    if seen.dtype != torch.bool or seen.ndim != 3:
+        raise ValueError(
+            f"seen must be bool of shape (batch_size, blocks, blocks), but got {checks.names([seen.dtype])} of shape "
+            f"{tuple(seen.shape)}."
+        )
+    for side in seen.shape[1:]:
+        checks.integer("the blocks along a side", side, 1, MOST_BLOCKS)
+    checks.shaped("maps", maps, torch.float32, *seen.shape)
+    _beside("maps", maps, seen.device)
+    checks.number("distance_cost", distance_cost, 0.0, open_low=True)
+    if checks.readable(maps) and not ((maps >= 0) & (maps <= 1)).all():
+        raise ValueError("maps must be in [0, 1] everywhere, but holds other numbers.")
+
+
 def _check_mask(
     records: Tensor, families: int, size: Sequence[int], per: int = Per.SAMPLE, pixels: Tensor | None = None
 ) -> None:
@@ -549,6 +564,7 @@ _CHECKS: dict[str, Callable[..., Any]] = {
     "blend": _check_blend,
     "border_costs": _check_border_costs,
     "label_grid": _check_label_grid,
+    "arrange_blocks": _check_arrange_blocks,
     "mix_labels": _check_mix_labels,
     "mix_batch": _check_step,
     "mix_batch_": _check_step,

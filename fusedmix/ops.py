@@ -33,7 +33,7 @@ from fusedmix.arguments import (
     compute_dtype,
     empty_parts,
 )
-from fusedmix.backends import borders, finished, gathers, grid_cut, pixel_losses, reference, triton
+from fusedmix.backends import arrangement, borders, finished, gathers, grid_cut, pixel_losses, reference, triton
 from fusedmix.checks import class_range, partners
 from fusedmix.draws import Request, Source
 from fusedmix.finishing import FinishArguments
@@ -63,10 +63,11 @@ _SCHEMAS = {
     # Several partners (fusedmix/backends/gathers.py).
     "paste": "(Tensor x, Tensor partner, Tensor boxes, Tensor crops, int resize) -> Tensor",
     "blend": "(Tensor x, Tensor partner, Tensor weight) -> Tensor",
-    # Of blocks: how unlike their pixels are at borders (fusedmix/backends/borders.py), and the labels that cost least
-    # (fusedmix/backends/grid_cut.py).
+    # Of blocks: how unlike their pixels are at borders (fusedmix/backends/borders.py), the labels that cost least
+    # (fusedmix/backends/grid_cut.py), and where they move (fusedmix/backends/arrangement.py).
     "border_costs": "(Tensor x, Tensor partner, Tensor scale, int[] cells) -> (Tensor right, Tensor down)",
     "label_grid": "(Tensor unary, Tensor right, Tensor down) -> Tensor",
+    "arrange_blocks": "(Tensor seen, Tensor maps, float distance_cost) -> Tensor",
     "mix_labels": (
         "(Tensor labels, Tensor partner, Tensor weight, SymInt num_classes, float label_smoothing) -> Tensor"
     ),
@@ -194,6 +195,7 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "blend": _fake_like,
     "border_costs": _fake_border_costs,
     "label_grid": lambda unary, *_: unary.new_empty(unary.shape[:3]),
+    "arrange_blocks": lambda seen, *_: seen.flatten(1).to(torch.int64),
     "mix_labels": _fake_mix_labels,
     "mix_batch": _fake_mix_batch,
     "mix_batch_": lambda *args: _fake_mix_batch(*args)[1:],
@@ -209,18 +211,17 @@ _FAKES: dict[str, Callable[..., Any]] = {
 }
 
 
-def _define(backend: str, module: ModuleType | None = None) -> torch.library.Library:
-    """Defines every operator in the backend's namespace and registers the module's functions for all devices."""
+def _define(backend: str, *modules: ModuleType) -> torch.library.Library:
+    """Defines every operator in the backend's namespace and registers the modules' functions for all devices."""
     library = torch.library.Library(f"fusedmix_{backend}", "DEF")
     for name, schema in _SCHEMAS.items():
         outside = (torch.Tag.cudagraph_unsafe,) if name in _OUTSIDE_GRAPHS else ()
         library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag, *outside))
         fake = _of_row(_FAKES[name], schema)
         torch.library.register_fake(f"fusedmix_{backend}::{name}", fake, lib=library)
-        if module is not None:
-            having = (module, gathers, borders, grid_cut, finished, pixel_losses)
-            function = next(getattr(of, name) for of in having if hasattr(of, name))
-            if module is reference:
+        function = next((getattr(of, name) for of in modules if hasattr(of, name)), None)
+        if function is not None:
+            if reference in modules:
                 function = reference.where_float64_is(name, function)
             library.impl(name, operands.checked(name, schema, function), "CompositeExplicitAutograd")
     return library
@@ -346,8 +347,14 @@ _HOST.define(
 )
 _HOST.impl("checked_classes", _checked_classes, "CompositeExplicitAutograd")
 torch.library.register_fake("fusedmix::checked_classes", lambda labels, *_: torch.empty_like(labels), lib=_HOST)
-# They are kept, because a library that is collected takes its operators with it.
-_LIBRARIES = [_define("reference", reference), _define("triton", triton), _define("cpp"), _define("cuda")]
+_IN_PYTORCH = gathers, borders, grid_cut, arrangement, finished, pixel_losses
+# They are kept, because a library that is collected takes its operators with it. (No kernel of CUDA arranges blocks.)
+_LIBRARIES = [
+    _define("reference", reference, *_IN_PYTORCH),
+    _define("triton", triton, *_IN_PYTORCH),
+    _define("cpp"),
+    _define("cuda", arrangement),
+]
 
 
 def forwards(base: Any, jvp: Callable[..., Any], vmap: Callable[..., Any] | None = None) -> Any:

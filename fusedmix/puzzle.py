@@ -15,7 +15,7 @@ from typing_extensions import Unpack
 from fusedmix import checks, dims
 from fusedmix.arguments import Moves
 from fusedmix.backends.grid_cut import MOST_BLOCKS
-from fusedmix.blocks import Weights, arrangement, energies, shares
+from fusedmix.blocks import Weights, energies, shares
 from fusedmix.draws import Request, moved
 from fusedmix.importance import Extra, Importance, ImportanceMethod
 from fusedmix.masks import fourier
@@ -185,13 +185,14 @@ class PuzzleMix(ImportanceMethod, BetaMethod):
         weights = Weights(self.beta, self.gamma, self.eta)
         costs = energies(maps, self._unlike(extra.images, plan), plan.partner, plan.lam, weights)
         # A sample that is left as it is has λ = 1.
-        labels = torch.where(plan.lam[:, None, None] == 1.0, 0, self._operators(device).label_grid(*costs))
+        operators = self._operators(device)
+        labels = torch.where(plan.lam[:, None, None] == 1.0, 0, operators.label_grid(*costs))
         levels = LEVELS - labels * LEVELS // 2
         rows = levels.to(torch.int16)[:, :, :, None].expand(n, h, w, width // w).reshape(n, h, 1, width)
         moves = None
         if self.transport:
             seen, of = torch.cat((labels < 2, labels > 0)), torch.cat((maps, maps[plan.partner]))
-            moves = Moves(*arrangement(seen, of, self.distance_cost).chunk(2))
+            moves = Moves(*operators.arrange_blocks(seen, of, self.distance_cost).chunk(2))
         weight = quotient(levels.flatten(1).sum(1).double(), LEVELS * h * w)
         return replace(
             plan,

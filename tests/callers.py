@@ -111,6 +111,9 @@ class Operators:
     def label_grid(self, unary, right, down):
         return self._ran("label_grid", unary, right, down)
 
+    def arrange_blocks(self, seen, maps, distance_cost):
+        return self._ran("arrange_blocks", seen, maps, distance_cost)
+
     def _ran(self, operator, *args):
         function = getattr(self.operators, operator)
         with Ran(f"fusedmix_{self.name}::{operator}"):

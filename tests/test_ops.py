@@ -134,6 +134,11 @@ def test_label_grid(operators):
     operators.check("label_grid", *(t.to(operators.device, torch.int32) for t in (unary, right, down)))
 
 
+def test_arrange_blocks(operators):
+    seen, maps = torch.rand(2, 4, 3) < 0.5, torch.rand(2, 4, 3)
+    operators.check("arrange_blocks", seen.to(operators.device), maps.to(operators.device), 0.8)
+
+
 @pytest.mark.parametrize(
     "labels",
     [LABELS, LABELS.to(torch.uint8), torch.rand(5, 3), torch.rand(5, 3).half()],

@@ -15,9 +15,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import fusedmix as fm
 from callers import CPP
 from conftest import NO_CUDA
+from fusedmix.backends.arrangement import arrange_blocks
 from fusedmix.backends.borders import border_costs
 from fusedmix.backends.grid_cut import label_grid
-from fusedmix.blocks import Weights, arrangement, energies, shares
+from fusedmix.blocks import Weights, energies, shares
 from fusedmix.methods import Families, Per
 
 B, K = 5, 4
@@ -222,7 +223,7 @@ def test_moves(grid, price):
     g = torch.Generator().manual_seed(7)
     seen = torch.rand(4, *grid, generator=g) < torch.tensor([0.0, 0.2, 0.7, 1.0])[:, None, None]
     s = shares(maps_of(4, *grid, seed=1) + 1e-3 * torch.rand(4, *grid, generator=g), grid)
-    found = arrangement(seen, s, price)
+    found = arrange_blocks(seen, s, price)
     n, moved = math.prod(grid), 0
     assert torch.equal(found.sort(1).values, torch.arange(n).expand(4, n))
     for i in range(4):
@@ -243,7 +244,7 @@ def test_moves_of_equal_blocks_are_the_first():
     s[0, 1, 1] = 1.0
     seen = torch.zeros(1, 3, 3, dtype=torch.bool)
     seen[0, 1, 0] = seen[0, 0, 1] = True
-    found = arrangement(seen, s, 0.8)[0].tolist()
+    found = arrange_blocks(seen, s, 0.8)[0].tolist()
     assert found == [0, 4, 2, 3, 1, 5, 6, 7, 8]
 
 
@@ -441,5 +442,6 @@ def test_nothing_waits_for_a_device():
         costs = energies(s, unlike, partner, lam, Weights(1.2, 0.5, 0.2))
         assert [tuple(c.shape) for c in costs] == [(B, 4, 4, 3), (B, 4, 3), (B, 3, 4)]
         labels = torch.ops.fusedmix_cuda.label_grid(*costs)
-        assert arrangement(labels < 2, s, 0.8).shape == (B, 16)
+        for arrange in (arrange_blocks, torch.ops.fusedmix_cuda.arrange_blocks):
+            assert arrange(labels < 2, s, 0.8).shape == (B, 16)
     assert label_grid(*(torch.zeros(c.shape, dtype=torch.int32) for c in costs)).eq(0).all()

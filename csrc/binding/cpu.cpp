@@ -1,4 +1,5 @@
 // The operators of torch.ops.fusedmix_cpp over csrc/cpu.
+#include "../cpu/arrangement.h"
 #include "../cpu/borders.h"
 #include "../cpu/finish.h"
 #include "../cpu/gather.h"
@@ -110,6 +111,27 @@ Tensor label_grid(Tensor unary, Tensor right, Tensor down) {
   const GridTensors grids(unary, right, down, empty_cpu);
   cpu::label_grid(grids.args, parallel());
   return grids.labels;
+}
+
+// On a GPU PyTorch's operations serve (fusedmix/ops.py).
+Tensor arrange_blocks(Tensor seen, Tensor maps, double distance_cost) {
+  pack("seen", seen, ScalarType::Bool, {kAny, kAny, kAny});
+  const int64_t batch = seen.size(0), height = seen.size(1), width = seen.size(2);
+  check_number("the blocks along a side", height, 1, kMostBlocks);
+  check_number("the blocks along a side", width, 1, kMostBlocks);
+  pack("maps", maps, ScalarType::Float, {batch, height, width});
+  if (!(distance_cost > 0 && std::isfinite(distance_cost))) {
+    refuse("distance_cost must be finite and > 0, but got " + std::to_string(distance_cost));
+  }
+  const auto* map = const_data<float>(maps);
+  if (!std::all_of(map, map + maps.numel(), [](float share) { return share >= 0 && share <= 1; })) {
+    refuse("maps must be in [0, 1] everywhere, but holds other numbers");
+  }
+  const Tensor out = empty_cpu("the moves of blocks", {batch, height * width}, ScalarType::Long);
+  cpu::arrange_blocks({const_data<uint8_t>(seen), map, data<int64_t>(out), batch, static_cast<int32_t>(height), static_cast<int32_t>(width),
+                       distance_cost},
+                      parallel());
+  return out;
 }
 
 Tensor apply(Way way, const Tensor& images, const GivenMasks& masks) {
@@ -255,6 +277,7 @@ STABLE_TORCH_LIBRARY_IMPL(fusedmix_cpp, CPU, m) {
   implement_gathers(m);
   implement_finish(m);
   implement_pixel_losses(m);
+  m.impl("arrange_blocks", TORCH_BOX(&arrange_blocks));
   m.impl("draw_finish", TORCH_BOX(&draw_finish));
   m.impl("sample", TORCH_BOX(&OfRequest::sample));
 }
