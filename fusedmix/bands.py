@@ -36,8 +36,8 @@ class SpecMix(OneMethod):
     The authors' code draws 0 to 2 bands along each axis, as the defaults do, of .7 of the side for acoustic scenes, of
     .1 for sound events, and of a random share for speech enhancement: width=(0, 1).
 
-    Nothing is drawn but the bands and the partners; `plan.lam` is the label weight. A plan stores a bit for each pixel,
-    and mixes in place, too.
+    Only the bands and the partners are drawn; `plan.lam` is the label weight. A plan stores a bit for each pixel, and
+    mixes in place, too.
 
     Args:
         width: of a band, as a share of the side, in [0, 1]; or (low, high), between which it is drawn uniformly for

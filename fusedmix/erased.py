@@ -92,7 +92,7 @@ class Cutout(_Filling):
     """Cutout: a square around a random pixel is cut out, clipped to the image; labels stay as they are (DeVries and
     Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout", 2017).
 
-    A plan is one of `CutMix`, but for a constant in place of the partner, and label weights of 1. It mixes in place,
+    Its plans are those of `CutMix`, with a constant in place of the partner and label weights of 1. It mixes in place,
     too. Label maps stay as they are. A sample keeps `plan.lam` of its pixels.
 
     Args:
@@ -188,10 +188,11 @@ class GridMask(_Filling):
 
     Args:
         d1: the shortest period in pixels, >= 1.
-        d2: the one behind the longest, > d1.
+        d2: > d1; the longest period is d2 - 1 pixels.
         ratio: the width of a line as a share of the period, in [0, 1].
-        rotate: degrees, >= 1; 1 turns no grid. Only of images of two spatial sides.
-        mode: "squares", what the lines leave, is cut out; or "lines", as the authors revised it, are.
+        rotate: degrees, >= 1; 1 turns no grid. A larger one needs images of two spatial sides.
+        mode: "squares": what the lines leave is cut out. "lines": the lines are cut out, as in the authors' revised
+            version.
         fill: what is put in its place: a number, or one for each channel of images (B, C, ...). 0 is the mean of
             normalised images. Of images of integers one of their dtype.
         **options: see `Options`.

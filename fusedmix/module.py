@@ -49,8 +49,8 @@ class MixTransform(checks.Checked, nn.Module):
     training and evaluation mode alike, as torchvision's transforms do, unless it is made with training_only=True.
 
     The keywords are attributes too. Setting one is checked as the keyword is, and acts from the next batch on; those
-    that are fixed when a module is made say so. (DataLoader workers that run already have a module of their own, in
-    which nothing changes but what a schedule sets.)
+    that are fixed when a module is made say so. (DataLoader workers that already run have a copy of the module, in
+    which only what a schedule sets changes.)
     """
 
     num_classes: int | None

@@ -38,10 +38,11 @@ class MultiMix(BetaMethod):
     Hamarneh, "Multi-Sample ζ-mixup: Richer, More Realistic Synthetic Samples from a p-Series Interpolant", Journal of
     Big Data 2024), where k is the size of the batch. From γ = 1.73 on a sample keeps more than half of itself.
 
-    The partners are those of `pairing`, and the partners of these. With pairing="random" each is from a permutation of
-    its own; with pairing="flip" the others are the samples before it. With per="batch" all samples have the same
-    weights, with per="pair" the two of a pair. Such a batch is a new one: it cannot be mixed in place. What a sample
-    keeps of itself, w_0, is `plan.lam`; one that is given to sample() stands, and the others share what it leaves.
+    The first partner is that of `pairing`, the next one is the partner of that partner, and so on. With
+    pairing="random" each is from a permutation of its own; with pairing="flip" the others are the samples before it.
+    With per="batch" all samples have the same weights, with per="pair" the two of a pair. Such a batch is a new one: it
+    cannot be mixed in place. What a sample keeps of itself, w_0, is `plan.lam`; one that is given to sample() stands,
+    and the others share what it leaves.
 
     Args:
         k: how many samples, 2 to 8.

@@ -64,8 +64,8 @@ class ResizeMix(_Resizing):
     whole partner in it, resized; label weight 1 - area of the box (Qin et al., "ResizeMix: Mixing Data with Preserved
     Object Information and True Labels", 2020).
 
-    τ ~ U(scope). Such a batch is a new one: it cannot be mixed in place, because others need whole samples. A λ that is
-    given to sample() takes the place of τ = √(1-λ).
+    τ ~ U(scope). Such a batch is a new one: it cannot be mixed in place, because other samples need the whole image. A
+    λ that is given to sample() takes the place of τ = √(1-λ).
 
     Args:
         scope: (low, high), 0 <= low <= high <= 1: between which τ is drawn.
@@ -190,8 +190,8 @@ class RICAP(_Patchwork):
     The first part has a crop of the sample itself, the others one of each of 2^d - 1 partners. Their labels are the
     terms of the plan. Such a batch is a new one: it cannot be mixed in place.
 
-    The partners are those of `pairing`, and the partners of these. With pairing="random" each is from a permutation of
-    its own; with pairing="flip" the others are the samples before it.
+    The first partner is that of `pairing`, the next one is the partner of that partner, and so on. With
+    pairing="random" each is from a permutation of its own; with pairing="flip" the others are the samples before it.
 
     Args:
         beta: β > 0. The authors took .3.
@@ -240,14 +240,14 @@ class Mosaic(_Resizing, _Patchwork):
     Accuracy of Object Detection", 2020, arXiv:2004.10934). Of an image with d sides there are 2^d parts.
 
     The centre is a uniform pixel between two shares of each side. The part at the top left has the bottom right corner
-    of the sample itself, the others the opposite corners of three partners, all at one scale. A crop that would be
-    larger than its image is the whole of it along a side, at as much more of the scale. `mix_boxes` takes boxes along.
-    Such a batch is a new one: it cannot be mixed in place. The partners are found as those of `RICAP`.
+    of the sample itself, the others the opposite corners of three partners, all at one scale. If a crop would be longer
+    than its image along a side, the whole side is shown, at a larger scale. `mix_boxes` takes boxes along. Such a batch
+    is a new one: it cannot be mixed in place. The partners are found as those of `RICAP`.
 
     Darknet, the code of YOLOv4, cuts the image as this does, but shows the middle of images that it has cropped before.
     In ultralytics and YOLOv5 the centre is between ¼ and ¾ of a canvas of twice the image's size, grey where no image
-    reaches, of which a random affine map then makes one of the image's size, at a scale between ½ and 1½. Here is no
-    canvas: parts fill the image, there is nothing grey, and no translation, rotation or shear.
+    reaches, of which a random affine map then makes one of the image's size, at a scale between ½ and 1½. Here the
+    parts fill the image: there is no canvas, nothing is grey, and nothing is translated, rotated or sheared.
 
     Args:
         centre: (low, high), 0 <= low <= high <= 1: between which shares of each side the centre is. Darknet has

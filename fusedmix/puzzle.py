@@ -61,9 +61,9 @@ class PuzzleMix(ImportanceMethod, BetaMethod):
     matters in either stays and neighbours fit; label weight the mean of M. Blocks that matter move to where they are
     seen (Kim, Choo, Song, "Puzzle Mix: Exploiting Saliency and Local Statistics for Optimal Mixup", ICML 2020).
 
-    The labels of the blocks are those of least energy, found exactly; λ is but the prior of M. (M of ½ is stored as
-    32768/65535.) The authors draw the number of blocks along a side for each batch, out of 2, 4, 8 and 16: set `cells`
-    before each step for that, to 2 ** random.randint(1, 4).
+    The labels of the blocks are those of least energy, found exactly; λ only decides the prior of M. (M of ½ is stored
+    as 32768/65535.) The authors draw the number of blocks along a side for each batch, out of 2, 4, 8 and 16: set
+    `cells` before each step for that, to 2 ** random.randint(1, 4).
 
     Args:
         cells: how many blocks there are along each side, or as (height, width): 1 to 16. They must divide the sides of

@@ -51,8 +51,8 @@ class SaliencyMix(ImportanceMethod, BetaMethod):
     1 - area of the box (Uddin et al., "SaliencyMix: A Saliency Guided Data Augmentation Strategy for Better
     Regularization", ICLR 2021).
 
-    Each box is around the peak of its own partner, whatever `per` says, which is how many λ are drawn. The authors mix
-    half of their batches: p=0.5; the default is 1, as for all modules.
+    Each box is around the peak of its own partner; `per` only says how many λ are drawn. The authors mix half of their
+    batches: p=0.5; the default is 1, as for all modules.
 
     Args:
         alpha: α > 0 of λ ~ Beta(α, α).
@@ -80,8 +80,8 @@ class AttentiveCutMix(ImportanceMethod):
     the share of the sample's pixels (Walawalkar et al., "Attentive CutMix: An Enhanced Data Augmentation Approach for
     Deep Learning Based Image Classification", ICASSP 2020).
 
-    Nothing is drawn but the partners. λ is 1 - top/cells; from a λ that is given to sample() follows how many cells are
-    the partner's, the nearest whole number to 1-λ of all.
+    Only the partners are drawn. λ is 1 - top/cells; from a λ that is given to sample() follows how many cells are the
+    partner's, the nearest whole number to 1-λ of all.
 
     Args:
         cells: how many cells there are along each spatial dim of the images, as (height, width): at least 1 and at most
@@ -144,10 +144,10 @@ class SnapMix(ImportanceMethod, BetaMethod):
     Fine-grained Data", AAAI 2021).
 
     Box A in the sample and box B in the partner are CutMix's, each of a λ ~ Beta(α, α) and around a random pixel of its
-    own. B is resized to A, corners on corners (bilinear). A map less its least value and divided by its sum says how
-    much of an image a pixel is, and the label of the sample weighs 1 - Σ of its map in A, that of the partner Σ of the
-    partner's map in B. So the two need not sum to 1 (`MixPlan.terms`). Where a map is constant it says nothing, and the
-    weights are 1 - area of A and area of A, as shares of the image. Where A or B has no pixel, nothing is mixed.
+    own. B is resized to A, corners on corners (bilinear). The least value of a map is subtracted from it, and it is
+    divided by its sum. The label of the sample then weighs 1 - Σ of its map in A, and that of the partner weighs Σ of
+    the partner's map in B. So the two need not sum to 1 (`MixPlan.terms`). Where a map is constant it says nothing, and
+    the weights are 1 - area of A and area of A, as shares of the image. Where A or B has no pixel, nothing is mixed.
 
     variant="released": where sample and partner have the same label, each of the two weights is the sum of both, so
     that this label counts twice; the labels have to be known then, in the batch or in sample(..., labels=). "paper":

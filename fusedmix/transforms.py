@@ -348,8 +348,9 @@ class SmoothMix(FoldingMethod):
     label weight = the realised mean of the mask (Lee et al., "SmoothMix: a Simple Yet Effective Data Augmentation to
     Train Robust Classifiers", CVPR Workshops 2020).
 
-    M = 1 - exp(-e²/(2σ²)), e the distance to the shape, in 3 dims a ball or a cube. It is as large as makes the
-    partner's share 1-λ where no border cuts it; where the edge alone is more, it is a point and σ smaller.
+    M = 1 - exp(-e²/(2σ²)), e the distance to the shape, in 3 dims a ball or a cube. The shape is so large that the
+    partner's share is 1-λ if no border cuts it. If the edge alone has more than that, the shape is a point and σ is
+    smaller.
 
     The paper has no λ: it draws σ from U(¼, ½) of the width, around a point. Here λ says how much is mixed, as in every
     other method.
@@ -405,8 +406,8 @@ class GridMix(FoldingMethod):
 
     Args:
         cells: how many cells there are along each spatial dim of the images, as (height, width): at least 1 and at most
-            the side; fixed at construction. Up to 128 in all make the fastest masks: of more a bit for each is stored
-            with the plan.
+            the side; fixed at construction. Masks of up to 128 cells in all are the fastest; of more cells the plan
+            stores a bit for each.
         alpha: α > 0 of λ ~ Beta(α, α).
         fold: whether λ ← max(λ, 1-λ) once it is drawn, and within lam_range, as `MixUp` has it.
         **options: see `Options`.
