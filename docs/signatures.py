@@ -23,13 +23,13 @@ class Signatures(griffe.Extension):
             _add_defaults(cls)
         elif "__init__" in cls.members and isinstance(ours, type) and issubclass(ours, fm.MixTransform):
             _spell_out(cls.members["__init__"], ours)
-            cls.docstring.value = ours.__doc__
+            cls.docstring.value = inspect.getdoc(ours)
 
     def on_function(self, *, func: griffe.Function, **_: Any) -> None:
         if func.parent.path == "fusedmix.functional" and not func.name.startswith("_"):
             ours = getattr(fm.functional, func.name)
             _spell_out(func, ours)
-            func.docstring.value = ours.__doc__
+            func.docstring.value = inspect.getdoc(ours)
 
 
 def _spell_out(function: griffe.Function, ours: Any) -> None:
