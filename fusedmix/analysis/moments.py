@@ -134,12 +134,14 @@ def closed_form(
     """a(d) of images as the paper's closed forms have it, (k,) float64. They describe idealised masks:
 
         MixUp            (1-λ)², which is exact.
-        CutMix           Π_axes (s - |d|)⁺/(n - |d|), s = ⌊n√(1-λ)⌋: eq. 10, for a box that lies wholly inside the
-                         image, which is exact with placement="inside". Released boxes are clipped at the border (and
-                         of even sides).
-        GMix, paper      (1-λ)·exp(-π|d|²/(4(1-λ)HW)): eq. 11, for a Gaussian on the infinite plane.
-        GMix, released   s/2·exp(-π|d|²/(2sHW)), s = 1-λ: the same integral for the released mask, not in the paper;
-                         for λ >= ½ only, where the Gaussian is the partner's.
+        CutMix           Π_axes (s - |d|)⁺/(n - |d|), s = ⌊n√(1-λ)⌋: eq. 10, for a box wholly
+                         inside the image, which is exact with placement="inside". Released
+                         boxes are clipped at the border (and of even sides).
+        GMix, paper      (1-λ)·exp(-π|d|²/(4(1-λ)HW)): eq. 11, for a Gaussian on the
+                         infinite plane.
+        GMix, released   s/2·exp(-π|d|²/(2sHW)), s = 1-λ: the same integral for the released
+                         mask, not in the paper; for λ >= ½ only, where the Gaussian is the
+                         partner's.
 
     Args:
         mix: one of these.
