@@ -199,6 +199,20 @@ def test_numbers_at_the_edge(backend):
     assert fm.mix_pixel_cross_entropy(z[:0], maps[:0], empty, reduction="sum", backend=name) == 0
 
 
+def test_a_pixel_of_minus_infinities(backend):
+    """Its loss and its gradient are F.cross_entropy's, NaN, and those of other pixels stay what they are."""
+    name, device = backend
+    z, maps = logits_for(2, 5, (4, 5), device=device), maps_for(2, 5, (4, 5), device, void=0)
+    z[0, :, 1, 2] = -math.inf
+    plan, (logits, exact) = fm.MixUp().sample(2, (4, 5), seed=1), leaves(z)
+    loss = fm.mix_pixel_cross_entropy(logits, maps, plan, reduction="none", backend=name)
+    expected = dense(exact, maps, plan, reduction="none")
+    torch.testing.assert_close(loss.cpu(), expected.float(), equal_nan=True)
+    (got,), (want,) = (torch.autograd.grad(x.sum(), leaf) for x, leaf in ((loss, logits), (expected, exact)))
+    torch.testing.assert_close(got.cpu(), want.float(), equal_nan=True)
+    assert torch.equal(loss.isnan().nonzero().cpu(), torch.tensor([[0, 1, 2]]))
+
+
 def test_the_same_for_any_number_of_threads():
     z, maps, plan = logits_for(4, 21, (64, 64)), maps_for(4, 21, (64, 64)), fm.GMix().sample(4, (64, 64), seed=1)
     before, found = torch.get_num_threads(), []

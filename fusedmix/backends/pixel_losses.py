@@ -45,6 +45,7 @@ def pixel_cross_entropy(of: PixelLossArguments, reduction: int, plan: MaskArgume
     z = of.logits.to(compute_dtype(of.logits))
     labels = labels_of(of, plan)
     top = z.amax(1, keepdim=True)
+    top = top.masked_fill(top == -torch.inf, 0.0)  # -inf less itself would be NaN, L is -inf
     logarithm = (z - top).exp().sum(1, keepdim=True).log()
     loss = torch.zeros_like(labels[0].share)
     for label in labels:
