@@ -32,8 +32,8 @@ from fusedmix.bench.results import markdown
 from fusedmix.bench.timing import Timing
 
 README = ROOT / "README.md"
-PERFORMANCE, ANALYSIS, ONE_PASS, ACCURACY = (
-    ROOT / "docs" / f"{name}.md" for name in ("performance", "analysis", "one-pass", "accuracy")
+PERFORMANCE, ANALYSIS, ONE_PASS, ACCURACY, SEGMENTATION = (
+    ROOT / "docs" / f"{name}.md" for name in ("performance", "analysis", "one-pass", "accuracy", "segmentation")
 )
 _PLACE = r"(<!-- table: {name} -->\n).*?(<!-- end of table -->)"
 
@@ -105,6 +105,18 @@ def cpu_loss() -> str:
     ]
     table = markdown(("ms, 2 threads", "fusedmix", "dense targets", "ratio"), lines)
     return f"{table}\n\n{_SPREAD.capitalize()}.{_note(rows)}\n{_source('python -m benchmarks.cpu_loss', rows[0])}\n"
+
+
+def cpu_pixel_loss() -> str:
+    """Times of the loss of label maps on a CPU, forwards and backwards, beside PyTorch's on dense targets."""
+    rows = _rows("cpu-pixel-loss.csv")
+    lines = [
+        (f"{_shape(ours['shape'])}, {ours['dtype']}", *map(_time, (ours, *theirs)), *(_ratio(t, ours) for t in theirs))
+        for ours, *theirs in zip(rows[::3], rows[1::3], rows[2::3], strict=True)
+    ]
+    header = ("ms, 2 threads", "fusedmix", "PyTorch", "on `mix_masks`", "PyTorch over ours", "on `mix_masks` over ours")
+    source = _source("python -m benchmarks.cpu_pixel_loss", rows[0])
+    return f"{markdown(header, lines)}\n\n{_SPREAD.capitalize()}.{_note(rows)}\n{source}\n"
 
 
 def cpu_methods() -> str:
@@ -275,6 +287,7 @@ def cpu_targets() -> str:
         ("python -m benchmarks.cpu_mix", "cpu-targets.csv"),
         ("python -m benchmarks.cpu_fmix", "cpu-fmix-targets.csv"),
         ("python -m benchmarks.cpu_loss", "cpu-loss-targets.csv"),
+        ("python -m benchmarks.cpu_pixel_loss", "cpu-pixel-loss-targets.csv"),
     )
 
 
@@ -572,6 +585,7 @@ DOCUMENTS: dict[Path, dict[str, Callable[[], str]]] = {
         "gpu": gpu,
     },
     ONE_PASS: {"input-step": input_step},
+    SEGMENTATION: {"cpu-pixel-loss": cpu_pixel_loss},
     ANALYSIS: {
         "theory-examples": theory_examples,
         "theory-coefficients": theory_coefficients,
