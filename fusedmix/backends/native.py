@@ -74,6 +74,12 @@ _LINK_FLAGS = ("-undefined", "dynamic_lookup") if sys.platform == "darwin" else 
 # the names of what is private, half a megabyte of them, are left out (-s).
 _NVCC_LINK_FLAGS = ("-cudart=static", "-Xlinker=--no-undefined,--exclude-libs=ALL,-s", "-ltorch_cuda", "-ltorch_cpu")
 
+# What takes longest to compile is compiled first: else one core is at it when all others have nothing left to do.
+_LONGEST = (
+    *("kernels.cpp", "finish.cu", "sample.cu"),
+    *("mix_bfloat16.cu", "mix_float.cu", "mix_float16.cu", "mix_integers.cu"),
+)
+
 # When built ahead. One for each generation: a later chip of a generation runs what was built for an earlier one.
 _AHEAD_ARCHS = ("80", "90", "100", "120")
 _SOURCE_SUFFIXES = (".h", ".cpp", ".cuh", ".cu")
@@ -376,15 +382,16 @@ def build(name: Name, target: Path, scratch: Path, archs: Sequence[str] = ()) ->
         generate = _gencode(archs, _known_archs(tools.nvcc))
 
     lines = ["rule run", "  command = $line", "  description = $out"]
-    objects: list[str] = []
 
     def add(output: str, inputs: Sequence[str], command: Sequence[str]) -> None:
         escaped = [re.sub(r"([$: ])", r"$\1", path) for path in inputs]
         lines.extend([f"build {output}: run {' '.join(escaped)}", f"  line = {shlex.join(command).replace('$', '$$')}"])
 
-    for source, flags in _translation_units(name):
-        objects.append(f"{len(objects)}-{source.stem}.o")
-        add(objects[-1], [str(source)], [*compiler, *flags, *generate, *includes, "-c", str(source), "-o", objects[-1]])
+    units = _translation_units(name)
+    objects = [f"{n}-{source.stem}.o" for n, (source, _) in enumerate(units)]  # in the order in which they are linked
+    compiled = zip(objects, units, strict=True)
+    for made, (source, flags) in sorted(compiled, key=lambda one: one[1][0].name not in _LONGEST):
+        add(made, [str(source)], [*compiler, *flags, *generate, *includes, "-c", str(source), "-o", made])
     link = [*compiler, "-shared", *objects, "-o", target.name, *libraries, *library.link_flags]
     add(target.name, objects, link)
 
