@@ -121,6 +121,18 @@ def test_infinities_nan_and_labels_that_are_none(watched, smoothing, monkeypatch
     case.check(watched)
 
 
+def test_nothing_but_minus_infinity(watched):
+    """As with F.cross_entropy, the loss of such a pixel and its gradient are NaN. Its logsumexp is -inf."""
+    case = Case(0, method=fm.MixUp, size=(3, 4), k=5, label_dtype=torch.uint8, ignore=300, reduction=Reduction.NONE)
+    case.of.logits[:, :, 0] = -torch.inf
+    loss, logsumexp, scale = watched.call("pixel_cross_entropy", *case.of, case.reduction, *case.plan)
+    slope = watched.call("pixel_cross_entropy_backward", torch.ones(()), *case.of, logsumexp, scale, *case.plan)
+    torch.testing.assert_close(logsumexp, case.of.logits.logsumexp(1))
+    each = F.cross_entropy(case.of.logits, case.of.maps.long(), reduction="none")
+    assert torch.equal(loss.isnan(), each.isnan())
+    assert torch.equal(slope.isnan(), each.isnan()[:, None].expand_as(slope))
+
+
 def test_nothing_but_ignored_labels(watched):
     case = Case(2, ignore=3, size=(3, 4), k=4)
     case.of = case.of._replace(logits=torch.full_like(case.of.logits, torch.nan), maps=torch.full_like(case.of.maps, 3))
