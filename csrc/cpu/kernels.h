@@ -71,13 +71,21 @@ struct FourierKernels {
   int64_t (*bracket)(const float* v, int64_t n, float low, float high, int32_t* found, int64_t most, int64_t* found_count);
 };
 
+// Rows of so many bytes each to copy, their beginnings so many bytes apart, that overlap nothing.
+struct CopiedRows {
+  char* to;
+  int64_t to_step;
+  const char* from;
+  int64_t from_step, rows, bytes;
+};
+
 struct Kernels {
   const char* name;    // of the instruction set
   RowKernels rows[7];  // by ElementType
-  // Rows of so many bytes each, their beginnings so many bytes apart, that overlap nothing.
-  void (*copy_rows)(char* to, int64_t to_step, const char* from, int64_t from_step, int64_t rows, int64_t bytes);
+  // Copies rows, and asks meanwhile for those that are copied next, of which there may be none.
+  void (*copy_rows)(const CopiedRows& its, const CopiedRows& next);
   // Asks for what copy_rows() will read and write, so that the second-level cache has it by then.
-  void (*ask_for_rows)(char* to, int64_t to_step, const char* from, int64_t from_step, int64_t rows, int64_t bytes);
+  void (*ask_for_rows)(const CopiedRows& its);
   void (*fill)(float* out, float value, int64_t n);
   // out = factors·table, or 1 minus that: a row of a Gaussian mask from the exponentials of its axes.
   void (*gaussian)(float* out, const float* table, int64_t n, Factors factors, bool complement);

@@ -46,9 +46,10 @@ enum class By { kNothing, kBlending, kCopying, kCopyingBoxes };
 // What one thread needs while it walks a tile.
 struct Scratch {
   Tile tile;
-  std::vector<Span> runs;  // of a row of a Fourier mask or a grid
-  float *w, *shared_w;     // of a block of each sample of a chain; of the tile, where all samples have one mask
-  char *lane, *saved;      // blocks gathered from memory that is not contiguous; the tile of the first sample of a cycle
+  std::vector<Span> runs;         // of a row of a Fourier mask or a grid
+  std::vector<CopiedRows> ahead;  // those of the box that is copied next
+  float *w, *shared_w;            // of a block of each sample of a chain; of the tile, where all samples have one mask
+  char *lane, *saved;             // blocks gathered from memory that is not contiguous; the tile of the first sample of a cycle
 };
 
 // A call, and how its batch is gone through.
@@ -114,7 +115,7 @@ struct Mixer {
     const int64_t lane = next(packed ? 0 : (2 * kLinks + 1) * kBlock * size), saved = next(in_place ? elements * size : 0);
     if (static_cast<int64_t>(memory.size()) < bytes) resize(memory, bytes, "the tiles that are mixed at a time");
     char* const at = memory.data();
-    return {{}, {}, reinterpret_cast<float*>(at + w), reinterpret_cast<float*>(at + shared_w), at + lane, at + saved};
+    return {{}, {}, {}, reinterpret_cast<float*>(at + w), reinterpret_cast<float*>(at + shared_w), at + lane, at + saved};
   }
 
   const char* src(int64_t i, const RowAt& row) const {
@@ -337,14 +338,15 @@ struct Mixer {
   }
 
   // In place, boxes of partners: a few rows at a time, of which those of two samples fit a first-level cache.
-  void copy_boxes(const Chain& chain, const Scratch& s) const {
+  void copy_boxes(const Chain& chain, Scratch& s) const {
     constexpr int64_t kStripBytes = 1 << 14;
     const Window tile = window(s.tile);
     const int64_t row_bytes = (tile.end - tile.begin) * size, strip = even_groups(tile.stop - tile.first, kStripBytes / row_bytes);
     for (int64_t first = tile.first; first < tile.stop; first += strip) {
       const Window part{first, std::min(tile.stop, first + strip), tile.begin, tile.end};
       if (plan.shared && chain.whole && chain.links == 2) {
-        ask_for_next(chain.next, part);
+        look_ahead(chain.next, part, s.ahead);
+        std::for_each(s.ahead.begin(), s.ahead.end(), kernels.ask_for_rows);
         for_box(masks, images.layout, masks[0].box, part, [&](const BoxRows& box) { swap(chain, box); });
         continue;
       }
@@ -352,12 +354,16 @@ struct Mixer {
       if (chain.whole) save_box(chain.sample[0], masks[chain.sample[chain.links - 1]].box, part, kept);
       for (int l = 0; l < chain.links; ++l) {
         const bool last = chain.closes && l == chain.links - 1;
-        ask_for_next(l + 1 < chain.links ? chain.sample[l + 1] : chain.next, part);
+        look_ahead(l + 1 < chain.links ? chain.sample[l + 1] : chain.next, part, s.ahead);
+        static constexpr CopiedRows kNone{};
+        auto next = s.ahead.cbegin();
         for_box(masks, images.layout, masks[chain.sample[l]].box, part, [&](const BoxRows& box) {
           const char* from = last ? kept + box.packed * size : giver(chain, l) + box.place * size;
-          kernels.copy_rows(sample(chain.sample[l]) + box.place * size, box.step * size, from, last ? row_bytes : box.step * size,
-                            box.rows, box.length * size);
+          kernels.copy_rows({sample(chain.sample[l]) + box.place * size, box.step * size, from, last ? row_bytes : box.step * size,
+                             box.rows, box.length * size},
+                            next == s.ahead.cend() ? kNone : *next++);
         });
+        std::for_each(next, s.ahead.cend(), kernels.ask_for_rows);
       }
     }
   }
@@ -366,22 +372,21 @@ struct Mixer {
     const int64_t step = box.step * size;
     for (int64_t r = 0; r < box.rows; ++r, x += step, y += step) std::swap_ranges(x, x + box.length * size, y);
   }
-  // The box of the sample that is mixed next, there and in its partner: this is on its way while another one is copied.
-  void ask_for_next(int64_t next, const Window& part) const {
+  // The box of the sample that is mixed next, there and in its partner: it can be on its way while another one is copied.
+  void look_ahead(int64_t next, const Window& part, std::vector<CopiedRows>& found) const {
+    found.clear();
     if (!far) return;
     for_box(masks, images.layout, masks[next].box, part, [&](const BoxRows& box) {
-      kernels.ask_for_rows(sample(next) + box.place * size, box.step * size, lender(plan.partner[next]) + box.place * size,
-                           box.step * size, box.rows, box.length * size);
+      found.push_back({sample(next) + box.place * size, box.step * size, lender(plan.partner[next]) + box.place * size, box.step * size,
+                       box.rows, box.length * size});
     });
   }
   void save_box(int64_t i, const Box& mask, const Window& part, char* to) const {
     for_box(masks, images.layout, mask, part, [&](const BoxRows& box) {
-      const auto kernel = [&](const auto& of_rows) {
-        of_rows(to + box.packed * size, (part.end - part.begin) * size, sample(i) + box.place * size, box.step * size, box.rows,
-                box.length * size);
-      };
-      if (far) kernel(kernels.ask_for_rows);
-      kernel(kernels.copy_rows);
+      const CopiedRows rows{to + box.packed * size, (part.end - part.begin) * size, sample(i) + box.place * size, box.step * size,
+                            box.rows, box.length * size};
+      if (far) kernels.ask_for_rows(rows);
+      kernels.copy_rows(rows, {});
     });
   }
   char* sample(int64_t i) const { return static_cast<char*>(images.dst) + i * images.layout.dst_batch * size; }
