@@ -8,9 +8,9 @@ namespace fusedmix::cpu {
 
 // Everything of the moves of a batch of grids.
 struct Arrangement {
-  const uint8_t* seen;// (batch, height, width)
-  const float* maps;  // (batch, height, width), in [0, 1]
-  int64_t* blocks;    // (batch, height·width)
+  const uint8_t* seen;  // (batch, height, width)
+  const float* maps;    // (batch, height, width), in [0, 1]
+  int64_t* blocks;      // (batch, height·width)
   int64_t batch;
   int32_t height, width;
   double distance_cost;
