@@ -64,7 +64,6 @@ ERRORS: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "five_dims": (BATCHED, lambda: (image(1, 9, 3, 12, 12), LABELS[:1]), {}),
     "six_dims": (BATCHED, lambda: (IMAGES[None, None], LABELS), {}),
     "unbatched": (BATCHED, lambda: (tv_tensors.Image(IMAGES[0]), LABELS[:3]), {}),
-    "unbatched_tensor": (BATCHED, lambda: (IMAGES[0, 0], LABELS), {}),
     "unbatched_video": ("Expected a batched input with 5 dims", lambda: (tv_tensors.Video(IMAGES), LABELS), {}),
     "more_labels": (OTHER_BATCH, lambda: (IMAGES, classes_of(10, 0)), {}),
     "fewer_labels": (OTHER_BATCH, lambda: (IMAGES, LABELS[:1]), {}),
