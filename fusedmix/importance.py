@@ -61,7 +61,7 @@ def checked_maps(name: str, x: Any, batch_size: int, size: Sequence[int], *, neg
             f"{batch_size} samples, but got {checks.names([x.dtype])} of shape {tuple(x.shape)}."
         )
     x = x.float()
-    if checks.readable(x) and not _plain(x):
+    if checks.readable(x) and not _finite_and_unsigned(x):
         low, high = x.aminmax()  # NaN, if there is one
         if not (low.isfinite() and high.isfinite()):
             raise ValueError(f"{name} must be finite everywhere, but holds infinities or NaN.")
@@ -70,7 +70,7 @@ def checked_maps(name: str, x: Any, batch_size: int, size: Sequence[int], *, neg
     return x
 
 
-def _plain(x: Tensor) -> bool:
+def _finite_and_unsigned(x: Tensor) -> bool:
     """Whether all float32 numbers are finite and without a sign, by their bits: integers have a minimum sooner."""
     low, high = x.view(torch.int32).aminmax()
     return bool((low >= 0) & (high < _INFINITY))

@@ -443,10 +443,17 @@ def test_pictures():
     assert all(f"(pictures/{name}.svg)" in pages for name in names)
 
 
-def test_diagrams_are_what_the_script_draws(tmp_path):
+@pytest.fixture
+def draw(monkeypatch):
+    """The script that draws pictures. It chooses a backend for its process, which here is no longer than for a test."""
+    required("matplotlib")
+    monkeypatch.setenv("FUSEDMIX_BACKEND", "reference")
+    return module_at(DOCS / "pictures" / "draw.py")
+
+
+def test_diagrams_are_what_the_script_draws(draw, tmp_path):
     """Those that hold nothing random. Words are compared: another matplotlib may place letters elsewhere."""
     mpl = required("matplotlib")
-    draw = module_at(DOCS / "pictures" / "draw.py")
     mpl.use("svg")
     for name in ("way", "cycle", "columns", "floor", "one_pass", "randomness"):
         figure = draw.PICTURES[name]()
@@ -458,14 +465,14 @@ def test_diagrams_are_what_the_script_draws(tmp_path):
 
 
 @pytest.mark.thorough
-def test_small_pictures_are_what_the_script_draws():
+def test_small_pictures_are_what_the_script_draws(draw):
     """Each stands in the table of methods, once, and JPEG changes a grey value by little."""
     for module in ("skimage", "sklearn"):
         required(module)
     pyplot = required("matplotlib.pyplot")
     rows = [row[0] for row in table_after(DOCS / "methods.md", "The methods")]
     shown = dict(re.match(r"`(\w+)` .*!\[\1: .+\]\((\S+)\)$", row).groups() for row in rows if "![" in row)
-    drawn = module_at(DOCS / "pictures" / "draw.py").small_pictures()
+    drawn = draw.small_pictures()
     assert shown == {name: f"pictures/methods/{name.lower()}.jpg" for name in drawn}
     files = sorted((DOCS / "pictures" / "methods").iterdir())
     assert files == sorted(DOCS / path for path in shown.values())

@@ -102,6 +102,16 @@ def test_errors_of_random_mix(error: str) -> None:
         ours(*build())
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_one_grey_image(name: str) -> None:
+    """Without a channel it is a batch of vectors for us, which torchvision does not know: both refuse it."""
+    theirs, ours = both(name, num_classes=K)
+    with pytest.raises(ValueError, match=BATCHED):
+        theirs(IMAGES[0, 0], LABELS)
+    with refused(ValueError, OTHER_BATCH):
+        ours(IMAGES[0, 0], LABELS)
+
+
 @pytest.mark.parametrize(
     "options",
     [{"alpha": 0.0}, {"alpha": -1.0}, {"alpha": math.nan}, {"labels_getter": "foo"}],
